@@ -23,7 +23,7 @@ MAX_HEADER = 16_777_216
 MAX_PAYLOAD = 1_099_511_627_776
 MAX_SEGMENTS = 65_536
 
-HELLO, SETUP, CALL, RETIRE = 1, 2, 3, 4
+HELLO, SETUP, CALL, RETIRE, SETTINGS = 1, 2, 3, 4, 6
 WELCOME, REFUSED, READY, SETUP_FAILED = 16, 17, 18, 19
 RESULT, RAISED, RETIRED, ABORTED = 20, 21, 22, 23
 
@@ -318,6 +318,12 @@ def messages() -> None:
     )
     good("call-one-empty-segment", "a CALL whose only segment has no length", call(4, b""))
     good("retire", "a RETIRE", RETIRE_FRAME)
+    good("settings", "a SETTINGS", frame(SETTINGS, segments=[b"\x80\x05}."], body={"eager": False}))
+    good(
+        "settings-eager",
+        "a SETTINGS to be applied at once",
+        frame(SETTINGS, segments=[b"x"], body={"eager": True}),
+    )
     good("welcome", "a WELCOME", WELCOME_FRAME)
     good(
         "refused",
@@ -816,7 +822,7 @@ def header_errors() -> None:
         call(),
     )
 
-    for kind in (0, 6, 15, 26, 99, 255, 256 + CALL, 65_536 + CALL, 2**32 + CALL, 2**64 - 1):
+    for kind in (0, 7, 15, 26, 99, 255, 256 + CALL, 65_536 + CALL, 2**32 + CALL, 2**64 - 1):
         bad(
             f"unknown-kind-{kind}",
             f"kind {kind} is not in the table",
@@ -897,6 +903,7 @@ def body_errors() -> None:
         "setup": (SETUP, SETUP_SEGMENTS, SETUP_BODY),
         "call": (CALL, [b"abc"], {}),
         "retire": (RETIRE, [], {}),
+        "settings": (SETTINGS, [b"\x80\x05}."], {"eager": False}),
         "welcome": (WELCOME, [], WELCOME_BODY),
         "refused": (REFUSED, [], ABORTED_BODY),
         "ready": (READY, [], {}),
@@ -911,6 +918,7 @@ def body_errors() -> None:
         "setup": [[], [b"a"], [b"a", b"b"], [b"a", b"b", b"c", b"d"], [b"", b"", b"", b""]],
         "call": [[]],
         "retire": [[b""], [b"abc"]],
+        "settings": [[], [b"a", b"b"], [b"a", b"", b""]],
         "welcome": [[b""], [b"abc"]],
         "refused": [[b"abc"]],
         "ready": [[b""], [b"abc"]],
@@ -1005,6 +1013,7 @@ def body_errors() -> None:
             ],
             "eager": [("0", 0), ("1", 1), ("text", "true"), ("null", None)],
         },
+        "settings": {"eager": [("0", 0), ("1", 1), ("text", "true"), ("null", None)]},
         "welcome": {
             "protocol": [("text", "1"), ("negative", -1), ("true", True)],
             "worker": [("bytes", b"0.1.0"), ("null", None)],
