@@ -578,9 +578,7 @@ def prefix_errors() -> None:
     )
     bad("header-one-over", "h one above its bound", "header_too_large", prefix(MAX_HEADER + 1, 0))
     bad("header-huge", "h = 2^32 - 1", "header_too_large", prefix(2**32 - 1, 0))
-    bad(
-        "payload-one-over", "p one above its bound", "payload_too_large", prefix(5, MAX_PAYLOAD + 1)
-    )
+    bad("payload-one-over", "p one above its bound", "payload_too_large", prefix(5, MAX_PAYLOAD + 1))
     bad("payload-huge", "p = 2^64 - 1", "payload_too_large", prefix(5, 2**64 - 1))
     bad(
         "payload-sign-bit",
@@ -600,9 +598,7 @@ def prefix_errors() -> None:
         "unsupported_framing",
         prefix(0, 2**64 - 1, b"tro\x02"),
     )
-    bad(
-        "header-before-payload", "h is looked at before p", "header_too_large", prefix(0, 2**64 - 1)
-    )
+    bad("header-before-payload", "h is looked at before p", "header_too_large", prefix(0, 2**64 - 1))
     bad(
         "header-one-over-later",
         "after a good frame",
@@ -629,9 +625,7 @@ def header_errors() -> None:
     malformed("cbor-break", "a «break» that ends nothing", b"\xff")
     malformed("cbor-reserved", "additional information 28 is reserved", b"\x1c")
     malformed("cbor-reserved-inside", "the same inside the array", b"\x83\x03\x1e\x80")
-    malformed(
-        "cbor-truncated", "the item needs one byte more than the header has", ordinary[:-1], b"abc"
-    )
+    malformed("cbor-truncated", "the item needs one byte more than the header has", ordinary[:-1], b"abc")
     malformed("cbor-truncated-argument", "an id of 8 bytes that has 3", b"\x83\x03\x1b\x00\x00\x00")
     malformed("cbor-trailing", "a byte is left over after the item", ordinary + b"\x00", b"abc")
     malformed("cbor-trailing-item", "a second item is left over", ordinary + ordinary, b"abc")
@@ -711,12 +705,8 @@ def header_errors() -> None:
         ("true", True),
     ):
         malformed(f"body-{name}", f"the body is a {name}", cbor([CALL, 1, [3], value]), b"abc")
-    malformed(
-        "body-integer-key", "a key of the body is an integer", cbor([CALL, 1, [3], {1: 2}]), b"abc"
-    )
-    malformed(
-        "body-bytes-key", "a key of the body is bytes", cbor([RETIRED, 0, [], {b"reason": "idle"}])
-    )
+    malformed("body-integer-key", "a key of the body is an integer", cbor([CALL, 1, [3], {1: 2}]), b"abc")
+    malformed("body-bytes-key", "a key of the body is bytes", cbor([RETIRED, 0, [], {b"reason": "idle"}]))
     malformed("body-null-key", "a key of the body is null", cbor([CALL, 1, [3], {None: 2}]), b"abc")
     malformed(
         "body-array-key",
@@ -849,9 +839,7 @@ def header_errors() -> None:
         with_header(cbor([99, 1, [-3]]), payload_length=3),
     )
 
-    def mismatch(
-        name: str, about: str, lengths: list[int], payload_length: int, payload: bytes = b""
-    ) -> None:
+    def mismatch(name: str, about: str, lengths: list[int], payload_length: int, payload: bytes = b"") -> None:
         header = cbor([CALL, 1, lengths])
         bad(name, about, "segment_mismatch", with_header(header, payload, payload_length))
 
@@ -859,19 +847,13 @@ def header_errors() -> None:
     mismatch("mismatch-long", "the lengths add up to more than p", [3], 2, b"ab")
     mismatch("mismatch-none", "a length where p is 0", [1], 0)
     mismatch("mismatch-zero", "a segment of no length where p is not 0", [0], 1, b"a")
-    mismatch(
-        "mismatch-several", "the last of several lengths is one too long", [3, 0, 4], 6, b"abcdef"
-    )
+    mismatch("mismatch-several", "the last of several lengths is one too long", [3, 0, 4], 6, b"abcdef")
     mismatch("mismatch-at-once", "found before the payload is there", [3, 5], 9)
     mismatch("mismatch-huge", "a length of 2^64 - 1", [2**64 - 1], 3)
     mismatch("mismatch-one-over-bound", "a length above p's bound", [MAX_PAYLOAD + 1], 3)
     mismatch("mismatch-wraps-to-0", "lengths whose sum is 0 modulo 2^64", [2**64 - 1, 1], 0)
-    mismatch(
-        "mismatch-wraps-to-p", "lengths whose sum is p modulo 2^64", [2**64 - 1, 2, 2], 3, b"abc"
-    )
-    mismatch(
-        "mismatch-wraps-signed", "lengths whose sum is p modulo 2^63", [2**62, 2**62, 3], 3, b"abc"
-    )
+    mismatch("mismatch-wraps-to-p", "lengths whose sum is p modulo 2^64", [2**64 - 1, 2, 2], 3, b"abc")
+    mismatch("mismatch-wraps-signed", "lengths whose sum is p modulo 2^63", [2**62, 2**62, 3], 3, b"abc")
     mismatch("mismatch-wraps-32", "a length that is p modulo 2^32", [2**32 + 3], 3, b"abc")
     bad(
         "mismatch-before-body",
@@ -892,9 +874,7 @@ def header_errors() -> None:
 
 
 def body_errors() -> None:
-    def malformed(
-        name: str, about: str, kind: int, segments: list[bytes], body: dict[Any, Any]
-    ) -> None:
+    def malformed(name: str, about: str, kind: int, segments: list[bytes], body: dict[Any, Any]) -> None:
         number = 1 if kind in (CALL, RESULT, RAISED) else 0
         bad(name, about, "malformed_body", encode((kind, number, segments, body)))
 
@@ -943,9 +923,7 @@ def body_errors() -> None:
     for name, (kind, segments, body) in whole.items():
         for key in body:
             if key not in ("idle_timeout_ms", "pycache_prefix"):
-                malformed(
-                    f"{name}-without-{key}", f"{key} is missing", kind, segments, without(body, key)
-                )
+                malformed(f"{name}-without-{key}", f"{key} is missing", kind, segments, without(body, key))
         if body:
             number = 1 if kind == RAISED else 0
             header = cbor([kind, number, [len(segment) for segment in segments]])
@@ -1090,12 +1068,8 @@ def torn() -> None:
     )
     torn_frame("torn-before-payload", "the stream ends before the payload", one[:header_end])
     torn_frame("torn-payload", "the stream ends inside the first segment", one[: header_end + 1])
-    torn_frame(
-        "torn-between-segments", "the stream ends between two segments", one[: header_end + 3]
-    )
-    torn_frame(
-        "torn-payload-last", "the stream ends one byte before the end of the frame", one[:-1]
-    )
+    torn_frame("torn-between-segments", "the stream ends between two segments", one[: header_end + 3])
+    torn_frame("torn-payload-last", "the stream ends one byte before the end of the frame", one[:-1])
     torn_frame("torn-later", "the stream ends inside the second frame", one[:20], call(1), call(2))
     torn_frame(
         "torn-header-at-bound",

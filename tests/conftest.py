@@ -1,0 +1,203 @@
+"""What every test relies on: the worker is installed, and nothing is left behind.
+
+The proof that nothing is left runs after each test, whatever the test looked at itself. It compares this process
+before and after: children (zombies too), descriptors, threads, temporary files. What is still on its way out gets a
+moment, so it looks again until a deadline and only then complains, with names.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+SETTLING_TIME = 5.0  # seconds
+# What lives as long as the process, by intent: pytest's own folder, and the one in which multiprocessing puts its sockets.
+LASTING_FILES = ("pytest-of-", "pymp-")
+PRIVATE_FOLDER = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before collection: without the executable nearly every test would fail, each with the same page of text.
+    if config.option.collectonly or config.option.help:
+        return
+    _give_a_private_temporary_folder(config)
+    try:
+        import trio_offload
+        from trio_offload._locate import worker_executable
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("trio_offload"):
+            raise
+        # The vectors need nothing installed, so this is no reason to stop; each test that imports the package says so.
+        return
+    if not Path(trio_offload.__file__).is_relative_to(sys.prefix):
+        # A checkout's folder on sys.path: then the tests run with that source and an executable from who knows where.
+        config.issue_config_time_warning(
+            pytest.PytestWarning(f"the tests run with {trio_offload.__file__}, which is not installed here"), 2
+        )
+    try:
+        worker_executable()
+    except Exception as error:
+        raise pytest.UsageError(
+            f"the worker executable must be installed for the tests: `pip install .` in this environment ({sys.prefix}) "
+            f"builds and installs it, or use ci/test, which does it all.\n{error}"
+        ) from error
+
+
+def _give_a_private_temporary_folder(config: pytest.Config) -> None:
+    """So that every file in it is one of ours, also when another program, or another run of the tests, is busy."""
+    # A short name: the path of a socket in it has room for 107 bytes.
+    folder = tempfile.mkdtemp(prefix="to-")
+    config.stash[PRIVATE_FOLDER] = folder
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # After a failure the folders of the failed tests (tmp_path) are worth keeping.
+    folder = session.config.stash.get(PRIVATE_FOLDER, None)
+    if folder is not None and exitstatus != pytest.ExitCode.TESTS_FAILED:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- nothing is left behind ----------------------------------------------------------------------
+
+
+@attrs.frozen
+class Belongings:
+    """What a process has that it could forget to give back. Each maps an identity to a name for people."""
+
+    children: dict[int, str]
+    descriptors: dict[int, str]
+    threads: dict[int, str]
+    files: dict[str, str]
+
+    @classmethod
+    def now(cls) -> Belongings:
+        return cls(_children(), _descriptors(), _threads(), _temporary_files())
+
+    def since(self, before: Belongings) -> list[str]:
+        """What is there now and was not before, a line each."""
+        return [
+            *(f"process {pid}: {name}" for pid, name in self.children.items() if pid not in before.children),
+            # A descriptor's number is used again by the next one, so what it is open on is part of its identity.
+            *(f"descriptor {fd}: {name}" for fd, name in self.descriptors.items() if before.descriptors.get(fd) != name),
+            *(f"thread {name}" for number, name in self.threads.items() if number not in before.threads),
+            *(f"temporary file {path}" for path in self.files if path not in before.files),
+        ]
+
+
+def _children() -> dict[int, str]:
+    children = {}
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            pids = (task / "children").read_text().split()
+        except OSError:  # the thread has just ended
+            continue
+        for pid in pids:
+            name = _process_name(int(pid))
+            if name is not None:
+                children[int(pid)] = name
+    return children
+
+
+def _process_name(pid: int) -> str | None:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return f"{command or fields['Name']} ({fields['State'].strip()})"
+
+
+def _descriptors() -> dict[int, str]:
+    descriptors = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            descriptors[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+        except OSError:  # the one that lists this folder
+            continue
+    return descriptors
+
+
+def _threads() -> dict[int, str]:
+    # Trio keeps its threads for ten seconds of idleness, on purpose.
+    return {
+        thread.native_id or 0: thread.name
+        for thread in threading.enumerate()
+        if not thread.name.lower().startswith("trio thread") and "_thread_cache" not in type(thread).__module__
+    }
+
+
+def _temporary_files() -> dict[str, str]:
+    folder = tempfile.gettempdir()
+    return {name: folder for name in os.listdir(folder) if not name.startswith(LASTING_FILES)}
+
+
+def _shut_default_workers_down() -> None:
+    """End the workers of the default context, which would otherwise live until this process exits."""
+    api = sys.modules.get("trio_offload._api")
+    shutdown: Callable[[], Any] | None = getattr(api, "shutdown_default_context", None)
+    if shutdown is not None:
+        shutdown()
+
+
+def _first_use_is_over() -> None:
+    """Open what is opened once in the life of a process and belongs to no test."""
+    # random.SystemRandom and tempfile may keep /dev/urandom; Trio's first thread starts its cache.
+    os.urandom(1)
+    tempfile.gettempdir()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that leaves a process, a descriptor, a thread or a temporary file behind."""
+    _first_use_is_over()
+    before = Belongings.now()
+    yield
+    if request.node.get_closest_marker("leaves_default_workers") is not None:
+        _shut_default_workers_down()
+    left = _left_after_settling(before)
+    if left:
+        pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def _left_after_settling(before: Belongings) -> list[str]:
+    left = Belongings.now().since(before)
+    deadline = time.monotonic() + SETTLING_TIME
+    pause = 0.001
+    while left and time.monotonic() < deadline:
+        # What only a reference cycle keeps is no leak, but a collection costs too much to have one after every test.
+        gc.collect()
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+        left = Belongings.now().since(before)
+    return left
+
+
+# --- for everyone --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def cargo() -> str:
+    """The path of cargo; a test that needs it is skipped where there is none."""
+    found = shutil.which("cargo")
+    if found is None:
+        pytest.skip("cargo is not installed")
+    return found
