@@ -1,0 +1,43 @@
+"""Run synchronous functions in worker processes and await them from Trio."""
+
+import sys as _sys
+
+if _sys.platform == "win32":
+    raise ImportError("trio-offload does not support Windows yet: it needs Unix sockets that a child inherits")
+
+from ._api import (
+    atexit_shutdown_grace_period,
+    cache_scope,
+    configure_default_context,
+    current_default_process_limiter,
+    default_context_statistics,
+    open_worker_context,
+    run_sync,
+)
+from ._context import WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
+from ._errors import BrokenWorkerError, LocateError, RemoteError, WorkerStartError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BrokenWorkerError",
+    "LocateError",
+    "RemoteError",
+    "WorkerContext",
+    "WorkerContextStatistics",
+    "WorkerStartError",
+    "WorkerType",
+    "atexit_shutdown_grace_period",
+    "cache_scope",
+    "configure_default_context",
+    "current_default_process_limiter",
+    "current_default_worker_limiter",
+    "default_context_statistics",
+    "open_worker_context",
+    "run_sync",
+]
+
+# Tracebacks and pickles name things where users find them.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

@@ -1,0 +1,220 @@
+"""What a user calls: :func:`run_sync`, contexts to open, and the default context with its end at exit."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import tricycle
+import trio
+
+from ._context import Limiter, WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    ArgumentTypes = TypeVarTuple("ArgumentTypes")
+
+ResultType = TypeVar("ResultType")
+
+
+async def run_sync(
+    sync_fn: Callable[[Unpack[ArgumentTypes]], ResultType],
+    *args: Unpack[ArgumentTypes],
+    kill_on_cancel: bool = False,
+    cancellable: bool = False,
+    limiter: Limiter | None = None,
+) -> ResultType:
+    """Run ``sync_fn(*args)`` in a worker process, and return or raise what it returned or raised.
+
+    Workers are kept and used again, the last one first, so what a job leaves in global variables is there for some
+    later job: rely on it only for caches. Entry is a checkpoint.
+
+    Args:
+        sync_fn: a synchronous callable that can be pickled: a function at the top of a module or of the main script.
+            With the package cloudpickle installed also lambdas, functions defined inside others, and what was typed
+            into a REPL or a notebook.
+        *args: its positional arguments, not to be changed until the call has returned. For keyword arguments use
+            :func:`functools.partial`.
+        kill_on_cancel: whether the call can be cancelled. If it is, the worker is killed (SIGKILL) at whatever point
+            the job has reached, together with all processes that it started, before the cancellation goes on. If it
+            cannot be cancelled the call waits for the job's end. Ctrl+C does not reach the job, only programs that it
+            started.
+        cancellable: the same under another name; either is enough.
+        limiter: an async context manager round the call, as a rule a :class:`trio.CapacityLimiter`; None: that of
+            :func:`current_default_worker_limiter`.
+
+    Raises:
+        BaseException: what the job raised, with its traceback, causes and notes.
+        RemoteError: the job raised something that could not make the journey.
+        BrokenWorkerError: the worker ended before it had answered.
+        WorkerStartError: no worker could be started.
+    """
+    return await _default.context().run_sync(
+        sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter
+    )
+
+
+@contextlib.asynccontextmanager
+@trio.lowlevel.enable_ki_protection
+async def open_worker_context(
+    idle_timeout: float = 600.0,
+    init: Callable[[], Any] = bool,
+    retire: Callable[[], Any] = bool,
+    grace_period: float = 30.0,
+    worker_type: WorkerType = WorkerType.SPAWN,
+) -> AsyncIterator[WorkerContext]:
+    """Open a context with workers of its own.
+
+    At the end of the block the context waits for the calls in progress, which cannot be cancelled, and for the
+    workers to leave.
+
+    Args:
+        idle_timeout: seconds that an idle worker waits for a job before it leaves; :data:`math.inf`: for ever.
+        init: called in each worker before its first job. If it raises, the calls that wanted the worker raise
+            :exc:`WorkerStartError` from that exception.
+        retire: called in the worker after each job, once the result is on its way; if it returns something true the
+            worker leaves. If it raises, the worker breaks, which a later call is told.
+        grace_period: seconds that the workers get to leave at the end of the block, before they are killed and
+            :exc:`BrokenWorkerError` is raised; :data:`math.inf`: for ever.
+        worker_type: how workers are started.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be.
+        BrokenWorkerError: at the end of the block: a worker did not leave in good order.
+    """
+    context: WorkerContext = WorkerContext._create(idle_timeout, init, retire, grace_period, worker_type)
+    try:
+        yield context
+    finally:
+        await context._close()
+
+
+@contextlib.asynccontextmanager
+@trio.lowlevel.enable_ki_protection
+async def cache_scope(
+    idle_timeout: float = 600.0,
+    init: Callable[[], Any] = bool,
+    retire: Callable[[], Any] = bool,
+    grace_period: float = 30.0,
+    worker_type: WorkerType = WorkerType.SPAWN,
+) -> AsyncIterator[None]:
+    """Within the block, :func:`run_sync` in this task and in all tasks below it uses workers of its own.
+
+    It follows the task tree: a task in a nursery that was opened inside of the block is in the scope, whoever starts
+    it; one in a nursery from outside is not, even if it is started here. Scopes may be nested. A context from
+    :func:`open_worker_context` is not affected. The arguments and exceptions are those of that function.
+    """
+    context: WorkerContext = WorkerContext._create(idle_timeout, init, retire, grace_period, worker_type)
+    token = _scope.set(context)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+        await context._close()
+
+
+def configure_default_context(
+    idle_timeout: float = 600.0,
+    init: Callable[[], Any] = bool,
+    retire: Callable[[], Any] = bool,
+    grace_period: float = 30.0,
+    worker_type: WorkerType = WorkerType.SPAWN,
+) -> None:
+    """Replace the context that :func:`run_sync` uses outside of any :func:`cache_scope`.
+
+    Best called once, before the first call. If workers of the previous one are still there a warning says so: idle
+    ones are told to leave, running ones leave at the interpreter's exit. The arguments are those of
+    :func:`open_worker_context`; the ``grace_period`` applies at the interpreter's exit.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be.
+        RuntimeError: not called from the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("the default context can be configured from the main thread only")
+    _default.replace(WorkerContext._create(idle_timeout, init, retire, grace_period, worker_type))
+
+
+def default_context_statistics() -> WorkerContextStatistics:
+    """The statistics of the context that :func:`run_sync` would use here; see :meth:`WorkerContext.statistics`.
+
+    With several threads that run Trio the figures are those of one moment, which may have passed.
+    """
+    return _default.context().statistics()
+
+
+def atexit_shutdown_grace_period(grace_period: float = -1.0) -> float:
+    """Older name: the seconds that workers of the default context get to leave at the interpreter's exit.
+
+    New code passes ``grace_period`` to :func:`configure_default_context`.
+
+    Args:
+        grace_period: the new number of seconds; a negative one changes nothing.
+
+    Returns:
+        The number of seconds that is in force now.
+    """
+    return _default.grace_period(grace_period)
+
+
+def current_default_process_limiter() -> trio.CapacityLimiter:
+    """Older name of :func:`current_default_worker_limiter`."""
+    return current_default_worker_limiter()
+
+
+class _DefaultContext:
+    """The context of calls that name none. It is shared by all runs of Trio, in all threads, and ends at exit."""
+
+    def __init__(self) -> None:
+        self._current: WorkerContext = WorkerContext._create()
+        self._grace_period: float | None = None
+        self._replaced: list[WorkerContext] = []
+        atexit.register(self.shutdown)
+
+    def context(self) -> WorkerContext:
+        """The context of the innermost :func:`cache_scope` round this task, else the default one."""
+        try:
+            return _scope.get(self._current)
+        except RuntimeError:
+            # Outside of trio.run, where statistics may be asked for and calls fail with Trio's own error.
+            return self._current
+
+    def replace(self, context: WorkerContext) -> None:
+        statistics = self._current.statistics()
+        if statistics.idle_workers or statistics.running_workers:
+            warnings.warn(
+                "the default context of trio_offload is replaced while workers of the previous one are there; "
+                "call configure_default_context() before the first run_sync()",
+                stacklevel=3,
+            )
+        previous, self._current = self._current, context
+        self._grace_period = None
+        self._replaced.append(previous)
+        previous._cache.dismiss()
+
+    def grace_period(self, grace_period: float) -> float:
+        if grace_period >= 0:
+            self._grace_period = grace_period
+        return self._current.grace_period if self._grace_period is None else self._grace_period
+
+    def shutdown(self) -> None:
+        """End all workers of the default context and of those that it replaced. They may be used again afterwards."""
+        replaced, self._replaced = self._replaced, []
+        errors = []
+        for context in [*replaced, self._current]:
+            grace_period = self.grace_period(-1.0) if context is self._current else context.grace_period
+            try:
+                context._close_sync(grace_period)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
+_scope: Final[tricycle.TreeVar[WorkerContext]] = tricycle.TreeVar("trio_offload_scope")
+_default: Final = _DefaultContext()

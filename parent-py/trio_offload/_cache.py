@@ -1,0 +1,148 @@
+"""The idle workers of a context, those on their way out, and how they all end.
+
+The last one to become idle is the first to be used again: its memory is the warmest, and those that are not needed
+time out. Safe to use from several threads at once: each step is one operation on a deque or a set.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import signal
+import time
+from typing import Final
+
+import trio
+
+from ._errors import BrokenWorkerError
+from ._process import WorkerProcess
+from ._worker import State, Worker, describe_ending, logger
+
+
+class WorkerCache:
+    """The workers of one context that are not running a job."""
+
+    def __init__(self) -> None:
+        self._idle: collections.deque[Worker] = collections.deque()
+        self._leaving: set[Worker] = set()
+
+    def __len__(self) -> int:
+        """How many workers are idle."""
+        return len(self._idle)
+
+    def push(self, worker: Worker) -> None:
+        """Take in a worker: an idle one to be used again, any other to be seen off."""
+        if worker.state is State.IDLE:
+            self._idle.append(worker)
+        elif worker.state is not State.ENDED:
+            self._leaving.add(worker)
+
+    def pop(self) -> Worker | None:
+        """An idle worker, which is the caller's from now on; None if there is none."""
+        while True:
+            try:
+                worker = self._idle.pop()
+            except IndexError:
+                return None
+            # In a fork of the process that started it, a worker has ended.
+            if worker.state is State.IDLE and not worker.process.ended:
+                return worker
+
+    def prune(self) -> None:
+        """See off workers that may have timed out. Nearly free while none has: it is done before each call."""
+        now = math.nan
+        while self._idle:
+            try:
+                worker = self._idle.popleft()
+            except IndexError:
+                break
+            if math.isnan(now):
+                now = time.monotonic()
+            if worker.expires_at > now:
+                # The oldest is at the left, so the others have not expired either.
+                self._idle.appendleft(worker)
+                break
+            if worker.hear():
+                # About to time out: it is the worker that decides, and says so. Asked again at the next call.
+                self._idle.appendleft(worker)
+                break
+            self.push(worker)
+        if self._leaving:
+            self._see_off()
+
+    def settle(self) -> None:
+        """As :meth:`prune`, but asks every worker, so that what is counted afterwards is true."""
+        for _ in range(len(self._idle)):
+            try:
+                worker = self._idle.popleft()
+            except IndexError:
+                break
+            if worker.hear():
+                self._idle.append(worker)
+            else:
+                self.push(worker)
+        self._see_off()
+
+    async def shutdown(self, grace_period: float) -> None:
+        """Ask all to leave and wait for it; after ``grace_period`` seconds kill who is still there. Not cancellable.
+
+        Raises:
+            BrokenWorkerError: some had to be killed, or did not end well.
+        """
+        workers = self.dismiss()
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(grace_period):
+                async with trio.open_nursery() as nursery:
+                    for worker in workers:
+                        nursery.start_soon(worker.wait)
+            killed = [worker for worker in workers if not worker.gone()]
+            for worker in killed:
+                worker.kill()
+            for worker in killed:
+                await worker.wait()
+        _judge(workers, killed)
+
+    def shutdown_sync(self, grace_period: float) -> None:
+        """As :meth:`shutdown`, blocking, for the interpreter's exit."""
+        workers = self.dismiss()
+        deadline = time.monotonic() + grace_period
+        killed = [worker for worker in workers if not worker.wait_sync(deadline)]
+        for worker in killed:
+            worker.kill()
+        for worker in killed:
+            worker.wait_sync(math.inf)
+        _judge(workers, killed)
+
+    def dismiss(self) -> list[Worker]:
+        """Ask all idle workers to leave, without waiting for it; those that have not ended yet."""
+        while (worker := self.pop()) is not None:
+            worker.hear()
+            worker.ask_to_retire()
+            self._leaving.add(worker)
+        return [worker for worker in self._leaving if not worker.gone()]
+
+    def _see_off(self) -> None:
+        for worker in list(self._leaving):
+            if worker.gone():
+                self._leaving.discard(worker)
+                if worker.process.exitcode not in (*_GOOD_ENDS, None):
+                    logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
+
+
+# What ends a worker well: by itself, or because a service manager told the whole group to stop.
+_GOOD_ENDS: Final = (0, -signal.SIGTERM)
+
+
+def _judge(workers: list[Worker], killed: list[Worker]) -> None:
+    forced: list[WorkerProcess] = [worker.process for worker in killed]
+    unclean = [
+        worker.process for worker in workers if worker not in killed and worker.process.exitcode not in (*_GOOD_ENDS, None)
+    ]
+    if forced or unclean:
+        raise BrokenWorkerError(
+            f"not all workers left in good order: {len(unclean)} ended by themselves with "
+            f"{', '.join(str(process.exitcode) for process in unclean) or 'nothing unusual'}, {len(forced)} had to be "
+            "killed after the grace period",
+            *unclean,
+            *forced,
+        )

@@ -1,0 +1,192 @@
+"""Whole frames over a non-blocking socket: partial reads and writes, and nothing of what the frames mean.
+
+One task at a time reads, one at a time writes; both may be the same. An operation that does not run to its end leaves
+the stream inside a frame: its owner has to give the channel up.
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import trio
+
+from ._wire import Buffer, Decoder, Frame
+
+# Large enough that a frame of this size passes in one write and one read where the kernel allows it
+# (net.core.wmem_max caps what is granted, see socket(7)).
+SOCKET_BUFFER_SIZE: Final = 4 * 2**20
+
+
+class EndOfStream(Exception):
+    """The other side has closed its end, and everything that it said before has been read."""
+
+
+class WriteFailed(Exception):
+    """The other side has closed its end. ``sent`` is false if not one byte of this frame was taken."""
+
+    def __init__(self, sent: bool) -> None:
+        super().__init__(sent)
+        self.sent = sent
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two joined sockets: the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_SIZE)
+    return ours, theirs
+
+
+class Channel:
+    """The parent's end of a worker's socket."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self._socket = ours
+        self._descriptor = ours.fileno()
+        self._decoder = Decoder(allocate)
+
+    async def send(self, parts: Sequence[Buffer], *, cancellable: bool) -> None:
+        """Write one frame, given as its bytes in order.
+
+        Not a checkpoint if the socket takes all at once.
+
+        Raises:
+            WriteFailed: the other side is gone.
+        """
+        sent = False
+        for batch in _batches(parts):
+            while batch:
+                try:
+                    count = self._socket.send(batch[0]) if len(batch) == 1 else self._socket.sendmsg(batch)
+                except BlockingIOError:
+                    await _patiently(trio.lowlevel.wait_writable, self._descriptor, cancellable)
+                    continue
+                except (BrokenPipeError, ConnectionResetError):
+                    raise WriteFailed(sent) from None
+                sent = True
+                batch = _after(batch, count)
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> bool:
+        """Write one small frame if that can be done at once and the other side is there; whether it was."""
+        data = b"".join(parts)
+        try:
+            return self._socket.send(data) == len(data)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
+
+    async def receive(self, *, cancellable: bool) -> Frame:
+        """The next frame. A checkpoint, unless the frame has been read already.
+
+        Raises:
+            EndOfStream: the other side closed its end between two frames.
+            WireError: what it sent is not a frame, or it closed its end inside of one.
+        """
+        frame = self._decoder.next_frame()
+        while frame is None:
+            # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
+            await _patiently(trio.lowlevel.wait_readable, self._descriptor, cancellable)
+            self._read()
+            frame = self._decoder.next_frame()
+        return frame
+
+    def receive_nowait(self) -> Frame | None:
+        """The next frame if it is there, else None. Raises what :meth:`receive` raises."""
+        frame = self._decoder.next_frame()
+        while frame is None and self._read():
+            frame = self._decoder.next_frame()
+        return frame
+
+    def close(self) -> None:
+        """Close this end. May be done again."""
+        if self._socket.fileno() != -1:
+            _notify_closing(self._descriptor)
+            self._socket.close()
+
+    def _read(self) -> bool:
+        """Read once; whether there was anything to read."""
+        try:
+            count = self._socket.recv_into(self._decoder.writable())
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            # How a Unix socket says that the other side closed its end before it had read everything from us.
+            count = 0
+        if count == 0:
+            self._decoder.end_of_stream()
+            raise EndOfStream
+        self._decoder.wrote(count)
+        return True
+
+
+def allocate(size: int) -> Any:
+    """Memory for a large segment: writable, and owned by whatever is unpickled into it.
+
+    From 1 MiB on it is a mapping of its own, advised for huge pages: the reading is then bound by the copy and not by
+    25,000 page faults for 100 MB.
+    """
+    if size < _HUGE:
+        return bytearray(size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if _MADV_HUGEPAGE is not None:
+        try:
+            memory.madvise(_MADV_HUGEPAGE)
+        except OSError:
+            # A kernel without huge pages (EINVAL): the memory is as good, only slower.
+            pass
+    return memory
+
+
+_HUGE: Final = 2**20
+_MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
+_MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
+_SMALL: Final = 32 * 1024
+
+
+def _batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:
+    """The parts as lists that one ``sendmsg`` takes. A small frame becomes one buffer, as that is the fastest."""
+    if sum(map(len, parts)) <= _SMALL:
+        yield [b"".join(parts)]
+        return
+    for first in range(0, len(parts), _MAX_PARTS):
+        yield [memoryview(part).cast("B") for part in parts[first : first + _MAX_PARTS] if len(part)]
+
+
+def _after(batch: list[Buffer], count: int) -> list[Buffer]:
+    """What is left of ``batch`` once its first ``count`` bytes have been sent."""
+    for index, part in enumerate(batch):
+        if count < len(part):
+            return [memoryview(part)[count:], *batch[index + 1 :]]
+        count -= len(part)
+    return []
+
+
+async def _patiently(wait: Any, descriptor: int, cancellable: bool) -> None:
+    """Wait for the descriptor; a cancellation interrupts that only if ``cancellable``.
+
+    A shield around every wait would cost a quarter of a warm call, so one is put up only when a cancellation is there.
+    Trio's cancellation is level-triggered: what is swallowed here comes again at the caller's next checkpoint.
+    """
+    if not cancellable:
+        try:
+            await wait(descriptor)
+            return
+        except trio.Cancelled:
+            pass
+        with trio.CancelScope(shield=True):
+            await wait(descriptor)
+    else:
+        await wait(descriptor)
+
+
+def _notify_closing(descriptor: int) -> None:
+    """Tell a running Trio, if there is one, that the descriptor goes away."""
+    try:
+        trio.lowlevel.notify_closing(descriptor)
+    except RuntimeError:
+        # Not inside trio.run: nobody can be waiting for it.
+        pass

@@ -1,0 +1,227 @@
+"""A context: workers with one configuration, the calls that run in them, and the limits on both."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import math
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+import trio
+
+from ._cache import WorkerCache
+from ._payload import dump_call
+from ._worker import CallNotRun, Worker, WorkerSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    ArgumentTypes = TypeVarTuple("ArgumentTypes")
+
+ResultType = TypeVar("ResultType")
+Limiter = contextlib.AbstractAsyncContextManager[Any]
+
+
+class WorkerType(str, enum.Enum):
+    """How a context starts its workers.
+
+    ``SPAWN`` starts the worker executable afresh. ``FORKSERVER`` and ``FORK`` are not there yet: a context that asks
+    for one raises :exc:`NotImplementedError`.
+    """
+
+    SPAWN = "spawn"
+    FORKSERVER = "forkserver"
+    FORK = "fork"
+
+
+@attrs.frozen
+class WorkerContextStatistics:
+    """How many workers a context has at this moment."""
+
+    idle_workers: int
+    """Workers that wait for a job."""
+    running_workers: int
+    """Calls in progress, each with a worker of its own (or about to get one)."""
+
+
+def current_default_worker_limiter() -> trio.CapacityLimiter:
+    """The :class:`trio.CapacityLimiter` that calls use which bring none of their own.
+
+    Its ``total_tokens``, the number of processors at first (:func:`os.cpu_count`), may be changed. Each
+    :func:`trio.run` has one.
+
+    Raises:
+        RuntimeError: not inside of :func:`trio.run`.
+    """
+    try:
+        return _default_limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(os.cpu_count() or 1)
+        _default_limiter.set(limiter)
+        return limiter
+
+
+class _NoPublicConstructor(type):
+    """Instances are made with ``_create`` only."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{cls.__module__}.{cls.__qualname__} has no public constructor; use open_worker_context()")
+
+    def _create(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+@attrs.frozen(eq=False, slots=False)
+class WorkerContext(metaclass=_NoPublicConstructor):
+    """Workers with a configuration of their own, from :func:`open_worker_context`.
+
+    What that was called with can be read from the attributes of the same names.
+    """
+
+    idle_timeout: float = attrs.field(default=600.0)
+    init: Callable[[], Any] = attrs.field(default=bool)
+    retire: Callable[[], Any] = attrs.field(default=bool)
+    grace_period: float = attrs.field(default=30.0)
+    worker_type: WorkerType = attrs.field(default=WorkerType.SPAWN)
+    _cache: WorkerCache = attrs.field(factory=WorkerCache, repr=False, init=False)
+    _calls: _Calls = attrs.field(factory=lambda: _Calls(), repr=False, init=False)
+
+    @idle_timeout.validator
+    @grace_period.validator
+    def _check_seconds(self, attribute: attrs.Attribute[float], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{attribute.name} is a number of seconds, not {value!r}")
+        if math.isnan(value) or value < 0:
+            raise ValueError(f"{attribute.name} is a number of seconds, zero or more (math.inf: for ever), not {value!r}")
+
+    @init.validator
+    @retire.validator
+    def _check_callable(self, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not callable(value):
+            raise TypeError(f"{attribute.name} is a function that takes no arguments, not {value!r}")
+
+    @worker_type.validator
+    def _check_worker_type(self, attribute: attrs.Attribute[WorkerType], value: object) -> None:
+        try:
+            worker_type = WorkerType(value)
+        except ValueError:
+            names = ", ".join(f"WorkerType.{member.name}" for member in WorkerType)
+            raise ValueError(f"{attribute.name} is one of {names}, not {value!r}") from None
+        if worker_type is not WorkerType.SPAWN:
+            raise NotImplementedError(
+                f"WorkerType.{worker_type.name} is not there yet in this version of trio-offload; use WorkerType.SPAWN"
+            )
+
+    @trio.lowlevel.enable_ki_protection
+    async def run_sync(
+        self,
+        sync_fn: Callable[[Unpack[ArgumentTypes]], ResultType],
+        *args: Unpack[ArgumentTypes],
+        kill_on_cancel: bool = False,
+        cancellable: bool = False,
+        limiter: Limiter | None = None,
+    ) -> ResultType:
+        """Run ``sync_fn(*args)`` in a worker of this context. :func:`trio_offload.run_sync` says all about it.
+
+        Raises:
+            trio.ClosedResourceError: the context is closed, or about to be.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if limiter is None:
+            limiter = current_default_worker_limiter()
+        if type(limiter) is not trio.CapacityLimiter:
+            async with limiter:
+                return await self._run_in_worker(sync_fn, args, kill_on_cancel or cancellable)
+        # The same as ``async with limiter``, at a fifth of its cost when a token is free.
+        try:
+            limiter.acquire_nowait()
+        except trio.WouldBlock:
+            await limiter.acquire()
+        try:
+            return await self._run_in_worker(sync_fn, args, kill_on_cancel or cancellable)
+        finally:
+            limiter.release()
+
+    @trio.lowlevel.enable_ki_protection
+    def statistics(self) -> WorkerContextStatistics:
+        """How many workers there are, as a record with ``idle_workers`` and ``running_workers``."""
+        self._cache.settle()
+        return WorkerContextStatistics(idle_workers=len(self._cache), running_workers=self._calls.running)
+
+    async def _run_in_worker(
+        self, function: Callable[..., ResultType], args: tuple[Any, ...], cancellable: bool
+    ) -> ResultType:
+        calls, cache = self._calls, self._cache
+        calls.enter()
+        try:
+            call = dump_call(function, args)
+            cache.prune()
+            while True:
+                worker = cache.pop()
+                if worker is None:
+                    worker = Worker(WorkerSettings(self.idle_timeout, self.init, self.retire))
+                    await worker.start(cancellable=cancellable)
+                try:
+                    result = await worker.run_sync(call, cancellable=cancellable)
+                except CallNotRun:
+                    # With every worker retiring at once this loop would never end and, if it may not be cancelled,
+                    # could not be interrupted either. A worker that has just been started has idle time before it.
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    continue
+                finally:
+                    cache.push(worker)
+                value: ResultType = result.unwrap()
+                return value
+        finally:
+            calls.leave()
+
+    async def _close(self) -> None:
+        """Let the running calls finish, refuse new ones, and see all workers off. Not cancellable."""
+        with trio.CancelScope(shield=True):
+            await self._calls.close()
+            await self._cache.shutdown(self.grace_period)
+
+    def _close_sync(self, grace_period: float) -> None:
+        """See the idle workers off when the interpreter exits."""
+        self._cache.shutdown_sync(grace_period)
+
+
+class _Calls:
+    """Counts the calls in progress, in any thread, and lets one task wait until there are none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
+        self.running = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._closed is not None:
+                raise trio.ClosedResourceError("this worker context is closed")
+            self.running += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self.running -= 1
+            waiter = self._closed if self.running == 0 else None
+        if waiter is not None:
+            token, finished = waiter
+            if token is trio.lowlevel.current_trio_token():
+                finished.set()
+            else:
+                token.run_sync_soon(finished.set)
+
+    async def close(self) -> None:
+        finished = trio.Event()
+        with self._lock:
+            self._closed = trio.lowlevel.current_trio_token(), finished
+            if self.running == 0:
+                finished.set()
+        await finished.wait()
+
+
+_default_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("trio_offload_limiter")

@@ -1,0 +1,155 @@
+"""What a worker must be told to become this interpreter: a snapshot, taken when the worker starts.
+
+Two parts, see PROTOCOL.md. The HELLO is what has to be known before Python runs. The settings are what Python code in
+the worker may need later, and mostly does not; :func:`current_settings` describes their keys.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Final
+
+from ._wire import PROTOCOL_VERSION
+
+
+def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, Any]:
+    """The body of a HELLO.
+
+    Args:
+        libpython: the path of the libpython that belongs to this interpreter.
+        environment: the variables that were changed to start the worker, with the values that they get back.
+    """
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "parent_pid": os.getpid(),
+        "version": sys.version,
+        "libpython": os.fsencode(libpython),
+        "environment": [[name, value] for name, value in environment.items()],
+        "program_name": os.fsencode(sys.executable or ""),
+        "argv": _encoded(getattr(sys, "argv", ())),
+        "orig_argv": _encoded(sys.orig_argv),
+        "path": _encoded(sys.path),
+        "warnoptions": _encoded(sys.warnoptions),
+        "xoptions": [
+            os.fsencode(name if value is True else f"{name}={value}")
+            for name, value in sys._xoptions.items()
+            if isinstance(name, str) and (value is True or isinstance(value, str))
+        ],
+        "pycache_prefix": None if sys.pycache_prefix is None else os.fsencode(sys.pycache_prefix),
+        "flags": _flags(),
+    }
+
+
+def current_settings() -> dict[str, Any]:
+    """What ``trio_offload_worker`` may need, as builtin objects.
+
+    * ``main``: how to load the user's main module, see :func:`main_plan`
+    * ``authkey``: the key with which multiprocessing's processes recognise each other, bytes; None if this process has
+      not imported multiprocessing
+    * ``parent``: ``name`` and ``pid`` for :func:`multiprocessing.parent_process`
+    * ``warning_filters``: the filters, if they are not those that Python starts with, else None; each a list of action,
+      pattern of the message or None, ``module:qualified name`` of the category, pattern of the module or None, line
+    """
+    processes = sys.modules.get("multiprocessing.process")
+    return {
+        "main": main_plan(),
+        "authkey": authentication_key(),
+        "parent": {
+            "name": processes.current_process().name if processes is not None else "MainProcess",
+            "pid": os.getpid(),
+        },
+        "warning_filters": _warning_filters(),
+    }
+
+
+def authentication_key() -> bytes | None:
+    """Multiprocessing's key in this process, or None if it is not imported."""
+    processes = sys.modules.get("multiprocessing.process")
+    # In the middle of its own import the module is there and its contents are not.
+    current = getattr(processes, "current_process", None)
+    return None if current is None else bytes(current().authkey)
+
+
+def main_plan() -> dict[str, str]:
+    """How a worker can load what ``__main__`` is here: a ``kind`` and what that kind needs.
+
+    * ``path``: run the file ``path``
+    * ``module``: run the module ``name`` (``python -m``)
+    * ``archive``: run the ``__main__`` of the directory or zip file ``path``
+    * ``none``: it cannot; ``why`` completes the sentence «a __main__ that …»
+    """
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name != "__main__":
+        return {"kind": "module", "name": spec.name}
+    if spec is not None and spec.origin is not None:
+        return {"kind": "archive", "path": os.path.abspath(os.path.dirname(spec.origin))}
+    file = getattr(main, "__file__", None)
+    if not isinstance(file, str):
+        return {"kind": "none", "why": "was typed in and has no file"}
+    path = os.path.join(_FIRST_DIRECTORY, file)
+    if not os.path.isfile(path):
+        return {"kind": "none", "why": f"has no file: there is no {path}"}
+    return {"kind": "path", "path": path}
+
+
+# A script's __file__ may be relative to the directory in which Python was started.
+_FIRST_DIRECTORY: Final = os.getcwd() if os.path.isdir(".") else "/"
+
+
+def _encoded(values: Any) -> list[bytes]:
+    """Strings as the operating system has them. What is no string (a Path in sys.path) means nothing to Python either."""
+    return [os.fsencode(value) for value in values if isinstance(value, str)]
+
+
+def _flags() -> dict[str, int]:
+    flags = sys.flags
+    values = {
+        "isolated": flags.isolated,
+        "use_environment": not flags.ignore_environment,
+        "dev_mode": flags.dev_mode,
+        "utf8_mode": flags.utf8_mode,
+        "site_import": not flags.no_site,
+        "user_site_directory": not flags.no_user_site,
+        "write_bytecode": not sys.dont_write_bytecode,
+        "optimization_level": flags.optimize,
+        "verbose": flags.verbose,
+        "quiet": flags.quiet,
+        "bytes_warning": flags.bytes_warning,
+        "parser_debug": flags.debug,
+        "warn_default_encoding": getattr(flags, "warn_default_encoding", 0),
+        # There is no flag for -u; a text stream over an unbuffered one writes through.
+        "buffered_stdio": not getattr(sys.__stdout__, "write_through", False),
+    }
+    if hasattr(flags, "safe_path"):
+        values["safe_path"] = flags.safe_path
+    if hasattr(sys, "get_int_max_str_digits"):
+        values["int_max_str_digits"] = sys.get_int_max_str_digits()
+    return {name: int(value) for name, value in values.items()}
+
+
+def _warning_filters() -> list[list[Any]] | None:
+    warnings = sys.modules.get("warnings")
+    if warnings is None:
+        return None
+    filters = [
+        [action, _pattern(message), f"{category.__module__}:{category.__qualname__}", _pattern(module), line]
+        for action, message, category, module, line in warnings.filters
+    ]
+    return None if filters == _DEFAULT_FILTERS else filters
+
+
+def _pattern(value: Any) -> Any:
+    """The text of a filter's pattern. One that Python's C code put there is a plain string, to be matched as a whole."""
+    return value if value is None or isinstance(value, str) else [value.pattern, value.flags]
+
+
+# What Python starts with, see init_filters() in Python/_warnings.c. A debug build starts with none.
+_DEFAULT_FILTERS: Final = [
+    ["default", None, "builtins:DeprecationWarning", "__main__", 0],
+    ["ignore", None, "builtins:DeprecationWarning", None, 0],
+    ["ignore", None, "builtins:PendingDeprecationWarning", None, 0],
+    ["ignore", None, "builtins:ImportWarning", None, 0],
+    ["ignore", None, "builtins:ResourceWarning", None, 0],
+]

@@ -1,0 +1,167 @@
+"""Where the worker executable is, and which libpython belongs to this interpreter.
+
+Both are looked for in an ordered list of places. The first that has it wins; if none has, the error lists them all.
+The answer does not change while this interpreter runs, so each is looked for once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import attrs
+
+from ._errors import LocateError
+
+EXECUTABLE: Final = "trio-offload-worker"
+OVERRIDE: Final = "TRIO_OFFLOAD_WORKER"
+
+
+@attrs.frozen
+class Found:
+    """A file, and how it was found."""
+
+    path: str
+    how: str
+
+
+def worker_executable() -> str:
+    """The path of the worker executable.
+
+    Raises:
+        LocateError: it is in none of the places; the message lists them.
+    """
+    return find_worker_executable().path
+
+
+def libpython() -> str:
+    """The path of the shared libpython of this very interpreter.
+
+    Raises:
+        LocateError: it is in none of the places; the message lists them and says what to install.
+    """
+    return find_libpython().path
+
+
+@functools.cache
+def find_worker_executable() -> Found:
+    """As :func:`worker_executable`, with how it was found."""
+    looked: list[str] = []
+    for path, how in _executable_places():
+        if path in looked:
+            continue
+        looked.append(path)
+        if os.path.isfile(path):
+            if not os.access(path, os.X_OK):
+                raise LocateError(f"{path} may not be executed; give it back its mode with: chmod +x {path}")
+            return Found(path, how)
+    raise LocateError(
+        f"the worker executable ({EXECUTABLE}) was not found. It is installed together with this package; "
+        f"`pip install --force-reinstall trio-offload` brings it back, or set {OVERRIDE} to its path. Looked at:\n"
+        + _listing(looked)
+    )
+
+
+@functools.cache
+def find_libpython() -> Found:
+    """As :func:`libpython`, with how it was found."""
+    loaded = _loaded_libpython()
+    if loaded is not None:
+        return Found(loaded, "loaded by this interpreter")
+    looked: list[str] = []
+    for path in _libpython_places():
+        if path in looked:
+            continue
+        looked.append(path)
+        if os.path.isfile(path):
+            return Found(os.path.realpath(path), "beside this interpreter, by its build variables")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    raise LocateError(
+        f"there is no shared libpython that belongs to {sys.executable} ({sys.version.split()[0]}), and a worker needs it. "
+        f"On Debian and Ubuntu: apt-get install libpython{version}. With pyenv: "
+        f'PYTHON_CONFIGURE_OPTS="--enable-shared" pyenv install --force {sys.version.split()[0]}. '
+        "Built by hand: ./configure --enable-shared. Looked at:\n" + _listing(looked)
+    )
+
+
+def _executable_places() -> Iterator[tuple[str, str]]:
+    override = os.environ.get(OVERRIDE)
+    if override:
+        yield os.path.abspath(override), f"named by {OVERRIDE}"
+        return
+    yield os.path.join(sys.prefix, "bin", EXECUTABLE), "in the scripts of this environment"
+    # pip puts scripts beside the library folder: <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and
+    # Debian's /usr/local), <target>/trio_offload with --target.
+    package = os.path.dirname(os.path.abspath(__file__))
+    folder = os.path.dirname(package)
+    for _ in range(4):
+        yield os.path.join(folder, "bin", EXECUTABLE), "in the scripts beside this package"
+        folder = os.path.dirname(folder)
+    yield from ((path, "in the scripts that the package's own record names") for path in _recorded_executables())
+    # A checkout that is used in place.
+    checkout = os.path.dirname(os.path.dirname(package))
+    yield os.path.join(checkout, "target", "release", EXECUTABLE), "built in this checkout"
+
+
+def _recorded_executables() -> Iterator[str]:
+    # Imported here because it costs more than all the rest, and is seldom needed.
+    import importlib.metadata
+
+    try:
+        files = importlib.metadata.files("trio-offload") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name == EXECUTABLE:
+            yield os.path.normpath(str(file.locate()))
+
+
+def _loaded_libpython() -> str | None:
+    """The libpython that is mapped into this very process: beyond doubt the right one."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            for line in maps:
+                path = line.rstrip(b"\n").split(None, 5)[-1]
+                if path.startswith(b"/") and os.path.basename(path).startswith(name.encode()):
+                    return os.fsdecode(path)
+    except OSError:
+        pass
+    return None
+
+
+def _libpython_places() -> Iterator[str]:
+    import sysconfig
+
+    names = _existing(
+        sysconfig.get_config_var("INSTSONAME"),
+        sysconfig.get_config_var("LDLIBRARY"),
+        f"libpython{sys.version_info.major}.{sys.version_info.minor}{getattr(sys, 'abiflags', '')}.so.1.0",
+    )
+    base = os.path.dirname(os.path.dirname(os.path.realpath(getattr(sys, "_base_executable", sys.executable))))
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    folders = _existing(
+        # A relocated build (uv's standalone Pythons, conda) has paths of another machine in its variables: what lies
+        # beside the interpreter comes first.
+        os.path.join(base, "lib"),
+        os.path.join(sys.base_exec_prefix, "lib"),
+        sysconfig.get_config_var("LIBDIR"),
+        os.path.join(sys.base_exec_prefix, "lib", multiarch) if multiarch else None,
+        os.path.join(sys.base_exec_prefix, "lib64"),
+        sysconfig.get_config_var("LIBPL"),
+    )
+    for folder in folders:
+        for name in names:
+            if ".so" in name or ".dylib" in name:
+                yield os.path.join(folder, name)
+
+
+def _existing(*values: str | None) -> list[str]:
+    return [value for value in dict.fromkeys(values) if value]
+
+
+def _listing(paths: Iterable[str]) -> str:
+    return "\n".join(f"  {path}" for path in paths)

@@ -1,0 +1,325 @@
+"""One worker process: start it, wait for it, end it together with what it started, reap it once.
+
+What this module guarantees:
+
+* Only a :class:`WorkerProcess` signals or reaps its process, under its lock. Once reaped it is never signalled again:
+  the kernel may have given its number to somebody else.
+* Where there are pidfds (Linux 5.3), the process is named by one; a number is used only where there are none.
+* While a socket pair is being handed to a new process no :func:`os.fork` happens in this one. Otherwise the copy would
+  hold the worker's end open, and the worker's death would not be the end of the stream. (A fork in C that does not run
+  Python's fork hooks is beyond this.)
+* A fork of this process inherits no worker: its copies of the descriptors are closed in the child.
+* A process is ended with its descendants. The worker is a child subreaper (prctl(2)), so they stay below it whatever
+  they do; it is stopped first, so that it cannot start another while they are being collected: the kernel refuses to
+  fork under a pending signal (copy_process() in kernel/fork.c).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import trio
+
+from ._channel import _notify_closing, socket_pair
+
+WORKER_DESCRIPTOR: Final = 3
+
+
+class WorkerProcess:
+    """A worker's process. What the public sees of it: ``pid``, ``exitcode``, ``signal``, ``is_alive()``.
+
+    It may be pickled; the copy is a record of how the process was at that moment.
+    """
+
+    def __init__(self, pid: int, pidfd: int | None) -> None:
+        self.pid: Final = pid
+        self._pidfd = pidfd
+        self._lock = threading.Lock()
+        self._reaped = False
+        self._exitcode: int | None = None
+
+    @property
+    def exitcode(self) -> int | None:
+        """The exit status, or the number of the ending signal made negative; None while it runs or if it is not known."""
+        self.poll()
+        return self._exitcode
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that ended the process, if one did."""
+        code = self.exitcode
+        if code is None or code >= 0:
+            return None
+        try:
+            return signal.Signals(-code)
+        except ValueError:
+            # A real-time signal other than the first and the last has no name in Python.
+            return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended and was reaped."""
+        return self._reaped
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return not self.poll()
+
+    def poll(self) -> bool:
+        """Reap the process if it has ended; whether it has."""
+        with self._lock:
+            return self._reap(os.WNOHANG)
+
+    async def wait(self) -> None:
+        """Wait until the process has ended, and reap it."""
+        while not self.poll():
+            if self._pidfd is not None:
+                await trio.lowlevel.wait_readable(self._pidfd)
+            else:
+                await trio.to_thread.run_sync(self._wait_unreaped, abandon_on_cancel=True, limiter=_no_limit())
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def wait_sync(self, deadline: float) -> bool:
+        """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has ended."""
+        while not self.poll():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if self._pidfd is not None:
+                poller = select.poll()
+                poller.register(self._pidfd, select.POLLIN)
+                poller.poll(min(left, _LONGEST_POLL) * 1000)
+            else:
+                time.sleep(min(left, 0.01))
+        return True
+
+    def kill(self) -> None:
+        """End the process and all its descendants with SIGKILL. Wait for it afterwards. May be done again."""
+        with self._lock:
+            if not self._reap(os.WNOHANG):
+                _end_family(self.pid, self._signal)
+
+    def abandon(self) -> None:
+        """Forget the process without a word to it: in a fork of this process it is not ours."""
+        self._reaped = True
+        self._close_pidfd()
+
+    def _reap(self, options: int) -> bool:
+        if self._reaped:
+            return True
+        try:
+            if self._pidfd is not None:
+                status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | options)
+            else:
+                status = os.waitid(os.P_PID, self.pid, os.WEXITED | options)
+        except ChildProcessError:
+            # SIGCHLD is ignored, or a foreign waitpid(-1) took the status: it has ended, but how will never be known.
+            # On 5.3 kernels and with SIGCHLD ignored this error comes only once the process is gone (wait(2)).
+            self._reaped = True
+        else:
+            if status is None:
+                return False
+            self._reaped = True
+            self._exitcode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        self._close_pidfd()
+        return True
+
+    def _close_pidfd(self) -> None:
+        pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
+            _notify_closing(pidfd)
+            os.close(pidfd)
+
+    def _signal(self, number: int) -> None:
+        try:
+            if self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, number)
+            else:
+                os.kill(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def _wait_unreaped(self) -> None:
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            pass
+
+    def __repr__(self) -> str:
+        state = "running" if not self._reaped else f"exitcode {self._exitcode}"
+        return f"<WorkerProcess pid {self.pid}, {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ended_process, (self.pid, self.exitcode)
+
+
+def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, socket.socket]:
+    """Start the worker executable; the process, and our end of its socket.
+
+    Takes about as long as the kernel needs to start a process: ``posix_spawn`` copies nothing of this one, however
+    large it is.
+
+    Raises:
+        OSError: the executable cannot be started.
+    """
+    with _handover:
+        ours, theirs = socket_pair()
+        try:
+            if theirs.fileno() == WORKER_DESCRIPTOR:
+                # dup2() of a descriptor to itself would leave it close-on-exec.
+                other = theirs.dup()
+                theirs.close()
+                theirs = other
+            pid = os.posix_spawn(
+                executable,
+                [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR)],
+                environment,
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), WORKER_DESCRIPTOR)],
+                # Whatever the starting thread has blocked, the worker can be told to stop.
+                setsigmask=(),
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        process = WorkerProcess(pid, _open_pidfd(pid))
+        _handover.register(process, ours)
+    return process, ours
+
+
+class _Handover:
+    """Keeps forks of this process away from the workers; see the module's guarantees."""
+
+    def __init__(self) -> None:
+        # Re-entrant, because a signal handler that forks may run inside the critical section.
+        self._lock = threading.RLock()
+        self._processes: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def register(self, process: WorkerProcess, ours: socket.socket) -> None:
+        self._processes.add(process)
+        self._sockets.add(ours)
+
+    def _in_child(self) -> None:
+        for process in self._processes:
+            process.abandon()
+        for ours in self._sockets:
+            ours.close()
+        self._processes.clear()
+        self._sockets.clear()
+        self._lock.release()
+
+
+_handover: Final = _Handover()
+_LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """A descriptor that names the process (Linux 5.3), or None where there is no such thing.
+
+    The number still belongs to our child: it was started just now, and nobody but its WorkerProcess reaps it.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _no_limit() -> trio.CapacityLimiter:
+    """A limiter for a thread that only waits: it must not take a place from the user's threads."""
+    return trio.CapacityLimiter(1)
+
+
+def _ended_process(pid: int, exitcode: int | None) -> WorkerProcess:
+    """What a pickled WorkerProcess becomes: a record that nothing can be done with."""
+    process = WorkerProcess(pid, None)
+    process._reaped = True
+    process._exitcode = exitcode
+    return process
+
+
+def _end_family(root: int, signal_root: Callable[[int], None]) -> None:
+    """SIGKILL a process that has not been reaped, and its descendants.
+
+    Everything found is stopped before its own children are listed, and the round is repeated until it finds nothing
+    new: a descendant whose parent ends in between becomes a child of the root, which is a subreaper. A stopped process
+    reaps nobody, so the numbers below it stay valid.
+    """
+    signal_root(signal.SIGSTOP)
+    family: dict[int, int | None] = {}
+    grown = True
+    while grown:
+        grown = False
+        for parent in [root, *family]:
+            for child in _children(parent):
+                if child not in family:
+                    pidfd = _open_pidfd(child)
+                    family[child] = pidfd
+                    _signal_descendant(child, pidfd, signal.SIGSTOP)
+                    grown = True
+    signal_root(signal.SIGKILL)
+    for child, pidfd in family.items():
+        _signal_descendant(child, pidfd, signal.SIGKILL)
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
+    try:
+        if pidfd is not None:
+            signal.pidfd_send_signal(pidfd, number)
+        else:
+            os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        # Gone by itself, or set-uid to somebody whom we may not signal.
+        pass
+
+
+def _children(pid: int) -> list[int]:
+    """The children of all threads of a process (proc(5), ``/proc/pid/task/tid/children``)."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/task") and not os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children"):
+            # A kernel without CONFIG_PROC_CHILDREN.
+            return _children_by_scan(pid)
+    except OSError:
+        # ESRCH: it ended while we looked. Where there is no /proc at all, a process has no descendants that we can find.
+        pass
+    return found
+
+
+def _children_by_scan(parent: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as file:
+                    # The name, in parentheses, may contain anything; the state and the parent's number follow it.
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == parent:
+                found.append(int(entry))
+    return found

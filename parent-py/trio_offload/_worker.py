@@ -1,0 +1,439 @@
+"""One worker's conversation, and the only judge of how it ends.
+
+The parent's half of the state table in PROTOCOL.md is here. What a worker guarantees to whoever uses it:
+
+* :meth:`Worker.run_sync` either returns the outcome of the call, and the worker is idle again; or raises
+  :class:`CallNotRun`, the call has not begun, and the worker has ended or is on its way out; or raises
+  :class:`~trio_offload.BrokenWorkerError`. In that case, and whenever anything else comes out of it (a cancellation,
+  say), the process has ended and has been reaped, together with whatever it had started.
+* :meth:`Worker.start` leaves either an idle worker or no process at all.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import attrs
+import outcome
+import trio
+
+from . import _launch, _locate, _payload, _process
+from ._channel import Channel, EndOfStream, WriteFailed
+from ._errors import BrokenWorkerError, RemoteError, WorkerStartError, add_note
+from ._wire import Buffer, Frame, Kind, WireError, encode_head
+
+if TYPE_CHECKING:
+    from ._process import WorkerProcess
+
+logger: Final = logging.getLogger("trio_offload")
+
+
+class CallNotRun(Exception):
+    """The worker had left before it began with the call: another worker can run it."""
+
+
+class State(enum.Enum):
+    """Where the conversation is; see the table in PROTOCOL.md."""
+
+    STARTING = enum.auto()
+    SETTING_UP = enum.auto()
+    IDLE = enum.auto()
+    RUNNING = enum.auto()
+    RETIRING = enum.auto()
+    ENDED = enum.auto()
+
+
+@attrs.frozen
+class WorkerSettings:
+    """What a worker is started with: ``idle_timeout`` in seconds, and what it calls before the first and after each job."""
+
+    idle_timeout: float
+    init: Callable[[], Any]
+    retire: Callable[[], Any]
+
+
+class Worker:
+    """A worker process and the conversation with it."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._process: WorkerProcess | None = None
+        self._channel: Channel | None = None
+        self._state = State.STARTING
+        self._calls = 0
+        self._authkey: bytes | None = None
+        self._retires = settings.retire is not bool
+        # When it may have retired by itself, on the clock of time.monotonic().
+        self.expires_at = math.inf
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def process(self) -> WorkerProcess:
+        """The handle of the process; there is one once :meth:`start` has returned."""
+        if self._process is None:
+            raise RuntimeError("the worker has not been started")
+        return self._process
+
+    async def start(self, *, cancellable: bool) -> None:
+        """Start the process and bring it to where it takes jobs.
+
+        Raises:
+            WorkerStartError: that failed; the message says at which stage and what would help.
+        """
+        refuse_while_main_loads()
+        greeting = self._greeting()
+        self._process, ours = self._spawn()
+        self._channel = Channel(ours)
+        try:
+            try:
+                await self._channel.send(greeting, cancellable=cancellable)
+            except WriteFailed:
+                pass  # Why it is gone, its last words or its exit status tell.
+            self._check_welcome(await self._receive(cancellable))
+            self._state = State.SETTING_UP
+            await self._receive(cancellable)
+        except (EndOfStream, WireError) as error:
+            await self._end_gently()
+            raise WorkerStartError(_describe_failed_start(self._process, error), self._process) from None
+        except BaseException:
+            await self._end()
+            raise
+        self._become_idle()
+
+    async def run_sync(self, call: _payload.Payload, *, cancellable: bool) -> outcome.Outcome[Any]:
+        """Run a pickled call in the worker.
+
+        A checkpoint. If it is cancelled, which it can be only if ``cancellable``, the worker is killed.
+
+        Raises:
+            CallNotRun: the worker had left; nothing was run.
+            BrokenWorkerError: the worker ended, or had to be ended, before it answered.
+        """
+        channel = self._channel
+        if channel is None or self._state is not State.IDLE:
+            raise RuntimeError("the worker is not idle")
+        self._calls += 1
+        self._state = State.RUNNING
+        try:
+            frame = await self._exchange(channel, call, cancellable)
+        except CallNotRun:
+            raise
+        except EndOfStream:
+            await self._end_gently()
+            raise BrokenWorkerError(
+                f"worker {self.process.pid} {describe_ending(self.process)} while it ran {call.name}",
+                self.process,
+            ) from None
+        except WireError as error:
+            await self._end()
+            raise BrokenWorkerError(
+                f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
+                f"while it ran {call.name}",
+                self.process,
+            ) from error
+        except BaseException:
+            await self._end()
+            raise
+        if frame.id == self._calls and frame.kind in (Kind.RESULT, Kind.RAISED):
+            # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
+            result = _load_result(frame) if frame.kind is Kind.RESULT else outcome.Error(load_exception(frame))
+            self._become_idle()
+            return result
+        return await self._refused_call(frame, call.name)
+
+    def hear(self) -> bool:
+        """Take in, without waiting, what an idle worker has said; whether it still takes jobs."""
+        if self._state is State.IDLE and self._channel is not None:
+            try:
+                frame = self._channel.receive_nowait()
+            except (EndOfStream, WireError):
+                self._leave()
+            else:
+                if frame is not None:
+                    self._leave()
+        return self._state is State.IDLE
+
+    def ask_to_retire(self) -> None:
+        """Tell an idle worker to leave. It may have left already."""
+        if self._state is State.IDLE and self._channel is not None:
+            self._channel.send_nowait([encode_head(Kind.RETIRE, 0, ())])
+            self._leave()
+
+    def gone(self) -> bool:
+        """Whether the process of a worker on its way out has ended; if so it is reaped and nothing of it is left."""
+        if self._process is not None and self._process.poll():
+            self._close()
+            return True
+        return False
+
+    def kill(self) -> None:
+        """End the process at once; :meth:`gone` or a wait must follow."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def wait(self) -> None:
+        """Wait until the process has ended."""
+        if self._process is not None:
+            await self._process.wait()
+        self._close()
+
+    def wait_sync(self, deadline: float) -> bool:
+        """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has."""
+        if self._process is not None and not self._process.wait_sync(deadline):
+            return False
+        self._close()
+        return True
+
+    def _greeting(self) -> list[Buffer]:
+        """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
+        environment = _library_path_now()
+        hello = _launch.hello(_locate.libpython(), environment)
+        self._authkey = _launch.authentication_key()
+        settings = _launch.current_settings()
+        segments = [
+            _payload.dump_settings(settings),
+            b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
+            _payload.dump_callable(self._settings.retire) if self._retires else b"",
+        ]
+        setup: dict[str, Any] = {"eager": settings["warning_filters"] is not None}
+        if self._settings.idle_timeout < _LONGEST_IDLE:
+            setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
+        return [
+            encode_head(Kind.HELLO, 0, (), hello),
+            encode_head(Kind.SETUP, 0, [len(segment) for segment in segments], setup),
+            *segments,
+        ]
+
+    def _spawn(self) -> tuple[WorkerProcess, Any]:
+        executable = _locate.worker_executable()
+        environment = dict(os.environb)
+        folder = os.path.dirname(os.fsencode(_locate.libpython()))
+        others = environment.get(_LIBRARY_PATH)
+        environment[_LIBRARY_PATH] = folder if not others else folder + b":" + others
+        try:
+            return _process.start(executable, environment)
+        except OSError as error:
+            raise WorkerStartError(
+                f"the worker executable {executable} could not be started: {os.strerror(error.errno or 0)}. "
+                + _SPAWN_REMEDIES.get(error.errno or 0, "Reinstalling trio-offload may help.")
+            ) from error
+
+    async def _receive(self, cancellable: bool) -> Frame:
+        """The next frame of a start: the one that the state asks for."""
+        if self._channel is None:
+            raise RuntimeError("the worker has not been started")
+        frame = await self._channel.receive(cancellable=cancellable)
+        expected = Kind.WELCOME if self._state is State.STARTING else Kind.READY
+        if frame.kind is expected:
+            return frame
+        if frame.kind is Kind.SETUP_FAILED and self._state is State.SETTING_UP:
+            cause = load_exception(frame)
+            await self._end_gently()
+            raise WorkerStartError(
+                f"a worker could not be started, because its init, {_payload.function_name(self._settings.init)}, "
+                f"raised {frame.body['type']}",
+                self.process,
+            ) from cause
+        if frame.kind in (Kind.REFUSED, Kind.ABORTED):
+            await self._end_gently()
+            raise WorkerStartError(f"a worker could not be started: {frame.body['message']}", self.process)
+        await self._end()
+        raise WorkerStartError(
+            f"worker {self.process.pid} was ended: it said {frame.kind.name} where it had to say {expected.name}",
+            self.process,
+        )
+
+    def _check_welcome(self, frame: Frame) -> None:
+        """The worker has compared versions already; this compares what only a running interpreter knows."""
+        for name in ("prefix", "exec_prefix"):
+            theirs = os.fsdecode(frame.body[name])
+            ours = getattr(sys, name)
+            if theirs != ours:
+                raise WorkerStartError(
+                    f"the worker is not this Python: its sys.{name} is {theirs}, here it is {ours}. It was started as "
+                    f"{sys.executable!r}; is that the interpreter that runs this program?",
+                    self.process,
+                )
+
+    def _new_settings(self) -> list[Buffer]:
+        settings = _launch.current_settings()
+        self._authkey = settings["authkey"]
+        segment = _payload.dump_settings(settings)
+        return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
+
+    async def _exchange(self, channel: Channel, call: _payload.Payload, cancellable: bool) -> Frame:
+        """Send the call that is due, and receive what the worker says to it."""
+        if self._retires:
+            # A worker with a ``retire`` of its own has often said RETIRED by now: that spares it a call in vain.
+            frame = channel.receive_nowait()
+            if frame is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return frame
+        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
+        if _launch.authentication_key() != self._authkey:
+            parts[:0] = self._new_settings()
+        sent = True
+        try:
+            await channel.send(parts, cancellable=cancellable)
+        except WriteFailed as failure:
+            # That decides nothing: what the worker said before it left does.
+            sent = failure.sent
+        try:
+            return await channel.receive(cancellable=cancellable)
+        except EndOfStream:
+            if sent:
+                raise
+            await self._end_gently()
+            logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
+            raise CallNotRun from None
+
+    async def _refused_call(self, frame: Frame, name: str) -> NoReturn:
+        """The worker answered a call with something other than its result."""
+        if frame.kind is Kind.RETIRED:
+            self._leave()
+            raise CallNotRun
+        if frame.kind is Kind.ABORTED:
+            await self._end_gently()
+            raise BrokenWorkerError(
+                f"worker {self.process.pid} gave up when it was to run {name}: {frame.body['message']}", self.process
+            )
+        await self._end()
+        raise BrokenWorkerError(
+            f"worker {self.process.pid} was ended: it said {frame.kind.name} (id {frame.id}) in answer to call "
+            f"{self._calls} of {name}",
+            self.process,
+        )
+
+    def _become_idle(self) -> None:
+        self._state = State.IDLE
+        self.expires_at = time.monotonic() + self._settings.idle_timeout
+
+    def _leave(self) -> None:
+        self._state = State.RETIRING
+        self.expires_at = -math.inf
+
+    async def _end(self) -> None:
+        """Kill the process with its descendants, wait for it, and let go of everything."""
+        self._state = State.ENDED
+        if self._process is not None:
+            self._process.kill()
+            with trio.CancelScope(shield=True):
+                await self._process.wait()
+        self._close()
+
+    async def _end_gently(self) -> None:
+        """The worker has closed its end or said its last words: let it exit, so that its own status is seen."""
+        if self._process is not None:
+            with trio.CancelScope(shield=True), trio.move_on_after(_EXIT_PATIENCE):
+                await self._process.wait()
+        await self._end()
+
+    def _close(self) -> None:
+        self._state = State.ENDED
+        if self._channel is not None:
+            self._channel.close()
+
+
+def describe_ending(process: WorkerProcess) -> str:
+    """How a process ended, as what follows «the worker»."""
+    code = process.exitcode
+    if code is None:
+        return "ended, and how is not known, because somebody else in this program reaped it (SIGCHLD ignored, or a foreign waitpid)"
+    if code >= 0:
+        return f"exited with status {code}"
+    if process.signal is None:
+        return f"died of signal {-code}"
+    hint = " (if nobody sent it, it may have been the system's OOM killer)" if -code == signal.SIGKILL else ""
+    return f"died of {process.signal.name}{hint}"
+
+
+def load_exception(frame: Frame) -> BaseException:
+    """The exception of a RAISED or SETUP_FAILED, or what stands in for it."""
+    told = RemoteError(frame.body["type"], frame.body["message"], frame.body["traceback"])
+    if not frame.segments:
+        return told
+    try:
+        error = _payload.load(frame.segments)
+    except BaseException as why:
+        told.__cause__ = why
+        return told
+    if not isinstance(error, BaseException):
+        return told
+    stage = _STAGES.get(frame.body["stage"])
+    if stage is not None:
+        add_note(error, stage)
+    return error
+
+
+def refuse_while_main_loads() -> None:
+    """In a worker that is loading the user's main script, starting workers means that the script has no guard.
+
+    Raises:
+        RuntimeError: that is so; the message teaches the guard.
+    """
+    loader = sys.modules.get("trio_offload_worker._main")
+    if loader is not None and loader.loading:
+        raise RuntimeError(
+            "this program uses trio_offload while a worker is only loading it, to find a function that lives in its main "
+            "script. That code would run again in every worker. Put what starts the program behind the guard that keeps "
+            "it to the main process:\n\n"
+            '    if __name__ == "__main__":\n'
+            "        trio.run(main)\n"
+        )
+
+
+_LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
+_LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
+_EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
+_SPAWN_REMEDIES: Final = {
+    errno.EACCES: "It may not be executed: look at its mode, and whether its file system is mounted noexec.",
+    errno.ENOENT: "It, or the dynamic loader that it names, is not there; a build for another C library looks like this.",
+    errno.ENOEXEC: "It is a build for another processor.",
+    errno.EAGAIN: "The limit of processes is reached (ulimit -u, or the container's).",
+    errno.ENOMEM: "There is not enough memory.",
+    errno.EMFILE: "This program has too many files open (ulimit -n).",
+    errno.ENFILE: "The system has too many files open.",
+}
+_STAGES: Final = {
+    "unpickle": "(while the worker unpickled the function and its arguments)",
+    "pickle": "(while the worker pickled the result)",
+}
+
+
+def _library_path_now() -> dict[bytes, bytes | None]:
+    """What the worker gives back: the library path as it is here."""
+    return {_LIBRARY_PATH: os.environb.get(_LIBRARY_PATH)}
+
+
+def _load_result(frame: Frame) -> outcome.Outcome[Any]:
+    try:
+        return outcome.Value(_payload.load(frame.segments))
+    except BaseException as error:
+        add_note(error, "(while unpickling the result of a job)")
+        return outcome.Error(error)
+
+
+def _describe_failed_start(process: WorkerProcess, error: EndOfStream | WireError) -> str:
+    if isinstance(error, WireError):
+        return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
+    hint = ""
+    if process.exitcode == 127:
+        # The dynamic loader's exit status; it has told standard error what it missed.
+        hint = (
+            ". The dynamic loader could not load it: most likely the executable was built for another minor version of "
+            f"Python than this one ({sys.version.split()[0]}). Reinstall trio-offload with this interpreter: "
+            f"{sys.executable} -m pip install --force-reinstall trio-offload"
+        )
+    return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"

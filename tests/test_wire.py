@@ -1,0 +1,194 @@
+"""Contract: the parent's codec against the vectors that the worker's codec passes too, and against what they cannot show."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from trio_offload._wire import (
+    MAX_HEADER,
+    MAX_ID,
+    MAX_PAYLOAD,
+    MAX_SEGMENTS,
+    Decoder,
+    Frame,
+    Kind,
+    WireError,
+    encode_head,
+)
+
+VECTORS = sorted((Path(__file__).parent / "vectors").glob("*.json"))
+
+
+@attrs.frozen
+class Outcome:
+    frames: list[tuple[int, int, list[bytes], dict[str, Any]]]
+    error: str | None
+
+
+def plain(value: Any) -> Any:
+    """A JSON value of a vector as the codec gives it."""
+    if isinstance(value, dict):
+        if set(value) == {"$bytes"}:
+            return bytes.fromhex(value["$bytes"])
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def expected(vector: dict[str, Any]) -> Outcome:
+    frames = [
+        (frame["kind"], frame["id"], [bytes.fromhex(segment) for segment in frame["segments"]], plain(frame["body"]))
+        for frame in vector.get("frames", [])
+    ]
+    return Outcome(frames, vector.get("error"))
+
+
+def observed(frame: Frame) -> tuple[int, int, list[bytes], dict[str, Any]]:
+    return int(frame.kind), frame.id, [bytes(segment) for segment in frame.segments], frame.body
+
+
+def decode(chunks: list[bytes], end: bool) -> Outcome:
+    decoder = Decoder()
+    frames = []
+    try:
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                target = decoder.writable()
+                count = min(len(target), len(rest))
+                assert count > 0
+                target[:count] = rest[:count]
+                decoder.wrote(count)
+                rest = rest[count:]
+                while (frame := decoder.next_frame()) is not None:
+                    frames.append(observed(frame))
+        if end:
+            decoder.end_of_stream()
+    except WireError as error:
+        return Outcome(frames, error.code)
+    return Outcome(frames, None)
+
+
+def test_there_are_vectors() -> None:
+    assert len(VECTORS) > 100
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+def test_vector_whole_and_split_everywhere(path: Path) -> None:
+    vector = json.loads(path.read_text())
+    data = bytes.fromhex(vector["bytes"])
+    end = vector.get("end", False)
+    assert decode([data], end) == expected(vector)
+    assert decode([data[i : i + 1] for i in range(len(data))], end) == expected(vector)
+    positions = range(len(data)) if len(data) < 3000 else random.Random(1).sample(range(len(data)), 200)
+    for position in positions:
+        assert decode([data[:position], data[position:]], end) == expected(vector), f"split at {position}"
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+def test_vector_with_trailing_data(path: Path) -> None:
+    vector = json.loads(path.read_text())
+    if vector.get("end") or "error" in vector:
+        return
+    ready = encode_head(Kind.READY, 0, ())
+    want = expected(vector)
+    assert decode([bytes.fromhex(vector["bytes"]) + ready], True) == Outcome([*want.frames, (Kind.READY, 0, [], {})], None)
+
+
+@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
+def test_vector_encodes_to_the_same_bytes(path: Path) -> None:
+    vector = json.loads(path.read_text())
+    if not vector.get("canonical"):
+        return
+    data = b""
+    for kind, id, segments, body in expected(vector).frames:
+        data += encode_head(Kind(kind), id, [len(segment) for segment in segments], body) + b"".join(segments)
+    assert data.hex() == vector["bytes"]
+
+
+@pytest.mark.parametrize(
+    "sizes", [[0], [1], [32 * 1024], [64 * 1024], [200_000], [3, 70_000, 0, 5, 100_000], [0, 0], [10] * 300]
+)
+def test_frames_of_every_size_after_one_another(sizes: list[int]) -> None:
+    """Small frames are parsed in the buffer, large ones in memory of their own; the seams must not show."""
+    source = random.Random(str(sizes))
+    segments = [source.randbytes(size) for size in sizes]
+    one = encode_head(Kind.CALL, 7, sizes) + b"".join(segments)
+    data = one * 5
+    want = Outcome([(Kind.CALL, 7, segments, {})] * 5, None)
+    assert decode([data], True) == want
+    for step in (1000, 4099, 65_536, 65_537):
+        assert decode([data[i : i + step] for i in range(0, len(data), step)], True) == want
+
+
+def test_only_the_first_segment_is_borrowed() -> None:
+    """What is unpickled in place must not lie in the buffer that the next frame overwrites."""
+    decoder = Decoder()
+    data = encode_head(Kind.CALL, 1, [2, 3]) + b"abcde"
+    decoder.writable()[: len(data)] = data
+    decoder.wrote(len(data))
+    frame = decoder.next_frame()
+    assert frame is not None
+    assert frame.borrowed
+    decoder.writable()[:] = bytes(len(decoder.writable()))
+    assert frame.segments[1] == bytearray(b"cde")
+
+
+def test_memory_for_a_large_segment_comes_from_the_allocator() -> None:
+    asked: list[int] = []
+
+    def allocate(size: int) -> bytearray:
+        asked.append(size)
+        return bytearray(size)
+
+    decoder = Decoder(allocate)
+    head = encode_head(Kind.RESULT, 1, [100_000, 5])
+    decoder.writable()[: len(head)] = head
+    decoder.wrote(len(head))
+    assert decoder.next_frame() is None
+    assert asked == [100_000, 5]
+    assert len(decoder.writable()) == 100_000
+
+
+def test_no_memory_is_taken_for_a_length_that_is_too_large() -> None:
+    def refuse(size: int) -> bytearray:
+        raise AssertionError(f"asked for {size} bytes")
+
+    decoder = Decoder(refuse)
+    data = b"tro\x01" + (3).to_bytes(4, "big") + (MAX_PAYLOAD + 1).to_bytes(8, "big")
+    decoder.writable()[: len(data)] = data
+    decoder.wrote(len(data))
+    with pytest.raises(WireError, match="payload_too_large"):
+        decoder.next_frame()
+
+
+def test_random_bytes_give_frames_or_a_named_error() -> None:
+    source = random.Random(20)
+    heads = [encode_head(Kind.CALL, 3, [5]), encode_head(Kind.RETIRED, 0, (), {"reason": "idle"})]
+    for _ in range(3000):
+        data = bytearray(source.choice(heads) + source.randbytes(source.randrange(40)))
+        for _ in range(source.randrange(4)):
+            data[source.randrange(len(data))] = source.randrange(256)
+        decode([bytes(data)], True)
+
+
+@pytest.mark.parametrize(
+    ("id", "lengths", "body", "words"),
+    [
+        (-1, [], None, "between 0 and"),
+        (MAX_ID + 1, [], None, "between 0 and"),
+        (0, [0] * (MAX_SEGMENTS + 1), None, "segments"),
+        (0, [MAX_PAYLOAD, 1], None, "1 TiB"),
+        (0, [], {"message": "x" * MAX_HEADER}, "16 MiB"),
+    ],
+)
+def test_what_is_out_of_bounds_is_not_encoded(id: int, lengths: list[int], body: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        encode_head(Kind.ABORTED, id, lengths, body)
