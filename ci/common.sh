@@ -1,0 +1,172 @@
+# Sourced by the programs beside it: what a machine must have, an environment for a Python, the wheel for it.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build=$root/build
+cd "$root"
+
+# pip asks for nothing and talks little.
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+# An activated environment or an inherited path must not leak into the ones made here.
+unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# Python's own warnings settings are the tests' business.
+unset PYTHONWARNINGS
+
+die() {
+    printf '%s\n' "$@" >&2
+    exit 1
+}
+
+# Says everything that is missing at once, and what to do about each.
+check_machine() {
+    local missing=()
+    python=${PYTHON:-python3}
+    if ! command -v "$python" >/dev/null; then
+        missing+=("Python: no «$python» (Debian: apt-get install python3 python3-venv libpython3-dev; or set PYTHON to one)")
+    elif ! "$python" -c 'import sys; sys.exit(not (sys.version_info >= (3, 10) and sys.implementation.name == "cpython"))'; then
+        missing+=("Python: «$python» is $("$python" --version 2>&1), CPython 3.10 or newer is needed (set PYTHON to one)")
+    else
+        # A shim or a link becomes the interpreter itself.
+        python=$("$python" -c 'import sys; print(sys.executable)')
+        local reason
+        reason=$("$python" ci/find_pythons.py 2>&1 >/dev/null | grep -F "$python is left out" || true)
+        if [[ -n $reason ]]; then missing+=("Python: $reason"); fi
+    fi
+    if ! command -v cargo >/dev/null; then
+        missing+=("cargo: Rust $(rust_version) or newer (https://rustup.rs, or apt-get install cargo where that is new enough)")
+    elif ! older_or_same "$(rust_version)" "$(cargo --version | cut -d' ' -f2)"; then
+        missing+=("cargo: this is $(cargo --version), Rust $(rust_version) or newer is needed (rustup update)")
+    fi
+    if ! command -v cc >/dev/null; then
+        missing+=("a linker: no «cc» (Debian: apt-get install gcc libc6-dev)")
+    fi
+    local tool
+    for tool in "$@"; do
+        case $tool in
+            fmt | clippy)
+                cargo "$tool" --version >/dev/null 2>&1 ||
+                    missing+=("cargo $tool: rustup component add ${tool/fmt/rustfmt} (Debian: apt-get install ${tool/fmt/rustfmt})")
+                ;;
+        esac
+    done
+    if ((${#missing[@]})); then
+        die "This machine lacks:" "${missing[@]/#/  }"
+    fi
+}
+
+rust_version() {
+    sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1
+}
+
+older_or_same() {
+    [[ $(printf '%s\n' "$1" "$2" | sort -V | head -n 1) == "$1" ]]
+}
+
+# The folder under build/ of everything for one Python: its name says which.
+folder_of() {
+    "$1" -c '
+import hashlib, os, sys, sysconfig
+# Two builds of one version (Debian has its own) must not share an environment.
+origin = hashlib.sha256(os.path.realpath(os.__file__).encode()).hexdigest()[:6]
+print(f"{sys.argv[1]}/py{sys.version_info[0]}{sys.version_info[1]}-{origin}")' "$build"
+}
+
+# make_environment PYTHON GROUP...: an environment in build/ with those groups of pyproject.toml and what the package
+# depends on, but not the package. Made anew when pyproject.toml has changed since.
+make_environment() {
+    local interpreter=$1 folder stamp
+    shift
+    folder=$(folder_of "$interpreter")
+    stamp=$(cat pyproject.toml <(echo "$interpreter $*") | sha256sum | cut -c1-16)
+    if [[ ! -x $folder/venv/bin/python || ! -e $folder/environment-$stamp ]]; then
+        rm -rf "$folder/venv" "$folder"/environment-*
+        mkdir -p "$folder"
+        "$interpreter" -m venv "$folder/venv"
+        # Dependency groups came with pip 25.1.
+        "$folder/venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
+        local group arguments=() dependencies
+        for group in "$@"; do arguments+=(--group "$group"); done
+        # Python 3.10 has no tomllib; pip carries one.
+        mapfile -t dependencies < <("$folder/venv/bin/python" -c '
+from pip._vendor import tomli
+with open("pyproject.toml", "rb") as file:
+    print(*tomli.load(file)["project"]["dependencies"], sep="\n")')
+        "$folder/venv/bin/python" -m pip install --quiet "${arguments[@]}" "${dependencies[@]}"
+        touch "$folder/environment-$stamp"
+    fi
+}
+
+# The environment's python for an interpreter.
+environment_python() {
+    echo "$(folder_of "$1")/venv/bin/python"
+}
+
+# build_wheel PYTHON: into build/wheels, as `pip install .` would. Cargo's folder is kept for each Python: pyo3 and all
+# that depends on it would otherwise be built again at each change of Python.
+build_wheel() {
+    local folder out
+    folder=$(folder_of "$1")
+    out=$folder/wheel
+    rm -rf "$out"
+    mkdir -p "$out" "$build/wheels"
+    CARGO_TARGET_DIR=$folder/target "$(environment_python "$1")" -m pip wheel --quiet --no-deps --wheel-dir "$out" .
+    cp "$out"/*.whl "$build/wheels/"
+}
+
+# install_wheel PYTHON: what build_wheel made, with its dependencies.
+install_wheel() {
+    local folder
+    folder=$(folder_of "$1")
+    "$folder/venv/bin/python" -m pip install --quiet "$folder"/wheel/*.whl
+    # The version stays the same while the contents change.
+    "$folder/venv/bin/python" -m pip install --quiet --no-deps --force-reinstall "$folder"/wheel/*.whl
+}
+
+# Cargo's environment for an interpreter: what it builds links that Python, and finds its library when it runs.
+cargo_for() {
+    local interpreter=$1 library
+    shift
+    library=$("$interpreter" -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')
+    env PYO3_PYTHON="$interpreter" CARGO_TARGET_DIR="$(folder_of "$interpreter")/target" \
+        LD_LIBRARY_PATH="$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" cargo "$@"
+}
+
+# stage NAME COMMAND...: runs it, times it, goes on after a failure. report_stages ends with the table.
+stages=()
+failures=0
+stage() {
+    local name=$1 status=0 began=$SECONDS
+    shift
+    printf '\n=== %s\n' "$name"
+    # Not `if` or `||`: inside these bash ignores errexit, also in the subshell.
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    local word=ok
+    if ((status)); then
+        word="FAILED ($status)"
+        failures=$((failures + 1))
+    fi
+    stages+=("$(printf '%5d s  %s  %s' $((SECONDS - began)) "$name" "$word")")
+    return 0
+}
+
+# As stage, for what the rest cannot do without.
+needed_stage() {
+    local before=$failures
+    stage "$@"
+    if ((failures > before)); then
+        report_stages
+        exit 1
+    fi
+}
+
+report_stages() {
+    printf '\n=== stages\n'
+    printf '%s\n' "${stages[@]}"
+    printf '%5d s  in all\n' "$SECONDS"
+}

@@ -1,0 +1,124 @@
+"""One wheel for each CPython: it installs into an empty environment, and its worker is that very Python.
+
+Also with a second build of the same minor version, where the machine has one: a wheel carries no libpython, so its
+worker has to load the one that belongs to whoever starts it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import attrs
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+WHEELS = "TRIO_OFFLOAD_WHEELS"  # names a folder of wheels that ci/test has built from this checkout
+
+ONE_CALL = """
+import json, sys, trio, trio_offload
+
+FACTS = "[__import__('sys').version, __import__('sys').prefix, __import__('os').getpid(), 'trio' in __import__('sys').modules]"
+
+async def main():
+    async with trio_offload.open_worker_context() as context:
+        return await context.run_sync(eval, FACTS)
+
+version, prefix, pid, has_trio = trio.run(main)
+assert version == sys.version, (version, sys.version)
+assert prefix == sys.prefix, (prefix, sys.prefix)
+assert not has_trio
+print("the worker agrees")
+"""
+
+
+@attrs.frozen
+class Interpreter:
+    path: Path
+    tag: str  # cp311
+    version: str  # 3.11.7
+
+    def __str__(self) -> str:
+        # The folder tells two builds of one version apart.
+        return f"{self.version}-{self.path.parent.parent.name}"
+
+
+@functools.cache
+def interpreters() -> list[Interpreter]:
+    program = ROOT / "ci" / "find_pythons.py"
+    listed = subprocess.run([sys.executable, program, "--all"], check=True, capture_output=True, text=True)
+    found = []
+    for path in listed.stdout.splitlines():
+        version = _run(Path(path), "-c", "import sys; print(sys.version.split()[0])").strip()
+        major, minor = version.split(".")[:2]
+        found.append(Interpreter(Path(path), f"cp{major}{minor}", version))
+    return found
+
+
+def _run(program: Path, *arguments: object, environment: dict[str, str] | None = None) -> str:
+    answer = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert answer.returncode == 0, f"{program} {arguments} ended with {answer.returncode}:\n{answer.stdout}{answer.stderr}"
+    return answer.stdout
+
+
+def _plain_environment() -> dict[str, str]:
+    """What a user's shell would have: nothing of this run of the tests."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "PYTEST", "TRIO_OFFLOAD", "VIRTUAL_ENV", "CARGO_TARGET", "PYO3"))
+        and name != "LD_LIBRARY_PATH"
+    }
+
+
+@functools.cache
+def wheel_of(interpreter: Interpreter, folder: Path) -> Path:
+    """The wheel for an interpreter: that of ci/test, or one that is built now."""
+    ready = os.environ.get(WHEELS)
+    if ready is not None:
+        wheels = list(Path(ready).glob(f"trio_offload-*-{interpreter.tag}-{interpreter.tag}-*.whl"))
+        assert len(wheels) == 1, f"{WHEELS}={ready} has {len(wheels)} wheels for {interpreter.tag}"
+        return wheels[0]
+    _run(interpreter.path, "-m", "venv", folder / "builder")
+    out = folder / "wheel"
+    # Cargo's folder under build/ is shared with nobody, and kept: the next build is a short one.
+    environment = _plain_environment() | {"CARGO_TARGET_DIR": str(ROOT / "build" / f"wheel-{interpreter.tag}")}
+    pip = folder / "builder" / "bin" / "pip"
+    _run(pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", out, ROOT, environment=environment)
+    (wheel,) = out.iterdir()
+    return wheel
+
+
+@pytest.mark.parametrize("interpreter", interpreters(), ids=str)
+def test_wheel_in_an_empty_environment(interpreter: Interpreter, tmp_path: Path) -> None:
+    wheel = wheel_of(interpreter, tmp_path)
+    assert re.fullmatch(rf"trio_offload-[^-]+-{interpreter.tag}-{interpreter.tag}-(linux|manylinux)\w+\.whl", wheel.name)
+
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "trio_offload/__init__.py" in names
+    assert "trio_offload/py.typed" in names
+    assert "trio_offload_worker/__init__.py" in names
+    scripts = {Path(name).name for name in names if ".data/scripts/" in name}
+    assert scripts == {"trio-offload", "trio-offload-worker"}
+    assert not [name for name in names if "libpython" in name or ".libs/" in name], "a wheel must not carry a libpython"
+
+    empty = tmp_path / "empty"
+    plain = _plain_environment()
+    _run(interpreter.path, "-m", "venv", empty)
+    _run(empty / "bin" / "pip", "install", "--quiet", wheel, environment=plain)
+    program = tmp_path / "program.py"
+    program.write_text(ONE_CALL)
+    assert _run(empty / "bin" / "python", program, environment=plain) == "the worker agrees\n"
+    # Also without the environment being activated, and from a folder that is not the program's.
+    assert "map" in _run(empty / "bin" / "trio-offload", "--help", environment=plain)
+    described = _run(empty / "bin" / "python", "-m", "trio_offload", "doctor", "--json", environment=plain)
+    assert interpreter.version in described

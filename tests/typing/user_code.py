@@ -1,0 +1,107 @@
+"""Code as a user writes it. It is type-checked, never run: a checker must infer what is asserted here."""
+
+from __future__ import annotations
+
+import functools
+import math
+import signal
+from pathlib import Path
+
+import trio
+from typing_extensions import assert_type
+
+import trio_offload
+from trio_offload import (
+    BrokenWorkerError,
+    WorkerContext,
+    WorkerType,
+    cache_scope,
+    configure_default_context,
+    current_default_worker_limiter,
+    default_context_statistics,
+    open_worker_context,
+    run_sync,
+)
+
+
+def shout(text: str, times: int = 1) -> str:
+    return text.upper() * times
+
+
+def measure(path: Path) -> tuple[int, float]:
+    return path.stat().st_size, 0.5
+
+
+def nothing() -> None: ...
+
+
+def total(*numbers: int) -> int:
+    return sum(numbers)
+
+
+class Counter:
+    def add(self, amount: int) -> list[int]:
+        return [amount]
+
+    @staticmethod
+    def parse(text: str) -> bytes:
+        return text.encode()
+
+
+async def results() -> None:
+    assert_type(await run_sync(shout, "hello"), str)
+    assert_type(await run_sync(shout, "hello", 3), str)
+    assert_type(await run_sync(measure, Path("file")), tuple[int, float])
+    assert_type(await run_sync(total, 1, 2, 3), int)
+    assert_type(await run_sync(Counter().add, 1), list[int])
+    assert_type(await run_sync(Counter.parse, "text"), bytes)
+    assert_type(await run_sync(Counter), Counter)
+    assert_type(await run_sync(math.sqrt, 2), float)
+    assert_type(await run_sync(functools.partial(shout, times=2), "hello"), str)
+    await run_sync(nothing)
+
+
+async def options() -> None:
+    limiter = trio.CapacityLimiter(3)
+    assert_type(await run_sync(shout, "hello", limiter=limiter), str)
+    assert_type(await run_sync(shout, "hello", kill_on_cancel=True), str)
+    assert_type(await run_sync(shout, "hello", cancellable=True), str)
+    # Any async context manager limits.
+    assert_type(await run_sync(shout, "hello", limiter=trio.Lock()), str)
+    assert_type(current_default_worker_limiter(), trio.CapacityLimiter)
+
+
+async def contexts() -> None:
+    async with open_worker_context() as context:
+        assert_type(context, WorkerContext)
+        assert_type(await context.run_sync(shout, "hello", 2), str)
+        assert_type(await context.run_sync(measure, Path("file"), kill_on_cancel=True), tuple[int, float])
+        statistics = context.statistics()
+        assert_type(statistics.idle_workers, int)
+        assert_type(statistics.running_workers, int)
+        assert_type(context.idle_timeout, float)
+        assert_type(context.grace_period, float)
+        assert_type(context.worker_type, WorkerType)
+    async with open_worker_context(
+        idle_timeout=math.inf, init=bool, retire=object, grace_period=1, worker_type=WorkerType.SPAWN
+    ) as context:
+        await context.run_sync(nothing)
+    async with cache_scope(idle_timeout=10, retire=lambda: True):
+        assert_type(await trio_offload.run_sync(shout, "hello"), str)
+    configure_default_context(idle_timeout=5.0, init=nothing, grace_period=3)
+    assert_type(default_context_statistics().idle_workers, int)
+
+
+async def in_a_nursery() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_sync, shout, "hello")
+        nursery.start_soon(functools.partial(run_sync, shout, "hello", kill_on_cancel=True))
+
+
+async def broken() -> None:
+    try:
+        await run_sync(shout, "hello")
+    except BrokenWorkerError as error:
+        assert_type(error.exitcode, int | None)
+        assert_type(error.signal, signal.Signals | None)
+        raise
