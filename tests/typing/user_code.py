@@ -94,8 +94,8 @@ async def contexts() -> None:
 
 async def in_a_nursery() -> None:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run_sync, shout, "hello")
-        nursery.start_soon(functools.partial(run_sync, shout, "hello", kill_on_cancel=True))
+        nursery.start_soon(run_sync, measure, Path("file"))
+        nursery.start_soon(functools.partial(run_sync, kill_on_cancel=True), shout, "hello", 2)
 
 
 async def broken() -> None:

@@ -28,13 +28,13 @@ async def wrong_arguments() -> None:
 
 
 async def wrong_result() -> int:
-    return await run_sync(shout, "hello")  # type: ignore[return-value]
+    return await run_sync(shout, "hello", 2)  # type: ignore[arg-type]
 
 
 async def wrong_options() -> None:
     await run_sync(shout, "hello", kill_on_cancel="yes")  # type: ignore[arg-type]
     await run_sync(shout, "hello", limiter=3)  # type: ignore[arg-type]
-    await run_sync(shout, text="hello")  # type: ignore[call-arg]
+    await run_sync(shout, "hello", 2, times=3)  # type: ignore[call-arg]
     async with open_worker_context(idle_timeout="long"):  # type: ignore[arg-type]
         pass
     async with open_worker_context(retire=3):  # type: ignore[arg-type]
