@@ -1,0 +1,293 @@
+"""The command line: ``trio-offload map`` and ``trio-offload doctor``. :func:`main` is the entry point.
+
+| module | its one job |
+|---|---|
+| ``__init__`` | arguments in, an exit status out |
+| ``_exit`` | the exit statuses, and the error that is one line |
+| ``_sources`` | where items come from |
+| ``_map`` | the run: who waits for whom, and how it ends |
+| ``_station`` | one worker's place: an item in, its line out |
+| ``_output`` | lines in the order of the items, and the bound on memory |
+| ``_progress`` | the bar |
+| ``_doctor``, ``_probes`` | what a bug report needs |
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from ._exit import CommandError, ExitStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._sources import Source
+
+_DESCRIPTION = "Run Python functions in parallel worker processes."
+
+_COMMANDS = """\
+commands:
+  map       call a function once for each item, in parallel; one line of JSON each
+  doctor    show what a bug report needs, and whether all is well here
+
+examples:
+  trio-offload map os.path:getsize README.md pyproject.toml
+  find . -name '*.py' | trio-offload map --lines - measure_source:measure
+  trio-offload map --help
+"""
+
+_MAP_DESCRIPTION = """\
+Call a function once for each item, in parallel worker processes.
+
+MODULE:FUNCTION is imported in the workers, never in this process; the working directory is
+importable, as with python -m. FUNCTION may be dotted: module:Class.method.
+The function gets the item as its only argument."""
+
+_MAP_DETAILS = """\
+items (from one of these):
+  arguments          each is an item, a text
+  --lines FILE       each line is an item, without its line break; - is standard input
+  --json-lines FILE  the value on each line is an item; blank lines are skipped
+
+output: one line of JSON an item on standard output, in the order of the items, as soon as all
+before it are there:
+  {"item": ..., "ok": true, "value": ...}
+  {"item": ..., "ok": true, "repr": "..."}      a value that JSON cannot hold
+  {"item": ..., "ok": false, "error": {"type": ..., "message": ..., "traceback": ...}}
+What the function itself prints goes to standard error; its standard input is empty.
+A worker that dies is the failure of its item (BrokenWorkerError), and so is one over its
+--timeout (TimeoutError); the rest go on.
+
+exit status:
+  0    every item succeeded
+  1    an item failed
+  2    wrong usage: bad arguments, a function that cannot be imported, an unreadable file
+  130  Ctrl+C: what was finished is printed, nothing is left running (143: SIGTERM)
+  141  standard output was closed before the end
+
+examples:
+  trio-offload map os.path:getsize *.txt
+  find . -name '*.py' | trio-offload map --lines - measure_source:measure
+  trio-offload map --json-lines points.jsonl --workers 4 --timeout 10 model:fit > results.jsonl
+  trio-offload map builtins:int -- -1 4
+"""
+
+_DOCTOR_DESCRIPTION = """\
+Show what a bug report needs: versions, the platform, the worker executable and its libpython,
+a trial call; and the problems found, with what to do. Exit status 0 if all is well, else 1."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (default: those of the process) and return its exit status.
+
+    ``--help`` and ``--version`` raise :class:`SystemExit`, as they do everywhere.
+    """
+    try:
+        try:
+            status = _run(sys.argv[1:] if arguments is None else arguments)
+        except CommandError as error:
+            _complain(str(error))
+            status = ExitStatus.USAGE
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end; there must be something that takes it.
+        _leave_closed_output()
+        status = ExitStatus.OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        status = ExitStatus.INTERRUPTED
+    return int(status)
+
+
+def _run(arguments: Sequence[str]) -> ExitStatus:
+    chosen = _command_parser().parse_args(arguments)
+    match chosen.command:
+        case "map":
+            return _map(chosen.rest)
+        case "doctor":
+            return _doctor(chosen.rest)
+        case None:
+            raise CommandError("which command? map or doctor (see trio-offload --help)")
+        case other:
+            raise CommandError(f"no such command: {other!r}; there are map and doctor (see trio-offload --help)")
+
+
+def _map(arguments: Sequence[str]) -> ExitStatus:
+    from ._map import MapOptions, run_map
+    from ._station import Job
+
+    # argparse is not asked about what follows "--": its own idea of it differs from one Python to the next.
+    before, after = _split_at_dashes(arguments)
+    chosen = _map_parser().parse_intermixed_args(before)
+    words = [*chosen.words, *after]
+    if not words:
+        raise CommandError("which function? map MODULE:FUNCTION [ITEM ...] (see trio-offload map --help)")
+    module, attribute = _split_target(words[0])
+    items = words[1:]
+    options = MapOptions(
+        job=Job(module, attribute, chosen.timeout),
+        # For three items three workers are enough.
+        workers=min(chosen.workers, len(items)) if items else chosen.workers,
+        fail_fast=chosen.fail_fast,
+        progress=not chosen.no_progress,
+        path_entry=_working_directory(),
+    )
+    source = _open_source(items, chosen.lines, chosen.json_lines)
+    try:
+        return run_map(options, source)
+    finally:
+        source.close()
+
+
+def _doctor(arguments: Sequence[str]) -> ExitStatus:
+    from ._doctor import run_doctor
+
+    chosen = _doctor_parser().parse_args(arguments)
+    return run_doctor(as_json=chosen.json)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, by an exception."""
+
+    def __init__(self, prog: str, usage: str, description: str, epilog: str | None) -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message} (see {self.prog} --help)")
+
+
+def _command_parser() -> argparse.ArgumentParser:
+    from trio_offload import __version__
+
+    parser = _Parser("trio-offload", "%(prog)s [--version] COMMAND ...", _DESCRIPTION, _COMMANDS)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    # Subparsers would take the positional arguments up to the first option and refuse those after it.
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _map_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "trio-offload map",
+        "%(prog)s [options] MODULE:FUNCTION [ITEM ...]",
+        _MAP_DESCRIPTION,
+        _MAP_DETAILS,
+    )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--lines", metavar="FILE", help="take the lines of FILE as items; - is standard input")
+    parser.add_argument("--json-lines", metavar="FILE", help="take the JSON values on the lines of FILE as items")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_worker_count,
+        default=_processors(),
+        help="worker processes (default: the processors, %(default)s here)",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        help="kill the worker of an item that takes longer than S seconds; the item has failed",
+    )
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first item that fails")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
+    return parser
+
+
+def _doctor_parser() -> argparse.ArgumentParser:
+    parser = _Parser("trio-offload doctor", "%(prog)s [--json]", _DOCTOR_DESCRIPTION, None)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    words = list(arguments)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+def _split_target(target: str) -> tuple[str, str]:
+    module, colon, attribute = target.partition(":")
+    names = [*module.split("."), *attribute.split(".")]
+    if colon and all(name.isidentifier() for name in names):
+        return module, attribute
+    hint = "; a module is given by its name, not by its path" if "/" in module else ""
+    raise CommandError(f"not MODULE:FUNCTION: {target!r} (for example json:loads){hint}")
+
+
+def _open_source(items: Sequence[str], lines: str | None, json_lines: str | None) -> Source:
+    from ._sources import ArgumentSource, LineSource
+
+    given = bool(items) + (lines is not None) + (json_lines is not None)
+    if given == 0:
+        raise CommandError("no items: give them as arguments, or --lines FILE, or --json-lines FILE")
+    if given > 1:
+        raise CommandError("items from one source only: arguments, or --lines FILE, or --json-lines FILE")
+    if lines is not None:
+        return LineSource(lines, "text")
+    if json_lines is not None:
+        return LineSource(json_lines, "json")
+    return ArgumentSource(items)
+
+
+def _working_directory() -> str | None:
+    """What ``python -m`` puts in front of ``sys.path``; ``None`` where the user asked Python not to."""
+    if sys.flags.isolated or getattr(sys.flags, "safe_path", False):
+        return None
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone; what needs it will say so
+        return None
+
+
+def _processors() -> int:
+    """The processors that this process may use."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _worker_count(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"not a number of workers: {text!r}")
+    return count
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"not a number of seconds above 0: {text!r}")
+    return seconds
+
+
+def _complain(message: str) -> None:
+    if sys.stderr is not None:
+        print(f"trio-offload: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _leave_closed_output() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

@@ -1,0 +1,262 @@
+"""The doctor's questions. Each is a function that returns facts, and reports the problems that it sees.
+
+The facts of a probe are independent of all others; the order of :data:`PROBES` is the order of the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import attrs
+import trio
+
+import trio_offload
+from trio_offload import _locate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Report: TypeAlias = "Callable[[Problem], None]"
+    Facts: TypeAlias = "dict[str, Any]"
+
+_REQUIRED: Final = ("trio", "attrs", "outcome", "cbor2", "tblib", "tricycle")
+_OPTIONAL: Final = ("cloudpickle", "rich", "numpy")
+
+_PATIENCE: Final = 30.0
+"""Seconds that the worker may take for anything that it is asked here."""
+
+_REINSTALL: Final = "Install it again: pip install --force-reinstall trio-offload"
+
+
+@attrs.frozen
+class Problem:
+    """Something that keeps the package from working, and what to do about it."""
+
+    what: str
+    remedy: str
+
+
+@attrs.frozen
+class Probe:
+    """One question."""
+
+    name: str
+    examine: Callable[[Report], Facts]
+    remedy: str = "Add this report to the bug report."
+    """What to do if the question itself fails."""
+
+
+def _versions(report: Report) -> Facts:
+    facts: Facts = {"trio-offload": trio_offload.__version__}
+    for name in (*_REQUIRED, *_OPTIONAL):
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = None
+            if name in _REQUIRED:
+                report(Problem(f"{name} is not installed, but trio-offload needs it", f"pip install {name}"))
+    return facts
+
+
+def _python(report: Report) -> Facts:
+    implementation = platform.python_implementation()
+    if implementation != "CPython":
+        report(Problem(f"this Python is {implementation}", "Use CPython 3.10 or newer."))
+    return {
+        "version": sys.version,
+        "implementation": implementation,
+        "build": " ".join(platform.python_build()),
+        "executable": sys.executable,
+        "prefix": sys.prefix,
+        "base prefix": sys.base_prefix,
+        "virtual environment": sys.prefix != sys.base_prefix,
+        "built with a shared library": bool(sysconfig.get_config_var("Py_ENABLE_SHARED")),
+        "free-threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    }
+
+
+def _system(report: Report) -> Facts:
+    if sys.platform != "linux":
+        report(Problem(f"the platform is {sys.platform}", "Only Linux is tested so far."))
+    libc, libc_version = platform.libc_ver()
+    return {
+        "platform": platform.platform(),
+        "distribution": _distribution(),
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "libc": f"{libc} {libc_version}".strip() or None,
+        "processors": os.cpu_count(),
+        "processors for this process": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "memory (bytes)": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory limit of the control group (bytes)": _memory_limit(),
+        "open files allowed": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "processes allowed": resource.getrlimit(resource.RLIMIT_NPROC)[0],
+    }
+
+
+def _kernel(report: Report) -> Facts:
+    return {
+        "pidfd": _has_pidfd(),
+        "lists a thread's children": Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(),
+        "transparent huge pages": _read_line("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "largest socket send buffer (bytes)": _read_line("/proc/sys/net/core/wmem_max"),
+        "largest socket receive buffer (bytes)": _read_line("/proc/sys/net/core/rmem_max"),
+    }
+
+
+def _environment(report: Report) -> Facts:
+    """Variables that change what a worker loads."""
+    telling = ("PYTHON", "LD_", "MALLOC_", "TRIO_OFFLOAD", "VIRTUAL_ENV", "CONDA_PREFIX")
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(telling)}
+
+
+def _executable(report: Report) -> Facts:
+    try:
+        found = _locate.find_worker_executable()
+    except trio_offload.LocateError as error:
+        report(_problem_from(error))
+        return {"path": None}
+    return {"path": found.path, "found": found.how}
+
+
+def _libpython(report: Report) -> Facts:
+    try:
+        found = _locate.find_libpython()
+    except trio_offload.LocateError as error:
+        report(_problem_from(error))
+        return {"path": None}
+    return {"path": found.path, "found": found.how}
+
+
+def _worker_info(report: Report) -> Facts:
+    """What the executable says about itself, run by hand, without this package's machinery."""
+    try:
+        executable = _locate.worker_executable()
+        folder = os.path.dirname(_locate.libpython())
+    except trio_offload.LocateError:
+        return {"not asked": "what it needs was not found"}  # and was reported where it was looked for
+    others = os.environ.get("LD_LIBRARY_PATH")
+    ran = subprocess.run(
+        [executable, "--info"],
+        env={**os.environ, "LD_LIBRARY_PATH": f"{folder}:{others}" if others else folder},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        timeout=_PATIENCE,
+        check=False,
+    )
+    try:
+        info = json.loads(ran.stdout)
+    except ValueError:
+        said = " ".join((ran.stderr or ran.stdout).split()) or "nothing"
+        report(Problem(f"{executable} --info ended with {ran.returncode} and said: {said}", _REINSTALL))
+        return {"exit status": ran.returncode, "said": said}
+    facts: Facts = info if isinstance(info, dict) else {"said": info}
+    return facts
+
+
+def _trial(report: Report) -> Facts:
+    """One worker, from nothing to a few results."""
+    seconds: list[float] = []
+
+    async def call() -> None:
+        with trio.fail_after(_PATIENCE):
+            opened = time.perf_counter()
+            async with trio_offload.open_worker_context(grace_period=_PATIENCE) as context:
+                for _ in range(51):
+                    await context.run_sync(bool, kill_on_cancel=True)
+                    seconds.append(time.perf_counter() - opened)
+                    opened = time.perf_counter()
+
+    try:
+        trio.run(call)
+    except trio.TooSlowError:
+        report(Problem(f"a trial call had no result after {_PATIENCE:g} s", "Add this report to the bug report."))
+        return {"result": None}
+    except trio_offload.LocateError:
+        return {"not tried": "what it needs was not found"}
+    except trio_offload.BrokenWorkerError as error:
+        report(_problem_from(error, "a trial call failed: "))
+        return {"result": None}
+    return {
+        "result": "ok",
+        "cold start (ms)": round(seconds[0] * 1e3, 2),
+        "warm call, median of 50 (ms)": round(statistics.median(seconds[1:]) * 1e3, 3),
+    }
+
+
+PROBES: Final = (
+    Probe("versions", _versions),
+    Probe("python", _python),
+    Probe("system", _system),
+    Probe("kernel", _kernel),
+    Probe("environment", _environment),
+    Probe("worker executable", _executable),
+    Probe("libpython", _libpython),
+    Probe("worker --info", _worker_info, remedy=_REINSTALL),
+    Probe("trial call", _trial),
+)
+
+
+def _problem_from(error: BaseException, prefix: str = "") -> Problem:
+    """The first line says what; the rest, if there is more, is where was looked and what to do."""
+    first, _, rest = str(error).partition("\n")
+    return Problem(prefix + first, rest or "Add this report to the bug report.")
+
+
+def _distribution() -> str | None:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME")
+    except OSError:
+        return None
+
+
+def _memory_limit() -> int | None:
+    """The smallest memory limit of the control groups around this process, in bytes (version 2 and 1)."""
+    limits = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        # In a container the group's path is often one of the outside, and the root is what is inside.
+        for folder in (group, *group.parents):
+            if folder == root.parent:
+                break
+            text = _read_line(str(folder / name))
+            if text is not None and text.isdigit():
+                limits.append(int(text))
+    smallest = min(limits, default=None)
+    # Version 1 writes "no limit" as the largest multiple of a page.
+    return None if smallest is None or smallest >= 1 << 62 else smallest
+
+
+def _has_pidfd() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def _read_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

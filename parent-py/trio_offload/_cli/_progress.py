@@ -1,0 +1,179 @@
+"""The progress bar of ``trio-offload map``: on standard error, if that is a terminal and ``rich`` is installed.
+
+The bar is drawn by a Trio task and not by a thread of rich's: whatever else this program writes to the same terminal is
+written between two drawings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from rich.progress import Progress
+
+_INTERVAL = 0.1
+"""Seconds between two drawings."""
+
+
+class Bar(Protocol):
+    """What a run tells whoever shows its progress."""
+
+    def set_total(self, total: int) -> None:
+        """The number of all items is known now."""
+
+    def advance(self, *, failed: bool) -> None:
+        """One item is finished. Called for each, so it must cost next to nothing."""
+
+    def around_write(self) -> AbstractContextManager[object]:
+        """Encloses each writing of lines to standard output."""
+
+    async def run(self) -> None:
+        """Keep the display up to date until cancelled."""
+
+    def close(self) -> None:
+        """Draw it for the last time and give the terminal back. May be called again."""
+
+
+class NoBar:
+    """Shows nothing."""
+
+    def set_total(self, total: int) -> None:
+        pass
+
+    def advance(self, *, failed: bool) -> None:
+        pass
+
+    def around_write(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    async def run(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        pass
+
+
+class RichBar:
+    """Items done and failed, items a second, and the time left if the number of items is known.
+
+    ``shares_terminal``: the lines of the output go to the terminal that the bar is on.
+    """
+
+    def __init__(self, progress: Progress, *, shares_terminal: bool) -> None:
+        self._progress = progress
+        self._shares_terminal = shares_terminal
+        self._total: int | None = None
+        self._done = 0
+        self._failed = 0
+        self._started = time.monotonic()
+        self._shown = False
+        self._closed = False
+        self._task = progress.add_task("", total=None, done="", failed="", rate="")
+
+    def set_total(self, total: int) -> None:
+        self._total = total
+
+    def advance(self, *, failed: bool) -> None:
+        self._done += 1
+        self._failed += failed
+
+    @contextlib.contextmanager
+    def around_write(self) -> Iterator[None]:
+        away = self._shares_terminal and self._shown
+        if away:
+            self._hide(leave_it=False)
+        try:
+            yield
+        finally:
+            if away:
+                self._show()
+
+    async def run(self) -> None:
+        self._show()
+        try:
+            while True:
+                await trio.sleep(_INTERVAL)
+                self._draw()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._draw()
+        self._closed = True
+        self._hide(leave_it=True)
+
+    def _show(self) -> None:
+        if not self._shown and not self._closed:
+            self._shown = True
+            self._progress.start()
+
+    def _hide(self, *, leave_it: bool) -> None:
+        if self._shown:
+            self._shown = False
+            self._progress.live.transient = not leave_it
+            self._progress.stop()
+
+    def _draw(self) -> None:
+        if not self._shown:
+            return
+        rate = self._done / max(time.monotonic() - self._started, 1e-3)
+        self._progress.update(
+            self._task,
+            total=self._total,
+            completed=self._done,
+            done=f"{self._done}" if self._total is None else f"{self._done}/{self._total}",
+            failed=f"{self._failed} failed" if self._failed else "",
+            rate=f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s",
+        )
+        self._progress.refresh()
+
+
+def open_bar(*, wanted: bool) -> tuple[Bar, str | None]:
+    """The bar for this process's standard error, and a hint for the user if there could be a better one."""
+    if not wanted or not os.isatty(2):
+        return NoBar(), None
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+    except ImportError:
+        return NoBar(), "for a progress bar: pip install 'trio-offload[cli]'"
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return NoBar(), None
+    progress = Progress(
+        SpinnerColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[done]} done"),
+        TextColumn("[red]{task.fields[failed]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    return RichBar(progress, shares_terminal=_same_terminal(1, 2)), None
+
+
+def _same_terminal(first: int, second: int) -> bool:
+    try:
+        return os.isatty(first) and os.ttyname(first) == os.ttyname(second)
+    except OSError:  # a terminal of another namespace has no name here; to take the bar away too often is harmless
+        return os.isatty(first)
