@@ -1,0 +1,44 @@
+"""What runs in workers. Imports as little as it can, because every contender's worker imports it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+_kept: dict[tuple[str, int], Any] = {}
+
+
+def keep(kind: str, size: int) -> None:
+    """Make the object that `kept` returns, so that making it is not timed."""
+    _kept[kind, size] = make(kind, size)
+
+
+def kept(kind: str, size: int) -> Any:
+    return _kept[kind, size]
+
+
+def make(kind: str, size: int) -> Any:
+    """An object of `size` bytes, all of its pages written to."""
+    if kind == "bytes":
+        return b"\x5a" * size
+    if kind == "bytearray":
+        return bytearray(b"\x5a") * size
+    if kind == "array":
+        import numpy
+
+        return numpy.full(size // 8, 1.5)
+    raise ValueError(kind)
+
+
+def size_of(value: Any) -> int:
+    return int(value.nbytes) if hasattr(value, "nbytes") else len(value)
+
+
+def spin() -> None:
+    """Never ends and never lets go of the GIL for long."""
+    while True:
+        pass
+
+
+def wait(seconds: float) -> None:
+    time.sleep(seconds)

@@ -1,0 +1,83 @@
+"""What a row of the table is, and how its samples become numbers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import attrs
+
+Samples = dict[str, list[float]]
+
+
+@attrs.frozen
+class Settings:
+    """How much is done. `full` is for numbers, `quick` shows that everything runs."""
+
+    rounds: int
+    starts: int
+    calls: int
+    transfer_rounds: int
+    transfer_size: int
+    seconds: float
+    scale: str
+
+
+FULL = Settings(rounds=9, starts=21, calls=400, transfer_rounds=9, transfer_size=100_000_000, seconds=1.0, scale="full")
+QUICK = Settings(rounds=2, starts=2, calls=20, transfer_rounds=2, transfer_size=5_000_000, seconds=0.1, scale="quick")
+
+
+@attrs.frozen
+class Goal:
+    """Ours divided by the yardstick: at most `limit` where less is better, at least where more is."""
+
+    yardstick: str
+    limit: float
+
+
+@attrs.frozen
+class Row:
+    name: str
+    unit: str
+    better: Literal["less", "more"]
+    measure: Callable[[Settings], Awaitable[Samples]]
+    goals: tuple[Goal, ...] = ()
+
+
+@attrs.frozen
+class Summary:
+    """One contender in one row: the median of its rounds, and the quartiles, within which half of the rounds lie."""
+
+    median: float
+    low: float
+    high: float
+    samples: list[float]
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Summary:
+        if len(samples) < 2:
+            return cls(samples[0], samples[0], samples[0], samples)
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, low, high, samples)
+
+
+async def median_call(call: Callable[..., Awaitable[Any]], times: int, *arguments: Any) -> float:
+    """Seconds that one call takes: the median of many."""
+    clock = time.perf_counter
+    durations = []
+    for _ in range(times):
+        began = clock()
+        await call(*arguments)
+        durations.append(clock() - began)
+    return statistics.median(durations)
+
+
+async def one_call(call: Callable[..., Awaitable[Any]], *arguments: Any) -> float:
+    """Seconds that a single call takes. What it returns is let go afterwards."""
+    began = time.perf_counter()
+    returned = await call(*arguments)
+    duration = time.perf_counter() - began
+    del returned
+    return duration
