@@ -1,0 +1,51 @@
+//! What can go wrong before and below the protocol. Each text says what to do, where there is something to do.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::wire::WireError;
+
+/// The worker could not be made ready for its parent.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    #[error("descriptor {0} is not the parent's socket; this program is started by trio-offload, not by hand")]
+    NoSocket(i32),
+    #[error("{what} failed: {source}")]
+    System { what: &'static str, source: io::Error },
+    #[error("the environment variable {0:?} cannot be given back its value: its name or value is not one that an environment can hold")]
+    Variable(String),
+}
+
+/// A frame could not be taken from the socket.
+#[derive(Debug, Error)]
+pub enum ReceiveError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("there is not enough memory for an argument of {0} bytes; send less at once, or pass a file's name")]
+    OutOfMemory(u64),
+    #[error("reading from the parent's socket failed: {0}")]
+    System(#[from] io::Error),
+}
+
+impl ReceiveError {
+    /// The code for ABORTED.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Wire(error) => error.code(),
+            Self::OutOfMemory(_) => "out_of_memory",
+            Self::System(_) => "socket",
+        }
+    }
+}
+
+/// A frame could not be put on the socket.
+#[derive(Debug, Error)]
+pub enum SendError {
+    #[error("the parent has closed its end of the socket")]
+    Closed,
+    #[error("the message cannot be written as a frame: {0}")]
+    Wire(#[from] WireError),
+    #[error("writing to the parent's socket failed: {0}")]
+    System(io::Error),
+}

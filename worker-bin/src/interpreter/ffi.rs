@@ -1,0 +1,286 @@
+//! All of the executable's `unsafe`: the start and the end of Python, and memory that is read and written without the GIL.
+
+use std::ffi::{CStr, CString, c_int};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyByteArray;
+use thiserror::Error;
+use trio_offload_worker::os;
+use trio_offload_worker::transport::Storage;
+
+use super::config::{Config, Flags};
+
+/// Python did not start. The text is Python's own, with the function that gave it.
+#[derive(Debug, Error)]
+pub(crate) enum StartError {
+    #[error("{function}: {message}")]
+    Python { function: String, message: String },
+    #[error("Python wanted to exit with {0} while it started")]
+    Exit(i32),
+    #[error("a value from the parent holds a zero byte or cannot be decoded with the locale's encoding: {0:?}")]
+    Undecodable(String),
+}
+
+/// `sys.version`. It can be asked for before Python has started.
+pub(crate) fn version() -> String {
+    // SAFETY: Py_GetVersion needs no interpreter and gives a C string that stays (Python/getversion.c).
+    text(unsafe { ffi::Py_GetVersion() })
+}
+
+pub(crate) fn build() -> String {
+    // SAFETY: as Py_GetVersion (Modules/getbuildinfo.c).
+    text(unsafe { ffi::Py_GetBuildInfo() })
+}
+
+pub(crate) fn compiler() -> String {
+    // SAFETY: as Py_GetVersion (Python/getcompiler.c).
+    text(unsafe { ffi::Py_GetCompiler() })
+}
+
+/// The running interpreter. It belongs to the thread that started it, which has let go of the GIL.
+#[derive(Debug)]
+pub(crate) struct Running {
+    main_thread: NonNull<ffi::PyThreadState>,
+    /// Neither `Send` nor `Sync`: the thread state is the starting thread's.
+    _thread: PhantomData<*mut ()>,
+}
+
+impl Running {
+    /// Starts Python with this configuration. To be called once in the life of the process.
+    pub(crate) fn start(config: &Config) -> Result<Self, StartError> {
+        pre_initialize(&config.flags)?;
+        let mut c_config = CConfig::new();
+        c_config.fill(config)?;
+        // SAFETY: the configuration is initialised, and Python copies what it needs of it.
+        check(unsafe { ffi::Py_InitializeFromConfig(&c_config.0) })?;
+        drop(c_config);
+        // SAFETY: Py_InitializeFromConfig has succeeded, so this thread holds the GIL with the main thread's state.
+        let state = unsafe { ffi::PyEval_SaveThread() };
+        let main_thread = NonNull::new(state).ok_or(StartError::Exit(-1))?;
+        Ok(Self { main_thread, _thread: PhantomData })
+    }
+
+    /// Ends Python: threads are joined, exit handlers run, standard output is flushed. False: the flush failed.
+    pub(crate) fn finish(self) -> bool {
+        // SAFETY: the state is the one that `start` saved on this very thread, and the thread has let go of it.
+        unsafe { ffi::PyEval_RestoreThread(self.main_thread.as_ptr()) };
+        // SAFETY: this thread holds the GIL with the main thread's state; nothing uses Python after this.
+        unsafe { ffi::Py_FinalizeEx() == 0 }
+    }
+}
+
+/// Before anything else: how memory is allocated and how bytes become text (PEP 587).
+fn pre_initialize(flags: &Flags) -> Result<(), StartError> {
+    let mut pre_config = MaybeUninit::<ffi::PyPreConfig>::uninit();
+    // SAFETY: the function writes the whole structure.
+    unsafe { ffi::PyPreConfig_InitPythonConfig(pre_config.as_mut_ptr()) };
+    // SAFETY: written on the line before.
+    let mut pre_config = unsafe { pre_config.assume_init() };
+    pre_config.parse_argv = 0;
+    set(&mut pre_config.isolated, flags.isolated);
+    set(&mut pre_config.use_environment, flags.use_environment);
+    set(&mut pre_config.dev_mode, flags.dev_mode);
+    set(&mut pre_config.utf8_mode, flags.utf8_mode);
+    // SAFETY: the structure is initialised, and Python copies what it needs of it.
+    check(unsafe { ffi::Py_PreInitialize(&pre_config) })
+}
+
+/// An initialised `PyConfig` that is cleared when it goes.
+struct CConfig(ffi::PyConfig);
+
+impl CConfig {
+    fn new() -> Self {
+        let mut config = MaybeUninit::<ffi::PyConfig>::uninit();
+        // SAFETY: the function writes the whole structure.
+        unsafe { ffi::PyConfig_InitPythonConfig(config.as_mut_ptr()) };
+        // SAFETY: written on the line before.
+        let mut config = unsafe { config.assume_init() };
+        config.parse_argv = 0;
+        // Signals are the worker's affair: Ctrl+C must not raise in a job (launch.rs).
+        config.install_signal_handlers = 0;
+        Self(config)
+    }
+
+    fn fill(&mut self, source: &Config) -> Result<(), StartError> {
+        self.set_flags(&source.flags);
+        let config = &raw mut self.0;
+        // SAFETY: each place is a field of the structure behind `config`, which lives and is initialised.
+        unsafe {
+            set_string(config, &raw mut (*config).program_name, &source.program_name)?;
+            if let Some(prefix) = &source.pycache_prefix {
+                set_string(config, &raw mut (*config).pycache_prefix, prefix)?;
+            }
+            append(&raw mut (*config).argv, &source.argv)?;
+            append(&raw mut (*config).orig_argv, &source.orig_argv)?;
+            append(&raw mut (*config).xoptions, &source.xoptions)?;
+            append(&raw mut (*config).warnoptions, &source.warnoptions)
+        }
+    }
+
+    fn set_flags(&mut self, flags: &Flags) {
+        let config = &mut self.0;
+        set(&mut config.isolated, flags.isolated);
+        set(&mut config.use_environment, flags.use_environment);
+        set(&mut config.dev_mode, flags.dev_mode);
+        set(&mut config.site_import, flags.site_import);
+        set(&mut config.user_site_directory, flags.user_site_directory);
+        set(&mut config.write_bytecode, flags.write_bytecode);
+        set(&mut config.optimization_level, flags.optimization_level);
+        set(&mut config.verbose, flags.verbose);
+        set(&mut config.quiet, flags.quiet);
+        set(&mut config.bytes_warning, flags.bytes_warning);
+        set(&mut config.parser_debug, flags.parser_debug);
+        set(&mut config.warn_default_encoding, flags.warn_default_encoding);
+        set(&mut config.buffered_stdio, flags.buffered_stdio);
+        #[cfg(Py_3_11)]
+        set(&mut config.safe_path, flags.safe_path);
+        // Before 3.12 the bug-fix releases keep it outside of PyConfig and read it from `-X` and the environment.
+        #[cfg(Py_3_12)]
+        set(&mut config.int_max_str_digits, flags.int_max_str_digits);
+    }
+}
+
+impl Drop for CConfig {
+    fn drop(&mut self) {
+        // SAFETY: the structure was initialised by PyConfig_InitPythonConfig and is not used again.
+        unsafe { ffi::PyConfig_Clear(&mut self.0) };
+    }
+}
+
+fn set(place: &mut c_int, value: Option<i32>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+/// # Safety
+/// `config` is initialised, and `place` is one of its string fields.
+unsafe fn set_string(config: *mut ffi::PyConfig, place: *mut *mut libc::wchar_t, value: &[u8]) -> Result<(), StartError> {
+    if value.is_empty() {
+        return Ok(());
+    }
+    let value = CString::new(value).map_err(|_| undecodable(value))?;
+    // SAFETY: by this function's own contract; Python is pre-initialised, so it can decode.
+    check(unsafe { ffi::PyConfig_SetBytesString(config, place, value.as_ptr()) })
+}
+
+/// # Safety
+/// `list` is a list of an initialised configuration.
+unsafe fn append(list: *mut ffi::PyWideStringList, values: &[Vec<u8>]) -> Result<(), StartError> {
+    for value in values {
+        let bytes = CString::new(value.as_slice()).map_err(|_| undecodable(value))?;
+        // SAFETY: a C string; a null pointer says that the length is not wanted; Python is pre-initialised.
+        let wide = unsafe { ffi::Py_DecodeLocale(bytes.as_ptr(), std::ptr::null_mut()) };
+        if wide.is_null() {
+            return Err(undecodable(value));
+        }
+        // SAFETY: by this function's own contract; the list copies the string.
+        let status = unsafe { ffi::PyWideStringList_Append(list, wide) };
+        // SAFETY: Py_DecodeLocale gave the memory, and its documentation says to free it so.
+        unsafe { ffi::PyMem_RawFree(wide.cast()) };
+        check(status)?;
+    }
+    Ok(())
+}
+
+fn undecodable(value: &[u8]) -> StartError {
+    StartError::Undecodable(String::from_utf8_lossy(value).into_owned())
+}
+
+fn check(status: ffi::PyStatus) -> Result<(), StartError> {
+    // SAFETY: the function only looks at the value.
+    if unsafe { ffi::PyStatus_Exception(status) } == 0 {
+        return Ok(());
+    }
+    // SAFETY: as above.
+    if unsafe { ffi::PyStatus_IsExit(status) } != 0 {
+        return Err(StartError::Exit(status.exitcode));
+    }
+    Err(StartError::Python { function: text(status.func), message: text(status.err_msg) })
+}
+
+fn text(pointer: *const std::ffi::c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: the callers give C strings of Python's that stay as long as the library is loaded.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// Memory of a `bytearray` that nobody else has seen yet, so that it can be written without the GIL.
+pub(crate) struct NewBytes {
+    object: Py<PyByteArray>,
+    memory: NonNull<MaybeUninit<u8>>,
+    length: usize,
+}
+
+/// From this size on the memory is asked for in huge pages.
+const HUGE: usize = 1 << 20;
+
+impl NewBytes {
+    /// `None`: there is not so much memory.
+    pub(crate) fn allocate(py: Python<'_>, length: usize) -> Option<Self> {
+        let size = ffi::Py_ssize_t::try_from(length).ok()?;
+        // SAFETY: the thread is attached; a null pointer asks for memory that is not written.
+        let pointer = unsafe { ffi::PyByteArray_FromStringAndSize(std::ptr::null(), size) };
+        // SAFETY: a new reference, or null with a MemoryError set, which `from_owned_ptr_or_err` takes.
+        let object = unsafe { Bound::from_owned_ptr_or_err(py, pointer) }.ok()?;
+        let object = object.cast_into::<PyByteArray>().ok()?;
+        // SAFETY: the object is a bytearray.
+        let memory = NonNull::new(unsafe { ffi::PyByteArray_AsString(object.as_ptr()) })?.cast();
+        let mut new = Self { object: object.unbind(), memory, length };
+        if length >= HUGE {
+            os::advise_huge_pages(new.memory());
+        }
+        Some(new)
+    }
+
+    pub(crate) fn into_object(self) -> Py<PyByteArray> {
+        self.object
+    }
+}
+
+impl Storage for NewBytes {
+    fn memory(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: the bytearray has this many bytes at this place and keeps them there until somebody resizes it, which
+        // nobody can: the only reference to it is in here, and `bytearray` is not tracked by the garbage collector.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.length) }
+    }
+}
+
+/// Memory of a Python object that is held in place, so that it can be sent without the GIL.
+pub(crate) struct HeldBytes(PyUntypedBuffer);
+
+impl HeldBytes {
+    /// Any contiguous object with the buffer protocol.
+    pub(crate) fn hold(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyUntypedBuffer::get(object)?;
+        if buffer.is_c_contiguous() || buffer.is_fortran_contiguous() {
+            Ok(Self(buffer))
+        } else {
+            Err(pyo3::exceptions::PyBufferError::new_err("the buffer is not contiguous"))
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let pointer = self.0.buf_ptr().cast::<u8>();
+        if pointer.is_null() || self.0.len_bytes() == 0 {
+            return &[];
+        }
+        // SAFETY: the exporter keeps the memory in place and at its size while the buffer is held. That another thread of
+        // the user's may write to it meanwhile is the same for every `socket.send` of Python's own; the bytes are only
+        // handed to the kernel.
+        unsafe { std::slice::from_raw_parts(pointer, self.0.len_bytes()) }
+    }
+}
+
+/// A result that is nothing yet: it would have to be awaited, in an event loop that a worker does not have.
+pub(crate) fn is_asynchronous(object: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: both look at the type of a live object only.
+    unsafe { ffi::PyCoro_CheckExact(object.as_ptr()) != 0 || ffi::PyAsyncGen_CheckExact(object.as_ptr()) != 0 }
+}

@@ -1,0 +1,107 @@
+//! The owner of the running interpreter: the right library, started as the parent's own Python.
+
+pub(crate) mod config;
+#[expect(unsafe_code, reason = "the fenced module for Python's C interface")]
+pub(crate) mod ffi;
+
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyString};
+use trio_offload_worker::message::{Explanation, Hello};
+use trio_offload_worker::os;
+
+use config::{Config, version_number};
+
+/// The libpython that the loader took for this process.
+pub(crate) fn loaded_library() -> PathBuf {
+    os::library_that_defines(c"Py_GetVersion").unwrap_or_default()
+}
+
+#[derive(Debug)]
+pub(crate) struct Interpreter {
+    running: ffi::Running,
+    pub(crate) libpython: PathBuf,
+}
+
+/// What only the running interpreter knows of itself.
+#[derive(Debug)]
+pub(crate) struct Prefixes {
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) exec_prefix: Vec<u8>,
+}
+
+impl Interpreter {
+    /// Checks that the library is the parent's and starts it as the parent's Python.
+    pub(crate) fn start(hello: &Hello) -> Result<Self, Explanation> {
+        let libpython = loaded_library();
+        check_version(hello, &libpython)?;
+        let running = ffi::Running::start(&Config::from_hello(hello))
+            .map_err(|error| Explanation::new("interpreter", format!("Python did not start in the worker: {error}")))?;
+        Ok(Self { running, libpython })
+    }
+
+    /// Puts the lists of `sys` in place and reads where Python has found itself.
+    pub(crate) fn furnish(hello: &Hello) -> Result<Prefixes, Explanation> {
+        Python::attach(|py| {
+            let sys = py.import("sys")?;
+            set_list(&sys, "path", &hello.path)?;
+            // These three are part of the configuration too, but Python adds to them, and the order of what it adds is not
+            // always that of a command line (Python/initconfig.c, config_init_warnoptions).
+            set_list(&sys, "argv", &hello.argv)?;
+            set_list(&sys, "orig_argv", &hello.orig_argv)?;
+            set_list(&sys, "warnoptions", &hello.warnoptions)?;
+            let path = |name| PyResult::Ok(sys.getattr(name)?.extract::<PathBuf>()?.into_os_string().into_vec());
+            Ok(Prefixes { prefix: path("prefix")?, exec_prefix: path("exec_prefix")? })
+        })
+        .map_err(|error: PyErr| Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}")))
+    }
+
+    /// False: standard output could not be flushed.
+    pub(crate) fn finish(self) -> bool {
+        self.running.finish()
+    }
+}
+
+/// In place, because others hold the list; not touched at all where it is right already.
+fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResult<()> {
+    let py = sys.py();
+    let wanted = items.iter().map(|item| decode(py, item)).collect::<PyResult<Vec<_>>>()?;
+    let wanted = PyList::new(py, wanted)?;
+    let list = sys.getattr(name)?.cast_into::<PyList>()?;
+    if !list.eq(&wanted)? {
+        list.set_slice(0, list.len(), wanted.as_any())?;
+    }
+    Ok(())
+}
+
+fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
+    std::ffi::OsStr::from_bytes(bytes).into_pyobject(py).map_err(Into::into)
+}
+
+/// Two 3.11s are not the same Python: an extension module or a `.pyc` of the one may break in the other.
+///
+/// The builds must be the same to the letter, with one exception: an interpreter that is linked statically may have been
+/// compiled a minute before the shared library that belongs to it. There the version's number and the path decide.
+fn check_version(hello: &Hello, loaded: &Path) -> Result<(), Explanation> {
+    let version = ffi::version();
+    if version == hello.version {
+        return Ok(());
+    }
+    let wanted = PathBuf::from(std::ffi::OsStr::from_bytes(&hello.libpython));
+    let wanted = std::fs::canonicalize(&wanted).unwrap_or(wanted);
+    if version_number(&version) == version_number(&hello.version) && !wanted.as_os_str().is_empty() && wanted == loaded {
+        return Ok(());
+    }
+    let text = format!(
+        "the worker has loaded another Python than the parent's. The parent is {} and its library {}; the worker found {} in {}. \
+         Start the parent with a Python whose shared library is installed, or see what LD_LIBRARY_PATH leads to; \
+         «trio-offload doctor» shows where trio-offload looks.",
+        hello.version.replace('\n', " "),
+        wanted.display(),
+        version.replace('\n', " "),
+        loaded.display(),
+    );
+    Err(Explanation::new("python_version", text))
+}

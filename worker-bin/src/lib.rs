@@ -1,0 +1,14 @@
+//! The worker of trio-offload, without its Python: the protocol, the socket, the state machine, and the native thread that
+//! watches the parent. The executable (`main.rs`) adds the interpreter. PROTOCOL.md and ARCHITECTURE.md describe both.
+
+pub mod error;
+pub mod exit;
+pub mod family;
+pub mod launch;
+pub mod message;
+#[expect(unsafe_code, reason = "the fenced module for what the operating system offers through C only")]
+pub mod os;
+pub mod sentinel;
+pub mod session;
+pub mod transport;
+pub mod wire;

@@ -1,0 +1,96 @@
+//! The worker executable of trio-offload: parse, start, serve, exit.
+
+mod executor;
+mod hooks;
+mod interpreter;
+mod pickling;
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+use trio_offload_worker::message::PROTOCOL_VERSION;
+use trio_offload_worker::sentinel::Activity;
+use trio_offload_worker::transport::Connection;
+use trio_offload_worker::{exit, launch, session};
+
+use crate::executor::Worker;
+use crate::interpreter::ffi;
+
+static ACTIVITY: Activity = Activity::new();
+
+fn main() -> ExitCode {
+    match launch::Plan::from_arguments(std::env::args_os().skip(1)) {
+        launch::Plan::Serve { socket } => serve(socket),
+        launch::Plan::ShowInfo => {
+            println!("{}", info());
+            ExitCode::SUCCESS
+        }
+        launch::Plan::ShowVersion => {
+            println!("trio-offload-worker {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        launch::Plan::Explain => {
+            println!(
+                "This is the worker of trio-offload: a process that runs Python functions for a Trio program. \
+                 The trio_offload package starts it when it is needed; there is nothing to do with it by hand."
+            );
+            ExitCode::SUCCESS
+        }
+        launch::Plan::Wrong => {
+            eprintln!("trio-offload-worker: unknown arguments; it takes --info or --version, and «serve 3» from trio-offload itself");
+            exit_code(exit::WRONG_ARGUMENTS)
+        }
+    }
+}
+
+fn serve(descriptor: i32) -> ExitCode {
+    let launched = match launch::prepare(descriptor) {
+        Ok(launched) => launched,
+        Err(error) => {
+            eprintln!("trio-offload-worker: {error}");
+            return exit_code(exit::WRONG_ARGUMENTS);
+        }
+    };
+    let (socket, surroundings) = launched.split();
+    let mut connection = Connection::new(socket);
+    let mut worker = Worker::new(surroundings, &ACTIVITY);
+    let ending = session::run(&mut connection, &mut worker, &ACTIVITY);
+    let code = worker.finish(ending);
+    // The socket is closed by the end of the process: to the parent an end of the stream means that the worker is gone.
+    std::mem::forget(connection);
+    exit_code(code)
+}
+
+/// What `--info` prints: one JSON object.
+#[derive(Serialize)]
+struct Info {
+    worker: &'static str,
+    protocol: u64,
+    python: PythonInfo,
+}
+
+#[derive(Serialize)]
+struct PythonInfo {
+    version: String,
+    build: String,
+    compiler: String,
+    libpython: String,
+}
+
+fn info() -> String {
+    let info = Info {
+        worker: env!("CARGO_PKG_VERSION"),
+        protocol: PROTOCOL_VERSION,
+        python: PythonInfo {
+            version: ffi::version(),
+            build: ffi::build(),
+            compiler: ffi::compiler(),
+            libpython: interpreter::loaded_library().to_string_lossy().into_owned(),
+        },
+    };
+    serde_json::to_string_pretty(&info).unwrap_or_default()
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

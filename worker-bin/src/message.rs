@@ -1,0 +1,327 @@
+//! What the messages say: a typed body for each kind that has one. Bytes are the codec's affair (`wire`).
+
+use ciborium::Value;
+
+use crate::wire::{Body, Header, Kind, WireError};
+
+/// The version of the protocol that this worker speaks.
+pub const PROTOCOL_VERSION: u64 = 1;
+
+/// Longest text that a message carries, in bytes. The header has a bound, and a job may raise with a novel as its message.
+pub const TEXT_LIMIT: usize = 1 << 20;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    Hello(Box<Hello>),
+    Setup(Setup),
+    Call,
+    Retire,
+    Welcome(Box<Welcome>),
+    Refused(Explanation),
+    Ready,
+    SetupFailed(Failure),
+    Result,
+    Raised(Failure),
+    Retired { reason: String },
+    Aborted(Explanation),
+}
+
+/// Everything that the worker must know to become the parent's own Python. The fields are named in PROTOCOL.md.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Hello {
+    pub protocol: u64,
+    pub parent_pid: u64,
+    pub version: String,
+    pub libpython: Vec<u8>,
+    /// Variables that the parent changed only to start the worker, with the value to give back (`None`: unset it).
+    pub environment: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    pub program_name: Vec<u8>,
+    pub argv: Vec<Vec<u8>>,
+    pub orig_argv: Vec<Vec<u8>>,
+    pub path: Vec<Vec<u8>>,
+    pub warnoptions: Vec<Vec<u8>>,
+    pub xoptions: Vec<Vec<u8>>,
+    pub pycache_prefix: Option<Vec<u8>>,
+    pub flags: Vec<(String, i32)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Setup {
+    /// Milliseconds without a call after which the worker retires; `None`: never.
+    pub idle_timeout_ms: Option<u64>,
+    /// There is something in the settings that has to be applied at once.
+    pub eager: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Welcome {
+    pub protocol: u64,
+    pub worker: String,
+    pub pid: u64,
+    pub version: String,
+    pub libpython: Vec<u8>,
+    pub prefix: Vec<u8>,
+    pub exec_prefix: Vec<u8>,
+}
+
+/// Why the worker refuses to start or breaks off: a code for the program, a message for the person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    pub code: String,
+    pub message: String,
+}
+
+/// An exception of the user's, in words; the exception itself travels in the segments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Failure {
+    pub stage: String,
+    pub type_name: String,
+    pub message: String,
+    pub traceback: String,
+}
+
+impl Explanation {
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: clip(message.into()) }
+    }
+}
+
+/// Cuts a text to [`TEXT_LIMIT`], at a character boundary, and says so at its end.
+pub fn clip(mut text: String) -> String {
+    const MARK: &str = " … (cut)";
+    if text.len() > TEXT_LIMIT {
+        let mut end = TEXT_LIMIT - MARK.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(MARK);
+    }
+    text
+}
+
+impl Message {
+    /// Reads the body that came with a header. The segments' number is checked here too: it belongs to the message.
+    pub fn from_header(header: &Header) -> Result<Self, WireError> {
+        let fields = Fields { kind: header.kind, body: &header.body };
+        let segments = header.lengths.len();
+        let segments_fit = match header.kind {
+            Kind::Setup => segments == 3,
+            Kind::Call | Kind::Result => segments >= 1,
+            Kind::Raised | Kind::SetupFailed => true,
+            _ => segments == 0,
+        };
+        if !segments_fit {
+            return Err(fields.problem("it has another number of segments than this message has"));
+        }
+        Ok(match header.kind {
+            Kind::Hello => Self::Hello(Box::new(Hello::read(&fields)?)),
+            Kind::Setup => Self::Setup(Setup {
+                idle_timeout_ms: fields.optional("idle_timeout_ms", "idle_timeout_ms is not an unsigned number", unsigned)?,
+                eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)?,
+            }),
+            Kind::Call => Self::Call,
+            Kind::Retire => Self::Retire,
+            Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
+            Kind::Refused => Self::Refused(Explanation::read(&fields)?),
+            Kind::Ready => Self::Ready,
+            Kind::SetupFailed => Self::SetupFailed(Failure::read(&fields)?),
+            Kind::Result => Self::Result,
+            Kind::Raised => Self::Raised(Failure::read(&fields)?),
+            Kind::Retired => Self::Retired { reason: fields.required("reason", "reason is missing or not text", text)? },
+            Kind::Aborted => Self::Aborted(Explanation::read(&fields)?),
+        })
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Hello(_) => Kind::Hello,
+            Self::Setup(_) => Kind::Setup,
+            Self::Call => Kind::Call,
+            Self::Retire => Kind::Retire,
+            Self::Welcome(_) => Kind::Welcome,
+            Self::Refused(_) => Kind::Refused,
+            Self::Ready => Kind::Ready,
+            Self::SetupFailed(_) => Kind::SetupFailed,
+            Self::Result => Kind::Result,
+            Self::Raised(_) => Kind::Raised,
+            Self::Retired { .. } => Kind::Retired,
+            Self::Aborted(_) => Kind::Aborted,
+        }
+    }
+
+    /// The body as it is written, its keys in the order of PROTOCOL.md.
+    pub fn into_body(self) -> Body {
+        match self {
+            Self::Call | Self::Retire | Self::Ready | Self::Result => Body::new(),
+            Self::Hello(hello) => hello.write(),
+            Self::Setup(setup) => {
+                let timeout = setup.idle_timeout_ms.map(|milliseconds| ("idle_timeout_ms".to_owned(), Value::from(milliseconds)));
+                timeout.into_iter().chain([("eager".to_owned(), Value::from(setup.eager))]).collect()
+            }
+            Self::Welcome(welcome) => welcome.write(),
+            Self::Refused(explanation) | Self::Aborted(explanation) => {
+                body([("code", Value::Text(explanation.code)), ("message", Value::Text(explanation.message))])
+            }
+            Self::SetupFailed(failure) | Self::Raised(failure) => body([
+                ("stage", Value::Text(failure.stage)),
+                ("type", Value::Text(failure.type_name)),
+                ("message", Value::Text(failure.message)),
+                ("traceback", Value::Text(failure.traceback)),
+            ]),
+            Self::Retired { reason } => body([("reason", Value::Text(reason))]),
+        }
+    }
+}
+
+impl Hello {
+    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            protocol: fields.required("protocol", "protocol is missing or not an unsigned number", unsigned)?,
+            parent_pid: fields.required("parent_pid", "parent_pid is missing or not an unsigned number", unsigned)?,
+            version: fields.required("version", "version is missing or not text", text)?,
+            libpython: fields.required("libpython", "libpython is missing or not bytes", bytes)?,
+            environment: fields.required("environment", "environment is missing or not an array of pairs", |value| {
+                list(value, |pair| match pair.as_array()?.as_slice() {
+                    [name, Value::Null] => Some((bytes(name)?, None)),
+                    [name, value] => Some((bytes(name)?, Some(bytes(value)?))),
+                    _ => None,
+                })
+            })?,
+            program_name: fields.required("program_name", "program_name is missing or not bytes", bytes)?,
+            argv: fields.required("argv", "argv is missing or not an array of bytes", byte_strings)?,
+            orig_argv: fields.required("orig_argv", "orig_argv is missing or not an array of bytes", byte_strings)?,
+            path: fields.required("path", "path is missing or not an array of bytes", byte_strings)?,
+            warnoptions: fields.required("warnoptions", "warnoptions is missing or not an array of bytes", byte_strings)?,
+            xoptions: fields.required("xoptions", "xoptions is missing or not an array of bytes", byte_strings)?,
+            pycache_prefix: fields.required("pycache_prefix", "pycache_prefix is missing or neither bytes nor null", |value| {
+                if value.is_null() { Some(None) } else { bytes(value).map(Some) }
+            })?,
+            flags: fields.required("flags", "flags is missing or not a map of text to small integers", |value| {
+                value.as_map()?.iter().map(|(name, flag)| Some((text(name)?, i32::try_from(flag.as_integer()?).ok()?))).collect()
+            })?,
+        })
+    }
+
+    fn write(self) -> Body {
+        let environment = self.environment.into_iter().map(|(name, value)| {
+            Value::Array(vec![Value::Bytes(name), value.map_or(Value::Null, Value::Bytes)])
+        });
+        let environment = Value::Array(environment.collect());
+        let flags = self.flags.into_iter().map(|(name, flag)| (Value::Text(name), Value::from(flag)));
+        body([
+            ("protocol", Value::from(self.protocol)),
+            ("parent_pid", Value::from(self.parent_pid)),
+            ("version", Value::Text(self.version)),
+            ("libpython", Value::Bytes(self.libpython)),
+            ("environment", environment),
+            ("program_name", Value::Bytes(self.program_name)),
+            ("argv", byte_array(self.argv)),
+            ("orig_argv", byte_array(self.orig_argv)),
+            ("path", byte_array(self.path)),
+            ("warnoptions", byte_array(self.warnoptions)),
+            ("xoptions", byte_array(self.xoptions)),
+            ("pycache_prefix", self.pycache_prefix.map_or(Value::Null, Value::Bytes)),
+            ("flags", Value::Map(flags.collect())),
+        ])
+    }
+}
+
+impl Welcome {
+    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            protocol: fields.required("protocol", "protocol is missing or not an unsigned number", unsigned)?,
+            worker: fields.required("worker", "worker is missing or not text", text)?,
+            pid: fields.required("pid", "pid is missing or not an unsigned number", unsigned)?,
+            version: fields.required("version", "version is missing or not text", text)?,
+            libpython: fields.required("libpython", "libpython is missing or not bytes", bytes)?,
+            prefix: fields.required("prefix", "prefix is missing or not bytes", bytes)?,
+            exec_prefix: fields.required("exec_prefix", "exec_prefix is missing or not bytes", bytes)?,
+        })
+    }
+
+    fn write(self) -> Body {
+        body([
+            ("protocol", Value::from(self.protocol)),
+            ("worker", Value::Text(self.worker)),
+            ("pid", Value::from(self.pid)),
+            ("version", Value::Text(self.version)),
+            ("libpython", Value::Bytes(self.libpython)),
+            ("prefix", Value::Bytes(self.prefix)),
+            ("exec_prefix", Value::Bytes(self.exec_prefix)),
+        ])
+    }
+}
+
+impl Explanation {
+    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            code: fields.required("code", "code is missing or not text", text)?,
+            message: fields.required("message", "message is missing or not text", text)?,
+        })
+    }
+}
+
+impl Failure {
+    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
+        Ok(Self {
+            stage: fields.required("stage", "stage is missing or not text", text)?,
+            type_name: fields.required("type", "type is missing or not text", text)?,
+            message: fields.required("message", "message is missing or not text", text)?,
+            traceback: fields.required("traceback", "traceback is missing or not text", text)?,
+        })
+    }
+}
+
+/// The keys of a received body.
+struct Fields<'a> {
+    kind: Kind,
+    body: &'a Body,
+}
+
+impl Fields<'_> {
+    fn required<T>(&self, key: &str, problem: &'static str, read: impl Fn(&Value) -> Option<T>) -> Result<T, WireError> {
+        self.find(key).and_then(read).ok_or_else(|| self.problem(problem))
+    }
+
+    fn optional<T>(&self, key: &str, problem: &'static str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, WireError> {
+        self.find(key).map(|value| read(value).ok_or_else(|| self.problem(problem))).transpose()
+    }
+
+    // RFC 8949 calls a repeated key invalid but leaves it to the application; like most decoders we let the last one count.
+    fn find(&self, key: &str) -> Option<&Value> {
+        self.body.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    fn problem(&self, problem: &'static str) -> WireError {
+        WireError::MalformedBody { kind: self.kind, problem }
+    }
+}
+
+fn unsigned(value: &Value) -> Option<u64> {
+    value.as_integer().and_then(|integer| u64::try_from(integer).ok())
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_text().map(str::to_owned)
+}
+
+fn bytes(value: &Value) -> Option<Vec<u8>> {
+    value.as_bytes().cloned()
+}
+
+fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    value.as_array()?.iter().map(read).collect()
+}
+
+fn byte_strings(value: &Value) -> Option<Vec<Vec<u8>>> {
+    list(value, bytes)
+}
+
+fn byte_array(items: Vec<Vec<u8>>) -> Value {
+    Value::Array(items.into_iter().map(Value::Bytes).collect())
+}
+
+fn body<const N: usize>(pairs: [(&str, Value); N]) -> Body {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}

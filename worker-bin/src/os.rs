@@ -1,0 +1,300 @@
+//! What the operating system offers through C only: descriptors, signals, processes. One of the two places with `unsafe`.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
+
+/// Whether the descriptor is an open socket.
+pub fn is_socket(descriptor: RawFd) -> bool {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat writes at most one `stat` to the place given and takes any number as a descriptor.
+    if unsafe { libc::fstat(descriptor, status.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: fstat has succeeded, so it has filled the structure.
+    let status = unsafe { status.assume_init() };
+    status.st_mode & libc::S_IFMT == libc::S_IFSOCK
+}
+
+/// Takes possession of an inherited descriptor, which nothing else in this process may own, and keeps it from being
+/// inherited further.
+pub fn adopt(descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD takes an int and touches no memory.
+    check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: the call above has shown that the descriptor is open; the caller answers for its being free.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Closes every descriptor from `first` on. Nothing in the process may own one of them.
+pub fn close_from(first: RawFd) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: close_range takes three integers; by the caller's word nobody owns what it closes.
+        let status = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+        if status == 0 {
+            return;
+        }
+    }
+    // Kernels before 5.9, and seccomp filters that do not know the call. The list is taken before the first close:
+    // reading the directory needs a descriptor of its own.
+    let directory = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    let open: Vec<RawFd> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for descriptor in open.into_iter().filter(|descriptor| *descriptor >= first) {
+        // SAFETY: as above; the one that was the directory's own gives EBADF, which does no harm.
+        unsafe { libc::close(descriptor) };
+    }
+}
+
+/// Makes this process the one that its orphaned descendants fall to, so that it can still find them (prctl(2)).
+pub fn become_subreaper() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    // SAFETY: PR_SET_CHILD_SUBREAPER takes one integer and touches no memory.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// A file that grows beyond its limit gives an `OSError` and not a dead process: CPython does the same when it
+/// installs its signal handlers (Modules/signalmodule.c), which this program tells it not to do.
+pub fn ignore_file_size_signal() {
+    // SAFETY: SIG_IGN is a disposition, not a function to be called.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Sets a variable, or unsets it. To be called while the process has one thread: every other could be reading.
+pub fn set_environment(name: &CStr, value: Option<&CStr>) -> io::Result<()> {
+    let status = match value {
+        // SAFETY: both are C strings, which setenv copies; the caller answers for the single thread.
+        Some(value) => unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) },
+        // SAFETY: as above.
+        None => unsafe { libc::unsetenv(name.as_ptr()) },
+    };
+    check(status).map(drop)
+}
+
+/// Signals of the calling thread that wait until this is dropped. A thread that is started meanwhile never gets them.
+#[derive(Debug)]
+pub struct SignalsHeld {
+    before: libc::sigset_t,
+}
+
+impl SignalsHeld {
+    /// Holds back every signal, so that the native threads leave them all to the thread that Python runs on.
+    pub fn all() -> io::Result<Self> {
+        let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigfillset initialises the whole set that it is given.
+        unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: initialised on the line before.
+        Self::change(libc::SIG_BLOCK, &unsafe { all.assume_init() })
+    }
+
+    /// Holds back Ctrl+C until there is something that swallows it.
+    pub fn interrupt() -> io::Result<Self> {
+        Self::change(libc::SIG_BLOCK, &interrupt_only())
+    }
+
+    /// Lets Ctrl+C through from now on, whatever was blocked before: the parent may start the worker with it blocked,
+    /// which keeps it from dying between its start and its handler.
+    pub fn let_interrupt_through() -> io::Result<()> {
+        let change = Self::change(libc::SIG_UNBLOCK, &interrupt_only())?;
+        std::mem::forget(change);
+        Ok(())
+    }
+
+    fn change(how: libc::c_int, set: &libc::sigset_t) -> io::Result<Self> {
+        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: both pointers are to live sets; the second is written as a whole when the call succeeds.
+        let status = unsafe { libc::pthread_sigmask(how, set, before.as_mut_ptr()) };
+        if status != 0 {
+            return Err(io::Error::from_raw_os_error(status));
+        }
+        // SAFETY: the call has succeeded.
+        Ok(Self { before: unsafe { before.assume_init() } })
+    }
+}
+
+impl Drop for SignalsHeld {
+    fn drop(&mut self) {
+        // SAFETY: `before` is a set that the system gave; a null pointer asks for no copy of the present one.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+fn interrupt_only() -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the whole set that it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialised on the line before; SIGINT is a signal's number.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGINT) };
+    // SAFETY: initialised above.
+    unsafe { set.assume_init() }
+}
+
+/// A descriptor that becomes readable when the process ends; `None` where the system has none, or no such process.
+pub fn open_process(pid: u32) -> Option<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    {
+        let pid = libc::pid_t::try_from(pid).ok()?;
+        // SAFETY: pidfd_open takes two integers.
+        let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let descriptor = RawFd::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0)?;
+        // SAFETY: the system has just made it for this process (close-on-exec, pidfd_open(2)), so nobody else owns it.
+        Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = pid;
+        None
+    }
+}
+
+/// What [`wait_for`] saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// The other end of the socket is gone.
+    pub hang_up: bool,
+    /// The process has ended.
+    pub death: bool,
+}
+
+/// Waits until the socket's other end is closed or the process has ended, whichever of them is given.
+pub fn wait_for(socket: Option<RawFd>, process: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> Seen {
+    #[cfg(target_os = "linux")]
+    const HANG_UP: libc::c_short = libc::POLLRDHUP;
+    #[cfg(not(target_os = "linux"))]
+    const HANG_UP: libc::c_short = libc::POLLHUP;
+    // poll(2) ignores a negative descriptor.
+    let mut entries = [
+        libc::pollfd { fd: socket.unwrap_or(-1), events: HANG_UP, revents: 0 },
+        libc::pollfd { fd: process.map_or(-1, |process| process.as_raw_fd()), events: libc::POLLIN, revents: 0 },
+    ];
+    let milliseconds = timeout.map_or(-1, |timeout| libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX));
+    // SAFETY: the pointer and the count are those of the array.
+    if unsafe { libc::poll(entries.as_mut_ptr(), 2, milliseconds) } <= 0 {
+        return Seen::default();
+    }
+    // A hang-up is the only thing asked of the socket; POLLHUP, POLLERR and POLLNVAL come unasked and mean the same here.
+    Seen { hang_up: entries[0].revents != 0, death: entries[1].revents != 0 }
+}
+
+/// Sends a signal to one process. The caller answers for the number's still being that process's: a descendant of a
+/// subreaper that was found under it cannot have been reaped by anyone but this process.
+pub fn send_signal(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill takes two integers; a failure (the process is gone) needs no answer.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+pub const STOP: i32 = libc::SIGSTOP;
+pub const KILL: i32 = libc::SIGKILL;
+
+/// Ends the process at once: no destructor, no handler, no flush.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit does not return and runs nothing of this process's.
+    unsafe { libc::_exit(code) }
+}
+
+static SOCKET_TO_DROP: AtomicI32 = AtomicI32::new(-1);
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// From now on a child that is forked off this process loses the socket before it runs anything: were it to keep the
+/// socket, this process's death would go unseen as long as the child lives.
+pub fn drop_socket_in_children(socket: BorrowedFd<'_>) -> io::Result<()> {
+    SOCKET_TO_DROP.store(socket.as_raw_fd(), Ordering::Relaxed);
+    // SAFETY: the function is `extern "C"`, lives as long as the program, and does only what a child of a process with
+    // threads may do (signal-safety(7)).
+    let status = unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
+    if status == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(status)) }
+}
+
+/// Whether this process is a copy that a job forked off the worker. It must never speak the protocol.
+pub fn is_forked_copy() -> bool {
+    FORKED.load(Ordering::Relaxed)
+}
+
+extern "C" fn after_fork_in_child() {
+    FORKED.store(true, Ordering::Relaxed);
+    let socket = SOCKET_TO_DROP.swap(-1, Ordering::Relaxed);
+    if socket >= 0 {
+        // SAFETY: the child's copy of the descriptor; whoever owns it in this copy of the memory never gets to use it,
+        // because a forked copy leaves by `exit_now`.
+        unsafe { libc::close(socket) };
+    }
+}
+
+/// Receives into memory that need not have been written before. 0: the other end is closed.
+pub fn receive(socket: BorrowedFd<'_>, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are those of the slice, and recv only writes to it.
+    let count = unsafe { libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), 0) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// How long a receive waits for its first byte before it fails with `WouldBlock`; `None`: for ever.
+pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
+    let mut value = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    if let Some(timeout) = timeout {
+        // Beyond what a time_t holds the kernel waits for ever, which is what was meant.
+        value.tv_sec = libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX);
+        value.tv_usec = timeout.subsec_micros().into();
+        // To the system zero is «for ever» (socket(7)), to the caller it is «do not wait».
+        if value.tv_sec == 0 && value.tv_usec == 0 {
+            value.tv_usec = 1;
+        }
+    }
+    let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: SO_RCVTIMEO reads one `timeval`, whose address and size these are.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const value).cast(), size) }).map(drop)
+}
+
+/// Asks for huge pages behind a large piece of memory that is about to be written for the first time: a page fault for
+/// every 4 KiB costs more than the copying itself.
+pub fn advise_huge_pages(memory: &mut [MaybeUninit<u8>]) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: sysconf takes a number and gives one.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+        let skipped = memory.as_mut_ptr().align_offset(page);
+        let length = memory.len().saturating_sub(skipped) / page * page;
+        if let Some(interior) = memory.get_mut(skipped..).filter(|_| length > 0) {
+            // SAFETY: the pages lie wholly inside the slice, and MADV_HUGEPAGE changes nothing that is in them.
+            unsafe { libc::madvise(interior.as_mut_ptr().cast(), length, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
+}
+
+/// The file of the loaded library that defines a symbol.
+pub fn library_that_defines(symbol: &CStr) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    // Not the function's own address: where the executable is not position independent, that may be a stub of its own.
+    // SAFETY: dlsym reads a C string; RTLD_DEFAULT asks for the first library in the order of loading.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()) };
+    if address.is_null() {
+        return None;
+    }
+    let mut found = MaybeUninit::<libc::Dl_info>::uninit();
+    // SAFETY: dladdr takes any address and fills the structure when it gives something else than 0.
+    if unsafe { libc::dladdr(address, found.as_mut_ptr()) } == 0 {
+        return None;
+    }
+    // SAFETY: dladdr has succeeded.
+    let name = unsafe { found.assume_init() }.dli_fname;
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: a C string that belongs to the loader and stays as long as the library does; libpython is never unloaded.
+    let name = unsafe { CStr::from_ptr(name) };
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes()));
+    Some(std::fs::canonicalize(&path).unwrap_or(path))
+}
+
+fn check(status: libc::c_int) -> io::Result<libc::c_int> {
+    if status == -1 { Err(io::Error::last_os_error()) } else { Ok(status) }
+}

@@ -1,0 +1,162 @@
+//! Objects ↔ segments, with the C pickler that `_pickle` is. Nothing else of `pickle` is imported.
+//!
+//! * Large `bytes` are not copied into the pickle: the C pickler hands them to its file as they are
+//!   (Modules/_pickle.c, `_Pickler_write_bytes`), and our file keeps a reference until they have been sent.
+//! * Buffers of [`OUT_OF_BAND`] bytes and more travel in segments of their own (PEP 574) and are unpickled around memory
+//!   that was received for them, so that an array comes back writable and shares its memory with nobody.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+use trio_offload_worker::transport::{Payload, Segment};
+
+use crate::interpreter::ffi::{HeldBytes, NewBytes};
+
+/// Buffers smaller than this are cheaper inside the pickle than in a segment of their own.
+const OUT_OF_BAND: usize = 16 * 1024;
+
+/// A frame has room for 65,536 segments; beyond this many the buffers go into the pickle.
+const OUT_OF_BAND_COUNT: usize = 65_000;
+
+/// Pieces of the pickle smaller than this are gathered, larger ones held where they are.
+const GATHERED: usize = 16 * 1024;
+
+pub(crate) struct Pickling {
+    loads: Py<PyAny>,
+    pickler: Py<PyAny>,
+    sink: Py<Sink>,
+}
+
+/// A pickled object, ready to be sent without the GIL. To be dropped with it.
+#[derive(Default)]
+pub(crate) struct Pickled {
+    pickle: Vec<Piece>,
+    buffers: Vec<HeldBytes>,
+}
+
+enum Piece {
+    Gathered(Vec<u8>),
+    Held(HeldBytes),
+}
+
+impl Pickling {
+    pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
+        let module = py.import("_pickle")?;
+        Ok(Self {
+            loads: module.getattr("loads")?.unbind(),
+            pickler: module.getattr("Pickler")?.unbind(),
+            sink: Py::new(py, Sink::default())?,
+        })
+    }
+
+    pub(crate) fn load<'py>(&self, py: Python<'py>, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<Bound<'py, PyAny>> {
+        let loads = self.loads.bind(py);
+        let mut segments = segments.into_iter();
+        let pickle = match segments.next() {
+            Some(Segment::Passing(bytes)) => PyBytes::new(py, bytes).into_any(),
+            Some(Segment::Owned(bytes)) => bytes.into_object().into_bound(py).into_any(),
+            None => PyBytes::new(py, b"").into_any(),
+        };
+        if segments.len() == 0 {
+            return loads.call1((pickle,));
+        }
+        let buffers = segments.map(|segment| match segment {
+            Segment::Passing(bytes) => PyBytes::new(py, bytes).into_any(),
+            Segment::Owned(bytes) => bytes.into_object().into_bound(py).into_any(),
+        });
+        let keywords = PyDict::new(py);
+        keywords.set_item("buffers", PyList::new(py, buffers.collect::<Vec<_>>())?)?;
+        loads.call((pickle,), Some(&keywords))
+    }
+
+    /// `_pickle.loads` itself.
+    pub(crate) fn loads_function(&self, py: Python<'_>) -> Py<PyAny> {
+        self.loads.clone_ref(py)
+    }
+
+    pub(crate) fn loads<'py>(&self, pickle: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyAny>> {
+        self.loads.bind(pickle.py()).call1((pickle,))
+    }
+
+    pub(crate) fn dump(&self, object: &Bound<'_, PyAny>) -> PyResult<Pickled> {
+        let py = object.py();
+        let sink = self.sink.bind(py);
+        // A pickler for each object: a kept one would keep what it has seen in its memo.
+        let pickler = self.pickler.bind(py).call1((sink, 5, true, sink))?;
+        let outcome = pickler.call_method1(pyo3::intern!(py, "dump"), (object,));
+        let pickled = sink.get().take();
+        outcome.map(|_| pickled)
+    }
+}
+
+impl Pickled {
+    /// From what `trio_offload_worker` has pickled: the pickle, then its buffers. `None` from an empty list.
+    pub(crate) fn from_list(segments: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
+        let mut held = segments.try_iter()?.map(|segment| HeldBytes::hold(&segment?)).collect::<PyResult<Vec<_>>>()?.into_iter();
+        let Some(first) = held.next() else { return Ok(None) };
+        Ok(Some(Self { pickle: vec![Piece::Held(first)], buffers: held.collect() }))
+    }
+
+    /// Whether dropping it needs no Python.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.buffers.is_empty() && self.pickle.iter().all(|piece| matches!(piece, Piece::Gathered(_)))
+    }
+}
+
+impl Payload for Pickled {
+    fn segments(&self) -> Vec<Vec<&[u8]>> {
+        let pickle = self.pickle.iter().map(|piece| match piece {
+            Piece::Gathered(bytes) => bytes.as_slice(),
+            Piece::Held(bytes) => bytes.bytes(),
+        });
+        let buffers = self.buffers.iter().map(|buffer| vec![buffer.bytes()]);
+        std::iter::once(pickle.collect()).chain(buffers).collect()
+    }
+}
+
+/// The file that the pickler writes to, and the callback that it offers buffers to.
+#[pyclass(frozen, module = "trio_offload_worker")]
+#[derive(Default)]
+struct Sink(Mutex<Pickled>);
+
+impl Sink {
+    fn take(&self) -> Pickled {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pickled> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Sink {
+    fn write(&self, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        if let Ok(bytes) = data.cast_exact::<PyBytes>()
+            && bytes.as_bytes().len() < GATHERED
+        {
+            let bytes = bytes.as_bytes();
+            let mut gathered = self.lock();
+            match gathered.pickle.last_mut() {
+                Some(Piece::Gathered(before)) => before.extend_from_slice(bytes),
+                _ => gathered.pickle.push(Piece::Gathered(bytes.to_vec())),
+            }
+            return Ok(bytes.len());
+        }
+        let held = HeldBytes::hold(data)?;
+        let length = held.bytes().len();
+        self.lock().pickle.push(Piece::Held(held));
+        Ok(length)
+    }
+
+    /// The buffer callback: true keeps the buffer inside the pickle.
+    fn __call__(&self, buffer: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let held = HeldBytes::hold(buffer)?;
+        if held.bytes().len() < OUT_OF_BAND || self.lock().buffers.len() >= OUT_OF_BAND_COUNT {
+            return Ok(true);
+        }
+        self.lock().buffers.push(held);
+        Ok(false)
+    }
+}

@@ -1,0 +1,223 @@
+//! The worker's state machine: the table «The worker's side» of PROTOCOL.md, over a stream and an executor that tests replace.
+//!
+//! Rules that the code below keeps:
+//! * a frame that is not in the row of the state ends the worker before any memory is taken for its payload;
+//! * everything that a job left behind is dropped before the next frame is waited for;
+//! * after RETIRED nothing is read any more: the parent may take it that a call which crossed with it was not run;
+//! * the native thread is told when user code runs, because a parent's death then leaves nobody who would notice.
+
+use std::time::Duration;
+
+use crate::error::{ReceiveError, SendError};
+use crate::exit::Ending;
+use crate::message::{Explanation, Failure, Hello, Message, PROTOCOL_VERSION, Setup, Welcome};
+use crate::sentinel::{Activity, Doing};
+use crate::transport::{Allocator, Connection, IdleClock, Next, Payload, Segment, Stream};
+use crate::wire::Header;
+
+/// What the session needs of an interpreter.
+pub trait Executor: Allocator {
+    type Payload: Payload;
+
+    /// Becomes the parent's Python, or says why it cannot.
+    fn start(&mut self, hello: &Hello) -> Result<Welcome, Explanation>;
+    /// Takes the settings and calls `init`.
+    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, Self::Buffer>>) -> Result<(), Raised<Self::Payload>>;
+    /// Unpickles, calls, pickles. Nothing that the user's code does keeps it from giving an answer.
+    fn call(&mut self, segments: Vec<Segment<'_, Self::Buffer>>) -> Answer<Self::Payload>;
+    /// The answer has been sent: drops it, and asks the user's `retire`.
+    fn settle(&mut self, answer: Option<Self::Payload>) -> Settled;
+    /// A signal came while the worker was idle.
+    fn interrupted(&mut self);
+}
+
+#[derive(Debug)]
+pub enum Answer<P> {
+    Returned(P),
+    Raised(Raised<P>),
+}
+
+#[derive(Debug)]
+pub struct Raised<P> {
+    pub failure: Failure,
+    /// The pickled exception; `None` if nothing could pickle it.
+    pub exception: Option<P>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    Stay,
+    Retire,
+    /// `retire` itself raised; the text says what.
+    RetireRaised(String),
+}
+
+/// Serves one parent until the end.
+pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mut E, activity: &Activity) -> Ending {
+    let ending = Session { connection, executor, activity, state: State::AwaitHello, idle: IdleClock::start(None) }.run();
+    activity.set(Doing::Leaving);
+    ending
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    AwaitHello,
+    AwaitSetup,
+    Idle,
+}
+
+struct Session<'a, S, E> {
+    connection: &'a mut Connection<S>,
+    executor: &'a mut E,
+    activity: &'a Activity,
+    state: State,
+    idle: IdleClock,
+}
+
+/// Whether the session goes on.
+type Step = Result<(), Ending>;
+
+impl<S: Stream, E: Executor> Session<'_, S, E> {
+    fn run(mut self) -> Ending {
+        loop {
+            if let Err(ending) = self.step() {
+                return ending;
+            }
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        let header = match self.connection.next_header() {
+            Ok(Next::Header(header)) => header,
+            Ok(Next::End) => return Err(Ending::ParentClosed),
+            Ok(Next::Idle) => return self.retire("idle"),
+            Ok(Next::Interrupted) => {
+                self.executor.interrupted();
+                return if self.idle.is_over() { self.retire("idle") } else { Ok(()) };
+            }
+            Err(error) => return self.abort_receiving(&error),
+        };
+        let message = match Message::from_header(&header) {
+            Ok(message) => message,
+            Err(error) => return self.abort_receiving(&error.into()),
+        };
+        match (self.state, message) {
+            (State::AwaitHello, Message::Hello(hello)) => self.start(&hello),
+            (State::AwaitSetup, Message::Setup(setup)) => self.set_up(&setup, &header),
+            (State::Idle, Message::Call) => self.call(&header),
+            (State::AwaitSetup | State::Idle, Message::Retire) => self.retire("asked"),
+            (state, message) => {
+                let text = format!(
+                    "a {:?} message came while the worker was in the state {state:?}, which does not expect one; this is an error in trio-offload",
+                    message.kind(),
+                );
+                self.abort("unexpected_message", text)
+            }
+        }
+    }
+
+    fn start(&mut self, hello: &Hello) -> Step {
+        if hello.protocol != PROTOCOL_VERSION {
+            let text = format!(
+                "the parent speaks version {} of the protocol and this worker version {PROTOCOL_VERSION}: install the same release of trio-offload on both sides",
+                hello.protocol,
+            );
+            return self.refuse(Explanation::new("protocol_version", text));
+        }
+        self.activity.set(Doing::Busy);
+        match self.executor.start(hello) {
+            Ok(welcome) => {
+                self.activity.set(Doing::Waiting);
+                self.say(Message::Welcome(Box::new(welcome)))?;
+                self.state = State::AwaitSetup;
+                Ok(())
+            }
+            Err(explanation) => self.refuse(explanation),
+        }
+    }
+
+    fn set_up(&mut self, setup: &Setup, header: &Header) -> Step {
+        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+            Ok(segments) => segments,
+            Err(error) => return self.abort_receiving(&error),
+        };
+        self.activity.set(Doing::Busy);
+        let outcome = self.executor.set_up(setup, segments);
+        self.activity.set(Doing::Waiting);
+        if let Err(raised) = outcome {
+            let payload = raised.exception.as_ref().map(|payload| payload as &dyn Payload);
+            self.sent(Message::SetupFailed(raised.failure), 0, payload)?;
+            return Err(Ending::SetupFailed);
+        }
+        self.say(Message::Ready)?;
+        self.state = State::Idle;
+        let timeout = setup.idle_timeout_ms.map(Duration::from_millis);
+        if let Err(error) = self.connection.set_receive_timeout(timeout) {
+            return self.abort_receiving(&error);
+        }
+        self.idle = IdleClock::start(timeout);
+        Ok(())
+    }
+
+    fn call(&mut self, header: &Header) -> Step {
+        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+            Ok(segments) => segments,
+            Err(error) => return self.abort_receiving(&error),
+        };
+        self.activity.set(Doing::Busy);
+        let answer = self.executor.call(segments);
+        // Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which
+        // leaves in order, and not one that the native thread ends in the middle.
+        self.activity.set(Doing::Waiting);
+        let (message, payload) = match answer {
+            Answer::Returned(payload) => (Message::Result, Some(payload)),
+            Answer::Raised(Raised { failure, exception }) => (Message::Raised(failure), exception),
+        };
+        self.sent(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;
+        self.activity.set(Doing::Busy);
+        let settled = self.executor.settle(payload);
+        self.activity.set(Doing::Waiting);
+        match settled {
+            Settled::Stay => {
+                self.idle.restart();
+                Ok(())
+            }
+            Settled::Retire => self.retire("retire"),
+            Settled::RetireRaised(text) => self.abort("retire_raised", text),
+        }
+    }
+
+    fn retire(&mut self, reason: &str) -> Step {
+        self.activity.set(Doing::Leaving);
+        self.say(Message::Retired { reason: reason.to_owned() })?;
+        Err(Ending::Retired)
+    }
+
+    fn refuse(&mut self, explanation: Explanation) -> Step {
+        self.say(Message::Refused(explanation))?;
+        Err(Ending::Refused)
+    }
+
+    fn abort_receiving(&mut self, error: &ReceiveError) -> Step {
+        self.abort(error.code(), error.to_string())
+    }
+
+    /// Tells the parent, if it still listens; the ending is the same if it does not.
+    fn abort(&mut self, code: &str, message: String) -> Step {
+        self.activity.set(Doing::Leaving);
+        let _ = self.connection.send(Message::Aborted(Explanation::new(code, message)), 0, None);
+        Err(Ending::Aborted)
+    }
+
+    fn say(&mut self, message: Message) -> Step {
+        self.sent(message, 0, None)
+    }
+
+    fn sent(&mut self, message: Message, id: u64, payload: Option<&dyn Payload>) -> Step {
+        match self.connection.send(message, id, payload) {
+            Ok(()) => Ok(()),
+            Err(SendError::Closed) => Err(Ending::ParentClosed),
+            Err(error @ (SendError::Wire(_) | SendError::System(_))) => self.abort("socket", error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The codec: bytes ↔ frames, as PROTOCOL.md lays them out. It reads and writes nothing and knows no Python.
+//!
+//! Rules that the code below keeps:
+//! * every length is checked against its bound before anything of that length is taken from memory;
+//! * the checks come in the order that PROTOCOL.md gives, so that two ends name the same error for the same bytes;
+//! * no input makes it panic.
+
+use ciborium::Value;
+use thiserror::Error;
+
+/// Bytes before the header: the magic, the version of the framing, and two lengths.
+pub const PREFIX_LENGTH: usize = 16;
+pub const HEADER_LIMIT: usize = 1 << 24;
+pub const PAYLOAD_LIMIT: u64 = 1 << 40;
+pub const SEGMENT_LIMIT: usize = 65_536;
+
+const MAGIC: [u8; 3] = *b"tro";
+const FRAMING_VERSION: u8 = 1;
+
+/// The body of a message: a CBOR map with text keys, in the order in which it is written.
+pub type Body = Vec<(String, Value)>;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Header {
+    pub kind: Kind,
+    /// The call that the frame is about; 0 where it is about none.
+    pub id: u64,
+    /// The length of each segment, in bytes. Their sum is the length of the payload.
+    pub lengths: Vec<u64>,
+    pub body: Body,
+}
+
+/// What the bytes that are there amount to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Progress {
+    /// Nothing is wrong so far; the next thing can be told once this many bytes of the frame are there.
+    Need(usize),
+    /// The header is whole. The payload begins after `consumed` bytes.
+    Ready { header: Header, consumed: usize },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Hello = 1,
+    Setup = 2,
+    Call = 3,
+    Retire = 4,
+    Welcome = 16,
+    Refused = 17,
+    Ready = 18,
+    SetupFailed = 19,
+    Result = 20,
+    Raised = 21,
+    Retired = 22,
+    Aborted = 23,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum WireError {
+    #[error("the bytes on the socket are no frame of trio-offload")]
+    BadMagic,
+    #[error("the frame has version {0} of the framing, and this program reads version {FRAMING_VERSION}: install the same release of trio-offload on both sides")]
+    UnsupportedFraming(u8),
+    #[error("the header has {0} bytes, and 1 to {HEADER_LIMIT} are allowed")]
+    HeaderTooLarge(u32),
+    #[error("the payload has {0} bytes, and {PAYLOAD_LIMIT} are the most that a frame may carry")]
+    PayloadTooLarge(u64),
+    #[error("the header is malformed: {0}")]
+    MalformedHeader(&'static str),
+    #[error("a message of kind {0} is not known to protocol version 1")]
+    UnknownKind(u64),
+    #[error("the segments of the frame do not add up to its payload of {0} bytes")]
+    SegmentMismatch(u64),
+    #[error("the {kind:?} message is malformed: {problem}")]
+    MalformedBody { kind: Kind, problem: &'static str },
+    #[error("the stream ended inside a frame")]
+    TornFrame,
+}
+
+impl WireError {
+    /// The name of the error in PROTOCOL.md.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::BadMagic => "bad_magic",
+            Self::UnsupportedFraming(_) => "unsupported_framing",
+            Self::HeaderTooLarge(_) => "header_too_large",
+            Self::PayloadTooLarge(_) => "payload_too_large",
+            Self::MalformedHeader(_) => "malformed_header",
+            Self::UnknownKind(_) => "unknown_kind",
+            Self::SegmentMismatch(_) => "segment_mismatch",
+            Self::MalformedBody { .. } => "malformed_body",
+            Self::TornFrame => "torn_frame",
+        }
+    }
+}
+
+/// Reads the prefix and the header of the frame that `bytes` begins with, as far as it is there.
+pub fn parse(bytes: &[u8]) -> Result<Progress, WireError> {
+    if bytes.iter().zip(MAGIC).any(|(found, expected)| *found != expected) {
+        return Err(WireError::BadMagic);
+    }
+    if let Some(&version) = bytes.get(MAGIC.len())
+        && version != FRAMING_VERSION
+    {
+        return Err(WireError::UnsupportedFraming(version));
+    }
+    let Some(header_length) = bytes.get(4..8).and_then(|field| field.try_into().ok()).map(u32::from_be_bytes) else {
+        return Ok(Progress::Need(PREFIX_LENGTH));
+    };
+    if header_length == 0 || header_length as usize > HEADER_LIMIT {
+        return Err(WireError::HeaderTooLarge(header_length));
+    }
+    let Some(payload_length) = bytes.get(8..16).and_then(|field| field.try_into().ok()).map(u64::from_be_bytes) else {
+        return Ok(Progress::Need(PREFIX_LENGTH));
+    };
+    if payload_length > PAYLOAD_LIMIT {
+        return Err(WireError::PayloadTooLarge(payload_length));
+    }
+    let consumed = PREFIX_LENGTH + header_length as usize;
+    match bytes.get(PREFIX_LENGTH..consumed) {
+        None => Ok(Progress::Need(consumed)),
+        Some(encoded) => {
+            let header = Header::decode(encoded, payload_length)?;
+            Ok(Progress::Ready { header, consumed })
+        }
+    }
+}
+
+/// The prefix and the header of a frame, ready to be sent ahead of the payload.
+pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
+    let payload_length = sum(&header.lengths).filter(|total| *total <= PAYLOAD_LIMIT);
+    let payload_length = payload_length.ok_or(WireError::PayloadTooLarge(u64::MAX))?;
+    let mut bytes = Vec::with_capacity(64);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.push(FRAMING_VERSION);
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&payload_length.to_be_bytes());
+    let mut items = vec![
+        Value::from(header.kind as u8),
+        Value::from(header.id),
+        Value::Array(header.lengths.into_iter().map(Value::from).collect()),
+    ];
+    if !header.body.is_empty() {
+        let pairs = header.body.into_iter().map(|(key, value)| (Value::Text(key), value));
+        items.push(Value::Map(pairs.collect()));
+    }
+    ciborium::into_writer(&Value::Array(items), &mut bytes)
+        .map_err(|_| WireError::MalformedHeader("it cannot be written as CBOR"))?;
+    let header_length = u32::try_from(bytes.len() - PREFIX_LENGTH).unwrap_or(u32::MAX);
+    if header_length as usize > HEADER_LIMIT {
+        return Err(WireError::HeaderTooLarge(header_length));
+    }
+    if let Some(field) = bytes.get_mut(4..8) {
+        field.copy_from_slice(&header_length.to_be_bytes());
+    }
+    Ok(bytes)
+}
+
+impl Header {
+    fn decode(encoded: &[u8], payload_length: u64) -> Result<Self, WireError> {
+        use WireError::MalformedHeader;
+        // ciborium hides whether an array had a definite length, and the outermost one must: major type 4 without the
+        // additional information 31 (RFC 8949, section 3.2.1).
+        if encoded.first().is_none_or(|byte| byte >> 5 != 4 || byte & 0x1f == 31) {
+            return Err(MalformedHeader("it is not an array of definite length"));
+        }
+        let mut rest = encoded;
+        let item: Value = ciborium::from_reader(&mut rest).map_err(|_| MalformedHeader("it is not one well-formed CBOR item"))?;
+        if !rest.is_empty() {
+            return Err(MalformedHeader("bytes are left over after it"));
+        }
+        let Value::Array(items) = item else {
+            return Err(MalformedHeader("it is not an array"));
+        };
+        if !(3..=4).contains(&items.len()) {
+            return Err(MalformedHeader("it has neither three nor four items"));
+        }
+        let mut items = items.into_iter();
+        let kind = items.next().as_ref().and_then(unsigned).ok_or(MalformedHeader("the kind is not an unsigned number"))?;
+        let id = items.next().as_ref().and_then(unsigned).ok_or(MalformedHeader("the id is not an unsigned number"))?;
+        let Some(Value::Array(lengths)) = items.next() else {
+            return Err(MalformedHeader("the lengths are not an array"));
+        };
+        let lengths = lengths.iter().map(unsigned).collect::<Option<Vec<u64>>>();
+        let lengths = lengths.ok_or(MalformedHeader("a length is not an unsigned number"))?;
+        let body = match items.next() {
+            None => Body::new(),
+            Some(Value::Map(pairs)) => text_keys(pairs).ok_or(MalformedHeader("a key of the body is not text"))?,
+            Some(_) => return Err(MalformedHeader("the body is not a map")),
+        };
+        let kind = Kind::from_number(kind).ok_or(WireError::UnknownKind(kind))?;
+        if lengths.len() > SEGMENT_LIMIT {
+            return Err(MalformedHeader("it has more than 65,536 segments"));
+        }
+        if sum(&lengths) != Some(payload_length) {
+            return Err(WireError::SegmentMismatch(payload_length));
+        }
+        Ok(Self { kind, id, lengths, body })
+    }
+}
+
+impl Kind {
+    fn from_number(number: u64) -> Option<Self> {
+        Some(match number {
+            1 => Self::Hello,
+            2 => Self::Setup,
+            3 => Self::Call,
+            4 => Self::Retire,
+            16 => Self::Welcome,
+            17 => Self::Refused,
+            18 => Self::Ready,
+            19 => Self::SetupFailed,
+            20 => Self::Result,
+            21 => Self::Raised,
+            22 => Self::Retired,
+            23 => Self::Aborted,
+            _ => return None,
+        })
+    }
+}
+
+fn unsigned(value: &Value) -> Option<u64> {
+    value.as_integer().and_then(|integer| u64::try_from(integer).ok())
+}
+
+fn text_keys(pairs: Vec<(Value, Value)>) -> Option<Body> {
+    pairs.into_iter().map(|(key, value)| Some((key.into_text().ok()?, value))).collect()
+}
+
+fn sum(lengths: &[u64]) -> Option<u64> {
+    lengths.iter().try_fold(0_u64, |total, length| total.checked_add(*length))
+}
