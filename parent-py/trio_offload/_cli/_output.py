@@ -2,8 +2,8 @@
 
 * :class:`Window` bounds what the command holds in memory: an item is inside from the moment it is read until its line is
   written. A slow first item, a slow reader of the output and a fast source all end at the same gate, the one for new items.
-* A write happens in a thread, because a pipe may be full and a terminal stopped, and Ctrl+C has to work nevertheless. While
-  one write is on its way the next lines gather, so the more there is to write the fewer writes there are.
+* A write happens in a thread, because a pipe may be full and a terminal stopped, and Ctrl+C has to work nevertheless. A
+  thread costs more than many an item, so writes keep a small distance, and lines gather meanwhile.
 * Bytes go straight to the descriptor. Nothing is left in a buffer that a closed pipe would make complain about at exit.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import select
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._sources import Item
+
+_DISTANCE: Final = 0.005
+"""Seconds between the beginnings of two writes, at least. Nobody sees a line come so much later."""
 
 
 class Window:
@@ -102,6 +105,7 @@ class OrderedOutput:
                 if self._closed:
                     return
                 await self._wake.park()
+            earliest_next = trio.current_time() + _DISTANCE
             batch, self._ready = self._ready, []
             with self._around_write():
                 await trio.to_thread.run_sync(
@@ -111,6 +115,8 @@ class OrderedOutput:
                     abandon_on_cancel=True,
                 )
             self._window.leave(len(batch), sum(size for size, _ in batch))
+            if not self._closed:
+                await trio.sleep_until(earliest_next)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -8,7 +8,6 @@ longer than the item; after the first item over time every later one would be ov
 
 from __future__ import annotations
 
-import math
 import signal
 from typing import TYPE_CHECKING, Final
 
@@ -95,21 +94,12 @@ class Station:
     async def run(self, item: Item) -> Reply:
         """Call the function for one item. Cancelled, it has killed the worker when it raises."""
         job = self._job
-        limit = math.inf if job.timeout is None else job.timeout
         try:
             await self.make_ready()
-            with trio.move_on_after(limit):
-                ok, line = await self._context.run_sync(
-                    _items.run_item,
-                    job.module,
-                    job.attribute,
-                    item.kind,
-                    item.number,
-                    item.content,
-                    kill_on_cancel=True,
-                    limiter=self._limiter,
-                )
-                return Reply(ok, line)
+            if job.timeout is None:
+                return await self._call(item)
+            with trio.move_on_after(job.timeout):
+                return await self._call(item)
         except trio_offload.BrokenWorkerError as error:
             self._is_ready = False
             if error.signal in _ENDS_GROUPS:
@@ -118,7 +108,21 @@ class Station:
         except Exception as error:  # the function's own are in the reply; this is about the call, a MemoryError perhaps
             return _failure(item, type(error).__name__, str(error))
         self._is_ready = False
-        return _failure(item, "TimeoutError", f"over its {limit:g} s: the worker was killed")
+        return _failure(item, "TimeoutError", f"over its {job.timeout:g} s: the worker was killed")
+
+    async def _call(self, item: Item) -> Reply:
+        job = self._job
+        ok, line = await self._context.run_sync(
+            _items.run_item,
+            job.module,
+            job.attribute,
+            item.kind,
+            item.number,
+            item.content,
+            kill_on_cancel=True,
+            limiter=self._limiter,
+        )
+        return Reply(ok, line)
 
 
 def one_line(error: BaseException) -> str:
