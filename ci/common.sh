@@ -102,11 +102,21 @@ environment_python() {
 }
 
 # build_wheel PYTHON: into build/wheels, as `pip install .` would. Cargo's folder is kept for each Python: pyo3 and all
-# that depends on it would otherwise be built again at each change of Python.
+# that depends on it would otherwise be built again at each change of Python. The first build for one Python begins with
+# what another one's build has made, because most crates know nothing of Python.
 build_wheel() {
-    local folder out
+    local folder out other
     folder=$(folder_of "$1")
     out=$folder/wheel
+    if [[ ! -e $folder/target/release ]]; then
+        for other in "$build"/py*/target/release; do
+            if [[ -e $other ]]; then
+                mkdir -p "$folder/target"
+                cp -a --reflink=auto "$other" "$folder/target/"
+                break
+            fi
+        done
+    fi
     rm -rf "$out"
     mkdir -p "$out" "$build/wheels"
     CARGO_TARGET_DIR=$folder/target "$(environment_python "$1")" -m pip wheel --quiet --no-deps --wheel-dir "$out" .

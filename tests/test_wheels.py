@@ -29,7 +29,7 @@ FACTS = "[__import__('sys').version, __import__('sys').prefix, __import__('os').
 
 async def main():
     async with trio_offload.open_worker_context() as context:
-        return await context.run_sync(eval, FACTS)
+        return await context.run_sync(eval, FACTS, {})
 
 version, prefix, pid, has_trio = trio.run(main)
 assert version == sys.version, (version, sys.version)
