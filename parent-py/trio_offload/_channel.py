@@ -58,11 +58,25 @@ class Channel:
         Raises:
             WriteFailed: the other side is gone.
         """
-        sent = False
-        for batch in _batches(parts):
+        if sum(map(len, parts)) <= _SMALL:
+            # One buffer and one system call: the fastest way for a small frame, and nearly always all there is to do.
+            rest: list[Buffer] = [b"".join(parts)]
+            try:
+                count = self._socket.send(rest[0])
+            except BlockingIOError:
+                count = 0
+            except (BrokenPipeError, ConnectionResetError):
+                raise WriteFailed(False) from None
+            if count < len(rest[0]):
+                await self._send_slowly([_after(rest, count)], count > 0, cancellable)
+        else:
+            await self._send_slowly(_batches(parts), False, cancellable)
+
+    async def _send_slowly(self, batches: Iterable[list[Buffer]], sent: bool, cancellable: bool) -> None:
+        for batch in batches:
             while batch:
                 try:
-                    count = self._socket.send(batch[0]) if len(batch) == 1 else self._socket.sendmsg(batch)
+                    count = self._socket.sendmsg(batch)
                 except BlockingIOError:
                     await _patiently(trio.lowlevel.wait_writable, self._descriptor, cancellable)
                     continue
@@ -89,7 +103,10 @@ class Channel:
         frame = self._decoder.next_frame()
         while frame is None:
             # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
-            await _patiently(trio.lowlevel.wait_readable, self._descriptor, cancellable)
+            if cancellable:
+                await trio.lowlevel.wait_readable(self._descriptor)
+            else:
+                await _patiently(trio.lowlevel.wait_readable, self._descriptor, False)
             self._read()
             frame = self._decoder.next_frame()
         return frame
@@ -148,10 +165,7 @@ _SMALL: Final = 32 * 1024
 
 
 def _batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:
-    """The parts as lists that one ``sendmsg`` takes. A small frame becomes one buffer, as that is the fastest."""
-    if sum(map(len, parts)) <= _SMALL:
-        yield [b"".join(parts)]
-        return
+    """The parts as lists that one ``sendmsg`` takes."""
     for first in range(0, len(parts), _MAX_PARTS):
         yield [memoryview(part).cast("B") for part in parts[first : first + _MAX_PARTS] if len(part)]
 

@@ -23,7 +23,7 @@ from ._launch import main_plan
 from ._wire import MAX_SEGMENTS, Buffer
 
 
-@attrs.frozen
+@attrs.define
 class Payload:
     """A pickled call: ``parts`` in the order in which they are written, and the length of each segment in bytes."""
 
@@ -141,7 +141,7 @@ def _dump_with(pickler: Any, value: Any, function: Callable[..., Any], out_of_ba
         return False
 
     pickler(_Sink(parts.append), _PROTOCOL, buffer_callback=take if out_of_band else None).dump(value)
-    lengths = [sum(map(len, parts))]
+    lengths = [len(parts[0]) if len(parts) == 1 else sum(map(len, parts))]
     if buffers:
         lengths += [view.nbytes for view in buffers]
         parts += buffers
