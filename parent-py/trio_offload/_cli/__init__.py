@@ -108,16 +108,16 @@ def _run(arguments: Sequence[str]) -> ExitStatus:
     chosen = _command_parser().parse_args(arguments)
     match chosen.command:
         case "map":
-            return _map(chosen.rest)
+            return _run_map(chosen.rest)
         case "doctor":
-            return _doctor(chosen.rest)
+            return _run_doctor(chosen.rest)
         case None:
             raise CommandError("which command? map or doctor (see trio-offload --help)")
         case other:
             raise CommandError(f"no such command: {other!r}; there are map and doctor (see trio-offload --help)")
 
 
-def _map(arguments: Sequence[str]) -> ExitStatus:
+def _run_map(arguments: Sequence[str]) -> ExitStatus:
     from ._map import MapOptions, run_map
     from ._station import Job
 
@@ -144,7 +144,7 @@ def _map(arguments: Sequence[str]) -> ExitStatus:
         source.close()
 
 
-def _doctor(arguments: Sequence[str]) -> ExitStatus:
+def _run_doctor(arguments: Sequence[str]) -> ExitStatus:
     from ._doctor import run_doctor
 
     chosen = _doctor_parser().parse_args(arguments)

@@ -183,11 +183,16 @@ class _Run:
             self._bar.set_total(total)
 
     async def _next(self) -> Item | None:
-        while not self._queue:
-            if self._all_read:
-                return None
-            await self._queue_waiting.park()
-        return self._queue.popleft()
+        while True:
+            if not self._queue:
+                if self._all_read:
+                    return None
+                await self._queue_waiting.park()
+            elif not self._window.has_room and not self._output.awaits(self._queue[0]):
+                # What is inside has grown since it was let in: by the lines of finished items, which may be large.
+                await self._window.change()
+            else:
+                return self._queue.popleft()
 
     async def _slot(self) -> None:
         options = self._options

@@ -41,10 +41,19 @@ class Window:
         An item that is alone always gets in, however large. No deadlock: the first of those inside is with a worker or
         about to be written, so it leaves some day.
         """
-        while self._items and (self._items >= self._max_items or self._bytes >= self._max_bytes):
-            await self._waiting.park()
+        while self._items and (self._items >= self._max_items or not self.has_room):
+            await self.change()
         self._items += 1
         self._bytes += size
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the bytes inside are fewer than allowed."""
+        return self._bytes < self._max_bytes
+
+    async def change(self) -> None:
+        """Wait until something has left."""
+        await self._waiting.park()
 
     def grow(self, size: int) -> None:
         """Count the line of an item that is inside, ``size`` bytes."""
@@ -54,7 +63,7 @@ class Window:
         """Give back the room of so many items, which took so many bytes with their lines."""
         self._items -= items
         self._bytes -= size
-        self._waiting.unpark()
+        self._waiting.unpark_all()
 
 
 class OrderedOutput:
@@ -74,6 +83,10 @@ class OrderedOutput:
         self._ready: list[tuple[int, bytes]] = []
         self._closed = False
         self._wake = trio.lowlevel.ParkingLot()
+
+    def awaits(self, item: Item) -> bool:
+        """Whether this item's line is the next to be written: everything waits for it."""
+        return item.index == self._next
 
     def put(self, item: Item, line: bytes) -> None:
         """Take the line of an item. After :meth:`close` it is dropped."""

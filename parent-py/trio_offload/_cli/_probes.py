@@ -23,6 +23,7 @@ import trio
 
 import trio_offload
 from trio_offload import _locate
+from trio_offload._wire import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,6 +165,14 @@ def _worker_info(report: Report) -> Facts:
         report(Problem(f"{executable} --info ended with {ran.returncode} and said: {said}", _REINSTALL))
         return {"exit status": ran.returncode, "said": said}
     facts: Facts = info if isinstance(info, dict) else {"said": info}
+    python = facts.get("python")
+    for what, theirs, ours in (
+        ("version", facts.get("worker"), trio_offload.__version__),
+        ("protocol version", facts.get("protocol"), PROTOCOL_VERSION),
+        ("Python", python.get("version") if isinstance(python, dict) else None, sys.version),
+    ):
+        if theirs != ours:
+            report(Problem(f"the worker's {what} is {theirs!r}, and this side's is {ours!r}", _REINSTALL))
     return facts
 
 

@@ -1,0 +1,181 @@
+"""End to end: the progress bar of ``trio-offload map``, on a pseudo-terminal; and that there is none elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+from cli_support import COMMAND, JOBS, PATIENCE, run, wait_until
+
+pytest.importorskip("rich")
+
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+SHOW_CURSOR = "\x1b[?25h"
+HIDE_CURSOR = "\x1b[?25l"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory with a module ``jobs``."""
+    (tmp_path / "jobs.py").write_text(JOBS)
+    return tmp_path
+
+
+class Terminal:
+    """A pseudo-terminal of 120 columns, and all that was written to it."""
+
+    def __init__(self, ours: int) -> None:
+        self._ours = ours
+        self._written = bytearray()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+            while chunk := os.read(self._ours, 65536):
+                self._written += chunk
+
+    def close(self) -> None:
+        self._reader.join(PATIENCE)
+        os.close(self._ours)
+
+    @property
+    def raw(self) -> str:
+        return self._written.decode()
+
+    @property
+    def text(self) -> str:
+        """What was written, without colours and movements of the cursor."""
+        return CONTROLS.sub("", self.raw)
+
+
+@attrs.frozen
+class OnTerminal:
+    """A command whose standard error is a terminal."""
+
+    process: subprocess.Popen[bytes]
+    terminal: Terminal
+
+
+@contextlib.contextmanager
+def on_terminal(
+    folder: Path, *arguments: str, stdout_too: bool = False, env: dict[str, str] | None = None
+) -> Iterator[OnTerminal]:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs if stdout_too else subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **(env or {})},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    terminal = Terminal(ours)
+    try:
+        with process:
+            yield OnTerminal(process, terminal)
+            process.wait(PATIENCE)
+    finally:
+        process.kill()
+        terminal.close()
+
+
+def test_done_failed_and_rate(folder: Path) -> None:
+    with on_terminal(folder, "map", "jobs:trouble", "a", "raise", "b", "--workers", "2") as ran:
+        assert ran.process.stdout is not None
+        lines = [json.loads(line) for line in ran.process.stdout]
+    assert [line["ok"] for line in lines] == [True, False, True]
+    assert "3/3 done" in ran.terminal.text
+    assert "1 failed" in ran.terminal.text
+    assert re.search(r"\d/s", ran.terminal.text)
+    assert ran.terminal.raw.rindex(SHOW_CURSOR) > ran.terminal.raw.rindex(HIDE_CURSOR)
+
+
+def test_the_number_of_items_in_a_file_is_known_while_it_is_read(folder: Path) -> None:
+    (folder / "items").write_text("a\nb\n\nwait\n")
+    with on_terminal(folder, "map", "jobs:wait_for_file", "--lines", "items", "--workers", "1") as ran:
+        wait_until(lambda: "3/4 done" in ran.terminal.text, "a bar with a total")
+        assert re.search(r"left +(\d:|-:)", ran.terminal.text)
+        (folder / "go").touch()
+    assert "4/4 done" in ran.terminal.text
+
+
+def test_the_number_of_items_in_a_pipe_is_not_known(folder: Path) -> None:
+    os.mkfifo(folder / "items")
+    with on_terminal(folder, "map", "jobs:echo", "--lines", "items") as ran:
+        with open(folder / "items", "w") as items:
+            items.write("a\nb\n")
+            items.flush()
+            wait_until(lambda: "2 done" in ran.terminal.text, "a bar without a total")
+    assert "/2" not in ran.terminal.text
+
+
+def test_bar_and_lines_on_one_terminal(folder: Path) -> None:
+    """The bar goes away while lines are written: each line of the output stands whole on a line of its own."""
+    items = [str(number) for number in range(50)]
+    with on_terminal(folder, "map", "jobs:echo", *items, stdout_too=True) as ran:
+        pass
+    # What a terminal shows of a line is what follows the last return to its beginning.
+    shown = [line.rpartition("\r")[2] for line in ran.terminal.text.replace("\r\n", "\n").split("\n")]
+    assert [json.loads(line)["item"] for line in shown if line.startswith("{")] == items
+    assert "50/50 done" in ran.terminal.text
+
+
+def test_ctrl_c_gives_the_terminal_back(folder: Path) -> None:
+    with on_terminal(folder, "map", "jobs:wait_for_file", "a", "wait", stdout_too=True) as ran:
+        wait_until(lambda: "1/2 done" in ran.terminal.text, "the bar")
+        os.killpg(ran.process.pid, 2)
+        ran.process.wait(PATIENCE)
+    assert ran.process.returncode == 130
+    assert "Traceback" not in ran.terminal.text
+    assert ran.terminal.raw.rindex(SHOW_CURSOR) > ran.terminal.raw.rindex(HIDE_CURSOR)
+
+
+def test_no_bar_if_none_is_wanted(folder: Path) -> None:
+    with on_terminal(folder, "map", "jobs:echo", "a", "--no-progress") as ran:
+        pass
+    assert ran.terminal.raw == ""
+
+
+def test_no_bar_on_a_terminal_that_cannot_move_its_cursor(folder: Path) -> None:
+    with on_terminal(folder, "map", "jobs:echo", "a", env={"TERM": "dumb"}) as ran:
+        pass
+    assert ran.terminal.raw == ""
+
+
+def test_no_bar_in_a_pipe(folder: Path) -> None:
+    assert run(folder, "map", "jobs:echo", "a").stderr == ""
+
+
+def test_without_rich_there_is_one_hint(folder: Path) -> None:
+    (folder / "rich.py").write_text("raise ImportError('as if it were not installed')")
+    with on_terminal(folder, "map", "jobs:echo", "a", "b", env={"PYTHONPATH": str(folder)}) as ran:
+        assert ran.process.stdout is not None
+        assert len(ran.process.stdout.read().splitlines()) == 2
+    assert ran.process.returncode == 0
+    assert ran.terminal.text == "trio-offload: hint: for a progress bar: pip install 'trio-offload[cli]'\r\n"
+
+
+def test_rich_is_imported_for_a_bar_only(folder: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], "map", "jobs:echo", "a"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert "trio_offload._cli._map" in ran.stderr
+    assert "rich" not in ran.stderr
