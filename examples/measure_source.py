@@ -2,7 +2,8 @@
 
     find . -name '*.py' | trio-offload map --lines - measure_source:measure
 
-Run by itself, it measures the files that it is given, in parallel, and shows the most complex ones:
+It imports nothing of trio-offload: any function of one argument will do. Run by itself, it measures the files that it
+is given one after another in this process, and prints the same lines:
 
     python measure_source.py *.py
 """
@@ -10,12 +11,10 @@ Run by itself, it measures the files that it is given, in parallel, and shows th
 from __future__ import annotations
 
 import ast
+import json
 import sys
+import warnings
 from pathlib import Path
-
-import trio
-
-import trio_offload
 
 # What opens a block of its own; the number of them around a line is how deep it is nested.
 BLOCKS = (
@@ -47,9 +46,12 @@ DECISIONS = (
 def measure(path: str) -> dict[str, int]:
     """Parse a source file and count. A file that is not Python raises :class:`SyntaxError`."""
     source = Path(path).read_bytes()  # bytes: the parser knows about encoding declarations
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about somebody else's code
+        tree = ast.parse(source, path)
     functions = classes = decisions = deepest = 0
     # A list and not a recursion: generated code nests deeper than Python's stack.
-    waiting: list[tuple[ast.AST, int]] = [(ast.parse(source, path), 0)]
+    waiting: list[tuple[ast.AST, int]] = [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
         functions += isinstance(node, FUNCTIONS)
@@ -71,20 +73,15 @@ def measure(path: str) -> dict[str, int]:
     }
 
 
-async def main(paths: list[str]) -> None:
-    complexity: dict[str, int] = {}
-
-    async def measure_one(path: str) -> None:
-        # As many at once as there are processors; the others wait their turn.
-        complexity[path] = (await trio_offload.run_sync(measure, path))["complexity"]
-
-    async with trio.open_nursery() as nursery:
-        for path in paths:
-            nursery.start_soon(measure_one, path)
-
-    for path in sorted(complexity, key=complexity.__getitem__, reverse=True)[:10]:
-        print(f"{complexity[path]:6} {path}")
+def main(paths: list[str]) -> None:
+    for path in paths:
+        line: dict[str, object] = {"item": path}
+        try:
+            line |= {"ok": True, "value": measure(path)}
+        except Exception as error:
+            line |= {"ok": False, "error": {"type": type(error).__name__, "message": str(error)}}
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1:] or [__file__])
+    main(sys.argv[1:] or [__file__])

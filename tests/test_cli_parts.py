@@ -1,0 +1,232 @@
+"""Contract: the parts of ``trio-offload map`` one by one, without a process: items, the window, the ordered output."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from trio_offload._cli._exit import CommandError
+from trio_offload._cli._output import OrderedOutput, Window
+from trio_offload._cli._sources import ArgumentSource, Item, LineSource, Source
+
+TEXT = b"one\n\r\n\ntwo\r\n{}\nl\xc3\xa9st"
+
+
+def item(index: int, content: str = "x") -> Item:
+    return Item(index, index + 1, "text", content)
+
+
+async def all_of(source: Source) -> list[Item]:
+    items = []
+    while batch := await source.read():
+        items += batch
+    return items
+
+
+# --- sources -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", range(1, len(TEXT) + 1))
+async def test_lines_are_the_same_however_they_arrive(size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "items").write_bytes(TEXT)
+    monkeypatch.setattr("trio_offload._cli._sources._CHUNK", size)
+    with contextlib.closing(LineSource(str(tmp_path / "items"), "text")) as source:
+        items = await all_of(source)
+    assert [one.content for one in items] == ["one", "", "", "two", "{}", "lést"]
+    assert [one.number for one in items] == [1, 2, 3, 4, 5, 6]
+    assert [one.index for one in items] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("size", range(1, len(TEXT) + 1))
+async def test_blank_lines_of_json_are_counted_and_skipped(
+    size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "items").write_bytes(TEXT)
+    monkeypatch.setattr("trio_offload._cli._sources._CHUNK", size)
+    with contextlib.closing(LineSource(str(tmp_path / "items"), "json")) as source:
+        items = await all_of(source)
+    assert [(one.index, one.number, one.content) for one in items] == [
+        (0, 1, b"one"),
+        (1, 4, b"two"),
+        (2, 5, b"{}"),
+        (3, 6, b"l\xc3\xa9st"),
+    ]
+
+
+async def test_the_number_of_items(tmp_path: Path) -> None:
+    (tmp_path / "items").write_bytes(TEXT)
+    os.mkfifo(tmp_path / "fifo")
+    assert await ArgumentSource(["a", "b"]).count() == 2
+    with contextlib.closing(LineSource(str(tmp_path / "items"), "text")) as source:
+        assert await source.count() == 6
+        await source.read()
+        assert await source.count() == 6
+    with contextlib.closing(LineSource(str(tmp_path / "items"), "json")) as source:
+        assert await source.count() == 4
+    threading.Thread(target=(tmp_path / "fifo").write_bytes, args=[b"a\n"]).start()
+    with contextlib.closing(LineSource(str(tmp_path / "fifo"), "text")) as source:
+        assert await source.count() is None
+        assert [one.content for one in await all_of(source)] == ["a"]
+
+
+async def test_a_file_that_fails_while_it_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "items").write_bytes(TEXT)
+
+    def fail(descriptor: int, size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with contextlib.closing(LineSource(str(tmp_path / "items"), "text")) as source:
+        monkeypatch.setattr(os, "read", fail)
+        with pytest.raises(CommandError, match=r"cannot read .*items: Input/output error"):
+            await source.read()
+
+
+async def test_a_descriptor_that_somebody_made_non_blocking(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    source = LineSource("-", "text")
+    monkeypatch.setattr(source, "_descriptor", reading)
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            assert [one.content for one in await source.read()] == ["a"]
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        os.write(writing, b"a\n")
+    os.close(writing)
+    os.close(reading)
+
+
+# --- the window --------------------------------------------------------------------------------------
+
+
+async def test_a_window_full_of_items() -> None:
+    window = Window(max_items=2, max_bytes=100)
+    await window.admit(1)
+    await window.admit(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(window.admit, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        window.leave(1, 1)
+
+
+async def test_a_window_full_of_bytes_lets_one_item_in_nevertheless() -> None:
+    window = Window(max_items=10, max_bytes=100)
+    await window.admit(1000)
+    assert not window.has_room
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(window.admit, 1000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        window.leave(1, 1000)
+    assert not window.has_room
+
+
+# --- the output --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def output_to_pipe(window: Window | None = None) -> Iterator[tuple[OrderedOutput, int]]:
+    reading, writing = os.pipe()
+    try:
+        yield OrderedOutput(writing, window or Window(1000, 10**9), contextlib.nullcontext), reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def read_now(descriptor: int) -> bytes:
+    os.set_blocking(descriptor, False)
+    try:
+        return os.read(descriptor, 1_000_000)
+    except BlockingIOError:
+        return b""
+    finally:
+        os.set_blocking(descriptor, True)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+async def test_lines_come_out_in_the_order_of_their_items(order: Sequence[int]) -> None:
+    with output_to_pipe() as (output, reading):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(output.write)
+            for index in order:
+                output.put(item(index), b"%d\n" % index)
+            output.close()
+        assert read_now(reading) == b"0\n1\n2\n3\n"
+
+
+async def test_a_line_is_written_as_soon_as_all_before_it_are_there() -> None:
+    with output_to_pipe() as (output, reading):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(output.write)
+            output.put(item(1), b"1\n")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert read_now(reading) == b""
+            output.put(item(0), b"0\n")
+            assert await trio.to_thread.run_sync(os.read, reading, 100) == b"0\n1\n"
+            output.close()
+
+
+async def test_closing_prints_what_waits_and_takes_no_more() -> None:
+    with output_to_pipe() as (output, reading):
+        output.put(item(5), b"5\n")
+        output.put(item(0), b"0\n")
+        output.put(item(3), b"3\n")
+        output.close()
+        output.put(item(1), b"1\n")
+        output.close()
+        await output.write()
+        assert read_now(reading) == b"0\n3\n5\n"
+
+
+async def test_what_is_written_leaves_the_window() -> None:
+    window = Window(max_items=2, max_bytes=100)
+    with output_to_pipe(window) as (output, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(output.write)
+            for index in range(20):
+                await window.admit(10)
+                output.put(item(index, "x" * 10), b"y" * 90)
+            output.close()
+    assert window.has_room
+
+
+async def test_a_descriptor_that_takes_little_at_a_time() -> None:
+    """A pipe that somebody made non-blocking, and that is full most of the time."""
+    line = bytes(range(256)) * 4096 + b"\n"
+    with output_to_pipe() as (output, reading):
+        os.set_blocking(output._descriptor, False)
+        received = bytearray()
+
+        def read() -> None:
+            while len(received) < len(line):
+                received.extend(os.read(reading, 1000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(output.write)
+            nursery.start_soon(trio.to_thread.run_sync, read)
+            output.put(item(0), line)
+            output.close()
+        assert received == line
+
+
+async def test_nobody_reads() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    output = OrderedOutput(writing, Window(10, 100), contextlib.nullcontext)
+    output.put(item(0), b"0\n")
+    output.close()
+    with pytest.raises(BrokenPipeError):
+        await output.write()
+    os.close(writing)

@@ -1,0 +1,82 @@
+"""End to end: every program in ``examples/`` runs by itself and says what it promises."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_support import COMMAND, PATIENCE
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run_example(name: str, folder: Path, *arguments: str) -> str:
+    """Run a copy of the example, as a user would who has only that file, and return what it printed."""
+    shutil.copy(EXAMPLES / name, folder)
+    ran = subprocess.run(
+        [sys.executable, name, *arguments], cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def test_each_example_has_its_test_here() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert f"test_{path.stem}" in globals()
+
+
+def test_measure_source(tmp_path: Path) -> None:
+    """By itself and under the command it says the same; only the command knows a traceback."""
+    (tmp_path / "small.py").write_text("class C:\n    def f(x):\n        return [y for y in x if y and y > 1]\n")
+    (tmp_path / "no_python.py").write_text("def f(:\n")
+    alone = [
+        json.loads(line) for line in run_example("measure_source.py", tmp_path, "small.py", "no_python.py").splitlines()
+    ]
+    assert alone[0]["value"] == {"lines": 3, "functions": 1, "classes": 1, "nesting": 2, "complexity": 3}
+    assert alone[1]["error"]["type"] == "SyntaxError"
+    ran = subprocess.run(
+        [*COMMAND, "map", "measure_source:measure", "small.py", "no_python.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    mapped = [json.loads(line) for line in ran.stdout.splitlines()]
+    del mapped[1]["error"]["traceback"]
+    assert mapped == alone
+    assert ran.returncode == 1
+
+
+def test_trio_service(tmp_path: Path) -> None:
+    said = run_example("trio_service.py", tmp_path).splitlines()
+    assert r"(\w+)@(\w+\.)+\w+: matches" in said
+    assert r"\d{4}-\d\d-\d\d: matches" in said
+    assert "(a+)+b: given up after a second" in said
+    assert "the event loop was never busy" in said[-1]
+
+
+def test_crash_and_carry_on(tmp_path: Path) -> None:
+    said = run_example("crash_and_carry_on.py", tmp_path)
+    assert "SIGSEGV" in said
+    assert "endless loop: cancelled" in said
+    assert "1229 primes below 10000" in said
+    first, last = re.findall(r"(?:this|running,) process (?:is )?(\d+)", said)
+    assert first == last
+
+
+def test_keep_state(tmp_path: Path) -> None:
+    said = run_example("keep_state.py", tmp_path)
+    assert "11 squared is 121" in said
+    assert "12 jobs, 3 workers one after another" in said
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short_and_guarded(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") < 100
+    assert 'if __name__ == "__main__":' in text
