@@ -326,16 +326,28 @@ def test_a_file_without_permission(folder: Path) -> None:
     assert_one_line_of_complaint(run(folder, "map", "jobs:echo", "--lines", "items"), "Permission denied")
 
 
-def test_a_closed_standard_input(folder: Path) -> None:
+@pytest.mark.parametrize(("closed", "said"), [("<&-", "standard input"), (">&-", "standard output")])
+def test_a_closed_descriptor_that_is_needed(folder: Path, closed: str, said: str) -> None:
+    ran = run_in_shell(folder, f'"$@" {closed}', "map", "jobs:echo", "--lines", "-")
+    assert_one_line_of_complaint(ran, said)
+
+
+def test_closed_descriptors_that_are_not_needed(folder: Path) -> None:
+    """A job that prints to a descriptor that was closed must not print into whatever has its number now."""
+    ran = run_in_shell(folder, '"$@" <&- 2>&-', "map", "jobs:noisy", "a", "b", "--workers", "1")
+    assert (ran.status, ran.values, ran.stderr) == (0, ["a", "b"], "")
+
+
+def run_in_shell(folder: Path, script: str, *arguments: str) -> Ran:
     ran = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "map", "jobs:echo", "--lines", "-"],
+        ["sh", "-c", script, "sh", *COMMAND, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    assert_one_line_of_complaint(Ran(ran.returncode, ran.stdout, ran.stderr), "standard input")
+    return Ran(ran.returncode, ran.stdout, ran.stderr)
 
 
 def test_no_worker_at_all(folder: Path) -> None:

@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ``--help`` and ``--version`` raise :class:`SystemExit`, as they do everywhere.
     """
+    _fill_standard_descriptors()
     try:
         try:
             status = _run(sys.argv[1:] if arguments is None else arguments)
@@ -99,7 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The interpreter flushes once more at its end; there must be something that takes it.
         _leave_closed_output()
         status = ExitStatus.OUTPUT_CLOSED
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Before a run watches signals, and after it, Ctrl+C is an exception like any other.
+        if not _is_interrupt(error):
+            raise
         status = ExitStatus.INTERRUPTED
     return int(status)
 
@@ -285,6 +289,25 @@ def _seconds(text: str) -> float:
 def _complain(message: str) -> None:
     if sys.stderr is not None:
         print(f"trio-offload: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether this is a KeyboardInterrupt, also in the groups that nurseries make (which Python 3.10 has no class for)."""
+    within: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return isinstance(error, KeyboardInterrupt) or (bool(within) and all(map(_is_interrupt, within)))
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what is closed of the descriptors 0, 1 and 2.
+
+    Otherwise the next socket would get the number, and whoever prints would write into it. That it was closed is still to be
+    seen: ``sys.stdin``, ``sys.stdout`` or ``sys.stderr`` is ``None``.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free: this one
 
 
 def _leave_closed_output() -> None:

@@ -117,7 +117,7 @@ class _Run:
 
     def result(self) -> ExitStatus:
         """How the run ended. To be asked when :meth:`main` has returned."""
-        if self._slots_without_worker and self._function_found.is_set():
+        if self._slots_without_worker and self._function_found.is_set() and sys.stderr is not None:
             lost = len(self._slots_without_worker)
             print(
                 f"trio-offload: warning: {lost} of {self._options.workers} workers could not be started: "
