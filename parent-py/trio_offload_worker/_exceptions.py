@@ -1,0 +1,285 @@
+"""Exceptions ↔ bytes, with all that belongs to them: traceback, cause, context, notes, groups.
+
+The worker dumps, the parent loads; this is the one module of the worker's that the parent imports too, because a pickle
+made here names its functions.
+
+* An exception is rebuilt without calling its own ``__init__`` or ``__setattr__``: many cannot be called with ``args``
+  alone, and a frozen dataclass lets nobody set ``__traceback__``. A class that says itself how it is pickled
+  (``__reduce__``) is asked, as always.
+* What links exceptions to each other is set after they exist, so a cycle does no harm.
+* A traceback travels as a plain list of its places, whatever its depth; ``tblib`` makes a real one of it in the parent.
+* Nothing here raises, whatever an exception's class does, except :func:`load`.
+"""
+
+from __future__ import annotations
+
+import _pickle
+import builtins
+import io
+import os
+from collections.abc import Iterator
+from types import MemberDescriptorType, TracebackType
+from typing import Any, Final, TypeAlias
+
+Place: TypeAlias = "tuple[str, str, int, str, str | None]"
+"""Of one entry of a traceback: the code's file and name, the line, the module's name and file."""
+
+
+def dump(exception: BaseException, stage: str) -> tuple[list[bytes], str, str, str]:
+    """Describe and pickle an exception that a job raised.
+
+    Returns:
+        The segments of its pickle (none if nothing can pickle it), the qualified name of its class, its text, and the text
+        of its traceback.
+    """
+    _without_machinery(exception)
+    segments: list[bytes] = []
+    problem = ""
+    for attempt in (_dump_whole, _dump_with_cloudpickle, _dump_alone):
+        try:
+            pickled = attempt(exception)
+        except BaseException as error:
+            problem = problem or f"{type(error).__name__}: {_text(error)}"
+        else:
+            if pickled is not None:
+                segments = [pickled]
+                break
+    traceback = _traceback_text(exception)
+    if not segments:
+        traceback += f"(the exception could not be pickled: {problem})\n"
+    return segments, _type_name(type(exception)), _text(exception), traceback
+
+
+def load(data: Any) -> BaseException:
+    """The exception in a pickle that :func:`dump` made. Raises whatever unpickling raises."""
+    exception = _pickle.loads(data)
+    if not isinstance(exception, BaseException):
+        raise TypeError(f"the pickle holds no exception but {type(exception).__name__}")
+    return exception
+
+
+# The functions that a pickle names. Their names and arguments are a format between two releases; add, do not change.
+
+
+def make_exception(cls: Any, base: Any, args: tuple[Any, ...]) -> BaseException:
+    """An exception of the class ``cls`` as the builtin ``base`` of it makes one, its own constructors left aside."""
+    try:
+        exception: BaseException = base.__new__(cls, *args)
+    except TypeError:
+        exception = base.__new__(cls)
+    try:
+        base.__init__(exception, *args)
+    except Exception:
+        # Somebody has put other `args` there than the builtin class takes.
+        BaseException.__setattr__(exception, "args", args)
+    return exception
+
+
+def set_state(exception: BaseException, state: tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]]) -> None:
+    """Give an exception of :func:`make_exception` its attributes and its links."""
+    attributes, slots, links = state
+    object.__getattribute__(exception, "__dict__").update(attributes)
+    for name, value in slots.items():
+        BaseException.__setattr__(exception, name, value)
+    set_links(exception, links)
+
+
+def set_own_state(exception: Any, state: tuple[Any, Any, tuple[Any, ...]]) -> None:
+    """The same for a class that says itself how it is pickled."""
+    own, setter, links = state
+    if own is not None:
+        if setter is not None:
+            setter(exception, own)
+        elif type(exception).__setstate__ is not BaseException.__setstate__:
+            exception.__setstate__(own)
+        else:
+            for name, value in own.items():
+                BaseException.__setattr__(exception, name, value)
+    if isinstance(exception, BaseException):
+        set_links(exception, links)
+
+
+def set_links(exception: BaseException, links: tuple[Any, ...]) -> None:
+    """Traceback, cause, context, and whether the context is hidden."""
+    places, cause, context, suppress_context = links
+    BaseException.with_traceback(exception, make_traceback(places))
+    BaseException.__setattr__(exception, "__cause__", cause)
+    BaseException.__setattr__(exception, "__context__", context)
+    BaseException.__setattr__(exception, "__suppress_context__", suppress_context)
+
+
+def make_traceback(places: list[Place]) -> TracebackType | None:
+    """A real traceback through these places; None of none."""
+    if not places:
+        return None
+    from types import SimpleNamespace
+
+    from tblib import Traceback  # type: ignore[import-untyped,unused-ignore]
+
+    entry: Any = None
+    for filename, name, line, module, file in reversed(places):
+        names = {"__name__": module} if file is None else {"__name__": module, "__file__": file}
+        code = SimpleNamespace(co_filename=filename, co_name=name)
+        following = entry
+        entry = object.__new__(Traceback)
+        entry.tb_frame = SimpleNamespace(f_code=code, f_globals=names, f_locals={}, f_lineno=line)
+        entry.tb_lineno = line
+        entry.tb_next = following
+    made: TracebackType | None = entry.as_traceback()
+    return made
+
+
+# What follows is the worker's.
+
+_MOST_PLACES: Final = 400  # of a traceback, half of them from either end: endless recursion says nothing in its middle
+_GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
+_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made at run time, as all of Python's own code are
+
+
+def _dump_whole(exception: BaseException) -> bytes | None:
+    class Pickler(_pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            return _reduce(value, with_links=True)
+
+    return _dump_with(Pickler, exception)
+
+
+def _dump_with_cloudpickle(exception: BaseException) -> bytes | None:
+    try:
+        import cloudpickle
+    except ImportError:
+        return None
+
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc,unused-ignore]
+        def reducer_override(self, value: Any) -> Any:
+            reduced = _reduce(value, with_links=True)
+            return super().reducer_override(value) if reduced is NotImplemented else reduced
+
+    return _dump_with(Pickler, exception)
+
+
+def _dump_alone(exception: BaseException) -> bytes | None:
+    """Without the exceptions that it is linked with: a chain may be too long, and one of them may hold what cannot be pickled."""
+
+    class Pickler(_pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            return _reduce(value, with_links=False)
+
+    return _dump_with(Pickler, exception)
+
+
+def _dump_with(pickler: Any, exception: BaseException) -> bytes:
+    file = io.BytesIO()
+    pickler(file, 5).dump(exception)
+    return file.getvalue()
+
+
+def _reduce(value: Any, *, with_links: bool) -> Any:
+    if isinstance(value, BaseException):
+        return _reduce_exception(value, with_links)
+    if isinstance(value, TracebackType):
+        return make_traceback, (_places(value),)
+    return NotImplemented
+
+
+def _reduce_exception(exception: BaseException, with_links: bool) -> Any:
+    cls = type(exception)
+    base: Any = next(entry for entry in cls.__mro__ if not entry.__flags__ & _HEAP_TYPE)
+    places = _places(BaseException.__getattribute__(exception, "__traceback__"))
+    links: tuple[Any, ...] = (places, None, None, False)
+    if with_links:
+        links = (places, exception.__cause__, exception.__context__, exception.__suppress_context__)
+    if cls.__reduce__ is not base.__reduce__ or cls.__reduce_ex__ is not object.__reduce_ex__:
+        answer: Any = exception.__reduce_ex__(5)
+        if isinstance(answer, str):
+            return NotImplemented
+        function, args, state, items, pairs, setter = (*answer, None, None, None, None)[:6]
+        return function, args, (state, setter, links), items, pairs, set_own_state
+    _, args, *rest = base.__reduce__(exception)
+    own: dict[str, Any] = object.__getattribute__(exception, "__dict__")
+    # Beside the instance's dictionary: what builtin classes keep elsewhere (ImportError has a name and a path).
+    slots: dict[str, Any] = {name: value for name, value in (rest[0] or {} if rest else {}).items() if name not in own}
+    slots.update(_slots(exception, base))
+    if isinstance(exception, _GROUP):
+        # A subclass with more arguments has them in `args`, but the builtin class takes these two.
+        slots["args"] = args
+        args = (exception.message, exception.exceptions)
+    return make_exception, (cls, base, tuple(args)), (dict(own), slots, links), None, None, set_state
+
+
+def _slots(exception: BaseException, base: type) -> Iterator[tuple[str, Any]]:
+    for cls in type(exception).__mro__:
+        if cls is base:
+            break
+        for name, member in vars(cls).items():
+            if isinstance(member, MemberDescriptorType):
+                try:
+                    yield name, member.__get__(exception, cls)
+                except AttributeError:
+                    pass  # never set
+
+
+def _places(traceback: TracebackType | None) -> list[Place]:
+    places: list[Place] = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        module, file = (traceback.tb_frame.f_globals.get(name) for name in ("__name__", "__file__"))
+        places.append(
+            (
+                code.co_filename,
+                code.co_name,
+                traceback.tb_lineno or code.co_firstlineno,
+                module if isinstance(module, str) else "?",
+                file if isinstance(file, str) else None,
+            )
+        )
+        traceback = traceback.tb_next
+    if len(places) > _MOST_PLACES:
+        places[_MOST_PLACES // 2 : -_MOST_PLACES // 2] = []
+    return places
+
+
+def _without_machinery(exception: BaseException) -> None:
+    """Take our own frames off the front of the traceback: what the user sees begins with the user's code."""
+    traceback = BaseException.__getattribute__(exception, "__traceback__")
+    while traceback is not None and _is_ours(traceback.tb_frame.f_code.co_filename):
+        traceback = traceback.tb_next
+    BaseException.with_traceback(exception, traceback)
+
+
+_OUR_DIRECTORY: Final = os.path.dirname(__file__) + os.sep
+_TRAMPOLINE: Final = "<trio-offload>"
+
+
+def _is_ours(filename: str) -> bool:
+    return filename == _TRAMPOLINE or filename.startswith((_OUR_DIRECTORY, "<frozen importlib"))
+
+
+def _traceback_text(exception: BaseException) -> str:
+    try:
+        from traceback import format_exception
+
+        traceback = BaseException.__getattribute__(exception, "__traceback__")
+        return _encodable("".join(format_exception(type(exception), exception, traceback)))
+    except BaseException as error:
+        return f"{_type_name(type(exception))}: {_text(exception)}\n(its traceback could not be written: {_type_name(type(error))})\n"
+
+
+def _type_name(cls: type) -> str:
+    try:
+        name, module = str(cls.__qualname__), cls.__module__
+        return _encodable(name if module in ("builtins", None) else f"{module}.{name}")
+    except BaseException:
+        return "BaseException"
+
+
+def _text(exception: BaseException) -> str:
+    try:
+        return _encodable(str(exception))
+    except BaseException as error:
+        return f"(its text could not be had: its __str__ raised {_type_name(type(error))})"
+
+
+def _encodable(text: str) -> str:
+    """Text that UTF-8 can hold: a lone surrogate is written as its number."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,47 @@
+"""Results that the ordinary pickler refuses: cloudpickle has a try, if it is installed."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ._notes import add_note
+
+_OUT_OF_BAND = 16 * 1024  # bytes; smaller buffers go into the pickle
+_MOST_BUFFERS = 65_000  # a frame has room for 65,536 segments
+
+
+def dumps(value: Any, original_error: BaseException) -> list[Any]:
+    """The pickle of ``value`` and its out-of-band buffers, as objects with the buffer protocol.
+
+    Raises:
+        BaseException: ``original_error``, with a note, if cloudpickle is not installed or cannot do it either.
+    """
+    try:
+        import cloudpickle
+    except ImportError:
+        add_note(
+            original_error,
+            "(the result of the job cannot be pickled. With the package cloudpickle installed, lambdas, functions and "
+            "classes defined inside functions can be returned too; of open files, locks and generators, return what is in them)",
+        )
+        raise original_error from None
+    buffers: list[Any] = []
+
+    def take(buffer: Any) -> bool:
+        view = buffer.raw()
+        if view.nbytes < _OUT_OF_BAND or len(buffers) >= _MOST_BUFFERS:
+            return True
+        buffers.append(view)
+        return False
+
+    file = io.BytesIO()
+    try:
+        cloudpickle.CloudPickler(file, protocol=5, buffer_callback=take).dump(value)
+    except Exception as error:
+        add_note(
+            original_error,
+            f"(the result of the job cannot be pickled, by cloudpickle neither: {type(error).__name__}: {error})",
+        )
+        raise original_error from None
+    return [file.getbuffer(), *buffers]

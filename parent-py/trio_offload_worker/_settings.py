@@ -1,0 +1,96 @@
+"""The part of the parent's settings that a worker takes over at once: its warning filters.
+
+A filter names a category of warnings. A category of a module that is not imported here is not imported for that: a
+worker's import graph is the jobs' own. Its filter stays pending until a job has imported the module; no warning of the
+category can be given before.
+"""
+
+from __future__ import annotations
+
+import _warnings
+import sys
+from typing import Any, Final
+
+pending = False
+"""Whether a filter still waits for its category. Looked at before each job."""
+
+
+def apply(settings: dict[str, Any]) -> None:
+    """Make the parent's warning filters those of this process; called for settings that are marked as eager."""
+    global pending
+    wanted = settings.get("warning_filters")
+    if wanted is None:
+        return
+    _waiting.clear()
+    filters = _filters()
+    filters.clear()
+    for place, entry in enumerate(wanted):
+        _take(filters, place, entry)
+    pending = bool(_waiting)
+    _filters_changed()
+
+
+def resolve_pending() -> None:
+    """Put those filters in place whose categories have been imported meanwhile."""
+    global pending
+    filters = _filters()
+    before = len(_waiting)
+    for place, entry in list(_waiting.items()):
+        del _waiting[place]
+        _take(filters, place, entry)
+    pending = bool(_waiting)
+    if len(_waiting) != before:
+        _filters_changed()
+
+
+# The entries without a category yet, and the filters made from the others, by their place in the parent's list.
+_waiting: Final[dict[int, list[Any]]] = {}
+_made: Final[dict[int, tuple[Any, ...]]] = {}
+
+
+def _take(filters: list[Any], place: int, entry: list[Any]) -> None:
+    action, message, category_name, module, line = entry
+    category = _find(category_name)
+    if category is None:
+        _waiting[place] = entry
+        return
+    made = (action, _pattern(message), category, _pattern(module), line)
+    # Behind the nearest of the parent's filters that stands before it: the first that matches decides, and a job may have
+    # put its own in front or taken some away.
+    position = 0
+    for earlier in range(place - 1, -1, -1):
+        found = [index for index, present in enumerate(filters) if present is _made.get(earlier)]
+        if found:
+            position = found[0] + 1
+            break
+    _made[place] = made
+    filters.insert(position, made)
+
+
+def _find(name: str) -> Any:
+    module_name, _, qualified_name = name.partition(":")
+    found: Any = sys.modules.get(module_name)
+    for part in qualified_name.split("."):
+        # In the middle of its own import a module may not have the class yet.
+        found = getattr(found, part, None)
+    return found
+
+
+def _pattern(value: Any) -> Any:
+    """``None`` and a plain string stand for themselves; a list is a regular expression with its flags."""
+    if value is None or isinstance(value, str):
+        return value
+    import re
+
+    return re.compile(value[0], value[1])
+
+
+def _filters() -> list[Any]:
+    """The list that both the C code and the module ``warnings`` use, without importing the latter."""
+    filters: list[Any] = (sys.modules.get("warnings") or _warnings).filters
+    return filters
+
+
+def _filters_changed() -> None:
+    # The registries of the modules remember what the old filters had decided.
+    getattr(_warnings, "_filters_mutated", getattr(_warnings, "_filters_mutated_lock_held", lambda: None))()
