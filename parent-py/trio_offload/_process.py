@@ -16,6 +16,7 @@ What this module guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -23,12 +24,12 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import trio
 
-from ._channel import _notify_closing, socket_pair
+from ._channel import socket_pair
 
 WORKER_DESCRIPTOR: Final = 3
 
@@ -43,6 +44,7 @@ class WorkerProcess:
         self.pid: Final = pid
         self._pidfd = pidfd
         self._lock = threading.Lock()
+        self._waiting = 0
         self._reaped = False
         self._exitcode: int | None = None
 
@@ -79,11 +81,12 @@ class WorkerProcess:
             return self._reap(os.WNOHANG)
 
     async def wait(self) -> None:
-        """Wait until the process has ended, and reap it."""
+        """Wait until the process has ended, and reap it. One task at a time; anybody may :meth:`poll` meanwhile."""
         while not self.poll():
-            if self._pidfd is not None:
-                await trio.lowlevel.wait_readable(self._pidfd)
-            else:
+            with self._kept_pidfd() as pidfd:
+                if pidfd is not None:
+                    await trio.lowlevel.wait_readable(pidfd)
+            if pidfd is None:
                 await trio.to_thread.run_sync(self._wait_unreaped, abandon_on_cancel=True, limiter=_no_limit())
         await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -93,11 +96,12 @@ class WorkerProcess:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            if self._pidfd is not None:
-                poller = select.poll()
-                poller.register(self._pidfd, select.POLLIN)
-                poller.poll(min(left, _LONGEST_POLL) * 1000)
-            else:
+            with self._kept_pidfd() as pidfd:
+                if pidfd is not None:
+                    poller = select.poll()
+                    poller.register(pidfd, select.POLLIN)
+                    poller.poll(min(left, _LONGEST_POLL) * 1000)
+            if pidfd is None:
                 time.sleep(min(left, 0.01))
         return True
 
@@ -109,6 +113,9 @@ class WorkerProcess:
 
     def abandon(self) -> None:
         """Forget the process without a word to it: in a fork of this process it is not ours."""
+        # Another thread may have held the lock, or waited, at the moment of the fork; neither is there any more.
+        self._lock = threading.Lock()
+        self._waiting = 0
         self._reaped = True
         self._close_pidfd()
 
@@ -132,11 +139,28 @@ class WorkerProcess:
         self._close_pidfd()
         return True
 
+    @contextlib.contextmanager
+    def _kept_pidfd(self) -> Iterator[int | None]:
+        """The pidfd, to wait for; None if there is none.
+
+        Whoever reaps the process meanwhile leaves the closing to who waits: a descriptor that is closed under a wait
+        ends it with an error, and in another thread not at all.
+        """
+        with self._lock:
+            self._waiting += 1
+            pidfd = self._pidfd
+        try:
+            yield pidfd
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if self._reaped:
+                    self._close_pidfd()
+
     def _close_pidfd(self) -> None:
-        pidfd, self._pidfd = self._pidfd, None
-        if pidfd is not None:
-            _notify_closing(pidfd)
-            os.close(pidfd)
+        if self._waiting == 0 and self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
 
     def _signal(self, number: int) -> None:
         try:
@@ -183,8 +207,9 @@ def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerPr
                 [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR)],
                 environment,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), WORKER_DESCRIPTOR)],
-                # Whatever the starting thread has blocked, the worker can be told to stop.
-                setsigmask=(),
+                # Whatever the starting thread has blocked, the worker can be told to stop. Only SIGINT has to wait until
+                # the worker swallows it: before that, Ctrl+C would kill it.
+                setsigmask=[signal.SIGINT],
             )
         except BaseException:
             ours.close()
@@ -261,10 +286,12 @@ def _end_family(root: int, signal_root: Callable[[int], None]) -> None:
 
     Everything found is stopped before its own children are listed, and the round is repeated until it finds nothing
     new: a descendant whose parent ends in between becomes a child of the root, which is a subreaper. A stopped process
-    reaps nobody, so the numbers below it stay valid.
+    reaps nobody, so the numbers below it stay valid; pidfds help against what is not ours to stop (a set-uid program),
+    as far as there are descriptors for them.
     """
     signal_root(signal.SIGSTOP)
-    family: dict[int, int | None] = {}
+    family: set[int] = set()
+    pidfds: dict[int, int] = {}
     grown = True
     while grown:
         grown = False
@@ -272,14 +299,19 @@ def _end_family(root: int, signal_root: Callable[[int], None]) -> None:
             for child in _children(parent):
                 if child not in family:
                     pidfd = _open_pidfd(child)
-                    family[child] = pidfd
+                    if pidfd is not None:
+                        pidfds[child] = pidfd
+                    elif pidfds:
+                        # Perhaps there are no descriptors left, and one is needed to go on looking.
+                        os.close(pidfds.popitem()[1])
+                    family.add(child)
                     _signal_descendant(child, pidfd, signal.SIGSTOP)
                     grown = True
     signal_root(signal.SIGKILL)
-    for child, pidfd in family.items():
-        _signal_descendant(child, pidfd, signal.SIGKILL)
-        if pidfd is not None:
-            os.close(pidfd)
+    for child in family:
+        _signal_descendant(child, pidfds.get(child), signal.SIGKILL)
+    for pidfd in pidfds.values():
+        os.close(pidfd)
 
 
 def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
