@@ -71,8 +71,12 @@ class FakeWorker:
         if self.plan.fail_start is not None:
             self._end(1)
             raise self.plan.fail_start
-        with trio.CancelScope(shield=not cancellable):
-            await trio.lowlevel.checkpoint()
+        try:
+            with trio.CancelScope(shield=not cancellable):
+                await trio.lowlevel.checkpoint()
+        except BaseException:
+            self._end(-9)
+            raise
         self.state = State.IDLE
 
     async def run_sync(self, call: Payload, *, cancellable: bool) -> outcome.Outcome[Any]:
@@ -123,11 +127,11 @@ class FakeWorker:
         return self.state is State.ENDED
 
     def kill(self) -> None:
-        self.killed = True
+        self.killed = self.killed or not self.process.ended
 
     async def wait(self) -> None:
         await trio.lowlevel.checkpoint()
-        self._end(0)
+        self._end(-9 if self.killed else 0)
 
     def wait_sync(self, deadline: float) -> bool:
         self._end(0)

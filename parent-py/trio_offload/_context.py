@@ -7,10 +7,11 @@ import enum
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
+import outcome
 import trio
 
 from ._cache import WorkerCache
@@ -181,9 +182,12 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
     async def _close(self) -> None:
         """Let the running calls finish, refuse new ones, and see all workers off. Not cancellable."""
-        with trio.CancelScope(shield=True):
+
+        async def close() -> None:
             await self._calls.close()
             await self._cache.shutdown(self.grace_period)
+
+        await _to_the_end(close)
 
     def _close_sync(self, grace_period: float) -> None:
         """See the idle workers off when the interpreter exits."""
@@ -222,6 +226,34 @@ class _Calls:
             if self.running == 0:
                 finished.set()
         await finished.wait()
+
+
+async def _to_the_end(operation: Callable[[], Awaitable[None]]) -> None:
+    """Await what must not be left half done.
+
+    A shield keeps a cancellation away, but not KeyboardInterrupt, which Trio raises in the main task at whatever it
+    awaits. So the operation runs in a task of its own; an interrupt that came meanwhile is raised when it is done.
+    """
+    results: list[outcome.Outcome[None]] = []
+
+    @trio.lowlevel.enable_ki_protection
+    async def run() -> None:
+        with trio.CancelScope(shield=True):
+            results.append(await outcome.acapture(operation))
+
+    interrupted = False
+    with trio.CancelScope(shield=True):
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+        except BaseException:
+            # Of the nursery's own: the task keeps to itself what the operation raises.
+            interrupted = True
+    try:
+        results[0].unwrap()
+    finally:
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 _default_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("trio_offload_limiter")

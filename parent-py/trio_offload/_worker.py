@@ -156,13 +156,21 @@ class Worker:
     def hear(self) -> bool:
         """Take in, without waiting, what an idle worker has said; whether it still takes jobs."""
         if self._state is State.IDLE and self._channel is not None:
+            if self.process.ended:
+                # In a fork of the process that started it; the channel is closed there.
+                self._leave()
+                return False
             try:
                 frame = self._channel.receive_nowait()
-            except (EndOfStream, WireError):
+            except EndOfStream:
                 self._leave()
+            except WireError as error:
+                self._reject(f"something that is not of the protocol ({error})")
             else:
-                if frame is not None:
+                if frame is not None and frame.kind in _LAST_WORDS:
                     self._leave()
+                elif frame is not None:
+                    self._reject(frame.kind.name)
         return self._state is State.IDLE
 
     def ask_to_retire(self) -> None:
@@ -183,6 +191,7 @@ class Worker:
         if self._process is not None:
             self._process.kill()
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self) -> None:
         """Wait until the process has ended."""
         if self._process is not None:
@@ -277,7 +286,10 @@ class Worker:
         """Send the call that is due, and receive what the worker says to it."""
         if self._retires:
             # A worker with a ``retire`` of its own has often said RETIRED by now: that spares it a call in vain.
-            frame = channel.receive_nowait()
+            try:
+                frame = channel.receive_nowait()
+            except EndOfStream:
+                raise await self._died_idle() from None
             if frame is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return frame
@@ -295,9 +307,13 @@ class Worker:
         except EndOfStream:
             if sent:
                 raise
-            await self._end_gently()
-            logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
-            raise CallNotRun from None
+            raise await self._died_idle() from None
+
+    async def _died_idle(self) -> CallNotRun:
+        """The worker had ended before a byte of the call could be written."""
+        await self._end_gently()
+        logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
+        return CallNotRun()
 
     async def _refused_call(self, frame: Frame, name: str) -> NoReturn:
         """The worker answered a call with something other than its result."""
@@ -324,26 +340,52 @@ class Worker:
         self._state = State.RETIRING
         self.expires_at = -math.inf
 
+    def _reject(self, what: str) -> None:
+        """An idle worker has said what it must not say: nothing that it says can be relied on."""
+        logger.warning("idle worker %s was ended: it said %s", self.process.pid, what)
+        self._leave()
+        self.process.kill()
+
     async def _end(self) -> None:
         """Kill the process with its descendants, wait for it, and let go of everything."""
         self._state = State.ENDED
-        if self._process is not None:
-            self._process.kill()
-            with trio.CancelScope(shield=True):
-                await self._process.wait()
-        self._close()
+        try:
+            if self._process is not None:
+                self._process.kill()
+                await _wait_unconditionally(self._process)
+        finally:
+            self._close()
 
     async def _end_gently(self) -> None:
         """The worker has closed its end or said its last words: let it exit, so that its own status is seen."""
-        if self._process is not None:
-            with trio.CancelScope(shield=True), trio.move_on_after(_EXIT_PATIENCE):
-                await self._process.wait()
-        await self._end()
+        try:
+            if self._process is not None:
+                with trio.CancelScope(shield=True), trio.move_on_after(_EXIT_PATIENCE):
+                    await self._process.wait()
+        finally:
+            await self._end()
 
     def _close(self) -> None:
         self._state = State.ENDED
         if self._channel is not None:
             self._channel.close()
+
+
+async def _wait_unconditionally(process: WorkerProcess) -> None:
+    """Wait for a killed process, which is never long.
+
+    Trio raises KeyboardInterrupt in the main task at whatever it awaits, shielded or not; here it has to wait too.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    with trio.CancelScope(shield=True):
+        while True:
+            try:
+                await process.wait()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def describe_ending(process: WorkerProcess) -> str:
@@ -394,6 +436,7 @@ def refuse_while_main_loads() -> None:
         )
 
 
+_LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
