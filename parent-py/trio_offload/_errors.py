@@ -96,10 +96,17 @@ class RemoteError(RuntimeError):
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception (PEP 678); on Python 3.10 it is kept, though a traceback does not show it."""
-    if hasattr(error, "add_note"):
-        error.add_note(note)
-    else:
-        notes = error.__dict__.setdefault("__notes__", [])
-        if note not in notes:
-            notes.append(note)
+    """Add a note to an exception (PEP 678); on Python 3.10 it is kept, though a traceback does not show it.
+
+    An exception may refuse (a frozen dataclass does): then it goes without.
+    """
+    try:
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+        else:
+            notes = error.__dict__.setdefault("__notes__", [])
+            if note not in notes:
+                notes.append(note)
+    except Exception:
+        # A note is a courtesy; what the class of somebody else's exception does must not replace that exception.
+        pass

@@ -11,6 +11,7 @@ changed by another task until the call has returned, as with a thread.
 
 from __future__ import annotations
 
+import functools
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -70,13 +71,17 @@ def load(segments: Sequence[Any]) -> Any:
 def function_name(function: Callable[..., Any]) -> str:
     """The name of a function as a message shows it."""
     inner: Any = function
-    while hasattr(inner, "func"):
+    while isinstance(inner, functools.partial):
         inner = inner.func
-    name = getattr(inner, "__qualname__", None)
-    if name is None:
-        return repr(function)
-    module = getattr(inner, "__module__", None)
-    return name if module in (None, "builtins") else f"{module}.{name}"
+    try:
+        name = getattr(inner, "__qualname__", None)
+        if name is None:
+            return repr(function)
+        module = getattr(inner, "__module__", None)
+        return name if module in (None, "builtins") else f"{module}.{name}"
+    except Exception:
+        # Some callables answer to any name and some to none; a message must not fail for that.
+        return f"an instance of {type(inner).__qualname__}"
 
 
 _PROTOCOL: Final = 5
