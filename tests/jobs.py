@@ -1,0 +1,224 @@
+"""What the tests run in workers. Importable there, and light: nothing here may import trio.
+
+A job and its test meet in fifos and never by sleeping; the test's ends are in ``lifeline.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any, NoReturn
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def raise_it(error: BaseException) -> NoReturn:
+    raise error
+
+
+def never() -> bool:
+    """A ``retire`` that lets the worker go on."""
+    return False
+
+
+def append(path: str, text: str, ballast: bytes = b"") -> str:
+    """Write a line in one piece: what several processes append does not mix. ``ballast`` makes the call large."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(descriptor, text.encode() + b"\n")
+    os.close(descriptor)
+    return text
+
+
+# --- meeting the test ----------------------------------------------------------------------------
+
+
+def take_line(path: str) -> int:
+    """Hold a lifeline, for this process and those that it starts, and say the process id through it."""
+    descriptor = os.open(path, os.O_WRONLY)
+    os.set_inheritable(descriptor, True)
+    os.write(descriptor, b"%d\n" % os.getpid())
+    return descriptor
+
+
+def hold(path: str) -> int:
+    """Take a lifeline for as long as the worker lives, and return at once."""
+    take_line(path)
+    return os.getpid()
+
+
+def hold_for_ever(path: str) -> NoReturn:
+    take_line(path)
+    while True:
+        signal.pause()
+
+
+def pass_gate(line: str, gate: str) -> int:
+    """Say that the job has begun, and return once the test has opened the gate."""
+    descriptor = take_line(line)
+    with open(gate, "rb", buffering=0) as file:
+        file.read(1)
+    os.close(descriptor)
+    return os.getpid()
+
+
+# --- endless in different ways -------------------------------------------------------------------
+
+
+def spin(path: str) -> NoReturn:
+    take_line(path)
+    while True:
+        pass
+
+
+def hold_the_gil(path: str) -> NoReturn:
+    """An endless wait in C that never lets go of the GIL: no other thread of Python's ever runs again."""
+    import ctypes
+
+    take_line(path)
+    while True:
+        ctypes.PyDLL(None).pause()
+
+
+def loop_in_c(path: str) -> NoReturn:
+    import itertools
+
+    take_line(path)
+    sum(itertools.repeat(0))
+    raise AssertionError("that was endless")
+
+
+# --- descendants ---------------------------------------------------------------------------------
+
+SLEEPER = "import signal\nwhile True: signal.pause()"
+
+
+def start_sleeper(line: int, **options: Any) -> subprocess.Popen[bytes]:
+    """A program that holds the lifeline and lives until it is killed."""
+    return subprocess.Popen(["sleep", "infinity"], pass_fds=[line], **options)
+
+
+def leave_child(path: str) -> int:
+    """Start a program that outlives the job; its process id."""
+    child = start_sleeper(take_line(path), stdin=subprocess.DEVNULL)
+    child.returncode = 0  # Popen would complain about a child that is forgotten while it runs.
+    return child.pid
+
+
+def start_family(path: str) -> NoReturn:
+    """A child, a grandchild, one with a session of its own, a daemon (forked twice), and no end."""
+    line = take_line(path)
+    start_sleeper(line)
+    start_sleeper(line, start_new_session=True)
+    subprocess.Popen(["sh", "-c", "sleep infinity & sleep infinity & wait"], pass_fds=[line])
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(line, b"%d\n" % os.getpid())
+            while True:
+                signal.pause()
+        os._exit(0)
+    os.wait()
+    while True:
+        signal.pause()
+
+
+def run_from_killers(path: str, generations: int) -> NoReturn:
+    """A process that forks its successor and ends, over and over: it is never where one has just looked."""
+    line = take_line(path)
+    if os.fork() == 0:
+        for generation in range(generations):
+            if os.fork() != 0:
+                os._exit(0)
+            if generation == 20:
+                os.write(line, b"%d\n" % os.getpid())
+        while True:
+            signal.pause()
+    while True:
+        signal.pause()
+
+
+def start_many(path: str, count: int) -> NoReturn:
+    line = take_line(path)
+    for _ in range(count):
+        if os.fork() == 0:
+            while True:
+                signal.pause()
+    os.write(line, b"all\n")
+    while True:
+        signal.pause()
+
+
+# --- ways to end a process -----------------------------------------------------------------------
+
+
+def exit_quietly() -> NoReturn:
+    os._exit(42)
+
+
+def abort() -> NoReturn:
+    _no_core()
+    os.abort()
+
+
+def segfault() -> None:
+    import ctypes
+
+    _no_core()
+    ctypes.string_at(0)
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_by(signal_number: int) -> None:
+    signal.signal(signal_number, signal.SIG_DFL)
+    os.kill(os.getpid(), signal_number)
+
+
+def _no_core() -> None:
+    """A crash on purpose leaves no core file and no report of the faulthandler."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+# --- what the worker is -------------------------------------------------------------------------
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def modules() -> list[str]:
+    return sorted(sys.modules)
+
+
+class Remembered:
+    """An object that tells whether one like it is still alive in the worker."""
+
+    alive = 0
+
+    def __init__(self, size: int) -> None:
+        self.data = bytes(size)
+        Remembered.alive += 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        Remembered.alive += 1
+
+    def __del__(self) -> None:
+        Remembered.alive -= 1
+
+
+def make_remembered(size: int) -> Remembered:
+    return Remembered(size)
+
+
+def count_remembered() -> int:
+    return Remembered.alive

@@ -1,0 +1,391 @@
+"""Contract: what a worker promises to whoever uses it. The fake of ``fakes.py`` and the real one pass the same suite.
+
+``test_worker_table.py`` drives the real one through every row of the protocol's table with a peer that says anything.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import fakes
+import jobs
+import pytest
+import trio
+from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
+from outcome import Error, Value
+from trio.testing import wait_all_tasks_blocked
+
+from trio_offload import BrokenWorkerError, WorkerStartError, _context, open_worker_context
+from trio_offload._channel import Channel
+from trio_offload._payload import Payload, dump_call
+from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
+
+
+class FakeSide:
+    """How the suite makes a fake do what it wants."""
+
+    def __init__(self) -> None:
+        self.plan = fakes.Plan()
+
+    def make(self) -> Any:
+        return self.plan.make(WorkerSettings(math.inf, bool, bool))
+
+    def make_unstartable(self) -> Any:
+        self.plan.fail_start = WorkerStartError("no")
+        return self.make()
+
+    async def started_and_retired(self) -> Any:
+        worker = self.make()
+        await worker.start(cancellable=False)
+        worker.retired = True
+        return worker
+
+    def waiting_call(self) -> Payload:
+        return dump_call(fakes.block, ())
+
+    async def begun(self) -> None:
+        await wait_all_tasks_blocked()
+
+    def let_finish(self) -> None:
+        self.plan.release.set()
+
+    def breaking_call(self) -> Payload:
+        self.plan.breaks = True
+        return dump_call(bool, ())
+
+
+class RealSide:
+    """The same with a process."""
+
+    def __init__(self, line: Lifeline, gate: Gate) -> None:
+        self.line = line
+        self.gate = gate
+
+    def make(self, retire: Callable[[], Any] = bool, init: Callable[[], Any] = bool) -> Worker:
+        return Worker(WorkerSettings(math.inf, init, retire))
+
+    def make_unstartable(self) -> Worker:
+        return self.make(init=jobs.abort)
+
+    async def started_and_retired(self) -> Worker:
+        worker = self.make(retire=object)
+        await worker.start(cancellable=False)
+        await worker.run_sync(dump_call(bool, ()), cancellable=False)
+        # It retires now. That it has said so is certain once it has ended; nobody may have reaped it for that.
+        wait_for_end(worker.process.pid)
+        return worker
+
+    def waiting_call(self) -> Payload:
+        return dump_call(jobs.pass_gate, (self.line.path, self.gate.path))
+
+    async def begun(self) -> None:
+        await self.line.pid()
+
+    def let_finish(self) -> None:
+        self.gate.open()
+
+    def breaking_call(self) -> Payload:
+        return dump_call(jobs.exit_quietly, ())
+
+
+@pytest.fixture(params=["fake", "real"])
+def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    if request.param == "fake":
+        yield FakeSide()
+        return
+    with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
+        yield RealSide(line, gate)
+
+
+CALL = dump_call(int, ("5",))
+
+
+async def see_off(worker: Any) -> None:
+    worker.ask_to_retire()
+    with trio.fail_after(PATIENCE):
+        await worker.wait()
+
+
+async def test_a_started_worker_is_idle_and_answers_calls_again_and_again(side: Any) -> None:
+    worker = side.make()
+    assert worker.state is not State.IDLE
+    await worker.start(cancellable=False)
+    assert worker.state is State.IDLE
+    assert worker.hear()
+    assert not worker.process.ended
+    for _ in range(3):
+        assert await worker.run_sync(CALL, cancellable=True) == Value(5)
+        assert worker.state is State.IDLE
+    await see_off(worker)
+
+
+async def test_what_a_job_raises_is_an_outcome_and_the_worker_lives_on(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    result = await worker.run_sync(dump_call(divmod, (1, 0)), cancellable=False)
+    assert isinstance(result, Error)
+    assert isinstance(result.error, ZeroDivisionError)
+    assert worker.state is State.IDLE
+    assert await worker.run_sync(CALL, cancellable=False) == Value(5)
+    await see_off(worker)
+
+
+async def test_a_worker_takes_one_call_at_a_time_and_only_between_start_and_end(side: Any) -> None:
+    worker = side.make()
+    with pytest.raises(RuntimeError, match="not idle"):
+        await worker.run_sync(CALL, cancellable=False)
+    await worker.start(cancellable=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: worker.run_sync(side.waiting_call(), cancellable=False))
+        await side.begun()
+        assert worker.state is State.RUNNING
+        with pytest.raises(RuntimeError, match="not idle"):
+            await worker.run_sync(CALL, cancellable=False)
+        assert not worker.gone()
+        side.let_finish()
+    await see_off(worker)
+    with pytest.raises(RuntimeError, match="not idle"):
+        await worker.run_sync(CALL, cancellable=False)
+
+
+async def test_a_worker_that_is_asked_leaves_well(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    worker.ask_to_retire()
+    assert worker.state is State.RETIRING
+    assert not worker.hear()
+    worker.ask_to_retire()
+    with trio.fail_after(PATIENCE):
+        await worker.wait()
+    assert worker.state is State.ENDED
+    assert worker.gone()
+    assert worker.process.ended
+    assert worker.process.exitcode == 0
+    worker.ask_to_retire()
+    worker.kill()
+    assert worker.process.exitcode == 0
+
+
+async def test_a_worker_that_retired_by_itself_is_heard(side: Any) -> None:
+    worker = await side.started_and_retired()
+    assert worker.state is State.IDLE, "the parent has not looked yet"
+    assert not worker.hear()
+    assert worker.state is State.RETIRING
+    assert worker.gone()
+    assert worker.state is State.ENDED
+    assert worker.process.exitcode == 0
+
+
+async def test_a_call_to_a_worker_that_has_retired_is_not_run(side: Any) -> None:
+    worker = await side.started_and_retired()
+    with pytest.raises(CallNotRun):
+        await worker.run_sync(CALL, cancellable=False)
+    assert worker.state in (State.RETIRING, State.ENDED)
+    assert worker.gone()
+    assert worker.process.exitcode == 0
+
+
+async def test_the_end_can_be_awaited_blocking_with_a_deadline(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    worker.ask_to_retire()
+    assert worker.wait_sync(time.monotonic() + PATIENCE)
+    assert worker.state is State.ENDED
+    assert worker.wait_sync(-math.inf), "it has ended, so there is nothing to wait for"
+
+
+async def test_a_killed_worker_ends(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    worker.kill()
+    worker.kill()
+    with trio.fail_after(PATIENCE):
+        await worker.wait()
+    assert worker.state is State.ENDED
+    assert worker.process.exitcode == -signal.SIGKILL
+
+
+async def test_a_cancelled_call_has_ended_the_worker_when_it_returns(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: worker.run_sync(side.waiting_call(), cancellable=True))
+        await side.begun()
+        nursery.cancel_scope.cancel()
+    assert worker.state is State.ENDED
+    assert worker.process.ended
+    assert worker.process.exitcode == -signal.SIGKILL
+
+
+async def test_a_call_that_may_not_be_cancelled_runs_to_its_end(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    async with trio.open_nursery() as nursery:
+
+        async def call() -> None:
+            assert isinstance(await worker.run_sync(side.waiting_call(), cancellable=False), Value)
+            assert worker.state is State.IDLE
+            seen.append("finished")
+
+        seen: list[str] = []
+        nursery.start_soon(call)
+        await side.begun()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+            assert worker.state is State.RUNNING
+            side.let_finish()
+    assert seen == ["finished"]
+    await see_off(worker)
+
+
+async def test_a_worker_that_breaks_says_so_and_has_ended(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    with pytest.raises(BrokenWorkerError) as caught:
+        await worker.run_sync(side.breaking_call(), cancellable=False)
+    assert caught.value.process is worker.process
+    assert worker.state is State.ENDED
+    assert worker.process.ended
+
+
+async def test_a_failed_start_leaves_nothing(side: Any) -> None:
+    worker = side.make_unstartable()
+    with pytest.raises(WorkerStartError):
+        await worker.start(cancellable=False)
+    assert worker.state is State.ENDED
+    assert worker.process.ended
+
+
+@pytest.mark.parametrize("cancellable", [True, False])
+async def test_a_start_can_be_cancelled_if_it_says_so(side: Any, cancellable: bool) -> None:
+    worker = side.make()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await worker.start(cancellable=cancellable)
+    assert scope.cancelled_caught == cancellable
+    assert worker.state is (State.ENDED if cancellable else State.IDLE)
+    assert worker.process.ended == cancellable
+    if not cancellable:
+        await see_off(worker)
+
+
+# --- only a process can ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
+    """The workers that contexts have made, in order."""
+    made: list[Worker] = []
+
+    def make(settings: WorkerSettings) -> Worker:
+        made.append(Worker(settings))
+        return made[-1]
+
+    monkeypatch.setattr(_context, "Worker", make)
+    return made
+
+
+async def test_no_deadline_is_exceeded_while_a_stopped_worker_does_not_leave() -> None:
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    await worker.start(cancellable=False)
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    worker.ask_to_retire()
+    assert not worker.wait_sync(time.monotonic() + 0.05)
+    assert not worker.gone()
+    assert worker.state is State.RETIRING
+    os.kill(worker.process.pid, signal.SIGCONT)
+    assert worker.wait_sync(time.monotonic() + PATIENCE)
+
+
+class BlindChannel:
+    """A channel that never sees what a worker has said before it was asked: each call crosses with the retirement."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def receive_nowait(self) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+
+@pytest.mark.parametrize("size", [0, 20_000_000], ids=["small", "larger than the socket"])
+async def test_each_job_runs_once_when_retirement_crosses_the_dispatch(
+    starts: list[Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
+) -> None:
+    monkeypatch.setattr("trio_offload._worker.Channel", lambda ours: BlindChannel(Channel(ours)))
+    journal = tmp_path / "journal"
+    numbers = [str(number) for number in range(8)]
+    async with open_worker_context(retire=object) as context:
+        for number in numbers:
+            ballast = bytes(size)
+            assert await context.run_sync(jobs.append, str(journal), number, ballast) == number
+            if starts[-1].state is State.IDLE:
+                wait_for_end(starts[-1].process.pid)
+    assert journal.read_text().split() == numbers
+    assert len(starts) == len(numbers)
+
+
+@pytest.mark.parametrize("size", [0, 20_000_000], ids=["small", "larger than the socket"])
+async def test_a_call_that_crosses_with_the_idle_timeout_runs_once(starts: list[Worker], tmp_path: Path, size: int) -> None:
+    journal = tmp_path / "journal"
+    async with open_worker_context(idle_timeout=0.3) as context:
+        pid = await context.run_sync(os.getpid)
+        os.kill(pid, signal.SIGSTOP)
+        await until_stopped(pid)
+        # Its time passes while it is stopped. What it does first when it goes on, reading or leaving, is its affair.
+        await trio.sleep(0.5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(context.run_sync, jobs.append, str(journal), "once", bytes(size))
+            await wait_all_tasks_blocked()
+            os.kill(pid, signal.SIGCONT)
+    assert journal.read_text().split() == ["once"]
+    assert len(starts) in (1, 2)
+
+
+async def test_a_new_worker_does_not_time_out_before_its_first_call(starts: list[Worker]) -> None:
+    """Otherwise a short idle timeout on a busy machine would start workers for ever, and none would run the job."""
+    worker = Worker(WorkerSettings(0, bool, bool))
+    await worker.start(cancellable=False)
+    await trio.sleep(0.2)
+    assert worker.hear()
+    assert await worker.run_sync(CALL, cancellable=False) == Value(5)
+    wait_for_end(worker.process.pid)
+    assert not worker.hear()
+    assert worker.gone()
+    assert worker.process.exitcode == 0
+
+
+@pytest.mark.parametrize("retire", [bool, jobs.never], ids=["plain", "with a retire of its own"])
+async def test_a_worker_that_died_while_it_was_idle_has_not_run_the_call(
+    retire: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(WorkerSettings(math.inf, bool, retire))
+    await worker.start(cancellable=False)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    wait_for_end(worker.process.pid)
+    with pytest.raises(CallNotRun):
+        await worker.run_sync(CALL, cancellable=False)
+    assert worker.state is State.ENDED
+    assert worker.process.exitcode == -signal.SIGKILL
+    assert "SIGKILL" in caplog.text
+
+
+async def test_the_time_of_an_idle_worker_begins_with_its_last_answer() -> None:
+    worker = Worker(WorkerSettings(600, bool, bool))
+    assert worker.expires_at == math.inf
+    await worker.start(cancellable=False)
+    first = worker.expires_at
+    assert 0 < first - time.monotonic() <= 600
+    await worker.run_sync(CALL, cancellable=False)
+    assert worker.expires_at > first
+    await see_off(worker)
