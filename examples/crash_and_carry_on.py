@@ -32,7 +32,7 @@ async def main() -> None:
     try:
         await trio_offload.run_sync(read_address_zero)
     except trio_offload.BrokenWorkerError as error:
-        print(f"segfault: worker {error.pid} is gone, {error.signal!r}")
+        print(f"segfault: {error}")
 
     started = time.perf_counter()
     with trio.move_on_after(0.5):

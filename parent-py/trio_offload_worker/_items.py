@@ -63,44 +63,96 @@ def prepare(path_entry: str | None) -> None:
         sys.stdout.reconfigure(line_buffering=True)
 
 
-def find_problem(module: str, attribute: str) -> str | None:
-    """Why ``module:attribute`` cannot be called for an item, in one line of text; ``None`` if it can.
+class Function:
+    """The user's function, by its name: ``MODULE:ATTRIBUTE``, the latter dotted if need be.
 
-    Text and not an exception, because what a user's module raises need not survive the way to the parent.
+    It is called in a worker, for one item. An object and not a function, because what is said about a worker that died names
+    what it ran, and that is the user's function and not ours.
     """
-    try:
-        function = _resolve(module, attribute)
-    except _UnusableFunction as problem:
-        return _one_line(str(problem))
-    if not callable(function):
-        return f"{module}:{attribute} is not callable: it is of type {type(function).__name__}"
-    flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
-    if flags & (_CO_COROUTINE | _CO_ASYNC_GENERATOR):
-        return f"{module}:{attribute} is an async function; workers call ordinary ones"
-    return None
 
+    __slots__ = ("attribute", "module")
 
-def run_item(module: str, attribute: str, kind: ItemKind, number: int, content: str | bytes) -> tuple[bool, bytes]:
-    """Call the function for one item. Returns whether it succeeded, and the item's line.
+    def __init__(self, module: str, attribute: str) -> None:
+        self.module = module
+        self.attribute = attribute
 
-    ``number`` is the item's place in its source, counted from 1 (the number of the line in a file).
-    """
-    if kind == "json":
+    def __repr__(self) -> str:
+        return f"{self.module}:{self.attribute}"
+
+    def __reduce__(self) -> tuple[type[Function], tuple[str, str]]:
+        return type(self), (self.module, self.attribute)
+
+    def __call__(self, kind: ItemKind, number: int, content: str | bytes) -> tuple[bool, bytes]:
+        """Call the user's function. Returns whether that succeeded, and the item's line.
+
+        ``number`` is the item's place in its source, counted from 1 (the number of the line in a file).
+        """
+        if kind == "json":
+            try:
+                item = _parse(content)
+            except (ValueError, RecursionError) as error:
+                message = f"line {number} cannot be read as JSON: {_explain(error)}"
+                return False, failure_line(_encode_text(content), type(error).__name__, message)
+        else:
+            item = content
+        encoded_item = encode_item(kind, content, item)
         try:
-            item = _parse(content)
-        except (ValueError, RecursionError) as error:
-            message = f"line {number} cannot be read as JSON: {_explain(error)}"
-            return False, failure_line(_encode_text(content), type(error).__name__, message)
-    else:
-        item = content
-    encoded_item = encode_item(kind, content, item)
-    try:
-        value = _resolve(module, attribute)(item)
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: they are this job's, not the worker's
-        # The first entry is this function's own frame, which is of no use to the reader.
-        traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
-        return False, failure_line(encoded_item, type(error).__name__, _text_of(error), _format(error, traceback))
-    return True, b'{"item": %b, "ok": true, %b}\n' % (encoded_item, _encode_value(value))
+            value = self._resolve()(item)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt too: they are this job's, not the worker's
+            # The first entry is this method's own frame, which is of no use to the reader.
+            traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
+            return False, failure_line(encoded_item, type(error).__name__, _text_of(error), _format(error, traceback))
+        return True, b'{"item": %b, "ok": true, %b}\n' % (encoded_item, _encode_value(value))
+
+    def find_problem(self) -> str | None:
+        """Why the function cannot be called for an item, in one line of text; ``None`` if it can.
+
+        Text and not an exception, because what a user's module raises need not survive the way to the parent.
+        """
+        try:
+            function = self._resolve()
+        except _UnusableFunction as problem:
+            return _one_line(str(problem))
+        if not callable(function):
+            return f"{self!r} is not callable: it is of type {type(function).__name__}"
+        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        if flags & (_CO_COROUTINE | _CO_ASYNC_GENERATOR):
+            return f"{self!r} is an async function; workers call ordinary ones"
+        return None
+
+    def _resolve(self) -> Any:
+        try:
+            found: Any = importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            raise _UnusableFunction(f"cannot import {self.module}: {error.msg}") from error
+        except BaseException as error:
+            raise _UnusableFunction(f"cannot import {self.module}: it raised {_summary(error)}") from error
+        reached = self.module
+        for name in self.attribute.split("."):
+            try:
+                found = getattr(found, name)
+            except AttributeError as error:
+                raise _UnusableFunction(f"{reached} has no attribute {name!r}") from error
+            reached = f"{reached}:{name}" if reached == self.module else f"{reached}.{name}"
+        return found
+
+
+class Import:
+    """The first look for a function, which may execute a great deal: what :meth:`Function.find_problem` finds."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    def __repr__(self) -> str:
+        return f"import {self.function.module}"
+
+    def __reduce__(self) -> tuple[type[Import], tuple[Function]]:
+        return type(self), (self.function,)
+
+    def __call__(self) -> str | None:
+        return self.function.find_problem()
 
 
 def encode_item(kind: ItemKind, content: str | bytes, value: object = ...) -> bytes:
@@ -124,23 +176,6 @@ def failure_line(encoded_item: bytes, type_name: str, message: str, traceback: s
 
 class _UnusableFunction(Exception):
     """``MODULE:FUNCTION`` leads nowhere; the message says why."""
-
-
-def _resolve(module: str, attribute: str) -> Any:
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise _UnusableFunction(f"cannot import {module}: {error.msg}") from error
-    except BaseException as error:
-        raise _UnusableFunction(f"cannot import {module}: it raised {_summary(error)}") from error
-    reached = module
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError as error:
-            raise _UnusableFunction(f"{reached} has no attribute {name!r}") from error
-        reached = f"{reached}:{name}" if reached == module else f"{reached}.{name}"
-    return found
 
 
 def _parse(content: str | bytes) -> Any:

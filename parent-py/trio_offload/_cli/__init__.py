@@ -25,6 +25,8 @@ from ._exit import CommandError, ExitStatus
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trio_offload_worker._items import Function
+
     from ._sources import Source
 
 _DESCRIPTION = "Run Python functions in parallel worker processes."
@@ -131,10 +133,9 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
     words = [*chosen.words, *after]
     if not words:
         raise CommandError("which function? map MODULE:FUNCTION [ITEM ...] (see trio-offload map --help)")
-    module, attribute = _split_target(words[0])
     items = words[1:]
     options = MapOptions(
-        job=Job(module, attribute, chosen.timeout),
+        job=Job(_function_named(words[0]), chosen.timeout),
         # For three items three workers are enough.
         workers=min(chosen.workers, len(items)) if items else chosen.workers,
         fail_fast=chosen.fail_fast,
@@ -225,11 +226,13 @@ def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
-def _split_target(target: str) -> tuple[str, str]:
+def _function_named(target: str) -> Function:
+    from trio_offload_worker._items import Function
+
     module, colon, attribute = target.partition(":")
     names = [*module.split("."), *attribute.split(".")]
     if colon and all(name.isidentifier() for name in names):
-        return module, attribute
+        return Function(module, attribute)
     hint = "; a module is given by its name, not by its path" if "/" in module else ""
     raise CommandError(f"not MODULE:FUNCTION: {target!r} (for example json:loads){hint}")
 

@@ -34,9 +34,7 @@ and then the item did not fail but was interrupted. Time for that to happen."""
 class Job:
     """What is done with each item."""
 
-    module: str
-    attribute: str
-    """Where the function is in the module; may be dotted."""
+    function: _items.Function
     timeout: float | None
     """Seconds that one item may take; ``None``: as long as it likes."""
 
@@ -72,20 +70,14 @@ class Station:
         """
         if self._is_ready:
             return
-        job = self._job
+        function = self._job.function
         self.start_failures += 1
         try:
-            problem = await self._context.run_sync(
-                _items.find_problem,
-                job.module,
-                job.attribute,
-                kill_on_cancel=True,
-                limiter=self._limiter,
-            )
+            problem = await self._context.run_sync(_items.Import(function), kill_on_cancel=True, limiter=self._limiter)
         except trio_offload.WorkerStartError:
             raise
         except trio_offload.BrokenWorkerError as error:
-            raise FunctionProblem(f"cannot import {job.module}: importing it ended the worker: {one_line(error)}") from error
+            raise FunctionProblem(f"cannot import {function.module}: {one_line(error)}") from error
         if problem is not None:
             raise FunctionProblem(problem)
         self.start_failures = 0
@@ -111,11 +103,8 @@ class Station:
         return _failure(item, "TimeoutError", f"over its {job.timeout:g} s: the worker was killed")
 
     async def _call(self, item: Item) -> Reply:
-        job = self._job
         ok, line = await self._context.run_sync(
-            _items.run_item,
-            job.module,
-            job.attribute,
+            self._job.function,
             item.kind,
             item.number,
             item.content,
