@@ -108,7 +108,8 @@ class _Run:
                 with self._work_scope:
                     async with trio.open_nursery() as work:
                         work.start_soon(self._read)
-                        work.start_soon(self._count)
+                        if self._bar.shows_total:
+                            work.start_soon(self._count)
                         for _ in range(self._options.workers):
                             work.start_soon(self._slot)
                 self._output.close()

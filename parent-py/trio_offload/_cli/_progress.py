@@ -26,6 +26,10 @@ _INTERVAL = 0.1
 class Bar(Protocol):
     """What a run tells whoever shows its progress."""
 
+    @property
+    def shows_total(self) -> bool:
+        """Whether it is worth while to count the items of a file."""
+
     def set_total(self, total: int) -> None:
         """The number of all items is known now."""
 
@@ -44,6 +48,8 @@ class Bar(Protocol):
 
 class NoBar:
     """Shows nothing."""
+
+    shows_total = False
 
     def set_total(self, total: int) -> None:
         pass
@@ -66,6 +72,8 @@ class RichBar:
 
     ``shares_terminal``: the lines of the output go to the terminal that the bar is on.
     """
+
+    shows_total = True
 
     def __init__(self, progress: Progress, *, shares_terminal: bool) -> None:
         self._progress = progress
