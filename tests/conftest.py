@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ PRIVATE_FOLDER = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _let_programs_be_interrupted()
     # Before collection: without the executable nearly every test would fail, each with the same page of text.
     if config.option.collectonly or config.option.help:
         return
@@ -52,6 +54,14 @@ def pytest_configure(config: pytest.Config) -> None:
             f"the worker executable must be installed for the tests: `pip install .` in this environment ({sys.prefix}) "
             f"builds and installs it, or use ci/test, which does it all.\n{error}"
         ) from error
+
+
+def _let_programs_be_interrupted() -> None:
+    """A shell starts its background jobs with these ignored, which every program below would inherit, for good."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            # What a handler is set for is back at its default in a program that is started.
+            signal.signal(number, signal.default_int_handler)
 
 
 def _give_a_private_temporary_folder(config: pytest.Config) -> None:
