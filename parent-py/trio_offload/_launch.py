@@ -47,14 +47,18 @@ def current_settings() -> dict[str, Any]:
     * ``main``: how to load the user's main module, see :func:`main_plan`
     * ``authkey``: the key with which multiprocessing's processes recognise each other, bytes; None if this process has
       not imported multiprocessing
+    * ``resource_tracker``: the descriptor on which this process reaches multiprocessing's resource tracker, or None if it
+      has started none
     * ``parent``: ``name`` and ``pid`` for :func:`multiprocessing.parent_process`
     * ``warning_filters``: the filters, if they are not those that Python starts with, else None; each a list of action,
       pattern of the message or None, ``module:qualified name`` of the category, pattern of the module or None, line
     """
     processes = sys.modules.get("multiprocessing.process")
+    authkey, resource_tracker = multiprocessing_state()
     return {
         "main": main_plan(),
-        "authkey": authentication_key(),
+        "authkey": authkey,
+        "resource_tracker": resource_tracker,
         "parent": {
             "name": processes.current_process().name if processes is not None else "MainProcess",
             "pid": os.getpid(),
@@ -63,12 +67,18 @@ def current_settings() -> dict[str, Any]:
     }
 
 
-def authentication_key() -> bytes | None:
-    """Multiprocessing's key in this process, or None if it is not imported."""
+def multiprocessing_state() -> tuple[bytes | None, int | None]:
+    """The ``authkey`` and ``resource_tracker`` of :func:`current_settings`: what may change while a worker lives.
+
+    Looked at before every call, so it imports nothing.
+    """
     processes = sys.modules.get("multiprocessing.process")
     # In the middle of its own import the module is there and its contents are not.
     current = getattr(processes, "current_process", None)
-    return None if current is None else bytes(current().authkey)
+    if current is None:
+        return None, None
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    return bytes(current().authkey), getattr(tracker, "_fd", None)
 
 
 def main_plan() -> dict[str, str]:
@@ -109,7 +119,6 @@ def _flags() -> dict[str, int]:
         "isolated": flags.isolated,
         "use_environment": not flags.ignore_environment,
         "dev_mode": flags.dev_mode,
-        "utf8_mode": flags.utf8_mode,
         "site_import": not flags.no_site,
         "user_site_directory": not flags.no_user_site,
         "write_bytecode": not sys.dont_write_bytecode,
@@ -122,6 +131,10 @@ def _flags() -> dict[str, int]:
         # There is no flag for -u; a text stream over an unbuffered one writes through.
         "buffered_stdio": not getattr(sys.__stdout__, "write_through", False),
     }
+    if flags.utf8_mode or "utf8" in sys._xoptions:
+        # Where nobody has asked for either, the worker is to decide by the locale, as every Python does (PEP 540). The program
+        # may have set LC_ALL to C meanwhile, for the output of others: told to be without UTF-8, the worker would be in ASCII.
+        values["utf8_mode"] = flags.utf8_mode
     if hasattr(flags, "safe_path"):
         values["safe_path"] = flags.safe_path
     if hasattr(sys, "get_int_max_str_digits"):

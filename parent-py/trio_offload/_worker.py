@@ -70,7 +70,7 @@ class Worker:
         self._channel: Channel | None = None
         self._state = State.STARTING
         self._calls = 0
-        self._authkey: bytes | None = None
+        self._told: tuple[bytes | None, int | None] = (None, None)
         self._retires = settings.retire is not bool
         # When it may have retired by itself, on the clock of time.monotonic().
         self.expires_at = math.inf
@@ -209,7 +209,7 @@ class Worker:
         """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
         environment = _library_path_now()
         hello = _launch.hello(_locate.libpython(), environment)
-        self._authkey = _launch.authentication_key()
+        self._told = _launch.multiprocessing_state()
         settings = _launch.current_settings()
         segments = [
             _payload.dump_settings(settings),
@@ -278,7 +278,7 @@ class Worker:
 
     def _new_settings(self) -> list[Buffer]:
         settings = _launch.current_settings()
-        self._authkey = settings["authkey"]
+        self._told = settings["authkey"], settings["resource_tracker"]
         segment = _payload.dump_settings(settings)
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
@@ -294,7 +294,7 @@ class Worker:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return frame
         parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
-        if _launch.authentication_key() != self._authkey:
+        if _launch.multiprocessing_state() != self._told:
             parts[:0] = self._new_settings()
         sent = True
         try:

@@ -1,16 +1,20 @@
 """What ``multiprocessing`` believes of a worker, put right when a job imports it.
 
 Left alone it takes a worker for a main process of its own. Then a manager's proxies in a job's arguments cannot
-authenticate, :func:`multiprocessing.parent_process` knows of no parent, and log records name the wrong process.
+authenticate, :func:`multiprocessing.parent_process` knows of no parent, log records name the wrong process, and shared
+memory of the parent's that a job merely opens is destroyed when the worker leaves, by a resource tracker of its own. The
+parent's tracker is used instead, as multiprocessing's own children do, if the parent has one.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 
 def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> ModuleSpec | None:
@@ -18,13 +22,7 @@ def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> Mo
 
     The finder that waits for this name has taken itself off ``sys.meta_path`` before it calls this.
     """
-    for finder in sys.meta_path:
-        find = getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = None if find is None else find(name, path, target)
-        if spec is not None:
-            _adopt_after_loading(spec.loader, settings)
-            return spec
-    return None
+    return _real_spec(name, path, target, lambda: adopt(settings))
 
 
 def adopt(settings: dict[str, Any]) -> None:
@@ -40,9 +38,59 @@ def adopt(settings: dict[str, Any]) -> None:
         sentinel = _sentinel_of(parent["pid"])
         if sentinel is not None:
             process._parent_process = process._ParentProcess(parent["name"], parent["pid"], sentinel)
+    if _TRACKER in sys.modules:
+        _connect_tracker(settings)
+    else:
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TrackerFinder)]
+        sys.meta_path.insert(0, _TrackerFinder(settings))
 
 
-def _adopt_after_loading(loader: Any, settings: dict[str, Any]) -> None:
+class _TrackerFinder:
+    """Waits for the import of the resource tracker, and is gone after it."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != _TRACKER:
+            return None
+        sys.meta_path.remove(self)
+        return _real_spec(name, path, target, lambda: _connect_tracker(self._settings))
+
+
+_TRACKER: Final = "multiprocessing.resource_tracker"
+
+
+def _connect_tracker(settings: dict[str, Any]) -> None:
+    tracker: Any = sys.modules[_TRACKER]._resource_tracker
+    theirs, parent = settings.get("resource_tracker"), settings.get("parent")
+    if theirs is None or parent is None or tracker._fd is not None:
+        return
+    try:
+        # Opening the parent's end of a pipe by its place in /proc gives an end of one's own (proc(5)).
+        descriptor = os.open(f"/proc/{parent['pid']}/fd/{theirs}", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return
+    if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.set_blocking(descriptor, True)
+        tracker._fd = descriptor
+    else:
+        # The parent has closed it since, and opened something else under the same number.
+        os.close(descriptor)
+
+
+def _real_spec(name: str, path: Any, target: Any, afterwards: Callable[[], None]) -> ModuleSpec | None:
+    """The spec that the other finders have, with a loader that calls ``afterwards`` when it has executed the module."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = None if find is None else find(name, path, target)
+        if spec is not None:
+            _call_after_loading(spec.loader, afterwards)
+            return spec
+    return None
+
+
+def _call_after_loading(loader: Any, afterwards: Callable[[], None]) -> None:
     # On the instance and not around it: `__loader__` and `__spec__.loader` stay the real ones, with all that others ask of
     # them (source, resources), and after this one use nothing is left of it.
     real = loader.exec_module
@@ -50,7 +98,7 @@ def _adopt_after_loading(loader: Any, settings: dict[str, Any]) -> None:
     def exec_module(module: ModuleType) -> None:
         del loader.exec_module
         real(module)
-        adopt(settings)
+        afterwards()
 
     loader.exec_module = exec_module
 
