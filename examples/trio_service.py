@@ -12,23 +12,20 @@ import trio
 
 import trio_offload
 
+PATIENCE = 2  # seconds
 REQUESTS = [
-    (r"(\w+)@(\w+\.)+\w+", "somebody@example.org"),
+    (r"[\w.]+@[\w.]+", "Write to somebody@example.org or nobody@example.net"),
     (r"(a+)+b", "a" * 50),  # would take longer than the universe has time
-    (r"\d{4}-\d\d-\d\d", "2024-02-29"),
+    (r"\d{4}-\d\d-\d\d", "From 2024-02-29 to 2024-03-01."),
 ]
 
 
-def matches(pattern: str, text: str) -> bool:
-    return re.fullmatch(pattern, text) is not None
-
-
 async def serve(pattern: str, text: str) -> None:
-    with trio.move_on_after(1):
-        found = await trio_offload.run_sync(matches, pattern, text, kill_on_cancel=True)
-        print(f"{pattern}: {'matches' if found else 'does not match'}")
+    with trio.move_on_after(PATIENCE):
+        found = await trio_offload.run_sync(re.findall, pattern, text, kill_on_cancel=True)
+        print(f"{pattern}: found {found}")
         return
-    print(f"{pattern}: given up after a second")
+    print(f"{pattern}: given up after {PATIENCE} seconds")
 
 
 async def tick(cancel_scope: trio.CancelScope) -> None:
@@ -52,5 +49,5 @@ async def main() -> None:
         ticking.cancel()
 
 
-if __name__ == "__main__":  # a worker that needs `matches` loads this file too, and must not start the service
+if __name__ == "__main__":
     trio.run(main)

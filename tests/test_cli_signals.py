@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def assert_nothing_runs(process: subprocess.Popen[bytes]) -> None:
     # A killed process leaves the table a moment after whoever waited for it knows.
-    wait_until(lambda: not in_session(process.pid), "the end of the session's processes", patience=1)
+    wait_until(lambda: not in_session(process.pid), "the end of the session's processes", patience=2)
 
 
 def interrupt(process: subprocess.Popen[bytes], number: signal.Signals) -> float:
@@ -65,7 +65,7 @@ def test_ctrl_c_ends_what_a_job_has_started(folder: Path) -> None:
         assert is_running(child)
         assert interrupt(process, signal.SIGINT) < STOP
         assert process.returncode == 130
-        wait_until(lambda: not is_running(child), "the end of the job's own child", patience=1)
+        wait_until(lambda: not is_running(child), "the end of the job's own child", patience=2)
         assert_nothing_runs(process)
 
 
