@@ -105,7 +105,8 @@ class Worker:
             self._state = State.SETTING_UP
             await self._receive(cancellable)
         except (EndOfStream, WireError) as error:
-            await self._end_gently()
+            # One that has closed its end is about to exit; one that talks nonsense is not waited for.
+            await (self._end_gently() if isinstance(error, EndOfStream) else self._end())
             raise WorkerStartError(_describe_failed_start(self._process, error), self._process) from None
         except BaseException:
             await self._end()
@@ -320,7 +321,7 @@ class Worker:
         if frame.kind is Kind.RETIRED:
             self._leave()
             raise CallNotRun
-        if frame.kind is Kind.ABORTED:
+        if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self._end_gently()
             raise BrokenWorkerError(
                 f"worker {self.process.pid} gave up when it was to run {name}: {frame.body['message']}", self.process

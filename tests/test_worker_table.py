@@ -1,0 +1,446 @@
+"""Contract: the parent's half of the state table in PROTOCOL.md, row by row, with a peer that says anything.
+
+The peer is the test itself, at the other end of a real socket pair; beside it lives a process that does nothing but end
+when it is told to.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import jobs
+import pytest
+import trio
+from lifeline import PATIENCE
+from outcome import Value
+from trio.testing import wait_all_tasks_blocked
+
+from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _process, _worker
+from trio_offload._channel import Channel, socket_pair
+from trio_offload._payload import dump_call
+from trio_offload._process import WorkerProcess
+from trio_offload._wire import MAGIC, Frame, Kind, encode_head
+from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
+
+_real_start = _process.start
+
+
+class Peer:
+    """Speaks raw bytes in a worker's place."""
+
+    def __init__(self, folder: Path) -> None:
+        # It ends well when it is told to, which is when its own socket is closed.
+        self._program = folder / "program"
+        self._program.write_text("#!/bin/sh\nexec cat <&3 >/dev/null\n")
+        self._program.chmod(0o700)
+        self._started = trio.Event()
+
+    def start(self, executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, Any]:
+        """Stands in for ``_process.start``."""
+        self.process, self._life = _real_start(str(self._program), environment)
+        theirs, ours = socket_pair()
+        ours.setblocking(False)
+        self._socket = theirs
+        self._channel = Channel(theirs)
+        self._started.set()
+        return self.process, ours
+
+    async def hear(self, kind: Kind) -> Frame:
+        with trio.fail_after(PATIENCE):
+            await self._started.wait()
+            frame = await self._channel.receive(cancellable=True)
+        assert frame.kind is kind
+        return frame
+
+    def say(self, data: bytes) -> None:
+        assert self._socket.send(data) == len(data)
+
+    def end(self) -> None:
+        """End as a worker ends that leaves: the socket and the process go together."""
+        self._socket.close()
+        self._life.close()
+
+    def close_only(self) -> None:
+        """Close the socket and live on."""
+        self._socket.close()
+
+    def close(self) -> None:
+        if self._started.is_set():
+            self.end()
+
+
+@pytest.fixture
+def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    with closing(Peer(tmp_path)) as peer:
+        monkeypatch.setattr(_process, "start", peer.start)
+        yield peer
+
+
+CALL: Final = dump_call(int, ("5",))
+THIS_CALL: Final = 1
+
+
+def frame(kind: Kind, id: int = 0, segments: tuple[bytes, ...] = (), body: dict[str, Any] | None = None) -> bytes:
+    return encode_head(kind, id, [len(segment) for segment in segments], body) + b"".join(segments)
+
+
+def pickled(value: Any) -> bytes:
+    import pickle
+
+    return pickle.dumps(value, 5)
+
+
+def welcome(**changes: Any) -> bytes:
+    body = {
+        "protocol": 1,
+        "worker": "0",
+        "pid": 1,
+        "version": sys.version,
+        "libpython": b"/",
+        "prefix": os.fsencode(sys.prefix),
+        "exec_prefix": os.fsencode(sys.exec_prefix),
+    }
+    return frame(Kind.WELCOME, body=body | changes)
+
+
+EXPLANATION: Final = {"code": "why", "message": "the peer gave up"}
+FAILURE: Final = {"stage": "setup", "type": "ValueError", "message": "no", "traceback": "Traceback …\nValueError: no\n"}
+
+# What the peer may say, or do. `end` closes the socket and ends the process.
+EVENTS: Final[dict[str, bytes]] = {
+    "WELCOME": welcome(),
+    "REFUSED": frame(Kind.REFUSED, body=EXPLANATION),
+    "ABORTED": frame(Kind.ABORTED, body=EXPLANATION),
+    "READY": frame(Kind.READY),
+    "SETUP_FAILED": frame(Kind.SETUP_FAILED, 0, (pickled(ValueError("no")),), FAILURE),
+    "RESULT": frame(Kind.RESULT, THIS_CALL, (pickled(5),)),
+    "RESULT of another call": frame(Kind.RESULT, THIS_CALL + 1, (pickled(5),)),
+    "RAISED": frame(Kind.RAISED, THIS_CALL, (pickled(ValueError("no")),), FAILURE | {"stage": "call"}),
+    "RAISED of another call": frame(Kind.RAISED, 0, (), FAILURE | {"stage": "call"}),
+    "RETIRED": frame(Kind.RETIRED, body={"reason": "idle"}),
+    "CALL": frame(Kind.CALL, THIS_CALL, (pickled(5),)),
+    "a reserved kind": b"tro\x01" + bytes.fromhex("00000004 0000000000000000 83 1818 00 80".replace(" ", "")),
+    "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "a length beyond all bounds": MAGIC + b"\xff" * 12,
+    "end": b"",
+    "an end inside a frame": frame(Kind.RESULT, THIS_CALL, (pickled(5),))[:-1],
+}
+ENDS: Final = ("end", "an end inside a frame")
+
+# What comes of each event in each state. Any other is an error of the peer's: it is killed, and the message names it.
+TABLE: Final[dict[State, dict[str, str]]] = {
+    State.STARTING: {"WELCOME": "on", "REFUSED": "start error", "ABORTED": "start error", "end": "start error"},
+    State.SETTING_UP: {
+        "READY": "on",
+        "REFUSED": "start error",
+        "ABORTED": "start error",
+        "SETUP_FAILED": "start error",
+        "end": "start error",
+    },
+    State.IDLE: {"REFUSED": "ended", "ABORTED": "ended", "RETIRED": "ended", "end": "ended"},
+    State.RUNNING: {
+        "RESULT": "value",
+        "RAISED": "error",
+        "RETIRED": "not run",
+        "REFUSED": "broken",
+        "ABORTED": "broken",
+        "end": "broken",
+    },
+}
+CELLS: Final = [
+    pytest.param(state, event, cells.get(event, "killed"), id=f"{state.name}, {event}: {cells.get(event, 'killed')}")
+    for state, cells in TABLE.items()
+    for event in EVENTS
+]
+
+
+async def bring_to(state: State, peer: Peer) -> Worker:
+    """A worker that is idle at least."""
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: worker.start(cancellable=True))
+        await peer.hear(Kind.HELLO)
+        await peer.hear(Kind.SETUP)
+        peer.say(EVENTS["WELCOME"] + EVENTS["READY"])
+    assert worker.state is state is State.IDLE
+    return worker
+
+
+async def capture(operation: Callable[[], Any]) -> Any:
+    """What an operation returns or raises."""
+    try:
+        with trio.fail_after(PATIENCE):
+            return await operation()
+    except Exception as error:
+        return error
+
+
+async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, *heard: Kind) -> Any:
+    """What comes of an operation if the peer answers with this event."""
+    outcomes: list[Any] = []
+
+    async def operate() -> None:
+        outcomes.append(await capture(operation))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(operate)
+        for kind in heard:
+            await peer.hear(kind)
+        peer.say(EVENTS[event])
+        if event in ENDS or event in ("REFUSED", "ABORTED", "SETUP_FAILED"):
+            peer.end()
+        await wait_all_tasks_blocked()
+        if not outcomes and event in ("WELCOME", "READY"):
+            nursery.cancel_scope.cancel()
+    return outcomes[0] if outcomes else None
+
+
+@pytest.mark.parametrize(("state", "event", "expected"), CELLS)
+async def test_every_event_in_every_state(peer: Peer, state: State, event: str, expected: str) -> None:
+    if state is State.STARTING:
+        worker, outcome = await _starting(peer, event, expected)
+    elif state is State.SETTING_UP:
+        worker, outcome = await _setting_up(peer, event, expected)
+    elif state is State.IDLE:
+        worker, outcome = await _idle(peer, event, expected)
+    else:
+        worker = await bring_to(State.IDLE, peer)
+        outcome = await outcome_of(lambda: worker.run_sync(CALL, cancellable=True), peer, event, Kind.CALL)
+    await _check(peer, worker, state, event, expected, outcome)
+
+
+async def _starting(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]:
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+
+    async def start() -> None:
+        await worker.start(cancellable=True)
+
+    outcome = await outcome_of(start, peer, event, Kind.HELLO, Kind.SETUP)
+    return worker, outcome
+
+
+async def _setting_up(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]:
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+
+    async def start() -> None:
+        await worker.start(cancellable=True)
+
+    outcomes: list[Any] = []
+    async with trio.open_nursery() as nursery:
+
+        async def operate() -> None:
+            outcomes.append(await capture(start))
+
+        nursery.start_soon(operate)
+        await peer.hear(Kind.HELLO)
+        await peer.hear(Kind.SETUP)
+        peer.say(EVENTS["WELCOME"])
+        await wait_all_tasks_blocked()
+        assert worker.state is State.SETTING_UP
+        peer.say(EVENTS[event])
+        if event in ENDS or event in ("REFUSED", "ABORTED", "SETUP_FAILED"):
+            peer.end()
+    return worker, outcomes[0]
+
+
+async def _idle(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]:
+    worker = await bring_to(State.IDLE, peer)
+    peer.say(EVENTS[event])
+    if event in ENDS:
+        peer.end()
+    assert not worker.hear()
+    if expected == "ended":
+        assert worker.state is State.RETIRING
+        peer.end()
+    with trio.fail_after(PATIENCE):
+        await worker.wait()
+    return worker, None
+
+
+async def _check(peer: Peer, worker: Worker, state: State, event: str, expected: str, outcome: Any) -> None:
+    process = worker.process
+    if expected == "on":
+        assert outcome is None
+        assert worker.state in (State.IDLE, State.ENDED), "idle, or cancelled by the test while it waited for more"
+    elif expected == "value":
+        assert outcome == Value(5)
+    elif expected == "error":
+        assert isinstance(outcome.error, ValueError)
+    elif expected == "not run":
+        assert isinstance(outcome, CallNotRun)
+        assert worker.state is State.RETIRING
+        peer.end()
+    elif expected in ("start error", "broken"):
+        kind = WorkerStartError if expected == "start error" else BrokenWorkerError
+        assert type(outcome) is kind
+        assert outcome.process is process
+        assert process.exitcode == 0
+        if event in ("REFUSED", "ABORTED"):
+            assert "the peer gave up" in str(outcome)
+        if event == "SETUP_FAILED":
+            assert isinstance(outcome.__cause__, ValueError)
+        if event == "end":
+            assert "exited with status 0" in str(outcome)
+    elif expected == "killed" and worker.state is not State.ENDED:
+        raise AssertionError("a peer that breaks the rules was left alive")
+    elif expected == "killed" and outcome is not None:
+        assert type(outcome) is (BrokenWorkerError if state is State.RUNNING else WorkerStartError)
+        assert event.split()[0] in str(outcome) or "not of the protocol" in str(outcome)
+    if expected == "killed" and event not in ENDS and event != "REFUSED" and event != "ABORTED":
+        assert process.exitcode == -signal.SIGKILL
+    if worker.state is State.IDLE:
+        worker.ask_to_retire()
+        await peer.hear(Kind.RETIRE)
+        peer.end()
+    if worker.state is not State.ENDED:
+        with trio.fail_after(PATIENCE):
+            await worker.wait()
+    assert worker.state is State.ENDED
+    assert process.ended
+
+
+@pytest.mark.parametrize("event", EVENTS)
+async def test_a_worker_that_was_asked_to_leave_is_not_listened_to(peer: Peer, event: str) -> None:
+    """Its exit status tells whether it left well."""
+    worker = await bring_to(State.IDLE, peer)
+    worker.ask_to_retire()
+    await peer.hear(Kind.RETIRE)
+    peer.say(EVENTS[event])
+    assert not worker.hear()
+    assert worker.state is State.RETIRING
+    peer.end()
+    with trio.fail_after(PATIENCE):
+        await worker.wait()
+    assert worker.state is State.ENDED
+    assert worker.process.exitcode == 0
+
+
+async def test_an_answer_may_come_in_pieces(peer: Peer) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        outcomes.append(await worker.run_sync(CALL, cancellable=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await peer.hear(Kind.CALL)
+        for byte in EVENTS["RESULT"]:
+            assert not outcomes
+            peer.say(bytes((byte,)))
+            await wait_all_tasks_blocked()
+    assert outcomes == [Value(5)]
+    worker.ask_to_retire()
+    peer.end()
+    await worker.wait()
+
+
+@pytest.mark.parametrize("name", ["prefix", "exec_prefix"])
+async def test_a_worker_that_is_another_python_is_refused(peer: Peer, name: str) -> None:
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    outcomes: list[Any] = []
+
+    async def start() -> None:
+        outcomes.append(await capture(lambda: worker.start(cancellable=True)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        await peer.hear(Kind.HELLO)
+        peer.say(welcome(**{name: b"/another"}))
+    assert type(outcomes[0]) is WorkerStartError
+    assert f"sys.{name} is /another" in str(outcomes[0])
+    assert worker.process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("event", ["REFUSED", "SETUP_FAILED", "end"])
+async def test_one_that_has_said_its_last_words_and_does_not_end_is_ended(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    monkeypatch.setattr(_worker, "_EXIT_PATIENCE", 0.01)
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    outcomes: list[Any] = []
+
+    async def start() -> None:
+        outcomes.append(await capture(lambda: worker.start(cancellable=True)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        await peer.hear(Kind.HELLO)
+        if event == "SETUP_FAILED":
+            peer.say(EVENTS["WELCOME"])
+        peer.say(EVENTS[event])
+        if event == "end":
+            peer.close_only()
+    assert type(outcomes[0]) is WorkerStartError
+    assert worker.process.exitcode == -signal.SIGKILL
+
+
+async def test_the_end_of_a_worker_while_a_large_call_is_written_is_told(peer: Peer) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        call = dump_call(jobs.echo, (bytes(50_000_000),))
+        outcomes.append(await capture(lambda: worker.run_sync(call, cancellable=True)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        assert not outcomes, "it waits for room in the socket"
+        peer.end()
+    assert type(outcomes[0]) is BrokenWorkerError
+    assert "exited with status 0 while it ran jobs.echo" in str(outcomes[0])
+
+
+async def test_a_retirement_while_a_large_call_is_written_sends_it_elsewhere(peer: Peer) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        call = dump_call(jobs.echo, (bytes(50_000_000),))
+        outcomes.append(await capture(lambda: worker.run_sync(call, cancellable=True)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        peer.say(EVENTS["RETIRED"])
+        peer.end()
+    assert isinstance(outcomes[0], CallNotRun)
+    await worker.wait()
+    assert worker.process.exitcode == 0
+
+
+@pytest.mark.parametrize(
+    ("segments", "cause"),
+    [((), type(None)), ((b"not a pickle",), Exception), ((pickled("not an exception"),), type(None))],
+    ids=["could not be pickled", "cannot be unpickled", "is no exception"],
+)
+async def test_an_exception_that_did_not_make_the_journey_is_stood_in_for(
+    peer: Peer, segments: tuple[bytes, ...], cause: type
+) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        outcomes.append(await worker.run_sync(CALL, cancellable=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await peer.hear(Kind.CALL)
+        peer.say(frame(Kind.RAISED, THIS_CALL, segments, FAILURE | {"stage": "call"}))
+    error = outcomes[0].error
+    assert type(error) is RemoteError
+    assert (error.type_name, error.message) == ("ValueError", "no")
+    assert FAILURE["traceback"] in str(error)
+    assert isinstance(error.__cause__, cause)
+    assert worker.state is State.IDLE
+    worker.ask_to_retire()
+    peer.end()
+    await worker.wait()
