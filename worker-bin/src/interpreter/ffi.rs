@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyByteArray;
+use pyo3::types::{PyByteArray, PyString};
 use thiserror::Error;
 use trio_offload_worker::os;
 use trio_offload_worker::transport::Storage;
@@ -40,6 +40,16 @@ pub(crate) fn build() -> String {
 pub(crate) fn compiler() -> String {
     // SAFETY: as Py_GetVersion (Python/getcompiler.c).
     text(unsafe { ffi::Py_GetCompiler() })
+}
+
+/// A string as `os.fsdecode` makes it: with the encoding of files' names, which is not UTF-8 in every locale.
+pub(crate) fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
+    let length = ffi::Py_ssize_t::try_from(bytes.len())?;
+    // SAFETY: the thread is attached; the pointer and the length are those of a slice that outlives the call.
+    let pointer = unsafe { ffi::PyUnicode_DecodeFSDefaultAndSize(bytes.as_ptr().cast(), length) };
+    // SAFETY: a new reference, or null with an exception set.
+    let string = unsafe { Bound::from_owned_ptr_or_err(py, pointer) }?;
+    Ok(string.cast_into()?)
 }
 
 /// The running interpreter. It belongs to the thread that started it, which has let go of the GIL.
@@ -86,6 +96,10 @@ fn pre_initialize(flags: &Flags) -> Result<(), StartError> {
     set(&mut pre_config.use_environment, flags.use_environment);
     set(&mut pre_config.dev_mode, flags.dev_mode);
     set(&mut pre_config.utf8_mode, flags.utf8_mode);
+    // Python sets LC_CTYPE when it finds the C locale (PEP 538). The parent has done so where it should be done; here it would
+    // only change the environment that the parent has given the worker.
+    pre_config.coerce_c_locale = 0;
+    pre_config.coerce_c_locale_warn = 0;
     // SAFETY: the structure is initialised, and Python copies what it needs of it.
     check(unsafe { ffi::Py_PreInitialize(&pre_config) })
 }
@@ -115,7 +129,14 @@ impl CConfig {
             if let Some(prefix) = &source.pycache_prefix {
                 set_string(config, &raw mut (*config).pycache_prefix, prefix)?;
             }
-            append(&raw mut (*config).argv, &source.argv)?;
+            if source.xoptions.iter().any(|option| option == b"warn_default_encoding") {
+                // The one switch that Python takes from a command line or the environment only, whatever the configuration says
+                // (Python/preconfig.c, _PyPreCmdline_SetConfig). So it gets a line; `sys.argv` is put right afterwards.
+                (*config).parse_argv = 1;
+                append(&raw mut (*config).argv, &[&b""[..], b"-X", b"warn_default_encoding", b"-c", b""].map(<[u8]>::to_vec))?;
+            } else {
+                append(&raw mut (*config).argv, &source.argv)?;
+            }
             append(&raw mut (*config).orig_argv, &source.orig_argv)?;
             append(&raw mut (*config).xoptions, &source.xoptions)?;
             append(&raw mut (*config).warnoptions, &source.warnoptions)

@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::PyList;
 use trio_offload_worker::message::{Explanation, Hello};
 use trio_offload_worker::os;
 
@@ -52,10 +52,13 @@ impl Interpreter {
             set_list(&sys, "argv", &hello.argv)?;
             set_list(&sys, "orig_argv", &hello.orig_argv)?;
             set_list(&sys, "warnoptions", &hello.warnoptions)?;
+            set_digits(&sys, hello)?;
             let path = |name| PyResult::Ok(sys.getattr(name)?.extract::<PathBuf>()?.into_os_string().into_vec());
             Ok(Prefixes { prefix: path("prefix")?, exec_prefix: path("exec_prefix")? })
         })
-        .map_err(|error: PyErr| Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}")))
+        .map_err(|error: PyErr| {
+            Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}"))
+        })
     }
 
     /// False: standard output could not be flushed.
@@ -64,20 +67,28 @@ impl Interpreter {
     }
 }
 
+/// The longest integer that is turned into text or made from it. Before 3.12 it is not part of the configuration.
+fn set_digits(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<()> {
+    let wanted = hello.flags.iter().find(|(name, _)| name == "int_max_str_digits");
+    if let Some((_, wanted)) = wanted
+        && sys.hasattr("set_int_max_str_digits")?
+        && sys.call_method0("get_int_max_str_digits")?.extract::<i32>()? != *wanted
+    {
+        sys.call_method1("set_int_max_str_digits", (*wanted,))?;
+    }
+    Ok(())
+}
+
 /// In place, because others hold the list; not touched at all where it is right already.
 fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResult<()> {
     let py = sys.py();
-    let wanted = items.iter().map(|item| decode(py, item)).collect::<PyResult<Vec<_>>>()?;
+    let wanted = items.iter().map(|item| ffi::decode(py, item)).collect::<PyResult<Vec<_>>>()?;
     let wanted = PyList::new(py, wanted)?;
     let list = sys.getattr(name)?.cast_into::<PyList>()?;
     if !list.eq(&wanted)? {
         list.set_slice(0, list.len(), wanted.as_any())?;
     }
     Ok(())
-}
-
-fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
-    std::ffi::OsStr::from_bytes(bytes).into_pyobject(py).map_err(Into::into)
 }
 
 /// Two 3.11s are not the same Python: an extension module or a `.pyc` of the one may break in the other.
