@@ -356,6 +356,23 @@ def test_no_worker_at_all(folder: Path) -> None:
     assert_one_line_of_complaint(ran, "cannot start a worker", "/nosuch/worker")
 
 
+def test_a_function_that_cannot_be_imported_any_more(folder: Path) -> None:
+    """A few items fail for it, and then the command stops: a million items are not a million workers that cannot start."""
+    (folder / "spoilt.py").write_text(
+        "import os\nfrom pathlib import Path\n"
+        "if Path('spoilt').exists(): os._exit(9)\n"
+        "def f(item):\n"
+        "    if item == 'spoil': Path('spoilt').touch(); os._exit(8)\n"
+    )
+    ran = run(folder, "map", "spoilt:f", "a", "spoil", *"bcdefghijklm", "--workers", "1")
+    assert ran.status == 2
+    assert ran.stderr.startswith("trio-offload: error: cannot get a worker ready any more: cannot import spoilt: ")
+    assert ran.stderr.count("\n") == 1
+    assert [line["ok"] for line in ran.lines] == [True] + [False] * 6
+    assert "status 8" in ran.lines[1]["error"]["message"]
+    assert "status 9" in ran.lines[2]["error"]["message"]
+
+
 def test_help_and_version(folder: Path) -> None:
     import trio_offload
 

@@ -206,7 +206,7 @@ class _Run:
             while (item := await self._next()) is not None:
                 self._finish(item, await station.run(item))
                 if station.start_failures >= _MAX_START_FAILURES:
-                    self.stop(CommandError(f"cannot get a worker ready any more, {_MAX_START_FAILURES} times in a row"))
+                    self.stop(CommandError(f"cannot get a worker ready any more: {station.last_problem}"))
 
     async def _begin(self, station: Station) -> bool:
         """Bring up the slot's worker. ``False``: this slot has to do without, so it is closed."""

@@ -61,6 +61,8 @@ class Station:
         self._is_ready = False
         self.start_failures = 0
         """How often in a row no worker could be made ready."""
+        self.last_problem = ""
+        """Why not, the last time."""
 
     async def make_ready(self) -> None:
         """Have a worker that has imported the function.
@@ -87,7 +89,7 @@ class Station:
         """Call the function for one item. Cancelled, it has killed the worker when it raises."""
         job = self._job
         try:
-            await self.make_ready()
+            await self._make_ready_again()
             if job.timeout is None:
                 return await self._call(item)
             with trio.move_on_after(job.timeout):
@@ -101,6 +103,13 @@ class Station:
             return _failure(item, type(error).__name__, str(error))
         self._is_ready = False
         return _failure(item, "TimeoutError", f"over its {job.timeout:g} s: the worker was killed")
+
+    async def _make_ready_again(self) -> None:
+        try:
+            await self.make_ready()
+        except (FunctionProblem, trio_offload.WorkerStartError) as error:
+            self.last_problem = one_line(error)
+            raise
 
     async def _call(self, item: Item) -> Reply:
         ok, line = await self._context.run_sync(
