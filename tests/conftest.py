@@ -15,9 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
@@ -157,9 +156,8 @@ def _temporary_files() -> dict[str, str]:
 def _shut_default_workers_down() -> None:
     """End the workers of the default context, which would otherwise live until this process exits."""
     api = sys.modules.get("trio_offload._api")
-    shutdown: Callable[[], Any] | None = getattr(api, "shutdown_default_context", None)
-    if shutdown is not None:
-        shutdown()
+    if api is not None:
+        api._default.shutdown()
 
 
 def _first_use_is_over() -> None:
