@@ -173,17 +173,14 @@ class Ran:
 
 
 def run(folder: Path, *arguments: str, given: bytes = b"", env: dict[str, str] | None = None) -> Ran:
-    """Run ``trio-offload`` with ``arguments`` in ``folder``, and ``given`` on its standard input."""
-    ran = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        input=given,
-        capture_output=True,
-        timeout=PATIENCE,
-        env=None if env is None else {**os.environ, **env},
-        check=False,
-    )
-    return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+    """Run ``trio-offload`` with ``arguments`` in ``folder``, and ``given`` on its standard input.
+
+    Fails if anything of it still runs when it has ended.
+    """
+    with started(folder, *arguments, env={**os.environ, **(env or {})}) as process:
+        stdout, stderr = process.communicate(given, PATIENCE)
+        wait_until(lambda: not in_session(process.pid), "the end of the session's processes", patience=2)
+    return Ran(process.returncode, stdout.decode(), stderr.decode())
 
 
 @contextlib.contextmanager

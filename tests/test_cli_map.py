@@ -104,19 +104,16 @@ def test_a_malformed_json_line_is_one_failed_item(folder: Path) -> None:
 # --- values ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("large integer", 2**200),
-        ("lone surrogate", "\udc80"),
-        ("tuple", [1, 2]),
-        ("unicode", "é\u2028\n"),
-        ("nested", {"a": [{"b": None}, True, 1.5]}),
-    ],
-)
-def test_a_value_that_json_can_hold(folder: Path, name: str, value: object) -> None:
-    ran = run(folder, "map", "jobs:plain", name)
-    assert ran.values == [value]
+def test_values_that_json_can_hold(folder: Path) -> None:
+    values = {
+        "large integer": 2**200,
+        "lone surrogate": "\udc80",
+        "tuple": [1, 2],
+        "unicode": "é\u2028\n",
+        "nested": {"a": [{"b": None}, True, 1.5]},
+    }
+    ran = run(folder, "map", "jobs:plain", *values)
+    assert ran.values == list(values.values())
     assert ran.stdout.isascii()
 
 
@@ -125,23 +122,20 @@ def test_an_integer_larger_than_python_likes_to_print(folder: Path) -> None:
     assert f'"value": 1{"0" * 5000}}}' in ran.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("nan", "nan"),
-        ("infinity in a list", "[-inf]"),
-        ("keys that are no text", "{1: 2}"),
-        ("keys that are no text, deep", "[{'a': ({None: 1},)}]"),
-        ("set", "{1}"),
-        ("bytes", "b'x'"),
-        ("circular", "[[...]]"),
-        ("deep", "<list whose repr raised RecursionError>"),
-        ("hostile", "<Hostile whose repr raised SystemExit>"),
-    ],
-)
-def test_any_other_value_is_shown_by_its_repr(folder: Path, name: str, shown: str) -> None:
-    ran = run(folder, "map", "jobs:odd", name)
-    assert ran.lines == [{"item": name, "ok": True, "repr": shown}]
+def test_any_other_value_is_shown_by_its_repr(folder: Path) -> None:
+    shown = {
+        "nan": "nan",
+        "infinity in a list": "[-inf]",
+        "keys that are no text": "{1: 2}",
+        "keys that are no text, deep": "[{'a': ({None: 1},)}]",
+        "set": "{1}",
+        "bytes": "b'x'",
+        "circular": "[[...]]",
+        "deep": "<list whose repr raised RecursionError>",
+        "hostile": "<Hostile whose repr raised SystemExit>",
+    }
+    ran = run(folder, "map", "jobs:odd", *shown)
+    assert ran.lines == [{"item": name, "ok": True, "repr": text} for name, text in shown.items()]
     assert ran.status == 0
 
 
@@ -175,18 +169,14 @@ def test_an_exception_is_its_items_failure(folder: Path) -> None:
     assert ran.status == 1
 
 
-@pytest.mark.parametrize(
-    ("item", "type_name", "message"),
-    [
-        ("exit", "SystemExit", "3"),
-        ("interrupt", "KeyboardInterrupt", ""),
-        ("hostile", "HostileError", "<HostileError whose str raised RuntimeError>"),
-    ],
-)
-def test_whatever_a_job_raises(folder: Path, item: str, type_name: str, message: str) -> None:
-    ran = run(folder, "map", "jobs:trouble", item, "a", "--workers", "1")
-    failed, fine = ran.lines
-    assert (failed["error"]["type"], failed["error"]["message"]) == (type_name, message)
+def test_whatever_a_job_raises(folder: Path) -> None:
+    ran = run(folder, "map", "jobs:trouble", "exit", "interrupt", "hostile", "a", "--workers", "1")
+    *failed, fine = ran.lines
+    assert [(line["error"]["type"], line["error"]["message"]) for line in failed] == [
+        ("SystemExit", "3"),
+        ("KeyboardInterrupt", ""),
+        ("HostileError", "<HostileError whose str raised RuntimeError>"),
+    ]
     assert fine["ok"]
     assert ran.status == 1
 
