@@ -138,11 +138,13 @@ class Decoder:
         """
         if self._filling is not None:
             return self._finish_filling(self._filling)
-        if self._head is None:
-            self._head = self._parse_head()
-            if self._head is None:
-                return None
         head = self._head
+        if head is None:
+            if self._start == self._end:
+                return None
+            self._head = head = self._parse_head()
+            if head is None:
+                return None
         available = self._end - self._start
         if head.payload > _BORROW_LIMIT and head.payload > available:
             filling = _Filling(head, self._allocate)
@@ -268,6 +270,13 @@ def _check_magic(start: bytes) -> None:
 
 def _parse_header(data: bytes, payload: int) -> _Head:
     try:
+        if data[0] == 0x83 and data[1] in _KINDS_OF_ONE:
+            # By far the most frequent frame: a result without buffers. What is not exactly that is judged below.
+            id, at = _decode_uint(data, 2)
+            if data[at] == 0x81:
+                length, at = _decode_uint(data, at + 1)
+                if length == payload and at == len(data):
+                    return _Head(_KINDS[data[1]], id, [length], payload, {})
         items, at = _decode_uint(data, 0, 0x80)
         if items not in (3, 4):
             raise _malformed(f"an array of {items} items; 3 or 4 are allowed")
@@ -457,3 +466,6 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.RETIRED: (_NONE, _texts("reason")),
     Kind.ABORTED: (_NONE, _texts("code", "message")),
 }
+
+# The messages that may be one segment and nothing else; their numbers are below 24, so each is one byte of the header.
+_KINDS_OF_ONE: Final = {int(kind) for kind, (segments, fields) in _SHAPES.items() if 1 in segments and not fields}
