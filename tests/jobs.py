@@ -195,6 +195,16 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def own_mask() -> str:
+    """The signals that this process blocks, as proc(5) shows them."""
+    with open("/proc/self/status") as file:
+        return next(line.split()[1] for line in file if line.startswith("SigBlk"))
+
+
+def what_descriptor_is(number: int) -> str:
+    return os.readlink(f"/proc/self/fd/{number}")
+
+
 def modules() -> list[str]:
     return sorted(sys.modules)
 

@@ -292,26 +292,32 @@ def _end_family(root: int, signal_root: Callable[[int], None]) -> None:
     signal_root(signal.SIGSTOP)
     family: set[int] = set()
     pidfds: dict[int, int] = {}
-    grown = True
-    while grown:
-        grown = False
-        for parent in [root, *family]:
-            for child in _children(parent):
-                if child not in family:
-                    pidfd = _open_pidfd(child)
-                    if pidfd is not None:
-                        pidfds[child] = pidfd
-                    elif pidfds:
-                        # Perhaps there are no descriptors left, and one is needed to go on looking.
-                        os.close(pidfds.popitem()[1])
-                    family.add(child)
-                    _signal_descendant(child, pidfd, signal.SIGSTOP)
-                    grown = True
+    latest: list[int] = []
+    # Every round finds somebody or is the last; the bound is for a kernel on which we are slower than what we chase.
+    for _ in range(_MOST_ROUNDS):
+        # Below what was found last first: one that forks its successor and ends, over and over, is only a step ahead.
+        found = _new_children([root, *latest], family) or _new_children([root, *family], family)
+        if not found:
+            break
+        # The newest first, for the same reason.
+        for child in reversed(found):
+            pidfd = _open_pidfd(child)
+            _signal_descendant(child, pidfd, signal.SIGSTOP)
+            if pidfd is not None:
+                pidfds[child] = pidfd
+            elif pidfds:
+                # Perhaps there are no descriptors left, and one is needed to go on looking.
+                os.close(pidfds.popitem()[1])
+        family.update(found)
+        latest = found
     signal_root(signal.SIGKILL)
     for child in family:
         _signal_descendant(child, pidfds.get(child), signal.SIGKILL)
     for pidfd in pidfds.values():
         os.close(pidfd)
+
+
+_MOST_ROUNDS: Final = 1000
 
 
 def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
@@ -325,24 +331,33 @@ def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
         pass
 
 
-def _children(pid: int) -> list[int]:
-    """The children of all threads of a process (proc(5), ``/proc/pid/task/tid/children``)."""
+def _new_children(parents: list[int], known: set[int]) -> list[int]:
+    children = _children(parents) if _lists_children() else _children_by_scan(parents)
+    return [child for child in children if child not in known]
+
+
+def _lists_children() -> bool:
+    """Whether the kernel lists a process's children (CONFIG_PROC_CHILDREN). Without /proc there is nothing to find either way."""
+    return os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children") or not os.path.exists("/proc/self/task")
+
+
+def _children(parents: list[int]) -> list[int]:
+    """The children of all threads of these processes (proc(5), ``/proc/pid/task/tid/children``)."""
     found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                found += map(int, file.read().split())
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/task") and not os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children"):
-            # A kernel without CONFIG_PROC_CHILDREN.
-            return _children_by_scan(pid)
-    except OSError:
-        # ESRCH: it ended while we looked. Where there is no /proc at all, a process has no descendants that we can find.
-        pass
+    for parent in parents:
+        try:
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
+                    found += map(int, file.read().split())
+        except OSError:
+            # It ended while we looked (ENOENT or ESRCH): what it leaves behind is the root's now.
+            pass
     return found
 
 
-def _children_by_scan(parent: int) -> list[int]:
+def _children_by_scan(parents: list[int]) -> list[int]:
+    """The same from the table of all processes."""
+    wanted = set(parents)
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -352,6 +367,6 @@ def _children_by_scan(parent: int) -> list[int]:
                     fields = file.read().rpartition(b")")[2].split()
             except OSError:
                 continue
-            if int(fields[1]) == parent:
+            if int(fields[1]) in wanted:
                 found.append(int(entry))
     return found
