@@ -190,7 +190,8 @@ def _reduce_exception(exception: BaseException, with_links: bool) -> Any:
     if with_links:
         links = (places, exception.__cause__, exception.__context__, exception.__suppress_context__)
     if cls.__reduce__ is not base.__reduce__ or cls.__reduce_ex__ is not object.__reduce_ex__:
-        answer: Any = exception.__reduce_ex__(5)
+        reduce: Any = exception.__reduce_ex__
+        answer = reduce(5)
         if isinstance(answer, str):
             return NotImplemented
         function, args, state, items, pairs, setter = (*answer, None, None, None, None)[:6]

@@ -13,7 +13,9 @@ pub enum LaunchError {
     NoSocket(i32),
     #[error("{what} failed: {source}")]
     System { what: &'static str, source: io::Error },
-    #[error("the environment variable {0:?} cannot be given back its value: its name or value is not one that an environment can hold")]
+    #[error(
+        "the environment variable {0:?} cannot be given back its value: its name or value is not one that an environment can hold"
+    )]
     Variable(String),
 }
 

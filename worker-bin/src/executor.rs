@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use pyo3::exceptions::{PySystemExit, PyTypeError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyCFunction, PyTuple};
 use trio_offload_worker::exit::{self, Ending};
 use trio_offload_worker::launch::Surroundings;
 use trio_offload_worker::message::{Explanation, Failure, Hello, PROTOCOL_VERSION, Setup, Welcome, clip};
@@ -33,11 +34,17 @@ pub(crate) struct Worker {
     python: Option<PythonSide>,
 }
 
+/// Its file's name is known to `trio_offload_worker._exceptions`, which takes it out of tracebacks.
+const TRAMPOLINE: &str = "lambda function, arguments: function(*arguments)";
+
 /// The objects that live from the start to the end.
 struct PythonSide {
     pickling: Pickling,
     sys: Py<PyModule>,
+    settings: Option<Arc<Settings>>,
     retire: Option<Py<PyAny>>,
+    /// `eval` and its like look at the frame that calls them; made when the first of them is called.
+    trampoline: PyOnceLock<Py<PyAny>>,
     /// `trio_offload_worker._settings`, while it may still have something to do.
     pending_settings: Option<Py<PyModule>>,
 }
@@ -97,17 +104,27 @@ impl Executor for Worker {
         })
     }
 
-    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Raised<Pickled>> {
-        let Some(python) = &mut self.python else { return Err(raised_without_python()) };
+    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
+        let Some(python) = &mut self.python else { return Err(Box::new(raised_without_python())) };
         Python::attach(|py| {
             let outcome = python.set_up(py, setup, segments);
             if os::is_forked_copy() {
                 leave_forked_copy(py, &python.sys, outcome);
             }
-            let outcome = outcome.map_err(|error| describe(py, error, "setup"));
+            let outcome = outcome.map_err(|error| Box::new(describe(py, error, "setup")));
             flush(py, &python.sys);
             outcome
         })
+    }
+
+    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, NewBytes>>) {
+        let Some(python) = &mut self.python else { return };
+        Python::attach(|py| {
+            if let Err(error) = python.replace_settings(py, eager, segments) {
+                // Nobody waits for an answer; Python has a place for such errors.
+                error.write_unraisable(py, None);
+            }
+        });
     }
 
     fn call(&mut self, segments: Vec<Segment<'_, NewBytes>>) -> Answer<Pickled> {
@@ -139,7 +156,11 @@ impl Executor for Worker {
                 Ok(true) => Settled::Retire,
                 Err(error) => {
                     let failure = describe(py, error, "retire").failure;
-                    let text = if failure.traceback.is_empty() { format!("{}: {}", failure.type_name, failure.message) } else { failure.traceback };
+                    let text = if failure.traceback.is_empty() {
+                        format!("{}: {}", failure.type_name, failure.message)
+                    } else {
+                        failure.traceback
+                    };
                     Settled::RetireRaised(format!("the context's retire function raised {text}"))
                 }
             };
@@ -162,17 +183,22 @@ impl Executor for Worker {
 
 impl PythonSide {
     fn new(py: Python<'_>) -> PyResult<Self> {
-        Ok(Self { pickling: Pickling::new(py)?, sys: py.import("sys")?.unbind(), retire: None, pending_settings: None })
+        Ok(Self {
+            pickling: Pickling::new(py)?,
+            sys: py.import("sys")?.unbind(),
+            settings: None,
+            retire: None,
+            trampoline: PyOnceLock::new(),
+            pending_settings: None,
+        })
     }
 
     fn set_up(&mut self, py: Python<'_>, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
-        let mut pickles = segments.into_iter().map(|segment| match segment {
-            Segment::Passing(bytes) => PyBytes::new(py, bytes),
-            Segment::Owned(bytes) => PyBytes::new(py, bytes.into_object().bind(py).to_vec().as_slice()),
-        });
+        let mut pickles = segments.into_iter().map(|segment| whole(py, segment));
         let mut next = || pickles.next().unwrap_or_else(|| PyBytes::new(py, b""));
         let (settings, init, retire) = (next(), next(), next());
         let settings = Settings::new(settings.unbind(), self.pickling.loads_function(py));
+        self.settings = Some(Arc::clone(&settings));
         hooks::install(py, &settings)?;
         if setup.eager {
             self.apply(py, &settings)?;
@@ -183,6 +209,14 @@ impl PythonSide {
             refuse_asynchronous(&init, &outcome)?;
         }
         Ok(())
+    }
+
+    fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
+        let Some(settings) = self.settings.clone() else { return Ok(()) };
+        let Some(segment) = segments.into_iter().next() else { return Ok(()) };
+        settings.replace(whole(py, segment).unbind());
+        hooks::adopt_imported(py, &settings)?;
+        if eager { self.apply(py, &settings) } else { Ok(()) }
     }
 
     fn apply(&mut self, py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> {
@@ -203,13 +237,27 @@ impl PythonSide {
     fn call(&self, py: Python<'_>, segments: Vec<Segment<'_, NewBytes>>) -> Result<Pickled, (PyErr, &'static str)> {
         let job = self.pickling.load(py, segments).map_err(|error| (error, "unpickle"))?;
         let (function, arguments) = take_apart(job).map_err(|error| (error, "unpickle"))?;
-        let outcome = self.resolve_settings(py).and_then(|()| function.call1(arguments));
+        let outcome = self.resolve_settings(py).and_then(|()| self.call_function(&function, arguments));
         if os::is_forked_copy() {
             leave_forked_copy(py, &self.sys, outcome);
         }
-        let value = outcome.and_then(|value| refuse_asynchronous(&function, &value).map(|()| value)).map_err(|error| (error, "call"))?;
+        let value =
+            outcome.and_then(|value| refuse_asynchronous(&function, &value).map(|()| value)).map_err(|error| (error, "call"))?;
         drop(function);
         self.dump(&value).map_err(|error| (error, "pickle"))
+    }
+
+    fn call_function<'py>(&self, function: &Bound<'py, PyAny>, arguments: Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        if !function.is_exact_instance_of::<PyCFunction>() {
+            return function.call1(arguments);
+        }
+        let py = function.py();
+        let trampoline = self.trampoline.get_or_try_init(py, || {
+            let builtins = py.import("builtins")?;
+            let code = builtins.call_method1("compile", (TRAMPOLINE, "<trio-offload>", "eval"))?;
+            PyResult::Ok(builtins.call_method1("eval", (code, py.import("__main__")?.dict()))?.unbind())
+        })?;
+        trampoline.bind(py).call1((function, arguments))
     }
 
     fn dump(&self, value: &Bound<'_, PyAny>) -> PyResult<Pickled> {
@@ -232,6 +280,14 @@ impl PythonSide {
             module.bind(py).call_method0(pyo3::intern!(py, "resolve_pending"))?;
         }
         Ok(())
+    }
+}
+
+/// A segment as `bytes` of its own.
+fn whole<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> Bound<'py, PyBytes> {
+    match segment {
+        Segment::Passing(bytes) => PyBytes::new(py, bytes),
+        Segment::Owned(bytes) => PyBytes::new(py, bytes.into_object().bind(py).to_vec().as_slice()),
     }
 }
 
@@ -266,20 +322,18 @@ fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled
     let described = py.import("trio_offload_worker._exceptions").and_then(|module| {
         let (segments, type_name, message, traceback): (Bound<'_, PyAny>, String, String, String) =
             module.call_method1("dump", (error.value(py), stage))?.extract()?;
-        let failure = Failure {
-            stage: stage.to_owned(),
-            type_name: clip(type_name),
-            message: clip(message),
-            traceback: clip(traceback),
-        };
+        let failure =
+            Failure { stage: stage.to_owned(), type_name: clip(type_name), message: clip(message), traceback: clip(traceback) };
         Ok(Raised { failure, exception: Pickled::from_list(&segments)? })
     });
     described.unwrap_or_else(|problem| {
         let value = error.value(py);
-        let type_name = error.get_type(py).qualname().map_or_else(|_| "BaseException".to_owned(), |name| name.to_string_lossy().into_owned());
+        let type_name =
+            error.get_type(py).qualname().map_or_else(|_| "BaseException".to_owned(), |name| name.to_string_lossy().into_owned());
         let message = value.str().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
         let traceback = format!("{type_name}: {message}\n(the worker could not describe it further: {problem})\n");
-        let failure = Failure { stage: stage.to_owned(), type_name: clip(type_name), message: clip(message), traceback: clip(traceback) };
+        let failure =
+            Failure { stage: stage.to_owned(), type_name: clip(type_name), message: clip(message), traceback: clip(traceback) };
         Raised { failure, exception: None }
     })
 }
@@ -287,7 +341,10 @@ fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled
 /// The session reaches SETUP and CALL only after a start; this is what it would get otherwise.
 fn raised_without_python() -> Raised<Pickled> {
     let message = "the worker has no running Python; this is an error in trio-offload".to_owned();
-    Raised { failure: Failure { stage: "call".to_owned(), type_name: "RuntimeError".to_owned(), message, traceback: String::new() }, exception: None }
+    Raised {
+        failure: Failure { stage: "call".to_owned(), type_name: "RuntimeError".to_owned(), message, traceback: String::new() },
+        exception: None,
+    }
 }
 
 /// Writes out what has been printed. A closed or broken stream is the user's affair, and Python says so at its end.

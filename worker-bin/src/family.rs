@@ -34,7 +34,8 @@ pub fn end_descendants() {
 /// The process ids of all descendants that are there now.
 pub fn descendants() -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
-    let parents = if fs::exists(format!("/proc/self/task/{own}/children")).unwrap_or(false) { None } else { Some(parent_table()) };
+    let parents =
+        if fs::exists(format!("/proc/self/task/{own}/children")).unwrap_or(false) { None } else { Some(parent_table()) };
     let mut found = vec![own];
     let mut next = 0;
     while let Some(&pid) = found.get(next) {

@@ -2,33 +2,34 @@
 //!
 //! Both wait in the import system and cost nothing that can be measured until then. Neither imports anything before.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyList, PyTuple};
 
-/// The settings of SETUP, unpickled when they are first asked for.
+/// The settings that came last, unpickled whenever they are asked for: that is seldom more than once.
 pub(crate) struct Settings {
-    pickled: Py<PyBytes>,
+    pickled: Mutex<Py<PyBytes>>,
     loads: Py<PyAny>,
-    loaded: PyOnceLock<Py<PyAny>>,
 }
 
 impl Settings {
     pub(crate) fn new(pickled: Py<PyBytes>, loads: Py<PyAny>) -> Arc<Self> {
-        Arc::new(Self { pickled, loads, loaded: PyOnceLock::new() })
+        Arc::new(Self { pickled: Mutex::new(pickled), loads })
+    }
+
+    pub(crate) fn replace(&self, pickled: Py<PyBytes>) {
+        *self.pickled.lock().unwrap_or_else(PoisonError::into_inner) = pickled;
     }
 
     pub(crate) fn get<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let loaded = self.loaded.get_or_try_init(py, || {
-            if self.pickled.bind(py).as_bytes().is_empty() {
-                return PyResult::Ok(PyDict::new(py).into_any().unbind());
-            }
-            Ok(self.loads.bind(py).call1((&self.pickled,))?.unbind())
-        })?;
-        Ok(loaded.bind(py).clone())
+        // The lock is not held while Python runs: another thread of Python's may ask too.
+        let pickled = self.pickled.lock().unwrap_or_else(PoisonError::into_inner).clone_ref(py);
+        if pickled.bind(py).as_bytes().is_empty() {
+            return Ok(PyDict::new(py).into_any());
+        }
+        self.loads.bind(py).call1((pickled,))
     }
 }
 
@@ -37,14 +38,21 @@ pub(crate) fn install(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> 
     let sys = py.import("sys")?;
     let modules = sys.getattr("modules")?;
     install_main(py, &modules, Arc::clone(settings))?;
-    if modules.contains("multiprocessing.process")? {
+    if adopt_imported(py, settings)? {
         // Something that `site` runs has imported it already.
-        let module = py.import("trio_offload_worker._multiprocessing")?;
-        module.call_method1("adopt", (settings.get(py)?,))?;
         return Ok(());
     }
     let finder = Py::new(py, MultiprocessingFinder { settings: Arc::clone(settings) })?;
     sys.getattr("meta_path")?.cast::<PyList>()?.insert(0, finder)
+}
+
+/// Gives `multiprocessing` the process's identity if it is imported; whether it is.
+pub(crate) fn adopt_imported(py: Python<'_>, settings: &Settings) -> PyResult<bool> {
+    if !py.import("sys")?.getattr("modules")?.contains("multiprocessing.process")? {
+        return Ok(false);
+    }
+    py.import("trio_offload_worker._multiprocessing")?.call_method1("adopt", (settings.get(py)?,))?;
+    Ok(true)
 }
 
 /// `__main__` stays empty, with a `__getattr__` (PEP 562) that loads the user's script when a name of it is looked up:

@@ -15,7 +15,9 @@ use crate::transport::Socket;
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
-    Serve { socket: RawFd },
+    Serve {
+        socket: RawFd,
+    },
     ShowInfo,
     ShowVersion,
     /// No arguments: say what this program is.
@@ -83,8 +85,9 @@ impl Surroundings {
             Explanation::new("wrong_parent", format!("the process {} that asked for this worker has ended", hello.parent_pid))
         })?;
         let parent: &'static Parent = Box::leak(Box::new(parent));
-        sentinel::start(self.descriptor, parent, activity)
-            .map_err(|error| Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}")))?;
+        sentinel::start(self.descriptor, parent, activity).map_err(|error| {
+            Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}"))
+        })?;
         self.swallow_interrupts().map_err(|text| Explanation::new("environment", text))?;
         Ok(parent)
     }

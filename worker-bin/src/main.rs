@@ -5,6 +5,7 @@ mod hooks;
 mod interpreter;
 mod pickling;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -21,24 +22,14 @@ static ACTIVITY: Activity = Activity::new();
 fn main() -> ExitCode {
     match launch::Plan::from_arguments(std::env::args_os().skip(1)) {
         launch::Plan::Serve { socket } => serve(socket),
-        launch::Plan::ShowInfo => {
-            println!("{}", info());
-            ExitCode::SUCCESS
-        }
-        launch::Plan::ShowVersion => {
-            println!("trio-offload-worker {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
+        launch::Plan::ShowInfo => say(&info()),
+        launch::Plan::ShowVersion => say(concat!("trio-offload-worker ", env!("CARGO_PKG_VERSION"))),
         launch::Plan::Explain => {
-            println!(
-                "This is the worker of trio-offload: a process that runs Python functions for a Trio program. \
-                 The trio_offload package starts it when it is needed; there is nothing to do with it by hand."
-            );
-            ExitCode::SUCCESS
+            say("This is the worker of trio-offload: a process that runs Python functions for a Trio program. \
+                 The trio_offload package starts it when it is needed; there is nothing to do with it by hand.")
         }
         launch::Plan::Wrong => {
-            eprintln!("trio-offload-worker: unknown arguments; it takes --info or --version, and «serve 3» from trio-offload itself");
-            exit_code(exit::WRONG_ARGUMENTS)
+            complain("unknown arguments; it takes --info or --version, and «serve 3» from trio-offload itself")
         }
     }
 }
@@ -46,10 +37,7 @@ fn main() -> ExitCode {
 fn serve(descriptor: i32) -> ExitCode {
     let launched = match launch::prepare(descriptor) {
         Ok(launched) => launched,
-        Err(error) => {
-            eprintln!("trio-offload-worker: {error}");
-            return exit_code(exit::WRONG_ARGUMENTS);
-        }
+        Err(error) => return complain(&error.to_string()),
     };
     let (socket, surroundings) = launched.split();
     let mut connection = Connection::new(socket);
@@ -89,6 +77,19 @@ fn info() -> String {
         },
     };
     serde_json::to_string_pretty(&info).unwrap_or_default()
+}
+
+/// Not `println!`, which panics when nobody reads.
+fn say(text: &str) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn complain(text: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "trio-offload-worker: {text}");
+    exit_code(exit::WRONG_ARGUMENTS)
 }
 
 fn exit_code(code: i32) -> ExitCode {

@@ -16,13 +16,19 @@ pub enum Message {
     Setup(Setup),
     Call,
     Retire,
+    /// Other settings than those of SETUP; `eager` as there.
+    Settings {
+        eager: bool,
+    },
     Welcome(Box<Welcome>),
     Refused(Explanation),
     Ready,
     SetupFailed(Failure),
     Result,
     Raised(Failure),
-    Retired { reason: String },
+    Retired {
+        reason: String,
+    },
     Aborted(Explanation),
 }
 
@@ -107,6 +113,7 @@ impl Message {
         let segments = header.lengths.len();
         let segments_fit = match header.kind {
             Kind::Setup => segments == 3,
+            Kind::Settings => segments == 1,
             Kind::Call | Kind::Result => segments >= 1,
             Kind::Raised | Kind::SetupFailed => true,
             _ => segments == 0,
@@ -122,6 +129,9 @@ impl Message {
             }),
             Kind::Call => Self::Call,
             Kind::Retire => Self::Retire,
+            Kind::Settings => {
+                Self::Settings { eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)? }
+            }
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
             Kind::Ready => Self::Ready,
@@ -139,6 +149,7 @@ impl Message {
             Self::Setup(_) => Kind::Setup,
             Self::Call => Kind::Call,
             Self::Retire => Kind::Retire,
+            Self::Settings { .. } => Kind::Settings,
             Self::Welcome(_) => Kind::Welcome,
             Self::Refused(_) => Kind::Refused,
             Self::Ready => Kind::Ready,
@@ -159,6 +170,7 @@ impl Message {
                 let timeout = setup.idle_timeout_ms.map(|milliseconds| ("idle_timeout_ms".to_owned(), Value::from(milliseconds)));
                 timeout.into_iter().chain([("eager".to_owned(), Value::from(setup.eager))]).collect()
             }
+            Self::Settings { eager } => body([("eager", Value::from(eager))]),
             Self::Welcome(welcome) => welcome.write(),
             Self::Refused(explanation) | Self::Aborted(explanation) => {
                 body([("code", Value::Text(explanation.code)), ("message", Value::Text(explanation.message))])
@@ -194,9 +206,13 @@ impl Hello {
             path: fields.required("path", "path is missing or not an array of bytes", byte_strings)?,
             warnoptions: fields.required("warnoptions", "warnoptions is missing or not an array of bytes", byte_strings)?,
             xoptions: fields.required("xoptions", "xoptions is missing or not an array of bytes", byte_strings)?,
-            pycache_prefix: fields.required("pycache_prefix", "pycache_prefix is missing or neither bytes nor null", |value| {
-                if value.is_null() { Some(None) } else { bytes(value).map(Some) }
-            })?,
+            pycache_prefix: fields.required(
+                "pycache_prefix",
+                "pycache_prefix is missing or neither bytes nor null",
+                |value| {
+                    if value.is_null() { Some(None) } else { bytes(value).map(Some) }
+                },
+            )?,
             flags: fields.required("flags", "flags is missing or not a map of text to small integers", |value| {
                 value.as_map()?.iter().map(|(name, flag)| Some((text(name)?, i32::try_from(flag.as_integer()?).ok()?))).collect()
             })?,
@@ -204,9 +220,10 @@ impl Hello {
     }
 
     fn write(self) -> Body {
-        let environment = self.environment.into_iter().map(|(name, value)| {
-            Value::Array(vec![Value::Bytes(name), value.map_or(Value::Null, Value::Bytes)])
-        });
+        let environment = self
+            .environment
+            .into_iter()
+            .map(|(name, value)| Value::Array(vec![Value::Bytes(name), value.map_or(Value::Null, Value::Bytes)]));
         let environment = Value::Array(environment.collect());
         let flags = self.flags.into_iter().map(|(name, flag)| (Value::Text(name), Value::from(flag)));
         body([

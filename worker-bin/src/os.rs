@@ -248,7 +248,8 @@ pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) ->
     }
     let size = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
     // SAFETY: SO_RCVTIMEO reads one `timeval`, whose address and size these are.
-    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const value).cast(), size) }).map(drop)
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const value).cast(), size) })
+        .map(drop)
 }
 
 /// Asks for huge pages behind a large piece of memory that is about to be written for the first time: a page fault for

@@ -42,7 +42,7 @@ enum Piece {
 
 impl Pickling {
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
-        let module = py.import("_pickle")?;
+        let module = import_core(py)?;
         Ok(Self {
             loads: module.getattr("loads")?.unbind(),
             pickler: module.getattr("Pickler")?.unbind(),
@@ -88,6 +88,27 @@ impl Pickling {
         let pickled = sink.get().take();
         outcome.map(|_| pickled)
     }
+}
+
+/// Imports `_pickle` without the import of `functools` that it makes, which draws in `collections` and five more and takes
+/// longer than everything else that the worker adds to the start of Python.
+///
+/// All that `_pickle` wants of it is `partial` (Modules/_pickle.c, `_Pickle_InitState`), and `functools.partial` is the one of
+/// the builtin module `_functools`. So that is what it gets, under the name that it asks for, and for that moment only: the
+/// first job to import `functools` gets the real one. No other thread of Python's runs yet, unless `site` started one.
+fn import_core(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    let modules = py.import("sys")?.getattr("modules")?;
+    if modules.contains("functools")? {
+        return py.import("_pickle");
+    }
+    let stand_in = PyModule::new(py, "functools")?;
+    stand_in.setattr("partial", py.import("_functools")?.getattr("partial")?)?;
+    modules.set_item("functools", &stand_in)?;
+    let core = py.import("_pickle");
+    if modules.get_item("functools")?.is(&stand_in) {
+        modules.del_item("functools")?;
+    }
+    core
 }
 
 impl Pickled {

@@ -22,7 +22,9 @@ pub trait Executor: Allocator {
     /// Becomes the parent's Python, or says why it cannot.
     fn start(&mut self, hello: &Hello) -> Result<Welcome, Explanation>;
     /// Takes the settings and calls `init`.
-    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, Self::Buffer>>) -> Result<(), Raised<Self::Payload>>;
+    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, Self::Buffer>>) -> Result<(), Box<Raised<Self::Payload>>>;
+    /// Takes other settings instead of those of SETUP.
+    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, Self::Buffer>>);
     /// Unpickles, calls, pickles. Nothing that the user's code does keeps it from giving an answer.
     fn call(&mut self, segments: Vec<Segment<'_, Self::Buffer>>) -> Answer<Self::Payload>;
     /// The answer has been sent: drops it, and asks the user's `retire`.
@@ -105,6 +107,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             (State::AwaitHello, Message::Hello(hello)) => self.start(&hello),
             (State::AwaitSetup, Message::Setup(setup)) => self.set_up(&setup, &header),
             (State::Idle, Message::Call) => self.call(&header),
+            (State::Idle, Message::Settings { eager }) => self.replace_settings(eager, &header),
             (State::AwaitSetup | State::Idle, Message::Retire) => self.retire("asked"),
             (state, message) => {
                 let text = format!(
@@ -156,6 +159,15 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             return self.abort_receiving(&error);
         }
         self.idle = IdleClock::start(timeout);
+        Ok(())
+    }
+
+    fn replace_settings(&mut self, eager: bool, header: &Header) -> Step {
+        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+            Ok(segments) => segments,
+            Err(error) => return self.abort_receiving(&error),
+        };
+        self.executor.replace_settings(eager, segments);
         Ok(())
     }
 

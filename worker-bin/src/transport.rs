@@ -81,6 +81,11 @@ impl<S: Stream> Connection<S> {
         Self { stream, buffer: vec![0; BUFFER_SIZE], start: 0, end: 0 }
     }
 
+    /// The stream, without what was read ahead of it.
+    pub fn into_stream(self) -> S {
+        self.stream
+    }
+
     pub fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ReceiveError> {
         Ok(self.stream.set_receive_timeout(timeout)?)
     }

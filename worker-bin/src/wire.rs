@@ -46,6 +46,7 @@ pub enum Kind {
     Setup = 2,
     Call = 3,
     Retire = 4,
+    Settings = 6,
     Welcome = 16,
     Refused = 17,
     Ready = 18,
@@ -60,7 +61,9 @@ pub enum Kind {
 pub enum WireError {
     #[error("the bytes on the socket are no frame of trio-offload")]
     BadMagic,
-    #[error("the frame has version {0} of the framing, and this program reads version {FRAMING_VERSION}: install the same release of trio-offload on both sides")]
+    #[error(
+        "the frame has version {0} of the framing, and this program reads version {FRAMING_VERSION}: install the same release of trio-offload on both sides"
+    )]
     UnsupportedFraming(u8),
     #[error("the header has {0} bytes, and 1 to {HEADER_LIMIT} are allowed")]
     HeaderTooLarge(u32),
@@ -207,6 +210,7 @@ impl Kind {
             2 => Self::Setup,
             3 => Self::Call,
             4 => Self::Retire,
+            6 => Self::Settings,
             16 => Self::Welcome,
             17 => Self::Refused,
             18 => Self::Ready,

@@ -1,0 +1,130 @@
+//! What stands in for the socket and for Python's memory.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use trio_offload_worker::transport::{Allocator, Storage, Stream};
+
+/// What a scripted socket gives next.
+#[derive(Debug, Clone)]
+pub(crate) enum Event {
+    Bytes(Vec<u8>),
+    Error(io::ErrorKind),
+    End,
+}
+
+/// A socket that gives what it was told to, piece by piece, and remembers what was sent.
+#[derive(Debug)]
+pub(crate) struct Script {
+    events: VecDeque<Event>,
+    pub(crate) sent: Vec<u8>,
+    /// How many bytes each send takes; empty: all of them.
+    pub(crate) send_sizes: VecDeque<usize>,
+    /// The error of every send, if there is one.
+    pub(crate) send_error: Option<io::ErrorKind>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Script {
+    pub(crate) fn new(events: impl IntoIterator<Item = Event>) -> Self {
+        Self {
+            events: events.into_iter().collect(),
+            sent: Vec::new(),
+            send_sizes: VecDeque::new(),
+            send_error: None,
+            timeout: None,
+        }
+    }
+
+    /// A stream of bytes, cut at these places; with an end, or with an error for whoever asks for more.
+    pub(crate) fn cut(bytes: &[u8], cuts: &[usize], end: bool) -> Self {
+        let mut events = Vec::new();
+        let mut begin = 0;
+        for place in cuts.iter().copied().chain([bytes.len()]) {
+            if begin < place {
+                events.push(Event::Bytes(bytes[begin..place].to_vec()));
+            }
+            begin = place;
+        }
+        events.push(if end { Event::End } else { Event::Error(io::ErrorKind::Unsupported) });
+        Self::new(events)
+    }
+}
+
+impl Stream for Script {
+    fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        assert!(!into.is_empty(), "a read into nothing looks like an end of the stream");
+        match self.events.pop_front() {
+            None | Some(Event::End) => Ok(0),
+            Some(Event::Error(kind)) => Err(kind.into()),
+            Some(Event::Bytes(mut bytes)) => {
+                let count = bytes.len().min(into.len());
+                into[..count].copy_from_slice(&bytes[..count]);
+                bytes.drain(..count);
+                if !bytes.is_empty() {
+                    self.events.push_front(Event::Bytes(bytes));
+                }
+                Ok(count)
+            }
+        }
+    }
+
+    fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+        let mut bytes = vec![0; into.len()];
+        let count = self.receive(&mut bytes)?;
+        for (place, byte) in into.iter_mut().zip(&bytes[..count]) {
+            place.write(*byte);
+        }
+        Ok(count)
+    }
+
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let Some(kind) = self.send_error {
+            return Err(kind.into());
+        }
+        let most = self.send_sizes.pop_front().unwrap_or(usize::MAX);
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).take(most).collect();
+        self.sent.extend(&bytes);
+        Ok(bytes.len())
+    }
+
+    fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.timeout = timeout;
+        Ok(())
+    }
+}
+
+/// Memory without Python.
+#[derive(Debug)]
+pub(crate) struct Heap;
+
+#[derive(Debug)]
+pub(crate) struct HeapBuffer(Vec<MaybeUninit<u8>>);
+
+/// More than this is «not enough memory».
+pub(crate) const HEAP_LIMIT: usize = 1 << 20;
+
+impl Allocator for Heap {
+    type Buffer = HeapBuffer;
+
+    fn allocate(&mut self, length: usize) -> Option<HeapBuffer> {
+        // Written before, because the tests may not read what nobody wrote.
+        (length <= HEAP_LIMIT).then(|| HeapBuffer(vec![MaybeUninit::new(0xee); length]))
+    }
+}
+
+impl Storage for HeapBuffer {
+    fn memory(&mut self) -> &mut [MaybeUninit<u8>] {
+        &mut self.0
+    }
+}
+
+impl HeapBuffer {
+    #[expect(unsafe_code, reason = "a fake has no other way to read what it was given")]
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        // SAFETY: every byte was written in `allocate`.
+        self.0.into_iter().map(|byte| unsafe { byte.assume_init() }).collect()
+    }
+}

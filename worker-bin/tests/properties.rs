@@ -1,0 +1,174 @@
+//! What holds for any frame and for any bytes.
+#![expect(clippy::unwrap_used, reason = "outside of the test functions too, what a test did not expect fails it")]
+
+mod fakes;
+
+use ciborium::Value;
+use fakes::{Heap, Script};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use trio_offload_worker::message::{Explanation, Failure, Hello, Message, Setup, TEXT_LIMIT, Welcome, clip};
+use trio_offload_worker::transport::{Connection, Next, Segment};
+use trio_offload_worker::wire::{self, Header, Kind, Progress};
+
+fn byte_strings() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    vec(vec(any::<u8>(), 0..20), 0..6)
+}
+
+fn hello() -> impl Strategy<Value = Message> {
+    let first = (
+        any::<u64>(),
+        any::<u64>(),
+        ".{0,40}",
+        vec(any::<u8>(), 0..40),
+        vec((vec(any::<u8>(), 0..9), any::<Option<Vec<u8>>>()), 0..4),
+    );
+    let second = (byte_strings(), byte_strings(), byte_strings(), byte_strings(), byte_strings());
+    let third = (any::<Option<Vec<u8>>>(), vec(("[a-z_]{1,12}", any::<i32>()), 0..6));
+    (first, second, third).prop_map(|(first, second, third)| {
+        let (protocol, parent_pid, version, libpython, environment) = first;
+        let (argv, orig_argv, path, warnoptions, xoptions) = second;
+        let (pycache_prefix, flags) = third;
+        Message::Hello(Box::new(Hello {
+            protocol,
+            parent_pid,
+            version,
+            program_name: libpython.clone(),
+            libpython,
+            environment,
+            argv,
+            orig_argv,
+            path,
+            warnoptions,
+            xoptions,
+            pycache_prefix,
+            flags,
+        }))
+    })
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}").prop_map(|(stage, type_name, message, traceback)| Failure {
+        stage,
+        type_name,
+        message,
+        traceback,
+    });
+    let explanation = (".{0,9}", ".{0,30}").prop_map(|(code, message)| Explanation { code, message });
+    let welcome = (any::<u64>(), any::<u64>(), ".{0,30}", vec(any::<u8>(), 0..30)).prop_map(|(protocol, pid, text, bytes)| {
+        let (libpython, prefix, exec_prefix) = (bytes.clone(), bytes.clone(), bytes);
+        Message::Welcome(Box::new(Welcome { protocol, worker: text.clone(), pid, version: text, libpython, prefix, exec_prefix }))
+    });
+    prop_oneof![
+        hello(),
+        welcome,
+        (any::<Option<u64>>(), any::<bool>())
+            .prop_map(|(idle_timeout_ms, eager)| Message::Setup(Setup { idle_timeout_ms, eager })),
+        any::<bool>().prop_map(|eager| Message::Settings { eager }),
+        explanation.clone().prop_map(Message::Refused),
+        explanation.prop_map(Message::Aborted),
+        failure.clone().prop_map(Message::SetupFailed),
+        failure.prop_map(Message::Raised),
+        ".{0,9}".prop_map(|reason| Message::Retired { reason }),
+        Just(Message::Call),
+        Just(Message::Retire),
+        Just(Message::Ready),
+        Just(Message::Result),
+    ]
+}
+
+/// As many segments as the message has.
+fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
+    (message(), any::<u64>(), vec(vec(any::<u8>(), 0..50), 4), 1..4_usize).prop_map(|(message, id, mut segments, count)| {
+        segments.truncate(match message.kind() {
+            Kind::Setup => 3,
+            Kind::Settings => 1,
+            Kind::Call | Kind::Result => count,
+            Kind::Raised | Kind::SetupFailed => count - 1,
+            _ => 0,
+        });
+        (message, id, segments)
+    })
+}
+
+fn encoded(message: &Message, id: u64, segments: &[Vec<u8>]) -> Vec<u8> {
+    let lengths = segments.iter().map(|segment| segment.len() as u64).collect();
+    let header = Header { kind: message.kind(), id, lengths, body: message.clone().into_body() };
+    let mut bytes = wire::encode(header).unwrap();
+    bytes.extend(segments.concat());
+    bytes
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_again(frames in vec(frame(), 1..5), cuts in vec(any::<prop::sample::Index>(), 0..6)) {
+        let bytes: Vec<u8> = frames.iter().flat_map(|(message, id, segments)| encoded(message, *id, segments)).collect();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
+        cuts.sort_unstable();
+        let mut connection = Connection::new(Script::cut(&bytes, &cuts, true));
+        for (message, id, segments) in frames {
+            let Next::Header(header) = connection.next_header().unwrap() else { panic!("a frame is missing") };
+            prop_assert_eq!(header.id, id);
+            prop_assert_eq!(Message::from_header(&header).unwrap(), message);
+            let received = connection.receive_segments(&header.lengths, &mut Heap).unwrap();
+            let received: Vec<Vec<u8>> = received.into_iter().map(|segment| match segment {
+                Segment::Passing(bytes) => bytes.to_vec(),
+                Segment::Owned(buffer) => buffer.into_bytes(),
+            }).collect();
+            prop_assert_eq!(received, segments);
+        }
+        prop_assert_eq!(connection.next_header().unwrap(), Next::End);
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_a_panic(bytes in vec(any::<u8>(), 0..300)) {
+        let _ = wire::parse(&bytes);
+    }
+
+    #[test]
+    fn any_header_is_read_without_a_panic(header in vec(any::<u8>(), 1..200), payload in any::<u64>()) {
+        let mut bytes = b"tro\x01".to_vec();
+        bytes.extend(u32::try_from(header.len()).unwrap().to_be_bytes());
+        bytes.extend(payload.to_be_bytes());
+        bytes.extend(header);
+        if let Ok(Progress::Ready { header, .. }) = wire::parse(&bytes) {
+            let _ = Message::from_header(&header);
+        }
+    }
+
+    #[test]
+    fn a_damaged_frame_is_read_without_a_panic((message, id, segments) in frame(), place in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut bytes = encoded(&message, id, &segments);
+        let place = place.index(bytes.len());
+        bytes[place] = byte;
+        let mut connection = Connection::new(Script::cut(&bytes, &[], true));
+        while let Ok(Next::Header(header)) = connection.next_header() {
+            if Message::from_header(&header).is_err() || connection.receive_segments(&header.lengths, &mut Heap).is_err() {
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_whole_asks_for_more_and_never_for_less_than_is_there((message, id, segments) in frame()) {
+        let bytes = encoded(&message, id, &segments);
+        let Progress::Ready { consumed, .. } = wire::parse(&bytes).unwrap() else { panic!("the frame is whole") };
+        for length in 0..consumed {
+            let Progress::Need(wanted) = wire::parse(&bytes[..length]).unwrap() else { panic!("{length} bytes were enough") };
+            prop_assert!(wanted > length && wanted <= consumed);
+        }
+    }
+
+    #[test]
+    fn clipped_text_fits_and_stays_text(text in "\\PC{0,50}", times in 0..60_000_usize) {
+        let clipped = clip(text.repeat(times));
+        prop_assert!(clipped.len() <= TEXT_LIMIT);
+    }
+}
+
+#[test]
+fn the_body_is_left_out_where_there_is_nothing_in_it() {
+    let bytes = wire::encode(Header { kind: Kind::Retire, id: 0, lengths: vec![], body: vec![] }).unwrap();
+    let value: Value = ciborium::from_reader(&bytes[wire::PREFIX_LENGTH..]).unwrap();
+    assert_eq!(value.as_array().map(Vec::len), Some(3));
+}

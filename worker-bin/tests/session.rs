@@ -1,0 +1,355 @@
+//! The state table of PROTOCOL.md without a process and without Python: each state × each message, and each ending.
+#![expect(clippy::unwrap_used, reason = "outside of the test functions too, what a test did not expect fails it")]
+
+mod fakes;
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
+use trio_offload_worker::exit::Ending;
+use trio_offload_worker::message::{Explanation, Failure, Hello, Message, Setup, Welcome};
+use trio_offload_worker::sentinel::{Activity, Doing};
+use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
+use trio_offload_worker::transport::{Allocator, Connection, Next, Payload, Segment};
+use trio_offload_worker::wire::{self, Header, Kind};
+
+/// An executor that answers with what it was told, and notes what it was asked and whether the native thread knew.
+#[derive(Default)]
+struct Fake {
+    refuse: bool,
+    fail_set_up: bool,
+    raise: bool,
+    settled: Option<Settled>,
+    log: Rc<RefCell<Vec<String>>>,
+}
+
+struct Pieces(Vec<Vec<Vec<u8>>>);
+
+impl Payload for Pieces {
+    fn segments(&self) -> Vec<Vec<&[u8]>> {
+        self.0.iter().map(|pieces| pieces.iter().map(Vec::as_slice).collect()).collect()
+    }
+}
+
+impl Fake {
+    fn note(&self, what: impl Into<String>) {
+        self.log.borrow_mut().push(what.into());
+    }
+}
+
+impl Allocator for Fake {
+    type Buffer = HeapBuffer;
+
+    fn allocate(&mut self, length: usize) -> Option<HeapBuffer> {
+        Heap.allocate(length)
+    }
+}
+
+fn failure(stage: &str) -> Failure {
+    Failure { stage: stage.to_owned(), type_name: "ValueError".to_owned(), message: "m".to_owned(), traceback: "t".to_owned() }
+}
+
+impl Executor for Fake {
+    type Payload = Pieces;
+
+    fn start(&mut self, hello: &Hello) -> Result<Welcome, Explanation> {
+        self.note(format!("start {}", hello.parent_pid));
+        if self.refuse { Err(Explanation::new("interpreter", "no")) } else { Ok(Welcome::default()) }
+    }
+
+    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, HeapBuffer>>) -> Result<(), Box<Raised<Pieces>>> {
+        self.note(format!("set up {:?} {} {}", setup.idle_timeout_ms, setup.eager, lengths(segments)));
+        if self.fail_set_up {
+            return Err(Box::new(Raised { failure: failure("setup"), exception: Some(Pieces(vec![vec![b"E".to_vec()]])) }));
+        }
+        Ok(())
+    }
+
+    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, HeapBuffer>>) {
+        self.note(format!("settings {eager} {}", lengths(segments)));
+    }
+
+    fn call(&mut self, segments: Vec<Segment<'_, HeapBuffer>>) -> Answer<Pieces> {
+        self.note(format!("call {}", lengths(segments)));
+        if self.raise {
+            Answer::Raised(Raised { failure: failure("call"), exception: None })
+        } else {
+            Answer::Returned(Pieces(vec![vec![b"re".to_vec(), b"sult".to_vec()], vec![vec![7; 3]]]))
+        }
+    }
+
+    fn settle(&mut self, answer: Option<Pieces>) -> Settled {
+        self.note(format!("settle {}", answer.is_some()));
+        self.settled.clone().unwrap_or(Settled::Stay)
+    }
+
+    fn interrupted(&mut self) {
+        self.note("interrupted");
+    }
+}
+
+fn lengths(segments: Vec<Segment<'_, HeapBuffer>>) -> String {
+    let lengths = segments.into_iter().map(|segment| match segment {
+        Segment::Passing(bytes) => bytes.len(),
+        Segment::Owned(buffer) => buffer.into_bytes().len(),
+    });
+    format!("{:?}", lengths.collect::<Vec<_>>())
+}
+
+/// The bytes of a frame with segments of these lengths.
+fn frame(message: Message, id: u64, segments: &[usize]) -> Vec<u8> {
+    let lengths = segments.iter().map(|length| *length as u64).collect();
+    let mut bytes = wire::encode(Header { kind: message.kind(), id, lengths, body: message.into_body() }).unwrap();
+    bytes.extend(std::iter::repeat_n(b'x', segments.iter().sum()));
+    bytes
+}
+
+fn hello() -> Vec<u8> {
+    frame(Message::Hello(Box::new(Hello { protocol: 1, parent_pid: 42, ..Hello::default() })), 0, &[])
+}
+
+fn setup() -> Vec<u8> {
+    frame(Message::Setup(Setup { idle_timeout_ms: Some(60_000), eager: false }), 0, &[1, 0, 2])
+}
+
+fn call(id: u64) -> Vec<u8> {
+    frame(Message::Call, id, &[4])
+}
+
+fn retire() -> Vec<u8> {
+    frame(Message::Retire, 0, &[])
+}
+
+fn settings() -> Vec<u8> {
+    frame(Message::Settings { eager: true }, 0, &[3])
+}
+
+struct Run {
+    ending: Ending,
+    /// Kind, id and message of each frame that the worker said.
+    said: Vec<(Kind, u64, Message)>,
+    log: Vec<String>,
+}
+
+impl Run {
+    fn kinds(&self) -> Vec<Kind> {
+        self.said.iter().map(|(kind, _, _)| *kind).collect()
+    }
+
+    fn last(&self) -> &Message {
+        &self.said.last().unwrap().2
+    }
+
+    fn log(&self) -> Vec<&str> {
+        self.log.iter().map(String::as_str).collect()
+    }
+}
+
+fn run(executor: Fake, events: impl IntoIterator<Item = Event>) -> Run {
+    run_script(executor, Script::new(events))
+}
+
+fn run_script(mut executor: Fake, script: Script) -> Run {
+    let log = Rc::clone(&executor.log);
+    let activity = Activity::new();
+    let mut connection = Connection::new(script);
+    let ending = session::run(&mut connection, &mut executor, &activity);
+    assert_eq!(activity.get(), Doing::Leaving);
+    let sent = connection.into_stream().sent;
+    let mut replies = Connection::new(Script::cut(&sent, &[], true));
+    let mut said = Vec::new();
+    while let Next::Header(header) = replies.next_header().unwrap() {
+        let message = Message::from_header(&header).unwrap();
+        replies.receive_segments(&header.lengths, &mut Heap).unwrap();
+        said.push((header.kind, header.id, message));
+    }
+    Run { ending, said, log: log.take() }
+}
+
+fn bytes(parts: &[Vec<u8>]) -> Event {
+    Event::Bytes(parts.concat())
+}
+
+#[test]
+fn a_whole_life() {
+    let run = run(Fake::default(), [bytes(&[hello(), setup()]), bytes(&[call(7)]), bytes(&[settings(), call(8), retire()])]);
+    assert_eq!(run.ending, Ending::Retired);
+    assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result, Kind::Retired]);
+    assert_eq!((run.said[2].1, run.said[3].1), (7, 8));
+    assert_eq!(*run.last(), Message::Retired { reason: "asked".to_owned() });
+    assert_eq!(
+        run.log(),
+        [
+            "start 42",
+            "set up Some(60000) false [1, 0, 2]",
+            "call [4]",
+            "settle true",
+            "settings true [3]",
+            "call [4]",
+            "settle true"
+        ]
+    );
+}
+
+#[test]
+fn each_state_refuses_what_is_not_in_its_row() {
+    let worker_says = [
+        frame(Message::Welcome(Box::default()), 0, &[]),
+        frame(Message::Refused(Explanation::new("a", "b")), 0, &[]),
+        frame(Message::Ready, 0, &[]),
+        frame(Message::SetupFailed(failure("setup")), 0, &[]),
+        frame(Message::Result, 1, &[1]),
+        frame(Message::Raised(failure("call")), 1, &[]),
+        frame(Message::Retired { reason: "idle".to_owned() }, 0, &[]),
+        frame(Message::Aborted(Explanation::new("a", "b")), 0, &[]),
+    ];
+    let before: [&[Vec<u8>]; 3] = [&[], &[hello()], &[hello(), setup()]];
+    let allowed = [vec![Kind::Hello], vec![Kind::Setup, Kind::Retire], vec![Kind::Call, Kind::Settings, Kind::Retire]];
+    let sent = [
+        (Kind::Hello, hello()),
+        (Kind::Setup, setup()),
+        (Kind::Call, call(1)),
+        (Kind::Settings, settings()),
+        (Kind::Retire, retire()),
+    ];
+    for (before, allowed) in before.iter().zip(allowed) {
+        let refused = sent.iter().filter(|(kind, _)| !allowed.contains(kind)).map(|(_, bytes)| bytes);
+        for unexpected in refused.chain(&worker_says) {
+            let run = run(Fake::default(), [bytes(&[before.concat(), unexpected.clone(), call(99)])]);
+            assert_eq!(run.ending, Ending::Aborted);
+            let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };
+            assert_eq!(explanation.code, "unexpected_message");
+            assert!(!run.log.iter().any(|entry| entry.starts_with("call")), "something ran after the error");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_is_the_last_word() {
+    let run = run(Fake { refuse: true, ..Fake::default() }, [bytes(&[hello(), setup()])]);
+    assert_eq!((run.ending, run.kinds()), (Ending::Refused, vec![Kind::Refused]));
+}
+
+#[test]
+fn another_protocol_version_is_refused_before_python_starts() {
+    let other = frame(Message::Hello(Box::new(Hello { protocol: 2, ..Hello::default() })), 0, &[]);
+    let run = run(Fake::default(), [bytes(&[other])]);
+    assert_eq!(run.ending, Ending::Refused);
+    let Message::Refused(explanation) = run.last() else { panic!("said {:?}", run.last()) };
+    assert_eq!(explanation.code, "protocol_version");
+    assert!(run.log.is_empty());
+}
+
+#[test]
+fn init_that_raises_ends_the_worker() {
+    let run = run(Fake { fail_set_up: true, ..Fake::default() }, [bytes(&[hello(), setup(), call(1)])]);
+    assert_eq!((run.ending, run.kinds()), (Ending::SetupFailed, vec![Kind::Welcome, Kind::SetupFailed]));
+}
+
+#[test]
+fn a_job_that_raises_leaves_the_worker_idle() {
+    let run = run(Fake { raise: true, ..Fake::default() }, [bytes(&[hello(), setup(), call(3), call(4)]), Event::End]);
+    assert_eq!(run.ending, Ending::ParentClosed);
+    assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Raised, Kind::Raised]);
+    assert_eq!(run.said[3].1, 4);
+}
+
+#[test]
+fn retire_decides_after_the_answer() {
+    let retiring = Fake { settled: Some(Settled::Retire), ..Fake::default() };
+    let run_ = run(retiring, [bytes(&[hello(), setup(), call(1), call(2)])]);
+    assert_eq!(run_.ending, Ending::Retired);
+    assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Retired]);
+    assert_eq!(*run_.last(), Message::Retired { reason: "retire".to_owned() });
+
+    let raising = Fake { settled: Some(Settled::RetireRaised("it raised".to_owned())), ..Fake::default() };
+    let run_ = run(raising, [bytes(&[hello(), setup(), call(1), call(2)])]);
+    assert_eq!(run_.ending, Ending::Aborted);
+    assert_eq!(*run_.last(), Message::Aborted(Explanation::new("retire_raised", "it raised")));
+    assert_eq!(run_.kinds()[2], Kind::Result);
+}
+
+#[test]
+fn an_idle_worker_retires_when_its_time_is_over() {
+    let idle = Event::Error(io::ErrorKind::WouldBlock);
+    let run = run(Fake::default(), [bytes(&[hello(), setup()]), idle, bytes(&[call(1)])]);
+    assert_eq!((run.ending, run.last().clone()), (Ending::Retired, Message::Retired { reason: "idle".to_owned() }));
+    assert!(!run.log.iter().any(|entry| entry.starts_with("call")));
+}
+
+#[test]
+fn neither_a_signal_nor_the_timeout_disturbs_a_frame() {
+    let whole = call(5);
+    let (front, back) = whole.split_at(9);
+    let (middle, rest) = back.split_at(back.len() - 2);
+    let disturbance = || [Event::Error(io::ErrorKind::WouldBlock), Event::Error(io::ErrorKind::Interrupted)];
+    let mut events = vec![bytes(&[hello(), setup()]), Event::Error(io::ErrorKind::Interrupted)];
+    for part in [front, middle, rest] {
+        events.push(Event::Bytes(part.to_vec()));
+        if part.as_ptr() != rest.as_ptr() {
+            events.extend(disturbance());
+        }
+    }
+    events.push(Event::End);
+    let run = run(Fake::default(), events);
+    assert_eq!((run.ending, run.kinds()), (Ending::ParentClosed, vec![Kind::Welcome, Kind::Ready, Kind::Result]));
+    assert_eq!(run.log.iter().filter(|entry| *entry == "interrupted").count(), 1);
+}
+
+#[test]
+fn the_parents_end_closes_in_every_state() {
+    for before in [vec![], vec![hello()], vec![hello(), setup()]] {
+        for end in [Event::End, Event::Error(io::ErrorKind::ConnectionReset)] {
+            let events = if before.is_empty() { vec![end] } else { vec![bytes(&before), end] };
+            assert_eq!(run(Fake::default(), events).ending, Ending::ParentClosed);
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_ends_inside_a_frame_is_an_error() {
+    let whole = call(5);
+    for length in 1..whole.len() {
+        let run = run(Fake::default(), [bytes(&[hello(), setup(), whole[..length].to_vec()]), Event::End]);
+        assert_eq!(run.ending, Ending::Aborted);
+        let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };
+        assert_eq!(explanation.code, "torn_frame");
+    }
+}
+
+#[test]
+fn memory_that_is_not_there_is_said_and_not_a_crash() {
+    let header = wire::encode(Header { kind: Kind::Call, id: 1, lengths: vec![1 << 40], body: vec![] }).unwrap();
+    let run = run(Fake::default(), [bytes(&[hello(), setup(), header])]);
+    assert_eq!(run.ending, Ending::Aborted);
+    let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };
+    assert_eq!(explanation.code, "out_of_memory");
+    assert!(explanation.message.contains("1099511627776"), "{}", explanation.message);
+}
+
+#[test]
+fn large_segments_arrive_whole_in_memory_of_their_own() {
+    let lengths = [70_000, 0, 1, 100_000, HEAP_LIMIT];
+    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call, 1, &lengths), call(2), retire()])]);
+    assert_eq!(run.ending, Ending::Retired);
+    assert_eq!(run.log[2], format!("call {lengths:?}"));
+}
+
+#[test]
+fn a_socket_that_takes_little_at_once_gets_everything() {
+    let mut script = Script::new([bytes(&[hello(), setup(), call(1)]), Event::End]);
+    script.send_sizes = std::iter::repeat_n(1, 10_000).collect();
+    let run = run_script(Fake::default(), script);
+    assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result]);
+}
+
+#[test]
+fn a_parent_that_is_gone_while_the_worker_writes_is_a_closed_end() {
+    for kind in [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset] {
+        let mut script = Script::new([bytes(&[hello(), setup()])]);
+        script.send_error = Some(kind);
+        assert_eq!(run_script(Fake::default(), script).ending, Ending::ParentClosed);
+    }
+}
