@@ -76,41 +76,51 @@ def decode(chunks: list[bytes], end: bool) -> Outcome:
     return Outcome(frames, None)
 
 
+# One test for all vectors and not one for each: the proof that nothing is left behind costs more than most vectors do.
+
+
 def test_there_are_vectors() -> None:
     assert len(VECTORS) > 100
 
 
-@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-def test_vector_whole_and_split_everywhere(path: Path) -> None:
-    vector = json.loads(path.read_text())
-    data = bytes.fromhex(vector["bytes"])
-    end = vector.get("end", False)
-    assert decode([data], end) == expected(vector)
-    assert decode([data[i : i + 1] for i in range(len(data))], end) == expected(vector)
-    positions = range(len(data)) if len(data) < 3000 else random.Random(1).sample(range(len(data)), 200)
-    for position in positions:
-        assert decode([data[:position], data[position:]], end) == expected(vector), f"split at {position}"
+def test_vectors_whole_and_split_everywhere() -> None:
+    for path in VECTORS:
+        vector = json.loads(path.read_text())
+        data = bytes.fromhex(vector["bytes"])
+        end = vector.get("end", False)
+        assert decode([data], end) == expected(vector), path.stem
+        assert decode([data[i : i + 1] for i in range(len(data))], end) == expected(vector), path.stem
+        positions = range(len(data)) if len(data) < 3000 else random.Random(1).sample(range(len(data)), 200)
+        for position in positions:
+            assert decode([data[:position], data[position:]], end) == expected(vector), f"{path.stem} split at {position}"
 
 
-@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-def test_vector_with_trailing_data(path: Path) -> None:
-    vector = json.loads(path.read_text())
-    if vector.get("end") or "error" in vector:
-        return
+def test_vectors_with_trailing_data() -> None:
     ready = encode_head(Kind.READY, 0, ())
-    want = expected(vector)
-    assert decode([bytes.fromhex(vector["bytes"]) + ready], True) == Outcome([*want.frames, (Kind.READY, 0, [], {})], None)
+    tried = 0
+    for path in VECTORS:
+        vector = json.loads(path.read_text())
+        if vector.get("end") or "error" in vector:
+            continue
+        want = expected(vector)
+        got = decode([bytes.fromhex(vector["bytes"]) + ready], True)
+        assert got == Outcome([*want.frames, (Kind.READY, 0, [], {})], None), path.stem
+        tried += 1
+    assert tried > 20
 
 
-@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-def test_vector_encodes_to_the_same_bytes(path: Path) -> None:
-    vector = json.loads(path.read_text())
-    if not vector.get("canonical"):
-        return
-    data = b""
-    for kind, id, segments, body in expected(vector).frames:
-        data += encode_head(Kind(kind), id, [len(segment) for segment in segments], body) + b"".join(segments)
-    assert data.hex() == vector["bytes"]
+def test_vectors_encode_to_the_same_bytes() -> None:
+    tried = 0
+    for path in VECTORS:
+        vector = json.loads(path.read_text())
+        if not vector.get("canonical"):
+            continue
+        data = b""
+        for kind, id, segments, body in expected(vector).frames:
+            data += encode_head(Kind(kind), id, [len(segment) for segment in segments], body) + b"".join(segments)
+        assert data.hex() == vector["bytes"], path.stem
+        tried += 1
+    assert tried > 20
 
 
 @pytest.mark.parametrize(
