@@ -361,12 +361,11 @@ def test_both_ways_find_the_same_children(begin: Begin, line: Lifeline) -> None:
 async def test_the_new_process_has_its_socket_and_only_sigint_blocked(begin: Begin, tmp_path: Path) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        process = begin.python("print(jobs.own_mask(), jobs.what_descriptor_is(3), file=open(sys.argv[0] + '.seen', 'w'))")
+        process = begin.python(f"print(jobs.own_mask(), jobs.what_descriptor_is(3), file=open('{tmp_path}/seen', 'w'))")
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
     await ended(process)
-    (seen,) = tmp_path.glob("*.seen")
-    mask, descriptor = seen.read_text().split()
+    mask, descriptor = (tmp_path / "seen").read_text().split()
     assert descriptor.startswith("socket:")
     # Ctrl+C has to wait until the worker swallows it.
     assert int(mask, 16) == 1 << (signal.SIGINT - 1)
