@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import OURS
-from measure import Row, Settings, Summary
+from measure import FULL, Row, Settings, Summary
 
 PACKAGES = ("trio-offload", "trio", "trio-parallel", "anyio", "numpy", "cbor2")
 
@@ -133,13 +133,14 @@ def page(described: dict[str, Any], settings: Settings, records: list[dict[str, 
     verdict = f"{counted - len(missed)} of {counted} goals met."
     if missed:
         verdict += " Not met: " + "; ".join(missed) + "."
+    run = "full run" if settings == FULL else f"quick run: the transfers are of {settings.transfer_size / 1e6:g} MB"
     return (
         f"{described['processor']}, {described['cores']} cores, {described['memory_gb']:g} GB, "
         f"Linux {described['kernel']}, transparent huge pages: {described['transparent_huge_pages']}; "
         f"{described['python']}; {packages}; "
         f"load before: {described['load_before']:g}.\n\n"
         f"Medians of the rounds and, in parentheses, their quartiles; the rounds of all in a row alternate "
-        f"({settings.scale} run). Ratio: trio-offload divided by what it is beside.\n\n"
+        f"({run}). Ratio: trio-offload divided by what it is beside.\n\n"
         f"{table(records)}\n\n{verdict}\n"
     )
 
