@@ -65,6 +65,21 @@ def pass_gate(line: str, gate: str) -> int:
     return os.getpid()
 
 
+_leaving: list[str] = []
+
+
+def leave_slowly(line: str, gate: str) -> None:
+    """At its exit, which comes now if ``leaves_slowly`` is asked, the worker waits at the gate."""
+    import atexit
+
+    atexit.register(pass_gate, line, gate)
+    _leaving.append(gate)
+
+
+def leaves_slowly() -> bool:
+    return bool(_leaving)
+
+
 # --- endless in different ways -------------------------------------------------------------------
 
 

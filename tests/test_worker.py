@@ -352,6 +352,22 @@ async def test_a_call_that_crosses_with_the_idle_timeout_runs_once(starts: list[
     assert len(starts) in (1, 2)
 
 
+async def test_a_large_call_does_not_wait_for_the_exit_of_a_worker_that_retired(tmp_path: Path) -> None:
+    """It has said RETIRED, and something that a job left behind keeps its process from ending."""
+    with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
+        worker = Worker(WorkerSettings(math.inf, bool, jobs.leaves_slowly))
+        await worker.start(cancellable=False)
+        worker._channel = BlindChannel(worker._channel)  # type: ignore[assignment]
+        await worker.run_sync(dump_call(jobs.leave_slowly, (line.path, gate.path)), cancellable=False)
+        await line.pid()
+        with trio.fail_after(PATIENCE), pytest.raises(CallNotRun):
+            await worker.run_sync(dump_call(len, (bytes(20_000_000),)), cancellable=True)
+        assert not worker.gone(), "it has not ended yet"
+        gate.open()
+        await worker.wait()
+        assert worker.process.exitcode == 0
+
+
 async def test_a_new_worker_does_not_time_out_before_its_first_call(starts: list[Worker]) -> None:
     """Otherwise a short idle timeout on a busy machine would start workers for ever, and none would run the job."""
     worker = Worker(WorkerSettings(0, bool, bool))

@@ -3,7 +3,10 @@
 //! Rules that the code below keeps:
 //! * a frame that is not in the row of the state ends the worker before any memory is taken for its payload;
 //! * everything that a job left behind is dropped before the next frame is waited for;
-//! * after RETIRED nothing is read any more: the parent may take it that a call which crossed with it was not run;
+//! * after RETIRED nothing is read any more: the parent may take it that a call which crossed with it was not run, and the
+//!   socket takes no more of it, so that a parent which is in the middle of a large one is not kept waiting for the exit;
+//! * the idle time counts from the first call on. Before that it has a lower bound: a worker that left before the call for
+//!   which it was started would be replaced by another one that does the same, and the call would never be run;
 //! * the native thread is told when user code runs, because a parent's death then leaves nobody who would notice.
 
 use std::time::Duration;
@@ -56,7 +59,15 @@ pub enum Settled {
 
 /// Serves one parent until the end.
 pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mut E, activity: &Activity) -> Ending {
-    let ending = Session { connection, executor, activity, state: State::AwaitHello, idle: IdleClock::start(None) }.run();
+    let ending = Session {
+        connection,
+        executor,
+        activity,
+        state: State::AwaitHello,
+        idle: IdleClock::start(None),
+        timeout_after_call: None,
+    }
+    .run();
     activity.set(Doing::Leaving);
     ending
 }
@@ -74,7 +85,12 @@ struct Session<'a, S, E> {
     activity: &'a Activity,
     state: State,
     idle: IdleClock,
+    /// The idle time that counts once a call has been run, where another one counts before.
+    timeout_after_call: Option<Duration>,
 }
+
+/// How long a worker waits at least for the call that it was started for.
+const UNTIL_FIRST_CALL: Duration = Duration::from_secs(10);
 
 /// Whether the session goes on.
 type Step = Result<(), Ending>;
@@ -155,6 +171,11 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         self.say(Message::Ready)?;
         self.state = State::Idle;
         let timeout = setup.idle_timeout_ms.map(Duration::from_millis);
+        self.timeout_after_call = timeout.filter(|timeout| *timeout < UNTIL_FIRST_CALL);
+        self.start_idle_time(timeout.map(|timeout| timeout.max(UNTIL_FIRST_CALL)))
+    }
+
+    fn start_idle_time(&mut self, timeout: Option<Duration>) -> Step {
         if let Err(error) = self.connection.set_receive_timeout(timeout) {
             return self.abort_receiving(&error);
         }
@@ -190,10 +211,13 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         let settled = self.executor.settle(payload);
         self.activity.set(Doing::Waiting);
         match settled {
-            Settled::Stay => {
-                self.idle.restart();
-                Ok(())
-            }
+            Settled::Stay => match self.timeout_after_call.take() {
+                Some(timeout) => self.start_idle_time(Some(timeout)),
+                None => {
+                    self.idle.restart();
+                    Ok(())
+                }
+            },
             Settled::Retire => self.retire("retire"),
             Settled::RetireRaised(text) => self.abort("retire_raised", text),
         }
@@ -202,6 +226,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     fn retire(&mut self, reason: &str) -> Step {
         self.activity.set(Doing::Leaving);
         self.say(Message::Retired { reason: reason.to_owned() })?;
+        self.connection.stop_receiving();
         Err(Ending::Retired)
     }
 
@@ -218,6 +243,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     fn abort(&mut self, code: &str, message: String) -> Step {
         self.activity.set(Doing::Leaving);
         let _ = self.connection.send(Message::Aborted(Explanation::new(code, message)), 0, None);
+        self.connection.stop_receiving();
         Err(Ending::Aborted)
     }
 

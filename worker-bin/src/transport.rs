@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSlice, Write as _};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub trait Stream {
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Lets the other side's writes fail from now on, those that wait for room too. What was sent to it stays to be read.
+    fn stop_receiving(&mut self) -> io::Result<()>;
 }
 
 /// Where the segments that own their memory go.
@@ -88,6 +91,11 @@ impl<S: Stream> Connection<S> {
 
     pub fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ReceiveError> {
         Ok(self.stream.set_receive_timeout(timeout)?)
+    }
+
+    /// Nothing is to be read any more. Should the system refuse to say so, the other side learns it when the process ends.
+    pub fn stop_receiving(&mut self) {
+        let _ = self.stream.stop_receiving();
     }
 
     /// Waits for a frame to begin and reads its header. The time-out counts only until its first byte is there.
@@ -265,6 +273,10 @@ impl Stream for Socket {
 
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         os::set_receive_timeout(self.0.as_fd(), timeout)
+    }
+
+    fn stop_receiving(&mut self) -> io::Result<()> {
+        self.0.shutdown(Shutdown::Read)
     }
 }
 

@@ -6,6 +6,7 @@ mod fakes;
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
@@ -131,6 +132,9 @@ struct Run {
     /// Kind, id and message of each frame that the worker said.
     said: Vec<(Kind, u64, Message)>,
     log: Vec<String>,
+    timeouts: Vec<Option<Duration>>,
+    /// Whether the other side's writes fail from the last words on.
+    stopped: bool,
 }
 
 impl Run {
@@ -157,7 +161,7 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
     let mut connection = Connection::new(script);
     let ending = session::run(&mut connection, &mut executor, &activity);
     assert_eq!(activity.get(), Doing::Leaving);
-    let sent = connection.into_stream().sent;
+    let Script { sent, timeouts, stopped, .. } = connection.into_stream();
     let mut replies = Connection::new(Script::cut(&sent, &[], true));
     let mut said = Vec::new();
     while let Next::Header(header) = replies.next_header().unwrap() {
@@ -165,7 +169,7 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
         replies.receive_segments(&header.lengths, &mut Heap).unwrap();
         said.push((header.kind, header.id, message));
     }
-    Run { ending, said, log: log.take() }
+    Run { ending, said, log: log.take(), timeouts, stopped }
 }
 
 fn bytes(parts: &[Vec<u8>]) -> Event {
@@ -277,6 +281,17 @@ fn an_idle_worker_retires_when_its_time_is_over() {
     let run = run(Fake::default(), [bytes(&[hello(), setup()]), idle, bytes(&[call(1)])]);
     assert_eq!((run.ending, run.last().clone()), (Ending::Retired, Message::Retired { reason: "idle".to_owned() }));
     assert!(!run.log.iter().any(|entry| entry.starts_with("call")));
+    assert!(run.stopped);
+}
+
+#[test]
+fn a_short_idle_time_counts_from_the_first_call_on() {
+    let set_up = |milliseconds| frame(Message::Setup(Setup { idle_timeout_ms: milliseconds, eager: false }), 0, &[1, 0, 2]);
+    let timeouts =
+        |milliseconds| run(Fake::default(), [bytes(&[hello(), set_up(milliseconds), call(1), call(2)]), Event::End]).timeouts;
+    assert_eq!(timeouts(Some(0)), [Some(Duration::from_secs(10)), Some(Duration::ZERO)]);
+    assert_eq!(timeouts(Some(60_000)), [Some(Duration::from_secs(60))]);
+    assert_eq!(timeouts(None), [None]);
 }
 
 #[test]

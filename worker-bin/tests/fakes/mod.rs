@@ -24,7 +24,9 @@ pub(crate) struct Script {
     pub(crate) send_sizes: VecDeque<usize>,
     /// The error of every send, if there is one.
     pub(crate) send_error: Option<io::ErrorKind>,
-    pub(crate) timeout: Option<Duration>,
+    /// The time-outs that were in force, one after the other.
+    pub(crate) timeouts: Vec<Option<Duration>>,
+    pub(crate) stopped: bool,
 }
 
 impl Script {
@@ -34,7 +36,8 @@ impl Script {
             sent: Vec::new(),
             send_sizes: VecDeque::new(),
             send_error: None,
-            timeout: None,
+            timeouts: Vec::new(),
+            stopped: false,
         }
     }
 
@@ -56,6 +59,7 @@ impl Script {
 impl Stream for Script {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
         assert!(!into.is_empty(), "a read into nothing looks like an end of the stream");
+        assert!(!self.stopped, "a read after the last words");
         match self.events.pop_front() {
             None | Some(Event::End) => Ok(0),
             Some(Event::Error(kind)) => Err(kind.into()),
@@ -91,7 +95,12 @@ impl Stream for Script {
     }
 
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.timeout = timeout;
+        self.timeouts.push(timeout);
+        Ok(())
+    }
+
+    fn stop_receiving(&mut self) -> io::Result<()> {
+        self.stopped = true;
         Ok(())
     }
 }
