@@ -40,14 +40,15 @@ check_machine() {
     if ! command -v cc >/dev/null; then
         missing+=("a linker: no «cc» (Debian: apt-get install gcc libc6-dev)")
     fi
-    local tool
+    local tool component package
     for tool in "$@"; do
         case $tool in
-            fmt | clippy)
-                cargo "$tool" --version >/dev/null 2>&1 ||
-                    missing+=("cargo $tool: rustup component add ${tool/fmt/rustfmt} (Debian: apt-get install ${tool/fmt/rustfmt})")
-                ;;
+            fmt) component=rustfmt package=rustfmt ;;
+            clippy) component=clippy package=rust-clippy ;;
         esac
+        if command -v cargo >/dev/null && ! cargo "$tool" --version >/dev/null 2>&1; then
+            missing+=("cargo $tool: rustup component add $component (Debian: apt-get install $package)")
+        fi
     done
     if ((${#missing[@]})); then
         die "This machine lacks:" "${missing[@]/#/  }"
