@@ -22,6 +22,8 @@ import attrs
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 PACKAGES = list(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
+# The interpreter that this environment was made from. (Before 3.11 sys._base_executable is the environment's own.)
+BASE = os.path.join(sys.base_exec_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 TIMEOUT = 120.0  # seconds until something has certainly gone wrong, on a busy machine too
 LEAVING_TIME = 10.0  # seconds that what a program left gets to see that it has ended
 
@@ -124,8 +126,7 @@ def write(path: Path, text: str) -> Path:
 
 def make_environment(folder: Path, *arguments: str, python: str | None = None) -> Path:
     """A virtual environment without pip that finds the packages of this one; the path of its python."""
-    python = python or getattr(sys, "_base_executable", sys.executable)
-    run([python, "-m", "venv", "--without-pip", *arguments, folder])
+    run([python or BASE, "-m", "venv", "--without-pip", *arguments, folder])
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (folder / "lib" / version / "site-packages" / "packages_of_the_tests.pth").write_text("\n".join(PACKAGES) + "\n")
     return folder / "bin" / "python"

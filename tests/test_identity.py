@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PACKAGES, PROGRAMS, TIMEOUT, make_environment, plain_environment, run, run_script, started, write
+from running import BASE, PACKAGES, PROGRAMS, TIMEOUT, make_environment, plain_environment, run, run_script, started, write
 
 VERSION = sys.version_info[:2]
 FOLDERS = os.pathsep.join([str(PROGRAMS), *PACKAGES])
@@ -219,7 +219,7 @@ def test_text_in_any_locale(tmp_path: Path, variables: dict[str, str]) -> None:
     odd = os.fsencode(tmp_path) + "/Größe €".encode() + b" \xff\xfe"
     os.mkdir(odd)
     program = odd + b"/programm \xe9.py"
-    shutil.copy(PROGRAMS / "compare_interpreters.py", program)
+    shutil.copy(os.fsencode(PROGRAMS / "compare_interpreters.py"), program)
     environment: dict[bytes, bytes] = {
         os.fsencode(name): os.fsencode(value) for name, value in plain_environment(**variables).items()
     }
@@ -247,7 +247,7 @@ def test_streams_of_a_terminal(tmp_path: Path, switches: str) -> None:
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(theirs, termios.TCSANOW, attributes)
         answer = tmp_path / "answer.json"
-        command = [sys.executable, *switches.split(), PROGRAMS / "compare_interpreters.py", FOLDERS, answer]
+        command: list[str | Path] = [sys.executable, *switches.split(), PROGRAMS / "compare_interpreters.py", FOLDERS, answer]
         with started(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
             process.wait(TIMEOUT)
         assert process.returncode == 0
@@ -286,7 +286,6 @@ def test_streams_that_are_closed(tmp_path: Path, closed: tuple[int, ...]) -> Non
         "import sys; sys.argv[:] = ['renamed', 'b']",
         "import sys; sys.argv = []",
         "import sys; sys.pycache_prefix = '/made/up'",
-        "import sys; sys.set_int_max_str_digits(12345)",
         "import os; os.chdir('/')",
         "import os; os.umask(0o027)",
         "import os; os.environ['NEW'] = 'value'; os.environ.pop('HOME', None); os.environ['PATH'] += ':/made/up'",
@@ -303,12 +302,20 @@ def test_changes_at_run_time(tmp_path: Path, change: str) -> None:
     assert_same(compare(tmp_path, arguments=["change:" + change], environment=environment))
 
 
-@pytest.mark.parametrize("value", [True, False])
-def test_no_bytecode_from_now_on(tmp_path: Path, value: bool) -> None:
+@pytest.mark.parametrize(
+    ("flag", "change"),
+    [
+        ("dont_write_bytecode", "sys.dont_write_bytecode = True"),
+        ("dont_write_bytecode", "sys.dont_write_bytecode = False"),
+        ("int_max_str_digits", "sys.set_int_max_str_digits(12345)"),
+        ("int_max_str_digits", "sys.set_int_max_str_digits(0)"),
+    ],
+)
+def test_what_a_flag_says_of_the_start(tmp_path: Path, flag: str, change: str) -> None:
     """``sys.flags`` tells how Python was started, and a worker is started as the parent is now."""
-    parent, worker = compare(tmp_path, arguments=[f"change:import sys; sys.dont_write_bytecode = {value}"])
-    parent["flags"].pop("dont_write_bytecode")
-    assert worker["flags"].pop("dont_write_bytecode") == value
+    parent, worker = compare(tmp_path, arguments=[f"change:import sys; {change}"])
+    for facts in (parent, worker):
+        facts["flags"].pop(flag, None)
     assert_same((parent, worker))
 
 
@@ -513,7 +520,7 @@ def test_a_python_that_is_found_on_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["base", "environment"])
 def test_a_link_to_a_python(tmp_path: Path, target: str) -> None:
     """The link's own folder has no pyvenv.cfg, so it is the base Python, wherever it points."""
-    python = sys._base_executable if target == "base" else make_environment(tmp_path / "environment")  # type: ignore[attr-defined]
+    python = BASE if target == "base" else make_environment(tmp_path / "environment")
     link = tmp_path / "bin" / "my-own-python"
     link.parent.mkdir()
     link.symlink_to(python)
@@ -523,17 +530,15 @@ def test_a_link_to_a_python(tmp_path: Path, target: str) -> None:
 def test_a_python_that_was_told_another_name(tmp_path: Path) -> None:
     """What a login shell, supervisors and some launchers do: argv[0] is not where the program is."""
     answer = tmp_path / "answer.json"
-    base = sys._base_executable  # type: ignore[attr-defined]
     command = 'name=$1; shift; exec -a "$name" "$@"'
     for name in ("-python", "/nowhere/python", "no-such-program"):
-        run(["bash", "-c", command, "bash", name, base, PROGRAMS / "compare_interpreters.py", FOLDERS, answer])
+        run(["bash", "-c", command, "bash", name, BASE, PROGRAMS / "compare_interpreters.py", FOLDERS, answer])
         found = json.loads(answer.read_text())
         assert_same((found["parent"], found["worker"]))
 
 
 def test_the_home_of_python_from_the_environment(tmp_path: Path) -> None:
-    base = sys._base_executable  # type: ignore[attr-defined]
-    assert_same(compare(tmp_path, python=base, environment=plain_environment(PYTHONHOME=sys.base_prefix)))
+    assert_same(compare(tmp_path, python=BASE, environment=plain_environment(PYTHONHOME=sys.base_prefix)))
 
 
 def test_packages_in_a_folder_of_their_own(tmp_path: Path) -> None:
@@ -545,12 +550,11 @@ def test_packages_in_a_folder_of_their_own(tmp_path: Path) -> None:
     for package in ("trio_offload", "trio_offload_worker"):
         (target / package).symlink_to(Path(PACKAGES[0], package).resolve())
     copy = shutil.copy(_locate.worker_executable(), target / "bin")
-    base = sys._base_executable  # type: ignore[attr-defined]
     environment = plain_environment(PYTHONPATH=os.pathsep.join([str(target), *PACKAGES]))
     environment.pop(_locate.OVERRIDE, None)
-    assert_same(compare(tmp_path, python=base, environment=environment))
+    assert_same(compare(tmp_path, python=BASE, environment=environment))
     said = run(
-        [base, "-c", "from trio_offload._locate import worker_executable; print(worker_executable())"],
+        [BASE, "-c", "from trio_offload._locate import worker_executable; print(worker_executable())"],
         environment=environment,
     )
     assert said.stdout.strip() == copy
@@ -657,12 +661,13 @@ MODULES_PROGRAM = """
 def test_a_worker_has_imported_next_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Held to the letter, so that whatever costs a start is seen by whoever adds it."""
     write(tmp_path / "bare.py", "import sys\n\ndef modules():\n    return sorted(sys.modules)\n")
-    plain = set(run([sys.executable, "-c", "import sys; print(*sys.modules, sep='\\n')"]).lines())
+    plain = set(run_script(tmp_path, "import sys; print(*sys.modules, sep='\\n')", name="plain.py").lines())
     worker = set(run_script(tmp_path, MODULES_PROGRAM).lines())
     print("imported by a worker beyond a bare Python:", sorted(worker - plain))
     extra = worker - plain
     allowed = {
         "bare",  # the job's own
+        "__mp_main__",  # the name that a worker's pickles have for __main__
         "_pickle",
         # What _pickle imports by itself (Modules/_pickle.c, _Pickle_InitState).
         "_compat_pickle",

@@ -26,7 +26,8 @@ def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, A
         "version": sys.version,
         "libpython": os.fsencode(libpython),
         "environment": [[name, value] for name, value in environment.items()],
-        "program_name": os.fsencode(sys.executable or ""),
+        # Empty where Python was started under a name that leads to no program; from that name it has found all the rest.
+        "program_name": os.fsencode(sys.executable or (sys.orig_argv or [""])[0]),
         "argv": _encoded(getattr(sys, "argv", ())),
         "orig_argv": _encoded(sys.orig_argv),
         "path": _encoded(sys.path),

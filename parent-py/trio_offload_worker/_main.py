@@ -84,8 +84,7 @@ _GUARD: Final = (
 
 
 def _take_back(before: ModuleType) -> None:
-    sys.modules["__main__"] = before
-    sys.modules.pop(_NAME, None)
+    sys.modules[_NAME] = sys.modules["__main__"] = before
 
 
 def _shown(plan: dict[str, str]) -> str:

@@ -56,7 +56,8 @@ pub(crate) fn adopt_imported(py: Python<'_>, settings: &Settings) -> PyResult<bo
 }
 
 /// `__main__` stays empty, with a `__getattr__` (PEP 562) that loads the user's script when a name of it is looked up:
-/// the unpickler does that for a function or class of the script, and hardly anything else does.
+/// the unpickler does that for a function or class of the script, and hardly anything else does. It answers to the name
+/// `__mp_main__` too: that is what a pickle calls it that was made in another worker.
 fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: Arc<Settings>) -> PyResult<()> {
     let find = move |args: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
         let py = args.py();
@@ -71,7 +72,9 @@ fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: Arc<Settin
         Ok(module.getattr(name.cast::<pyo3::types::PyString>()?)?.unbind())
     };
     let getattr = PyCFunction::new_closure(py, Some(c"__getattr__"), None, find)?;
-    modules.get_item("__main__")?.getattr("__dict__")?.set_item("__getattr__", getattr)
+    let main = modules.get_item("__main__")?;
+    main.getattr("__dict__")?.set_item("__getattr__", getattr)?;
+    modules.set_item("__mp_main__", main)
 }
 
 /// First on `sys.meta_path`; knows one name. Once that is looked for it is gone from there.

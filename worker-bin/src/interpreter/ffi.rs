@@ -18,8 +18,8 @@ use super::config::{Config, Flags};
 /// Python did not start. The text is Python's own, with the function that gave it.
 #[derive(Debug, Error)]
 pub(crate) enum StartError {
-    #[error("{function}: {message}")]
-    Python { function: String, message: String },
+    #[error("{0}")]
+    Python(String),
     #[error("Python wanted to exit with {0} while it started")]
     Exit(i32),
     #[error("a value from the parent holds a zero byte or cannot be decoded with the locale's encoding: {0:?}")]
@@ -222,7 +222,8 @@ fn check(status: ffi::PyStatus) -> Result<(), StartError> {
     if unsafe { ffi::PyStatus_IsExit(status) } != 0 {
         return Err(StartError::Exit(status.exitcode));
     }
-    Err(StartError::Python { function: text(status.func), message: text(status.err_msg) })
+    let (function, message) = (text(status.func), text(status.err_msg));
+    Err(StartError::Python(if function.is_empty() { message } else { format!("{function}: {message}") }))
 }
 
 fn text(pointer: *const std::ffi::c_char) -> String {

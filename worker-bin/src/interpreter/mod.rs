@@ -37,8 +37,9 @@ impl Interpreter {
     pub(crate) fn start(hello: &Hello) -> Result<Self, Explanation> {
         let libpython = loaded_library();
         check_version(hello, &libpython)?;
-        let running = ffi::Running::start(&Config::from_hello(hello))
-            .map_err(|error| Explanation::new("interpreter", format!("Python did not start in the worker: {error}")))?;
+        let running = ffi::Running::start(&Config::from_hello(hello)).map_err(|error| {
+            Explanation::new("interpreter", format!("Python did not start in the worker: {error}{}", home_hint()))
+        })?;
         Ok(Self { running, libpython })
     }
 
@@ -64,6 +65,14 @@ impl Interpreter {
     /// False: standard output could not be flushed.
     pub(crate) fn finish(self) -> bool {
         self.running.finish()
+    }
+}
+
+/// The one variable that can keep every Python from starting; a program may have set it for the sake of another one.
+fn home_hint() -> String {
+    match std::env::var_os("PYTHONHOME") {
+        Some(home) => format!(". The variable PYTHONHOME is set to {home:?}; is that where this Python lives?"),
+        None => String::new(),
     }
 }
 
