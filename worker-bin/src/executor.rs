@@ -147,7 +147,11 @@ impl Executor for Worker {
         Python::attach(|py| {
             drop(answer);
             let Some(retire) = &python.retire else { return Settled::Stay };
-            let outcome = retire.bind(py).call0().and_then(|verdict| verdict.is_truthy());
+            let retire = retire.bind(py);
+            let outcome = retire.call0().and_then(|verdict| {
+                refuse_asynchronous(retire, &verdict)?;
+                verdict.is_truthy()
+            });
             if os::is_forked_copy() {
                 leave_forked_copy(py, &python.sys, outcome);
             }
@@ -269,7 +273,8 @@ impl PythonSide {
         if !error.is_instance_of::<pyo3::exceptions::PyException>(py) {
             return Err(error);
         }
-        let segments = py.import("trio_offload_worker._pickling")?.call_method1("dumps", (value, error.value(py)))?;
+        let segments =
+            py.import("trio_offload_worker._pickling")?.call_method1("dumps", (value, error.clone_ref(py).into_value(py)))?;
         Pickled::from_list(&segments)?.ok_or(error)
     }
 
@@ -318,10 +323,12 @@ fn refuse_asynchronous(function: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) ->
 }
 
 /// The exception as the parent gets it. Nothing in here may fail, whatever the exception's class does.
+///
+/// `into_value` and not `value`: before Python 3.12 the traceback of a caught exception is not yet in the exception itself.
 fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled> {
     let described = py.import("trio_offload_worker._exceptions").and_then(|module| {
         let (segments, type_name, message, traceback): (Bound<'_, PyAny>, String, String, String) =
-            module.call_method1("dump", (error.value(py), stage))?.extract()?;
+            module.call_method1("dump", (error.clone_ref(py).into_value(py), stage))?.extract()?;
         let failure =
             Failure { stage: stage.to_owned(), type_name: clip(type_name), message: clip(message), traceback: clip(traceback) };
         Ok(Raised { failure, exception: Pickled::from_list(&segments)? })
