@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 
@@ -200,6 +201,120 @@ def _no_core() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+class Boom(Exception):
+    """Raised on purpose."""
+
+
+class BaseBoom(BaseException):
+    """Raised on purpose, past every ``except Exception``."""
+
+
+def fail(how: str) -> Any:
+    """Fail in one of many ways."""
+    failures: dict[str, Callable[[], Any]] = {
+        "Exception": lambda: raise_it(Boom("on purpose")),
+        "BaseException": lambda: raise_it(BaseBoom("on purpose")),
+        "SystemExit": lambda: raise_it(SystemExit("on purpose")),
+        "sys.exit": lambda: sys.exit(3),
+        "KeyboardInterrupt": lambda: raise_it(KeyboardInterrupt("on purpose")),
+        "GeneratorExit": lambda: raise_it(GeneratorExit("on purpose")),
+        "MemoryError": lambda: bytes(sys.maxsize - 100),
+        "RecursionError": recurse,
+        "os._exit": exit_quietly,
+        "os.abort": abort,
+        "segfault": segfault,
+        "SIGKILL": kill_self,
+        "SIGTERM": lambda: end_by(signal.SIGTERM),
+    }
+    return failures[how]()
+
+
+def recurse() -> Any:
+    return recurse()
+
+
+class Undecided:
+    """Neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("undecided")
+
+
+class FailsToUnpickle:
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __reduce__(self) -> Any:
+        return fail, (self.how,)
+
+
+class FailsToPickle:
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __reduce__(self) -> Any:
+        return fail(self.how)
+
+
+class ErrorThatFailsToUnpickle(Exception):
+    def __reduce__(self) -> Any:
+        return fail, self.args
+
+
+class ErrorThatFailsToPickle(Exception):
+    def __reduce__(self) -> Any:
+        return fail(*self.args)
+
+
+def return_what_fails_to_pickle(how: str) -> FailsToPickle:
+    return FailsToPickle(how)
+
+
+def return_what_fails_to_unpickle(how: str) -> FailsToUnpickle:
+    return FailsToUnpickle(how)
+
+
+def raise_what_fails_to_pickle(how: str) -> NoReturn:
+    raise ErrorThatFailsToPickle(how)
+
+
+def raise_what_fails_to_unpickle(how: str) -> NoReturn:
+    raise ErrorThatFailsToUnpickle(how)
+
+
+def return_depth() -> list[Any]:
+    """A list in a list in a list: more than any pickler follows."""
+    result: list[Any] = []
+    for _ in range(100_000):
+        result = [result]
+    return result
+
+
+def return_lock() -> Any:
+    import threading
+
+    return threading.Lock()
+
+
+def return_generator() -> Any:
+    return (number for number in range(3))
+
+
+async def coroutine_function() -> None:
+    """Not for a worker."""
+
+
+async def async_generator_function() -> Any:
+    yield
+
+
+def generator_function() -> Any:
+    yield
 
 
 # --- what the worker is -------------------------------------------------------------------------

@@ -89,7 +89,8 @@ class WorkerCache:
         Raises:
             BrokenWorkerError: some had to be killed, or did not end well.
         """
-        workers = self.dismiss()
+        self.dismiss()
+        workers = list(self._leaving)
         with trio.CancelScope(shield=True):
             with trio.move_on_after(grace_period):
                 async with trio.open_nursery() as nursery:
@@ -100,26 +101,28 @@ class WorkerCache:
                 worker.kill()
             for worker in killed:
                 await worker.wait()
+        self._leaving.difference_update(workers)
         _judge(workers, killed)
 
     def shutdown_sync(self, grace_period: float) -> None:
         """As :meth:`shutdown`, blocking, for the interpreter's exit."""
-        workers = self.dismiss()
+        self.dismiss()
+        workers = list(self._leaving)
         deadline = time.monotonic() + grace_period
         killed = [worker for worker in workers if not worker.wait_sync(deadline)]
         for worker in killed:
             worker.kill()
         for worker in killed:
             worker.wait_sync(math.inf)
+        self._leaving.difference_update(workers)
         _judge(workers, killed)
 
-    def dismiss(self) -> list[Worker]:
-        """Ask all idle workers to leave, without waiting for it; those that have not ended yet."""
+    def dismiss(self) -> None:
+        """Ask all idle workers to leave, without waiting for it."""
         while (worker := self.pop()) is not None:
             worker.hear()
             worker.ask_to_retire()
             self._leaving.add(worker)
-        return [worker for worker in self._leaving if not worker.gone()]
 
     def _see_off(self) -> None:
         for worker in list(self._leaving):

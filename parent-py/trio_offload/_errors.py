@@ -98,15 +98,12 @@ class RemoteError(RuntimeError):
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to an exception (PEP 678); on Python 3.10 it is kept, though a traceback does not show it.
 
-    An exception may refuse (a frozen dataclass does): then it goes without.
+    Written around the exception's class, which may forbid that its attributes are set (a frozen dataclass does).
     """
     try:
-        if hasattr(error, "add_note"):
-            error.add_note(note)
-        else:
-            notes = error.__dict__.setdefault("__notes__", [])
-            if note not in notes:
-                notes.append(note)
+        notes = object.__getattribute__(error, "__dict__").setdefault("__notes__", [])
+        if isinstance(notes, list) and note not in notes:
+            notes.append(note)
     except Exception:
         # A note is a courtesy; what the class of somebody else's exception does must not replace that exception.
         pass
