@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
+import numbers
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -66,6 +67,13 @@ def current_default_worker_limiter() -> trio.CapacityLimiter:
         return limiter
 
 
+def _plain_number(value: Any) -> Any:
+    """Python's own number for one of another kind (NumPy's, a fraction): Trio's clock takes no others."""
+    if isinstance(value, (int, float)):
+        return value
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
 class _NoPublicConstructor(type):
     """Instances are made with ``_create`` only."""
 
@@ -83,10 +91,10 @@ class WorkerContext(metaclass=_NoPublicConstructor):
     What that was called with can be read from the attributes of the same names.
     """
 
-    idle_timeout: float = attrs.field(default=600.0)
+    idle_timeout: float = attrs.field(default=600.0, converter=_plain_number)
     init: Callable[[], Any] = attrs.field(default=bool)
     retire: Callable[[], Any] = attrs.field(default=bool)
-    grace_period: float = attrs.field(default=30.0)
+    grace_period: float = attrs.field(default=30.0, converter=_plain_number)
     worker_type: WorkerType = attrs.field(default=WorkerType.SPAWN)
     _cache: WorkerCache = attrs.field(factory=WorkerCache, repr=False, init=False)
     _calls: _Calls = attrs.field(factory=lambda: _Calls(), repr=False, init=False)

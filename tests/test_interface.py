@@ -1,0 +1,442 @@
+"""The public interface, beside the predecessor's: ``import trio_offload as trio_parallel`` is the whole migration.
+
+Where trio-parallel is installed it is asked itself; what it promises is written down here too, so that its absence makes
+nothing pass.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import math
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from running import PROGRAMS, Ended, run, run_script
+
+import trio_offload
+from trio_offload import BrokenWorkerError, LocateError, RemoteError, WorkerContext, WorkerStartError, WorkerType
+
+OF_THE_PREDECESSOR = [
+    "BrokenWorkerError",
+    "WorkerContext",
+    "WorkerType",
+    "cache_scope",
+    "configure_default_context",
+    "current_default_worker_limiter",
+    "default_context_statistics",
+    "open_worker_context",
+    "run_sync",
+]
+OF_EARLIER_RELEASES = ["atexit_shutdown_grace_period", "current_default_process_limiter"]
+OURS = ["LocateError", "RemoteError", "WorkerContextStatistics", "WorkerStartError"]
+
+CONTEXT_PARAMETERS = [
+    ("idle_timeout", inspect.Parameter.POSITIONAL_OR_KEYWORD, 600.0),
+    ("init", inspect.Parameter.POSITIONAL_OR_KEYWORD, bool),
+    ("retire", inspect.Parameter.POSITIONAL_OR_KEYWORD, bool),
+    ("grace_period", inspect.Parameter.POSITIONAL_OR_KEYWORD, 30.0),
+    ("worker_type", inspect.Parameter.POSITIONAL_OR_KEYWORD, "spawn"),
+]
+CALL_PARAMETERS = [
+    ("sync_fn", inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty),
+    ("args", inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.empty),
+    ("kill_on_cancel", inspect.Parameter.KEYWORD_ONLY, False),
+    ("cancellable", inspect.Parameter.KEYWORD_ONLY, False),
+    ("limiter", inspect.Parameter.KEYWORD_ONLY, None),
+]
+PARAMETERS: dict[str, list[tuple[str, Any, Any]]] = {
+    "run_sync": CALL_PARAMETERS,
+    "WorkerContext.run_sync": [("self", inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty), *CALL_PARAMETERS],
+    "WorkerContext.statistics": [("self", inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)],
+    "open_worker_context": CONTEXT_PARAMETERS,
+    "cache_scope": CONTEXT_PARAMETERS,
+    "configure_default_context": CONTEXT_PARAMETERS,
+    "current_default_worker_limiter": [],
+    "default_context_statistics": [],
+}
+
+
+def parameters_of(package: Any, name: str) -> list[tuple[str, Any, Any]]:
+    found = package
+    for part in name.split("."):
+        found = getattr(found, part)
+    return [
+        (parameter.name, parameter.kind, getattr(parameter.default, "value", parameter.default))
+        for parameter in inspect.signature(found).parameters.values()
+    ]
+
+
+# --- names and signatures ----------------------------------------------------------------------------------
+
+
+def test_all_is_all() -> None:
+    assert sorted(trio_offload.__all__) == sorted(OF_THE_PREDECESSOR + OF_EARLIER_RELEASES + OURS)
+    public = [name for name, value in vars(trio_offload).items() if not name.startswith("_") and not inspect.ismodule(value)]
+    assert sorted(public) == sorted(trio_offload.__all__)
+
+
+def test_everything_that_the_predecessor_has_is_here() -> None:
+    trio_parallel = pytest.importorskip("trio_parallel")
+    theirs = [
+        name for name, value in vars(trio_parallel).items() if not name.startswith("_") and not inspect.ismodule(value)
+    ]
+    assert sorted(theirs) == sorted(OF_THE_PREDECESSOR)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_signatures(name: str) -> None:
+    assert parameters_of(trio_offload, name) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_signatures_of_the_predecessor(name: str) -> None:
+    assert parameters_of(pytest.importorskip("trio_parallel"), name) == PARAMETERS[name]
+
+
+def test_older_names() -> None:
+    assert parameters_of(trio_offload, "atexit_shutdown_grace_period") == [
+        ("grace_period", inspect.Parameter.POSITIONAL_OR_KEYWORD, -1.0)
+    ]
+    assert parameters_of(trio_offload, "current_default_process_limiter") == []
+    for name in OF_EARLIER_RELEASES:
+        assert "Older name" in (inspect.getdoc(getattr(trio_offload, name)) or "")
+
+
+@pytest.mark.parametrize("name", trio_offload.__all__)
+def test_names_are_those_that_users_write(name: str) -> None:
+    """In tracebacks, pickles and documentation."""
+    found = getattr(trio_offload, name)
+    assert found.__module__ == "trio_offload"
+    assert found.__qualname__ == name
+    assert (found.__doc__ or "").strip()
+    assert pickle.loads(pickle.dumps(found)) is found
+    assert b"trio_offload._" not in pickle.dumps(found)
+
+
+def test_the_version() -> None:
+    assert trio_offload.__version__.count(".") >= 2
+    try:
+        installed = importlib.metadata.version("trio-offload")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is used without being installed")
+    assert installed == trio_offload.__version__
+
+
+# --- types -------------------------------------------------------------------------------------------------
+
+
+def test_worker_types() -> None:
+    assert {member.name: member.value for member in WorkerType} == {
+        "SPAWN": "spawn",
+        "FORKSERVER": "forkserver",
+        "FORK": "fork",
+    }
+    assert WorkerType("spawn") is WorkerType.SPAWN
+    assert isinstance(WorkerType.SPAWN, str)
+    assert WorkerType.SPAWN == "spawn"  # type: ignore[comparison-overlap,unused-ignore]
+
+
+@pytest.mark.parametrize("worker_type", [WorkerType.FORKSERVER, WorkerType.FORK])
+async def test_worker_types_that_are_not_there_yet(worker_type: WorkerType) -> None:
+    for opening in (trio_offload.open_worker_context, trio_offload.cache_scope):
+        with pytest.raises(NotImplementedError, match=rf"WorkerType\.{worker_type.name} .*use WorkerType\.SPAWN"):
+            async with opening(worker_type=worker_type):
+                pytest.fail("it was opened")
+    with pytest.raises(NotImplementedError):
+        trio_offload.configure_default_context(worker_type=worker_type)
+
+
+def test_exceptions() -> None:
+    assert BrokenWorkerError.__mro__[1] is RuntimeError
+    assert issubclass(WorkerStartError, BrokenWorkerError)
+    assert issubclass(LocateError, WorkerStartError)
+    assert issubclass(RemoteError, RuntimeError)
+    assert not issubclass(RemoteError, BrokenWorkerError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenWorkerError("it broke"),
+        WorkerStartError("it did not start"),
+        LocateError("it is nowhere"),
+        RemoteError("ValueError", "a message", "Traceback"),
+    ],
+    ids=repr,
+)
+def test_exceptions_travel(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert again.args == error.args
+    assert str(again) == str(error)
+
+
+def test_an_error_without_a_process_has_its_attributes() -> None:
+    error = BrokenWorkerError("it broke")
+    assert (error.process, error.pid, error.exitcode, error.signal) == (None, None, None, None)
+    assert str(error) == "it broke"
+
+
+def test_a_remote_error_says_all() -> None:
+    error = RemoteError("spam.Eggs", "a message", "Traceback of the worker")
+    assert (error.type_name, error.message, error.traceback_text) == ("spam.Eggs", "a message", "Traceback of the worker")
+    assert all(part in str(error) for part in error.args)
+
+
+def test_a_context_is_not_made_by_hand() -> None:
+    with pytest.raises(TypeError, match="open_worker_context"):
+        WorkerContext()
+
+
+async def test_a_context_shows_what_it_was_opened_with() -> None:
+    async with trio_offload.open_worker_context(5, float, int, math.inf, WorkerType.SPAWN) as context:
+        assert isinstance(context, WorkerContext)
+        assert (context.idle_timeout, context.init, context.retire, context.grace_period, context.worker_type) == (
+            5,
+            float,
+            int,
+            math.inf,
+            WorkerType.SPAWN,
+        )
+        for name, *_ in CONTEXT_PARAMETERS:
+            with pytest.raises(AttributeError):
+                setattr(context, name, getattr(context, name))
+        assert len({context, context}) == 1
+        for name, *_ in CONTEXT_PARAMETERS:
+            assert name in repr(context)
+
+
+async def test_statistics_are_a_record() -> None:
+    async with trio_offload.open_worker_context() as context:
+        statistics = context.statistics()
+        assert (statistics.idle_workers, statistics.running_workers) == (0, 0)
+        with pytest.raises(AttributeError):
+            statistics.idle_workers = 5  # type: ignore[misc]
+        assert statistics == context.statistics() == trio_offload.WorkerContextStatistics(0, 0)
+        assert pickle.loads(pickle.dumps(statistics)) == statistics
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "told"),
+    [
+        ({"idle_timeout": [-1]}, TypeError, "idle_timeout"),
+        ({"idle_timeout": "5"}, TypeError, "idle_timeout"),
+        ({"idle_timeout": True}, TypeError, "idle_timeout"),
+        ({"idle_timeout": -1}, ValueError, "idle_timeout"),
+        ({"idle_timeout": math.nan}, ValueError, "idle_timeout"),
+        ({"grace_period": None}, TypeError, "grace_period"),
+        ({"grace_period": -0.001}, ValueError, "grace_period"),
+        ({"grace_period": -math.inf}, ValueError, "grace_period"),
+        ({"init": 0}, TypeError, "init"),
+        ({"init": None}, TypeError, "init"),
+        ({"retire": None}, TypeError, "retire"),
+        ({"worker_type": "wrong"}, ValueError, "worker_type"),
+        ({"worker_type": None}, ValueError, "worker_type"),
+    ],
+    ids=repr,
+)
+async def test_wrong_arguments(options: dict[str, Any], kind: type[Exception], told: str) -> None:
+    for opening in (trio_offload.open_worker_context, trio_offload.cache_scope):
+        with pytest.raises(kind, match=told):
+            async with opening(**options):
+                pytest.fail("it was opened")
+    before = trio_offload._api._default._current
+    with pytest.raises(kind, match=told):
+        trio_offload.configure_default_context(**options)
+    assert trio_offload._api._default._current is before
+
+
+def test_outside_of_trio() -> None:
+    with pytest.raises(RuntimeError):
+        trio_offload.current_default_worker_limiter()
+    assert trio_offload.default_context_statistics().running_workers == 0
+    assert trio_offload.atexit_shutdown_grace_period() == 30.0
+
+
+@pytest.mark.leaves_default_workers
+def test_each_run_has_a_limiter_of_its_own() -> None:
+    async def change() -> trio.CapacityLimiter:
+        limiter = trio_offload.current_default_worker_limiter()
+        limiter.total_tokens = 77
+        assert trio_offload.current_default_worker_limiter().total_tokens == 77
+        return limiter
+
+    async def look() -> trio.CapacityLimiter:
+        limiter = trio_offload.current_default_worker_limiter()
+        assert limiter.total_tokens != 77
+        return limiter
+
+    assert trio.run(change) is not trio.run(look)
+
+
+# --- meaning -----------------------------------------------------------------------------------------------
+
+LAST_LINE = "all held"
+
+
+def contract(package: str) -> Ended:
+    return run([sys.executable, PROGRAMS / "predecessor_contract.py", package])
+
+
+def test_what_programs_rely_on() -> None:
+    assert contract("trio_offload").lines()[-1] == LAST_LINE
+
+
+@pytest.mark.slow
+def test_programs_may_rely_on_it_with_the_predecessor_too() -> None:
+    """So the contract is the predecessor's, and not what we take for it."""
+    pytest.importorskip("trio_parallel")
+    assert contract("trio_parallel").lines()[-1] == LAST_LINE
+
+
+EXAMPLES = {
+    "minimal": """
+        import trio, trio_offload as trio_parallel
+        from operator import add
+
+        async def parallel_add():
+            return await trio_parallel.run_sync(add, 1, 2)
+
+        if __name__ == "__main__":
+            assert add(1, 2) == trio.run(parallel_add) == 3
+            print("done")
+    """,
+    "the event loop is free": """
+        import trio, trio_offload as trio_parallel, time
+
+        async def check_scheduling_latency(cancel_scope):
+            turns = 0
+            while not finished:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+            assert turns > 1000
+            print("done")
+
+        finished = False
+
+        async def amain():
+            global finished
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(check_scheduling_latency, nursery.cancel_scope)
+                await trio_parallel.run_sync(time.sleep, 1)
+                finished = True
+
+        if __name__ == "__main__":
+            trio.run(amain)
+    """,
+    "busy functions of the main script": """
+        import trio, trio_offload as trio_parallel, time
+
+        def loop(i=0):
+            deadline = time.perf_counter() + 0.2
+            while time.perf_counter() < deadline:
+                i += 1
+            assert i > 100
+
+        async def amain():
+            async with trio.open_nursery() as nursery:
+                for i in range(4):
+                    nursery.start_soon(trio_parallel.run_sync, loop)
+            print("done")
+
+        if __name__ == "__main__":
+            trio.run(amain)
+    """,
+    "cancellation": """
+        import trio, trio_offload as trio_parallel, time
+
+        def hello_delayed_world():
+            print("Hello", flush=True)
+            time.sleep(1000)
+            print("world!")
+
+        async def amain():
+            await trio_parallel.run_sync(bool)
+            with trio.move_on_after(5) as scope:
+                await trio_parallel.run_sync(hello_delayed_world, cancellable=True)
+            assert scope.cancelled_caught
+            print("done")
+
+        if __name__ == "__main__":
+            trio.run(amain)
+    """,
+    "workers that leave": """
+        import trio, trio_offload as trio_parallel, os
+
+        def worker(i):
+            return os.getpid()
+
+        def after_single_use():
+            return True
+
+        WORKER_HAS_BEEN_USED = False
+
+        def after_dual_use():
+            global WORKER_HAS_BEEN_USED
+            if WORKER_HAS_BEEN_USED:
+                return True
+            WORKER_HAS_BEEN_USED = True
+            return False
+
+        async def count(retire):
+            pids = []
+
+            async def one(i):
+                pids.append(await ctx.run_sync(worker, i))
+
+            async with trio_parallel.open_worker_context(retire=retire) as ctx:
+                async with trio.open_nursery() as nursery:
+                    for i in range(10):
+                        nursery.start_soon(one, i)
+            return max(map(pids.count, pids))
+
+        async def amain():
+            trio_parallel.current_default_worker_limiter().total_tokens = 4
+            print("single use", await count(after_single_use))
+            print("dual use", await count(after_dual_use))
+            print("done")
+
+        if __name__ == "__main__":
+            trio.run(amain)
+    """,
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_the_predecessors_manual(tmp_path: Path, name: str) -> None:
+    ended = run_script(tmp_path, EXAMPLES[name])
+    assert ended.lines()[-1] == "done"
+    assert ended.stderr == ""
+    if name == "cancellation":
+        assert ended.lines() == ["Hello", "done"]
+    if name == "workers that leave":
+        assert ended.lines() == ["single use 1", "dual use 2", "done"]
+
+
+def test_windows_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    ended = run_script(tmp_path, "import sys\nsys.platform = 'win32'\nimport trio_offload", expect=1)
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: trio-offload does not support Windows yet")
+    assert "trio/" not in ended.stderr
+
+
+def test_the_import_is_light(tmp_path: Path) -> None:
+    """It starts no process and no thread, and does not import what only some programs need."""
+    ended = run_script(
+        tmp_path,
+        """
+        import sys, threading, os, trio
+        before = set(sys.modules)
+        import trio_offload
+        new = set(sys.modules) - before
+        print(sorted(name for name in ("multiprocessing", "rich", "cloudpickle", "importlib.metadata", "sysconfig", "numpy") if name in new))
+        print(threading.active_count(), os.listdir("/proc/self/task").__len__())
+        print(open(f"/proc/self/task/{os.getpid()}/children").read())
+        """,
+    )
+    assert ended.lines() == ["[]", "1 1", ""]
