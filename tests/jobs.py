@@ -77,11 +77,22 @@ def leave_slowly(line: str, gate: str) -> None:
     _leaving.append(gate)
 
 
+def say_at_exit(text: str) -> None:
+    import atexit
+
+    atexit.register(print, text)
+
+
 def leaves_slowly() -> bool:
     return bool(_leaving)
 
 
 # --- endless in different ways -------------------------------------------------------------------
+
+
+def endless() -> NoReturn:
+    while True:
+        pass
 
 
 def spin(path: str) -> NoReturn:
@@ -122,6 +133,45 @@ def leave_child(path: str) -> int:
     child = start_sleeper(take_line(path), stdin=subprocess.DEVNULL)
     child.returncode = 0  # Popen would complain about a child that is forgotten while it runs.
     return child.pid
+
+
+def leave_careless_child(path: str) -> int:
+    """The same, with every descriptor that may be inherited."""
+    os.set_inheritable(take_line(path), True)
+    child = subprocess.Popen(["sleep", "infinity"], close_fds=False)
+    child.returncode = 0
+    return child.pid
+
+
+def leave_fork(path: str) -> int:
+    """A copy of the worker that outlives the job."""
+    take_line(path)
+    pid = os.fork()
+    while pid == 0:
+        signal.pause()
+    return pid
+
+
+def fork_and_raise() -> None:
+    """The copy raises out of the job's function, the worker does not."""
+    pid = os.fork()
+    if pid == 0:
+        os.close(2)
+        raise Boom("in the copy")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+def end_of_a_child_after(number: int) -> int:
+    """What a program that a job starts ends with when it gets a signal."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        # It has been started for good once it answers.
+        child.stdin.write(b"x")
+        child.stdin.flush()
+        assert child.stdout.read(1) == b"x"
+        child.send_signal(number)
+    return child.returncode
 
 
 def start_family(path: str) -> NoReturn:

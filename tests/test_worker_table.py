@@ -152,6 +152,7 @@ TABLE: Final[dict[State, dict[str, str]]] = {
         "REFUSED": "broken",
         "ABORTED": "broken",
         "end": "broken",
+        "an end inside a frame": "broken",
     },
 }
 CELLS: Final = [
@@ -286,7 +287,7 @@ async def _check(peer: Peer, worker: Worker, state: State, event: str, expected:
             assert "the peer gave up" in str(outcome)
         if event == "SETUP_FAILED":
             assert isinstance(outcome.__cause__, ValueError)
-        if event == "end":
+        if event in ENDS:
             assert "exited with status 0" in str(outcome)
     elif expected == "killed" and worker.state is not State.ENDED:
         raise AssertionError("a peer that breaks the rules was left alive")

@@ -138,6 +138,12 @@ class Worker:
                 self.process,
             ) from None
         except WireError as error:
+            if error.code == "torn_frame":
+                await self._end_gently()
+                raise BrokenWorkerError(
+                    f"worker {self.process.pid} {describe_ending(self.process)} in the middle of its answer to {call.name}",
+                    self.process,
+                ) from None
             await self._end()
             raise BrokenWorkerError(
                 f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
