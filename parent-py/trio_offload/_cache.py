@@ -132,8 +132,10 @@ class WorkerCache:
                     logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
 
 
-# What ends a worker well: by itself, or because a service manager told the whole group to stop.
-_GOOD_ENDS: Final = (0, -signal.SIGTERM)
+# What ends a worker well: by itself, or because a service manager told the whole group to stop. 120 is Python's own word for
+# output that could not be written at its exit, where somebody reads no further (`program | head`): it is said on standard
+# error, and the worker has done all else in order.
+_GOOD_ENDS: Final = (0, 120, -signal.SIGTERM)
 
 
 def _judge(workers: list[Worker], killed: list[Worker]) -> None:
