@@ -6,6 +6,7 @@
 //! * what a job printed is out before its caller goes on;
 //! * a copy of the process that a job forked off never comes back into the session.
 
+use std::ffi::CStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ pub(crate) struct Worker {
 }
 
 /// Its file's name is known to `trio_offload_worker._exceptions`, which takes it out of tracebacks.
-const TRAMPOLINE: &str = "lambda function, arguments: function(*arguments)";
+const TRAMPOLINE: &CStr = c"lambda function, arguments: function(*arguments)";
 
 /// The objects that live from the start to the end.
 struct PythonSide {
@@ -257,9 +258,9 @@ impl PythonSide {
         }
         let py = function.py();
         let trampoline = self.trampoline.get_or_try_init(py, || {
-            let builtins = py.import("builtins")?;
-            let code = builtins.call_method1("compile", (TRAMPOLINE, "<trio-offload>", "eval"))?;
-            PyResult::Ok(builtins.call_method1("eval", (code, py.import("__main__")?.dict()))?.unbind())
+            // Not the function `compile`, which makes the hundred classes of the module `ast` first.
+            let code = ffi::compile_expression(py, TRAMPOLINE, c"<trio-offload>")?;
+            PyResult::Ok(py.import("builtins")?.call_method1("eval", (code, py.import("__main__")?.dict()))?.unbind())
         })?;
         trampoline.bind(py).call1((function, arguments))
     }

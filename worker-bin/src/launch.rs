@@ -57,6 +57,7 @@ pub fn prepare(descriptor: RawFd) -> Result<Launched, LaunchError> {
     os::close_from(descriptor + 1);
     os::become_subreaper().map_err(|source| LaunchError::System { what: "becoming a subreaper", source })?;
     os::ignore_file_size_signal();
+    os::restore_fault_signals();
     os::drop_socket_in_children(socket.as_fd()).map_err(|source| LaunchError::System { what: "watching for forks", source })?;
     let descriptor = socket.as_raw_fd();
     Ok(Launched { socket: Socket::from(socket), descriptor, interrupt_held })

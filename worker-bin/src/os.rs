@@ -65,6 +65,15 @@ pub fn ignore_file_size_signal() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Lets a fault in the user's code end the process as it ends the user's own Python, with SIGSEGV or SIGBUS. Rust's runtime
+/// has put handlers there that turn an exhausted stack into SIGABRT and a message about Rust.
+pub fn restore_fault_signals() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: SIG_DFL is a disposition, not a function to be called.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Sets a variable, or unsets it. To be called while the process has one thread: every other could be reading.
 pub fn set_environment(name: &CStr, value: Option<&CStr>) -> io::Result<()> {
     let status = match value {

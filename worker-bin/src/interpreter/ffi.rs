@@ -301,6 +301,14 @@ impl HeldBytes {
     }
 }
 
+/// The code of an expression.
+pub(crate) fn compile_expression<'py>(py: Python<'py>, source: &CStr, file: &CStr) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the thread is attached, and both are C strings.
+    let code = unsafe { ffi::Py_CompileString(source.as_ptr(), file.as_ptr(), ffi::Py_eval_input) };
+    // SAFETY: a new reference, or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(py, code) }
+}
+
 /// A result that is nothing yet: it would have to be awaited, in an event loop that a worker does not have.
 pub(crate) fn is_asynchronous(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: both look at the type of a live object only.
