@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 
@@ -157,7 +156,7 @@ def fork_and_raise() -> None:
     pid = os.fork()
     if pid == 0:
         os.close(2)
-        raise Boom("in the copy")
+        raise RuntimeError("in the copy")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
@@ -253,118 +252,103 @@ def _no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-# --- failures -------------------------------------------------------------------------------------
+# --- large and odd values -------------------------------------------------------------------------
 
 
-class Boom(Exception):
-    """Raised on purpose."""
+def make_function(offset: int) -> Any:
+    return lambda value: value + offset
 
 
-class BaseBoom(BaseException):
-    """Raised on purpose, past every ``except Exception``."""
+def make_array(size: int, dtype: str = "u1") -> Any:
+    import numpy
+
+    return (numpy.arange(size) % 251).astype(dtype)
 
 
-def fail(how: str) -> Any:
-    """Fail in one of many ways."""
-    failures: dict[str, Callable[[], Any]] = {
-        "Exception": lambda: raise_it(Boom("on purpose")),
-        "BaseException": lambda: raise_it(BaseBoom("on purpose")),
-        "SystemExit": lambda: raise_it(SystemExit("on purpose")),
-        "sys.exit": lambda: sys.exit(3),
-        "KeyboardInterrupt": lambda: raise_it(KeyboardInterrupt("on purpose")),
-        "GeneratorExit": lambda: raise_it(GeneratorExit("on purpose")),
-        "MemoryError": lambda: bytes(sys.maxsize - 100),
-        "RecursionError": recurse,
-        "os._exit": exit_quietly,
-        "os.abort": abort,
-        "segfault": segfault,
-        "SIGKILL": kill_self,
-        "SIGTERM": lambda: end_by(signal.SIGTERM),
-    }
-    return failures[how]()
+def make_zeros(size: int) -> Any:
+    """An array whose memory is never touched but at its ends."""
+    import numpy
+
+    array = numpy.zeros(size, "u1")
+    array[0], array[-1] = 1, 2
+    return array
 
 
-def recurse() -> Any:
-    return recurse()
+def ends_of(value: Any) -> tuple[int, int, int]:
+    return len(value), int(value[0]), int(value[-1])
 
 
-class Undecided:
-    """Neither true nor false."""
-
-    def __bool__(self) -> bool:
-        raise ValueError("undecided")
+def flags_of(array: Any) -> dict[str, bool]:
+    return {name: bool(array.flags[name]) for name in ("WRITEABLE", "C_CONTIGUOUS", "F_CONTIGUOUS")}
 
 
-class FailsToUnpickle:
-    def __init__(self, how: str) -> None:
-        self.how = how
-
-    def __reduce__(self) -> Any:
-        return fail, (self.how,)
+def add_one(array: Any) -> Any:
+    """Write to the array that came, and send it back."""
+    array += 1
+    return array
 
 
-class FailsToPickle:
-    def __init__(self, how: str) -> None:
-        self.how = how
-
-    def __reduce__(self) -> Any:
-        return fail(self.how)
+_kept: list[Any] = []
 
 
-class ErrorThatFailsToUnpickle(Exception):
-    def __reduce__(self) -> Any:
-        return fail, self.args
+def keep(value: Any) -> None:
+    _kept.append(value)
 
 
-class ErrorThatFailsToPickle(Exception):
-    def __reduce__(self) -> Any:
-        return fail(*self.args)
+def kept_digests() -> list[str]:
+    import hashlib
+
+    return [hashlib.sha256(memoryview(value).cast("B")).hexdigest() for value in _kept]
 
 
-def return_what_fails_to_pickle(how: str) -> FailsToPickle:
-    return FailsToPickle(how)
+def make_many(count: int, size: int) -> list[Any]:
+    """Arrays of their own over the same memory."""
+    import numpy
+
+    array = numpy.full(size, 7, "u1")
+    return [array[:] for _ in range(count)]
 
 
-def return_what_fails_to_unpickle(how: str) -> FailsToUnpickle:
-    return FailsToUnpickle(how)
+def check_many(arrays: list[Any]) -> tuple[int, bool]:
+    return len(arrays), all(len(array) == len(arrays[0]) and array[0] == array[-1] == 7 for array in arrays)
 
 
-def raise_what_fails_to_pickle(how: str) -> NoReturn:
-    raise ErrorThatFailsToPickle(how)
+# --- output --------------------------------------------------------------------------------------
 
 
-def raise_what_fails_to_unpickle(how: str) -> NoReturn:
-    raise ErrorThatFailsToUnpickle(how)
+def say_init() -> None:
+    print("init")
 
 
-def return_depth() -> list[Any]:
-    """A list in a list in a list: more than any pickler follows."""
-    result: list[Any] = []
-    for _ in range(100_000):
-        result = [result]
-    return result
+def say_retire() -> bool:
+    print("retire")
+    return False
 
 
-def return_lock() -> Any:
-    import threading
-
-    return threading.Lock()
-
-
-def return_generator() -> Any:
-    return (number for number in range(3))
+def print_and_raise(text: str) -> None:
+    print(text)
+    raise RuntimeError
 
 
-async def coroutine_function() -> None:
-    """Not for a worker."""
+def print_and_die(text: str) -> None:
+    print(text, flush=True)
+    kill_self()
 
 
-async def async_generator_function() -> Any:
-    yield
+def print_to_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
-def generator_function() -> Any:
-    yield
+def flood(path: str, descriptor: int) -> NoReturn:
+    take_line(path)
+    while True:
+        os.write(descriptor, b"x" * 100_000)
+
+
+def print_megabytes() -> None:
+    for _ in range(1024):
+        sys.stdout.write("o" * 1024)
+        sys.stderr.write("e" * 1024)
 
 
 # --- what the worker is -------------------------------------------------------------------------

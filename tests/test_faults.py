@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final
 
+import bad_jobs
 import jobs
 import pytest
 import trio
@@ -31,8 +32,8 @@ from trio_offload import (
 
 # What a raising failure raises.
 RAISES: Final[dict[str, type[BaseException]]] = {
-    "Exception": jobs.Boom,
-    "BaseException": jobs.BaseBoom,
+    "Exception": bad_jobs.Boom,
+    "BaseException": bad_jobs.BaseBoom,
     "SystemExit": SystemExit,
     "sys.exit": SystemExit,
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -102,12 +103,12 @@ def assert_explained(error: BaseException, end: int, pid: int) -> None:
 # How a call is made to fail in a stage, and what the exception's note says of it.
 STAGES: Final[dict[str, tuple[Callable[[str], tuple[Any, ...]], str | None]]] = {
     "unpickle the call": (
-        lambda how: (jobs.echo, jobs.FailsToUnpickle(how)),
+        lambda how: (jobs.echo, bad_jobs.FailsToUnpickle(how)),
         "(while the worker unpickled the function and its arguments)",
     ),
-    "run": (lambda how: (jobs.fail, how), None),
+    "run": (lambda how: (bad_jobs.fail, how), None),
     "pickle the result": (
-        lambda how: (jobs.return_what_fails_to_pickle, how),
+        lambda how: (bad_jobs.return_what_fails_to_pickle, how),
         "(while the worker pickled the result)",
     ),
 }
@@ -130,7 +131,7 @@ async def test_what_is_raised_reaches_the_caller_and_the_worker_lives_on(stage: 
 @pytest.mark.parametrize("how", ENDS)
 @pytest.mark.parametrize("stage", [*STAGES, "pickle the exception"])
 async def test_a_death_is_explained_and_the_next_call_has_a_new_worker(stage: str, how: str, starts: list[int]) -> None:
-    make = STAGES[stage][0] if stage in STAGES else lambda how: (jobs.raise_what_fails_to_pickle, how)
+    make = STAGES[stage][0] if stage in STAGES else lambda how: (bad_jobs.raise_what_fails_to_pickle, how)
     async with opened() as context:
         pid = await context.run_sync(os.getpid)
         error = await caught(lambda: context.run_sync(*make(how)))
@@ -144,7 +145,7 @@ async def test_a_death_is_explained_and_the_next_call_has_a_new_worker(stage: st
 async def test_unpickle_the_result_in_the_parent(how: str, starts: list[int]) -> None:
     async with opened() as context:
         pid = await context.run_sync(os.getpid)
-        error = await caught(lambda: context.run_sync(jobs.return_what_fails_to_unpickle, how))
+        error = await caught(lambda: context.run_sync(bad_jobs.return_what_fails_to_unpickle, how))
         assert type(error) is RAISES[how]
         assert "(while unpickling the result of a job)" in notes_of(error)
         assert await context.run_sync(os.getpid) == pid
@@ -155,10 +156,10 @@ async def test_unpickle_the_result_in_the_parent(how: str, starts: list[int]) ->
 async def test_unpickle_the_exception_in_the_parent(how: str, starts: list[int]) -> None:
     async with opened() as context:
         pid = await context.run_sync(os.getpid)
-        error = await caught(lambda: context.run_sync(jobs.raise_what_fails_to_unpickle, how))
+        error = await caught(lambda: context.run_sync(bad_jobs.raise_what_fails_to_unpickle, how))
         assert type(error) is RemoteError
         assert type(error.__cause__) is RAISES[how]
-        assert error.type_name == "jobs.ErrorThatFailsToUnpickle"
+        assert error.type_name == "bad_jobs.ErrorThatFailsToUnpickle"
         assert error.message == how
         assert "raise_what_fails_to_unpickle" in error.traceback_text
         assert await context.run_sync(os.getpid) == pid
@@ -169,10 +170,10 @@ async def test_unpickle_the_exception_in_the_parent(how: str, starts: list[int])
 async def test_pickle_the_exception(how: str, starts: list[int]) -> None:
     async with opened() as context:
         pid = await context.run_sync(os.getpid)
-        error = await caught(lambda: context.run_sync(jobs.raise_what_fails_to_pickle, how))
+        error = await caught(lambda: context.run_sync(bad_jobs.raise_what_fails_to_pickle, how))
         assert type(error) is RemoteError
         assert error.__cause__ is None
-        assert error.type_name == "jobs.ErrorThatFailsToPickle"
+        assert error.type_name == "bad_jobs.ErrorThatFailsToPickle"
         assert "raise_what_fails_to_pickle" in str(error)
         assert RAISES[how].__name__ in error.traceback_text, "it says why it could not be pickled"
         assert await context.run_sync(os.getpid) == pid
@@ -182,12 +183,12 @@ async def test_pickle_the_exception(how: str, starts: list[int]) -> None:
 @pytest.mark.parametrize(
     ("job", "kind", "words"),
     [
-        (jobs.return_depth, RecursionError, "recursion"),
-        (jobs.return_lock, TypeError, "pickle"),
-        (jobs.return_generator, TypeError, "pickle"),
-        (jobs.generator_function, TypeError, "pickle"),
-        (jobs.coroutine_function, TypeError, "jobs.coroutine_function|coroutine_function"),
-        (jobs.async_generator_function, TypeError, "async_generator_function"),
+        (bad_jobs.return_depth, RecursionError, "recursion"),
+        (bad_jobs.return_lock, TypeError, "pickle"),
+        (bad_jobs.return_generator, TypeError, "pickle"),
+        (bad_jobs.generator_function, TypeError, "pickle"),
+        (bad_jobs.coroutine_function, TypeError, "bad_jobs.coroutine_function|coroutine_function"),
+        (bad_jobs.async_generator_function, TypeError, "async_generator_function"),
     ],
 )
 async def test_a_result_that_cannot_travel(job: Callable[[], Any], kind: type, words: str, starts: list[int]) -> None:
@@ -206,8 +207,8 @@ async def test_arguments_that_cannot_be_pickled_are_told_before_anything_is_star
         with pytest.raises(TypeError, match="pickle") as told:
             await context.run_sync(jobs.echo, threading.Lock())
         assert any("jobs.echo" in note for note in notes_of(told.value))
-        with pytest.raises(jobs.Boom):
-            await context.run_sync(jobs.echo, jobs.FailsToPickle("Exception"))
+        with pytest.raises(bad_jobs.Boom):
+            await context.run_sync(jobs.echo, bad_jobs.FailsToPickle("Exception"))
         assert context.statistics() == WorkerContextStatistics(idle_workers=0, running_workers=0)
     assert not starts
 
@@ -243,7 +244,7 @@ async def test_a_callable_that_answers_to_any_name_is_told_and_hangs_nothing() -
 
 
 def make_settings(how: str) -> Callable[[], Any]:
-    return functools.partial(jobs.fail, how)
+    return functools.partial(bad_jobs.fail, how)
 
 
 @pytest.mark.parametrize("how", RAISES)
@@ -253,7 +254,7 @@ async def test_an_init_that_raises(how: str, starts: list[int]) -> None:
             error = await caught(lambda: context.run_sync(jobs.echo, 5))
             assert type(error) is WorkerStartError
             assert type(error.__cause__) is RAISES[how]
-            assert "jobs.fail" in str(error)
+            assert "bad_jobs.fail" in str(error)
             assert error.exitcode == 4
             assert len(starts) == number, "each call starts one worker, and none is started for another try"
             assert context.statistics() == WorkerContextStatistics(idle_workers=0, running_workers=0)
@@ -272,7 +273,7 @@ async def test_an_init_that_ends_the_process(how: str, starts: list[int]) -> Non
 
 
 @pytest.mark.parametrize("stage", ["init", "retire"])
-@pytest.mark.parametrize("function", [jobs.coroutine_function, jobs.async_generator_function])
+@pytest.mark.parametrize("function", [bad_jobs.coroutine_function, bad_jobs.async_generator_function])
 async def test_an_asynchronous_init_or_retire_is_refused(stage: str, function: Any) -> None:
     if stage == "init":
         async with opened(init=function) as context:
@@ -340,7 +341,7 @@ async def test_a_retire_that_ends_the_process(how: str, starts: list[int], caplo
 
 async def test_a_verdict_of_retire_that_cannot_be_judged_breaks_like_one_that_raises() -> None:
     with pytest.raises(BrokenWorkerError):
-        async with opened(retire=jobs.Undecided) as context:
+        async with opened(retire=bad_jobs.Undecided) as context:
             pid = await context.run_sync(os.getpid)
             wait_for_end(pid)
             with pytest.raises(BrokenWorkerError, match="undecided"):
