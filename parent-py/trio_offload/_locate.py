@@ -92,14 +92,15 @@ def _executable_places() -> Iterator[tuple[str, str]]:
     if override:
         yield os.path.abspath(override), f"named by {OVERRIDE}"
         return
-    yield os.path.join(sys.prefix, "bin", EXECUTABLE), "in the scripts of this environment"
-    # pip puts scripts beside the library folder: <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and
-    # Debian's /usr/local), <target>/trio_offload with --target.
+    # The one that was installed with this very package comes first: an environment may have another release of its own. pip
+    # puts scripts beside the library folder: <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and Debian's
+    # /usr/local), <target>/trio_offload with --target.
     package = os.path.dirname(os.path.abspath(__file__))
     folder = os.path.dirname(package)
     for _ in range(4):
         yield os.path.join(folder, "bin", EXECUTABLE), "in the scripts beside this package"
         folder = os.path.dirname(folder)
+    yield os.path.join(sys.prefix, "bin", EXECUTABLE), "in the scripts of this environment"
     yield from ((path, "in the scripts that the package's own record names") for path in _recorded_executables())
     # A checkout that is used in place.
     checkout = os.path.dirname(os.path.dirname(package))
@@ -120,14 +121,21 @@ def _recorded_executables() -> Iterator[str]:
 
 
 def _loaded_libpython() -> str | None:
-    """The libpython that is mapped into this very process: beyond doubt the right one."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+    """The libpython that this interpreter runs from: beyond doubt the right one. None: it is linked statically.
+
+    It is the file in which the interpreter's own objects lie. Its name alone would not do: an extension module that was
+    linked with some libpython has that one loaded beside the right one.
+    """
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}".encode()
+    address = id(int)
     try:
         with open("/proc/self/maps", "rb") as maps:
             for line in maps:
-                path = line.rstrip(b"\n").split(None, 5)[-1]
-                if path.startswith(b"/") and os.path.basename(path).startswith(name.encode()):
-                    return os.fsdecode(path)
+                fields = line.rstrip(b"\n").split(None, 5)
+                first, last = (int(number, 16) for number in fields[0].split(b"-"))
+                if first <= address < last:
+                    path = fields[5] if len(fields) == 6 else b""
+                    return os.fsdecode(path) if os.path.basename(path).startswith(name) else None
     except OSError:
         pass
     return None
