@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use trio_offload_worker::transport::{Payload, Segment};
 
-use crate::interpreter::ffi::{HeldBytes, NewBytes};
+use crate::interpreter::ffi::{HeldBytes, NewBytes, WritableBytes};
 
 /// Buffers smaller than this are cheaper inside the pickle than in a segment of their own.
 const OUT_OF_BAND: usize = 16 * 1024;
@@ -21,6 +21,9 @@ const OUT_OF_BAND_COUNT: usize = 65_000;
 
 /// Pieces of the pickle smaller than this are gathered, larger ones held where they are.
 const GATHERED: usize = 16 * 1024;
+
+/// From this size on a pickle is read as a file: see [`Source`].
+const LARGE_PICKLE: usize = 1 << 20;
 
 pub(crate) struct Pickling {
     loads: Py<PyAny>,
@@ -58,7 +61,8 @@ impl Pickling {
             Some(Segment::Owned(bytes)) => bytes.into_object().into_bound(py).into_any(),
             None => PyBytes::new(py, b"").into_any(),
         };
-        if segments.len() == 0 {
+        let is_large = pickle.len()? >= LARGE_PICKLE;
+        if segments.len() == 0 && !is_large {
             return loads.call1((pickle,));
         }
         let buffers = segments.map(|segment| match segment {
@@ -67,6 +71,11 @@ impl Pickling {
         });
         let keywords = PyDict::new(py);
         keywords.set_item("buffers", PyList::new(py, buffers.collect::<Vec<_>>())?)?;
+        if is_large {
+            let source = Source { pickle: HeldBytes::hold(&pickle)?, position: Mutex::new(0) };
+            let unpickler = py.import("_pickle")?.getattr("Unpickler")?.call((source,), Some(&keywords))?;
+            return unpickler.call_method0("load");
+        }
         loads.call((pickle,), Some(&keywords))
     }
 
@@ -133,6 +142,46 @@ impl Payload for Pickled {
         });
         let buffers = self.buffers.iter().map(|buffer| vec![buffer.bytes()]);
         std::iter::once(pickle.collect()).chain(buffers).collect()
+    }
+}
+
+/// The file that the unpickler reads a large pickle from. Large `bytes` in it are copied either way, but here the copy goes
+/// through our hands, and its memory can be asked for in huge pages: the page faults would take longer than the copying.
+#[pyclass(frozen, module = "trio_offload_worker")]
+struct Source {
+    pickle: HeldBytes,
+    position: Mutex<usize>,
+}
+
+impl Source {
+    /// The next `length` bytes, or as many as there are.
+    fn next(&self, length: usize) -> &[u8] {
+        let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = self.pickle.bytes().get(*position..).unwrap_or_default();
+        let next = rest.get(..length).unwrap_or(rest);
+        *position += next.len();
+        next
+    }
+}
+
+#[pymethods]
+impl Source {
+    fn read<'py>(&self, py: Python<'py>, length: usize) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.next(length))
+    }
+
+    fn readinto(&self, target: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let mut target = WritableBytes::of(target)?;
+        let next = self.next(target.len());
+        target.fill(next);
+        Ok(next.len())
+    }
+
+    fn readline<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let position = *self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = self.pickle.bytes().get(position..).unwrap_or_default();
+        let length = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |index| index + 1);
+        PyBytes::new(py, self.next(length))
     }
 }
 

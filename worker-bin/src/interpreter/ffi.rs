@@ -301,6 +301,39 @@ impl HeldBytes {
     }
 }
 
+/// Memory that Python code has offered to be written to.
+pub(crate) struct WritableBytes(PyUntypedBuffer);
+
+impl WritableBytes {
+    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyUntypedBuffer::get(object)?;
+        if buffer.readonly() || !buffer.is_c_contiguous() {
+            return Err(pyo3::exceptions::PyBufferError::new_err("the buffer cannot be written to as a whole"));
+        }
+        Ok(Self(buffer))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len_bytes()
+    }
+
+    /// Writes the front of it. Whoever calls this is attached, so no other thread of Python's does the same meanwhile.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        let pointer = self.0.buf_ptr().cast::<MaybeUninit<u8>>();
+        if pointer.is_null() || self.len() == 0 {
+            return;
+        }
+        // SAFETY: the exporter keeps that much contiguous, writable memory in place while the buffer is held.
+        let memory = unsafe { std::slice::from_raw_parts_mut(pointer, self.len()) };
+        if memory.len() >= HUGE {
+            os::advise_huge_pages(memory);
+        }
+        for (place, byte) in memory.iter_mut().zip(bytes) {
+            place.write(*byte);
+        }
+    }
+}
+
 /// The code of an expression.
 pub(crate) fn compile_expression<'py>(py: Python<'py>, source: &CStr, file: &CStr) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: the thread is attached, and both are C strings.
