@@ -14,7 +14,8 @@ import jobs
 import pytest
 import trio
 
-from trio_offload import WorkerContext, _payload, open_worker_context
+from trio_offload import WorkerContext, _channel, _payload, open_worker_context
+from trio_offload._wire import Kind, encode_head
 
 numpy = pytest.importorskip("numpy")
 
@@ -195,12 +196,16 @@ async def test_the_event_loop_goes_on_under_large_transfers(context: WorkerConte
     array = numpy.ones(MANY, "u1")
     ticks = 0
     longest = longest_of_ours = 0.0
+    sent: list[int] = []
+
+    async def send() -> None:
+        sent.append(await context.run_sync(len, array, limiter=limiter))
+
     async with trio.open_nursery() as nursery:
         for _ in range(4):
-            nursery.start_soon(lambda: context.run_sync(len, array, limiter=limiter))
-        await trio.lowlevel.checkpoint()
+            nursery.start_soon(send)
         last, last_of_ours = time.perf_counter(), time.thread_time()
-        while context.statistics().running_workers:
+        while len(sent) < 4:
             await trio.lowlevel.checkpoint()
             now, now_of_ours = time.perf_counter(), time.thread_time()
             longest, longest_of_ours = max(longest, now - last), max(longest_of_ours, now_of_ours - last_of_ours)
@@ -231,3 +236,38 @@ async def test_transfers_overtake_each_other(context: WorkerContext) -> None:
         await trio.lowlevel.checkpoint()
         nursery.start_soon(call, "small", b"")
     assert ended[0] == "small"
+
+
+@pytest.mark.parametrize("direction", ["sent", "received"])
+async def test_however_fast_the_other_side_is_a_transfer_is_cut_into_turns(direction: str) -> None:
+    """A socket gives and takes without end as long as the other side keeps pace; the other tasks want their turns."""
+    ours, theirs = _channel.socket_pair()
+    channel = _channel.Channel(ours)
+    data = bytes(MANY)
+    head = encode_head(Kind.RESULT, 1, [MANY])
+
+    def other_side() -> None:
+        if direction == "received":
+            theirs.sendall(head + data)
+        else:
+            while theirs.recv(4 * 2**20):
+                pass
+
+    async def transfer() -> None:
+        if direction == "received":
+            assert (await channel.receive(cancellable=True)).segments[0][:] == data
+        else:
+            await channel.send([head, data], cancellable=True)
+        channel.close()
+        ended.append(True)
+
+    ended: list[bool] = []
+    turns = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, other_side)
+        nursery.start_soon(transfer)
+        while not ended:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+    theirs.close()
+    assert turns >= MANY // _channel._TURN

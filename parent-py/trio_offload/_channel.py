@@ -76,7 +76,7 @@ class Channel:
         for batch in batches:
             while batch:
                 try:
-                    count = self._socket.sendmsg(batch)
+                    count = self._socket.sendmsg(_front(batch))
                 except BlockingIOError:
                     await _patiently(trio.lowlevel.wait_writable, self._descriptor, cancellable)
                     continue
@@ -84,6 +84,10 @@ class Channel:
                     raise WriteFailed(sent) from None
                 sent = True
                 batch = _after(batch, count)
+                if count >= _TURN and cancellable:
+                    await trio.lowlevel.checkpoint()
+                elif count >= _TURN:
+                    await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         """Write one small frame if that can be done at once and the other side is there; whether it was."""
@@ -127,7 +131,7 @@ class Channel:
     def _read(self) -> bool:
         """Read once; whether there was anything to read."""
         try:
-            count = self._socket.recv_into(self._decoder.writable())
+            count = self._socket.recv_into(self._decoder.writable()[:_TURN])
         except BlockingIOError:
             return False
         except ConnectionResetError:
@@ -162,12 +166,25 @@ _HUGE: Final = 2**20
 _MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 _MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
 _SMALL: Final = 32 * 1024
+# As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have
+# their turn: a millisecond's worth of copying.
+_TURN: Final = 2 * 2**20
 
 
 def _batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:
     """The parts as lists that one ``sendmsg`` takes."""
     for first in range(0, len(parts), _MAX_PARTS):
         yield [memoryview(part).cast("B") for part in parts[first : first + _MAX_PARTS] if len(part)]
+
+
+def _front(batch: list[Buffer]) -> list[Buffer]:
+    """The first ``_TURN`` bytes of ``batch``, or all of it."""
+    left = _TURN
+    for index, part in enumerate(batch):
+        if len(part) >= left:
+            return [*batch[:index], memoryview(part)[:left]]
+        left -= len(part)
+    return batch
 
 
 def _after(batch: list[Buffer], count: int) -> list[Buffer]:
