@@ -1,5 +1,7 @@
 //! What can go wrong before and below the protocol. Each text says what to do, where there is something to do.
 
+#![forbid(unsafe_code)]
+
 use std::io;
 
 use thiserror::Error;

@@ -1,5 +1,7 @@
 //! The exit codes of PROTOCOL.md, and how a session can end.
 
+#![forbid(unsafe_code)]
+
 /// The command line was wrong, or descriptor 3 is not the parent's socket.
 pub const WRONG_ARGUMENTS: i32 = 2;
 /// The parent died while the worker was busy; the native thread ended it.

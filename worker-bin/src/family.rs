@@ -4,6 +4,8 @@
 //! a descendant may have called `setsid`; so they are found by walking the process table. The worker is a subreaper
 //! (prctl(2)): a descendant whose parent has ended falls to it and stays below it.
 
+#![forbid(unsafe_code)]
+
 use std::collections::HashSet;
 use std::fs;
 

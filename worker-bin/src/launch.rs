@@ -3,6 +3,8 @@
 //! The order matters: the environment is put right while the process has one thread, the descriptors before Python or the
 //! user could open one, and Ctrl+C has its handler before Python would install its own.
 
+#![forbid(unsafe_code)]
+
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 

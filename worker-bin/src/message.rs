@@ -1,5 +1,7 @@
 //! What the messages say: a typed body for each kind that has one. Bytes are the codec's affair (`wire`).
 
+#![forbid(unsafe_code)]
+
 use ciborium::Value;
 
 use crate::wire::{Body, Header, Kind, WireError};

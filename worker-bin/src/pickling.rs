@@ -5,6 +5,7 @@
 //! * Buffers of [`OUT_OF_BAND`] bytes and more travel in segments of their own (PEP 574) and are unpickled around memory
 //!   that was received for them, so that an array comes back writable and shares its memory with nobody.
 
+use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
@@ -29,6 +30,8 @@ pub(crate) struct Pickling {
     loads: Py<PyAny>,
     pickler: Py<PyAny>,
     sink: Py<Sink>,
+    /// A pickler that can be used again: to make one takes longer than to pickle a small result.
+    kept: Cell<Option<Py<PyAny>>>,
 }
 
 /// A pickled object, ready to be sent without the GIL. To be dropped with it.
@@ -50,6 +53,7 @@ impl Pickling {
             loads: module.getattr("loads")?.unbind(),
             pickler: module.getattr("Pickler")?.unbind(),
             sink: Py::new(py, Sink::default())?,
+            kept: Cell::new(None),
         })
     }
 
@@ -91,11 +95,19 @@ impl Pickling {
     pub(crate) fn dump(&self, object: &Bound<'_, PyAny>) -> PyResult<Pickled> {
         let py = object.py();
         let sink = self.sink.bind(py);
-        // A pickler for each object: a kept one would keep what it has seen in its memo.
-        let pickler = self.pickler.bind(py).call1((sink, 5, true, sink))?;
+        let pickler = match self.kept.take() {
+            Some(pickler) => pickler.into_bound(py),
+            None => self.pickler.bind(py).call1((sink, 5, true, sink))?,
+        };
         let outcome = pickler.call_method1(pyo3::intern!(py, "dump"), (object,));
         let pickled = sink.get().take();
-        outcome.map(|_| pickled)
+        outcome?;
+        // Its memo would keep alive what it has seen. One that has grown, or that failed in the middle, is not kept.
+        if pickled.is_plain() && pickled.length() < GATHERED {
+            pickler.call_method0(pyo3::intern!(py, "clear_memo"))?;
+            self.kept.set(Some(pickler.unbind()));
+        }
+        Ok(pickled)
     }
 }
 
@@ -126,6 +138,10 @@ impl Pickled {
         let mut held = segments.try_iter()?.map(|segment| HeldBytes::hold(&segment?)).collect::<PyResult<Vec<_>>>()?.into_iter();
         let Some(first) = held.next() else { return Ok(None) };
         Ok(Some(Self { pickle: vec![Piece::Held(first)], buffers: held.collect() }))
+    }
+
+    fn length(&self) -> usize {
+        self.segments().iter().flatten().map(|piece| piece.len()).sum()
     }
 
     /// Whether dropping it needs no Python.

@@ -7,6 +7,8 @@
 //! * An idle worker sees the end of the stream itself and leaves in order, with Python's own exit handlers; the thread
 //!   only makes sure that this takes no longer than [`GRACE`].
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};

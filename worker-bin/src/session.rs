@@ -9,6 +9,8 @@
 //!   which it was started would be replaced by another one that does the same, and the call would never be run;
 //! * the native thread is told when user code runs, because a parent's death then leaves nobody who would notice.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use crate::error::{ReceiveError, SendError};

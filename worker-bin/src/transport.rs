@@ -4,6 +4,8 @@
 //! A call that fits is one `recv` and its answer one `writev`. For that the buffer takes whatever the socket gives, and
 //! only what is too large for it, or has to own its memory, is received in its own place.
 
+#![forbid(unsafe_code)]
+
 use std::io::{self, IoSlice, Write as _};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;

@@ -5,6 +5,8 @@
 //! * the checks come in the order that PROTOCOL.md gives, so that two ends name the same error for the same bytes;
 //! * no input makes it panic.
 
+#![forbid(unsafe_code)]
+
 use ciborium::Value;
 use thiserror::Error;
 
