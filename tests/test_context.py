@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import trio
+from fakes import Plan, block, block_in_thread
 from trio.testing import Sequencer, wait_all_tasks_blocked
 
 import trio_offload
-from fakes import Plan, block, block_in_thread
 from trio_offload import WorkerContext, WorkerType, _api, _context, cache_scope, open_worker_context, run_sync
 
 

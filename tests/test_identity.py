@@ -247,7 +247,13 @@ def test_streams_of_a_terminal(tmp_path: Path, switches: str) -> None:
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(theirs, termios.TCSANOW, attributes)
         answer = tmp_path / "answer.json"
-        command: list[str | Path] = [sys.executable, *switches.split(), PROGRAMS / "compare_interpreters.py", FOLDERS, answer]
+        command: list[str | Path] = [
+            sys.executable,
+            *switches.split(),
+            PROGRAMS / "compare_interpreters.py",
+            FOLDERS,
+            answer,
+        ]
         with started(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
             process.wait(TIMEOUT)
         assert process.returncode == 0

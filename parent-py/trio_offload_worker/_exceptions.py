@@ -196,7 +196,8 @@ def _reduce_exception(exception: BaseException, with_links: bool) -> Any:
             return NotImplemented
         function, args, state, items, pairs, setter = (*answer, None, None, None, None)[:6]
         return function, args, (state, setter, links), items, pairs, set_own_state
-    _, args, *rest = base.__reduce__(exception)
+    reduced: Any = base.__reduce__(exception)
+    _, args, *rest = reduced
     own: dict[str, Any] = object.__getattribute__(exception, "__dict__")
     # Beside the instance's dictionary: what builtin classes keep elsewhere (ImportError has a name and a path).
     slots: dict[str, Any] = {name: value for name, value in (rest[0] or {} if rest else {}).items() if name not in own}
