@@ -349,35 +349,30 @@ def test_ctrl_c_while_a_context_waits_for_its_calls_is_raised_when_they_are_done
 
 async def test_cancelling_one_call_leaves_the_others_alone(tmp_path: Path) -> None:
     limiter = trio.CapacityLimiter(10)
-    with closing(Gate(tmp_path / "gate")) as gate:
-        lines = [Lifeline(tmp_path / f"line{number}") for number in range(3)]
-        results: list[int] = []
-        async with open_worker_context() as context, trio.open_nursery() as nursery:
+    results: list[int] = []
+    with closing(Gate(tmp_path / "gate")) as gate, closing(Lifeline(tmp_path / "line")) as line:
+        with closing(Lifeline(tmp_path / "cancelled")) as cancelled:
+            async with open_worker_context() as context:
 
-            async def call(line: Lifeline) -> None:
-                results.append(
-                    await context.run_sync(jobs.pass_gate, line.path, gate.path, kill_on_cancel=True, limiter=limiter)
-                )
+                async def call(line: Lifeline) -> None:
+                    results.append(
+                        await context.run_sync(jobs.pass_gate, line.path, gate.path, kill_on_cancel=True, limiter=limiter)
+                    )
 
-            for line in lines[1:]:
-                nursery.start_soon(call, line)
-            others = {await line.pid() for line in lines[1:]}
-            with trio.CancelScope() as scope:
-                async with trio.open_nursery() as inner:
-                    inner.start_soon(call, lines[0])
-                    await lines[0].pid()
-                    scope.cancel()
-            assert await lines[0].ended() == []
-            assert context.statistics().running_workers == 2
-            gate.open(2)
-            for line in lines[1:]:
-                await line.ended()
-            await wait_all_tasks_blocked()
-            assert set(results) == others
-            assert context.statistics() == WorkerContextStatistics(idle_workers=2, running_workers=0)
-        assert limiter.borrowed_tokens == 0
-        for line in lines:
-            line.close()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(call, line)
+                    nursery.start_soon(call, line)
+                    others = {await line.pid(), await line.pid()}
+                    async with trio.open_nursery() as inner:
+                        inner.start_soon(call, cancelled)
+                        await cancelled.pid()
+                        inner.cancel_scope.cancel()
+                    assert await cancelled.ended() == []
+                    assert context.statistics().running_workers == 2
+                    gate.open(2)
+                assert set(results) == others
+                assert context.statistics() == WorkerContextStatistics(idle_workers=2, running_workers=0)
+            assert limiter.borrowed_tokens == 0
 
 
 async def test_closing_a_context_cannot_be_cancelled(tmp_path: Path) -> None:

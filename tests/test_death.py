@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +20,14 @@ from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped
 from running import plain_environment, run_script
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, WorkerContextStatistics, _channel, open_worker_context, run_sync
+from trio_offload import (
+    BrokenWorkerError,
+    WorkerContextStatistics,
+    WorkerStartError,
+    _channel,
+    open_worker_context,
+    run_sync,
+)
 
 
 @pytest.fixture
@@ -116,6 +124,71 @@ async def test_killed_in_the_middle_of_a_large_reply(monkeypatch: pytest.MonkeyP
             error = await expect_death(lambda: context.run_sync(bytes, 50_000_000), pid)
         assert "in the middle of its answer to bytes" in str(error)
         assert len(await context.run_sync(bytes, 50_000_000)) == 50_000_000
+
+
+async def test_the_death_of_one_leaves_the_others_alone(line: Lifeline, gate: Gate, tmp_path: Path) -> None:
+    with closing(Lifeline(tmp_path / "another line")) as another_line:
+        limiter = trio.CapacityLimiter(3)
+        survivors: list[int] = []
+        async with open_worker_context() as context:
+
+            async def survive() -> None:
+                survivors.append(await context.run_sync(jobs.pass_gate, line.path, gate.path, limiter=limiter))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(survive)
+                pids = {await line.pid(), await line.pid()}
+                nursery.start_soon(
+                    expect_death, lambda: context.run_sync(jobs.hold_for_ever, another_line.path, limiter=limiter), None
+                )
+                os.kill(await another_line.pid(), signal.SIGKILL)
+                await another_line.ended()
+                gate.open(2)
+        assert set(survivors) == pids
+
+
+async def test_a_job_that_replaces_the_worker_by_another_program(line: Lifeline) -> None:
+    """The program has no socket and would never answer."""
+    async with open_worker_context() as context:
+        with pytest.raises(
+            BrokenWorkerError, match="stopped answering without exiting, and was killed while it ran"
+        ) as told:
+            await context.run_sync(jobs.become_sleeper, line.path)
+        assert told.value.pid == await line.pid()
+        await line.ended()
+        assert await context.run_sync(jobs.echo, 5) == 5
+
+
+async def test_a_program_that_runs_out_of_descriptors_is_told_so_and_loses_nothing() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    outcomes = set()
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    # The limit is on numbers: none below it may be free.
+    fillers = [os.dup(0)]
+    while fillers[-1] < highest:
+        fillers.append(os.dup(0))
+    async with open_worker_context() as context:
+        before = len(os.listdir("/proc/self/fd"))
+        for free in range(8):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(highest, fillers[-1]) + 1 + free, hard))
+            try:
+                result = await context.run_sync(os._exit, 42)
+            except WorkerStartError as error:
+                assert "ulimit -n" in str(error)  # noqa: PT017
+                outcomes.add("not started")
+            except BrokenWorkerError as error:
+                assert error.exitcode == 42  # noqa: PT017
+                outcomes.add("started")
+            else:
+                raise AssertionError(result)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(os.listdir("/proc/self/fd")) == before
+            assert context.statistics() == NOTHING
+    for filler in fillers:
+        os.close(filler)
+    assert outcomes == {"not started", "started"}
 
 
 async def test_the_parent_does_not_get_a_signal_that_was_meant_for_a_worker(line: Lifeline) -> None:

@@ -22,7 +22,7 @@ from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
 from outcome import Error, Value
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, WorkerStartError, _context, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, open_worker_context
 from trio_offload._channel import Channel
 from trio_offload._payload import Payload, dump_call
 from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
@@ -350,6 +350,25 @@ async def test_a_call_that_crosses_with_the_idle_timeout_runs_once(starts: list[
             os.kill(pid, signal.SIGCONT)
     assert journal.read_text().split() == ["once"]
     assert len(starts) in (1, 2)
+
+
+@pytest.mark.parametrize("size", [1, 20_000_000], ids=["small", "larger than the socket"])
+async def test_recycling_after_each_job_strands_none(starts: list[Worker], size: int) -> None:
+    """More jobs than workers, each in a process of its own, with results that the socket does not take at once."""
+    limiter = trio.CapacityLimiter(3)
+    results: list[bytes] = []
+
+    async def call(context: WorkerContext, number: int) -> None:
+        results.append(await context.run_sync(bytes.ljust, bytes([number]), size, limiter=limiter))
+
+    async with open_worker_context(retire=object) as context:
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for number in range(12):
+                    nursery.start_soon(call, context, number)
+    assert sorted(result[0] for result in results) == list(range(12))
+    assert {len(result) for result in results} == {size}
+    assert len(starts) == 12
 
 
 async def test_a_large_call_does_not_wait_for_the_exit_of_a_worker_that_retired(tmp_path: Path) -> None:

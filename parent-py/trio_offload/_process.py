@@ -47,6 +47,8 @@ class WorkerProcess:
         self._waiting = 0
         self._reaped = False
         self._exitcode: int | None = None
+        # Whether this process was killed by us, and not found dead.
+        self.killed = False
 
     @property
     def exitcode(self) -> int | None:
@@ -109,6 +111,7 @@ class WorkerProcess:
         """End the process and all its descendants with SIGKILL. Wait for it afterwards. May be done again."""
         with self._lock:
             if not self._reap(os.WNOHANG):
+                self.killed = True
                 _end_family(self.pid, self._signal)
 
     def abandon(self) -> None:

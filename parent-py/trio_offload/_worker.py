@@ -402,6 +402,9 @@ def describe_ending(process: WorkerProcess) -> str:
         return "ended, and how is not known, because somebody else in this program reaped it (SIGCHLD ignored, or a foreign waitpid)"
     if code >= 0:
         return f"exited with status {code}"
+    if process.killed and code == -signal.SIGKILL:
+        # It has closed its end of the socket, as one does that replaces itself by another program (exec).
+        return "stopped answering without exiting, and was killed"
     if process.signal is None:
         return f"died of signal {-code}"
     hint = " (if nobody sent it, it may have been the system's OOM killer)" if -code == signal.SIGKILL else ""
