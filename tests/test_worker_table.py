@@ -183,7 +183,12 @@ async def capture(operation: Callable[[], Any]) -> Any:
         return error
 
 
-async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, *heard: Kind) -> Any:
+def ends_with(event: str, expected: str) -> bool:
+    """Whether the peer ends after it; one that is to be killed waits for that."""
+    return event in ENDS or (event in ("REFUSED", "ABORTED", "SETUP_FAILED") and expected != "killed")
+
+
+async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, expected: str, *heard: Kind) -> Any:
     """What comes of an operation if the peer answers with this event."""
     outcomes: list[Any] = []
 
@@ -195,7 +200,7 @@ async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, *hear
         for kind in heard:
             await peer.hear(kind)
         peer.say(EVENTS[event])
-        if event in ENDS or event in ("REFUSED", "ABORTED", "SETUP_FAILED"):
+        if ends_with(event, expected):
             peer.end()
         await wait_all_tasks_blocked()
         if not outcomes and event in ("WELCOME", "READY"):
@@ -213,7 +218,7 @@ async def test_every_event_in_every_state(peer: Peer, state: State, event: str, 
         worker, outcome = await _idle(peer, event, expected)
     else:
         worker = await bring_to(State.IDLE, peer)
-        outcome = await outcome_of(lambda: worker.run_sync(CALL, cancellable=True), peer, event, Kind.CALL)
+        outcome = await outcome_of(lambda: worker.run_sync(CALL, cancellable=True), peer, event, expected, Kind.CALL)
     await _check(peer, worker, state, event, expected, outcome)
 
 
@@ -223,7 +228,7 @@ async def _starting(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]
     async def start() -> None:
         await worker.start(cancellable=True)
 
-    outcome = await outcome_of(start, peer, event, Kind.HELLO, Kind.SETUP)
+    outcome = await outcome_of(start, peer, event, expected, Kind.HELLO, Kind.SETUP)
     return worker, outcome
 
 
@@ -246,7 +251,7 @@ async def _setting_up(peer: Peer, event: str, expected: str) -> tuple[Worker, An
         await wait_all_tasks_blocked()
         assert worker.state is State.SETTING_UP
         peer.say(EVENTS[event])
-        if event in ENDS or event in ("REFUSED", "ABORTED", "SETUP_FAILED"):
+        if ends_with(event, expected):
             peer.end()
     return worker, outcomes[0]
 
@@ -294,7 +299,7 @@ async def _check(peer: Peer, worker: Worker, state: State, event: str, expected:
     elif expected == "killed" and outcome is not None:
         assert type(outcome) is (BrokenWorkerError if state is State.RUNNING else WorkerStartError)
         assert event.split()[0] in str(outcome) or "not of the protocol" in str(outcome)
-    if expected == "killed" and event not in ENDS and event != "REFUSED" and event != "ABORTED":
+    if expected == "killed" and event not in ENDS:
         assert process.exitcode == -signal.SIGKILL
     if worker.state is State.IDLE:
         worker.ask_to_retire()
