@@ -87,7 +87,7 @@ def on_terminal(command: Command, environment: Any = None) -> Iterator[Terminal]
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=environment or plain_environment(),
+        env={**(environment or plain_environment()), "NO_COLOR": "1"},
         start_new_session=True,
     )
     os.close(theirs)
@@ -188,7 +188,14 @@ def test_ctrl_c_beside_idle_workers(program: Any) -> None:
     """They leave in order, exit handlers and all."""
     with on_terminal(
         program(
-            "call(jobs.at_exit_say, 'the worker left in order')\nprint('ready', flush=True)\ntrio.run(trio.sleep_forever)"
+            """
+async def main():
+    await trio_offload.run_sync(jobs.at_exit_say, 'the worker left in order')
+    print("ready", flush=True)
+    await trio.sleep_forever()
+
+trio.run(main)
+"""
         )
     ) as terminal:
         terminal.wait_for("ready")
