@@ -400,6 +400,9 @@ def test_a_program_that_is_told_to_end(tmp_path: Path, number: signal.Signals) -
         """
         import resource
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Whoever runs the tests may ignore one of them (nohup does), and that is inherited.
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
         pid_of_worker()
         trio.run(run_sync, jobs.ready_then_spin, sys.argv[1])
         """,
