@@ -89,12 +89,47 @@ async def test_a_call_that_crossed_with_retirement_goes_to_another_worker(plan: 
         assert len(plan.workers) == 2
 
 
-async def test_endless_retirement_can_be_cancelled_at_its_checkpoint(plan: Plan) -> None:
+async def test_workers_that_leave_as_soon_as_they_are_started_are_not_replaced_for_ever(plan: Plan) -> None:
     plan.born_retired = True
     async with open_worker_context() as context:
-        with trio.move_on_after(0.05) as scope:
+        with pytest.raises(trio_offload.BrokenWorkerError, match=r"5 workers .* bool left one after the other") as told:
+            await context.run_sync(bool)
+        assert told.value.args[1:] == tuple(worker.process for worker in plan.workers)
+        assert len(plan.workers) == 5
+        assert context.statistics() == _context.WorkerContextStatistics(0, 0)
+        plan.born_retired = False
+        assert await context.run_sync(int, "5") == 5
+
+
+async def test_however_many_idle_workers_have_retired_a_call_is_run(plan: Plan) -> None:
+    async with open_worker_context() as context:
+        limiter = trio.CapacityLimiter(20)
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(lambda: context.run_sync(block, limiter=limiter))
+            await wait_all_tasks_blocked()
+            plan.release.set()
+        for worker in plan.workers:
+            worker.retired = True
+        assert await context.run_sync(int, "5") == 5
+        assert len(plan.workers) == 21
+
+
+async def test_a_call_that_goes_from_worker_to_worker_can_be_cancelled_in_between(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan.born_retired = True
+
+    def make(settings: Any) -> Any:
+        scope.cancel()
+        return plan.make(settings)
+
+    async with open_worker_context() as context:
+        monkeypatch.setattr(_context, "Worker", make)
+        with trio.CancelScope() as scope:
             await context.run_sync(bool)
         assert scope.cancelled_caught
+    assert len(plan.workers) == 1
 
 
 async def test_a_failed_start_is_told_once_and_gives_everything_back(plan: Plan) -> None:

@@ -16,11 +16,14 @@ import outcome
 import trio
 
 from ._cache import WorkerCache
+from ._errors import BrokenWorkerError
 from ._payload import dump_call
 from ._worker import CallNotRun, Worker, WorkerSettings
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
+
+    from ._process import WorkerProcess
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
@@ -169,16 +172,27 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         try:
             call = dump_call(function, args)
             cache.prune()
+            lost: list[WorkerProcess] = []
             while True:
                 worker = cache.pop()
+                new = worker is None
                 if worker is None:
                     worker = Worker(WorkerSettings(self.idle_timeout, self.init, self.retire))
                     await worker.start(cancellable=cancellable)
                 try:
                     result = await worker.run_sync(call, cancellable=cancellable)
                 except CallNotRun:
-                    # With every worker retiring at once this loop would never end and, if it may not be cancelled,
-                    # could not be interrupted either. A worker that has just been started has idle time before it.
+                    # A worker that was idle may have left for good reasons. One that was started for this call has no
+                    # reason to; when one after the other does, to go on would start processes without end.
+                    if new:
+                        lost.append(worker.process)
+                    if len(lost) == _MOST_LOST:
+                        raise BrokenWorkerError(
+                            f"{len(lost)} workers that were started for a call of {call.name} left one after the other "
+                            "before they had begun with it; does something that init starts end them?",
+                            *lost,
+                        ) from None
+                    # A call that may not be cancelled can be here: it has not begun.
                     await trio.lowlevel.checkpoint_if_cancelled()
                     continue
                 finally:
@@ -264,4 +278,5 @@ async def _to_the_end(operation: Callable[[], Awaitable[None]]) -> None:
             raise KeyboardInterrupt
 
 
+_MOST_LOST: Final = 5
 _default_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("trio_offload_limiter")
