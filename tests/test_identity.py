@@ -592,7 +592,9 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
     )
     write(tmp_path / "elsewhere" / "another_name.py", "VALUE = 'an editable finder'")
     (packages / "editable.pth").write_text("import editable_finder\n")
-    write(packages / "sitecustomize.py", "import sys; sys.from_site = 'sitecustomize'; print('sitecustomize was here')")
+    # Not among the packages: Debian has a sitecustomize of its own before those.
+    custom = tmp_path / "custom"
+    write(custom / "sitecustomize.py", "import sys; sys.from_site = 'sitecustomize'; print('sitecustomize was here')")
     base = tmp_path / "user"
     version = f"python{VERSION[0]}.{VERSION[1]}"
     write(base / "lib" / version / "site-packages" / "usercustomize.py", "import sys; sys.from_user = 'usercustomize'")
@@ -607,7 +609,7 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
         """,
     )
     environment = plain_environment(
-        PYTHONUSERBASE=str(base), PYTHONSTARTUP=str(write(tmp_path / "startup.py", "print('wrong')"))
+        PYTHONPATH=str(custom), PYTHONUSERBASE=str(base), PYTHONSTARTUP=str(write(tmp_path / "startup.py", "print('wrong')"))
     )
     ended = run(
         [
@@ -632,11 +634,10 @@ def test_files_that_python_reads_at_its_start(tmp_path: Path) -> None:
 
 
 def test_a_sitecustomize_that_raises_is_told_as_python_tells_it(tmp_path: Path) -> None:
-    python = make_environment(tmp_path / "environment")
-    packages = next((tmp_path / "environment" / "lib").glob("python*")) / "site-packages"
-    write(packages / "sitecustomize.py", "raise ValueError('of sitecustomize')")
-    script = write(
-        tmp_path / "script.py",
+    custom = tmp_path / "custom"
+    write(custom / "sitecustomize.py", "raise ValueError('of sitecustomize')")
+    ended = run_script(
+        tmp_path,
         """
         import trio, trio_offload
         async def main():
@@ -644,10 +645,15 @@ def test_a_sitecustomize_that_raises_is_told_as_python_tells_it(tmp_path: Path) 
                 print(await context.run_sync(int, "5"))
         trio.run(main)
         """,
+        environment=plain_environment(PYTHONPATH=str(custom)),
     )
-    ended = run([python, script])
     assert ended.lines() == ["5"]
     assert ended.stderr.count("of sitecustomize") == 2
+
+
+def test_a_long_command_line(tmp_path: Path) -> None:
+    """Longer than any buffer on the way, as ``program *.txt`` may make it."""
+    assert_same(compare(tmp_path, arguments=["x" * 100_000] * 10 + [str(number) for number in range(20_000)]))
 
 
 # --- nothing more than that Python (rule 10) -----------------------------------------------------------

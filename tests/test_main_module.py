@@ -214,11 +214,33 @@ def test_the_working_directory_may_change_before_a_worker_starts(site: Site, for
     assert ended.lines() == ["all held"]
 
 
-def test_programs_that_run_a_script(site: Site) -> None:
-    """pdb and others put the script's names into a __main__ of their own."""
-    script = form_script(site.folder)[0]
-    ended = site.run("-m", "pdb", "-c", "continue", "-c", "quit", script, stdin=b"q\n")
-    assert "all held" in ended.stdout
+@needs_cloudpickle
+@pytest.mark.parametrize(
+    "runner", [("pdb", "-c", "continue", "-c", "quit"), ("cProfile",), ("trace", "--count", "-C", "counts")], ids=" ".join
+)
+def test_programs_that_run_a_script(site: Site, runner: tuple[str, ...]) -> None:
+    """pdb and others run a script in a __main__ of their own making."""
+    write(
+        site.folder / "script.py",
+        LOADS_ITSELF
+        + textwrap.dedent(
+            """
+            import trio, trio_offload
+
+            class Thing:
+                pass
+
+            def mine(thing):
+                return isinstance(thing, Thing), Thing()
+
+            if __name__ == "__main__":
+                same, thing = trio.run(trio_offload.run_sync, mine, Thing())
+                print("held", same, type(thing) is Thing)
+            """
+        ),
+    )
+    ended = site.run("-m", *runner, "script.py", stdin=b"q\n")
+    assert "held True True" in ended.stdout
 
 
 # --- loaded when it is needed, and not before ------------------------------------------------------------
