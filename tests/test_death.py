@@ -160,6 +160,20 @@ async def test_a_job_that_replaces_the_worker_by_another_program(line: Lifeline)
         assert await context.run_sync(jobs.echo, 5) == 5
 
 
+async def test_a_job_that_closes_the_socket_ends_the_worker_and_no_frame_goes_into_a_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What makes daemons closes every descriptor above 2; the next file that a job opens gets the socket's number."""
+    async with open_worker_context() as context:
+        pid = await context.run_sync(os.getpid)
+        with pytest.raises(BrokenWorkerError, match="exited with status 5") as told:
+            await context.run_sync(jobs.open_instead_of_socket, str(tmp_path / "file"))
+        assert told.value.pid == pid
+        assert await context.run_sync(jobs.echo, 5) == 5
+    assert (tmp_path / "file").read_bytes() == b""
+    assert capfd.readouterr().err.count("a job has closed descriptor 3") == 1
+
+
 async def test_a_program_that_runs_out_of_descriptors_is_told_so_and_loses_nothing() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     outcomes = set()

@@ -10,14 +10,26 @@ use std::time::Duration;
 
 /// Whether the descriptor is an open socket.
 pub fn is_socket(descriptor: RawFd) -> bool {
+    status_of(descriptor).is_some_and(|status| status.st_mode & libc::S_IFMT == libc::S_IFSOCK)
+}
+
+/// What an open file or socket has to itself among all that are open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(libc::dev_t, libc::ino_t);
+
+/// What the descriptor is open on; `None` if it is not open.
+pub fn identity_of(descriptor: BorrowedFd<'_>) -> Option<Identity> {
+    status_of(descriptor.as_raw_fd()).map(|status| Identity(status.st_dev, status.st_ino))
+}
+
+fn status_of(descriptor: RawFd) -> Option<libc::stat> {
     let mut status = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fstat writes at most one `stat` to the place given and takes any number as a descriptor.
     if unsafe { libc::fstat(descriptor, status.as_mut_ptr()) } != 0 {
-        return false;
+        return None;
     }
     // SAFETY: fstat has succeeded, so it has filled the structure.
-    let status = unsafe { status.assume_init() };
-    status.st_mode & libc::S_IFMT == libc::S_IFSOCK
+    Some(unsafe { status.assume_init() })
 }
 
 /// Takes possession of an inherited descriptor, which nothing else in this process may own, and keeps it from being

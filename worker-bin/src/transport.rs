@@ -251,34 +251,51 @@ fn keep_going(error: io::Error) -> Result<(), ReceiveError> {
 }
 
 /// The worker's end of the real socket.
+///
+/// Some programs close every descriptor above 2 and open files of their own. In a job that closes this one too, and its
+/// number may be that of a user's file or connection by the time of the answer, which must not be written into it.
 #[derive(Debug)]
-pub struct Socket(UnixStream);
+pub struct Socket {
+    stream: UnixStream,
+    identity: Option<os::Identity>,
+    lost: bool,
+}
 
 impl From<OwnedFd> for Socket {
     fn from(descriptor: OwnedFd) -> Self {
-        Self(UnixStream::from(descriptor))
+        let identity = os::identity_of(descriptor.as_fd());
+        Self { stream: UnixStream::from(descriptor), identity, lost: false }
     }
 }
 
 impl Stream for Socket {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        io::Read::read(&mut self.0, into)
+        io::Read::read(&mut self.stream, into)
     }
 
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-        os::receive(self.0.as_fd(), into)
+        os::receive(self.stream.as_fd(), into)
     }
 
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.write_vectored(parts)
+        if os::identity_of(self.stream.as_fd()) != self.identity {
+            // The parent cannot be told; it learns that this worker ends.
+            if !std::mem::replace(&mut self.lost, true) {
+                eprintln!(
+                    "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends"
+                );
+            }
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        self.stream.write_vectored(parts)
     }
 
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        os::set_receive_timeout(self.0.as_fd(), timeout)
+        os::set_receive_timeout(self.stream.as_fd(), timeout)
     }
 
     fn stop_receiving(&mut self) -> io::Result<()> {
-        self.0.shutdown(Shutdown::Read)
+        self.stream.shutdown(Shutdown::Read)
     }
 }
 
