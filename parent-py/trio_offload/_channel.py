@@ -73,21 +73,27 @@ class Channel:
             await self._send_slowly(_batches(parts), False, cancellable)
 
     async def _send_slowly(self, batches: Iterable[list[Buffer]], sent: bool, cancellable: bool) -> None:
+        turn = _TURN
         for batch in batches:
             while batch:
                 try:
-                    count = self._socket.sendmsg(_front(batch))
+                    count = self._socket.sendmsg(_front(batch, turn))
                 except BlockingIOError:
                     await _patiently(trio.lowlevel.wait_writable, self._descriptor, cancellable)
+                    turn = _TURN
                     continue
                 except (BrokenPipeError, ConnectionResetError):
                     raise WriteFailed(sent) from None
                 sent = True
                 batch = _after(batch, count)
-                if count >= _TURN and cancellable:
-                    await trio.lowlevel.checkpoint()
-                elif count >= _TURN:
-                    await trio.lowlevel.cancel_shielded_checkpoint()
+                # Counted over the writes: one that was cut short may be followed by one that is not, without any wait.
+                turn -= count
+                if turn <= 0:
+                    turn = _TURN
+                    if cancellable:
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         """Write one small frame if that can be done at once and the other side is there; whether it was."""
@@ -177,9 +183,8 @@ def _batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:
         yield [memoryview(part).cast("B") for part in parts[first : first + _MAX_PARTS] if len(part)]
 
 
-def _front(batch: list[Buffer]) -> list[Buffer]:
-    """The first ``_TURN`` bytes of ``batch``, or all of it."""
-    left = _TURN
+def _front(batch: list[Buffer], left: int) -> list[Buffer]:
+    """The first ``left`` bytes of ``batch``, or all of it."""
     for index, part in enumerate(batch):
         if len(part) >= left:
             return [*batch[:index], memoryview(part)[:left]]
