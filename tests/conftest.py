@@ -56,8 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _let_programs_be_interrupted() -> None:
-    """A shell starts its background jobs with these ignored, which every program below would inherit, for good."""
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    """A shell starts its background jobs with some of these ignored, nohup with another; every program below would inherit that, for good."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(number) == signal.SIG_IGN:
             # What a handler is set for is back at its default in a program that is started.
             signal.signal(number, signal.default_int_handler)
