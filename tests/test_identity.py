@@ -651,6 +651,32 @@ def test_a_sitecustomize_that_raises_is_told_as_python_tells_it(tmp_path: Path) 
     assert ended.stderr.count("of sitecustomize") == 2
 
 
+@pytest.mark.parametrize("change", ["sys.executable = '/nowhere/app'", "sys.prefix = '/nowhere'"])
+def test_a_python_that_is_not_what_it_says(tmp_path: Path, change: str) -> None:
+    """Told before anything runs: a worker with other packages than the program's would be worse than none."""
+    python = make_environment(tmp_path / "environment")
+    script = write(
+        tmp_path / "script.py",
+        f"""
+        import sys, trio, trio_offload
+        {change}
+        for _ in range(2):
+            try:
+                trio.run(trio_offload.run_sync, print, "this ran")
+            except trio_offload.WorkerStartError as error:
+                print(error)
+        print(trio_offload.default_context_statistics().idle_workers)
+        """,
+    )
+    ended = run([python, script])
+    assert len(ended.lines()) == 3
+    assert ended.lines()[-1] == "0"
+    for line in ended.lines()[:-1]:
+        assert line.startswith("the worker is not this Python: its sys.prefix is ")
+        assert "/nowhere" in line
+    assert ended.stderr == ""
+
+
 def test_a_long_command_line(tmp_path: Path) -> None:
     """Longer than any buffer on the way, as ``program *.txt`` may make it."""
     assert_same(compare(tmp_path, arguments=["x" * 100_000] * 10 + [str(number) for number in range(20_000)]))
@@ -767,7 +793,6 @@ def signals(mask: int) -> set[int]:
 @pytest.mark.parametrize(
     "switches",
     [
-        "-X dev -W error",
         "-X dev -bb -W error",
         "-bb",
         "-X dev -W default",
