@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -110,18 +111,25 @@ async def test_killed_while_a_large_argument_is_written() -> None:
 async def test_killed_in_the_middle_of_a_large_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_worker_context() as context:
         pid = await context.run_sync(os.getpid)
+        descriptor = os.pidfd_open(pid)
+        dead: list[int] = []
         read = _channel.Channel._read
 
         def kill_after_first_read(channel: Any) -> bool:
             try:
                 return read(channel)
             finally:
-                # Far more than a socket holds is still to come, so it is waiting to write.
-                os.kill(pid, signal.SIGKILL)
+                # Far more than a socket holds is still to come. As long as we read, a writer that does not have to
+                # wait does not notice the signal either; so nothing more is read before it is dead.
+                if not dead:
+                    os.kill(pid, signal.SIGKILL)
+                    dead.extend(select.select([descriptor], [], [], PATIENCE)[0])
 
         with monkeypatch.context() as patch:
             patch.setattr(_channel.Channel, "_read", kill_after_first_read)
             error = await expect_death(lambda: context.run_sync(bytes, 50_000_000), pid)
+        os.close(descriptor)
+        assert dead == [descriptor]
         assert "in the middle of its answer to bytes" in str(error)
         assert len(await context.run_sync(bytes, 50_000_000)) == 50_000_000
 

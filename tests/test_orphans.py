@@ -93,6 +93,30 @@ async def test_a_killed_parent_takes_an_idle_worker_along_and_what_its_jobs_left
         await gone(line, since, "idle, with a child of a job's")
 
 
+@pytest.mark.parametrize("sent", ["nothing", "half of HELLO", "HELLO", "all but a byte", "all"])
+def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: Path, sent: str) -> None:
+    text = """
+    import os, signal, sys
+    import trio, trio_offload
+    from trio_offload import _channel
+
+    async def send(channel, parts, *, cancellable):
+        hello, rest = parts[0], b"".join(parts[1:])
+        data = {
+            "nothing": b"", "half of HELLO": hello[: len(hello) // 2], "HELLO": hello,
+            "all but a byte": (hello + rest)[:-1], "all": hello + rest,
+        }[sys.argv[1]]
+        channel._socket.sendall(data)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if __name__ == "__main__":
+        _channel.Channel.send = send
+        trio.run(trio_offload.run_sync, bool)
+    """
+    # It is a proof that nobody is left in the program's session.
+    run_script(tmp_path, text, sent, environment=ENVIRONMENT, expect=-signal.SIGKILL)
+
+
 @pytest.mark.parametrize("job", ["hold", "leave_child"])
 async def test_a_copy_of_the_parent_that_lives_on_does_not_keep_its_workers(
     tmp_path: Path, line: Lifeline, job: str

@@ -176,13 +176,19 @@ def fail_in_child():
 
 
 def fork_and_return():
-    """The copy returns from the job as well."""
-    return "child" if os.fork() == 0 else "parent"
+    """The copy returns from the job as well, and before the worker does."""
+    pid = os.fork()
+    if pid == 0:
+        return "child"
+    os.waitpid(pid, 0)
+    return "parent"
 
 
 def fork_and_raise():
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         raise ValueError("in the copy")
+    os.waitpid(pid, 0)
     return "parent"
 
 
