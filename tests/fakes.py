@@ -12,7 +12,7 @@ import trio
 
 from trio_offload import BrokenWorkerError
 from trio_offload._payload import Payload
-from trio_offload._worker import CallNotRun, State, WorkerSettings
+from trio_offload._worker import CallNotRun, State, WorkerSettings, WorkerStatistics
 
 
 def block() -> None:
@@ -48,6 +48,7 @@ class Plan:
         self.fail_start: Exception | None = None
         self.born_retired = False
         self.breaks = False
+        self.foreseen = False
 
     def make(self, settings: WorkerSettings) -> FakeWorker:
         worker = FakeWorker(settings, self)
@@ -66,8 +67,17 @@ class FakeWorker:
         self.expires_at = math.inf
         self.retired = plan.born_retired
         self.killed = False
+        self.given_up = False
+        self.baseline = 0
 
     async def start(self, *, cancellable: bool) -> None:
+        self.begin()
+        await self.finish(cancellable=cancellable)
+
+    def begin(self) -> None:
+        pass
+
+    async def finish(self, *, cancellable: bool) -> None:
         if self.plan.fail_start is not None:
             self._end(1)
             raise self.plan.fail_start
@@ -111,6 +121,33 @@ class FakeWorker:
             return function(*args)
 
         return outcome.capture(job)
+
+    def will_retire(self) -> bool:
+        return self.plan.foreseen
+
+    def statistics(self) -> WorkerStatistics:
+        running = self.state is State.RUNNING
+        return WorkerStatistics(
+            pid=self.process.pid,
+            state="running" if running else "idle",
+            jobs=0,
+            rss=None,
+            peak_rss=None,
+            vms=None,
+            cpu_time=None,
+            age=0.0,
+            function="job" if running else None,
+        )
+
+    def give_up(self) -> None:
+        self.given_up = True
+        self.state = State.RETIRING
+        self.kill()
+
+    async def end(self) -> None:
+        self.kill()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._end(-9)
 
     def hear(self) -> bool:
         if self.retired and self.state is State.IDLE:

@@ -66,11 +66,11 @@ def belongings() -> tuple[set[int], int]:
 
 
 def assert_only_idle_workers(context: WorkerContext, before: tuple[set[int], int]) -> None:
-    """Nothing is there but the idle workers, each with a socket and a pidfd."""
+    """Nothing is there but the idle workers, each with a socket, a pidfd and a record."""
     idle = [worker.process.pid for worker in context._cache._idle]
     children, descriptors = belongings()
     assert children - before[0] == set(idle)
-    assert descriptors - before[1] == 2 * len(idle)
+    assert descriptors - before[1] == 3 * len(idle)
     assert context.statistics() == WorkerContextStatistics(idle_workers=len(idle), running_workers=0)
 
 

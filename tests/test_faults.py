@@ -58,9 +58,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real_start = _process.start
 
     def start(*arguments: Any) -> Any:
-        process, ours = real_start(*arguments)
+        process, *rest = real_start(*arguments)
         pids.append(process.pid)
-        return process, ours
+        return process, *rest
 
     monkeypatch.setattr(_process, "start", start)
     return pids

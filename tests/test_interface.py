@@ -33,7 +33,17 @@ OF_THE_PREDECESSOR = [
     "run_sync",
 ]
 OF_EARLIER_RELEASES = ["atexit_shutdown_grace_period", "current_default_process_limiter"]
-OURS = ["LocateError", "RemoteError", "WorkerContextStatistics", "WorkerStartError"]
+OURS = [
+    "CrashRecord",
+    "LocateError",
+    "RemoteError",
+    "WorkerContextStatistics",
+    "WorkerMemoryError",
+    "WorkerStartError",
+    "WorkerStatistics",
+    "prewarm",
+    "retire_when",
+]
 
 CONTEXT_PARAMETERS = [
     ("idle_timeout", inspect.Parameter.POSITIONAL_OR_KEYWORD, 600.0),
@@ -41,6 +51,13 @@ CONTEXT_PARAMETERS = [
     ("retire", inspect.Parameter.POSITIONAL_OR_KEYWORD, bool),
     ("grace_period", inspect.Parameter.POSITIONAL_OR_KEYWORD, 30.0),
     ("worker_type", inspect.Parameter.POSITIONAL_OR_KEYWORD, "spawn"),
+]
+# What the predecessor has not: it comes behind, and by name only.
+OUR_CONTEXT_PARAMETERS = [
+    ("memory_limit", inspect.Parameter.KEYWORD_ONLY, None),
+    ("report_interval", inspect.Parameter.KEYWORD_ONLY, 1.0),
+    ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
+    ("trace", inspect.Parameter.KEYWORD_ONLY, None),
 ]
 CALL_PARAMETERS = [
     ("sync_fn", inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty),
@@ -90,7 +107,10 @@ def test_everything_that_the_predecessor_has_is_here() -> None:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_signatures(name: str) -> None:
-    assert parameters_of(trio_offload, name) == PARAMETERS[name]
+    expected = PARAMETERS[name]
+    if expected is CONTEXT_PARAMETERS:
+        expected = [*expected, *OUR_CONTEXT_PARAMETERS]
+    assert parameters_of(trio_offload, name) == expected
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

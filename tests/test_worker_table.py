@@ -6,7 +6,6 @@ when it is told to.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -26,8 +25,9 @@ from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _proc
 from trio_offload._channel import Channel, socket_pair
 from trio_offload._payload import dump_call
 from trio_offload._process import WorkerProcess
+from trio_offload._record import RecordFile
 from trio_offload._wire import MAGIC, Frame, Kind, encode_head
-from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
+from trio_offload._worker import CallNotRun, Figures, State, Worker, WorkerSettings
 
 _real_start = _process.start
 
@@ -42,15 +42,15 @@ class Peer:
         self._program.chmod(0o700)
         self._started = trio.Event()
 
-    def start(self, executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, Any]:
+    def start(self, executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, Any, RecordFile]:
         """Stands in for ``_process.start``."""
-        self.process, self._life = _real_start(str(self._program), environment)
+        self.process, self._life, record = _real_start(str(self._program), environment)
         theirs, ours = socket_pair()
         ours.setblocking(False)
         self._socket = theirs
         self._channel = Channel(theirs)
         self._started.set()
-        return self.process, ours
+        return self.process, ours, record
 
     async def hear(self, kind: Kind) -> Frame:
         with trio.fail_after(PATIENCE):
@@ -164,7 +164,7 @@ CELLS: Final = [
 
 async def bring_to(state: State, peer: Peer) -> Worker:
     """A worker that is idle at least."""
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    worker = Worker(WorkerSettings())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: worker.start(cancellable=True))
         await peer.hear(Kind.HELLO)
@@ -222,8 +222,63 @@ async def test_every_event_in_every_state(peer: Peer, state: State, event: str, 
     await _check(peer, worker, state, event, expected, outcome)
 
 
+REPORT: Final = frame(Kind.REPORT, body={"figures": [11, 12, 13, 14_000_000]})
+
+
+async def test_a_report_changes_no_state(peer: Peer) -> None:
+    worker = Worker(WorkerSettings())
+    assert worker.figures == Figures()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: worker.start(cancellable=True))
+        await peer.hear(Kind.HELLO)
+        await peer.hear(Kind.SETUP)
+        peer.say(EVENTS["WELCOME"] + REPORT)
+        await wait_all_tasks_blocked()
+        assert worker.state is State.SETTING_UP
+        assert worker.figures == Figures(11, 12, 13, 14.0)
+        peer.say(frame(Kind.READY, body={"figures": [1, 2, 3, 0]}))
+    assert worker.figures == Figures(1, 2, 3, 0.0)
+    assert worker.baseline == 1
+    peer.say(REPORT)
+    assert worker.hear()
+    assert worker.figures.rss == 11
+    outcomes = []
+    async with trio.open_nursery() as nursery:
+
+        async def call() -> None:
+            outcomes.append(await worker.run_sync(CALL, cancellable=True))
+
+        nursery.start_soon(call)
+        await peer.hear(Kind.CALL)
+        assert worker.statistics().function == "int"
+        peer.say(frame(Kind.REPORT, body={"figures": [21, 22, 23, 24]}))
+        await wait_all_tasks_blocked()
+        assert (worker.state, worker.statistics().state, worker.statistics().rss) == (State.RUNNING, "running", 21)
+        peer.say(frame(Kind.REPORT, body={"figures": [31, 32, 33, 34]}) + EVENTS["RESULT"])
+    assert outcomes == [Value(5)]
+    told = worker.statistics()
+    assert (told.state, told.rss, told.peak_rss, told.vms, told.cpu_time) == ("idle", 31, 32, 33, 34e-6)
+    assert (told.jobs, told.function) == (1, None)
+    peer.end()
+    await worker.wait()
+
+
+async def test_a_report_before_the_welcome_is_a_fault(peer: Peer) -> None:
+    worker = Worker(WorkerSettings())
+    async with trio.open_nursery() as nursery:
+
+        async def start() -> None:
+            with pytest.raises(WorkerStartError, match="it said REPORT where it had to say WELCOME"):
+                await worker.start(cancellable=True)
+
+        nursery.start_soon(start)
+        await peer.hear(Kind.HELLO)
+        peer.say(REPORT)
+    assert worker.state is State.ENDED
+
+
 async def _starting(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]:
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    worker = Worker(WorkerSettings())
 
     async def start() -> None:
         await worker.start(cancellable=True)
@@ -233,7 +288,7 @@ async def _starting(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]
 
 
 async def _setting_up(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]:
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    worker = Worker(WorkerSettings())
 
     async def start() -> None:
         await worker.start(cancellable=True)
@@ -350,7 +405,7 @@ async def test_an_answer_may_come_in_pieces(peer: Peer) -> None:
 
 @pytest.mark.parametrize("name", ["prefix", "exec_prefix"])
 async def test_a_worker_that_is_another_python_is_refused(peer: Peer, name: str) -> None:
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    worker = Worker(WorkerSettings())
     outcomes: list[Any] = []
 
     async def start() -> None:
@@ -370,7 +425,7 @@ async def test_one_that_has_said_its_last_words_and_does_not_end_is_ended(
     peer: Peer, monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
     monkeypatch.setattr(_worker, "_EXIT_PATIENCE", 0.01)
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    worker = Worker(WorkerSettings())
     outcomes: list[Any] = []
 
     async def start() -> None:

@@ -12,20 +12,27 @@ from ._api import (
     current_default_process_limiter,
     default_context_statistics,
     open_worker_context,
+    prewarm,
+    retire_when,
     run_sync,
 )
 from ._context import WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
-from ._errors import BrokenWorkerError, LocateError, RemoteError, WorkerStartError
+from ._errors import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError
+from ._record import CrashRecord
+from ._worker import WorkerStatistics
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BrokenWorkerError",
+    "CrashRecord",
     "LocateError",
     "RemoteError",
     "WorkerContext",
     "WorkerContextStatistics",
+    "WorkerMemoryError",
     "WorkerStartError",
+    "WorkerStatistics",
     "WorkerType",
     "atexit_shutdown_grace_period",
     "cache_scope",
@@ -34,6 +41,8 @@ __all__ = [
     "current_default_worker_limiter",
     "default_context_statistics",
     "open_worker_context",
+    "prewarm",
+    "retire_when",
     "run_sync",
 ]
 

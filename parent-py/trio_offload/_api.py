@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import tricycle
 import trio
 
+from trio_offload_worker._retire import RetireWhen
+
 from ._context import Limiter, WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
+from ._sizes import parse_size
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -67,6 +71,11 @@ async def open_worker_context(
     retire: Callable[[], Any] = bool,
     grace_period: float = 30.0,
     worker_type: WorkerType = WorkerType.SPAWN,
+    *,
+    memory_limit: int | str | None = None,
+    report_interval: float = 1.0,
+    crash_dir: str | os.PathLike[str] | None = None,
+    trace: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[WorkerContext]:
     """Open a context with workers of its own.
 
@@ -82,12 +91,31 @@ async def open_worker_context(
         grace_period: seconds that the workers get to leave at the end of the block, before they are killed and
             :exc:`BrokenWorkerError` is raised; :data:`math.inf`: for ever.
         worker_type: how workers are started.
+        memory_limit: what a job may hold, with the child processes that it starts: bytes, or text like "500MiB" or "2 GB".
+            A job that passes it is ended within half a second, and its call raises :exc:`WorkerMemoryError`. A worker
+            that holds more than that when a job has ended takes no other.
+        report_interval: seconds between a worker's reports of its memory while a job runs; :data:`math.inf`: it tells only
+            with results.
+        crash_dir: a directory that gets a JSON file for each worker that dies in a call (see :class:`CrashRecord`); it is
+            made if it is not there.
+        trace: a file that gets the run in the Chrome trace-event format, which https://ui.perfetto.dev shows: a row for each
+            worker, a slice for each job, a curve of the memory. It is overwritten.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
         BrokenWorkerError: at the end of the block: a worker did not leave in good order.
     """
-    context: WorkerContext = WorkerContext._create(idle_timeout, init, retire, grace_period, worker_type)
+    context: WorkerContext = WorkerContext._create(
+        idle_timeout,
+        init,
+        retire,
+        grace_period,
+        worker_type,
+        memory_limit=memory_limit,
+        report_interval=report_interval,
+        crash_dir=crash_dir,
+        trace=trace,
+    )
     try:
         yield context
     finally:
@@ -102,6 +130,11 @@ async def cache_scope(
     retire: Callable[[], Any] = bool,
     grace_period: float = 30.0,
     worker_type: WorkerType = WorkerType.SPAWN,
+    *,
+    memory_limit: int | str | None = None,
+    report_interval: float = 1.0,
+    crash_dir: str | os.PathLike[str] | None = None,
+    trace: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[None]:
     """Within the block, :func:`run_sync` in this task and in all tasks below it uses workers of its own.
 
@@ -109,7 +142,17 @@ async def cache_scope(
     it; one in a nursery from outside is not, even if it is started here. Scopes may be nested. A context from
     :func:`open_worker_context` is not affected. The arguments and exceptions are those of that function.
     """
-    context: WorkerContext = WorkerContext._create(idle_timeout, init, retire, grace_period, worker_type)
+    context: WorkerContext = WorkerContext._create(
+        idle_timeout,
+        init,
+        retire,
+        grace_period,
+        worker_type,
+        memory_limit=memory_limit,
+        report_interval=report_interval,
+        crash_dir=crash_dir,
+        trace=trace,
+    )
     token = _scope.set(context)
     try:
         yield
@@ -124,6 +167,11 @@ def configure_default_context(
     retire: Callable[[], Any] = bool,
     grace_period: float = 30.0,
     worker_type: WorkerType = WorkerType.SPAWN,
+    *,
+    memory_limit: int | str | None = None,
+    report_interval: float = 1.0,
+    crash_dir: str | os.PathLike[str] | None = None,
+    trace: str | os.PathLike[str] | None = None,
 ) -> None:
     """Replace the context that :func:`run_sync` uses outside of any :func:`cache_scope`.
 
@@ -137,7 +185,57 @@ def configure_default_context(
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("the default context can be configured from the main thread only")
-    _default.replace(WorkerContext._create(idle_timeout, init, retire, grace_period, worker_type))
+    _default.replace(
+        WorkerContext._create(
+            idle_timeout,
+            init,
+            retire,
+            grace_period,
+            worker_type,
+            memory_limit=memory_limit,
+            report_interval=report_interval,
+            crash_dir=crash_dir,
+            trace=trace,
+        )
+    )
+
+
+async def prewarm(workers: int) -> int:
+    """Start workers of the context that :func:`run_sync` would use here; see :meth:`WorkerContext.prewarm`."""
+    return await _default.context().prewarm(workers)
+
+
+def retire_when(
+    *, rss: int | str | None = None, jobs: int | None = None, seconds: float | None = None
+) -> Callable[[], bool]:
+    """A function for ``retire``: the worker leaves after the job with which any of the conditions has come true.
+
+    The next call does not wait for the worker's successor: it is started while the last result is on its way.
+
+    Args:
+        rss: the worker holds more resident memory than this, in bytes or as text like "500MiB" or "2 GB". It is the memory
+            of that moment that counts, not its peak. A ceiling under what a worker holds before its first job (with
+            what ``init`` has imported) would replace every worker at once: then it is taken as what a worker may grow by,
+            and a warning says so.
+        jobs: it has run so many.
+        seconds: it has lived so long since it was ready for its first job.
+
+    Raises:
+        TypeError, ValueError: a condition is not what it should be, or there is none.
+    """
+    if rss is None and jobs is None and seconds is None:
+        raise ValueError("retire_when needs at least one of rss, jobs and seconds")
+    if jobs is not None:
+        if isinstance(jobs, bool) or not isinstance(jobs, int):
+            raise TypeError(f"jobs is a number of jobs, not {jobs!r}")
+        if jobs < 1:
+            raise ValueError(f"jobs is a number of jobs, one or more, not {jobs!r}")
+    if seconds is not None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"seconds is a number of seconds, not {seconds!r}")
+        if not seconds >= 0:
+            raise ValueError(f"seconds is a number of seconds, zero or more, not {seconds!r}")
+    return RetireWhen(None if rss is None else parse_size(rss, "rss"), jobs, seconds)
 
 
 def default_context_statistics() -> WorkerContextStatistics:

@@ -16,7 +16,7 @@ import trio
 
 from ._errors import BrokenWorkerError
 from ._process import WorkerProcess
-from ._worker import State, Worker, describe_ending, logger
+from ._worker import State, Worker, WorkerStatistics, describe_ending, logger
 
 
 class WorkerCache:
@@ -24,7 +24,11 @@ class WorkerCache:
 
     def __init__(self) -> None:
         self._idle: collections.deque[Worker] = collections.deque()
+        # Begun for whoever comes next, and not yet heard of.
+        self._spares: collections.deque[Worker] = collections.deque()
         self._leaving: set[Worker] = set()
+        # Those that take jobs or run one.
+        self._working: set[Worker] = set()
 
     def __len__(self) -> int:
         """How many workers are idle."""
@@ -33,20 +37,50 @@ class WorkerCache:
     def push(self, worker: Worker) -> None:
         """Take in a worker: an idle one to be used again, any other to be seen off."""
         if worker.state is State.IDLE:
+            self._working.add(worker)
             self._idle.append(worker)
-        elif worker.state is not State.ENDED:
+            return
+        self._working.discard(worker)
+        if worker.state is not State.ENDED:
             self._leaving.add(worker)
 
+    def push_spare(self, worker: Worker) -> None:
+        """Take in a worker that has been begun."""
+        self._spares.append(worker)
+
+    def take_spares(self) -> list[Worker]:
+        """All workers that have been begun; they are the caller's from now on."""
+        spares = []
+        while (spare := self._pop_spare()) is not None:
+            spares.append(spare)
+        return spares
+
+    def note_started(self, worker: Worker) -> None:
+        """A worker has been started by who is going to use it."""
+        self._working.add(worker)
+
+    def statistics(self) -> tuple[WorkerStatistics, ...]:
+        """What is known of each worker that is idle or runs a job, the oldest first."""
+        # A copy in one step, whatever other threads do meanwhile.
+        workers = [worker for worker in tuple(self._working) if worker.state in (State.IDLE, State.RUNNING)]
+        return tuple(sorted((worker.statistics() for worker in workers), key=lambda record: -record.age))
+
     def pop(self) -> Worker | None:
-        """An idle worker, which is the caller's from now on; None if there is none."""
+        """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
         while True:
             try:
                 worker = self._idle.pop()
             except IndexError:
-                return None
+                return self._pop_spare()
             # In a fork of the process that started it, a worker has ended.
             if worker.state is State.IDLE and not worker.process.ended:
                 return worker
+
+    def _pop_spare(self) -> Worker | None:
+        try:
+            return self._spares.pop()
+        except IndexError:
+            return None
 
     def prune(self) -> None:
         """See off workers that may have timed out. Nearly free while none has: it is done before each call."""
@@ -120,15 +154,19 @@ class WorkerCache:
     def dismiss(self) -> None:
         """Ask all idle workers to leave, without waiting for it."""
         while (worker := self.pop()) is not None:
-            worker.hear()
-            worker.ask_to_retire()
+            if worker.state is State.STARTING:
+                worker.give_up()
+            else:
+                worker.hear()
+                worker.ask_to_retire()
+            self._working.discard(worker)
             self._leaving.add(worker)
 
     def _see_off(self) -> None:
         for worker in list(self._leaving):
             if worker.gone():
                 self._leaving.discard(worker)
-                if worker.process.exitcode not in (*_GOOD_ENDS, None):
+                if not worker.given_up and worker.process.exitcode not in (*_GOOD_ENDS, None):
                     logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
 
 
@@ -141,7 +179,9 @@ _GOOD_ENDS: Final = (0, 120, -signal.SIGTERM)
 def _judge(workers: list[Worker], killed: list[Worker]) -> None:
     forced: list[WorkerProcess] = [worker.process for worker in killed]
     unclean = [
-        worker.process for worker in workers if worker not in killed and worker.process.exitcode not in (*_GOOD_ENDS, None)
+        worker.process
+        for worker in workers
+        if worker not in killed and not worker.given_up and worker.process.exitcode not in (*_GOOD_ENDS, None)
     ]
     if forced or unclean:
         raise BrokenWorkerError(

@@ -95,6 +95,14 @@ class Channel:
                     else:
                         await trio.lowlevel.cancel_shielded_checkpoint()
 
+    def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
+        """Write as much as can be taken at once; the rest. An end that is gone takes nothing, and the reader is told why."""
+        rest: list[Buffer] = [b"".join(parts)]
+        try:
+            return _after(rest, self._socket.send(rest[0]))
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return rest
+
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         """Write one small frame if that can be done at once and the other side is there; whether it was."""
         data = b"".join(parts)

@@ -8,6 +8,7 @@ import math
 import numbers
 import os
 import threading
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,10 +16,14 @@ import attrs
 import outcome
 import trio
 
+from trio_offload_worker._retire import RetireWhen
+
 from ._cache import WorkerCache
-from ._errors import BrokenWorkerError
+from ._errors import BrokenWorkerError, WorkerStartError
 from ._payload import dump_call
-from ._worker import CallNotRun, Worker, WorkerSettings
+from ._sizes import parse_size, readable_size
+from ._trace import TraceWriter
+from ._worker import CallNotRun, State, Worker, WorkerSettings, WorkerStatistics, logger
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -45,12 +50,17 @@ class WorkerType(str, enum.Enum):
 
 @attrs.frozen
 class WorkerContextStatistics:
-    """How many workers a context has at this moment."""
+    """The workers that a context has at this moment."""
 
     idle_workers: int
     """Workers that wait for a job."""
     running_workers: int
     """Calls in progress, each with a worker of its own (or about to get one)."""
+    workers: tuple[WorkerStatistics, ...] = attrs.field(default=(), eq=False)
+    """A record for each worker that is idle or runs a job, the oldest first. One that is being started has none yet.
+
+    Statistics are equal if the two numbers are, as they are in trio-parallel.
+    """
 
 
 def current_default_worker_limiter() -> trio.CapacityLimiter:
@@ -68,6 +78,20 @@ def current_default_worker_limiter() -> trio.CapacityLimiter:
         limiter = trio.CapacityLimiter(os.cpu_count() or 1)
         _default_limiter.set(limiter)
         return limiter
+
+
+def _size_or_none(value: Any) -> int | None:
+    return None if value is None else parse_size(value, "memory_limit")
+
+
+def _path_or_none(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        # The working directory may be another one by the time that it is used.
+        return os.path.abspath(os.fsdecode(value))
+    except TypeError:
+        raise TypeError(f"crash_dir and trace are paths, not {value!r}") from None
 
 
 def _plain_number(value: Any) -> Any:
@@ -99,9 +123,28 @@ class WorkerContext(metaclass=_NoPublicConstructor):
     retire: Callable[[], Any] = attrs.field(default=bool)
     grace_period: float = attrs.field(default=30.0, converter=_plain_number)
     worker_type: WorkerType = attrs.field(default=WorkerType.SPAWN)
+    memory_limit: int | None = attrs.field(default=None, kw_only=True, converter=_size_or_none)
+    report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number)
+    crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
+    trace: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
     _cache: WorkerCache = attrs.field(factory=WorkerCache, repr=False, init=False)
     _calls: _Calls = attrs.field(factory=lambda: _Calls(), repr=False, init=False)
+    _settings: WorkerSettings = attrs.field(repr=False, init=False)
+    _warned: threading.Event = attrs.field(factory=threading.Event, repr=False, init=False)
 
+    @_settings.default
+    def _make_settings(self) -> WorkerSettings:
+        return WorkerSettings(
+            idle_timeout=self.idle_timeout,
+            init=self.init,
+            retire=self.retire,
+            memory_limit=self.memory_limit,
+            report_interval=self.report_interval,
+            crash_dir=self.crash_dir,
+            trace=None if self.trace is None else TraceWriter(self.trace),
+        )
+
+    @report_interval.validator
     @idle_timeout.validator
     @grace_period.validator
     def _check_seconds(self, attribute: attrs.Attribute[float], value: object) -> None:
@@ -109,6 +152,11 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             raise TypeError(f"{attribute.name} is a number of seconds, not {value!r}")
         if math.isnan(value) or value < 0:
             raise ValueError(f"{attribute.name} is a number of seconds, zero or more (math.inf: for ever), not {value!r}")
+        if attribute.name == "report_interval" and value < _SHORTEST_REPORT:
+            raise ValueError(
+                f"report_interval is at least {_SHORTEST_REPORT} seconds (math.inf: no reports), not {value!r}: memory does "
+                "not change so fast that more could be learnt"
+            )
 
     @init.validator
     @retire.validator
@@ -160,9 +208,60 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> WorkerContextStatistics:
-        """How many workers there are, as a record with ``idle_workers`` and ``running_workers``."""
+        """How many workers there are, idle and running, and what each of them holds."""
         self._cache.settle()
-        return WorkerContextStatistics(idle_workers=len(self._cache), running_workers=self._calls.running)
+        return WorkerContextStatistics(
+            idle_workers=len(self._cache), running_workers=self._calls.running, workers=self._cache.statistics()
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def prewarm(self, workers: int) -> int:
+        """Start as many workers as are missing, so that ``workers`` calls at once find an idle one each.
+
+        They are started side by side. A checkpoint; if it is cancelled, those that are not ready yet are ended.
+
+        Args:
+            workers: how many are to be idle afterwards, unless calls have taken some meanwhile.
+
+        Returns:
+            How many were started; 0 if there were enough.
+
+        Raises:
+            TypeError, ValueError: ``workers`` is not a number, or is negative.
+            WorkerStartError: one could not be started. Those that were ready by then stay.
+            trio.ClosedResourceError: the context is closed, or about to be.
+        """
+        if isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers is a number of workers, not {workers!r}")
+        if workers < 0:
+            raise ValueError(f"workers is a number of workers, zero or more, not {workers!r}")
+        await trio.lowlevel.checkpoint()
+        calls, cache = self._calls, self._cache
+        calls.enter(counted=False)
+        begun: list[Worker] = []
+        ready = 0
+        try:
+            cache.settle()
+            begun += cache.take_spares()
+            missing = workers - len(cache) - len(begun)
+            for _ in range(missing):
+                worker = Worker(self._settings)
+                worker.begin()
+                begun.append(worker)
+                # Each takes the event loop about a millisecond.
+                await trio.lowlevel.checkpoint()
+            for worker in begun:
+                await worker.finish(cancellable=True)
+                cache.push(worker)
+                ready += 1
+                self._warn_of_baseline(worker)
+        finally:
+            try:
+                for worker in begun[ready:]:
+                    await worker.end()
+            finally:
+                calls.leave(counted=False)
+        return ready
 
     async def _run_in_worker(
         self, function: Callable[..., ResultType], args: tuple[Any, ...], cancellable: bool
@@ -177,10 +276,16 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 worker = cache.pop()
                 new = worker is None
                 if worker is None:
-                    worker = Worker(WorkerSettings(self.idle_timeout, self.init, self.retire))
-                    await worker.start(cancellable=cancellable)
+                    worker = Worker(self._settings)
+                    worker.begin()
                 try:
+                    if worker.state is State.STARTING:
+                        await worker.finish(cancellable=cancellable)
+                        cache.note_started(worker)
+                        self._warn_of_baseline(worker)
                     result = await worker.run_sync(call, cancellable=cancellable)
+                    if worker.will_retire():
+                        self._begin_spare()
                 except CallNotRun:
                     # A worker that was idle may have left for good reasons. One that was started for this call has no
                     # reason to; when one after the other does, to go on would start processes without end.
@@ -202,38 +307,82 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         finally:
             calls.leave()
 
+    def _begin_spare(self) -> None:
+        """Somebody is about to leave: who comes next is not to wait for a cold start."""
+        if not self._calls.closed:
+            spare = Worker(self._settings)
+            try:
+                spare.begin()
+            except WorkerStartError as error:
+                # Whoever needs a worker tries again, and is told.
+                logger.warning("no worker could be started ahead of the next call: %s", error)
+            else:
+                self._cache.push_spare(spare)
+
+    def _warn_of_baseline(self, worker: Worker) -> None:
+        """Say once that a ``retire_when`` is under what a worker holds before its first job."""
+        retire, baseline = self.retire, worker.baseline
+        if type(retire) is RetireWhen and retire.rss is not None and baseline >= retire.rss and not self._warned.is_set():
+            self._warned.set()
+            warnings.warn(
+                f"retire_when(rss={retire.rss}): {readable_size(retire.rss)} is under the baseline, what a worker holds before "
+                f"its first job: {readable_size(baseline)}. Every worker would be replaced after one job; instead they are "
+                f"replaced when they have grown by {readable_size(retire.rss)}. Give more than the baseline",
+                stacklevel=2,
+            )
+
     async def _close(self) -> None:
         """Let the running calls finish, refuse new ones, and see all workers off. Not cancellable."""
 
         async def close() -> None:
             await self._calls.close()
-            await self._cache.shutdown(self.grace_period)
+            try:
+                await self._cache.shutdown(self.grace_period)
+            finally:
+                self._close_trace()
 
         await _to_the_end(close)
 
     def _close_sync(self, grace_period: float) -> None:
         """See the idle workers off when the interpreter exits."""
-        self._cache.shutdown_sync(grace_period)
+        try:
+            self._cache.shutdown_sync(grace_period)
+        finally:
+            self._close_trace()
+
+    def _close_trace(self) -> None:
+        if self._settings.trace is not None:
+            self._settings.trace.close()
 
 
 class _Calls:
-    """Counts the calls in progress, in any thread, and lets one task wait until there are none."""
+    """Counts the calls in progress, in any thread, and lets one task wait until there are none.
+
+    What is not ``counted`` is waited for as well, but is not a call.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
+        self._entered = 0
         self.running = 0
 
-    def enter(self) -> None:
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    def enter(self, *, counted: bool = True) -> None:
         with self._lock:
             if self._closed is not None:
                 raise trio.ClosedResourceError("this worker context is closed")
-            self.running += 1
+            self._entered += 1
+            self.running += counted
 
-    def leave(self) -> None:
+    def leave(self, *, counted: bool = True) -> None:
         with self._lock:
-            self.running -= 1
-            waiter = self._closed if self.running == 0 else None
+            self._entered -= 1
+            self.running -= counted
+            waiter = self._closed if self._entered == 0 else None
         if waiter is not None:
             token, finished = waiter
             if token is trio.lowlevel.current_trio_token():
@@ -245,7 +394,7 @@ class _Calls:
         finished = trio.Event()
         with self._lock:
             self._closed = trio.lowlevel.current_trio_token(), finished
-            if self.running == 0:
+            if self._entered == 0:
                 finished.set()
         await finished.wait()
 
@@ -279,4 +428,5 @@ async def _to_the_end(operation: Callable[[], Awaitable[None]]) -> None:
 
 
 _MOST_LOST: Final = 5
+_SHORTEST_REPORT: Final = 0.01  # seconds
 _default_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("trio_offload_limiter")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
+from ._record import CrashRecord
+
 if TYPE_CHECKING:
     from ._process import WorkerProcess
 
@@ -17,7 +19,13 @@ class BrokenWorkerError(RuntimeError):
 
     ``args`` is the message followed by a handle for each process concerned (almost always one). A handle has the
     attributes ``pid`` and ``exitcode``, as a :class:`multiprocessing.Process` has.
+
+    If a call was running, a note on the exception (PEP 678) says what is known of the death, the Python stack above all, so
+    that it stands in every traceback; the same as data is in :attr:`crash`.
     """
+
+    crash: CrashRecord | None = None
+    """What is known of the death; None where no worker died in a call."""
 
     def __init__(self, message: str, *processes: WorkerProcess) -> None:
         super().__init__(message, *processes)
@@ -49,6 +57,18 @@ class BrokenWorkerError(RuntimeError):
     def signal(self) -> signal.Signals | None:
         """The signal that ended the worker; None if it was none."""
         return None if self.process is None else self.process.signal
+
+
+class WorkerMemoryError(BrokenWorkerError):
+    """A job was ended because it held too much memory: more than the context's ``memory_limit``, or than the system has.
+
+    :attr:`~BrokenWorkerError.crash` has the Python stack at that moment, unless it was the system that ended the worker.
+    """
+
+    limit: int | None = None
+    """The context's ``memory_limit`` in bytes; None if it has none, and the system's own limit was reached."""
+    reached: int | None = None
+    """What the worker and its child processes held, in bytes; if the system ended it, what the worker told of last."""
 
 
 class WorkerStartError(BrokenWorkerError):

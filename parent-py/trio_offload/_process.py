@@ -17,6 +17,7 @@ What this module guarantees:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -30,8 +31,10 @@ from typing import Any, Final
 import trio
 
 from ._channel import socket_pair
+from ._record import RecordFile
 
 WORKER_DESCRIPTOR: Final = 3
+_RECORD_DESCRIPTOR: Final = 4
 
 
 class WorkerProcess:
@@ -188,8 +191,8 @@ class WorkerProcess:
         return _ended_process, (self.pid, self.exitcode)
 
 
-def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, socket.socket]:
-    """Start the worker executable; the process, and our end of its socket.
+def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, socket.socket, RecordFile]:
+    """Start the worker executable; the process, our end of its socket, and the file that it writes to before it dies.
 
     Takes about as long as the kernel needs to start a process: ``posix_spawn`` copies nothing of this one, however
     large it is.
@@ -199,29 +202,42 @@ def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerPr
     """
     with _handover:
         ours, theirs = socket_pair()
+        record = None
+        kept: list[int] = []
         try:
-            if theirs.fileno() == WORKER_DESCRIPTOR:
-                # dup2() of a descriptor to itself would leave it close-on-exec.
-                other = theirs.dup()
-                theirs.close()
-                theirs = other
+            record = RecordFile()
+            # dup2() of a descriptor to itself would leave it close-on-exec, and the first would overwrite the second's
+            # source if that had its number: so both are taken from above.
+            kept.append(_copy_above(theirs))
+            kept.append(_copy_above(record))
             pid = os.posix_spawn(
                 executable,
-                [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR)],
+                [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR), str(_RECORD_DESCRIPTOR)],
                 environment,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), WORKER_DESCRIPTOR)],
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, kept[0], WORKER_DESCRIPTOR),
+                    (os.POSIX_SPAWN_DUP2, kept[1], _RECORD_DESCRIPTOR),
+                ],
                 # Whatever the starting thread has blocked, the worker can be told to stop. Only SIGINT has to wait until
                 # the worker swallows it: before that, Ctrl+C would kill it.
                 setsigmask=[signal.SIGINT],
             )
         except BaseException:
             ours.close()
+            if record is not None:
+                record.close()
             raise
         finally:
             theirs.close()
+            for descriptor in kept:
+                os.close(descriptor)
         process = WorkerProcess(pid, _open_pidfd(pid))
-        _handover.register(process, ours)
-    return process, ours
+        _handover.register(process, ours, record)
+    return process, ours, record
+
+
+def _copy_above(file: socket.socket | RecordFile) -> int:
+    return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _RECORD_DESCRIPTOR + 1)
 
 
 class _Handover:
@@ -231,7 +247,7 @@ class _Handover:
         # Re-entrant, because a signal handler that forks may run inside the critical section.
         self._lock = threading.RLock()
         self._processes: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._files: weakref.WeakSet[socket.socket | RecordFile] = weakref.WeakSet()
         os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child)
 
     def __enter__(self) -> None:
@@ -240,17 +256,17 @@ class _Handover:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def register(self, process: WorkerProcess, ours: socket.socket) -> None:
+    def register(self, process: WorkerProcess, *files: socket.socket | RecordFile) -> None:
         self._processes.add(process)
-        self._sockets.add(ours)
+        self._files.update(files)
 
     def _in_child(self) -> None:
         for process in self._processes:
             process.abandon()
-        for ours in self._sockets:
-            ours.close()
+        for file in self._files:
+            file.close()
         self._processes.clear()
-        self._sockets.clear()
+        self._files.clear()
         self._lock.release()
 
 

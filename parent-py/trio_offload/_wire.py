@@ -43,6 +43,7 @@ class Kind(enum.IntEnum):
     RAISED = 21
     RETIRED = 22
     ABORTED = 23
+    REPORT = 25
 
 
 class WireError(Exception):
@@ -270,13 +271,18 @@ def _check_magic(start: bytes) -> None:
 
 def _parse_header(data: bytes, payload: int) -> _Head:
     try:
-        if data[0] == 0x83 and data[1] in _KINDS_OF_ONE:
+        if data[1] in _KINDS_OF_ONE and data[0] in (0x83, 0x84):
             # By far the most frequent frame: a result without buffers. What is not exactly that is judged below.
             id, at = _decode_uint(data, 2)
             if data[at] == 0x81:
                 length, at = _decode_uint(data, at + 1)
-                if length == payload and at == len(data):
-                    return _Head(_KINDS[data[1]], id, [length], payload, {})
+                if length == payload:
+                    if data[0] == 0x83 and at == len(data):
+                        return _Head(_KINDS[data[1]], id, [length], payload, {})
+                    if data[0] == 0x84 and data[1] == Kind.RESULT and data.startswith(_FIGURES_HEAD, at):
+                        figures = _decode_figures(data, at + len(_FIGURES_HEAD))
+                        if figures is not None:
+                            return _Head(Kind.RESULT, id, [length], payload, {"figures": figures})
         items, at = _decode_uint(data, 0, 0x80)
         if items not in (3, 4):
             raise _malformed(f"an array of {items} items; 3 or 4 are allowed")
@@ -363,6 +369,19 @@ def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
     return int.from_bytes(data[at + 1 : end], "big"), end
 
 
+def _decode_figures(data: bytes, at: int) -> list[int] | None:
+    """The four unsigned integers that ``data`` ends with; None if that is not what it does."""
+    figures = []
+    for _ in range(4):
+        if at >= len(data) or data[at] > 27:
+            return None
+        figure, at = _decode_uint(data, at)
+        figures.append(figure)
+    return figures if at == len(data) else None
+
+
+# A body with figures and nothing else, up to the first of them.
+_FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
 _SMALL: Final = [bytes((value,)) for value in range(256)]
 _KINDS: Final = {int(kind): kind for kind in Kind}
 
@@ -402,6 +421,10 @@ def _is_environment(value: Any) -> bool:
     )
 
 
+def _are_figures(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_unsigned, value))
+
+
 def _is_flags(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(flag, int) and not isinstance(flag, bool) and -(2**63) <= flag < 2**63
@@ -425,6 +448,7 @@ _NONE: Final = range(1)
 _ANY: Final = range(MAX_SEGMENTS + 1)
 _SOME: Final = range(1, MAX_SEGMENTS + 1)
 _EAGER: Final = _Field("eager", "a boolean", lambda value: isinstance(value, bool))
+_FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_figures, required=False)
 _ERROR: Final = _texts("stage", "type", "message", "traceback")
 
 # How many segments each message has, and the fields of its body.
@@ -445,7 +469,15 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _Field("flags", "a map from text to integers", _is_flags),
         ),
     ),
-    Kind.SETUP: (range(3, 4), (_unsigned("idle_timeout_ms", required=False), _EAGER)),
+    Kind.SETUP: (
+        range(3, 4),
+        (
+            _unsigned("idle_timeout_ms", required=False),
+            _EAGER,
+            _unsigned("report_interval_ms", required=False),
+            _unsigned("memory_limit", required=False),
+        ),
+    ),
     Kind.CALL: (_SOME, ()),
     Kind.RETIRE: (_NONE, ()),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
@@ -459,13 +491,18 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
         ),
     ),
     Kind.REFUSED: (_NONE, _texts("code", "message")),
-    Kind.READY: (_NONE, ()),
+    Kind.READY: (_NONE, (_FIGURES,)),
     Kind.SETUP_FAILED: (_ANY, _ERROR),
-    Kind.RESULT: (_SOME, ()),
-    Kind.RAISED: (_ANY, _ERROR),
+    Kind.RESULT: (_SOME, (_FIGURES,)),
+    Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
     Kind.RETIRED: (_NONE, _texts("reason")),
     Kind.ABORTED: (_NONE, _texts("code", "message")),
+    Kind.REPORT: (_NONE, (attrs.evolve(_FIGURES, required=True),)),
 }
 
 # The messages that may be one segment and nothing else; their numbers are below 24, so each is one byte of the header.
-_KINDS_OF_ONE: Final = {int(kind) for kind, (segments, fields) in _SHAPES.items() if 1 in segments and not fields}
+_KINDS_OF_ONE: Final = {
+    int(kind)
+    for kind, (segments, fields) in _SHAPES.items()
+    if 1 in segments and not any(field.required for field in fields)
+}

@@ -20,19 +20,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
 import outcome
 import trio
 
-from . import _launch, _locate, _payload, _process
+from trio_offload_worker._retire import RetireWhen
+
+from . import _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
-from ._errors import BrokenWorkerError, RemoteError, WorkerStartError, add_note
+from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
+from ._sizes import readable_size
 from ._wire import Buffer, Frame, Kind, WireError, encode_head
 
 if TYPE_CHECKING:
     from ._process import WorkerProcess
+    from ._trace import TraceWriter
 
 logger: Final = logging.getLogger("trio_offload")
 
@@ -54,11 +58,52 @@ class State(enum.Enum):
 
 @attrs.frozen
 class WorkerSettings:
-    """What a worker is started with: ``idle_timeout`` in seconds, and what it calls before the first and after each job."""
+    """What a worker is started with: ``idle_timeout`` in seconds, what it calls before the first and after each job; bytes that
+    a job may hold; seconds between reports; where records of crashes are kept; where the run is traced.
+    """
 
-    idle_timeout: float
-    init: Callable[[], Any]
-    retire: Callable[[], Any]
+    idle_timeout: float = math.inf
+    init: Callable[[], Any] = bool
+    retire: Callable[[], Any] = bool
+    memory_limit: int | None = None
+    report_interval: float = math.inf
+    crash_dir: str | None = None
+    trace: TraceWriter | None = None
+
+
+@attrs.frozen
+class WorkerStatistics:
+    """One worker at one moment."""
+
+    pid: int
+    """Its process id."""
+    state: Literal["idle", "running"]
+    """Whether it waits for a job or runs one."""
+    jobs: int
+    """How many jobs it has finished."""
+    rss: int | None
+    """Resident memory in bytes, without child processes. Of an idle worker: after its last job; of a running one: when it
+    was told last, at most a ``report_interval`` ago. None only where the system does not tell."""
+    peak_rss: int | None
+    """The most that was ever resident, in bytes."""
+    vms: int | None
+    """The size of the address space, in bytes."""
+    cpu_time: float | None
+    """Processor time of all its threads so far, in seconds."""
+    age: float
+    """Seconds since it was started."""
+    function: str | None
+    """The name of the function that it runs; None if it is idle."""
+
+
+@attrs.frozen
+class Figures:
+    """What a worker has told of itself: bytes, and seconds of processor time. None: nothing yet, or it cannot."""
+
+    rss: int | None = None
+    peak_rss: int | None = None
+    vms: int | None = None
+    cpu_time: float | None = None
 
 
 class Worker:
@@ -72,6 +117,21 @@ class Worker:
         self._calls = 0
         self._told: tuple[bytes | None, int | None] = (None, None)
         self._retires = settings.retire is not bool
+        self._record: _record.RecordFile | None = None
+        self._left_behind = ""
+        self._figures: list[int] | None = None
+        self._oom_kills = _oom.OomKills(None, None)
+        self._stderr_size: int | None = None
+        self._started = time.monotonic()
+        self._jobs = 0
+        # The call that runs: what it is called, and when it began on the clock of time.monotonic().
+        self._running: str | None = None
+        # What it held before its first job, in bytes.
+        self.baseline = 0
+        self._greeting_rest: list[Buffer] = []
+        self._began = self._started
+        # Ended on purpose, before anybody had a use for it: how is no matter.
+        self.given_up = False
         # When it may have retired by itself, on the clock of time.monotonic().
         self.expires_at = math.inf
 
@@ -86,32 +146,94 @@ class Worker:
             raise RuntimeError("the worker has not been started")
         return self._process
 
+    @property
+    def figures(self) -> Figures:
+        """What it has told of itself last."""
+        if self._figures is None:
+            return Figures()
+        rss, peak_rss, vms, microseconds = self._figures
+        return Figures(rss, peak_rss, vms, microseconds / 1e6)
+
+    def statistics(self) -> WorkerStatistics:
+        """What is known of it at this moment."""
+        figures = self.figures
+        return WorkerStatistics(
+            pid=self.process.pid,
+            state="running" if self._state is State.RUNNING else "idle",
+            jobs=self._jobs,
+            rss=figures.rss,
+            peak_rss=figures.peak_rss,
+            vms=figures.vms,
+            cpu_time=figures.cpu_time,
+            age=time.monotonic() - self._started,
+            function=self._running,
+        )
+
     async def start(self, *, cancellable: bool) -> None:
-        """Start the process and bring it to where it takes jobs.
+        """:meth:`begin` and :meth:`finish` in one."""
+        self.begin()
+        await self.finish(cancellable=cancellable)
+
+    def begin(self) -> None:
+        """Start the process and tell it all that it has to know, without waiting for anything.
 
         Raises:
-            WorkerStartError: that failed; the message says at which stage and what would help.
+            WorkerStartError: it could not be started; nothing is left of it.
         """
         refuse_while_main_loads()
         greeting = self._greeting()
-        self._process, ours = self._spawn()
-        self._channel = Channel(ours)
+        self._process, ours, self._record = self._spawn()
+        try:
+            self._channel = Channel(ours)
+            # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
+            self._greeting_rest = self._channel.send_partly(greeting)
+            # After the greeting: the worker is busy with it for longer than this takes.
+            self._oom_kills = _oom.count_kills()
+            self._stderr_size = _record.stderr_size()
+        except BaseException:
+            self._process.kill()
+            self.wait_sync(math.inf)
+            raise
+
+    async def finish(self, *, cancellable: bool) -> None:
+        """Bring the process to where it takes jobs.
+
+        Raises:
+            WorkerStartError: that failed; the message says at which stage and what would help. Nothing is left of it.
+        """
+        channel = self._channel
+        if channel is None or self._state is not State.STARTING:
+            raise RuntimeError("the worker is not starting")
         try:
             try:
-                await self._channel.send(greeting, cancellable=cancellable)
+                await channel.send(self._greeting_rest, cancellable=cancellable)
             except WriteFailed:
                 pass  # Why it is gone, its last words or its exit status tell.
             self._check_welcome(await self._receive(cancellable))
             self._state = State.SETTING_UP
-            await self._receive(cancellable)
+            ready = await self._receive(cancellable)
+            self._hear_figures(ready)
+            self._check_baseline()
         except (EndOfStream, WireError) as error:
             # One that has closed its end is about to exit; one that talks nonsense is not waited for.
             await (self._end_gently() if isinstance(error, EndOfStream) else self._end())
-            raise WorkerStartError(_describe_failed_start(self._process, error), self._process) from None
+            raise WorkerStartError(self._describe_failed_start(error), self.process) from None
         except BaseException:
             await self._end()
             raise
+        if self._settings.trace is not None:
+            self._settings.trace.worker_started(self.process.pid, self._started, time.monotonic())
         self._become_idle()
+
+    async def end(self) -> None:
+        """End the worker, in whatever state it is. Not cancellable."""
+        await self._end()
+
+    def give_up(self) -> None:
+        """End a worker that was begun and that nobody waits for any more; :meth:`gone` or a wait must follow."""
+        self._leave()
+        self.given_up = True
+        self.kill()
 
     async def run_sync(self, call: _payload.Payload, *, cancellable: bool) -> outcome.Outcome[Any]:
         """Run a pickled call in the worker.
@@ -127,23 +249,19 @@ class Worker:
             raise RuntimeError("the worker is not idle")
         self._calls += 1
         self._state = State.RUNNING
+        self._running = call.name
+        self._began = time.monotonic()
         try:
             frame = await self._exchange(channel, call, cancellable)
         except CallNotRun:
             raise
         except EndOfStream:
             await self._end_gently()
-            raise BrokenWorkerError(
-                f"worker {self.process.pid} {describe_ending(self.process)} while it ran {call.name}",
-                self.process,
-            ) from None
+            raise self._broken(f"while it ran {call.name}") from None
         except WireError as error:
             if error.code == "torn_frame":
                 await self._end_gently()
-                raise BrokenWorkerError(
-                    f"worker {self.process.pid} {describe_ending(self.process)} in the middle of its answer to {call.name}",
-                    self.process,
-                ) from None
+                raise self._broken(f"in the middle of its answer to {call.name}") from None
             await self._end()
             raise BrokenWorkerError(
                 f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
@@ -151,14 +269,33 @@ class Worker:
                 self.process,
             ) from error
         except BaseException:
+            self._trace_job("cancelled")
             await self._end()
             raise
         if frame.id == self._calls and frame.kind in (Kind.RESULT, Kind.RAISED):
+            if frame.body:
+                self._hear_figures(frame)
             # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
             result = _load_result(frame) if frame.kind is Kind.RESULT else outcome.Error(load_exception(frame))
+            self._jobs += 1
+            if self._settings.trace is not None:
+                self._trace_job("ok" if frame.kind is Kind.RESULT else "raised")
             self._become_idle()
             return result
         return await self._refused_call(frame, call.name)
+
+    def will_retire(self) -> bool:
+        """Whether an idle worker is about to leave by the ``retire`` that it was given, as far as that can be foreseen here."""
+        retire = self._settings.retire
+        if type(retire) is not RetireWhen:
+            return False
+        if retire.jobs is not None and self._jobs >= retire.jobs:
+            return True
+        if retire.seconds is not None and time.monotonic() - self._started >= retire.seconds:
+            return True
+        return (
+            retire.rss is not None and self._figures is not None and self._figures[0] > retire.effective_rss(self.baseline)
+        )
 
     def hear(self) -> bool:
         """Take in, without waiting, what an idle worker has said; whether it still takes jobs."""
@@ -168,7 +305,7 @@ class Worker:
                 self._leave()
                 return False
             try:
-                frame = self._channel.receive_nowait()
+                frame = self._receive_nowait(self._channel)
             except EndOfStream:
                 self._leave()
             except WireError as error:
@@ -226,13 +363,17 @@ class Worker:
         setup: dict[str, Any] = {"eager": settings["warning_filters"] is not None}
         if self._settings.idle_timeout < _LONGEST_IDLE:
             setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
+        if self._settings.report_interval < _LONGEST_IDLE:
+            setup["report_interval_ms"] = math.ceil(self._settings.report_interval * 1000)
+        if self._settings.memory_limit is not None:
+            setup["memory_limit"] = self._settings.memory_limit
         return [
             encode_head(Kind.HELLO, 0, (), hello),
             encode_head(Kind.SETUP, 0, [len(segment) for segment in segments], setup),
             *segments,
         ]
 
-    def _spawn(self) -> tuple[WorkerProcess, Any]:
+    def _spawn(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         executable = _locate.worker_executable()
         environment = dict(os.environb)
         folder = os.path.dirname(os.fsencode(_locate.libpython()))
@@ -250,7 +391,7 @@ class Worker:
         """The next frame of a start: the one that the state asks for."""
         if self._channel is None:
             raise RuntimeError("the worker has not been started")
-        frame = await self._channel.receive(cancellable=cancellable)
+        frame = await self._next_frame(self._channel, cancellable)
         expected = Kind.WELCOME if self._state is State.STARTING else Kind.READY
         if frame.kind is expected:
             return frame
@@ -283,6 +424,42 @@ class Worker:
                     self.process,
                 )
 
+    async def _next_frame(self, channel: Channel, cancellable: bool) -> Frame:
+        """The next frame that is not a report."""
+        while True:
+            frame = await channel.receive(cancellable=cancellable)
+            if frame.kind is not Kind.REPORT or self._state is State.STARTING:
+                return frame
+            self._hear_figures(frame)
+
+    def _receive_nowait(self, channel: Channel) -> Frame | None:
+        """The next frame that is not a report, if it is there."""
+        while True:
+            frame = channel.receive_nowait()
+            if frame is None or frame.kind is not Kind.REPORT:
+                return frame
+            self._hear_figures(frame)
+
+    def _hear_figures(self, frame: Frame) -> None:
+        figures = frame.body.get("figures")
+        if figures is not None:
+            self._figures = figures
+            if self._settings.trace is not None:
+                self._settings.trace.memory(self.process.pid, time.monotonic(), figures[0])
+
+    def _check_baseline(self) -> None:
+        """What a worker holds before its first job has to leave room for one."""
+        if self._figures is None:
+            return
+        self.baseline = self._figures[0]
+        limit = self._settings.memory_limit
+        if limit is not None and self.baseline > limit:
+            raise WorkerStartError(
+                f"memory_limit={limit} ({readable_size(limit)}) is less than what a worker holds before its first job, "
+                f"{readable_size(self.baseline)}: no job could ever run. Raise it above that, or let init import less",
+                self.process,
+            )
+
     def _new_settings(self) -> list[Buffer]:
         settings = _launch.current_settings()
         self._told = settings["authkey"], settings["resource_tracker"]
@@ -294,7 +471,7 @@ class Worker:
         if self._retires:
             # A worker with a ``retire`` of its own has often said RETIRED by now: that spares it a call in vain.
             try:
-                frame = channel.receive_nowait()
+                frame = self._receive_nowait(channel)
             except EndOfStream:
                 raise await self._died_idle() from None
             if frame is not None:
@@ -310,7 +487,7 @@ class Worker:
             # That decides nothing: what the worker said before it left does.
             sent = failure.sent
         try:
-            return await channel.receive(cancellable=cancellable)
+            return await self._next_frame(channel, cancellable)
         except EndOfStream:
             if sent:
                 raise
@@ -339,8 +516,82 @@ class Worker:
             self.process,
         )
 
+    def _broken(self, when: str) -> BrokenWorkerError:
+        """The error for a worker that has ended by itself in a call, or was ended by the system or its native thread."""
+        told, stack = _record.take_apart(self._left_behind)
+        figures = self.figures
+        crash = _record.CrashRecord(
+            pid=self.process.pid,
+            exitcode=self.process.exitcode,
+            signal=self.process.signal,
+            function=self._running,
+            age=time.monotonic() - self._began,
+            stack=stack,
+            rss=figures.rss,
+            peak_rss=figures.peak_rss,
+            vms=figures.vms,
+            cpu_time=figures.cpu_time,
+            stderr=_record.stderr_since(self._stderr_size),
+        )
+        error = self._judge_death(when, told, crash)
+        error.crash = crash
+        add_note(error, crash.note())
+        self._trace_job(type(error).__name__)
+        if self._settings.crash_dir is not None:
+            _record.keep(crash, self._settings.crash_dir)
+        return error
+
+    def _judge_death(self, when: str, told: _record.MemoryLimit | None, crash: _record.CrashRecord) -> BrokenWorkerError:
+        process = self.process
+        error: BrokenWorkerError
+        if process.exitcode == _EXIT_MEMORY_LIMIT and told is not None:
+            error = WorkerMemoryError(
+                f"worker {process.pid} was ended {when}: with its child processes it held {readable_size(told.reached)}, and "
+                f"memory_limit allows {readable_size(told.limit)}",
+                process,
+            )
+            error.limit, error.reached = told.limit, told.reached
+            return error
+        killer = None
+        if process.signal is signal.SIGKILL and not process.killed:
+            killer = _oom.explain_kill(self._oom_kills, crash.rss)
+        if killer is not None and killer.certain:
+            error = WorkerMemoryError(f"worker {process.pid} was killed (SIGKILL) {when}, {killer.text}", process)
+            error.limit, error.reached = self._settings.memory_limit, crash.rss
+            return error
+        hint = "" if killer is None else f", {killer.text}"
+        return BrokenWorkerError(f"worker {process.pid} {describe_ending(process)} {when}{hint}", process)
+
+    def _trace_job(self, how: str) -> None:
+        trace = self._settings.trace
+        if trace is not None and self._running is not None:
+            trace.job(self.process.pid, self._running, self._began, time.monotonic(), how)
+
+    def _describe_failed_start(self, error: EndOfStream | WireError) -> str:
+        process = self.process
+        if isinstance(error, WireError):
+            return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
+        told, stack = _record.take_apart(self._left_behind)
+        if process.exitcode == _EXIT_MEMORY_LIMIT and told is not None:
+            return (
+                f"worker {process.pid} was ended while it ran init, {_payload.function_name(self._settings.init)}: it held "
+                f"{readable_size(told.reached)}, and memory_limit allows {readable_size(told.limit)}"
+            )
+        hint = ""
+        if process.exitcode == 127:
+            # The dynamic loader's exit status; it has told standard error what it missed.
+            hint = (
+                ". The dynamic loader could not load it: most likely the executable was built for another minor version of "
+                f"Python than this one ({sys.version.split()[0]}). Reinstall trio-offload with this interpreter: "
+                f"{sys.executable} -m pip install --force-reinstall trio-offload"
+            )
+        elif stack:
+            hint = f". What it left behind:\n{stack}"
+        return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
+
     def _become_idle(self) -> None:
         self._state = State.IDLE
+        self._running = None
         self.expires_at = time.monotonic() + self._settings.idle_timeout
 
     def _leave(self) -> None:
@@ -376,6 +627,12 @@ class Worker:
         self._state = State.ENDED
         if self._channel is not None:
             self._channel.close()
+        if self._record is not None:
+            self._left_behind = self._record.read()
+            self._record.close()
+            self._record = None
+            if self._settings.trace is not None:
+                self._settings.trace.worker_ended(self.process.pid, time.monotonic())
 
 
 async def _wait_unconditionally(process: WorkerProcess) -> None:
@@ -407,8 +664,7 @@ def describe_ending(process: WorkerProcess) -> str:
         return "stopped answering without exiting, and was killed"
     if process.signal is None:
         return f"died of signal {-code}"
-    hint = " (if nobody sent it, it may have been the system's OOM killer)" if -code == signal.SIGKILL else ""
-    return f"died of {process.signal.name}{hint}"
+    return f"died of {process.signal.name}"
 
 
 def load_exception(frame: Frame) -> BaseException:
@@ -449,6 +705,7 @@ def refuse_while_main_loads() -> None:
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
+_EXIT_MEMORY_LIMIT: Final = 7  # PROTOCOL.md, «The worker's exit codes»
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
 _SPAWN_REMEDIES: Final = {
     errno.EACCES: "It may not be executed: look at its mode, and whether its file system is mounted noexec.",
@@ -476,17 +733,3 @@ def _load_result(frame: Frame) -> outcome.Outcome[Any]:
     except BaseException as error:
         add_note(error, "(while unpickling the result of a job)")
         return outcome.Error(error)
-
-
-def _describe_failed_start(process: WorkerProcess, error: EndOfStream | WireError) -> str:
-    if isinstance(error, WireError):
-        return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
-    hint = ""
-    if process.exitcode == 127:
-        # The dynamic loader's exit status; it has told standard error what it missed.
-        hint = (
-            ". The dynamic loader could not load it: most likely the executable was built for another minor version of "
-            f"Python than this one ({sys.version.split()[0]}). Reinstall trio-offload with this interpreter: "
-            f"{sys.executable} -m pip install --force-reinstall trio-offload"
-        )
-    return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"

@@ -25,7 +25,7 @@ MAX_SEGMENTS = 65_536
 
 HELLO, SETUP, CALL, RETIRE, SETTINGS = 1, 2, 3, 4, 6
 WELCOME, REFUSED, READY, SETUP_FAILED = 16, 17, 18, 19
-RESULT, RAISED, RETIRED, ABORTED = 20, 21, 22, 23
+RESULT, RAISED, RETIRED, ABORTED, REPORT = 20, 21, 22, 23, 25
 
 # --- CBOR, as little of it as the protocol has ---------------------------------------------------
 
@@ -236,6 +236,8 @@ RAISED_BODY: dict[str, Any] = {
     "message": "nought point seven",
     "traceback": 'Traceback (most recent call last):\n  File "job.py", line 3, in job\nValueError: nought point seven\n',
 }
+# Resident, its peak, the address space (bytes), processor time (microseconds).
+FIGURES: dict[str, Any] = {"figures": [11_000_000, 12_345_678, 250_000_000, 23_456]}
 FAILED_BODY: dict[str, Any] = RAISED_BODY | {"stage": "setup"}
 ABORTED_BODY: dict[str, Any] = {
     "code": "unexpected_message",
@@ -378,6 +380,31 @@ def messages() -> None:
             frame(RETIRED, body={"reason": reason}),
         )
     good("aborted", "an ABORTED", frame(ABORTED, body=ABORTED_BODY))
+
+    good(
+        "setup-watched",
+        "a SETUP that wants reports and has a ceiling",
+        frame(
+            SETUP,
+            segments=SETUP_SEGMENTS,
+            body={"idle_timeout_ms": 1, "eager": True, "report_interval_ms": 1000, "memory_limit": 2**33},
+        ),
+    )
+    good("ready-figures", "a READY with the figures before the first job", frame(READY, body=FIGURES))
+    good("result-figures", "a RESULT with figures", frame(RESULT, 3, [b"\x80\x05N."], FIGURES))
+    good(
+        "result-buffers-figures",
+        "a RESULT with out-of-band buffers and figures",
+        frame(RESULT, 300, [b"pickle", b"\x00" * 300, b""], FIGURES),
+    )
+    good("raised-figures", "a RAISED with figures", frame(RAISED, 7, [b"exception"], RAISED_BODY | FIGURES))
+    good("report", "a REPORT", frame(REPORT, body=FIGURES))
+    for label, value in (("zero", 0), ("small", 23), ("byte", 24), ("large", 2**64 - 1)):
+        good(
+            f"result-figures-{label}",
+            f"a RESULT with four figures of {value}",
+            frame(RESULT, 1, [b"abc"], {"figures": [value] * 4}),
+        )
 
 
 # --- what the encoding allows --------------------------------------------------------------------
@@ -819,7 +846,7 @@ def header_errors() -> None:
             "unknown_kind",
             with_header(cbor([kind, 1, [3]]), b"abc"),
         )
-    for kind, name in ((5, "REPLY"), (24, "REQUEST"), (25, "REPORT")):
+    for kind, name in ((5, "REPLY"), (24, "REQUEST")):
         bad(
             f"reserved-kind-{kind}",
             f"kind {kind}, {name}, is reserved and so unknown to version 1",
@@ -892,6 +919,7 @@ def body_errors() -> None:
         "raised": (RAISED, [b"exception"], RAISED_BODY),
         "retired": (RETIRED, [], {"reason": "idle"}),
         "aborted": (ABORTED, [], ABORTED_BODY),
+        "report": (REPORT, [], FIGURES),
     }
     segment_counts: dict[str, list[list[bytes]]] = {
         "hello": [[b""], [b"abc"]],
@@ -905,6 +933,7 @@ def body_errors() -> None:
         "result": [[]],
         "retired": [[b"abc"]],
         "aborted": [[b"abc"]],
+        "report": [[b""], [b"abc"]],
     }
     for name, alternatives in segment_counts.items():
         kind, _, body = whole[name]
@@ -918,7 +947,7 @@ def body_errors() -> None:
                 body,
             )
 
-    # idle_timeout_ms is the one key that may be left out. Whether a pycache_prefix that is null may be
+    # idle_timeout_ms is the one key of these that may be left out. Whether a pycache_prefix that is null may be
     # left out as well, PROTOCOL.md does not say.
     for name, (kind, segments, body) in whole.items():
         for key in body:
@@ -934,7 +963,20 @@ def body_errors() -> None:
                 with_header(header, b"".join(segments)),
             )
 
+    not_figures: list[tuple[str, Any]] = [
+        ("three", [1, 2, 3]),
+        ("five", [1, 2, 3, 4, 5]),
+        ("negative", [1, 2, 3, -4]),
+        ("float", [1, 2, 3, 4.0]),
+        ("true", [True, 2, 3, 4]),
+        ("text", "1234"),
+        ("null", None),
+        ("map", {"rss": 1}),
+    ]
     wrong: dict[str, dict[str, list[tuple[str, Any]]]] = {
+        "ready": {"figures": not_figures},
+        "result": {"figures": not_figures},
+        "report": {"figures": not_figures},
         "hello": {
             "protocol": [
                 ("text", "1"),
@@ -990,6 +1032,8 @@ def body_errors() -> None:
                 ("true", True),
             ],
             "eager": [("0", 0), ("1", 1), ("text", "true"), ("null", None)],
+            "report_interval_ms": [("text", "1"), ("negative", -1), ("null", None)],
+            "memory_limit": [("text", "1"), ("negative", -1), ("float", 1.5), ("null", None)],
         },
         "settings": {"eager": [("0", 0), ("1", 1), ("text", "true"), ("null", None)]},
         "welcome": {
@@ -1011,6 +1055,7 @@ def body_errors() -> None:
             "type": [("bytes", b"a"), ("null", None)],
             "message": [("bytes", b"a"), ("null", None), ("array", ["a"])],
             "traceback": [("bytes", b"a"), ("null", None), ("array", ["a"])],
+            "figures": not_figures,
         },
         "retired": {"reason": [("bytes", b"idle"), ("integer", 1), ("null", None)]},
         "aborted": {

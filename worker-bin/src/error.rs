@@ -13,6 +13,8 @@ use crate::wire::WireError;
 pub enum LaunchError {
     #[error("descriptor {0} is not the parent's socket; this program is started by trio-offload, not by hand")]
     NoSocket(i32),
+    #[error("descriptor {0} is not open; the parent passes the file for the record of a crash there")]
+    NoRecord(i32),
     #[error("{what} failed: {source}")]
     System { what: &'static str, source: io::Error },
     #[error(

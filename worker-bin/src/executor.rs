@@ -16,6 +16,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCFunction, PyTuple};
 use trio_offload_worker::exit::{self, Ending};
 use trio_offload_worker::launch::Surroundings;
+use trio_offload_worker::memory::{Figures, Meter};
 use trio_offload_worker::message::{Explanation, Failure, Hello, PROTOCOL_VERSION, Setup, Welcome, clip};
 use trio_offload_worker::sentinel::{Activity, Parent};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
@@ -33,6 +34,7 @@ pub(crate) struct Worker {
     parent: Option<&'static Parent>,
     interpreter: Option<Interpreter>,
     python: Option<PythonSide>,
+    meter: Meter,
 }
 
 /// Its file's name is known to `trio_offload_worker._exceptions`, which takes it out of tracebacks.
@@ -52,7 +54,14 @@ struct PythonSide {
 
 impl Worker {
     pub(crate) fn new(surroundings: Surroundings, activity: &'static Activity) -> Self {
-        Self { activity, surroundings: Some(surroundings), parent: None, interpreter: None, python: None }
+        Self {
+            activity,
+            surroundings: Some(surroundings),
+            parent: None,
+            interpreter: None,
+            python: None,
+            meter: Meter::default(),
+        }
     }
 
     /// Ends Python in order and gives the exit code.
@@ -86,11 +95,13 @@ impl Executor for Worker {
         let Some(surroundings) = self.surroundings.take() else {
             return Err(Explanation::new("interpreter", "the worker has been started already"));
         };
+        let record = surroundings.record();
         self.parent = Some(surroundings.settle(hello, self.activity)?);
         let interpreter = Interpreter::start(hello)?;
         let libpython = interpreter.libpython.as_os_str().as_bytes().to_vec();
         self.interpreter = Some(interpreter);
         let prefixes = Interpreter::furnish(hello)?;
+        Interpreter::report_faults(record)?;
         let python = Python::attach(PythonSide::new)
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
@@ -174,6 +185,10 @@ impl Executor for Worker {
         })
     }
 
+    fn measure(&mut self, at_once: bool) -> Option<Figures> {
+        if at_once { self.meter.read() } else { self.meter.read_if_due() }
+    }
+
     fn interrupted(&mut self) {
         if self.python.is_some() {
             // A handler that the user's code installed with Python's `signal` module; nobody awaits what it raises.
@@ -208,11 +223,12 @@ impl PythonSide {
         if setup.eager {
             self.apply(py, &settings)?;
         }
-        self.retire = self.callable(&retire)?.map(Bound::unbind);
         if let Some(init) = self.callable(&init)? {
             let outcome = init.call0()?;
             refuse_asynchronous(&init, &outcome)?;
         }
+        // Afterwards: a `retire` may look, while it is unpickled, at what the worker holds before its first job.
+        self.retire = self.callable(&retire)?.map(Bound::unbind);
         Ok(())
     }
 

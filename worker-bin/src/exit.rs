@@ -6,6 +6,8 @@
 pub const WRONG_ARGUMENTS: i32 = 2;
 /// The parent died while the worker was busy; the native thread ended it.
 pub const ORPHANED: i32 = 6;
+/// A job passed its context's `memory_limit`; the native thread ended it.
+pub const MEMORY_LIMIT: i32 = 7;
 /// Python's own code for «flushing standard output failed at exit».
 pub const FLUSH_FAILED: i32 = 120;
 

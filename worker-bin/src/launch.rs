@@ -11,14 +11,16 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use crate::error::LaunchError;
 use crate::message::{Explanation, Hello};
 use crate::os::{self, SignalsHeld};
-use crate::sentinel::{self, Activity, Parent};
-use crate::transport::Socket;
+use crate::record::{self, Record};
+use crate::sentinel::{self, Activity, Charge, Parent};
+use crate::transport::{Connection, Outlet, Socket};
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
     Serve {
         socket: RawFd,
+        record: RawFd,
     },
     ShowInfo,
     ShowVersion,
@@ -35,47 +37,42 @@ impl Plan {
             Some([]) => Self::Explain,
             Some(["--info"]) => Self::ShowInfo,
             Some(["--version"]) => Self::ShowVersion,
-            Some(["serve", "3"]) => Self::Serve { socket: 3 },
+            Some(["serve", "3", "4"]) => Self::Serve { socket: 3, record: 4 },
             _ => Self::Wrong,
         }
     }
 }
 
-/// The socket and the process around it, before the parent has said anything.
-#[derive(Debug)]
-pub struct Launched {
-    pub socket: Socket,
-    pub descriptor: RawFd,
-    interrupt_held: SignalsHeld,
-}
-
-/// Takes the socket, closes what else was inherited, and arranges the signals.
-pub fn prepare(descriptor: RawFd) -> Result<Launched, LaunchError> {
-    if !os::is_socket(descriptor) {
-        return Err(LaunchError::NoSocket(descriptor));
-    }
-    let interrupt_held = SignalsHeld::interrupt().map_err(|source| LaunchError::System { what: "blocking SIGINT", source })?;
-    let socket: OwnedFd = os::adopt(descriptor).map_err(|source| LaunchError::System { what: "taking the socket", source })?;
-    os::close_from(descriptor + 1);
-    os::become_subreaper().map_err(|source| LaunchError::System { what: "becoming a subreaper", source })?;
-    os::ignore_file_size_signal();
-    os::restore_fault_signals();
-    os::drop_socket_in_children(socket.as_fd()).map_err(|source| LaunchError::System { what: "watching for forks", source })?;
-    let descriptor = socket.as_raw_fd();
-    Ok(Launched { socket: Socket::from(socket), descriptor, interrupt_held })
-}
-
-/// The part of [`Launched`] that stays when the socket has gone into its connection.
+/// The process around the socket, before the parent has said anything.
 #[derive(Debug)]
 pub struct Surroundings {
     descriptor: RawFd,
+    outlet: Outlet,
+    record: &'static Record,
     interrupt_held: SignalsHeld,
 }
 
-impl Launched {
-    pub fn split(self) -> (Socket, Surroundings) {
-        (self.socket, Surroundings { descriptor: self.descriptor, interrupt_held: self.interrupt_held })
+/// Takes the socket and the record, closes what else was inherited, and arranges the signals.
+pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
+    if !os::is_socket(socket) {
+        return Err(LaunchError::NoSocket(socket));
     }
+    let system = |what| move |source| LaunchError::System { what, source };
+    let interrupt_held = SignalsHeld::interrupt().map_err(system("blocking SIGINT"))?;
+    let socket: OwnedFd = os::adopt(socket).map_err(system("taking the socket"))?;
+    let record: OwnedFd = os::adopt(record).map_err(|_| LaunchError::NoRecord(record))?;
+    os::close_from(record.as_raw_fd() + 1);
+    os::become_subreaper().map_err(system("becoming a subreaper"))?;
+    os::ignore_file_size_signal();
+    os::restore_fault_signals();
+    os::disarm_stacks_signal();
+    os::drop_in_children(socket.as_fd(), record.as_fd()).map_err(system("watching for forks"))?;
+    let descriptor = socket.as_raw_fd();
+    let record: &'static Record = Box::leak(Box::new(Record::new(record)));
+    record::report_panics(record);
+    let outlet = Outlet::new(socket.as_fd());
+    let connection = Connection::with_outlet(Socket::from(socket), &outlet);
+    Ok((connection, Surroundings { descriptor, outlet, record, interrupt_held }))
 }
 
 impl Surroundings {
@@ -88,23 +85,29 @@ impl Surroundings {
             Explanation::new("wrong_parent", format!("the process {} that asked for this worker has ended", hello.parent_pid))
         })?;
         let parent: &'static Parent = Box::leak(Box::new(parent));
-        sentinel::start(self.descriptor, parent, activity).map_err(|error| {
+        let charge = Charge { socket: self.descriptor, outlet: self.outlet, parent, record: self.record };
+        sentinel::start(charge, activity).map_err(|error| {
             Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}"))
         })?;
-        self.swallow_interrupts().map_err(|text| Explanation::new("environment", text))?;
+        swallow_interrupts(self.interrupt_held).map_err(|text| Explanation::new("environment", text))?;
         Ok(parent)
     }
 
-    /// Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:
-    /// an ignored signal stays ignored in the programs that a job starts (execve(2)), a handled one is reset for them.
-    fn swallow_interrupts(self) -> Result<(), String> {
-        {
-            let _held = SignalsHeld::all().map_err(|error| format!("blocking signals failed: {error}"))?;
-            ctrlc::set_handler(|| {}).map_err(|error| format!("the handler for SIGINT could not be installed: {error}"))?;
-        }
-        drop(self.interrupt_held);
-        SignalsHeld::let_interrupt_through().map_err(|error| format!("unblocking SIGINT failed: {error}"))
+    /// Where Python is to write the stacks when it dies.
+    pub fn record(&self) -> RawFd {
+        self.record.descriptor()
     }
+}
+
+/// Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:
+/// an ignored signal stays ignored in the programs that a job starts (execve(2)), a handled one is reset for them.
+fn swallow_interrupts(interrupt_held: SignalsHeld) -> Result<(), String> {
+    {
+        let _held = SignalsHeld::all().map_err(|error| format!("blocking signals failed: {error}"))?;
+        ctrlc::set_handler(|| {}).map_err(|error| format!("the handler for SIGINT could not be installed: {error}"))?;
+    }
+    drop(interrupt_held);
+    SignalsHeld::let_interrupt_through().map_err(|error| format!("unblocking SIGINT failed: {error}"))
 }
 
 fn restore_environment(hello: &Hello) -> Result<(), LaunchError> {

@@ -5,9 +5,11 @@ pub mod error;
 pub mod exit;
 pub mod family;
 pub mod launch;
+pub mod memory;
 pub mod message;
 #[expect(unsafe_code, reason = "the fenced module for what the operating system offers through C only")]
 pub mod os;
+pub mod record;
 pub mod sentinel;
 pub mod session;
 pub mod transport;

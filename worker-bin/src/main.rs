@@ -11,7 +11,6 @@ use std::process::ExitCode;
 use serde::Serialize;
 use trio_offload_worker::message::PROTOCOL_VERSION;
 use trio_offload_worker::sentinel::Activity;
-use trio_offload_worker::transport::Connection;
 use trio_offload_worker::{exit, launch, session};
 
 use crate::executor::Worker;
@@ -21,7 +20,7 @@ static ACTIVITY: Activity = Activity::new();
 
 fn main() -> ExitCode {
     match launch::Plan::from_arguments(std::env::args_os().skip(1)) {
-        launch::Plan::Serve { socket } => serve(socket),
+        launch::Plan::Serve { socket, record } => serve(socket, record),
         launch::Plan::ShowInfo => say(&info()),
         launch::Plan::ShowVersion => say(concat!("trio-offload-worker ", env!("CARGO_PKG_VERSION"))),
         launch::Plan::Explain => {
@@ -29,18 +28,16 @@ fn main() -> ExitCode {
                  The trio_offload package starts it when it is needed; there is nothing to do with it by hand.")
         }
         launch::Plan::Wrong => {
-            complain("unknown arguments; it takes --info or --version, and «serve 3» from trio-offload itself")
+            complain("unknown arguments; it takes --info or --version, and «serve 3 4» from trio-offload itself")
         }
     }
 }
 
-fn serve(descriptor: i32) -> ExitCode {
-    let launched = match launch::prepare(descriptor) {
-        Ok(launched) => launched,
+fn serve(socket: i32, record: i32) -> ExitCode {
+    let (mut connection, surroundings) = match launch::prepare(socket, record) {
+        Ok(prepared) => prepared,
         Err(error) => return complain(&error.to_string()),
     };
-    let (socket, surroundings) = launched.split();
-    let mut connection = Connection::new(socket);
     let mut worker = Worker::new(surroundings, &ACTIVITY);
     let ending = session::run(&mut connection, &mut worker, &ACTIVITY);
     let code = worker.finish(ending);

@@ -4,6 +4,7 @@
 
 use ciborium::Value;
 
+use crate::memory::Figures;
 use crate::wire::{Body, Header, Kind, WireError};
 
 /// The version of the protocol that this worker speaks.
@@ -24,14 +25,17 @@ pub enum Message {
     },
     Welcome(Box<Welcome>),
     Refused(Explanation),
-    Ready,
+    /// The figures are those before the first job.
+    Ready(Option<Figures>),
     SetupFailed(Failure),
-    Result,
-    Raised(Failure),
+    Result(Option<Figures>),
+    Raised(Failure, Option<Figures>),
     Retired {
         reason: String,
     },
     Aborted(Explanation),
+    /// What a running job holds.
+    Report(Figures),
 }
 
 /// Everything that the worker must know to become the parent's own Python. The fields are named in PROTOCOL.md.
@@ -59,6 +63,10 @@ pub struct Setup {
     pub idle_timeout_ms: Option<u64>,
     /// There is something in the settings that has to be applied at once.
     pub eager: bool,
+    /// Milliseconds between two reports of a running job; `None`: no reports.
+    pub report_interval_ms: Option<u64>,
+    /// What a job and its child processes may hold, in bytes; `None`: whatever there is.
+    pub memory_limit: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -128,6 +136,12 @@ impl Message {
             Kind::Setup => Self::Setup(Setup {
                 idle_timeout_ms: fields.optional("idle_timeout_ms", "idle_timeout_ms is not an unsigned number", unsigned)?,
                 eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)?,
+                report_interval_ms: fields.optional(
+                    "report_interval_ms",
+                    "report_interval_ms is not an unsigned number",
+                    unsigned,
+                )?,
+                memory_limit: fields.optional("memory_limit", "memory_limit is not an unsigned number", unsigned)?,
             }),
             Kind::Call => Self::Call,
             Kind::Retire => Self::Retire,
@@ -136,12 +150,13 @@ impl Message {
             }
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
-            Kind::Ready => Self::Ready,
+            Kind::Ready => Self::Ready(Figures::read_optional(&fields)?),
             Kind::SetupFailed => Self::SetupFailed(Failure::read(&fields)?),
-            Kind::Result => Self::Result,
-            Kind::Raised => Self::Raised(Failure::read(&fields)?),
+            Kind::Result => Self::Result(Figures::read_optional(&fields)?),
+            Kind::Raised => Self::Raised(Failure::read(&fields)?, Figures::read_optional(&fields)?),
             Kind::Retired => Self::Retired { reason: fields.required("reason", "reason is missing or not text", text)? },
             Kind::Aborted => Self::Aborted(Explanation::read(&fields)?),
+            Kind::Report => Self::Report(Figures::read(&fields)?),
         })
     }
 
@@ -154,35 +169,45 @@ impl Message {
             Self::Settings { .. } => Kind::Settings,
             Self::Welcome(_) => Kind::Welcome,
             Self::Refused(_) => Kind::Refused,
-            Self::Ready => Kind::Ready,
+            Self::Ready(_) => Kind::Ready,
             Self::SetupFailed(_) => Kind::SetupFailed,
-            Self::Result => Kind::Result,
-            Self::Raised(_) => Kind::Raised,
+            Self::Result(_) => Kind::Result,
+            Self::Raised(..) => Kind::Raised,
             Self::Retired { .. } => Kind::Retired,
             Self::Aborted(_) => Kind::Aborted,
+            Self::Report(_) => Kind::Report,
         }
     }
 
     /// The body as it is written, its keys in the order of PROTOCOL.md.
     pub fn into_body(self) -> Body {
         match self {
-            Self::Call | Self::Retire | Self::Ready | Self::Result => Body::new(),
+            Self::Call | Self::Retire => Body::new(),
+            Self::Ready(figures) | Self::Result(figures) => figures.map(Figures::write).into_iter().collect(),
+            Self::Report(figures) => vec![figures.write()],
             Self::Hello(hello) => hello.write(),
             Self::Setup(setup) => {
-                let timeout = setup.idle_timeout_ms.map(|milliseconds| ("idle_timeout_ms".to_owned(), Value::from(milliseconds)));
-                timeout.into_iter().chain([("eager".to_owned(), Value::from(setup.eager))]).collect()
+                let optional = |name: &str, value: Option<u64>| value.map(|value| (name.to_owned(), Value::from(value)));
+                let eager = Some(("eager".to_owned(), Value::from(setup.eager)));
+                let fields = [
+                    optional("idle_timeout_ms", setup.idle_timeout_ms),
+                    eager,
+                    optional("report_interval_ms", setup.report_interval_ms),
+                    optional("memory_limit", setup.memory_limit),
+                ];
+                fields.into_iter().flatten().collect()
             }
             Self::Settings { eager } => body([("eager", Value::from(eager))]),
             Self::Welcome(welcome) => welcome.write(),
             Self::Refused(explanation) | Self::Aborted(explanation) => {
                 body([("code", Value::Text(explanation.code)), ("message", Value::Text(explanation.message))])
             }
-            Self::SetupFailed(failure) | Self::Raised(failure) => body([
-                ("stage", Value::Text(failure.stage)),
-                ("type", Value::Text(failure.type_name)),
-                ("message", Value::Text(failure.message)),
-                ("traceback", Value::Text(failure.traceback)),
-            ]),
+            Self::SetupFailed(failure) => failure.write(),
+            Self::Raised(failure, figures) => {
+                let mut body = failure.write();
+                body.extend(figures.map(Figures::write));
+                body
+            }
             Self::Retired { reason } => body([("reason", Value::Text(reason))]),
         }
     }
@@ -289,6 +314,39 @@ impl Failure {
             message: fields.required("message", "message is missing or not text", text)?,
             traceback: fields.required("traceback", "traceback is missing or not text", text)?,
         })
+    }
+
+    fn write(self) -> Body {
+        body([
+            ("stage", Value::Text(self.stage)),
+            ("type", Value::Text(self.type_name)),
+            ("message", Value::Text(self.message)),
+            ("traceback", Value::Text(self.traceback)),
+        ])
+    }
+}
+
+impl Figures {
+    const PROBLEM: &'static str = "figures are missing or not an array of four unsigned numbers";
+
+    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
+        fields.required("figures", Self::PROBLEM, Self::from_value)
+    }
+
+    fn read_optional(fields: &Fields<'_>) -> Result<Option<Self>, WireError> {
+        fields.optional("figures", Self::PROBLEM, Self::from_value)
+    }
+
+    fn from_value(value: &Value) -> Option<Self> {
+        match *list(value, unsigned)?.as_slice() {
+            [rss, peak_rss, vms, cpu_time] => Some(Self { rss, peak_rss, vms, cpu_time }),
+            _ => None,
+        }
+    }
+
+    fn write(self) -> (String, Value) {
+        let values = [self.rss, self.peak_rss, self.vms, self.cpu_time];
+        ("figures".to_owned(), Value::Array(values.into_iter().map(Value::from).collect()))
     }
 }
 

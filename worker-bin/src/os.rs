@@ -19,7 +19,12 @@ pub struct Identity(libc::dev_t, libc::ino_t);
 
 /// What the descriptor is open on; `None` if it is not open.
 pub fn identity_of(descriptor: BorrowedFd<'_>) -> Option<Identity> {
-    status_of(descriptor.as_raw_fd()).map(|status| Identity(status.st_dev, status.st_ino))
+    identity_of_number(descriptor.as_raw_fd())
+}
+
+/// The same for one of which only the number is known.
+pub fn identity_of_number(descriptor: RawFd) -> Option<Identity> {
+    status_of(descriptor).map(|status| Identity(status.st_dev, status.st_ino))
 }
 
 fn status_of(descriptor: RawFd) -> Option<libc::stat> {
@@ -180,10 +185,17 @@ pub struct Seen {
     pub hang_up: bool,
     /// The process has ended.
     pub death: bool,
+    /// There is something to read from the bell, or it is gone.
+    pub bell: bool,
 }
 
-/// Waits until the socket's other end is closed or the process has ended, whichever of them is given.
-pub fn wait_for(socket: Option<RawFd>, process: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> Seen {
+/// Waits until the socket's other end is closed, the process has ended or the bell rings, whichever of them is given.
+pub fn wait_for(
+    socket: Option<RawFd>,
+    process: Option<BorrowedFd<'_>>,
+    bell: Option<BorrowedFd<'_>>,
+    timeout: Option<Duration>,
+) -> Seen {
     #[cfg(target_os = "linux")]
     const HANG_UP: libc::c_short = libc::POLLRDHUP;
     #[cfg(not(target_os = "linux"))]
@@ -192,14 +204,94 @@ pub fn wait_for(socket: Option<RawFd>, process: Option<BorrowedFd<'_>>, timeout:
     let mut entries = [
         libc::pollfd { fd: socket.unwrap_or(-1), events: HANG_UP, revents: 0 },
         libc::pollfd { fd: process.map_or(-1, |process| process.as_raw_fd()), events: libc::POLLIN, revents: 0 },
+        libc::pollfd { fd: bell.map_or(-1, |bell| bell.as_raw_fd()), events: libc::POLLIN, revents: 0 },
     ];
-    let milliseconds = timeout.map_or(-1, |timeout| libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX));
+    // Rounded up: a wait that ended before its time would be begun again and again until it is over.
+    let milliseconds =
+        timeout.map_or(-1, |timeout| libc::c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX));
     // SAFETY: the pointer and the count are those of the array.
-    if unsafe { libc::poll(entries.as_mut_ptr(), 2, milliseconds) } <= 0 {
+    if unsafe { libc::poll(entries.as_mut_ptr(), 3, milliseconds) } <= 0 {
         return Seen::default();
     }
     // A hang-up is the only thing asked of the socket; POLLHUP, POLLERR and POLLNVAL come unasked and mean the same here.
-    Seen { hang_up: entries[0].revents != 0, death: entries[1].revents != 0 }
+    Seen { hang_up: entries[0].revents != 0, death: entries[1].revents != 0, bell: entries[2].revents != 0 }
+}
+
+/// Writes to a file where its last writer left off. Those that hold it share the place (open(2), «open file description»).
+pub fn append(file: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // SAFETY: the pointer and the length are those of the slice.
+        let count = unsafe { libc::write(file.as_raw_fd(), rest.as_ptr().cast(), rest.len()) };
+        match usize::try_from(count) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The length of an open file, in bytes; 0 if it is not open. May be called in a signal's handler.
+pub fn size_of(descriptor: RawFd) -> u64 {
+    status_of(descriptor).and_then(|status| u64::try_from(status.st_size).ok()).unwrap_or_default()
+}
+
+/// Sends at once or not at all; how many bytes were taken.
+pub fn send_at_once(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are those of the slice.
+    let count = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Bytes in a page of memory.
+pub fn page_size() -> u64 {
+    // SAFETY: sysconf takes a number and gives one.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// What all threads of this process have had of the processors.
+pub fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime writes one `timespec` to the place given.
+    if unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) } != 0 {
+        return Duration::ZERO;
+    }
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+/// The signal that asks the Python thread for the stacks. On Linux one that nothing else sends (signal(7): «unused»).
+#[cfg(target_os = "linux")]
+pub const STACKS: i32 = libc::SIGSTKFLT;
+#[cfg(not(target_os = "linux"))]
+pub const STACKS: i32 = libc::SIGXCPU;
+
+/// Until somebody answers [`STACKS`] it does nothing. A handler, and not SIG_IGN, which the programs of a job would inherit.
+pub fn disarm_stacks_signal() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler lives as long as the program and does nothing.
+    unsafe { libc::signal(STACKS, handler as libc::sighandler_t) };
+}
+
+/// Sends [`STACKS`] to the main thread, which is the one that runs Python.
+pub fn ask_for_stacks() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: tgkill takes three integers; the main thread's number is the process's (gettid(2)).
+    unsafe {
+        let process = libc::getpid();
+        libc::syscall(libc::SYS_tgkill, process, process, STACKS);
+    }
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: kill takes two integers.
+    unsafe {
+        libc::kill(libc::getpid(), STACKS);
+    }
 }
 
 /// Sends a signal to one process. The caller answers for the number's still being that process's: a descendant of a
@@ -221,12 +313,15 @@ pub fn exit_now(code: i32) -> ! {
 }
 
 static SOCKET_TO_DROP: AtomicI32 = AtomicI32::new(-1);
+static RECORD_TO_REPLACE: AtomicI32 = AtomicI32::new(-1);
 static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// From now on a child that is forked off this process loses the socket before it runs anything: were it to keep the
-/// socket, this process's death would go unseen as long as the child lives.
-pub fn drop_socket_in_children(socket: BorrowedFd<'_>) -> io::Result<()> {
+/// socket, this process's death would go unseen as long as the child lives. It loses the record too: how a copy dies says
+/// nothing about the worker.
+pub fn drop_in_children(socket: BorrowedFd<'_>, record: BorrowedFd<'_>) -> io::Result<()> {
     SOCKET_TO_DROP.store(socket.as_raw_fd(), Ordering::Relaxed);
+    RECORD_TO_REPLACE.store(record.as_raw_fd(), Ordering::Relaxed);
     // SAFETY: the function is `extern "C"`, lives as long as the program, and does only what a child of a process with
     // threads may do (signal-safety(7)).
     let status = unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
@@ -245,6 +340,19 @@ extern "C" fn after_fork_in_child() {
         // SAFETY: the child's copy of the descriptor; whoever owns it in this copy of the memory never gets to use it,
         // because a forked copy leaves by `exit_now`.
         unsafe { libc::close(socket) };
+    }
+    let record = RECORD_TO_REPLACE.swap(-1, Ordering::Relaxed);
+    if record >= 0 {
+        // Not closed: Python's `faulthandler` has the number, and would write into what the copy opens next.
+        // SAFETY: open and dup2 take a C string and integers, and may be called between fork and exec (signal-safety(7)).
+        unsafe {
+            let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if null >= 0 {
+                libc::dup2(null, record);
+                libc::fcntl(record, libc::F_SETFD, libc::FD_CLOEXEC);
+                libc::close(null);
+            }
+        }
     }
 }
 
@@ -278,8 +386,7 @@ pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) ->
 pub fn advise_huge_pages(memory: &mut [MaybeUninit<u8>]) {
     #[cfg(target_os = "linux")]
     {
-        // SAFETY: sysconf takes a number and gives one.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+        let page = usize::try_from(page_size()).unwrap_or(4096).max(1);
         let skipped = memory.as_mut_ptr().align_offset(page);
         let length = memory.len().saturating_sub(skipped) / page * page;
         if let Some(interior) = memory.get_mut(skipped..).filter(|_| length > 0) {

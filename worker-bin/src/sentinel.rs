@@ -1,4 +1,5 @@
-//! The native thread: it never touches Python, so it works while a job holds the GIL in an endless loop. It watches the parent.
+//! The native thread: it never touches Python, so it works while a job holds the GIL in an endless loop. It watches the
+//! parent, tells it how much memory a running job holds, and ends a job that takes more than it may.
 //!
 //! * It looks at the socket (the other end is closed when the parent ends, however it ends) and, where there is one, at a
 //!   pidfd of the parent (a process that the parent forked may hold a copy of its end and keep it open).
@@ -6,15 +7,23 @@
 //!   (prctl(2)), and trio's worker threads come and go.
 //! * An idle worker sees the end of the stream itself and leaves in order, with Python's own exit handlers; the thread
 //!   only makes sure that this takes no longer than [`GRACE`].
+//! * In an idle worker the thread sleeps until there is something to see: hundreds of idle workers that woke ten times a
+//!   second would be felt. The main thread rings a bell when a job begins, but only if the thread is asleep, which it is
+//!   not before a whole tick has passed without a job; so calls in quick succession cost no system call for it.
 
 #![forbid(unsafe_code)]
 
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::memory::{FamilyMeter, Meter};
+use crate::message::Message;
+use crate::record::Record;
+use crate::transport::Outlet;
 use crate::{exit, family, os};
 
 /// How long an idle worker has for leaving after its parent's death.
@@ -23,12 +32,22 @@ pub const GRACE: Duration = Duration::from_millis(500);
 /// How often the parent's life is looked up where the system cannot tell of its end.
 const WITHOUT_PIDFD: Duration = Duration::from_millis(200);
 
-/// Enough for a walk through the process table, and far less than the usual 2 MiB.
-const STACK_SIZE: usize = 128 * 1024;
+/// How often a running job's memory is compared with its ceiling.
+const CEILING_TICK: Duration = Duration::from_millis(100);
 
-/// What the main thread is doing, for the native thread to see.
+/// Enough for a walk through the process table, and far less than the usual 2 MiB.
+const STACK_SIZE: usize = 256 * 1024;
+
+/// What the main thread is doing, for the native thread to see, and what the parent wants to know of it.
 #[derive(Debug)]
-pub struct Activity(AtomicU8);
+pub struct Activity {
+    doing: AtomicU8,
+    /// How often it has become busy.
+    jobs: AtomicU64,
+    asleep: AtomicBool,
+    bell: OnceLock<Bell>,
+    duty: OnceLock<Duty>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
@@ -40,20 +59,56 @@ pub enum Doing {
     Leaving,
 }
 
+/// What SETUP asks of the native thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Duty {
+    /// Between two reports of a running job; `None`: no reports.
+    pub report_interval: Option<Duration>,
+    /// What a job and its child processes may hold, in bytes.
+    pub memory_limit: Option<u64>,
+}
+
 impl Activity {
     pub const fn new() -> Self {
-        Self(AtomicU8::new(0))
+        Self {
+            doing: AtomicU8::new(0),
+            jobs: AtomicU64::new(0),
+            asleep: AtomicBool::new(false),
+            bell: OnceLock::new(),
+            duty: OnceLock::new(),
+        }
     }
 
     pub fn set(&self, doing: Doing) {
-        self.0.store(doing as u8, Ordering::Release);
+        // With the thread's own order (first «asleep», then a look at what is done) one of the two always sees the other;
+        // both sides are SeqCst for that.
+        self.doing.store(doing as u8, Ordering::SeqCst);
+        if doing == Doing::Busy {
+            self.jobs.fetch_add(1, Ordering::Relaxed);
+            if self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
+                self.ring();
+            }
+        }
     }
 
     pub fn get(&self) -> Doing {
-        match self.0.load(Ordering::Acquire) {
+        match self.doing.load(Ordering::SeqCst) {
             0 => Doing::Waiting,
             1 => Doing::Busy,
             _ => Doing::Leaving,
+        }
+    }
+
+    /// Tells the native thread what to do. The first word counts: there is one SETUP.
+    pub fn assign(&self, duty: Duty) {
+        if self.duty.set(duty).is_ok() {
+            self.ring();
+        }
+    }
+
+    fn ring(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
         }
     }
 }
@@ -61,6 +116,22 @@ impl Activity {
 impl Default for Activity {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Wakes the native thread.
+#[derive(Debug)]
+struct Bell {
+    writer: PipeWriter,
+    identity: Option<os::Identity>,
+}
+
+impl Bell {
+    fn ring(&self) {
+        // A job may have closed every descriptor and opened files of its own.
+        if os::identity_of(self.writer.as_fd()) == self.identity {
+            let _ = (&self.writer).write(&[1]);
+        }
     }
 }
 
@@ -80,42 +151,168 @@ impl Parent {
         (std::os::unix::process::parent_id() == pid).then_some(Self { pid, handle })
     }
 
+    /// The handle only wakes whoever waits for it. A job that closes every descriptor closes it too, and its number may be that
+    /// of the user's own file afterwards; but an orphan always has another parent.
     pub fn is_dead(&self) -> bool {
-        match &self.handle {
-            Some(handle) => os::wait_for(None, Some(handle.as_fd()), Some(Duration::ZERO)).death,
-            None => std::os::unix::process::parent_id() != self.pid,
-        }
+        std::os::unix::process::parent_id() != self.pid
     }
 }
 
+/// What the native thread is given.
+#[derive(Debug)]
+pub struct Charge {
+    pub socket: RawFd,
+    pub outlet: Outlet,
+    pub parent: &'static Parent,
+    pub record: &'static Record,
+}
+
 /// Starts the thread. Signals are held back around it, so that it never gets one.
-pub fn start(socket: RawFd, parent: &'static Parent, activity: &'static Activity) -> io::Result<()> {
+pub fn start(charge: Charge, activity: &'static Activity) -> io::Result<()> {
+    let (reader, writer) = io::pipe()?;
+    let identity = os::identity_of(writer.as_fd());
+    // There is one native thread; were there a second, the first would keep its bell.
+    let _ = activity.bell.set(Bell { writer, identity });
     let _held = os::SignalsHeld::all()?;
     thread::Builder::new()
         .name("sentinel".to_owned())
         .stack_size(STACK_SIZE)
-        .spawn(move || watch(socket, parent, activity))
+        .spawn(move || Sentinel::new(charge, activity, reader).watch())
         .map(drop)
 }
 
-fn watch(socket: RawFd, parent: &Parent, activity: &Activity) {
-    let mut socket = Some(socket);
-    loop {
-        let process = parent.handle.as_ref().map(OwnedFd::as_fd);
-        let timeout = if process.is_some() { None } else { Some(WITHOUT_PIDFD) };
-        // Without anything to wait for, poll is a plain pause.
-        let seen = os::wait_for(socket, process, timeout);
-        if seen.death || parent.is_dead() {
-            end_orphan(activity);
+struct Sentinel {
+    parent: &'static Parent,
+    activity: &'static Activity,
+    /// `None`: there is none, or a job has closed it.
+    handle: Option<BorrowedFd<'static>>,
+    /// `None`: its hang-up has been seen, and means nothing more.
+    socket: Option<RawFd>,
+    /// `None`: a job has closed it; from then on the thread never sleeps.
+    bell: Option<PipeReader>,
+    next_tick: Option<Instant>,
+    reporter: Reporter,
+}
+
+impl Sentinel {
+    fn new(charge: Charge, activity: &'static Activity, bell: PipeReader) -> Self {
+        let reporter = Reporter::new(charge.outlet, charge.record);
+        let handle = charge.parent.handle.as_ref().map(OwnedFd::as_fd);
+        Self { parent: charge.parent, activity, handle, socket: Some(charge.socket), bell: Some(bell), next_tick: None, reporter }
+    }
+
+    fn watch(mut self) {
+        loop {
+            let until_tick = self.next_tick.map(|tick| tick.saturating_duration_since(Instant::now()));
+            let until_look = self.handle.is_none().then_some(WITHOUT_PIDFD);
+            let timeout = until_tick.into_iter().chain(until_look).min();
+            // Without anything to wait for, poll is a plain pause.
+            let seen = os::wait_for(self.socket, self.handle, self.bell.as_ref().map(PipeReader::as_fd), timeout);
+            if self.parent.is_dead() {
+                end_orphan(self.activity);
+            }
+            if seen.death {
+                self.handle = None;
+            }
+            if seen.hang_up && !self.reporter.outlet.is_there() {
+                // Not the parent's doing but a job's; the main thread finds out and says so.
+                self.socket = None;
+            } else if seen.hang_up {
+                match self.activity.get() {
+                    // The parent lives but has given this worker up while a job runs.
+                    Doing::Busy => end_now(exit::ORPHANED),
+                    // It leaves by itself; what is left to watch for is the parent's end.
+                    Doing::Waiting | Doing::Leaving => self.socket = None,
+                }
+            }
+            if seen.bell {
+                self.answer_bell();
+            }
+            self.tick();
         }
-        if seen.hang_up {
-            match activity.get() {
-                // The parent lives but has given this worker up while a job runs.
-                Doing::Busy => end_now(),
-                // It leaves by itself; what is left to watch for is the parent's end.
-                Doing::Waiting | Doing::Leaving => socket = None,
+    }
+
+    fn answer_bell(&mut self) {
+        let mut bytes = [0; 64];
+        let read = self.bell.as_mut().map(|bell| bell.read(&mut bytes));
+        if !matches!(read, Some(Ok(1..))) {
+            self.bell = None;
+        }
+        if self.next_tick.is_none() {
+            self.next_tick = self.interval().map(|interval| Instant::now() + interval);
+            self.reporter.begin();
+        }
+    }
+
+    /// `None`: there is nothing to do at any time.
+    fn interval(&self) -> Option<Duration> {
+        let duty = self.activity.duty.get()?;
+        duty.report_interval.into_iter().chain(duty.memory_limit.map(|_| CEILING_TICK)).min()
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.next_tick.is_none_or(|tick| tick > now) {
+            return;
+        }
+        let Some((duty, interval)) = self.activity.duty.get().zip(self.interval()) else {
+            self.next_tick = None;
+            return;
+        };
+        self.next_tick = Some(now + interval);
+        let worked = self.reporter.look(duty, self.activity, now);
+        if !worked && self.bell.is_some() {
+            self.activity.asleep.store(true, Ordering::SeqCst);
+            // A job that began before the line above has rung no bell. If it has rung one after it, the bell brings us back.
+            if self.activity.get() != Doing::Busy || !self.activity.asleep.swap(false, Ordering::SeqCst) {
+                self.next_tick = None;
             }
         }
+    }
+}
+
+/// What the thread does at a tick.
+struct Reporter {
+    outlet: Outlet,
+    record: &'static Record,
+    meter: Meter,
+    family: FamilyMeter,
+    jobs_seen: u64,
+    reported: Instant,
+}
+
+impl Reporter {
+    fn new(outlet: Outlet, record: &'static Record) -> Self {
+        Self { outlet, record, meter: Meter::default(), family: FamilyMeter::new(), jobs_seen: 0, reported: Instant::now() }
+    }
+
+    /// The thread has woken: the time until the next report counts from now.
+    fn begin(&mut self) {
+        self.reported = Instant::now();
+    }
+
+    /// Whether a job runs, or has run since the last look.
+    fn look(&mut self, duty: &Duty, activity: &Activity, now: Instant) -> bool {
+        let jobs = activity.jobs.load(Ordering::Relaxed);
+        let begun = jobs != std::mem::replace(&mut self.jobs_seen, jobs);
+        if activity.get() != Doing::Busy {
+            return begun;
+        }
+        if let Some(limit) = duty.memory_limit
+            && let Some(reached) = self.family.above(limit)
+            && activity.get() == Doing::Busy
+        {
+            self.record.memory_limit(limit, reached);
+            end_now(exit::MEMORY_LIMIT);
+        }
+        // A tick early is better than a tick late: the interval is a multiple of the tick or the tick itself.
+        if duty.report_interval.is_some_and(|interval| now.duration_since(self.reported) + CEILING_TICK / 2 >= interval) {
+            self.reported = now;
+            if let Some(figures) = self.meter.read() {
+                self.outlet.send_at_once(Message::Report(figures), || activity.get() == Doing::Busy);
+            }
+        }
+        true
     }
 }
 
@@ -124,10 +321,10 @@ fn end_orphan(activity: &Activity) -> ! {
     while activity.get() != Doing::Busy && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(5));
     }
-    end_now()
+    end_now(exit::ORPHANED)
 }
 
-fn end_now() -> ! {
+fn end_now(code: i32) -> ! {
     family::end_descendants();
-    os::exit_now(exit::ORPHANED)
+    os::exit_now(code)
 }

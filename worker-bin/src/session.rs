@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use crate::error::{ReceiveError, SendError};
 use crate::exit::Ending;
+use crate::memory::Figures;
 use crate::message::{Explanation, Failure, Hello, Message, PROTOCOL_VERSION, Setup, Welcome};
-use crate::sentinel::{Activity, Doing};
+use crate::sentinel::{Activity, Doing, Duty};
 use crate::transport::{Allocator, Connection, IdleClock, Next, Payload, Segment, Stream};
 use crate::wire::Header;
 
@@ -36,6 +37,8 @@ pub trait Executor: Allocator {
     fn settle(&mut self, answer: Option<Self::Payload>) -> Settled;
     /// A signal came while the worker was idle.
     fn interrupted(&mut self);
+    /// What the process holds. Unless it is to be told at once it may be `None`, because it was told a moment ago.
+    fn measure(&mut self, at_once: bool) -> Option<Figures>;
 }
 
 #[derive(Debug)]
@@ -68,6 +71,7 @@ pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mu
         state: State::AwaitHello,
         idle: IdleClock::start(None),
         timeout_after_call: None,
+        memory_limit: None,
     }
     .run();
     activity.set(Doing::Leaving);
@@ -89,6 +93,8 @@ struct Session<'a, S, E> {
     idle: IdleClock,
     /// The idle time that counts once a call has been run, where another one counts before.
     timeout_after_call: Option<Duration>,
+    /// A worker that holds more than this after a job takes no other: it would be ended for what it did not take.
+    memory_limit: Option<u64>,
 }
 
 /// How long a worker waits at least for the call that it was started for.
@@ -162,6 +168,11 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
+        self.memory_limit = setup.memory_limit;
+        self.activity.assign(Duty {
+            report_interval: setup.report_interval_ms.map(Duration::from_millis),
+            memory_limit: setup.memory_limit,
+        });
         self.activity.set(Doing::Busy);
         let outcome = self.executor.set_up(setup, segments);
         self.activity.set(Doing::Waiting);
@@ -170,7 +181,8 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             self.sent(Message::SetupFailed(raised.failure), 0, payload)?;
             return Err(Ending::SetupFailed);
         }
-        self.say(Message::Ready)?;
+        let figures = self.executor.measure(true);
+        self.say(Message::Ready(figures))?;
         self.state = State::Idle;
         let timeout = setup.idle_timeout_ms.map(Duration::from_millis);
         self.timeout_after_call = timeout.filter(|timeout| *timeout < UNTIL_FIRST_CALL);
@@ -204,15 +216,18 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         // Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which
         // leaves in order, and not one that the native thread ends in the middle.
         self.activity.set(Doing::Waiting);
+        let figures = self.executor.measure(false);
         let (message, payload) = match answer {
-            Answer::Returned(payload) => (Message::Result, Some(payload)),
-            Answer::Raised(Raised { failure, exception }) => (Message::Raised(failure), exception),
+            Answer::Returned(payload) => (Message::Result(figures), Some(payload)),
+            Answer::Raised(Raised { failure, exception }) => (Message::Raised(failure, figures), exception),
         };
         self.sent(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;
         self.activity.set(Doing::Busy);
         let settled = self.executor.settle(payload);
         self.activity.set(Doing::Waiting);
+        let too_large = self.memory_limit.zip(figures).is_some_and(|(limit, figures)| figures.rss > limit);
         match settled {
+            Settled::Stay if too_large => self.retire("memory"),
             Settled::Stay => match self.timeout_after_call.take() {
                 Some(timeout) => self.start_idle_time(Some(timeout)),
                 None => {

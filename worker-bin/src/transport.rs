@@ -9,8 +9,9 @@
 use std::io::{self, IoSlice, Write as _};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{ReceiveError, SendError};
@@ -69,6 +70,8 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Connection<S> {
     stream: S,
+    /// Held while a frame is written: the native thread writes too.
+    writing: Arc<Mutex<()>>,
     buffer: Vec<u8>,
     /// The part of the buffer that has been received and not been used.
     start: usize,
@@ -83,7 +86,12 @@ const PASSING_LIMIT: usize = BUFFER_SIZE / 2;
 
 impl<S: Stream> Connection<S> {
     pub fn new(stream: S) -> Self {
-        Self { stream, buffer: vec![0; BUFFER_SIZE], start: 0, end: 0 }
+        Self { stream, writing: Arc::default(), buffer: vec![0; BUFFER_SIZE], start: 0, end: 0 }
+    }
+
+    /// One whose frames do not mix with those of the outlet.
+    pub fn with_outlet(stream: S, outlet: &Outlet) -> Self {
+        Self { writing: Arc::clone(&outlet.writing), ..Self::new(stream) }
     }
 
     /// The stream, without what was read ahead of it.
@@ -165,6 +173,8 @@ impl<S: Stream> Connection<S> {
         let pieces = segments.iter().flatten().copied().filter(|piece| !piece.is_empty());
         let mut parts: Vec<IoSlice<'_>> = std::iter::once(header.as_slice()).chain(pieces).map(IoSlice::new).collect();
         let mut rest = parts.as_mut_slice();
+        // What it guards is not data: a thread that panicked has ended the process.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         while !rest.is_empty() {
             // No more than the system takes at once (IOV_MAX); std would cut the list too, but it need not be relied on.
             match self.stream.send(rest.get(..rest.len().min(1024)).unwrap_or_default()) {
@@ -250,6 +260,51 @@ fn keep_going(error: io::Error) -> Result<(), ReceiveError> {
     }
 }
 
+/// The native thread's way to the socket: small frames, whole or not at all, and never one that waits. Whoever waited here
+/// could not watch the parent meanwhile.
+#[derive(Debug)]
+pub struct Outlet {
+    /// Not a copy of its own: that would stay open in what a job forks off, and the worker's end would go unseen.
+    descriptor: RawFd,
+    identity: Option<os::Identity>,
+    writing: Arc<Mutex<()>>,
+}
+
+impl Outlet {
+    pub fn new(socket: BorrowedFd<'_>) -> Self {
+        Self { descriptor: socket.as_raw_fd(), identity: os::identity_of(socket), writing: Arc::default() }
+    }
+
+    /// Whether the descriptor is still the socket's. A job that closes every descriptor closes this one too, and may open files
+    /// of its own under the number.
+    pub fn is_there(&self) -> bool {
+        self.identity.is_some() && os::identity_of_number(self.descriptor) == self.identity
+    }
+
+    /// Sends a message of no call, unless another frame is being written, the socket is full, or `wanted` says no once
+    /// nobody else can write. Whether it was sent.
+    pub fn send_at_once(&self, message: Message, wanted: impl FnOnce() -> bool) -> bool {
+        let header = Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() };
+        let Ok(bytes) = wire::encode(header) else { return false };
+        let Ok(_writing) = self.writing.try_lock() else { return false };
+        if !wanted() || !self.is_there() {
+            return false;
+        }
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            match os::send_at_once(self.descriptor, rest) {
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A Unix socket takes so few bytes as a whole (net/unix/af_unix.c, unix_stream_sendmsg); but a frame that was
+                // begun has to be ended.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && rest.len() < bytes.len() => std::thread::yield_now(),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
 /// The worker's end of the real socket.
 ///
 /// Some programs close every descriptor above 2 and open files of their own. In a job that closes this one too, and its
@@ -281,7 +336,9 @@ impl Stream for Socket {
         if os::identity_of(self.stream.as_fd()) != self.identity {
             // The parent cannot be told; it learns that this worker ends.
             if !std::mem::replace(&mut self.lost, true) {
-                eprintln!(
+                // Not `eprintln!`, which panics when standard error cannot be written.
+                let _ = writeln!(
+                    io::stderr(),
                     "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends"
                 );
             }

@@ -57,6 +57,7 @@ pub enum Kind {
     Raised = 21,
     Retired = 22,
     Aborted = 23,
+    Report = 25,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -221,6 +222,7 @@ impl Kind {
             21 => Self::Raised,
             22 => Self::Retired,
             23 => Self::Aborted,
+            25 => Self::Report,
             _ => return None,
         })
     }

@@ -45,7 +45,7 @@ fn the_version_is_told() {
 
 #[test]
 fn wrong_arguments_are_one_line_and_exit_code_2() {
-    for arguments in [&["serve"][..], &["serve", "4"], &["--info", "x"], &["run", "3"], &["serve", "3", "3"]] {
+    for arguments in [&["serve"][..], &["serve", "3"], &["--info", "x"], &["run", "3", "4"], &["serve", "3", "3"]] {
         let output = worker(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert_eq!(text(&output.stderr).lines().count(), 1, "{arguments:?}");
@@ -56,7 +56,7 @@ fn wrong_arguments_are_one_line_and_exit_code_2() {
 #[test]
 fn without_a_socket_it_says_who_starts_it() {
     // Descriptor 3 is closed in a process that `Command` starts.
-    let output = worker(&["serve", "3"]);
+    let output = worker(&["serve", "3", "4"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("descriptor 3 is not the parent's socket"), "{}", text(&output.stderr));
 }

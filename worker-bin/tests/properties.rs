@@ -7,6 +7,7 @@ use ciborium::Value;
 use fakes::{Heap, Script};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use trio_offload_worker::memory::Figures;
 use trio_offload_worker::message::{Explanation, Failure, Hello, Message, Setup, TEXT_LIMIT, Welcome, clip};
 use trio_offload_worker::transport::{Connection, Next, Segment};
 use trio_offload_worker::wire::{self, Header, Kind, Progress};
@@ -47,6 +48,14 @@ fn hello() -> impl Strategy<Value = Message> {
     })
 }
 
+fn figures() -> impl Strategy<Value = Figures> {
+    any::<[u64; 4]>().prop_map(|[rss, peak_rss, vms, cpu_time]| Figures { rss, peak_rss, vms, cpu_time })
+}
+
+fn option_figures() -> impl Strategy<Value = Option<Figures>> {
+    prop::option::of(figures())
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}").prop_map(|(stage, type_name, message, traceback)| Failure {
         stage,
@@ -62,18 +71,22 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         hello(),
         welcome,
-        (any::<Option<u64>>(), any::<bool>())
-            .prop_map(|(idle_timeout_ms, eager)| Message::Setup(Setup { idle_timeout_ms, eager })),
+        (any::<Option<u64>>(), any::<bool>(), any::<Option<u64>>(), any::<Option<u64>>()).prop_map(
+            |(idle_timeout_ms, eager, report_interval_ms, memory_limit)| {
+                Message::Setup(Setup { idle_timeout_ms, eager, report_interval_ms, memory_limit })
+            }
+        ),
         any::<bool>().prop_map(|eager| Message::Settings { eager }),
         explanation.clone().prop_map(Message::Refused),
         explanation.prop_map(Message::Aborted),
         failure.clone().prop_map(Message::SetupFailed),
-        failure.prop_map(Message::Raised),
+        (failure, option_figures()).prop_map(|(failure, figures)| Message::Raised(failure, figures)),
         ".{0,9}".prop_map(|reason| Message::Retired { reason }),
         Just(Message::Call),
         Just(Message::Retire),
-        Just(Message::Ready),
-        Just(Message::Result),
+        option_figures().prop_map(Message::Ready),
+        option_figures().prop_map(Message::Result),
+        figures().prop_map(Message::Report),
     ]
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
+use trio_offload_worker::memory::Figures;
 use trio_offload_worker::message::{Explanation, Failure, Hello, Message, Setup, Welcome};
 use trio_offload_worker::sentinel::{Activity, Doing};
 use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
@@ -23,6 +24,7 @@ struct Fake {
     fail_set_up: bool,
     raise: bool,
     settled: Option<Settled>,
+    figures: Option<Figures>,
     log: Rc<RefCell<Vec<String>>>,
 }
 
@@ -89,6 +91,10 @@ impl Executor for Fake {
     fn interrupted(&mut self) {
         self.note("interrupted");
     }
+
+    fn measure(&mut self, _at_once: bool) -> Option<Figures> {
+        self.figures
+    }
 }
 
 fn lengths(segments: Vec<Segment<'_, HeapBuffer>>) -> String {
@@ -112,7 +118,7 @@ fn hello() -> Vec<u8> {
 }
 
 fn setup() -> Vec<u8> {
-    frame(Message::Setup(Setup { idle_timeout_ms: Some(60_000), eager: false }), 0, &[1, 0, 2])
+    frame(Message::Setup(Setup { idle_timeout_ms: Some(60_000), ..Setup::default() }), 0, &[1, 0, 2])
 }
 
 fn call(id: u64) -> Vec<u8> {
@@ -202,12 +208,13 @@ fn each_state_refuses_what_is_not_in_its_row() {
     let worker_says = [
         frame(Message::Welcome(Box::default()), 0, &[]),
         frame(Message::Refused(Explanation::new("a", "b")), 0, &[]),
-        frame(Message::Ready, 0, &[]),
+        frame(Message::Ready(None), 0, &[]),
         frame(Message::SetupFailed(failure("setup")), 0, &[]),
-        frame(Message::Result, 1, &[1]),
-        frame(Message::Raised(failure("call")), 1, &[]),
+        frame(Message::Result(None), 1, &[1]),
+        frame(Message::Raised(failure("call"), None), 1, &[]),
         frame(Message::Retired { reason: "idle".to_owned() }, 0, &[]),
         frame(Message::Aborted(Explanation::new("a", "b")), 0, &[]),
+        frame(Message::Report(Figures::default()), 0, &[]),
     ];
     let before: [&[Vec<u8>]; 3] = [&[], &[hello()], &[hello(), setup()]];
     let allowed = [vec![Kind::Hello], vec![Kind::Setup, Kind::Retire], vec![Kind::Call, Kind::Settings, Kind::Retire]];
@@ -276,6 +283,31 @@ fn retire_decides_after_the_answer() {
 }
 
 #[test]
+fn figures_travel_with_what_is_said_anyway() {
+    let figures = Some(Figures { rss: 9 << 20, peak_rss: 10 << 20, vms: 1 << 40, cpu_time: 7 });
+    let run_ = run(Fake { figures, ..Fake::default() }, [bytes(&[hello(), setup(), call(1)]), Event::End]);
+    assert_eq!(run_.said[1].2, Message::Ready(figures));
+    assert_eq!(run_.said[2].2, Message::Result(figures));
+    let run_ = run(Fake { figures, raise: true, ..Fake::default() }, [bytes(&[hello(), setup(), call(1)]), Event::End]);
+    assert_eq!(run_.said[2].2, Message::Raised(failure("call"), figures));
+}
+
+#[test]
+fn a_worker_that_holds_more_than_a_job_may_takes_no_other() {
+    let limited = |memory_limit| frame(Message::Setup(Setup { memory_limit, ..Setup::default() }), 0, &[1, 0, 2]);
+    let life = |memory_limit| {
+        let figures = Some(Figures { rss: 1000, ..Figures::default() });
+        run(Fake { figures, ..Fake::default() }, [bytes(&[hello(), limited(memory_limit), call(1), call(2)]), Event::End])
+    };
+    let run_ = life(Some(999));
+    assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Retired]);
+    assert_eq!(*run_.last(), Message::Retired { reason: "memory".to_owned() });
+    for enough in [Some(1000), None] {
+        assert_eq!(life(enough).kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result]);
+    }
+}
+
+#[test]
 fn an_idle_worker_retires_when_its_time_is_over() {
     let idle = Event::Error(io::ErrorKind::WouldBlock);
     let run = run(Fake::default(), [bytes(&[hello(), setup()]), idle, bytes(&[call(1)])]);
@@ -286,7 +318,7 @@ fn an_idle_worker_retires_when_its_time_is_over() {
 
 #[test]
 fn a_short_idle_time_counts_from_the_first_call_on() {
-    let set_up = |milliseconds| frame(Message::Setup(Setup { idle_timeout_ms: milliseconds, eager: false }), 0, &[1, 0, 2]);
+    let set_up = |milliseconds| frame(Message::Setup(Setup { idle_timeout_ms: milliseconds, ..Setup::default() }), 0, &[1, 0, 2]);
     let timeouts =
         |milliseconds| run(Fake::default(), [bytes(&[hello(), set_up(milliseconds), call(1), call(2)]), Event::End]).timeouts;
     assert_eq!(timeouts(Some(0)), [Some(Duration::from_secs(10)), Some(Duration::ZERO)]);
