@@ -100,24 +100,36 @@ impl FamilyMeter {
         if sum <= limit {
             return None;
         }
-        let reached = if pids.len() == 1 { sum } else { proportional(&pids).unwrap_or(sum) };
-        (reached > limit).then_some(reached)
+        let mut reached = sum;
+        if pids.len() > 1 {
+            // A process that ends between two of these readings leaves its share to those that are read after it, which makes
+            // the sum too large and never too small.
+            for _ in 0..LOOKS {
+                reached = reached.min(pids.iter().map(|pid| self.share(*pid)).sum());
+                if reached <= limit {
+                    return None;
+                }
+            }
+        }
+        Some(reached)
+    }
+
+    /// What the process holds, shared pages counted by their share; 0 if it has ended.
+    fn share(&self, pid: Pid) -> u64 {
+        match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+            // Of one that has ended and was not reaped yet the file is empty, or cannot be read (ESRCH).
+            Ok(text) => kilobytes(&text, "Pss:").unwrap_or_default(),
+            // One of another user's (set-uid).
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                self.system.process(pid).map(sysinfo::Process::memory).unwrap_or_default()
+            }
+            Err(_) => 0,
+        }
     }
 }
 
-/// `None` if the system does not tell.
-fn proportional(pids: &[Pid]) -> Option<u64> {
-    let mut total = 0_u64;
-    for pid in pids {
-        match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
-            Ok(text) => total = total.saturating_add(kilobytes(&text, "Pss:")?),
-            // It has ended meanwhile.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(_) => return None,
-        }
-    }
-    Some(total)
-}
+/// How often a family that seems to be above its limit is looked at before that is believed.
+const LOOKS: usize = 3;
 
 /// The address space and the resident memory, in bytes.
 #[cfg(target_os = "linux")]
