@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import socket
 import subprocess
 import sys
@@ -58,6 +59,14 @@ async def _trio_offload() -> AsyncIterator[Pool]:
     import trio_offload
 
     async with trio_offload.open_worker_context() as context:
+        yield _pool_of(context)
+
+
+@contextlib.asynccontextmanager
+async def _without_reports() -> AsyncIterator[Pool]:
+    import trio_offload
+
+    async with trio_offload.open_worker_context(report_interval=math.inf) as context:
         yield _pool_of(context)
 
 
@@ -116,6 +125,7 @@ def _start_echoing(descriptor: int) -> subprocess.Popen[bytes]:
 
 
 OURS = "trio-offload"
+WITHOUT_REPORTS = "trio-offload, no reports"
 TRIO_PARALLEL = "trio-parallel"
 ANYIO = "anyio.to_process"
 TRIO_THREAD = "Trio thread"
@@ -123,6 +133,7 @@ ECHO = "bare Trio echo"
 
 CONTENDERS = [
     Contender(OURS, _trio_offload, "trio_offload"),
+    Contender(WITHOUT_REPORTS, _without_reports, "trio_offload"),
     Contender(TRIO_PARALLEL, _trio_parallel, "trio_parallel"),
     Contender(ANYIO, _anyio_process, "anyio"),
     Contender(TRIO_THREAD, _trio_thread),

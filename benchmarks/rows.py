@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jobs
 import trio
-from contenders import ANYIO, ECHO, OURS, TRIO_PARALLEL, TRIO_THREAD, Contender, Pool, contenders
+from contenders import ANYIO, ECHO, OURS, TRIO_PARALLEL, TRIO_THREAD, WITHOUT_REPORTS, Contender, Pool, contenders
 from measure import Goal, Row, Samples, Settings, median_call, one_call
 
 PYTHON_PROCESS = "python -c pass"
@@ -72,6 +72,26 @@ async def warm_call(settings: Settings) -> Samples:
         for _ in range(settings.rounds):
             for name, pool in pools.items():
                 samples[name].append(await median_call(pool.call, settings.calls, bool))
+    return samples
+
+
+async def reports_warm(settings: Settings) -> Samples:
+    """What it costs a call that workers tell of their memory. The two change places at each round."""
+    samples: Samples = defaultdict(list)
+    async with Pools() as stack:
+        pools = await stack.opened(OURS, WITHOUT_REPORTS)
+        for number in range(2 * settings.rounds):
+            for name, pool in sorted(pools.items(), reverse=bool(number % 2)):
+                samples[name].append(await median_call(pool.call, 2 * settings.calls, bool))
+    return samples
+
+
+async def reports_cold(settings: Settings) -> Samples:
+    samples: Samples = defaultdict(list)
+    both = contenders(OURS, WITHOUT_REPORTS)
+    for number in range(2 * settings.starts):
+        for contender in both[:: -1 if number % 2 else 1]:
+            samples[contender.name].append(await _first_result(contender))
     return samples
 
 
@@ -234,6 +254,8 @@ ROWS = [
         warm_call,
         (Goal(ECHO, 1.5), Goal(TRIO_PARALLEL, 0.34), Goal(ANYIO, 0.75), Goal(TRIO_THREAD, 0.6)),
     ),
+    Row("warm call, memory reported every second", "µs", "less", reports_warm, (Goal(WITHOUT_REPORTS, 1.02),)),
+    Row("cold start, memory reported every second", "ms", "less", reports_cold, (Goal(WITHOUT_REPORTS, 1.02),)),
     Row("small calls, 4 tasks over 2 workers", "calls/s", "more", throughput, (Goal(TRIO_PARALLEL, 3),)),
     Row(
         "100 MB NumPy array → worker",

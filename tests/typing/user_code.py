@@ -6,20 +6,27 @@ import functools
 import math
 import signal
 from pathlib import Path
+from typing import Literal
 
 import trio
 from typing_extensions import assert_type
 
 import trio_offload
+import trio_offload_worker
 from trio_offload import (
     BrokenWorkerError,
+    CrashRecord,
     WorkerContext,
+    WorkerMemoryError,
+    WorkerStatistics,
     WorkerType,
     cache_scope,
     configure_default_context,
     current_default_worker_limiter,
     default_context_statistics,
     open_worker_context,
+    prewarm,
+    retire_when,
     run_sync,
 )
 
@@ -104,4 +111,25 @@ async def broken() -> None:
     except BrokenWorkerError as error:
         assert_type(error.exitcode, int | None)
         assert_type(error.signal, signal.Signals | None)
+        assert_type(error.crash, CrashRecord | None)
         raise
+
+
+async def memory() -> None:
+    policy = retire_when(rss="500MiB", jobs=5, seconds=1.5)
+    async with open_worker_context(
+        retire=policy, memory_limit="2 GB", report_interval=0.1, crash_dir=Path("crashes"), trace="run.json"
+    ) as context:
+        assert_type(await context.prewarm(2), int)
+        for worker in context.statistics().workers:
+            assert_type(worker, WorkerStatistics)
+            assert_type(worker.rss, int | None)
+            assert_type(worker.state, Literal["idle", "running"])
+        try:
+            await context.run_sync(nothing)
+        except WorkerMemoryError as error:
+            assert_type(error.limit, int | None)
+    async with cache_scope(retire=retire_when(jobs=1), memory_limit=10**9):
+        assert_type(await prewarm(1), int)
+    configure_default_context(memory_limit=10**9, report_interval=math.inf)
+    assert_type(trio_offload_worker.memory_info().rss, int)
