@@ -127,7 +127,8 @@ pub fn parse(bytes: &[u8]) -> Result<Progress, WireError> {
     match bytes.get(PREFIX_LENGTH..consumed) {
         None => Ok(Progress::Need(consumed)),
         Some(encoded) => {
-            let header = Header::decode(encoded, payload_length)?;
+            let header =
+                Header::decode_plain(encoded, payload_length).map_or_else(|| Header::decode(encoded, payload_length), Ok)?;
             Ok(Progress::Ready { header, consumed })
         }
     }
@@ -142,17 +143,18 @@ pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
     bytes.push(FRAMING_VERSION);
     bytes.extend_from_slice(&[0; 4]);
     bytes.extend_from_slice(&payload_length.to_be_bytes());
-    let mut items = vec![
-        Value::from(header.kind as u8),
-        Value::from(header.id),
-        Value::Array(header.lengths.into_iter().map(Value::from).collect()),
-    ];
+    write_head(&mut bytes, ARRAY, if header.body.is_empty() { 3 } else { 4 });
+    write_head(&mut bytes, UNSIGNED, header.kind as u64);
+    write_head(&mut bytes, UNSIGNED, header.id);
+    write_head(&mut bytes, ARRAY, header.lengths.len() as u64);
+    for length in header.lengths {
+        write_head(&mut bytes, UNSIGNED, length);
+    }
     if !header.body.is_empty() {
         let pairs = header.body.into_iter().map(|(key, value)| (Value::Text(key), value));
-        items.push(Value::Map(pairs.collect()));
+        ciborium::into_writer(&Value::Map(pairs.collect()), &mut bytes)
+            .map_err(|_| WireError::MalformedHeader("it cannot be written as CBOR"))?;
     }
-    ciborium::into_writer(&Value::Array(items), &mut bytes)
-        .map_err(|_| WireError::MalformedHeader("it cannot be written as CBOR"))?;
     let header_length = u32::try_from(bytes.len() - PREFIX_LENGTH).unwrap_or(u32::MAX);
     if header_length as usize > HEADER_LIMIT {
         return Err(WireError::HeaderTooLarge(header_length));
@@ -163,7 +165,67 @@ pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
     Ok(bytes)
 }
 
+/// The major types of CBOR (RFC 8949, section 3.1) that the items before a body have.
+const UNSIGNED: u8 = 0;
+const ARRAY: u8 = 4 << 5;
+
+/// The head of a CBOR item in the shortest form (RFC 8949, section 3).
+fn write_head(bytes: &mut Vec<u8>, major: u8, argument: u64) {
+    match (u8::try_from(argument), u16::try_from(argument), u32::try_from(argument)) {
+        (Ok(small), _, _) if small < 24 => bytes.push(major | small),
+        (Ok(byte), _, _) => bytes.extend([major | 24, byte]),
+        (_, Ok(short), _) => {
+            bytes.push(major | 25);
+            bytes.extend(short.to_be_bytes());
+        }
+        (_, _, Ok(word)) => {
+            bytes.push(major | 26);
+            bytes.extend(word.to_be_bytes());
+        }
+        _ => {
+            bytes.push(major | 27);
+            bytes.extend(argument.to_be_bytes());
+        }
+    }
+}
+
+/// Takes the head of an item of this major type from the front, in any of its lengths; `None` if that is not what is there.
+fn read_head(bytes: &mut &[u8], major: u8) -> Option<u64> {
+    let (&initial, rest) = bytes.split_first()?;
+    let additional = initial ^ major;
+    let size = match additional {
+        0..=23 => {
+            *bytes = rest;
+            return Some(additional.into());
+        }
+        24..=27 => 1_usize << (additional - 24),
+        _ => return None,
+    };
+    let (argument, rest) = rest.split_at_checked(size)?;
+    *bytes = rest;
+    Some(argument.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+}
+
 impl Header {
+    /// A header without a body, which a call and most results have, without going through a tree of values: that takes a
+    /// tenth of the whole call. `None`: it is another one, or a wrong one, and [`Header::decode`] has the say.
+    fn decode_plain(mut encoded: &[u8], payload_length: u64) -> Option<Self> {
+        let bytes = &mut encoded;
+        if read_head(bytes, ARRAY)? != 3 {
+            return None;
+        }
+        let kind = Kind::from_number(read_head(bytes, UNSIGNED)?)?;
+        let id = read_head(bytes, UNSIGNED)?;
+        let count = usize::try_from(read_head(bytes, ARRAY)?).ok().filter(|count| *count <= SEGMENT_LIMIT)?;
+        // Each takes a byte at least, so that a lie is found before memory is taken for it.
+        if count > bytes.len() {
+            return None;
+        }
+        let lengths = (0..count).map(|_| read_head(bytes, UNSIGNED)).collect::<Option<Vec<u64>>>()?;
+        let fits = bytes.is_empty() && sum(&lengths) == Some(payload_length);
+        fits.then(|| Self { kind, id, lengths, body: Body::new() })
+    }
+
     fn decode(encoded: &[u8], payload_length: u64) -> Result<Self, WireError> {
         use WireError::MalformedHeader;
         // ciborium hides whether an array had a definite length, and the outermost one must: major type 4 without the
