@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any, Final
 
+from ._strays import Source, Strays
 from ._wire import PROTOCOL_VERSION
 
 
@@ -53,9 +54,11 @@ def current_settings() -> dict[str, Any]:
     * ``parent``: ``name`` and ``pid`` for :func:`multiprocessing.parent_process`
     * ``warning_filters``: the filters, if they are not those that Python starts with, else None; each a list of action,
       pattern of the message or None, ``module:qualified name`` of the category, pattern of the module or None, line
+    * ``modules``: the modules that a worker would not find by their names, see :mod:`trio_offload._strays`
+    * ``coverage``: whether coverage.py measures this process and was told to measure those of multiprocessing too
     """
     processes = sys.modules.get("multiprocessing.process")
-    authkey, resource_tracker = multiprocessing_state()
+    authkey, resource_tracker, modules = changing_state()
     return {
         "main": main_plan(),
         "authkey": authkey,
@@ -65,21 +68,29 @@ def current_settings() -> dict[str, Any]:
             "pid": os.getpid(),
         },
         "warning_filters": _warning_filters(),
+        "modules": modules,
+        "coverage": _measured_with_multiprocessing(),
     }
 
 
-def multiprocessing_state() -> tuple[bytes | None, int | None]:
-    """The ``authkey`` and ``resource_tracker`` of :func:`current_settings`: what may change while a worker lives.
+def must_be_applied(settings: dict[str, Any]) -> bool:
+    """Whether there is something in the settings that a worker has to act on before its first job."""
+    return settings["warning_filters"] is not None or bool(settings["modules"]) or settings["coverage"]
+
+
+def changing_state() -> tuple[bytes | None, int | None, dict[str, Source]]:
+    """The ``authkey``, ``resource_tracker`` and ``modules`` of :func:`current_settings`: what may change while a worker lives.
 
     Looked at before every call, so it imports nothing.
     """
+    modules = _strays.find()
     processes = sys.modules.get("multiprocessing.process")
     # In the middle of its own import the module is there and its contents are not.
     current = getattr(processes, "current_process", None)
     if current is None:
-        return None, None
+        return None, None, modules
     tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
-    return bytes(current().authkey), getattr(tracker, "_fd", None)
+    return bytes(current().authkey), getattr(tracker, "_fd", None), modules
 
 
 def main_plan() -> dict[str, str]:
@@ -104,6 +115,8 @@ def main_plan() -> dict[str, str]:
         return {"kind": "none", "why": f"has no file: there is no {path}"}
     return {"kind": "path", "path": path}
 
+
+_strays: Final = Strays()
 
 # A script's __file__ may be relative to the directory in which Python was started.
 _FIRST_DIRECTORY: Final = os.getcwd() if os.path.isdir(".") else "/"
@@ -141,6 +154,17 @@ def _flags() -> dict[str, int]:
     if hasattr(sys, "get_int_max_str_digits"):
         values["int_max_str_digits"] = sys.get_int_max_str_digits()
     return {name: int(value) for name, value in values.items()}
+
+
+def _measured_with_multiprocessing() -> bool:
+    """Whether coverage.py runs here with ``concurrency = multiprocessing``.
+
+    The mark that it leaves on the module is how it knows itself (coverage/multiproc.py), and the variable is where the
+    processes that it starts are told its configuration file. Asked for in another way (``patch = subprocess``,
+    COVERAGE_PROCESS_START) it starts in a worker by itself, as in any Python.
+    """
+    processes = sys.modules.get("multiprocessing")
+    return getattr(processes, "_coverage$patched", False) is True and "COVERAGE_RCFILE" in os.environ
 
 
 def _warning_filters() -> list[list[Any]] | None:

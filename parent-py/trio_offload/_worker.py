@@ -115,7 +115,7 @@ class Worker:
         self._channel: Channel | None = None
         self._state = State.STARTING
         self._calls = 0
-        self._told: tuple[bytes | None, int | None] = (None, None)
+        self._told: tuple[Any, ...] = ()
         self._retires = settings.retire is not bool
         self._record: _record.RecordFile | None = None
         self._left_behind = ""
@@ -353,14 +353,14 @@ class Worker:
         """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
         environment = _library_path_now()
         hello = _launch.hello(_locate.libpython(), environment)
-        self._told = _launch.multiprocessing_state()
+        self._told = _launch.changing_state()
         settings = _launch.current_settings()
         segments = [
             _payload.dump_settings(settings),
             b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
             _payload.dump_callable(self._settings.retire) if self._retires else b"",
         ]
-        setup: dict[str, Any] = {"eager": settings["warning_filters"] is not None}
+        setup: dict[str, Any] = {"eager": _launch.must_be_applied(settings)}
         if self._settings.idle_timeout < _LONGEST_IDLE:
             setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
         if self._settings.report_interval < _LONGEST_IDLE:
@@ -462,7 +462,7 @@ class Worker:
 
     def _new_settings(self) -> list[Buffer]:
         settings = _launch.current_settings()
-        self._told = settings["authkey"], settings["resource_tracker"]
+        self._told = settings["authkey"], settings["resource_tracker"], settings["modules"]
         segment = _payload.dump_settings(settings)
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
@@ -478,7 +478,7 @@ class Worker:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return frame
         parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
-        if _launch.multiprocessing_state() != self._told:
+        if _launch.changing_state() != self._told:
             parts[:0] = self._new_settings()
         sent = True
         try:
