@@ -47,6 +47,7 @@ def current_settings() -> dict[str, Any]:
     """What ``trio_offload_worker`` may need, as builtin objects.
 
     * ``main``: how to load the user's main module, see :func:`main_plan`
+    * ``main_number``: which main module that is, counted: IPython's ``%run`` puts one after the other in its place
     * ``authkey``: the key with which multiprocessing's processes recognise each other, bytes; None if this process has
       not imported multiprocessing
     * ``resource_tracker``: the descriptor on which this process reaches multiprocessing's resource tracker, or None if it
@@ -58,9 +59,10 @@ def current_settings() -> dict[str, Any]:
     * ``coverage``: whether coverage.py measures this process and was told to measure those of multiprocessing too
     """
     processes = sys.modules.get("multiprocessing.process")
-    authkey, resource_tracker, modules = changing_state()
+    authkey, resource_tracker, modules, main_number = changing_state()
     return {
         "main": main_plan(),
+        "main_number": main_number,
         "authkey": authkey,
         "resource_tracker": resource_tracker,
         "parent": {
@@ -78,19 +80,20 @@ def must_be_applied(settings: dict[str, Any]) -> bool:
     return settings["warning_filters"] is not None or bool(settings["modules"]) or settings["coverage"]
 
 
-def changing_state() -> tuple[bytes | None, int | None, dict[str, Source]]:
-    """The ``authkey``, ``resource_tracker`` and ``modules`` of :func:`current_settings`: what may change while a worker lives.
+def changing_state() -> tuple[bytes | None, int | None, dict[str, Source], int]:
+    """What may change while a worker lives: ``authkey``, ``resource_tracker``, ``modules`` and ``main_number``.
 
-    Looked at before every call, so it imports nothing.
+    Of :func:`current_settings`. Looked at before every call, so it imports nothing.
     """
     modules = _strays.find()
+    main_number = _main_modules.count()
     processes = sys.modules.get("multiprocessing.process")
     # In the middle of its own import the module is there and its contents are not.
     current = getattr(processes, "current_process", None)
     if current is None:
-        return None, None, modules
+        return None, None, modules, main_number
     tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
-    return bytes(current().authkey), getattr(tracker, "_fd", None), modules
+    return bytes(current().authkey), getattr(tracker, "_fd", None), modules, main_number
 
 
 def main_plan() -> dict[str, str]:
@@ -116,7 +119,25 @@ def main_plan() -> dict[str, str]:
     return {"kind": "path", "path": path}
 
 
+class _MainModules:
+    """How many modules have been ``__main__`` so far, as far as anybody has looked."""
+
+    __slots__ = ("_last", "_number")
+
+    def __init__(self) -> None:
+        self._last: object = None
+        self._number = 0
+
+    def count(self) -> int:
+        main = sys.modules.get("__main__")
+        if main is not self._last:
+            self._last = main
+            self._number += 1
+        return self._number
+
+
 _strays: Final = Strays()
+_main_modules: Final = _MainModules()
 
 # A script's __file__ may be relative to the directory in which Python was started.
 _FIRST_DIRECTORY: Final = os.getcwd() if os.path.isdir(".") else "/"

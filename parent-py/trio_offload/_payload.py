@@ -61,10 +61,12 @@ def dump_settings(settings: dict[str, Any]) -> bytes:
 
 def load(segments: Sequence[Any]) -> Any:
     """What the segments of a frame hold. Raises whatever unpickling raises."""
-    # A worker has the user's main module under the name that multiprocessing gives it; here it is __main__ itself.
+    # A worker has the user's main module under the name that multiprocessing gives it; here it is __main__ itself, and
+    # whichever that is just now.
     modules = sys.modules
-    if "__mp_main__" not in modules:
-        modules["__mp_main__"] = modules["__main__"]
+    main = modules["__main__"]
+    if modules.get("__mp_main__") is not main:
+        modules["__mp_main__"] = main
     if len(segments) == 1:
         return pickle.loads(segments[0])
     return pickle.loads(segments[0], buffers=segments[1:])
@@ -178,7 +180,9 @@ def _mentions_main(payload: Payload) -> bool:
 
 def _cloud_pickler() -> Any:
     try:
-        import cloudpickle
+        import cloudpickle  # noqa: F401
     except ImportError:
         return None
-    return cloudpickle.CloudPickler
+    from trio_offload_worker._cloud import Pickler
+
+    return Pickler

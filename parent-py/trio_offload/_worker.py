@@ -461,8 +461,8 @@ class Worker:
             )
 
     def _new_settings(self) -> list[Buffer]:
+        self._told = _launch.changing_state()
         settings = _launch.current_settings()
-        self._told = settings["authkey"], settings["resource_tracker"], settings["modules"]
         segment = _payload.dump_settings(settings)
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 

@@ -4,7 +4,7 @@ Its warning filters: a filter names a category of warnings. A category of a modu
 worker's import graph is the jobs' own. Its filter stays pending until a job has imported the module; no warning of the
 category can be given before.
 
-The modules that it has from files of its own choice (``_modules.py``); and coverage.py, if that measures the parent and was
+Which module its ``__main__`` is by now. The modules that it has from files of its own choice (``_modules.py``); and coverage.py, if that measures the parent and was
 told to do so with the processes of multiprocessing: a worker counts as one.
 """
 
@@ -20,6 +20,9 @@ pending = False
 
 def apply(settings: dict[str, Any]) -> None:
     """Take over what has to be in force before the next job; called for settings that are marked as eager."""
+    main = sys.modules.get("trio_offload_worker._main")
+    if main is not None:
+        main.forget_others(settings)
     modules = settings.get("modules")
     if modules:
         from ._modules import install
