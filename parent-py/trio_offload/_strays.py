@@ -22,24 +22,26 @@ Source: TypeAlias = "tuple[str | None, list[str] | None]"
 class Strays:
     """What has been found so far. A module is looked at once."""
 
-    __slots__ = ("_count", "_found", "_seen")
+    __slots__ = ("_found", "_last", "_seen")
 
     def __init__(self) -> None:
-        self._count = 0
-        self._seen: set[str] = set()
+        self._last: tuple[int, str | None] = (0, None)
+        self._seen: dict[str, int] = {}
         self._found: dict[str, Source] = {}
 
     def find(self) -> dict[str, Source]:
         """All such modules by their names. Almost always there is none; asked before every call."""
-        if len(sys.modules) != self._count:
+        last = _state_of_modules()
+        if last != self._last:
+            self._last = last
             self._look()
         return self._found
 
     def _look(self) -> None:
-        names = list(sys.modules)
-        self._count = len(names)
-        new = [name for name in names if name not in self._seen]
-        self._seen.update(new)
+        # One name may stand for one module after the other.
+        modules: dict[str, Any] = dict(sys.modules)
+        new = {name: module for name, module in modules.items() if self._seen.get(name) != id(module)}
+        self._seen.update({name: id(module) for name, module in new.items()})
         folders: set[str] = set()
         found = dict(self._found)
         # A package comes before its submodules, whatever the order of their imports.
@@ -48,7 +50,7 @@ class Strays:
             if name in _MAIN or (rest and package not in found):
                 # What is in a package that can be found can be found.
                 continue
-            source = _source(sys.modules.get(name))
+            source = _source(new[name])
             if source is None:
                 continue
             if not rest:
@@ -59,6 +61,16 @@ class Strays:
         # A new dictionary: another thread may be pickling the one that was there.
         if found != self._found:
             self._found = found
+
+
+def _state_of_modules() -> tuple[int, str | None]:
+    """Something that changes whenever a module is added to ``sys.modules``, in next to no time."""
+    modules = sys.modules
+    try:
+        return len(modules), next(reversed(modules))
+    except RuntimeError:
+        # Another thread has added one between the two steps of this.
+        return len(modules), None
 
 
 _MAIN: Final = ("__main__", "__mp_main__")  # a worker has its own way to these
