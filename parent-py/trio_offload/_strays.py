@@ -39,9 +39,11 @@ class Strays:
 
     def _look(self) -> None:
         # One name may stand for one module after the other.
-        modules: dict[str, Any] = dict(sys.modules)
-        new = {name: module for name, module in modules.items() if self._seen.get(name) != id(module)}
-        self._seen.update({name: id(module) for name, module in new.items()})
+        new: dict[str, Any] = {}
+        for name, module in sys.modules.copy().items():
+            if self._seen.get(name) != id(module):
+                self._seen[name] = id(module)
+                new[name] = module
         folders: set[str] = set()
         found = dict(self._found)
         # A package comes before its submodules, whatever the order of their imports.
@@ -54,13 +56,18 @@ class Strays:
             if source is None:
                 continue
             if not rest:
-                folders = folders or {os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)}
+                folders = folders or _folders_of_path()
                 if _lies_in(source, folders):
                     continue
             found[name] = source
         # A new dictionary: another thread may be pickling the one that was there.
         if found != self._found:
             self._found = found
+
+
+def _folders_of_path() -> set[str]:
+    entries: list[Any] = sys.path[:]
+    return {os.path.abspath(entry) for entry in entries if isinstance(entry, str)}
 
 
 def _state_of_modules() -> tuple[int, str | None]:
