@@ -22,18 +22,25 @@ Source: TypeAlias = "tuple[str | None, list[str] | None]"
 class Strays:
     """What has been found so far. A module is looked at once."""
 
-    __slots__ = ("_found", "_last", "_seen")
+    __slots__ = ("_count", "_found", "_last", "_seen")
 
     def __init__(self) -> None:
-        self._last: tuple[int, str | None] = (0, None)
+        self._count = 0
+        self._last: str | None = None
         self._seen: dict[str, int] = {}
         self._found: dict[str, Source] = {}
 
     def find(self) -> dict[str, Source]:
         """All such modules by their names. Almost always there is none; asked before every call."""
-        last = _state_of_modules()
-        if last != self._last:
-            self._last = last
+        modules = sys.modules
+        try:
+            # A module that is added is the last one, and changes the number too unless another one has gone.
+            last = next(reversed(modules))
+        except RuntimeError:
+            # Another thread has added one between the two steps of this.
+            last = None
+        if last != self._last or len(modules) != self._count:
+            self._last, self._count = last, len(modules)
             self._look()
         return self._found
 
@@ -68,16 +75,6 @@ class Strays:
 def _folders_of_path() -> set[str]:
     entries: list[Any] = sys.path[:]
     return {os.path.abspath(entry) for entry in entries if isinstance(entry, str)}
-
-
-def _state_of_modules() -> tuple[int, str | None]:
-    """Something that changes whenever a module is added to ``sys.modules``, in next to no time."""
-    modules = sys.modules
-    try:
-        return len(modules), next(reversed(modules))
-    except RuntimeError:
-        # Another thread has added one between the two steps of this.
-        return len(modules), None
 
 
 _MAIN: Final = ("__main__", "__mp_main__")  # a worker has its own way to these
