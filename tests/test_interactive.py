@@ -53,7 +53,7 @@ def notebook(tmp_path: Path) -> Iterator[Any]:
     )
 
     def run_cells(*cells: Any, how: str = "quit") -> list[dict[str, str]]:
-        (tmp_path / "cells").write_text(json.dumps([["%autoawait trio"], *cells]))
+        (tmp_path / "cells").write_text(json.dumps(["%autoawait trio", *cells]))
         run(
             [sys.executable, PROGRAMS / "notebook.py", tmp_path / "cells", tmp_path / "answer", how],
             environment=environment,
@@ -95,7 +95,10 @@ def test_a_notebook(notebook: Any) -> None:
         "type(await trio_offload.run_sync(double, Point(4))) is Point",
         "try:\n    await trio_offload.run_sync(fail)\nexcept Trouble as error:\n    print(error.args == ('trouble', Colour.RED))",
         "await trio_offload.run_sync(fail)",
-        "def speak():\n    print('from the worker')\n    return os.getppid()\nawait trio_offload.run_sync(speak) == os.getpid()",
+        (
+            "def speak():\n    print('from the worker')\n    return os.getppid()\nawait trio_offload.run_sync(speak) == os.getpid()",
+            {"until": "from the worker\n"},
+        ),
         "results = []\nasync def one(number):\n    results.append(await trio_offload.run_sync(lambda: number ** 2))\n"
         "async with trio.open_nursery() as nursery:\n    for number in range(4):\n        nursery.start_soon(one, number)\n"
         "sorted(results)",
@@ -173,7 +176,7 @@ def test_a_cell_is_interrupted(notebook: Any, tmp_path: Path) -> None:
     given = notebook(
         "import trio, trio_offload, pathlib, time\n"
         f"def endless():\n    pathlib.Path({str(sign)!r}).touch()\n    while True:\n        time.sleep(1)",
-        ("await trio_offload.run_sync(endless, kill_on_cancel=True)", str(sign)),
+        ("await trio_offload.run_sync(endless, kill_on_cancel=True)", {"interrupt_at": str(sign)}),
         "trio_offload.default_context_statistics()",
         "await trio_offload.run_sync(lambda: 5)",
     )

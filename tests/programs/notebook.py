@@ -2,7 +2,8 @@
 
     python notebook.py CELLS ANSWER [HOW]
 
-CELLS is a JSON list of cells: each a text, or a text and the path of a file: once that is there the kernel is interrupted.
+CELLS is a JSON list of cells: each a text, or a text with `interrupt_at`, the path of a file (once that is there the kernel is
+interrupted), or with `until`, a text that is waited for: what is written to a descriptor may be shown after the cell's end.
 ANSWER gets, as JSON, what each cell gave (lists of `[kind, text]`), and who was left in the kernel's session at the end. HOW it
 ends: `quit` (the default: it is asked to) or `kill` (as «restart the kernel» does when it has to).
 """
@@ -37,7 +38,7 @@ def main(cells, answer, how="quit"):
     Path(answer).write_text(json.dumps({"cells": given, "left": left_in_session(pid)}))
 
 
-def given_by(client, manager, cell, interrupt_at=None):
+def given_by(client, manager, cell, interrupt_at=None, until=None):
     outputs = []
 
     def take(message):
@@ -52,6 +53,8 @@ def given_by(client, manager, cell, interrupt_at=None):
     if interrupt_at is not None:
         threading.Thread(target=interrupt, args=(manager, Path(interrupt_at)), daemon=True).start()
     client.execute_interactive(cell, timeout=PATIENCE, output_hook=take)
+    while until is not None and not any(until in text for _, text in outputs):
+        take(client.get_iopub_msg(timeout=PATIENCE))
     return outputs
 
 
