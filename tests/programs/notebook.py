@@ -24,16 +24,18 @@ def main(cells, answer, how="quit"):
     manager = KernelManager(kernel_name="python3", transport="ipc")
     manager.start_kernel()
     pid = manager.provisioner.pid
-    client = manager.client()
-    client.start_channels()
-    client.wait_for_ready(timeout=PATIENCE)
-    given = [
-        given_by(client, manager, *([cell] if isinstance(cell, str) else cell))
-        for cell in json.loads(Path(cells).read_text())
-    ]
-    client.stop_channels()
-    manager.shutdown_kernel(now=how == "kill")
-    manager.context.destroy()
+    given = []
+    try:
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=PATIENCE)
+        for cell in json.loads(Path(cells).read_text()):
+            text, options = (cell, {}) if isinstance(cell, str) else cell
+            given.append(given_by(client, manager, text, **options))
+        client.stop_channels()
+    finally:
+        manager.shutdown_kernel(now=how == "kill")
+        manager.context.destroy()
     # It is the leader of a session of its own; its workers are in that one too.
     Path(answer).write_text(json.dumps({"cells": given, "left": left_in_session(pid)}))
 
