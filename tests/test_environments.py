@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import BASE, PACKAGES, PROGRAMS, plain_environment, run, run_script, write
-from test_identity import FOLDERS, assert_same
+from running import BASE, PACKAGES, plain_environment, run, run_script, write
+from test_identity import assert_same, compare
 
 import trio_offload
 from trio_offload import WorkerStartError, _locate
@@ -94,10 +93,7 @@ def assert_runs(
     ask = "import trio_offload, trio_offload._locate as l; print(trio_offload.__file__, l.worker_executable(), sep='\\n')"
     for path in run([python, *switches, "-c", ask], environment=environment).lines():
         assert Path(path).is_relative_to(installed), path
-    answer = tmp_path / "answer.json"
-    run([python, *switches, PROGRAMS / "compare_interpreters.py", FOLDERS, answer], environment=environment)
-    found = json.loads(answer.read_text())
-    return assert_same((found["parent"], found["worker"]))
+    return assert_same(compare(tmp_path, switches, python=python, environment=environment))
 
 
 # --- where pip puts it ---------------------------------------------------------------------------------
