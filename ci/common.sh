@@ -73,11 +73,15 @@ print(f"{sys.argv[1]}/py{sys.version_info[0]}{sys.version_info[1]}-{origin}")' "
 }
 
 # make_environment PYTHON GROUP...: an environment in build/ with those groups of pyproject.toml and what the package
-# depends on, but not the package. Made anew when pyproject.toml has changed since.
+# depends on, but not the package.
 make_environment() {
-    local interpreter=$1 folder stamp
-    shift
-    folder=$(folder_of "$interpreter")
+    environment_in "$(folder_of "$1")" "$@"
+}
+
+# environment_in FOLDER PYTHON GROUP...: the same in a folder. Made anew when pyproject.toml has changed since.
+environment_in() {
+    local folder=$1 interpreter=$2 stamp
+    shift 2
     stamp=$(cat pyproject.toml <(echo "$interpreter $*") | sha256sum | cut -c1-16)
     if [[ ! -x $folder/venv/bin/python || ! -e $folder/environment-$stamp ]]; then
         rm -rf "$folder/venv" "$folder"/environment-*
@@ -102,26 +106,31 @@ environment_python() {
     echo "$(folder_of "$1")/venv/bin/python"
 }
 
-# build_wheel PYTHON: into build/wheels, as `pip install .` would. Cargo's folder is kept for each Python: pyo3 and all
-# that depends on it would otherwise be built again at each change of Python. The first build for one Python begins with
-# what another one's build has made, because most crates know nothing of Python.
+# build_wheel PYTHON: into build/wheels, as `pip install .` would. The first build for one Python begins with what another
+# one's build has made, because most crates know nothing of Python.
 build_wheel() {
-    local folder out other
+    local folder out
     folder=$(folder_of "$1")
     out=$folder/wheel
-    if [[ ! -e $folder/target/release ]]; then
-        for other in "$build"/py*/target/release; do
-            if [[ -e $other ]]; then
-                mkdir -p "$folder/target"
-                cp -a --reflink=auto "$other" "$folder/target/"
-                break
-            fi
-        done
-    fi
+    begin_with_another_build "$folder" target/release
     rm -rf "$out"
     mkdir -p "$out" "$build/wheels"
     CARGO_TARGET_DIR=$folder/target "$(environment_python "$1")" -m pip wheel --quiet --no-deps --wheel-dir "$out" .
     cp "$out"/*.whl "$build/wheels/"
+}
+
+# begin_with_another_build FOLDER PLACE: PLACE in a Python's folder, as it is in another one's. Cargo's folder is kept for
+# each Python: pyo3 and all that depends on it would otherwise be built again at each change of Python.
+begin_with_another_build() {
+    local folder=$1 place=$2 other
+    [[ ! -e $folder/$place ]] || return 0
+    for other in "$build"/py*/"$place"; do
+        if [[ -e $other ]]; then
+            mkdir -p "$(dirname "$folder/$place")"
+            cp -a --reflink=auto "$other" "$(dirname "$folder/$place")/"
+            return
+        fi
+    done
 }
 
 # install_wheel PYTHON: what build_wheel made, with its dependencies.

@@ -7,6 +7,7 @@ ended was left behind, whoever its parent is by then.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -170,3 +171,37 @@ def end_session(session: int) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+# --- at a terminal -----------------------------------------------------------------------------
+
+
+def typed_in(command: Command, text: str, *prompts: str, environment: Any = None, folder: Path | None = None) -> str:
+    """Run a program at a terminal of its own and answer each of its prompts with a line of the text. All that it showed."""
+    ours, theirs = os.openpty()
+    shown = bytearray()
+    lines = text.encode().splitlines(keepends=True)
+    try:
+        with started(command, environment=environment, folder=folder, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            theirs = -1
+            answered = 0
+            while True:
+                readable, _, _ = select.select([ours], [], [], TIMEOUT)
+                if not readable:
+                    end_session(process.pid)
+                    raise AssertionError(f"{command} says nothing any more:\n{_text(bytes(shown))}")
+                try:
+                    data = os.read(ours, 65536)
+                except OSError:  # how a terminal says that nobody is at its other side any more
+                    break
+                shown += data
+                # A line for each prompt, so nothing depends on how much a terminal keeps.
+                while answered < min(len(lines), sum(shown.count(prompt.encode()) for prompt in prompts)):
+                    os.write(ours, lines[answered])
+                    answered += 1
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
+    return _text(bytes(shown)).replace("\r\n", "\n")

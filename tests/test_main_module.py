@@ -859,6 +859,37 @@ def test_lambdas_and_inner_functions_of_a_script(site: Site) -> None:
 
 
 @needs_cloudpickle
+def test_what_came_by_value_goes_back_without_the_script(site: Site) -> None:
+    """Its class says that it is of the main module. That is no reason to load it: an unguarded one would not survive that."""
+    ended = site.script(
+        """
+        import trio, trio_offload
+
+        class Thing:
+            pass
+
+        class Trouble(Exception):
+            pass
+
+        def fail():
+            raise Trouble("trouble", Thing())
+
+        async def main():
+            async with trio_offload.open_worker_context() as context:
+                print(type(await context.run_sync(lambda: Thing())) is Thing)
+                try:
+                    await context.run_sync(lambda: fail())
+                except Trouble as error:
+                    print(error.args[0], type(error.args[1]) is Thing)
+
+        trio.run(main)
+        """
+    )
+    assert ended.lines() == ["True", "trouble True"]
+    assert site.loads() == {"__main__": 1}
+
+
+@needs_cloudpickle
 def test_what_is_typed_after_a_script(site: Site) -> None:
     """``python -i script.py``: the script has a file, and what is typed afterwards is not in it."""
     write(

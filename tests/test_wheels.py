@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,7 +22,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-WHEELS = "TRIO_OFFLOAD_WHEELS"  # names a folder of wheels that ci/test has built from this checkout
+WHEELS = "TRIO_OFFLOAD_WHEELS"  # names a folder of files that ci/test or ci/wheels has built from this checkout
+MOST = 1_500_000  # bytes that a wheel may have
 
 ONE_CALL = """
 import json, sys, trio, trio_offload
@@ -85,7 +88,8 @@ def wheel_of(interpreter: Interpreter, folder: Path) -> Path:
     """The wheel for an interpreter: that of ci/test, or one that is built now."""
     ready = os.environ.get(WHEELS)
     if ready is not None:
-        wheels = list(Path(ready).glob(f"trio_offload-*-{interpreter.tag}-{interpreter.tag}-*.whl"))
+        # ci/wheels may have made some for another processor too.
+        wheels = list(Path(ready).glob(f"trio_offload-*-{interpreter.tag}-{interpreter.tag}-*{platform.machine()}.whl"))
         assert len(wheels) == 1, f"{WHEELS}={ready} has {len(wheels)} wheels for {interpreter.tag}"
         return wheels[0]
     _run(interpreter.path, "-m", "venv", folder / "builder")
@@ -101,7 +105,10 @@ def wheel_of(interpreter: Interpreter, folder: Path) -> Path:
 @pytest.mark.parametrize("interpreter", interpreters(), ids=str)
 def test_wheel_in_an_empty_environment(interpreter: Interpreter, tmp_path: Path) -> None:
     wheel = wheel_of(interpreter, tmp_path)
-    assert re.fullmatch(rf"trio_offload-[^-]+-{interpreter.tag}-{interpreter.tag}-(linux|manylinux)\w+\.whl", wheel.name)
+    tag = rf"trio_offload-[^-]+-{interpreter.tag}-{interpreter.tag}-((linux|manylinux[\w.]*_2_(?P<minor>\d+))_\w+)\.whl"
+    found = re.fullmatch(tag, wheel.name)
+    assert found is not None, wheel.name
+    assert wheel.stat().st_size < MOST
 
     names = zipfile.ZipFile(wheel).namelist()
     assert "trio_offload/__init__.py" in names
@@ -110,11 +117,27 @@ def test_wheel_in_an_empty_environment(interpreter: Interpreter, tmp_path: Path)
     scripts = {Path(name).name for name in names if ".data/scripts/" in name}
     assert scripts == {"trio-offload", "trio-offload-worker"}
     assert not [name for name in names if "libpython" in name or ".libs/" in name], "a wheel must not carry a libpython"
+    if found["minor"] is not None:
+        assert newest_glibc(wheel) <= int(found["minor"])
 
+    assert_installs_and_runs(wheel, interpreter, tmp_path)
+
+
+def newest_glibc(wheel: Path) -> int:
+    """The minor version of the C library that the executable in a wheel needs, by the names in its table of strings."""
+    with zipfile.ZipFile(wheel) as archive:
+        (executable,) = (name for name in archive.namelist() if name.endswith("/scripts/trio-offload-worker"))
+        data = archive.read(executable)
+    return max(int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)[\0.]", data))
+
+
+def assert_installs_and_runs(
+    package: Path, interpreter: Interpreter, tmp_path: Path, environment: dict[str, str] | None = None
+) -> None:
     empty = tmp_path / "empty"
     plain = _plain_environment()
     _run(interpreter.path, "-m", "venv", empty)
-    _run(empty / "bin" / "pip", "install", "--quiet", wheel, environment=plain)
+    _run(empty / "bin" / "pip", "install", "--quiet", package, environment=plain | (environment or {}))
     program = tmp_path / "program.py"
     program.write_text(ONE_CALL)
     assert _run(empty / "bin" / "python", program, environment=plain) == "the worker agrees\n"
@@ -122,3 +145,43 @@ def test_wheel_in_an_empty_environment(interpreter: Interpreter, tmp_path: Path)
     assert "map" in _run(empty / "bin" / "trio-offload", "--help", environment=plain)
     described = _run(empty / "bin" / "python", "-m", "trio_offload", "doctor", "--json", environment=plain)
     assert interpreter.version in described
+
+
+def test_an_editable_install(tmp_path: Path) -> None:
+    """``pip install --editable .``: the packages are those of the checkout, the executable lies in the environment."""
+    main = next(interpreter for interpreter in interpreters() if interpreter.version == platform.python_version())
+    environment = tmp_path / "environment"
+    _run(main.path, "-m", "venv", environment)
+    python = environment / "bin" / "python"
+    plain = _plain_environment()
+    cargo = {"CARGO_TARGET_DIR": str(ROOT / "build" / f"wheel-{main.tag}")}
+    _run(python, "-m", "pip", "install", "--quiet", "--editable", ROOT, environment=plain | cargo)
+    program = tmp_path / "program.py"
+    program.write_text(ONE_CALL)
+    assert _run(python, program, environment=plain) == "the worker agrees\n"
+    ask = "import trio_offload; from trio_offload import _locate; print(trio_offload.__file__, _locate.worker_executable())"
+    package, worker = _run(python, "-c", ask, environment=plain).split()
+    assert Path(package).is_relative_to(ROOT)
+    assert Path(worker).is_relative_to(environment)
+
+
+def test_the_source_distribution(tmp_path: Path) -> None:
+    """It has all that a wheel is made of: pip makes one on the way into an empty environment."""
+    main = next(interpreter for interpreter in interpreters() if interpreter.version == platform.python_version())
+    _run(main.path, "-m", "venv", tmp_path / "builder")
+    bin = tmp_path / "builder" / "bin"
+    ready = os.environ.get(WHEELS)
+    archives = list(Path(ready).glob("trio_offload-*.tar.gz")) if ready is not None else []
+    if not archives:
+        _run(bin / "pip", "install", "--quiet", "maturin>=1.7,<2", environment=_plain_environment())
+        arguments = ["--manifest-path", ROOT / "worker-bin" / "Cargo.toml", "--out", tmp_path / "out"]
+        _run(bin / "maturin", "sdist", *arguments, environment=_plain_environment())
+        archives = list((tmp_path / "out").iterdir())
+    (archive,) = archives
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    assert {"Cargo.lock", "LICENSE-MIT", "LICENSE-APACHE", "CHANGELOG.md", "PROTOCOL.md", "README.md"} <= names
+    assert "worker-bin/src/main.rs" in names
+    assert not [name for name in names if name.startswith(("build/", "target/", "."))]
+    cargo = {"CARGO_TARGET_DIR": str(ROOT / "build" / f"wheel-{main.tag}")}
+    assert_installs_and_runs(archive, main, tmp_path, cargo)

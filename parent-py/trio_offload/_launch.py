@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any, Final
 
+from ._strays import Source, Strays
 from ._wire import PROTOCOL_VERSION
 
 
@@ -46,6 +47,7 @@ def current_settings() -> dict[str, Any]:
     """What ``trio_offload_worker`` may need, as builtin objects.
 
     * ``main``: how to load the user's main module, see :func:`main_plan`
+    * ``main_number``: which main module that is, counted: IPython's ``%run`` puts one after the other in its place
     * ``authkey``: the key with which multiprocessing's processes recognise each other, bytes; None if this process has
       not imported multiprocessing
     * ``resource_tracker``: the descriptor on which this process reaches multiprocessing's resource tracker, or None if it
@@ -53,11 +55,14 @@ def current_settings() -> dict[str, Any]:
     * ``parent``: ``name`` and ``pid`` for :func:`multiprocessing.parent_process`
     * ``warning_filters``: the filters, if they are not those that Python starts with, else None; each a list of action,
       pattern of the message or None, ``module:qualified name`` of the category, pattern of the module or None, line
+    * ``modules``: the modules that a worker would not find by their names, see :mod:`trio_offload._strays`
+    * ``coverage``: whether coverage.py measures this process and was told to measure those of multiprocessing too
     """
     processes = sys.modules.get("multiprocessing.process")
-    authkey, resource_tracker = multiprocessing_state()
+    authkey, resource_tracker, modules, main_number = changing_state()
     return {
         "main": main_plan(),
+        "main_number": main_number,
         "authkey": authkey,
         "resource_tracker": resource_tracker,
         "parent": {
@@ -65,21 +70,30 @@ def current_settings() -> dict[str, Any]:
             "pid": os.getpid(),
         },
         "warning_filters": _warning_filters(),
+        "modules": modules,
+        "coverage": _measured_with_multiprocessing(),
     }
 
 
-def multiprocessing_state() -> tuple[bytes | None, int | None]:
-    """The ``authkey`` and ``resource_tracker`` of :func:`current_settings`: what may change while a worker lives.
+def must_be_applied(settings: dict[str, Any]) -> bool:
+    """Whether there is something in the settings that a worker has to act on before its first job."""
+    return settings["warning_filters"] is not None or bool(settings["modules"]) or settings["coverage"]
 
-    Looked at before every call, so it imports nothing.
+
+def changing_state() -> tuple[bytes | None, int | None, dict[str, Source], int]:
+    """What may change while a worker lives: ``authkey``, ``resource_tracker``, ``modules`` and ``main_number``.
+
+    Of :func:`current_settings`. Looked at before every call, so it imports nothing.
     """
+    modules = _strays.find()
+    main_number = _main_modules.count()
     processes = sys.modules.get("multiprocessing.process")
     # In the middle of its own import the module is there and its contents are not.
     current = getattr(processes, "current_process", None)
     if current is None:
-        return None, None
+        return None, None, modules, main_number
     tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
-    return bytes(current().authkey), getattr(tracker, "_fd", None)
+    return bytes(current().authkey), getattr(tracker, "_fd", None), modules, main_number
 
 
 def main_plan() -> dict[str, str]:
@@ -104,6 +118,26 @@ def main_plan() -> dict[str, str]:
         return {"kind": "none", "why": f"has no file: there is no {path}"}
     return {"kind": "path", "path": path}
 
+
+class _MainModules:
+    """How many modules have been ``__main__`` so far, as far as anybody has looked."""
+
+    __slots__ = ("_last", "_number")
+
+    def __init__(self) -> None:
+        self._last: object = None
+        self._number = 0
+
+    def count(self) -> int:
+        main = sys.modules.get("__main__")
+        if main is not self._last:
+            self._last = main
+            self._number += 1
+        return self._number
+
+
+_strays: Final = Strays()
+_main_modules: Final = _MainModules()
 
 # A script's __file__ may be relative to the directory in which Python was started.
 _FIRST_DIRECTORY: Final = os.getcwd() if os.path.isdir(".") else "/"
@@ -141,6 +175,17 @@ def _flags() -> dict[str, int]:
     if hasattr(sys, "get_int_max_str_digits"):
         values["int_max_str_digits"] = sys.get_int_max_str_digits()
     return {name: int(value) for name, value in values.items()}
+
+
+def _measured_with_multiprocessing() -> bool:
+    """Whether coverage.py runs here with ``concurrency = multiprocessing``.
+
+    The mark that it leaves on the module is how it knows itself (coverage/multiproc.py), and the variable is where the
+    processes that it starts are told its configuration file. Asked for in another way (``patch = subprocess``,
+    COVERAGE_PROCESS_START) it starts in a worker by itself, as in any Python.
+    """
+    processes = sys.modules.get("multiprocessing")
+    return getattr(processes, "_coverage$patched", False) is True and "COVERAGE_RCFILE" in os.environ
 
 
 def _warning_filters() -> list[list[Any]] | None:

@@ -56,7 +56,7 @@ def find_worker_executable() -> Found:
         looked.append(path)
         if os.path.isfile(path):
             if not os.access(path, os.X_OK):
-                raise LocateError(f"{path} may not be executed; give it back its mode with: chmod +x {path}")
+                raise LocateError(f"{path} may not be executed; {_remedy_for_execution(path)}")
             return Found(path, how)
     raise LocateError(
         f"the worker executable ({EXECUTABLE}) was not found. It is installed together with this package; "
@@ -84,6 +84,17 @@ def find_libpython() -> Found:
         f"On Debian and Ubuntu: apt-get install libpython{version}. With pyenv: "
         f'PYTHON_CONFIGURE_OPTS="--enable-shared" pyenv install --force {sys.version.split()[0]}. '
         "Built by hand: ./configure --enable-shared. Looked at:\n" + _listing(looked)
+    )
+
+
+def _remedy_for_execution(path: str) -> str:
+    status = os.stat(path)
+    if not status.st_mode & 0o111:
+        return f"give it back its mode with: chmod +x {path}"
+    return (
+        f"its mode ({status.st_mode & 0o7777:o}, of user {status.st_uid}) allows it to some. Is that somebody else than user "
+        f"{os.getuid()}, who runs this program? Is its file system mounted noexec? Does a security policy forbid it? Give it "
+        f"that mode for everybody, or install trio-offload where programs may lie; {OVERRIDE} can name another copy"
     )
 
 

@@ -2,7 +2,8 @@
 
 The ordinary pickler goes first. cloudpickle, where it is installed, takes what that one refuses, and what it would
 only name although a worker could not find it: functions of a ``__main__`` that has no file (a REPL, a notebook,
-``python -c``, standard input). See :mod:`trio_offload._launch` for which ``__main__`` that is.
+``python -c``, standard input). See :mod:`trio_offload._launch` for which ``__main__`` that is. A function for which the
+ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._by_value`.
 
 Nothing large is copied. The C pickler hands a large ``bytes`` over to its file as it is, and buffers of
 ``_OUT_OF_BAND`` bytes and more (NumPy arrays, say) travel beside the pickle (PEP 574). So an argument must not be
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 import attrs
 
+from ._by_value import ByValue
 from ._errors import add_note
 from ._launch import main_plan
 from ._wire import MAX_SEGMENTS, Buffer
@@ -59,10 +61,12 @@ def dump_settings(settings: dict[str, Any]) -> bytes:
 
 def load(segments: Sequence[Any]) -> Any:
     """What the segments of a frame hold. Raises whatever unpickling raises."""
-    # A worker has the user's main module under the name that multiprocessing gives it; here it is __main__ itself.
+    # A worker has the user's main module under the name that multiprocessing gives it; here it is __main__ itself, and
+    # whichever that is just now.
     modules = sys.modules
-    if "__mp_main__" not in modules:
-        modules["__mp_main__"] = modules["__main__"]
+    main = modules["__main__"]
+    if modules.get("__mp_main__") is not main:
+        modules["__mp_main__"] = main
     if len(segments) == 1:
         return pickle.loads(segments[0])
     return pickle.loads(segments[0], buffers=segments[1:])
@@ -88,6 +92,8 @@ _PROTOCOL: Final = 5
 _OUT_OF_BAND: Final = 16 * 1024
 _SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
 _MAIN: Final = b"__main__"
+# What was found out about objects, for all threads: as good for one as for another, and gone with the object.
+_by_value: Final = ByValue()
 
 
 class _Sink:
@@ -101,6 +107,14 @@ class _Sink:
 
 def _dump(value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
     """Pickle a value with the pickler that it needs; ``function`` is what messages call it by."""
+    if _by_value.holds(function):
+        pickler = _cloud_pickler()
+        if pickler is not None:
+            try:
+                return _dump_with(pickler, value, function, out_of_band)
+            except Exception as error:
+                add_note(error, _also_with_cloudpickle(function))
+                raise
     try:
         payload = _dump_with(pickle.Pickler, value, function, out_of_band)
     except Exception as error:
@@ -113,10 +127,11 @@ def _dump(value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Pay
                 "functions defined inside others can too)",
             )
             raise
+        _by_value.remember(function)
         try:
             return _dump_with(pickler, value, function, out_of_band)
         except Exception as second:
-            add_note(second, f"(while pickling a call of {function_name(function)}, also with cloudpickle)")
+            add_note(second, _also_with_cloudpickle(function))
             raise second from error
     if not _mentions_main(payload):
         return payload
@@ -130,7 +145,12 @@ def _dump(value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Pay
             f"that {plan['why']}. Install the package cloudpickle, which sends such things by value, or move them into "
             "a module."
         )
+    _by_value.remember(function)
     return _dump_with(pickler, value, function, out_of_band)
+
+
+def _also_with_cloudpickle(function: Callable[..., Any]) -> str:
+    return f"(while pickling a call of {function_name(function)}, also with cloudpickle)"
 
 
 def _dump_with(pickler: Any, value: Any, function: Callable[..., Any], out_of_band: bool) -> Payload:
@@ -160,7 +180,9 @@ def _mentions_main(payload: Payload) -> bool:
 
 def _cloud_pickler() -> Any:
     try:
-        import cloudpickle
+        import cloudpickle  # noqa: F401
     except ImportError:
         return None
-    return cloudpickle.CloudPickler
+    from trio_offload_worker._cloud import Pickler
+
+    return Pickler

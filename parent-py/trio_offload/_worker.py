@@ -115,7 +115,7 @@ class Worker:
         self._channel: Channel | None = None
         self._state = State.STARTING
         self._calls = 0
-        self._told: tuple[bytes | None, int | None] = (None, None)
+        self._told: tuple[Any, ...] = ()
         self._retires = settings.retire is not bool
         self._record: _record.RecordFile | None = None
         self._left_behind = ""
@@ -353,14 +353,14 @@ class Worker:
         """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
         environment = _library_path_now()
         hello = _launch.hello(_locate.libpython(), environment)
-        self._told = _launch.multiprocessing_state()
+        self._told = _launch.changing_state()
         settings = _launch.current_settings()
         segments = [
             _payload.dump_settings(settings),
             b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
             _payload.dump_callable(self._settings.retire) if self._retires else b"",
         ]
-        setup: dict[str, Any] = {"eager": settings["warning_filters"] is not None}
+        setup: dict[str, Any] = {"eager": _launch.must_be_applied(settings)}
         if self._settings.idle_timeout < _LONGEST_IDLE:
             setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
         if self._settings.report_interval < _LONGEST_IDLE:
@@ -405,7 +405,9 @@ class Worker:
             ) from cause
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self._end_gently()
-            raise WorkerStartError(f"a worker could not be started: {frame.body['message']}", self.process)
+            raise WorkerStartError(
+                f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", self.process
+            )
         await self._end()
         raise WorkerStartError(
             f"worker {self.process.pid} was ended: it said {frame.kind.name} where it had to say {expected.name}",
@@ -461,8 +463,8 @@ class Worker:
             )
 
     def _new_settings(self) -> list[Buffer]:
+        self._told = _launch.changing_state()
         settings = _launch.current_settings()
-        self._told = settings["authkey"], settings["resource_tracker"]
         segment = _payload.dump_settings(settings)
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
@@ -478,7 +480,7 @@ class Worker:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return frame
         parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
-        if _launch.multiprocessing_state() != self._told:
+        if _launch.changing_state() != self._told:
             parts[:0] = self._new_settings()
         sent = True
         try:
@@ -580,10 +582,10 @@ class Worker:
         hint = ""
         if process.exitcode == 127:
             # The dynamic loader's exit status; it has told standard error what it missed.
-            hint = (
-                ". The dynamic loader could not load it: most likely the executable was built for another minor version of "
-                f"Python than this one ({sys.version.split()[0]}). Reinstall trio-offload with this interpreter: "
-                f"{sys.executable} -m pip install --force-reinstall trio-offload"
+            hint = _secure_execution_hint() or (
+                ". The dynamic loader could not load it, or what it needs, and has said on standard error why: most likely the "
+                f"executable was built for another minor version of Python than this one ({sys.version.split()[0]}). Reinstall "
+                f"trio-offload with this interpreter: {sys.executable} -m pip install --force-reinstall trio-offload"
             )
         elif stack:
             hint = f". What it left behind:\n{stack}"
@@ -708,7 +710,9 @@ _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
 _EXIT_MEMORY_LIMIT: Final = 7  # PROTOCOL.md, «The worker's exit codes»
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
 _SPAWN_REMEDIES: Final = {
-    errno.EACCES: "It may not be executed: look at its mode, and whether its file system is mounted noexec.",
+    errno.EACCES: "It may not be executed: look at its mode, whether its file system is mounted noexec, and whether a security "
+    "policy (SELinux, AppArmor) forbids it, which the system's log tells.",
+    errno.EPERM: "A security policy (seccomp, AppArmor, a container's) forbids it, which the system's log may tell.",
     errno.ENOENT: "It, or the dynamic loader that it names, is not there; a build for another C library looks like this.",
     errno.ENOEXEC: "It is a build for another processor.",
     errno.EAGAIN: "The limit of processes is reached (ulimit -u, or the container's).",
@@ -733,3 +737,14 @@ def _load_result(frame: Frame) -> outcome.Outcome[Any]:
     except BaseException as error:
         add_note(error, "(while unpickling the result of a job)")
         return outcome.Error(error)
+
+
+def _secure_execution_hint() -> str:
+    """What keeps the loader from finding the libpython where the user's effective id is not the real one (ld.so(8))."""
+    if os.getuid() == os.geteuid() and os.getgid() == os.getegid():
+        return ""
+    return (
+        f" (This program runs with an effective user and group, {os.geteuid()} and {os.getegid()}, that are not the real ones, "
+        f"{os.getuid()} and {os.getgid()}; for what such a program starts the dynamic loader does not look where it is told to: "
+        "secure-execution mode, ld.so(8). Change the real ones too, with os.setresuid and os.setresgid.)"
+    )

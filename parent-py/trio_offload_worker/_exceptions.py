@@ -146,11 +146,12 @@ def _dump_whole(exception: BaseException) -> bytes | None:
 
 def _dump_with_cloudpickle(exception: BaseException) -> bytes | None:
     try:
-        import cloudpickle
+        import cloudpickle  # noqa: F401
     except ImportError:
         return None
+    from . import _cloud
 
-    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc,unused-ignore]
+    class Pickler(_cloud.Pickler):
         def reducer_override(self, value: Any) -> Any:
             reduced = _reduce(value, with_links=True)
             return super().reducer_override(value) if reduced is NotImplemented else reduced

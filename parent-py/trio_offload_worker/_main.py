@@ -25,6 +25,8 @@ loading = False
 _NAME: Final = "__mp_main__"
 _lock: Final = threading.RLock()
 _loaded: ModuleType | None = None
+_number: int | None = None  # which main module of the parent's that is
+_stand_in: ModuleType | None = None  # what `__main__` is until it is loaded
 
 
 def load(settings: dict[str, Any]) -> ModuleType:
@@ -37,7 +39,7 @@ def load(settings: dict[str, Any]) -> ModuleType:
     Raises:
         BaseException: whatever the script raises, with a note that says what was going on. Nothing half-loaded remains.
     """
-    global loading, _loaded
+    global loading, _loaded, _number, _stand_in
     with _lock:
         if _loaded is not None:
             return _loaded
@@ -72,8 +74,21 @@ def load(settings: dict[str, Any]) -> ModuleType:
             raise
         finally:
             loading = False
-        _loaded = module
+        _loaded, _number, _stand_in = module, settings.get("main_number"), before
         return module
+
+
+def forget_others(settings: dict[str, Any]) -> None:
+    """Let go of a main module that is not the parent's any more: a name of the new one has to load that.
+
+    IPython's ``%run`` makes the script the ``__main__`` for as long as it runs; and the file may have been edited since it
+    was run before.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is not None and _stand_in is not None and _number != settings.get("main_number"):
+            _loaded = None
+            _take_back(_stand_in)
 
 
 _GUARD: Final = (

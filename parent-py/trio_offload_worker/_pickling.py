@@ -18,7 +18,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
         BaseException: ``original_error``, with a note, if cloudpickle is not installed or cannot do it either.
     """
     try:
-        import cloudpickle
+        import cloudpickle  # noqa: F401
     except ImportError:
         add_note(
             original_error,
@@ -26,6 +26,8 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
             "classes defined inside functions can be returned too; of open files, locks and generators, return what is in them)",
         )
         raise original_error from None
+    from ._cloud import Pickler
+
     buffers: list[Any] = []
 
     def take(buffer: Any) -> bool:
@@ -37,7 +39,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
 
     file = io.BytesIO()
     try:
-        cloudpickle.CloudPickler(file, protocol=5, buffer_callback=take).dump(value)
+        Pickler(file, protocol=5, buffer_callback=take).dump(value)
     except Exception as error:
         add_note(
             original_error,

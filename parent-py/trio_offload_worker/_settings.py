@@ -1,8 +1,11 @@
-"""The part of the parent's settings that a worker takes over at once: its warning filters.
+"""The part of the parent's settings that a worker takes over at once.
 
-A filter names a category of warnings. A category of a module that is not imported here is not imported for that: a
+Its warning filters: a filter names a category of warnings. A category of a module that is not imported here is not imported for that: a
 worker's import graph is the jobs' own. Its filter stays pending until a job has imported the module; no warning of the
 category can be given before.
+
+Which module its ``__main__`` is by now. The modules that it has from files of its own choice (``_modules.py``); and coverage.py, if that measures the parent and was
+told to do so with the processes of multiprocessing: a worker counts as one.
 """
 
 from __future__ import annotations
@@ -16,9 +19,33 @@ pending = False
 
 
 def apply(settings: dict[str, Any]) -> None:
-    """Make the parent's warning filters those of this process; called for settings that are marked as eager."""
+    """Take over what has to be in force before the next job; called for settings that are marked as eager."""
+    main = sys.modules.get("trio_offload_worker._main")
+    if main is not None:
+        main.forget_others(settings)
+    modules = settings.get("modules")
+    if modules:
+        from ._modules import install
+
+        install(modules)
+    if settings.get("coverage"):
+        _measure()
+    _apply_filters(settings.get("warning_filters"))
+
+
+def _measure() -> None:
+    """As the processes of multiprocessing do it (coverage/multiproc.py); what was measured is saved at Python's end."""
+    import coverage
+
+    if coverage.Coverage.current() is None:
+        measuring = coverage.Coverage(data_suffix=True, auto_data=True)
+        # The modules that are here already are Python's own.
+        measuring._warn_preimported_source = False
+        measuring.start()
+
+
+def _apply_filters(wanted: list[list[Any]] | None) -> None:
     global pending
-    wanted = settings.get("warning_filters")
     if wanted is None:
         return
     _waiting.clear()

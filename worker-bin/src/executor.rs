@@ -282,6 +282,7 @@ impl PythonSide {
     }
 
     fn dump(&self, value: &Bound<'_, PyAny>) -> PyResult<Pickled> {
+        let _alone = hooks::MainLeftAlone::now();
         let error = match self.pickling.dump(value) {
             Ok(pickled) => return Ok(pickled),
             Err(error) => error,
@@ -343,6 +344,7 @@ fn refuse_asynchronous(function: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) ->
 ///
 /// `into_value` and not `value`: before Python 3.12 the traceback of a caught exception is not yet in the exception itself.
 fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled> {
+    let _alone = hooks::MainLeftAlone::now();
     let described = py.import("trio_offload_worker._exceptions").and_then(|module| {
         let (segments, type_name, message, traceback): (Bound<'_, PyAny>, String, String, String) =
             module.call_method1("dump", (error.clone_ref(py).into_value(py), stage))?.extract()?;

@@ -2,6 +2,7 @@
 //!
 //! Both wait in the import system and cost nothing that can be measured until then. Neither imports anything before.
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::PyAttributeError;
@@ -55,6 +56,31 @@ pub(crate) fn adopt_imported(py: Python<'_>, settings: &Settings) -> PyResult<bo
     Ok(true)
 }
 
+thread_local! {
+    static PICKLING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// As long as this lives, no look-up by this thread loads the main script: it is the pickler that looks.
+///
+/// What a job returns or raises can only be of the script if the script was loaded, and then `__main__` is the script itself. A
+/// class says that it is of `__main__` and is not, if it came by value: from a prompt, say. To look for it in the script would
+/// be in vain, and worse than that for `python -m trio`, whose `__main__` is a prompt.
+pub(crate) struct MainLeftAlone {
+    before: bool,
+}
+
+impl MainLeftAlone {
+    pub(crate) fn now() -> Self {
+        Self { before: PICKLING.replace(true) }
+    }
+}
+
+impl Drop for MainLeftAlone {
+    fn drop(&mut self) {
+        PICKLING.set(self.before);
+    }
+}
+
 /// `__main__` stays empty, with a `__getattr__` (PEP 562) that loads the user's script when a name of it is looked up:
 /// the unpickler does that for a function or class of the script, and hardly anything else does. It answers to the name
 /// `__mp_main__` too: that is what a pickle calls it that was made in another worker.
@@ -64,7 +90,7 @@ fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: Arc<Settin
         let name = args.get_item(0)?;
         // The import system and introspection ask for these of any module (`__path__`, `__wrapped__`, …).
         let text = name.to_string();
-        if text.starts_with("__") && text.ends_with("__") {
+        if PICKLING.get() || (text.starts_with("__") && text.ends_with("__")) {
             return Err(PyAttributeError::new_err(format!("module '__main__' has no attribute '{text}'")));
         }
         let loader = py.import("trio_offload_worker._main")?;

@@ -1,0 +1,102 @@
+"""Which functions have to travel by value: found out once for each, and remembered for as long as it lives.
+
+Without this every call of a lambda, or of a function from a REPL or a notebook, would begin with an ordinary pickle that is
+thrown away. What makes it safe to remember:
+
+* Remembered is only that the ordinary pickler is of no use. cloudpickle, which comes next then, takes all that the
+  ordinary one takes, and what can be found by name it only names too. So a memory that is out of date costs time and
+  changes nothing.
+* What is remembered is the object and not its name: a function that is defined anew is another one. It is held weakly,
+  and its identity is compared, because a new object may get the number of one that is gone.
+* A function that was out of reach may come within it (a name that a test had patched is put back). So its name is
+  looked up at each call, which takes a fraction of what a pickle does.
+* Not remembered is what travels: a function's body, its globals and what it closes over are pickled at each call.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from ._launch import main_plan
+
+
+class ByValue:
+    """The functions and classes that were found to need cloudpickle, and are still there."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: Final[dict[int, weakref.ref[Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def holds(self, function: Callable[..., Any]) -> bool:
+        """Whether a call of ``function`` is known to need cloudpickle. It is asked before every call."""
+        if not self._known:
+            return False
+        # By far the most calls are of these, and what they are of is what they are.
+        root = function if type(function) in _ROOTS else root_of(function)
+        reference = self._known.get(id(root))
+        if reference is None or reference() is not root:
+            return False
+        if found_by_name(root):
+            self._known.pop(id(root), None)
+            return False
+        return True
+
+    def remember(self, function: Callable[..., Any]) -> None:
+        """The ordinary pickler could not do a call of ``function``: remember that, if it was for the function's sake."""
+        root = root_of(function)
+        if found_by_name(root):
+            return
+        number = id(root)
+        known = self._known
+
+        def forget(reference: weakref.ref[Any]) -> None:
+            # Called before the number can be given to another object; but another thread may have been here since.
+            if known.get(number) is reference:
+                del known[number]
+
+        try:
+            known[number] = weakref.ref(root, forget)
+        except TypeError:
+            # Not everything that can be called can be held weakly; such a thing is tried anew each time.
+            pass
+
+
+def root_of(function: Callable[..., Any]) -> Any:
+    """The function or class that decides about a callable: of a partial its function, of a method or an instance the class."""
+    root: Any = function
+    while isinstance(root, functools.partial):
+        root = root.func
+    if isinstance(root, types.MethodType):
+        root = root.__self__
+    if type(root) in _ROOTS or isinstance(root, type):
+        return root
+    return type(root)
+
+
+def found_by_name(root: Any) -> bool:
+    """Whether a worker can find this function or class by its name, as far as can be told from here.
+
+    The same question that the pickler asks (``save_global`` in Lib/pickle.py); and a ``__main__`` that no worker can
+    load has nothing in it that one could find.
+    """
+    try:
+        module_name = root.__module__
+        found: Any = sys.modules[module_name]
+        for name in root.__qualname__.split("."):
+            found = getattr(found, name)
+    except Exception:
+        # Some callables answer to any name and some to none.
+        return False
+    return found is root and (module_name != "__main__" or main_plan()["kind"] != "none")
+
+
+_ROOTS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
