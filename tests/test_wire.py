@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
-from trio_offload._wire import (
+from trio_offload_worker._wire import (
     MAX_HEADER,
     MAX_ID,
     MAX_PAYLOAD,

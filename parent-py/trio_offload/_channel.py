@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from ._wire import Buffer, Decoder, Frame
+from trio_offload_worker._wire import Buffer, Decoder, Frame
 
 # Large enough that a frame of this size passes in one write and one read where the kernel allows it
 # (net.core.wmem_max caps what is granted, see socket(7)).

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any, Final
 
-from ._wire import PROTOCOL_VERSION
+from trio_offload_worker._wire import PROTOCOL_VERSION
 
 
 def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, Any]:

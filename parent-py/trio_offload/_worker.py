@@ -27,12 +27,12 @@ import outcome
 import trio
 
 from trio_offload_worker._retire import RetireWhen
+from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_head
 
 from . import _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
 from ._sizes import readable_size
-from ._wire import Buffer, Frame, Kind, WireError, encode_head
 
 if TYPE_CHECKING:
     from ._process import WorkerProcess

@@ -23,7 +23,7 @@ import trio
 
 import trio_offload
 from trio_offload import _locate
-from trio_offload._wire import PROTOCOL_VERSION
+from trio_offload_worker._wire import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
