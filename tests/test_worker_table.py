@@ -42,7 +42,9 @@ class Peer:
         self._program.chmod(0o700)
         self._started = trio.Event()
 
-    def start(self, executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, Any, RecordFile]:
+    def start(
+        self, executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None
+    ) -> tuple[WorkerProcess, Any, RecordFile]:
         """Stands in for ``_process.start``."""
         self.process, self._life, record = _real_start(str(self._program), environment)
         theirs, ours = socket_pair()
