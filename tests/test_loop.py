@@ -32,11 +32,23 @@ import test_orphans
 import test_output
 import test_pickling
 import test_worker
+import trio
 from lifeline import PATIENCE, Gate, Lifeline, process_state
+from programs import loop_jobs
 from running import PACKAGES, PROGRAMS, make_environment, plain_environment, run, run_script, write
 from test_worker_side import LOOP, Parent
 
-from trio_offload import BrokenWorkerError, WorkerContext, _launch, _locate, _process, _worker, open_worker_context
+from trio_offload import (
+    BrokenWorkerError,
+    WorkerContext,
+    WorkerMemoryError,
+    _context,
+    _launch,
+    _locate,
+    _process,
+    _worker,
+    open_worker_context,
+)
 from trio_offload_worker import _family
 from trio_offload_worker._wire import Kind
 
@@ -179,6 +191,8 @@ def test_it_is_the_same_python(tmp_path: Path, switches: str) -> None:
     by_the_loop = "change:from trio_offload import _locate; _locate.way = lambda: _locate.Way('', '', 'test')"
     environment = plain_environment(PYTHONINSPECT="1", PYTHONWARNINGS="error::UserWarning", LC_ALL="C")
     found = test_identity.compare(tmp_path, switches.split(), arguments=[by_the_loop], environment=environment, stdin=b"")
+    for facts in found:
+        facts.pop("fault handler", None)  # a worker always has one, which writes to its record
     test_identity.assert_same(found)
 
 
@@ -187,35 +201,8 @@ def test_it_is_the_same_python(tmp_path: Path, switches: str) -> None:
 
 async def test_no_wait_of_a_jobs_sees_the_watcher(context: WorkerContext) -> None:
     """It is the worker's child, and a job that waits for any child of its own waits for none of ours."""
-    told = await context.run_sync(wait_for_anybody)
+    told = await context.run_sync(loop_jobs.wait_for_anybody)
     assert told == ["ChildProcessError"] * 4 + ["7", "no SIGCHLD but its own"]
-
-
-def wait_for_anybody() -> list[str]:
-    told = []
-    seen: list[int] = []
-    before = signal.signal(signal.SIGCHLD, lambda number, frame: seen.append(number))
-    try:
-        waits: list[Any] = [
-            os.wait,
-            lambda: os.wait3(0),
-            lambda: os.waitpid(-1, os.WNOHANG),
-            lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG),
-        ]
-        for wait in waits:
-            try:
-                told.append(repr(wait()))
-            except OSError as error:
-                told.append(type(error).__name__)
-        for child in _family.children([os.getpid()]):
-            os.kill(child, signal.SIGKILL)
-        if os.fork() == 0:
-            os._exit(7)
-        told.append(str(os.waitstatus_to_exitcode(os.wait()[1])))
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-    told.append("no SIGCHLD but its own" if seen == [signal.SIGCHLD] else repr(seen))
-    return told
 
 
 async def test_the_watcher_holds_nothing_of_the_workers(context: WorkerContext) -> None:
@@ -224,7 +211,8 @@ async def test_the_watcher_holds_nothing_of_the_workers(context: WorkerContext) 
     (watcher,) = _family.children([pid])
     assert contents(f"/proc/{watcher}/comm") == "offload-watcher\n"
     held = {os.readlink(f"/proc/{watcher}/fd/{number}") for number in os.listdir(f"/proc/{watcher}/fd")}
-    assert {target for target in held if "pidfd" not in target} == {"/dev/null", "anon_inode:[eventpoll]"}
+    others = {target for target in held if "pidfd" not in target and not target.startswith("pipe:")}
+    assert others == {"/dev/null", "anon_inode:[eventpoll]", "/memfd:trio-offload-record (deleted)"}
     assert os.readlink(f"/proc/{watcher}/cwd") == "/"
     # All but SIGKILL and SIGSTOP, and the two that the C library keeps.
     assert "SigBlk:\tfffffffe7ffbfeff\n" in contents(f"/proc/{watcher}/status")
@@ -254,6 +242,7 @@ def test_it_has_imported_little(tmp_path: Path) -> None:
         "select",
         "_ctypes",
         "_socket",
+        "faulthandler",
         "struct",
         "_struct",
         "_pickle",
@@ -266,7 +255,7 @@ def test_it_has_imported_little(tmp_path: Path) -> None:
         # The test's own hand in it.
         "sitecustomize",
     }
-    names = "cbor executor family handlers hello link loop memory session watcher wire"
+    names = "cbor executor family faults figures handlers hello link loop memory session watcher wire"
     assert ours == {"trio_offload_worker", *(f"trio_offload_worker._{name}" for name in names.split())}
 
 
@@ -310,7 +299,7 @@ def test_a_script_without_its_guard_learns_it(tmp_path: Path) -> None:
 
 async def test_a_handler_of_a_jobs_that_raises_spoils_no_frame(context: WorkerContext, capfd: Any) -> None:
     """Wherever the signal finds the worker: idle, at its start of a job or at its end, in the middle of an answer."""
-    pid = await context.run_sync(take_interrupts_back)
+    pid = await context.run_sync(loop_jobs.take_interrupts_back)
     interrupted = 0
     for number in range(60):
         try:
@@ -320,11 +309,6 @@ async def test_a_handler_of_a_jobs_that_raises_spoils_no_frame(context: WorkerCo
             interrupted += 1
     assert await context.run_sync(os.getpid) == pid
     assert interrupted + capfd.readouterr().err.count("\nKeyboardInterrupt\n") > 0
-
-
-def take_interrupts_back() -> int:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return os.getpid()
 
 
 async def test_an_idle_worker_keeps_neither_arguments_nor_results(context: WorkerContext) -> None:
@@ -362,13 +346,14 @@ def loop_with(patch: str) -> Iterator[Parent]:
     argv = _launch.loop_command()
     place = argv.index("-c") + 1
     argv[place] = argv[place].replace("_loop.main(", f"from trio_offload_worker import _watcher\n{patch}_loop.main(")
-    process, ours = _process.start(argv[0], os.environb, argv)
+    process, ours, record = _process.start(argv[0], os.environb, argv)
     try:
         yield Parent(process, ours, LOOP)
     finally:
         process.kill()
         process.wait_sync(time.monotonic() + PATIENCE)
         ours.close()
+        record.close()
 
 
 def call(function: Any, *arguments: Any) -> bytes:
@@ -433,6 +418,86 @@ def gone(pid: int) -> None:
     while process_state(pid) not in (None, "Z"):
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+# --- what the watcher tells and forbids ----------------------------------------------------------
+
+
+async def test_figures_come_with_the_answers(context: WorkerContext) -> None:
+    await context.run_sync(jobs.keep, bytearray(b"x" * 30_000_000))
+    await trio.sleep(0.002)
+    rss = await context.run_sync(jobs.resident_bytes)
+    (record,) = context.statistics().workers
+    assert record.rss == pytest.approx(rss, rel=0.2)
+    assert record.rss > 30_000_000
+    assert record.peak_rss >= record.rss
+    assert record.vms > record.rss
+    assert record.cpu_time > 0
+
+
+async def test_a_job_that_holds_the_gil_is_reported_on(line: Lifeline) -> None:
+    async with open_worker_context(report_interval=0.05) as context:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: context.run_sync(loop_jobs.hold_memory, line.path, 50_000_000, kill_on_cancel=True))
+            await line.pid()
+            with trio.fail_after(PATIENCE):
+                while context.statistics().workers[0].rss < 50_000_000:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+
+async def test_reports_never_spoil_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of them as there can be, while frames of every size are on their way."""
+    monkeypatch.setattr(_context, "_SHORTEST_REPORT", 0.001)
+    async with open_worker_context(report_interval=0.001) as context:
+        pid = await context.run_sync(os.getpid)
+        for number in range(300):
+            size = (number % 7) ** 6
+            assert len(await context.run_sync(bytes, size)) == size
+        await context.run_sync(time.sleep, 0.05)
+        assert await context.run_sync(os.getpid) == pid
+
+
+@pytest.mark.parametrize("family", [False, True], ids=["the job", "what it has started"])
+async def test_a_job_over_its_ceiling_is_ended_and_told(line: Lifeline, tmp_path: Path, family: bool) -> None:
+    async with open_worker_context(memory_limit="80MB", crash_dir=tmp_path / "crashes") as context:
+        with trio.fail_after(PATIENCE), pytest.raises(WorkerMemoryError) as told:
+            await context.run_sync(
+                loop_jobs.hold_memory_in_child if family else loop_jobs.hold_memory, line.path, 100_000_000
+            )
+        assert told.value.limit == 80_000_000
+        assert told.value.reached is not None
+        assert told.value.reached > 80_000_000
+        if not family:
+            assert "hold_memory" in (tmp_path / "crashes").joinpath(os.listdir(tmp_path / "crashes")[0]).read_text()
+        await line.ended()
+        assert await context.run_sync(abs, -5) == 5
+
+
+def test_a_worker_that_holds_too_much_after_a_job_leaves() -> None:
+    with loop_with("") as parent:
+        parent.bring_to("AWAIT_SETUP")
+        # So that the job is over before it looks.
+        os.kill(watcher_of(parent.process.pid), signal.SIGSTOP)
+        parent.say(Kind.SETUP, 0, (b"", b"", b""), {"eager": False, "memory_limit": 1_000_000})
+        assert parent.expect(Kind.READY).body["figures"][0] > 1_000_000
+        time.sleep(0.002)
+        parent.say(Kind.CALL, 1, (call(abs, -5),))
+        assert len(parent.expect(Kind.RESULT).body["figures"]) == 4
+        assert parent.expect(Kind.RETIRED).body == {"reason": "memory"}
+        parent.expect_end(0)
+
+
+async def test_a_fault_leaves_its_stack(context: WorkerContext) -> None:
+    with pytest.raises(BrokenWorkerError) as told:
+        await context.run_sync(jobs.segfault)
+    assert told.value.crash is not None
+    assert "in segfault" in told.value.crash.stack
+
+
+async def test_a_copy_that_a_job_forks_has_nothing_of_ours(context: WorkerContext) -> None:
+    """Neither the socket nor the record, also if its own files get their numbers; nor does a fault in it write there."""
+    assert await context.run_sync(loop_jobs.descriptors_in_fork) == []
 
 
 # --- a Python without a libpython ----------------------------------------------------------------

@@ -71,13 +71,14 @@ class Parent:
 
 @contextmanager
 def parent_of(way: _locate.Way) -> Iterator[Parent]:
-    process, ours = _worker._spawn(way)
+    process, ours, record = _worker._spawn(way)
     try:
         yield Parent(process, ours, way)
     finally:
         process.kill()
         process.wait_sync(time.monotonic() + PATIENCE)
         ours.close()
+        record.close()
 
 
 @pytest.fixture(params=["native", "loop"])

@@ -58,11 +58,11 @@ def _program_name() -> str:
 # The first argument is the folder of the package, wherever this process has found it.
 _BOOTSTRAP: Final = """\
 import sys
-path = sys.path[:]
-sys.path[:] = sys.argv[1:2]
+# Nothing is to be found in the working directory, which -c puts there.
+path = list(filter(None, sys.path))
+sys.path[:] = [sys.argv[1], *path]
 import trio_offload_worker
-# The standard library is not to be looked for in the working directory, which -c puts there.
-sys.path[:] = filter(None, path)
+sys.path[:] = path
 from trio_offload_worker import _loop
 _loop.main(sys.argv[2])
 """

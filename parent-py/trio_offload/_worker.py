@@ -530,7 +530,7 @@ class Worker:
     def _judge_death(self, when: str, told: _record.MemoryLimit | None, crash: _record.CrashRecord) -> BrokenWorkerError:
         process = self.process
         error: BrokenWorkerError
-        if process.exitcode == _EXIT_MEMORY_LIMIT and told is not None:
+        if process.exitcode in _ENDS_BY_LIMIT and told is not None:
             error = WorkerMemoryError(
                 f"worker {process.pid} was ended {when}: with its child processes it held {readable_size(told.reached)}, and "
                 f"memory_limit allows {readable_size(told.limit)}",
@@ -558,7 +558,7 @@ class Worker:
         if isinstance(error, WireError):
             return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
         told, stack = _record.take_apart(self._left_behind)
-        if process.exitcode == _EXIT_MEMORY_LIMIT and told is not None:
+        if process.exitcode in _ENDS_BY_LIMIT and told is not None:
             return (
                 f"worker {process.pid} was ended while it ran init, {_payload.function_name(self._settings.init)}: it held "
                 f"{readable_size(told.reached)}, and memory_limit allows {readable_size(told.limit)}"
@@ -698,7 +698,8 @@ _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _COERCION: Final = b"PYTHONCOERCECLOCALE"
 _INSPECT: Final = b"PYTHONINSPECT"
 _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
-_EXIT_MEMORY_LIMIT: Final = 7  # PROTOCOL.md, «The worker's exit codes»
+# PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
+_ENDS_BY_LIMIT: Final = (7, -signal.SIGKILL)
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
 _SPAWN_REMEDIES: Final = {
     errno.EACCES: "It may not be executed: look at its mode, and whether its file system is mounted noexec.",

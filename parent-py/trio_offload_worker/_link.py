@@ -12,6 +12,7 @@ import sys
 import time
 
 from ._handlers import complain
+from ._watcher import identity
 from ._wire import Decoder, encode_head
 
 TYPE_CHECKING = False
@@ -45,7 +46,7 @@ class Link:
         self._descriptor = descriptor
         self._handlers = handlers
         os.set_inheritable(descriptor, False)
-        self._identity = _identity(descriptor)
+        self._identity = identity(descriptor)
         self._decoder = Decoder(allocate, admit)
         self._poller = select.poll()
         self._poller.register(descriptor, select.POLLIN)
@@ -95,7 +96,7 @@ class Link:
             LinkClosed, LinkLost: see there.
             OSError, ValueError: the system, or the protocol's bounds, forbid it.
         """
-        if _identity(self._descriptor) != self._identity:
+        if identity(self._descriptor) != self._identity:
             raise LinkLost
         head = encode_head(kind, id, lengths, body)
         try:
@@ -109,7 +110,7 @@ class Link:
     def stop_receiving(self) -> None:
         """Nothing is to be read any more: the parent's writes fail from now on, those that wait for room too."""
         try:
-            if _identity(self._descriptor) == self._identity:
+            if identity(self._descriptor) == self._identity:
                 self._socket.shutdown(_socket.SHUT_RD)
         except OSError:
             pass  # Then it learns that when the process ends.
@@ -121,7 +122,7 @@ class Link:
     def close_in_copy(self) -> None:
         """In a fork of this process: were it to keep the socket, this process's death would go unseen."""
         descriptor = self._socket.detach()
-        if descriptor >= 0 and _identity(descriptor) == self._identity:
+        if descriptor >= 0 and identity(descriptor) == self._identity:
             os.close(descriptor)
 
     def _await_first_byte(self) -> None:
@@ -159,15 +160,6 @@ class Link:
             if len(part) >= _SMALL:
                 self._send_all(part)
         self._send_all(b"".join(small))
-
-
-def _identity(descriptor: int) -> tuple[int, int] | None:
-    """What an open file or socket has to itself among all that are open; None if nothing is open there."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def complain_of_loss() -> None:

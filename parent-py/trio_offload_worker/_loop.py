@@ -24,6 +24,7 @@ else:
     import _signal
 
 SOCKET: Final = 3
+RECORD: Final = 4
 
 
 def main(release: str) -> NoReturn:
@@ -34,13 +35,13 @@ def main(release: str) -> NoReturn:
     parent = os.getppid()
     if not _prepare_descriptors():
         print(
-            f"trio-offload-worker: descriptor {SOCKET} is not the parent's socket; this program is started by trio-offload, not "
-            "by hand",
+            f"trio-offload-worker: descriptors {SOCKET} and {RECORD} are not the parent's socket and record; this program is "
+            "started by trio-offload, not by hand",
             file=sys.stderr,
         )
         raise SystemExit(_WRONG_ARGUMENTS)
     # While there is one thread, and nothing has been imported that the watcher does not need.
-    watcher = _watcher.start(SOCKET, parent)
+    watcher = _watcher.start(SOCKET, RECORD, parent)
     _watcher.become_subreaper()
     # Registered before any other, it is called after all others.
     atexit.register(_leave, os.getpid(), parent, watcher)
@@ -51,7 +52,7 @@ def main(release: str) -> NoReturn:
 
     from ._session import Session
 
-    session = Session(SOCKET, watcher, release)
+    session = Session(SOCKET, RECORD, watcher, release)
     code = session.run()
     if session.parent_closed:
         _await_death(parent)
@@ -65,18 +66,19 @@ _SOCKET_TYPE: Final = 0o140000  # S_IFSOCK
 
 
 def _prepare_descriptors() -> bool:
-    """Close what was inherited beside the socket; whether there is a socket."""
+    """Close what was inherited beside the socket and the record; whether they are there."""
     try:
         if os.fstat(SOCKET).st_mode & 0o170000 != _SOCKET_TYPE:
             return False
+        os.set_inheritable(SOCKET, False)
+        os.set_inheritable(RECORD, False)
     except OSError:
         return False
-    os.set_inheritable(SOCKET, False)
     for entry in os.listdir("/proc/self/fd"):
         descriptor = int(entry)
         try:
             # What Python has opened since its start, for a `sitecustomize` say, is close-on-exec (PEP 446); no inherited one is.
-            if descriptor > SOCKET and os.get_inheritable(descriptor):
+            if descriptor > RECORD and os.get_inheritable(descriptor):
                 os.close(descriptor)
         except OSError:
             pass  # It was the one for this list.

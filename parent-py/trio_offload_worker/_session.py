@@ -16,6 +16,8 @@ from __future__ import annotations
 import os
 
 from ._executor import Executor, clip
+from ._faults import FaultReports
+from ._figures import Meter
 from ._handlers import Handlers, complain
 from ._hello import Refusal, obey
 from ._link import IdleTimeOver, Link, LinkClosed, LinkLost, complain_of_loss
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 class Session:
     """Serves one parent."""
 
-    def __init__(self, socket: int, watcher: Watcher, release: str) -> None:
+    def __init__(self, socket: int, record: int, watcher: Watcher, release: str) -> None:
         self._watcher = watcher
         self._release = release
         self._state = "AWAIT_HELLO"
@@ -47,7 +49,11 @@ class Session:
         self.parent_closed = False
         # The idle time that counts once a call has been run, where another one counts before.
         self._timeout_after_call: float | None = None
-        os.register_at_fork(after_in_child=self._link.close_in_copy)
+        self._meter = Meter(os.getpid())
+        # A worker that holds more than this after a job takes no other: it would be ended for what it did not take.
+        self._memory_limit: int | None = None
+        self._faults = FaultReports(record)
+        os.register_at_fork(after_in_child=self._in_copy)
 
     def run(self) -> int:
         """Serve until the end; the exit code."""
@@ -60,6 +66,12 @@ class Session:
             self._watcher.tell(LEAVING)
             self._link.leave_open()
             self._let_handlers_run()
+
+    def _in_copy(self) -> None:
+        """A job has forked: the copy has nothing of what leads to the parent."""
+        self._link.close_in_copy()
+        self._watcher.close_in_copy()
+        self._faults.end_in_copy()
 
     def _let_handlers_run(self) -> None:
         """Exit handlers of the user's are about to run."""
@@ -105,18 +117,22 @@ class Session:
         except Refusal as refusal:
             self._say(Kind.REFUSED, {"code": refusal.code, "message": clip(refusal.message)})
             raise _Ending(_REFUSED) from None
+        self._faults.begin()
         self._watcher.tell(WAITING)
         self._say(Kind.WELCOME, welcome)
         self._state = "AWAIT_SETUP"
 
     def _set_up(self, frame: Frame) -> None:
+        self._memory_limit = frame.body.get("memory_limit")
+        self._watcher.assign(frame.body.get("report_interval_ms"), self._memory_limit)
         self._watcher.tell(BUSY)
         failure = self._executor.set_up(frame.body["eager"], frame.segments)
         self._watcher.tell(WAITING)
         if failure is not None:
             self._answer(0, failure)
             raise _Ending(_SETUP_FAILED)
-        self._say(Kind.READY)
+        figures = self._meter.read()
+        self._say(Kind.READY, None if figures is None else {"figures": figures})
         self._state = "IDLE"
         milliseconds = frame.body.get("idle_timeout_ms")
         if milliseconds is not None:
@@ -134,6 +150,9 @@ class Session:
         # Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which leaves
         # in order, and not one that is ended in the middle.
         self._watcher.tell(WAITING)
+        figures = self._meter.read_if_due()
+        if figures is not None:
+            answer.body = {**(answer.body or {}), "figures": figures}
         self._answer(frame.id, answer)
         del answer
         self._watcher.tell(BUSY)
@@ -143,6 +162,8 @@ class Session:
             self._abort("retire_raised", problem)
         if leave:
             self._retire("retire")
+        if figures is not None and self._memory_limit is not None and figures[0] > self._memory_limit:
+            self._retire("memory")
         if self._timeout_after_call is not None:
             self._link.start_idle_time(self._timeout_after_call)
             self._timeout_after_call = None
@@ -161,6 +182,7 @@ class Session:
     def _abort(self, code: str, message: str) -> NoReturn:
         """Tell the parent, if it still listens; the ending is the same if it does not."""
         self._watcher.tell(LEAVING)
+        self._watcher.let_finish()
         try:
             self._link.send(Kind.ABORTED, 0, (), {"code": code, "message": clip(message)}, ())
         except (LinkClosed, LinkLost, OSError):
@@ -179,6 +201,7 @@ class Session:
         lengths: Sequence[int] = (),
         parts: Sequence[Buffer] = (),
     ) -> None:
+        self._watcher.let_finish()
         try:
             self._link.send(kind, id, lengths, body, parts)
         except LinkClosed:
