@@ -27,6 +27,7 @@ import test_death
 import test_descriptors
 import test_faults
 import test_identity
+import test_memory
 import test_multiprocessing
 import test_orphans
 import test_output
@@ -159,6 +160,7 @@ reuse(
     "test_what_cloudpickle_has_to_pickle",
     "test_a_result_is_not_changed_by_the_next_call",
 )
+reuse(test_memory, "test_what_init_takes_is_part_of_the_baseline")
 reuse(test_output, "test_what_a_job_printed_is_out_when_the_call_returns")
 reuse(
     test_orphans,

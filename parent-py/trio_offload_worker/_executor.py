@@ -64,11 +64,12 @@ class Executor:
                 sys.meta_path.insert(0, _MultiprocessingFinder(self._settings))
             if eager:
                 self._apply_settings()
-            self._retire = self._callable(retire)
             function = self._callable(init)
             if function is not None:
                 outcome = self._guarded(function, ())
                 _refuse_asynchronous(function, outcome)
+            # After `init`: it may look at what the worker holds by then.
+            self._retire = self._callable(retire)
             self._handlers.hold()
         except BaseException as error:
             self._handlers.hold()
