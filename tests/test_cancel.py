@@ -23,11 +23,11 @@ from trio.testing import wait_all_tasks_blocked
 from trio_offload import (
     WorkerContext,
     WorkerContextStatistics,
-    _process,
     current_default_worker_limiter,
     open_worker_context,
 )
 from trio_offload._worker import Worker, WorkerSettings
+from trio_offload_worker import _family
 
 
 class Driver:
@@ -62,7 +62,7 @@ class Driver:
 
 def belongings() -> tuple[set[int], int]:
     """Our children, and how many descriptors are open."""
-    return set(_process._children([os.getpid()])), len(os.listdir("/proc/self/fd"))
+    return set(_family.children([os.getpid()])), len(os.listdir("/proc/self/fd"))
 
 
 def assert_only_idle_workers(context: WorkerContext, before: tuple[set[int], int]) -> None:

@@ -29,7 +29,7 @@ LIBRARY = f"libpython{MINOR}{getattr(sys, 'abiflags', '')}.so.1.0"
 @pytest.fixture(autouse=True)
 def fresh_answers() -> Iterator[None]:
     """Each is looked for once in the life of a process; here once in each test."""
-    finders = (_locate.find_worker_executable, _locate.find_libpython)
+    finders = (_locate.find_worker_executable, _locate._search_libpython)
     for finder in finders:
         finder.cache_clear()
     yield
@@ -266,11 +266,57 @@ def test_no_libpython_at_all(static: Any) -> None:
     assert sys.version.split()[0] in text
 
 
-async def test_a_program_without_libpython_is_told(monkeypatch: pytest.MonkeyPatch, static: Any) -> None:
+LAYOUTS = {
+    "pyenv without --enable-shared": ("versions", {"LDLIBRARY": f"libpython{MINOR}.a", "INSTSONAME": f"libpython{MINOR}.a"}),
+    "Debian without its libpython package": ("usr", {"INSTSONAME": LIBRARY, "MULTIARCH": "x86_64-linux-gnu"}),
+    "conda without the library": ("conda/envs/mine", {"INSTSONAME": f"libpython{MINOR}.a", "LIBDIR": "/opt/built/lib"}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+async def test_a_program_without_libpython_has_workers_in_python(static: Any, name: str) -> None:
+    prefix, variables = LAYOUTS[name]
+    root = static(prefix, **variables)
+    library(root / "lib" / f"libpython{MINOR}.a")
+    assert not _locate.way().is_native
+    async with trio_offload.open_worker_context() as context:
+        assert await context.run_sync(abs, -5) == 5
+        command = await context.run_sync(Path.read_bytes, Path("/proc/self/cmdline"))
+        assert command.split(b"\0")[0] == os.fsencode(sys.executable)
+
+
+def test_an_executable_is_not_needed_then(static: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     static("static")
+    monkeypatch.setenv(_locate.OVERRIDE, "/nowhere")
+    assert not _locate.way().is_native
+
+
+@pytest.mark.parametrize("change", ["frozen", "not a Python", "nowhere", "not executable"])
+async def test_what_cannot_be_started_as_python_is_not(
+    static: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
+) -> None:
+    """A program that embeds Python has itself there, and would be started again, and again."""
+    static("static")
+    if change == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    elif change == "not a Python":
+        monkeypatch.setattr(sys, "executable", executable(tmp_path / "application", b"#!/bin/sh\nexit 9\n"))
+    elif change == "nowhere":
+        monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    else:
+        (tmp_path / "python3").write_bytes(b"")
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
     async with trio_offload.open_worker_context() as context:
         with pytest.raises(LocateError, match="no shared libpython"):
             await context.run_sync(bool)
+
+
+def test_an_interpreter_without_a_name_is_found(static: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``sys.executable`` is empty where Python was started under a name that leads to no program."""
+    static("static")
+    assert _locate.interpreter() == sys.executable
+    monkeypatch.setattr(sys, "executable", "")
+    assert os.path.samefile(_locate.interpreter(), "/proc/self/exe")
 
 
 # --- the wrong one ------------------------------------------------------------------------------------------------

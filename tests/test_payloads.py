@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from trio_offload import WorkerContext, _channel, _payload, open_worker_context
-from trio_offload._wire import Kind, encode_head
+from trio_offload_worker._wire import Kind, encode_head
 
 numpy = pytest.importorskip("numpy")
 

@@ -27,6 +27,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError, _process
 from trio_offload._process import WorkerProcess
+from trio_offload_worker import _family
 
 
 @pytest.fixture(params=["with pidfds", "without pidfds"])
@@ -304,7 +305,7 @@ async def test_a_stopped_process_can_be_killed(pidfds: bool, begin: Begin) -> No
 def family(request: pytest.FixtureRequest, pidfds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two ways to find children; the second is for kernels without CONFIG_PROC_CHILDREN."""
     if request.param == "found by a scan":
-        monkeypatch.setattr(_process, "_lists_children", lambda: False)
+        monkeypatch.setattr(_family, "lists_children", lambda: False)
 
 
 async def test_children_of_every_kind_end_with_it(family: None, begin: Begin, line: Lifeline) -> None:
@@ -350,14 +351,14 @@ def test_both_ways_find_the_same_children(begin: Begin, line: Lifeline) -> None:
         with trio.fail_after(PATIENCE):
             # The daemon's parent may be there still, and gone in the middle of a comparison.
             for parent in (os.getpid(), process.pid):
-                while sorted(_process._children([parent])) != sorted(_process._children_by_scan([parent])):  # noqa: ASYNC110
+                while sorted(_family.children([parent])) != sorted(_family.children_by_scan([parent])):  # noqa: ASYNC110
                     await trio.sleep(0.01)
-        assert len(_process._children([process.pid])) >= 4
-        assert process.pid in _process._children([os.getpid()])
+        assert len(_family.children([process.pid])) >= 4
+        assert process.pid in _family.children([os.getpid()])
         process.kill()
         await ended(process)
         await line.ended()
-        assert _process._children([process.pid]) == _process._children_by_scan([process.pid]) == []
+        assert _family.children([process.pid]) == _family.children_by_scan([process.pid]) == []
 
     trio.run(main)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import cbor2
 import pytest
 
-from trio_offload._wire import (
+from trio_offload_worker import _cbor
+from trio_offload_worker._wire import (
     MAX_HEADER,
     MAX_ID,
     MAX_PAYLOAD,
@@ -202,3 +204,66 @@ def test_random_bytes_give_frames_or_a_named_error() -> None:
 def test_what_is_out_of_bounds_is_not_encoded(id: int, lengths: list[int], body: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         encode_head(Kind.ABORTED, id, lengths, body)
+
+
+# --- the bodies ----------------------------------------------------------------------------------
+
+BODIES: list[Any] = [
+    {},
+    {"a": 0, "b": 23, "c": 24, "d": 255, "e": 256, "f": 65_535, "g": 65_536, "h": 2**32 - 1, "i": 2**32, "j": 2**64 - 1},
+    {"a": -1, "b": -24, "c": -25, "d": -256, "e": -257, "f": -(2**31), "g": -(2**63)},
+    {"text": "", "long": "ä" * 300, "bytes": b"", "more": bytes(70_000)},
+    {"yes": True, "no": False, "null": None, "list": [[b"A", None], [b"B", b"c"]], "map": {"verbose": 1, "quiet": 0}},
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_our_cbor_is_the_librarys(body: Any) -> None:
+    assert _cbor.dumps(body) == cbor2.dumps(body)
+    assert _cbor.loads(cbor2.dumps(body)) == body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"a": 1.5}, {"a": 2**64}, {1.5: "a"}, {"a": frozenset()}, {"a": [[[[[[[[[[1]]]]]]]]]]}],
+    ids=["a fraction", "a bignum", "a fraction as a key", "a tag", "deep"],
+)
+def test_what_is_not_ours_is_left_to_the_library(body: Any) -> None:
+    with pytest.raises(_cbor.Unusual):
+        _cbor.loads(cbor2.dumps(body))
+
+
+def test_random_bytes_are_read_as_the_library_reads_them_or_left_to_it() -> None:
+    source = random.Random(21)
+    seeds = [cbor2.dumps(body) for body in BODIES[:3]] + [cbor2.dumps({"a": [1, b"x", "y", None, {"b": -5}]})]
+    agreed = 0
+    for _ in range(3000):
+        data = bytearray(source.choice(seeds))
+        for _ in range(source.randrange(3)):
+            data[source.randrange(len(data))] = source.randrange(256)
+        try:
+            read = _cbor.loads(bytes(data))
+        except _cbor.Unusual:
+            continue
+        assert read == cbor2.loads(bytes(data))
+        agreed += 1
+    assert agreed > 500
+
+
+def test_a_frame_may_be_turned_away_before_memory_is_taken() -> None:
+    def refuse(kind: Kind) -> None:
+        raise KeyError(kind.name)
+
+    decoder = Decoder(lambda size: pytest.fail("memory was taken"), refuse)
+    head = encode_head(Kind.CALL, 1, [MAX_PAYLOAD])
+    decoder.writable()[: len(head)] = head
+    decoder.wrote(len(head))
+    with pytest.raises(KeyError, match="CALL"):
+        decoder.next_frame()
+
+
+def test_kinds_are_one_object_each() -> None:
+    assert Kind(3) is Kind.CALL
+    assert (Kind.CALL, repr(Kind.CALL), Kind.CALL.name) == (3, "Kind.CALL", "CALL")
+    with pytest.raises(ValueError, match="no message has the number 5"):
+        Kind(5)

@@ -26,8 +26,8 @@ from trio_offload._channel import Channel, socket_pair
 from trio_offload._payload import dump_call
 from trio_offload._process import WorkerProcess
 from trio_offload._record import RecordFile
-from trio_offload._wire import MAGIC, Frame, Kind, encode_head
 from trio_offload._worker import CallNotRun, Figures, State, Worker, WorkerSettings
+from trio_offload_worker._wire import MAGIC, Frame, Kind, encode_head
 
 _real_start = _process.start
 
@@ -42,7 +42,9 @@ class Peer:
         self._program.chmod(0o700)
         self._started = trio.Event()
 
-    def start(self, executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, Any, RecordFile]:
+    def start(
+        self, executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None
+    ) -> tuple[WorkerProcess, Any, RecordFile]:
         """Stands in for ``_process.start``."""
         self.process, self._life, record = _real_start(str(self._program), environment)
         theirs, ours = socket_pair()

@@ -6,14 +6,14 @@ the stream inside a frame: its owner has to give the channel up.
 
 from __future__ import annotations
 
-import mmap
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import trio
 
-from ._wire import Buffer, Decoder, Frame
+from trio_offload_worker._memory import allocate
+from trio_offload_worker._wire import Buffer, Decoder, Frame
 
 # Large enough that a frame of this size passes in one write and one read where the kernel allows it
 # (net.core.wmem_max caps what is granted, see socket(7)).
@@ -158,26 +158,6 @@ class Channel:
         return True
 
 
-def allocate(size: int) -> Any:
-    """Memory for a large segment: writable, and owned by whatever is unpickled into it.
-
-    From 1 MiB on it is a mapping of its own, advised for huge pages: the reading is then bound by the copy and not by
-    25,000 page faults for 100 MB.
-    """
-    if size < _HUGE:
-        return bytearray(size)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if _MADV_HUGEPAGE is not None:
-        try:
-            memory.madvise(_MADV_HUGEPAGE)
-        except OSError:
-            # A kernel without huge pages (EINVAL): the memory is as good, only slower.
-            pass
-    return memory
-
-
-_HUGE: Final = 2**20
-_MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 _MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
 _SMALL: Final = 32 * 1024
 # As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have

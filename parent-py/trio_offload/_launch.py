@@ -10,15 +10,17 @@ import os
 import sys
 from typing import Any, Final
 
+import trio_offload_worker
+from trio_offload_worker._wire import PROTOCOL_VERSION
+
 from ._strays import Source, Strays
-from ._wire import PROTOCOL_VERSION
 
 
 def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, Any]:
     """The body of a HELLO.
 
     Args:
-        libpython: the path of the libpython that belongs to this interpreter.
+        libpython: the path of the libpython that belongs to this interpreter; empty if it has none.
         environment: the variables that were changed to start the worker, with the values that they get back.
     """
     return {
@@ -27,8 +29,7 @@ def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, A
         "version": sys.version,
         "libpython": os.fsencode(libpython),
         "environment": [[name, value] for name, value in environment.items()],
-        # Empty where Python was started under a name that leads to no program; from that name it has found all the rest.
-        "program_name": os.fsencode(sys.executable or (sys.orig_argv or [""])[0]),
+        "program_name": os.fsencode(_program_name()),
         "argv": _encoded(getattr(sys, "argv", ())),
         "orig_argv": _encoded(sys.orig_argv),
         "path": _encoded(sys.path),
@@ -41,6 +42,63 @@ def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, A
         "pycache_prefix": None if sys.pycache_prefix is None else os.fsencode(sys.pycache_prefix),
         "flags": _flags(),
     }
+
+
+def loop_command() -> list[str]:
+    """The command line of a worker that is a loop in Python: this interpreter, under the name and with the switches that it has."""
+    from . import __version__
+
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(trio_offload_worker.__file__)))
+    return [_program_name(), *_interpreter_arguments(), "-c", _BOOTSTRAP, folder, __version__]
+
+
+def _program_name() -> str:
+    # Empty where Python was started under a name that leads to no program; from that name it has found all the rest.
+    return sys.executable or (sys.orig_argv or [""])[0]
+
+
+# The first argument is the folder of the package, wherever this process has found it.
+_BOOTSTRAP: Final = """\
+import sys
+# Nothing is to be found in the working directory, which -c puts there.
+path = list(filter(None, sys.path))
+sys.path[:] = [sys.argv[1], *path]
+import trio_offload_worker
+sys.path[:] = path
+from trio_offload_worker import _loop
+_loop.main(sys.argv[2])
+"""
+
+
+def _interpreter_arguments() -> list[str]:
+    """The switches with which ``sys.executable`` becomes a Python like this one.
+
+    What :func:`hello` says comes too late for these. (The standard library has the like of it, for multiprocessing, in
+    ``subprocess._args_from_interpreter_flags``; but it leaves out what is meant for a main program only.)
+    """
+    flags = sys.flags
+    letters = "d" * flags.debug + "v" * flags.verbose + "q" * flags.quiet + "b" * flags.bytes_warning + "O" * flags.optimize
+    letters += "B" * bool(sys.dont_write_bytecode) + "S" * flags.no_site
+    letters += "u" * bool(getattr(sys.__stdout__, "write_through", False))
+    if flags.isolated:
+        letters += "I"
+    else:
+        letters += "E" * flags.ignore_environment + "s" * flags.no_user_site + "P" * bool(getattr(flags, "safe_path", False))
+    arguments = ["-" + letters] if letters else []
+    options: dict[str, Any] = dict(sys._xoptions)
+    if flags.dev_mode:
+        options.setdefault("dev", True)
+    if getattr(flags, "warn_default_encoding", False):
+        options.setdefault("warn_default_encoding", True)
+    if "utf8_mode" in (asked := _flags()):
+        options["utf8"] = str(asked["utf8_mode"])
+    if sys.pycache_prefix is not None:
+        options["pycache_prefix"] = sys.pycache_prefix
+    for name, value in options.items():
+        arguments += ["-X", name if value is True else f"{name}={value}"]
+    for option in sys.warnoptions:
+        arguments += ["-W", option]
+    return arguments
 
 
 def current_settings() -> dict[str, Any]:

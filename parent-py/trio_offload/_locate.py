@@ -2,6 +2,9 @@
 
 Both are looked for in an ordered list of places. The first that has it wins; if none has, the error lists them all.
 The answer does not change while this interpreter runs, so each is looked for once.
+
+Where this interpreter has no shared libpython, a worker is a second run of the interpreter itself, with a loop in Python
+(``trio_offload_worker._loop``): :func:`way`.
 """
 
 from __future__ import annotations
@@ -28,6 +31,34 @@ class Found:
     how: str
 
 
+@attrs.frozen
+class Way:
+    """How workers are run here: as the worker ``executable`` with ``libpython``, or, both empty, as a loop in Python."""
+
+    executable: str
+    libpython: str
+    why: str
+
+    @property
+    def is_native(self) -> bool:
+        return bool(self.executable)
+
+
+def way() -> Way:
+    """How a worker is to be run here.
+
+    Raises:
+        LocateError: neither way is open; the message says what is missing and what to do.
+    """
+    try:
+        library = libpython()
+    except LocateError:
+        if not interpreter():
+            raise
+        return Way("", "", _no_libpython())
+    return Way(worker_executable(), library, "the worker executable and the libpython of this interpreter are there")
+
+
 def worker_executable() -> str:
     """The path of the worker executable.
 
@@ -44,6 +75,18 @@ def libpython() -> str:
         LocateError: it is in none of the places; the message lists them and says what to install.
     """
     return find_libpython().path
+
+
+def interpreter() -> str:
+    """The path of the program that this interpreter is; empty if it is none that can be started as Python once more.
+
+    A frozen program, and one that embeds Python, often have themselves there: to start such an "interpreter" for a worker
+    would be to start the program again.
+    """
+    # Empty where Python was started under a name that leads to no program.
+    path = sys.executable or os.path.realpath("/proc/self/exe")
+    named = any("python" in os.path.basename(name).lower() for name in (path, os.path.realpath(path)))
+    return path if named and not getattr(sys, "frozen", False) and os.access(path, os.X_OK) else ""
 
 
 @functools.cache
@@ -65,26 +108,44 @@ def find_worker_executable() -> Found:
     )
 
 
-@functools.cache
 def find_libpython() -> Found:
     """As :func:`libpython`, with how it was found."""
+    found, looked = _search_libpython()
+    if found is None:
+        raise LocateError(
+            f"{_no_libpython()}, and a worker needs it. {'. '.join(remedies())}. Looked at:\n" + _listing(looked)
+        )
+    return found
+
+
+@functools.cache
+def _search_libpython() -> tuple[Found | None, list[str]]:
+    """The libpython, or else all the places. Where there is none each start of a worker asks, so that is remembered too."""
     loaded = _loaded_libpython()
     if loaded is not None:
-        return Found(loaded, "loaded by this interpreter")
+        return Found(loaded, "loaded by this interpreter"), []
     looked: list[str] = []
     for path in _libpython_places():
         if path in looked:
             continue
         looked.append(path)
         if os.path.isfile(path):
-            return Found(os.path.realpath(path), "beside this interpreter, by its build variables")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    raise LocateError(
-        f"there is no shared libpython that belongs to {sys.executable} ({sys.version.split()[0]}), and a worker needs it. "
-        f"On Debian and Ubuntu: apt-get install libpython{version}. With pyenv: "
-        f'PYTHON_CONFIGURE_OPTS="--enable-shared" pyenv install --force {sys.version.split()[0]}. '
-        "Built by hand: ./configure --enable-shared. Looked at:\n" + _listing(looked)
-    )
+            return Found(os.path.realpath(path), "beside this interpreter, by its build variables"), []
+    return None, looked
+
+
+def remedies() -> list[str]:
+    """How to come by a shared libpython, each for another kind of Python."""
+    number = sys.version.split()[0]
+    return [
+        f"On Debian and Ubuntu: apt-get install libpython{sys.version_info.major}.{sys.version_info.minor}",
+        f'With pyenv: PYTHON_CONFIGURE_OPTS="--enable-shared" pyenv install --force {number}',
+        "Built by hand: ./configure --enable-shared",
+    ]
+
+
+def _no_libpython() -> str:
+    return f"there is no shared libpython that belongs to {sys.executable} ({sys.version.split()[0]})"
 
 
 def _remedy_for_execution(path: str) -> str:

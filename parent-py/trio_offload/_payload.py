@@ -20,10 +20,11 @@ from typing import Any, Final
 
 import attrs
 
+from trio_offload_worker._wire import MAX_SEGMENTS, Buffer
+
 from ._by_value import ByValue
 from ._errors import add_note
 from ._launch import main_plan
-from ._wire import MAX_SEGMENTS, Buffer
 
 
 @attrs.define

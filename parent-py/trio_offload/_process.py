@@ -25,10 +25,12 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import trio
+
+from trio_offload_worker._family import end_family, open_pidfd
 
 from ._channel import socket_pair
 from ._record import RecordFile
@@ -115,7 +117,7 @@ class WorkerProcess:
         with self._lock:
             if not self._reap(os.WNOHANG):
                 self.killed = True
-                _end_family(self.pid, self._signal)
+                end_family(self.pid, self._signal)
 
     def abandon(self) -> None:
         """Forget the process without a word to it: in a fork of this process it is not ours."""
@@ -191,8 +193,12 @@ class WorkerProcess:
         return _ended_process, (self.pid, self.exitcode)
 
 
-def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerProcess, socket.socket, RecordFile]:
-    """Start the worker executable; the process, our end of its socket, and the file that it writes to before it dies.
+def start(
+    executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None
+) -> tuple[WorkerProcess, socket.socket, RecordFile]:
+    """Start a worker's program; the process, our end of its socket, and the file that it writes to before it dies.
+
+    ``argv`` is by default that of the worker executable.
 
     Takes about as long as the kernel needs to start a process: ``posix_spawn`` copies nothing of this one, however
     large it is.
@@ -212,7 +218,9 @@ def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerPr
             kept.append(_copy_above(record))
             pid = os.posix_spawn(
                 executable,
-                [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR), str(_RECORD_DESCRIPTOR)],
+                [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR), str(_RECORD_DESCRIPTOR)]
+                if argv is None
+                else argv,
                 environment,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, kept[0], WORKER_DESCRIPTOR),
@@ -231,7 +239,7 @@ def start(executable: str, environment: Mapping[bytes, bytes]) -> tuple[WorkerPr
             theirs.close()
             for descriptor in kept:
                 os.close(descriptor)
-        process = WorkerProcess(pid, _open_pidfd(pid))
+        process = WorkerProcess(pid, open_pidfd(pid))
         _handover.register(process, ours, record)
     return process, ours, record
 
@@ -274,19 +282,6 @@ _handover: Final = _Handover()
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
 
-def _open_pidfd(pid: int) -> int | None:
-    """A descriptor that names the process (Linux 5.3), or None where there is no such thing.
-
-    The number still belongs to our child: it was started just now, and nobody but its WorkerProcess reaps it.
-    """
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
-
-
 def _no_limit() -> trio.CapacityLimiter:
     """A limiter for a thread that only waits: it must not take a place from the user's threads."""
     return trio.CapacityLimiter(1)
@@ -298,94 +293,3 @@ def _ended_process(pid: int, exitcode: int | None) -> WorkerProcess:
     process._reaped = True
     process._exitcode = exitcode
     return process
-
-
-def _end_family(root: int, signal_root: Callable[[int], None]) -> None:
-    """SIGKILL a process that has not been reaped, and its descendants.
-
-    Everything found is stopped before its own children are listed, and the round is repeated until it finds nothing
-    new: a descendant whose parent ends in between becomes a child of the root, which is a subreaper. A stopped process
-    reaps nobody, so the numbers below it stay valid; pidfds help against what is not ours to stop (a set-uid program),
-    as far as there are descriptors for them.
-    """
-    signal_root(signal.SIGSTOP)
-    family: set[int] = set()
-    pidfds: dict[int, int] = {}
-    latest: list[int] = []
-    # Every round finds somebody or is the last; the bound is for a kernel on which we are slower than what we chase.
-    for _ in range(_MOST_ROUNDS):
-        # Below what was found last first: one that forks its successor and ends, over and over, is only a step ahead.
-        found = _new_children([root, *latest], family) or _new_children([root, *family], family)
-        if not found:
-            break
-        # The newest first, for the same reason.
-        for child in reversed(found):
-            pidfd = _open_pidfd(child)
-            _signal_descendant(child, pidfd, signal.SIGSTOP)
-            if pidfd is not None:
-                pidfds[child] = pidfd
-            elif pidfds:
-                # Perhaps there are no descriptors left, and one is needed to go on looking.
-                os.close(pidfds.popitem()[1])
-        family.update(found)
-        latest = found
-    signal_root(signal.SIGKILL)
-    for child in family:
-        _signal_descendant(child, pidfds.get(child), signal.SIGKILL)
-    for pidfd in pidfds.values():
-        os.close(pidfd)
-
-
-_MOST_ROUNDS: Final = 1000
-
-
-def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
-    try:
-        if pidfd is not None:
-            signal.pidfd_send_signal(pidfd, number)
-        else:
-            os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        # Gone by itself, or set-uid to somebody whom we may not signal.
-        pass
-
-
-def _new_children(parents: list[int], known: set[int]) -> list[int]:
-    children = _children(parents) if _lists_children() else _children_by_scan(parents)
-    return [child for child in children if child not in known]
-
-
-def _lists_children() -> bool:
-    """Whether the kernel lists a process's children (CONFIG_PROC_CHILDREN). Without /proc there is nothing to find either way."""
-    return os.path.exists(f"/proc/self/task/{threading.get_native_id()}/children") or not os.path.exists("/proc/self/task")
-
-
-def _children(parents: list[int]) -> list[int]:
-    """The children of all threads of these processes (proc(5), ``/proc/pid/task/tid/children``)."""
-    found: list[int] = []
-    for parent in parents:
-        try:
-            for thread in os.listdir(f"/proc/{parent}/task"):
-                with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
-                    found += map(int, file.read().split())
-        except OSError:
-            # It ended while we looked (ENOENT or ESRCH): what it leaves behind is the root's now.
-            pass
-    return found
-
-
-def _children_by_scan(parents: list[int]) -> list[int]:
-    """The same from the table of all processes."""
-    wanted = set(parents)
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    # The name, in parentheses, may contain anything; the state and the parent's number follow it.
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) in wanted:
-                found.append(int(entry))
-    return found

@@ -27,12 +27,12 @@ import outcome
 import trio
 
 from trio_offload_worker._retire import RetireWhen
+from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_head
 
 from . import _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
 from ._sizes import readable_size
-from ._wire import Buffer, Frame, Kind, WireError, encode_head
 
 if TYPE_CHECKING:
     from ._process import WorkerProcess
@@ -181,8 +181,9 @@ class Worker:
             WorkerStartError: it could not be started; nothing is left of it.
         """
         refuse_while_main_loads()
-        greeting = self._greeting()
-        self._process, ours, self._record = self._spawn()
+        way = _locate.way()
+        greeting = self._greeting(way)
+        self._process, ours, self._record = _spawn(way)
         try:
             self._channel = Channel(ours)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
@@ -349,10 +350,9 @@ class Worker:
         self._close()
         return True
 
-    def _greeting(self) -> list[Buffer]:
+    def _greeting(self, way: _locate.Way) -> list[Buffer]:
         """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
-        environment = _library_path_now()
-        hello = _launch.hello(_locate.libpython(), environment)
+        hello = _launch.hello(way.libpython, _given_back(way))
         self._told = _launch.changing_state()
         settings = _launch.current_settings()
         segments = [
@@ -372,20 +372,6 @@ class Worker:
             encode_head(Kind.SETUP, 0, [len(segment) for segment in segments], setup),
             *segments,
         ]
-
-    def _spawn(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
-        executable = _locate.worker_executable()
-        environment = dict(os.environb)
-        folder = os.path.dirname(os.fsencode(_locate.libpython()))
-        others = environment.get(_LIBRARY_PATH)
-        environment[_LIBRARY_PATH] = folder if not others else folder + b":" + others
-        try:
-            return _process.start(executable, environment)
-        except OSError as error:
-            raise WorkerStartError(
-                f"the worker executable {executable} could not be started: {os.strerror(error.errno or 0)}. "
-                + _SPAWN_REMEDIES.get(error.errno or 0, "Reinstalling trio-offload may help.")
-            ) from error
 
     async def _receive(self, cancellable: bool) -> Frame:
         """The next frame of a start: the one that the state asks for."""
@@ -546,7 +532,7 @@ class Worker:
     def _judge_death(self, when: str, told: _record.MemoryLimit | None, crash: _record.CrashRecord) -> BrokenWorkerError:
         process = self.process
         error: BrokenWorkerError
-        if process.exitcode == _EXIT_MEMORY_LIMIT and told is not None:
+        if process.exitcode in _ENDS_BY_LIMIT and told is not None:
             error = WorkerMemoryError(
                 f"worker {process.pid} was ended {when}: with its child processes it held {readable_size(told.reached)}, and "
                 f"memory_limit allows {readable_size(told.limit)}",
@@ -574,7 +560,7 @@ class Worker:
         if isinstance(error, WireError):
             return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
         told, stack = _record.take_apart(self._left_behind)
-        if process.exitcode == _EXIT_MEMORY_LIMIT and told is not None:
+        if process.exitcode in _ENDS_BY_LIMIT and told is not None:
             return (
                 f"worker {process.pid} was ended while it ran init, {_payload.function_name(self._settings.init)}: it held "
                 f"{readable_size(told.reached)}, and memory_limit allows {readable_size(told.limit)}"
@@ -589,6 +575,11 @@ class Worker:
             )
         elif stack:
             hint = f". What it left behind:\n{stack}"
+        elif process.exitcode == 1 and not _locate.way().is_native:
+            # Python's own, and it has told standard error why.
+            hint = ". Python did not start in the worker, or could not find its library; standard error says why"
+            if "PYTHONHOME" in os.environ:
+                hint += f". The variable PYTHONHOME is set to {os.environ['PYTHONHOME']!r}; is that where this Python lives?"
         return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
 
     def _become_idle(self) -> None:
@@ -706,8 +697,11 @@ def refuse_while_main_loads() -> None:
 
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
+_COERCION: Final = b"PYTHONCOERCECLOCALE"
+_INSPECT: Final = b"PYTHONINSPECT"
 _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
-_EXIT_MEMORY_LIMIT: Final = 7  # PROTOCOL.md, «The worker's exit codes»
+# PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
+_ENDS_BY_LIMIT: Final = (7, -signal.SIGKILL)
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
 _SPAWN_REMEDIES: Final = {
     errno.EACCES: "It may not be executed: look at its mode, whether its file system is mounted noexec, and whether a security "
@@ -726,9 +720,35 @@ _STAGES: Final = {
 }
 
 
-def _library_path_now() -> dict[bytes, bytes | None]:
-    """What the worker gives back: the library path as it is here."""
-    return {_LIBRARY_PATH: os.environb.get(_LIBRARY_PATH)}
+def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
+    environment = dict(os.environb)
+    argv = None
+    if way.is_native:
+        executable = way.executable
+        folder = os.path.dirname(os.fsencode(way.libpython))
+        others = environment.get(_LIBRARY_PATH)
+        environment[_LIBRARY_PATH] = folder if not others else folder + b":" + others
+    else:
+        executable = _locate.interpreter()
+        argv = _launch.loop_command()
+        # Python sets LC_CTYPE when it finds the C locale (PEP 538). This one has done so where it should be done; there it
+        # would only change the environment that the worker is given.
+        environment[_COERCION] = b"0"
+        # With this one Python does not end at its end.
+        environment.pop(_INSPECT, None)
+    try:
+        return _process.start(executable, environment, argv)
+    except OSError as error:
+        raise WorkerStartError(
+            f"a worker could not be started as {executable}: {os.strerror(error.errno or 0)}. "
+            + _SPAWN_REMEDIES.get(error.errno or 0, "Reinstalling trio-offload may help.")
+        ) from error
+
+
+def _given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
+    """What the worker gives back: the variables that are changed to start it, as they are here."""
+    names = [_LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
+    return {name: os.environb.get(name) for name in names}
 
 
 def _load_result(frame: Frame) -> outcome.Outcome[Any]:

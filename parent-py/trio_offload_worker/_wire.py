@@ -1,20 +1,24 @@
 """The codec: bytes to frames and back, sans-IO. PROTOCOL.md defines every byte; ``tests/vectors`` holds it to that.
 
+The parent uses it, and the worker that is written in Python (``_loop.py``). For the latter's sake it imports next to
+nothing: ``enum``, ``typing``, ``attrs`` and the CBOR library would each take longer than all that is in here.
+
 Two rules keep it fast. The decoder owns the memory that is read into, so that nothing is copied on the way: a small
 frame is parsed where it lies, a large segment is received into memory of its own. And only a body, which a call and
-its result do not have, goes through the CBOR library: the three items before it are too few to be worth 4 µs.
+its result do not have, is CBOR in general: the three items before it are read and written in place.
 """
 
 from __future__ import annotations
 
-import enum
-import io
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any, Final
 
-import attrs
-import cbor2
+from ._cbor import SINGLE_BYTES as _SMALL
+from ._cbor import Unusual, dumps, encode_uint, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, ClassVar, Final
 
 PROTOCOL_VERSION: Final = 1
 
@@ -27,23 +31,57 @@ MAX_ID: Final = 2**64 - 1
 Buffer = bytes | bytearray | memoryview
 
 
-class Kind(enum.IntEnum):
-    """What a frame says."""
+class Kind(int):
+    """What a frame says: the number of a message, and its ``name``. There is one object of each, as in an enumeration."""
 
-    HELLO = 1
-    SETUP = 2
-    CALL = 3
-    RETIRE = 4
-    SETTINGS = 6
-    WELCOME = 16
-    REFUSED = 17
-    READY = 18
-    SETUP_FAILED = 19
-    RESULT = 20
-    RAISED = 21
-    RETIRED = 22
-    ABORTED = 23
-    REPORT = 25
+    HELLO: ClassVar[Kind]
+    SETUP: ClassVar[Kind]
+    CALL: ClassVar[Kind]
+    RETIRE: ClassVar[Kind]
+    SETTINGS: ClassVar[Kind]
+    WELCOME: ClassVar[Kind]
+    REFUSED: ClassVar[Kind]
+    READY: ClassVar[Kind]
+    SETUP_FAILED: ClassVar[Kind]
+    RESULT: ClassVar[Kind]
+    RAISED: ClassVar[Kind]
+    RETIRED: ClassVar[Kind]
+    ABORTED: ClassVar[Kind]
+    REPORT: ClassVar[Kind]
+
+    name: str
+
+    def __new__(cls, number: int) -> Kind:  # noqa: PYI034
+        try:
+            return _KINDS[number]
+        except KeyError:
+            raise ValueError(f"no message has the number {number}") from None
+
+    def __repr__(self) -> str:
+        return f"Kind.{self.name}"
+
+
+_KINDS: Final[dict[int, Kind]] = {}
+for _name, _number in (
+    ("HELLO", 1),
+    ("SETUP", 2),
+    ("CALL", 3),
+    ("RETIRE", 4),
+    ("SETTINGS", 6),
+    ("WELCOME", 16),
+    ("REFUSED", 17),
+    ("READY", 18),
+    ("SETUP_FAILED", 19),
+    ("RESULT", 20),
+    ("RAISED", 21),
+    ("RETIRED", 22),
+    ("ABORTED", 23),
+    ("REPORT", 25),
+):
+    _kind = int.__new__(Kind, _number)
+    _kind.name = _name
+    _KINDS[_number] = _kind
+    setattr(Kind, _name, _kind)
 
 
 class WireError(Exception):
@@ -54,7 +92,6 @@ class WireError(Exception):
         self.code = code
 
 
-@attrs.define
 class Frame:
     """One whole frame.
 
@@ -62,11 +99,14 @@ class Frame:
     :meth:`Decoder.writable`. Every other segment has memory of its own.
     """
 
-    kind: Kind
-    id: int
-    segments: list[Any]
-    body: dict[str, Any]
-    borrowed: bool = False
+    __slots__ = ("body", "borrowed", "id", "kind", "segments")
+
+    def __init__(self, kind: Kind, id: int, segments: list[Any], body: dict[str, Any], borrowed: bool = False) -> None:
+        self.kind = kind
+        self.id = id
+        self.segments = segments
+        self.body = body
+        self.borrowed = borrowed
 
 
 def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any] | None = None) -> bytes:
@@ -77,7 +117,7 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
     """
     if len(lengths) == 1 and body is None and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
         # By far the most frequent frame: a call without buffers.
-        header = b"\x83%b%b\x81%b" % (_SMALL[kind], _encode_uint(id), _encode_uint(lengths[0]))
+        header = b"\x83%b%b\x81%b" % (_SMALL[kind], encode_uint(id), encode_uint(lengths[0]))
         return _PREFIX.pack(MAGIC, len(header), lengths[0]) + header
     payload = sum(lengths)
     if not 0 <= id <= MAX_ID:
@@ -86,10 +126,10 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
         raise ValueError(f"a frame has at most {MAX_SEGMENTS} segments, not {len(lengths)}")
     if payload > MAX_PAYLOAD:
         raise ValueError(f"a frame carries at most {MAX_PAYLOAD} bytes (1 TiB), not {payload}")
-    parts = [b"\x84" if body else b"\x83", _encode_uint(kind), _encode_uint(id), _encode_uint(len(lengths), 0x80)]
-    parts += map(_encode_uint, lengths)
+    parts = [b"\x84" if body else b"\x83", encode_uint(kind), encode_uint(id), encode_uint(len(lengths), 0x80)]
+    parts += map(encode_uint, lengths)
     if body:
-        parts.append(cbor2.dumps(body))
+        parts.append(dumps(body))
     header = b"".join(parts)
     if len(header) > MAX_HEADER:
         raise ValueError(f"a frame's header has at most {MAX_HEADER} bytes (16 MiB), not {len(header)}")
@@ -104,10 +144,15 @@ class Decoder:
 
     Args:
         allocate: makes the memory, of so many bytes, for a segment that does not fit the buffer.
+        admit: is told the kind of each frame before memory is taken for its payload; what it raises comes out of
+            :meth:`next_frame`.
     """
 
-    def __init__(self, allocate: Callable[[int], Any] = bytearray) -> None:
+    def __init__(
+        self, allocate: Callable[[int], Any] = bytearray, admit: Callable[[Kind], object] = lambda kind: None
+    ) -> None:
         self._allocate = allocate
+        self._admit = admit
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._start = 0
         self._end = 0
@@ -146,6 +191,7 @@ class Decoder:
             self._head = head = self._parse_head()
             if head is None:
                 return None
+            self._admit(head.kind)
         available = self._end - self._start
         if head.payload > _BORROW_LIMIT and head.payload > available:
             filling = _Filling(head, self._allocate)
@@ -220,13 +266,15 @@ _BUFFER_SIZE: Final = 64 * 1024
 _BORROW_LIMIT: Final = 32 * 1024
 
 
-@attrs.define
 class _Head:
-    kind: Kind
-    id: int
-    lengths: list[int]
-    payload: int
-    body: dict[str, Any]
+    __slots__ = ("body", "id", "kind", "lengths", "payload")
+
+    def __init__(self, kind: Kind, id: int, lengths: list[int], payload: int, body: dict[str, Any]) -> None:
+        self.kind = kind
+        self.id = id
+        self.lengths = lengths
+        self.payload = payload
+        self.body = body
 
 
 class _Filling:
@@ -311,6 +359,23 @@ def _parse_header(data: bytes, payload: int) -> _Head:
 
 
 def _decode_body(data: bytes) -> dict[str, Any]:
+    try:
+        body = loads(data)
+    except Unusual:
+        body = _decode_unusual(data)
+    if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
+        raise _malformed("its body is not a map with text keys")
+    return body
+
+
+def _decode_unusual(data: bytes) -> Any:
+    """What our own messages do not hold: a later version's, or an error."""
+    import io
+
+    try:
+        import cbor2
+    except ImportError:
+        raise _malformed("its body is not CBOR, or of a kind that cannot be read without the package cbor2") from None
     stream = io.BytesIO(data)
     try:
         body = cbor2.CBORDecoder(stream).decode()
@@ -319,8 +384,6 @@ def _decode_body(data: bytes) -> dict[str, Any]:
         raise _malformed(f"its body is not CBOR: {error}") from error
     if stream.tell() != len(data):
         raise _malformed(f"{len(data) - stream.tell()} bytes after its end")
-    if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
-        raise _malformed("its body is not a map with text keys")
     return body
 
 
@@ -342,18 +405,6 @@ def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, 
 
 def _malformed(message: str) -> WireError:
     return WireError("malformed_header", message)
-
-
-def _encode_uint(value: int, major: int = 0) -> bytes:
-    if value < 24:
-        return _SMALL[major | value]
-    if value < 0x100:
-        return bytes((major | 24, value))
-    if value < 0x10000:
-        return bytes((major | 25,)) + value.to_bytes(2, "big")
-    if value < 0x100000000:
-        return bytes((major | 26,)) + value.to_bytes(4, "big")
-    return bytes((major | 27,)) + value.to_bytes(8, "big")
 
 
 def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
@@ -382,16 +433,16 @@ def _decode_figures(data: bytes, at: int) -> list[int] | None:
 
 # A body with figures and nothing else, up to the first of them.
 _FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
-_SMALL: Final = [bytes((value,)) for value in range(256)]
-_KINDS: Final = {int(kind): kind for kind in Kind}
 
 
-@attrs.frozen
 class _Field:
-    name: str
-    what: str
-    fits: Callable[[Any], bool]
-    required: bool = True
+    __slots__ = ("fits", "name", "required", "what")
+
+    def __init__(self, name: str, what: str, fits: Callable[[Any], bool], required: bool = True) -> None:
+        self.name = name
+        self.what = what
+        self.fits = fits
+        self.required = required
 
 
 def _is_unsigned(value: Any) -> bool:
@@ -497,7 +548,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
     Kind.RETIRED: (_NONE, _texts("reason")),
     Kind.ABORTED: (_NONE, _texts("code", "message")),
-    Kind.REPORT: (_NONE, (attrs.evolve(_FIGURES, required=True),)),
+    Kind.REPORT: (_NONE, (_Field(_FIGURES.name, _FIGURES.what, _FIGURES.fits),)),
 }
 
 # The messages that may be one segment and nothing else; their numbers are below 24, so each is one byte of the header.

@@ -1,0 +1,382 @@
+"""The user's code in a worker in Python: unpickle, call, pickle. What ``executor.rs`` is to the worker executable.
+
+Rules that the code below keeps:
+
+* whatever the user's code raises, a ``BaseException`` of any kind, becomes the answer to the call;
+* the function, its arguments and the result are dropped before the next frame is waited for;
+* what a job printed is out before its caller goes on;
+* a copy of the process that a job forked off never comes back into the session;
+* nothing is imported that the jobs have not asked for.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+
+from ._handlers import complain
+from ._wire import MAX_SEGMENTS, Kind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any, Final, NoReturn
+
+    from ._handlers import Handlers
+    from ._wire import Buffer
+
+
+class Answer:
+    """What is to be said to a call."""
+
+    __slots__ = ("body", "kind", "lengths", "parts")
+
+    def __init__(self, kind: Kind, lengths: list[int], body: dict[str, Any] | None, parts: Sequence[Buffer]) -> None:
+        self.kind = kind
+        self.lengths = lengths
+        self.body = body
+        self.parts = parts
+
+
+class Executor:
+    """Everything of the user's that a worker keeps."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._core = _import_pickle_core()
+        self._handlers = handlers
+        self._process = os.getpid()
+        self._settings = Settings(self._core.loads)
+        self._retire: Callable[[], Any] | None = None
+        self._trampoline: Any = None
+        # `trio_offload_worker._settings`, while it may still have something to do.
+        self._pending_settings: Any = None
+
+    def set_up(self, eager: bool, segments: list[Any]) -> Answer | None:
+        """Take the settings and call ``init``; what is to be said if that failed."""
+        settings, init, retire = segments
+        try:
+            self._handlers.release()
+            self._settings.replace(bytes(settings))
+            _install_main(self._settings)
+            if not _adopt_imported(self._settings):
+                sys.meta_path.insert(0, _MultiprocessingFinder(self._settings))
+            if eager:
+                self._apply_settings()
+            function = self._callable(init)
+            if function is not None:
+                outcome = self._guarded(function, ())
+                _refuse_asynchronous(function, outcome)
+            # After `init`: it may look at what the worker holds by then.
+            self._retire = self._callable(retire)
+            self._handlers.hold()
+        except BaseException as error:
+            self._handlers.hold()
+            return self._describe(error, "setup", Kind.SETUP_FAILED)
+        finally:
+            flush()
+        return None
+
+    def replace_settings(self, eager: bool, segments: list[Any]) -> None:
+        """Other settings instead of those of SETUP. Nobody waits for an answer; Python has a place for such errors."""
+        try:
+            self._settings.replace(bytes(segments[0]))
+            _adopt_imported(self._settings)
+            if eager:
+                self._apply_settings()
+        except BaseException as error:
+            complain(error)
+
+    def call(self, segments: list[Any]) -> Answer:
+        """Unpickle, call, pickle. Nothing that the user's code does keeps it from giving an answer."""
+        stage = "unpickle"
+        try:
+            self._handlers.release()
+            job = self._load(segments)
+            if type(job) is not tuple or len(job) != 2 or type(job[1]) is not tuple:
+                raise TypeError(
+                    "what the parent sent is not a function with its arguments; this is an error in trio-offload"
+                )
+            function, arguments = job
+            del job
+            stage = "call"
+            if self._pending_settings is not None and self._pending_settings.pending:
+                self._pending_settings.resolve_pending()
+            value = self._guarded(function, arguments)
+            _refuse_asynchronous(function, value)
+            del function, arguments
+            stage = "pickle"
+            answer = self._dump(value)
+            self._handlers.hold()
+            return answer
+        except BaseException as error:
+            self._handlers.hold()
+            return self._describe(error, stage, Kind.RAISED)
+        finally:
+            flush()
+
+    def settle(self) -> tuple[bool, str]:
+        """The answer has been sent: ask the user's ``retire``. Whether to leave, and why if it raised."""
+        retire = self._retire
+        if retire is None:
+            return False, ""
+        try:
+            self._handlers.release()
+            verdict = self._guarded(retire, ())
+            _refuse_asynchronous(retire, verdict)
+            leave = bool(verdict)
+            self._handlers.hold()
+            return leave, ""
+        except BaseException as error:
+            self._handlers.hold()
+            body = self._describe(error, "retire", Kind.RAISED).body or {}
+            return True, "the context's retire function raised " + (
+                body["traceback"] or f"{body['type']}: {body['message']}"
+            )
+        finally:
+            flush()
+
+    def _load(self, segments: list[Any]) -> Any:
+        pickled, *buffers = segments
+        segments.clear()
+        return self._core.loads(pickled, buffers=buffers) if buffers else self._core.loads(pickled)
+
+    def _callable(self, pickled: Any) -> Any:
+        """An empty pickle, and one of ``None``, stand for nothing to call."""
+        return self._core.loads(pickled) if len(pickled) else None
+
+    def _guarded(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        """Call a function of the user's; a copy of this process that it has forked off ends here."""
+        try:
+            if type(function) is _BUILTIN:
+                # `eval` and its like look at the frame that calls them; to them it has to be the user's main module.
+                if self._trampoline is None:
+                    code = compile("lambda function, arguments: function(*arguments)", "<trio-offload>", "eval")
+                    self._trampoline = eval(code, sys.modules["__main__"].__dict__)
+                value = self._trampoline(function, arguments)
+            else:
+                value = function(*arguments)
+        except BaseException as error:
+            if os.getpid() != self._process:
+                _leave_forked_copy(error)
+            raise
+        if os.getpid() != self._process:
+            _leave_forked_copy(None)
+        return value
+
+    def _dump(self, value: Any) -> Answer:
+        parts: list[Any] = []
+        buffers: list[memoryview] = []
+
+        def take(buffer: Any) -> bool:
+            """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
+            view = buffer.raw()
+            if view.nbytes < _OUT_OF_BAND or len(buffers) >= MAX_SEGMENTS - 1:
+                return True
+            buffers.append(view)
+            return False
+
+        # As long as this thread pickles, no look-up of its loads the main script: what a job returns or raises can only be of
+        # the script if that was loaded. A class that came by value says that it is of `__main__` too, and is not.
+        self._settings.pickling = _thread.get_ident()
+        try:
+            self._core.Pickler(_Sink(parts.append), 5, buffer_callback=take).dump(value)
+        except Exception as error:
+            from ._pickling import dumps
+
+            first, *others = dumps(value, error)
+            parts, buffers = [first], others
+        finally:
+            self._settings.pickling = None
+        lengths = [sum(map(len, parts)), *(len(view) for view in buffers)]
+        return Answer(Kind.RESULT, lengths, None, parts + buffers if buffers else parts)
+
+    def _apply_settings(self) -> None:
+        from . import _settings
+
+        _settings.apply(self._settings.get())
+        self._pending_settings = _settings
+
+    def _describe(self, error: BaseException, stage: str, kind: Kind) -> Answer:
+        """The exception as the parent gets it. Nothing in here may fail, whatever the exception's class does."""
+        segments: list[bytes] = []
+        self._settings.pickling = _thread.get_ident()
+        try:
+            from ._exceptions import dump
+
+            segments, type_name, message, traceback = dump(error, stage)
+        except BaseException as problem:
+            type_name = type(error).__qualname__
+            try:
+                message = str(error).encode("utf-8", "backslashreplace").decode()
+            except BaseException:
+                message = ""
+            traceback = f"{type_name}: {message}\n(the worker could not describe it further: {type(problem).__name__})\n"
+        finally:
+            self._settings.pickling = None
+        body = {"stage": stage, "type": clip(type_name), "message": clip(message), "traceback": clip(traceback)}
+        return Answer(kind, [len(segment) for segment in segments], body, segments)
+
+
+class Settings:
+    """The settings that came last, unpickled whenever they are asked for: that is seldom more than once."""
+
+    def __init__(self, loads: Callable[[bytes], Any]) -> None:
+        self._loads = loads
+        self._pickled = b""
+        self.pickling: int | None = None  # the thread that pickles an answer just now
+
+    def replace(self, pickled: bytes) -> None:
+        self._pickled = pickled
+
+    def get(self) -> dict[str, Any]:
+        settings: dict[str, Any] = self._loads(self._pickled) if self._pickled else {}
+        return settings
+
+
+def clip(text: str) -> str:
+    """Cut a text to what a message carries, and say so at its end: a job may raise with a novel as its message."""
+    if len(text) <= _TEXT_LIMIT // 4:
+        return text
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= _TEXT_LIMIT:
+        return text
+    return data[: _TEXT_LIMIT - 16].decode("utf-8", "ignore") + " … (cut)"
+
+
+def flush() -> None:
+    """Write out what has been printed. A closed or broken stream is the user's affair, and Python says so at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+
+
+_BUILTIN: Final = type(len)
+_OUT_OF_BAND: Final = 16 * 1024
+_TEXT_LIMIT: Final = 2**20  # bytes
+
+
+class _Sink:
+    """The least that a pickler takes for a file. Large bytes come as they are, without a copy (Modules/_pickle.c)."""
+
+    __slots__ = ("write",)
+
+    def __init__(self, write: Callable[[Any], None]) -> None:
+        self.write = write
+
+
+def _import_pickle_core() -> Any:
+    """Import ``_pickle`` without the import of ``functools`` that it makes, which draws in ``collections`` and five more.
+
+    All that it wants of it is ``partial`` (Modules/_pickle.c, ``_Pickle_InitState``), and that is the one of the builtin
+    module ``_functools``. So it gets this under the name that it asks for, and for that moment only.
+    """
+    if "functools" in sys.modules:
+        import _pickle
+
+        return _pickle
+    import _functools  # type: ignore[import-not-found]
+
+    stand_in: Any = type(sys)("functools")
+    stand_in.partial = _functools.partial
+    sys.modules["functools"] = stand_in
+    try:
+        import _pickle
+    finally:
+        if sys.modules.get("functools") is stand_in:
+            del sys.modules["functools"]
+    return _pickle
+
+
+def _install_main(settings: Settings) -> None:
+    """``__main__`` stays empty, with a ``__getattr__`` (PEP 562) that loads the user's script when a name of it is looked up.
+
+    It answers to the name ``__mp_main__`` too: that is what a pickle calls it that was made in another worker.
+    """
+    main = sys.modules["__main__"]
+
+    def find(name: str) -> Any:
+        # The import system and introspection ask for these of any module (`__path__`, `__wrapped__`, …).
+        if settings.pickling == _thread.get_ident() or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(f"module '__main__' has no attribute '{name}'")
+        from ._main import load
+
+        return getattr(load(settings.get()), name)
+
+    main.__dict__["__getattr__"] = find
+    sys.modules["__mp_main__"] = main
+
+
+def _adopt_imported(settings: Settings) -> bool:
+    """Give ``multiprocessing`` the process's identity if it is imported; whether it is."""
+    if "multiprocessing.process" not in sys.modules:
+        return False
+    from ._multiprocessing import adopt
+
+    adopt(settings.get())
+    return True
+
+
+class _MultiprocessingFinder:
+    """First on ``sys.meta_path``; knows one name. Once that is looked for it is gone from there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "multiprocessing.process":
+            return None
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        from ._multiprocessing import find_spec
+
+        return find_spec(self._settings.get(), name, path, target)
+
+
+async def _coroutine() -> None: ...
+
+
+async def _asynchronous_generator() -> Any:
+    yield
+
+
+_made: Any = _coroutine()
+# As the module `types` finds them, which is not imported for that.
+_ASYNCHRONOUS: Final = (type(_made), type(_asynchronous_generator()))
+_made.close()
+del _made
+
+
+def _refuse_asynchronous(function: Any, value: Any) -> None:
+    """A coroutine or an asynchronous generator is closed, so that Python does not complain of its never having been awaited."""
+    if type(value) not in _ASYNCHRONOUS:
+        return
+    if hasattr(value, "close"):
+        value.close()
+    try:
+        name = repr(function)
+    except Exception:
+        name = "it"
+    raise TypeError(
+        f"a worker runs synchronous functions, but {name} is asynchronous: calling it gave {type(value).__name__}, which only "
+        "an event loop could run. Await it in your own task, or pass a synchronous function (one that calls trio.run, if it must)"
+    )
+
+
+def _leave_forked_copy(error: BaseException | None) -> NoReturn:
+    """A job has forked and its function has come to its end in the copy too: that copy has no socket and no caller.
+
+    It ends as a forked Python does, without the exit handlers, which are the original's.
+    """
+    code = 0
+    if isinstance(error, SystemExit):
+        code = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
+    elif error is not None:
+        complain(error)
+        code = 1
+    flush()
+    os._exit(code & 0xFF)

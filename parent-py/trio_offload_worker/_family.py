@@ -1,0 +1,131 @@
+"""A process's descendants: find them and end them. Used by the parent on its workers, and inside of a worker in Python.
+
+A worker is a child subreaper (prctl(2)), so whatever its jobs have started stays below it, whoever called ``setsid`` or
+lost its parent.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable, Collection
+    from typing import Final
+else:
+    # The module `signal` makes enumerations of all this, which takes longer than the rest of a worker's imports.
+    import _signal
+
+
+def end_family(root: int, signal_root: Callable[[int], None], spared: Collection[int] = ()) -> None:
+    """SIGKILL a process that has not been reaped, and its descendants except for those to be spared.
+
+    Everything found is stopped before its own children are listed, and the round is repeated until it finds nothing
+    new: a descendant whose parent ends in between becomes a child of the root, which is a subreaper. A stopped process
+    reaps nobody, so the numbers below it stay valid; pidfds help against what is not ours to stop (a set-uid program),
+    as far as there are descriptors for them.
+    """
+    signal_root(_signal.SIGSTOP)
+    family: set[int] = set()
+    known = set(spared)
+    pidfds: dict[int, int] = {}
+    latest: list[int] = []
+    # Every round finds somebody or is the last; the bound is for a kernel on which we are slower than what we chase.
+    for _ in range(_MOST_ROUNDS):
+        # Below what was found last first: one that forks its successor and ends, over and over, is only a step ahead.
+        found = new_children([root, *latest], known) or new_children([root, *family], known)
+        if not found:
+            break
+        # The newest first, for the same reason.
+        for child in reversed(found):
+            pidfd = open_pidfd(child)
+            _signal_descendant(child, pidfd, _signal.SIGSTOP)
+            if pidfd is not None:
+                pidfds[child] = pidfd
+            elif pidfds:
+                # Perhaps there are no descriptors left, and one is needed to go on looking.
+                os.close(pidfds.popitem()[1])
+        family.update(found)
+        known.update(found)
+        latest = found
+    signal_root(_signal.SIGKILL)
+    for child in family:
+        _signal_descendant(child, pidfds.get(child), _signal.SIGKILL)
+    for pidfd in pidfds.values():
+        os.close(pidfd)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that names the process (Linux 5.3), or None where there is no such thing.
+
+    The number must still belong to the process that is meant.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def new_children(parents: list[int], known: Collection[int]) -> list[int]:
+    """The children of these processes that are not known yet."""
+    found = children(parents) if lists_children() else children_by_scan(parents)
+    return [child for child in found if child not in known]
+
+
+def lists_children() -> bool:
+    """Whether the kernel lists a process's children (CONFIG_PROC_CHILDREN). Without /proc there is nothing to find either way."""
+    return os.path.exists(f"/proc/self/task/{_thread.get_native_id()}/children") or not os.path.exists("/proc/self/task")
+
+
+def children(parents: list[int]) -> list[int]:
+    """The children of all threads of these processes (proc(5), ``/proc/pid/task/tid/children``)."""
+    found: list[int] = []
+    for parent in parents:
+        try:
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
+                    found += map(int, file.read().split())
+        except OSError:
+            # It ended while we looked (ENOENT or ESRCH): what it leaves behind is the root's now.
+            pass
+    return found
+
+
+def children_by_scan(parents: list[int]) -> list[int]:
+    """The same from the table of all processes."""
+    wanted = set(parents)
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            fields = stat_fields(int(entry))
+            if fields is not None and int(fields[1]) in wanted:
+                found.append(int(entry))
+    return found
+
+
+def stat_fields(pid: int) -> list[bytes] | None:
+    """The fields of ``/proc/pid/stat`` from the third on, the state (proc(5)); None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name, in parentheses, may contain anything; the state and the parent's number follow it.
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+
+
+_MOST_ROUNDS: Final = 1000
+
+
+def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
+    try:
+        if pidfd is not None:
+            _signal.pidfd_send_signal(pidfd, number)
+        else:
+            os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        # Gone by itself, or set-uid to somebody whom we may not signal.
+        pass

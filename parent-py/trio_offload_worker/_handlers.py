@@ -1,0 +1,72 @@
+"""The signal handlers that jobs have installed: they run in jobs and while the worker is idle, and at no other time.
+
+Python runs them in the main thread between any two instructions, and they may raise: in the middle of a write nobody would
+know any more how much had been written. So their signals are blocked while the worker itself is at work. Only theirs:
+the others do what they do in any process.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Iterable
+    from typing import Any, Final
+else:
+    import _signal
+
+
+class Handlers:
+    """Holds them back and lets them run. Where no job has installed one, neither costs anything to speak of."""
+
+    def __init__(self) -> None:
+        self._mask: Iterable[int] | None = None
+
+    def hold(self) -> None:
+        """From now on none runs. What those raise that were due is shown, as nobody awaits it."""
+        # Without this module a job can hardly have installed one. (Python has its own reasons to look for it there.)
+        if "signal" not in sys.modules:
+            return
+        handled = [
+            number for number in _SIGNALS if callable(handler := _signal.getsignal(number)) and handler is not _swallow
+        ]
+        while handled:
+            try:
+                self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, handled)
+                return
+            except BaseException as error:
+                complain(error)
+
+    def release(self) -> None:
+        """Let them run again. Those that are due do so at once, and what they raise comes out of this."""
+        if self._mask is not None:
+            mask, self._mask = self._mask, None
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+
+
+def complain(error: BaseException) -> None:
+    """Show an exception that nobody awaits."""
+    try:
+        sys.excepthook(type(error), error, error.__traceback__)
+    except BaseException:
+        pass
+
+
+def swallow_interrupts() -> None:
+    """Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:
+    an ignored signal stays ignored in the programs that a job starts (execve(2)), a handled one is reset for them.
+    """
+    _signal.signal(_signal.SIGINT, _swallow)
+    # A library's system call that is in progress goes on.
+    _signal.siginterrupt(_signal.SIGINT, False)
+    # The parent starts the worker with it blocked, which keeps it from dying between its start and its handler.
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGINT])
+
+
+def _swallow(number: int, frame: Any) -> None:
+    pass
+
+
+_SIGNALS: Final = sorted(_signal.valid_signals())

@@ -1,0 +1,87 @@
+"""What HELLO says, for a worker in Python: is this the parent's own Python? Then ``sys`` and the environment are put right.
+
+Most of it is so already: the parent has started its own interpreter with its own switches (``trio_offload._launch``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ._wire import PROTOCOL_VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Refusal(Exception):
+    """This process cannot become the worker that is wanted; ``code`` as in REFUSED."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def obey(hello: dict[str, Any], release: str) -> dict[str, Any]:
+    """Become the parent's Python; the body of WELCOME. ``release`` is that of this package.
+
+    Raises:
+        Refusal: it cannot.
+    """
+    if hello["protocol"] != PROTOCOL_VERSION:
+        raise Refusal(
+            "protocol_version",
+            f"the parent speaks version {hello['protocol']} of the protocol and this worker version {PROTOCOL_VERSION}: install "
+            "the same release of trio-offload on both sides",
+        )
+    if os.getppid() != hello["parent_pid"]:
+        # Nobody may be left to read this.
+        raise Refusal("wrong_parent", f"the process {hello['parent_pid']} that asked for this worker has ended")
+    if sys.version != hello["version"]:
+        raise Refusal(
+            "python_version",
+            f"the worker is another Python than the parent. The parent is {_line(hello['version'])}; the worker was started as "
+            f"{sys.executable} and is {_line(sys.version)}. Has it been replaced since the program started?",
+        )
+    try:
+        for name, value in hello["environment"]:
+            if value is None:
+                os.environb.pop(name, None)
+            else:
+                os.environb[name] = value
+    except (OSError, ValueError) as error:
+        raise Refusal("environment", f"an environment variable cannot be given back its value: {error}") from error
+    try:
+        _furnish(hello)
+    except Exception as error:
+        raise Refusal("interpreter", f"Python started, but its sys module could not be set up: {error}") from error
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "worker": release,
+        "pid": os.getpid(),
+        "version": sys.version,
+        "libpython": b"",
+        "prefix": os.fsencode(sys.prefix),
+        "exec_prefix": os.fsencode(sys.exec_prefix),
+    }
+
+
+def _furnish(hello: dict[str, Any]) -> None:
+    for name in ("path", "argv", "orig_argv", "warnoptions"):
+        # In place, because others hold the list.
+        getattr(sys, name)[:] = map(os.fsdecode, hello[name])
+    options = [os.fsdecode(option).partition("=") for option in hello["xoptions"]]
+    sys._xoptions.clear()
+    sys._xoptions.update({name: value if equals else True for name, equals, value in options})
+    prefix = hello["pycache_prefix"]
+    sys.pycache_prefix = None if prefix is None else os.fsdecode(prefix)
+    sys.dont_write_bytecode = not hello["flags"].get("write_bytecode", True)
+    digits = hello["flags"].get("int_max_str_digits")
+    if digits is not None and hasattr(sys, "set_int_max_str_digits") and sys.get_int_max_str_digits() != digits:
+        sys.set_int_max_str_digits(digits)
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", " ")

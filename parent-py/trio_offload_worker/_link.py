@@ -1,0 +1,177 @@
+"""Whole frames ↔ the worker's end of the socket, blocking. What a frame means is the session's affair.
+
+Most calls are one ``recv`` and their answers one ``send``.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import sys
+import time
+
+from ._handlers import complain
+from ._watcher import identity
+from ._wire import Decoder, encode_head
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Final
+
+    from ._handlers import Handlers
+    from ._wire import Buffer, Frame, Kind
+
+
+class LinkClosed(Exception):
+    """The parent has closed its end: between two frames, or while it was to be written to."""
+
+
+class IdleTimeOver(Exception):
+    """No frame began within the time-out."""
+
+
+class LinkLost(Exception):
+    """A job has closed the descriptor of the socket; what has its number now, if anything, is the user's."""
+
+
+class Link:
+    """The worker's end of the socket."""
+
+    def __init__(
+        self, descriptor: int, handlers: Handlers, allocate: Callable[[int], Any], admit: Callable[[Kind], object]
+    ) -> None:
+        self._socket = _socket.socket(fileno=descriptor)
+        self._descriptor = descriptor
+        self._handlers = handlers
+        os.set_inheritable(descriptor, False)
+        self._identity = identity(descriptor)
+        self._decoder = Decoder(allocate, admit)
+        self._poller = select.poll()
+        self._poller.register(descriptor, select.POLLIN)
+        self._timeout: float | None = None
+        self._idle_since = 0.0
+
+    def start_idle_time(self, timeout: float | None) -> None:
+        """From now on: seconds without a frame until :class:`IdleTimeOver`; None: for ever."""
+        self._timeout = timeout
+        self.restart_idle_time()
+
+    def restart_idle_time(self) -> None:
+        if self._timeout is not None:
+            self._idle_since = time.monotonic()
+
+    def receive(self) -> Frame:
+        """The next frame.
+
+        Raises:
+            LinkClosed: the parent closed its end between two frames.
+            IdleTimeOver: see there.
+            WireError: what came is not a frame, or the parent closed its end inside of one.
+        """
+        decoder = self._decoder
+        begun = False
+        while (frame := decoder.next_frame()) is None:
+            if not begun:
+                self._await_first_byte()
+            try:
+                count = self._socket.recv_into(decoder.writable())
+            except ConnectionResetError:
+                # The parent closed its end with something unread in it, which is a close like any other.
+                count = 0
+            if count == 0:
+                decoder.end_of_stream()
+                raise LinkClosed
+            decoder.wrote(count)
+            begun = True
+        return frame
+
+    def send(
+        self, kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any] | None, parts: Sequence[Buffer]
+    ) -> None:
+        """Write one frame.
+
+        Raises:
+            LinkClosed, LinkLost: see there.
+            OSError, ValueError: the system, or the protocol's bounds, forbid it.
+        """
+        if identity(self._descriptor) != self._identity:
+            raise LinkLost
+        head = encode_head(kind, id, lengths, body)
+        try:
+            if sum(lengths) <= _SMALL:
+                self._send_all(b"".join((head, *parts)))
+            else:
+                self._send_large([head, *parts])
+        except (BrokenPipeError, ConnectionResetError):
+            raise LinkClosed from None
+
+    def stop_receiving(self) -> None:
+        """Nothing is to be read any more: the parent's writes fail from now on, those that wait for room too."""
+        try:
+            if identity(self._descriptor) == self._identity:
+                self._socket.shutdown(_socket.SHUT_RD)
+        except OSError:
+            pass  # Then it learns that when the process ends.
+
+    def leave_open(self) -> None:
+        """Let only the end of the process close the socket: to the parent that is the end of the worker."""
+        self._socket.detach()
+
+    def close_in_copy(self) -> None:
+        """In a fork of this process: were it to keep the socket, this process's death would go unseen."""
+        descriptor = self._socket.detach()
+        if descriptor >= 0 and identity(descriptor) == self._identity:
+            os.close(descriptor)
+
+    def _await_first_byte(self) -> None:
+        while True:
+            left = _LONGEST_POLL if self._timeout is None else self._timeout - (time.monotonic() - self._idle_since)
+            try:
+                self._handlers.release()
+                # Python counts on over interruptions by signals (PEP 475).
+                if self._poller.poll(min(max(left, 0.0), _LONGEST_POLL) * 1000):
+                    return
+            except BaseException as error:
+                # A signal came, and a handler that a job has installed raised.
+                complain(error)
+            finally:
+                self._handlers.hold()
+            if self._timeout is not None and time.monotonic() - self._idle_since >= self._timeout:
+                raise IdleTimeOver
+
+    def _send_all(self, data: Buffer) -> None:
+        count = self._socket.send(data, _socket.MSG_NOSIGNAL) if data else 0
+        while count < len(data):
+            data = memoryview(data)[count:]
+            count = self._socket.send(data, _socket.MSG_NOSIGNAL)
+
+    def _send_large(self, parts: Sequence[Buffer]) -> None:
+        small: list[Buffer] = []
+        size = 0
+        for part in parts:
+            if len(part) < _SMALL:
+                small.append(part)
+                size += len(part)
+            if small and (size >= _SMALL or len(part) >= _SMALL):
+                self._send_all(b"".join(small))
+                small, size = [], 0
+            if len(part) >= _SMALL:
+                self._send_all(part)
+        self._send_all(b"".join(small))
+
+
+def complain_of_loss() -> None:
+    """The parent cannot be told; it learns that this worker ends."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.write(
+                "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends\n"
+            )
+        except Exception:
+            pass
+
+
+_SMALL: Final = 32 * 1024
+_LONGEST_POLL: Final = 86400.0  # seconds; poll(2) takes an int of milliseconds

@@ -1,0 +1,261 @@
+"""The state machine of a worker in Python: the table «The worker's side» of PROTOCOL.md. (``session.rs``.)
+
+Rules that the code below keeps:
+
+* a frame that is not in the row of the state ends the worker before any memory is taken for its payload;
+* everything that a job left behind is dropped before the next frame is waited for;
+* after RETIRED nothing is read any more: the parent may take it that a call which crossed with it was not run, and the
+  socket takes no more of it, so that a parent which is in the middle of a large one is not kept waiting for the exit;
+* the idle time counts from the first call on. Before that it has a lower bound: a worker that left before the call for
+  which it was started would be replaced by another one that does the same, and the call would never be run;
+* the watcher is told when user code runs, because a parent's death then leaves nobody else who would notice.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ._executor import Executor, clip
+from ._faults import FaultReports
+from ._figures import Meter
+from ._handlers import Handlers, complain
+from ._hello import Refusal, obey
+from ._link import IdleTimeOver, Link, LinkClosed, LinkLost, complain_of_loss
+from ._memory import allocate
+from ._watcher import BUSY, LEAVING, WAITING
+from ._wire import Kind, WireError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Final, NoReturn
+
+    from ._executor import Answer
+    from ._watcher import Watcher
+    from ._wire import Buffer, Frame
+
+
+class Session:
+    """Serves one parent."""
+
+    def __init__(self, socket: int, record: int, watcher: Watcher, release: str) -> None:
+        self._watcher = watcher
+        self._release = release
+        self._state = "AWAIT_HELLO"
+        self._handlers = Handlers()
+        self._link = Link(socket, self._handlers, _allocate, self._admit)
+        self._executor = Executor(self._handlers)
+        # Whether the parent's end was closed without a word, as it is when the parent dies.
+        self.parent_closed = False
+        # The idle time that counts once a call has been run, where another one counts before.
+        self._timeout_after_call: float | None = None
+        self._meter = Meter(os.getpid())
+        # A worker that holds more than this after a job takes no other: it would be ended for what it did not take.
+        self._memory_limit: int | None = None
+        self._faults = FaultReports(record)
+        os.register_at_fork(after_in_child=self._in_copy)
+
+    def run(self) -> int:
+        """Serve until the end; the exit code."""
+        try:
+            while True:
+                self._step()
+        except _Ending as ending:
+            return ending.code
+        finally:
+            self._watcher.tell(LEAVING)
+            self._link.leave_open()
+            self._let_handlers_run()
+
+    def _in_copy(self) -> None:
+        """A job has forked: the copy has nothing of what leads to the parent."""
+        self._link.close_in_copy()
+        self._watcher.close_in_copy()
+        self._faults.end_in_copy()
+
+    def _let_handlers_run(self) -> None:
+        """Exit handlers of the user's are about to run."""
+        try:
+            self._handlers.release()
+        except BaseException as error:
+            complain(error)
+
+    def _step(self) -> None:
+        try:
+            frame = self._link.receive()
+        except LinkClosed:
+            self.parent_closed = True
+            raise _Ending(_IN_ORDER) from None
+        except IdleTimeOver:
+            self._retire("idle")
+        except WireError as error:
+            self._abort(error.code, str(error))
+        except _Unexpected as error:
+            self._abort(
+                "unexpected_message",
+                f"a {error.kind.name} message came while the worker was in the state {self._state}, which does not expect one; "
+                "this is an error in trio-offload",
+            )
+        except _TooLarge as error:
+            self._abort(
+                "out_of_memory",
+                f"there is not enough memory for an argument of {error.size} bytes; send less at once, or pass a file's name",
+            )
+        except OSError as error:
+            self._abort("socket", f"reading from the parent's socket failed: {error}")
+        else:
+            _HANDLERS[frame.kind](self, frame)
+
+    def _admit(self, kind: Kind) -> None:
+        if kind not in _EXPECTED[self._state]:
+            raise _Unexpected(kind)
+
+    def _hello(self, frame: Frame) -> None:
+        self._watcher.tell(BUSY)
+        try:
+            welcome = obey(frame.body, self._release)
+        except Refusal as refusal:
+            self._say(Kind.REFUSED, {"code": refusal.code, "message": clip(refusal.message)})
+            raise _Ending(_REFUSED) from None
+        self._faults.begin()
+        self._watcher.tell(WAITING)
+        self._say(Kind.WELCOME, welcome)
+        self._state = "AWAIT_SETUP"
+
+    def _set_up(self, frame: Frame) -> None:
+        self._memory_limit = frame.body.get("memory_limit")
+        self._watcher.assign(frame.body.get("report_interval_ms"), self._memory_limit)
+        self._watcher.tell(BUSY)
+        failure = self._executor.set_up(frame.body["eager"], frame.segments)
+        self._watcher.tell(WAITING)
+        if failure is not None:
+            self._answer(0, failure)
+            raise _Ending(_SETUP_FAILED)
+        figures = self._meter.read()
+        self._say(Kind.READY, None if figures is None else {"figures": figures})
+        self._state = "IDLE"
+        milliseconds = frame.body.get("idle_timeout_ms")
+        if milliseconds is not None:
+            timeout = milliseconds / 1000
+            if timeout < _UNTIL_FIRST_CALL:
+                self._timeout_after_call = timeout
+            self._link.start_idle_time(max(timeout, _UNTIL_FIRST_CALL))
+
+    def _settings(self, frame: Frame) -> None:
+        self._executor.replace_settings(frame.body["eager"], frame.segments)
+
+    def _call(self, frame: Frame) -> None:
+        self._watcher.tell(BUSY)
+        answer = self._executor.call(frame.segments)
+        # Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which leaves
+        # in order, and not one that is ended in the middle.
+        self._watcher.tell(WAITING)
+        figures = self._meter.read_if_due()
+        if figures is not None:
+            answer.body = {**(answer.body or {}), "figures": figures}
+        self._answer(frame.id, answer)
+        del answer
+        self._watcher.tell(BUSY)
+        leave, problem = self._executor.settle()
+        self._watcher.tell(WAITING)
+        if problem:
+            self._abort("retire_raised", problem)
+        if leave:
+            self._retire("retire")
+        if figures is not None and self._memory_limit is not None and figures[0] > self._memory_limit:
+            self._retire("memory")
+        if self._timeout_after_call is not None:
+            self._link.start_idle_time(self._timeout_after_call)
+            self._timeout_after_call = None
+        else:
+            self._link.restart_idle_time()
+
+    def _asked(self, frame: Frame) -> None:
+        self._retire("asked")
+
+    def _retire(self, reason: str) -> NoReturn:
+        self._watcher.tell(LEAVING)
+        self._say(Kind.RETIRED, {"reason": reason})
+        self._link.stop_receiving()
+        raise _Ending(_IN_ORDER)
+
+    def _abort(self, code: str, message: str) -> NoReturn:
+        """Tell the parent, if it still listens; the ending is the same if it does not."""
+        self._watcher.tell(LEAVING)
+        self._watcher.let_finish()
+        try:
+            self._link.send(Kind.ABORTED, 0, (), {"code": code, "message": clip(message)}, ())
+        except (LinkClosed, LinkLost, OSError):
+            pass
+        self._link.stop_receiving()
+        raise _Ending(_ABORTED)
+
+    def _answer(self, id: int, answer: Answer) -> None:
+        self._say(answer.kind, answer.body, id, answer.lengths, answer.parts)
+
+    def _say(
+        self,
+        kind: Kind,
+        body: dict[str, Any] | None = None,
+        id: int = 0,
+        lengths: Sequence[int] = (),
+        parts: Sequence[Buffer] = (),
+    ) -> None:
+        self._watcher.let_finish()
+        try:
+            self._link.send(kind, id, lengths, body, parts)
+        except LinkClosed:
+            self.parent_closed = True
+            raise _Ending(_IN_ORDER) from None
+        except LinkLost:
+            complain_of_loss()
+            raise _Ending(_ABORTED) from None
+        except (OSError, ValueError) as error:
+            self._abort("socket", f"writing to the parent's socket failed: {error}")
+
+
+class _Ending(BaseException):
+    """The session is over. Not an Exception: it passes by what is there for the user's."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+class _Unexpected(Exception):
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+
+class _TooLarge(Exception):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+# The exit codes of PROTOCOL.md.
+_IN_ORDER: Final = 0
+_REFUSED: Final = 3
+_SETUP_FAILED: Final = 4
+_ABORTED: Final = 5
+
+# How long, in seconds, a worker waits at least for the call that it was started for.
+_UNTIL_FIRST_CALL: Final = 10.0
+
+_EXPECTED: Final = {
+    "AWAIT_HELLO": (Kind.HELLO,),
+    "AWAIT_SETUP": (Kind.SETUP, Kind.RETIRE),
+    "IDLE": (Kind.CALL, Kind.SETTINGS, Kind.RETIRE),
+}
+_HANDLERS: Final = {
+    Kind.HELLO: Session._hello,
+    Kind.SETUP: Session._set_up,
+    Kind.CALL: Session._call,
+    Kind.SETTINGS: Session._settings,
+    Kind.RETIRE: Session._asked,
+}
+
+
+def _allocate(size: int) -> Any:
+    try:
+        return allocate(size)
+    except (MemoryError, OverflowError, OSError, ValueError):
+        raise _TooLarge(size) from None
