@@ -164,6 +164,8 @@ def main_plan() -> dict[str, str]:
     """
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name == _PROMPT:
+        return {"kind": "none", "why": "was typed in and has no file"}
     if spec is not None and spec.name != "__main__":
         return {"kind": "module", "name": spec.name}
     if spec is not None and spec.origin is not None:
@@ -194,6 +196,8 @@ class _MainModules:
         return self._number
 
 
+# Since Python 3.13 the prompt is a module that runs as __main__, and what is typed in becomes part of it.
+_PROMPT: Final = "_pyrepl.__main__"
 _strays: Final = Strays()
 _main_modules: Final = _MainModules()
 
