@@ -174,8 +174,7 @@ def test_the_source_distribution(tmp_path: Path) -> None:
     archives = list(Path(ready).glob("trio_offload-*.tar.gz")) if ready is not None else []
     if not archives:
         _run(bin / "pip", "install", "--quiet", "maturin>=1.7,<2", environment=_plain_environment())
-        arguments = ["--manifest-path", ROOT / "worker-bin" / "Cargo.toml", "--out", tmp_path / "out"]
-        _run(bin / "maturin", "sdist", *arguments, environment=_plain_environment())
+        _run(bin / "python", ROOT / "ci" / "source_distribution.py", tmp_path / "out", environment=_plain_environment())
         archives = list((tmp_path / "out").iterdir())
     (archive,) = archives
     with tarfile.open(archive) as files:
