@@ -111,9 +111,7 @@ def refuse_unsupported() -> None:
     if getattr(sys, "frozen", False) and bundle() is None:
         # The startup script of cx_Freeze is a module of this name (cx_Freeze/initscripts/__startup__.py).
         freezer = "cx_Freeze" if "__startup__" in sys.modules else "a freezer that trio-offload does not know"
-        raise LocateError(
-            f"this app was made by {freezer}, and holds no shared libpython that a worker could load. {_REMEDY}"
-        )
+        raise LocateError(f"this app was made by {freezer}, and trio-offload cannot start workers in such an app. {_REMEDY}")
 
 
 def how_to_get_executable() -> str | None:
@@ -132,10 +130,10 @@ def how_to_get_executable() -> str | None:
     return None
 
 
-_REMEDY: Final = "PyInstaller makes apps in which trio-offload works; zipapp, shiv and pex do too"
+_REMEDY: Final = "PyInstaller makes apps in which trio-offload works; shiv and pex do too"
 _DEFERRED: Final = {
-    # Each changes something in this module only, and imports it first: ten milliseconds, the fourth one 400. The others that
-    # PyInstaller has set variables or add to a search path, which must be done early and is soon done.
+    # Each changes something in this module only, and imports it first, which takes ten milliseconds and with pkg_resources four
+    # hundred. The other hooks that PyInstaller has set variables, say, which must be done early and is soon done.
     "pyi_rth_inspect": "inspect",
     "pyi_rth_pkgutil": "pkgutil",
     "pyi_rth_multiprocessing": "multiprocessing",

@@ -1,7 +1,7 @@
 //! The start of an app that PyInstaller has made, as its bootloader does it (`pyi_python.c` and `pyi_launch.c` of PyInstaller).
 //!
 //! What differs: the app's main script is not run (a job may name something in it, and then it is), and a hook that only
-//! changes one module of the standard library waits until that module is imported, which for most jobs is never.
+//! changes one module waits until that module is imported, which for most jobs is never.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -59,7 +59,9 @@ fn run(py: Python<'_>, script: &Script, namespace: &Bound<'_, PyDict>) -> PyResu
     let folder = py.import("sys")?.getattr("_MEIPASS")?;
     namespace.set_item("__file__", folder.add(format!("/{}.py", script.name))?)?;
     let outcome = py.import("builtins")?.call_method1("exec", (load(py, &script.code)?, namespace));
-    namespace.del_item("__file__")?;
+    if namespace.contains("__file__")? {
+        namespace.del_item("__file__")?;
+    }
     outcome.map(drop)
 }
 
