@@ -42,3 +42,9 @@ def spin() -> None:
 
 def wait(seconds: float) -> None:
     time.sleep(seconds)
+
+
+def answer(connection: Any) -> None:
+    """What a process of multiprocessing's does to give a result back."""
+    connection.send(abs(-3))
+    connection.close()

@@ -1,7 +1,7 @@
 """One wheel for each CPython: it installs into an empty environment, and its worker is that very Python.
 
 Also with a second build of the same minor version, where the machine has one: a wheel carries no libpython, so its
-worker has to load the one that belongs to whoever starts it.
+worker has to load the one that belongs to whoever starts it. And inside of apps that unpack wheels when they start.
 """
 
 from __future__ import annotations
@@ -65,9 +65,14 @@ def interpreters() -> list[Interpreter]:
     return found
 
 
-def _run(program: Path, *arguments: object, environment: dict[str, str] | None = None) -> str:
+def _run(program: Path, *arguments: object, environment: dict[str, str] | None = None, folder: Path | None = None) -> str:
     answer = subprocess.run(
-        [program, *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment
+        [program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        cwd=folder,
     )
     assert answer.returncode == 0, f"{program} {arguments} ended with {answer.returncode}:\n{answer.stdout}{answer.stderr}"
     return answer.stdout
@@ -184,3 +189,52 @@ def test_the_source_distribution(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith(("build/", "target/", "."))]
     cargo = {"CARGO_TARGET_DIR": str(ROOT / "build" / f"wheel-{main.tag}")}
     assert_installs_and_runs(archive, main, tmp_path, cargo)
+
+
+ONE_APP = """
+import sys, trio, trio_offload
+
+def in_the_app(number):
+    return 2 * number
+
+async def main():
+    async with trio_offload.open_worker_context() as context:
+        print(await context.run_sync(in_the_app, 21), await context.run_sync(abs, -3))
+    print(trio_offload._locate.worker_executable())
+
+def run():
+    trio.run(main)
+"""
+APP_MAKERS = {
+    "shiv": ["--entry-point", "app:run", "--output-file", "app.pyz", "--site-packages", "source"],
+    "pex": ["--entry-point", "app:run", "--output-file", "app.pyz", "--sources-directory", "source"],
+    "pex --venv": [
+        "--entry-point",
+        "app:run",
+        "--output-file",
+        "app.pyz",
+        "--sources-directory",
+        "source",
+        "--venv",
+        "prepend",
+    ],
+}
+
+
+@pytest.mark.parametrize("maker", APP_MAKERS)
+def test_wheel_in_an_app_that_unpacks_itself(maker: str, tmp_path: Path) -> None:
+    """By a Python that has nothing installed; the executable is that of the archive."""
+    interpreter = interpreters()[0]
+    wheel = wheel_of(interpreter, tmp_path)
+    plain = _plain_environment()
+    program = maker.split()[0]
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "app.py").write_text(ONE_APP)
+    _run(interpreter.path, "-m", "venv", tmp_path / "makers")
+    _run(tmp_path / "makers" / "bin" / "pip", "install", "--quiet", program, environment=plain)
+    environment = plain | {"SHIV_ROOT": str(tmp_path / "unpacked"), "PEX_ROOT": str(tmp_path / "unpacked")}
+    _run(tmp_path / "makers" / "bin" / program, *APP_MAKERS[maker], wheel, environment=environment, folder=tmp_path)
+    _run(interpreter.path, "-m", "venv", "--without-pip", tmp_path / "empty")
+    said = _run(tmp_path / "empty" / "bin" / "python", tmp_path / "app.pyz", environment=environment).splitlines()
+    assert said[0] == "42 3"
+    assert Path(said[1]).is_relative_to(tmp_path / "unpacked")

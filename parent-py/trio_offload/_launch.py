@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio_offload_worker
 from trio_offload_worker._wire import PROTOCOL_VERSION
 
+from . import _frozen
 from ._strays import Source, Strays
 
 
@@ -41,6 +42,7 @@ def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, A
         ],
         "pycache_prefix": None if sys.pycache_prefix is None else os.fsencode(sys.pycache_prefix),
         "flags": _flags(),
+        **_frozen.hello_keys(),
     }
 
 
@@ -154,14 +156,18 @@ def changing_state() -> tuple[bytes | None, int | None, dict[str, Source], int]:
     return bytes(current().authkey), getattr(tracker, "_fd", None), modules, main_number
 
 
-def main_plan() -> dict[str, str]:
+def main_plan() -> dict[str, Any]:
     """How a worker can load what ``__main__`` is here: a ``kind`` and what that kind needs.
 
     * ``path``: run the file ``path``
     * ``module``: run the module ``name`` (``python -m``)
     * ``archive``: run the ``__main__`` of the directory or zip file ``path``
+    * ``code``: run ``code``, as ``marshal`` writes it, which was made of the file ``path`` (an app made by PyInstaller)
     * ``none``: it cannot; ``why`` completes the sentence «a __main__ that …»
     """
+    bundle = _frozen.bundle()
+    if bundle is not None and bundle.main is not None:
+        return {"kind": "code", "code": bundle.main.code, "path": os.path.join(bundle.folder, f"{bundle.main.name}.py")}
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name == _PROMPT:
@@ -228,9 +234,11 @@ def _flags() -> dict[str, int]:
         # There is no flag for -u; a text stream over an unbuffered one writes through.
         "buffered_stdio": not getattr(sys.__stdout__, "write_through", False),
     }
-    if flags.utf8_mode or "utf8" in sys._xoptions:
+    told = "utf8" in sys._xoptions or (_frozen.bundle() is not None and sys.getfilesystemencoding() != "utf-8")
+    if flags.utf8_mode or told:
         # Where nobody has asked for either, the worker is to decide by the locale, as every Python does (PEP 540). The program
         # may have set LC_ALL to C meanwhile, for the output of others: told to be without UTF-8, the worker would be in ASCII.
+        # An app made by PyInstaller does not decide by the locale alone, so there it may have been left out on purpose.
         values["utf8_mode"] = flags.utf8_mode
     if hasattr(flags, "safe_path"):
         values["safe_path"] = flags.safe_path

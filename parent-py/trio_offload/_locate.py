@@ -17,6 +17,7 @@ from typing import Final
 
 import attrs
 
+from . import _frozen
 from ._errors import LocateError
 
 EXECUTABLE: Final = "trio-offload-worker"
@@ -50,6 +51,7 @@ def way() -> Way:
     Raises:
         LocateError: neither way is open; the message says what is missing and what to do.
     """
+    _frozen.refuse_unsupported()
     try:
         library = libpython()
     except LocateError:
@@ -92,6 +94,7 @@ def interpreter() -> str:
 @functools.cache
 def find_worker_executable() -> Found:
     """As :func:`worker_executable`, with how it was found."""
+    _frozen.refuse_unsupported()
     looked: list[str] = []
     for path, how in _executable_places():
         if path in looked:
@@ -102,14 +105,16 @@ def find_worker_executable() -> Found:
                 raise LocateError(f"{path} may not be executed; {_remedy_for_execution(path)}")
             return Found(path, how)
     raise LocateError(
-        f"the worker executable ({EXECUTABLE}) was not found. It is installed together with this package; "
-        f"`pip install --force-reinstall trio-offload` brings it back, or set {OVERRIDE} to its path. Looked at:\n"
+        f"the worker executable ({EXECUTABLE}) was not found. "
+        + (_frozen.how_to_get_executable() or _HOW_TO_GET_EXECUTABLE)
+        + f", or set {OVERRIDE} to its path. Looked at:\n"
         + _listing(looked)
     )
 
 
 def find_libpython() -> Found:
     """As :func:`libpython`, with how it was found."""
+    _frozen.refuse_unsupported()
     found, looked = _search_libpython()
     if found is None:
         raise LocateError(
@@ -159,10 +164,19 @@ def _remedy_for_execution(path: str) -> str:
     )
 
 
+_HOW_TO_GET_EXECUTABLE: Final = (
+    "It is installed together with this package; `pip install --force-reinstall trio-offload` brings it back"
+)
+
+
 def _executable_places() -> Iterator[tuple[str, str]]:
     override = os.environ.get(OVERRIDE)
     if override:
         yield os.path.abspath(override), f"named by {OVERRIDE}"
+        return
+    bundled = _frozen.bundle()
+    if bundled is not None:
+        yield os.path.join(bundled.folder, EXECUTABLE), "in this app's bundle"
         return
     # The one that was installed with this very package comes first: an environment may have another release of its own. pip
     # puts scripts beside the library folder: <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and Debian's

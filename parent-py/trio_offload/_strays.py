@@ -15,6 +15,8 @@ import os
 import sys
 from typing import Any, Final, TypeAlias
 
+from . import _frozen
+
 Source: TypeAlias = "tuple[str | None, list[str] | None]"
 """The file of a module (None: it has none) and where its submodules are looked for (None: it is no package)."""
 
@@ -52,12 +54,16 @@ class Strays:
                 self._seen[name] = id(module)
                 new[name] = module
         folders: set[str] = set()
+        bootstrap = _frozen.bootstrap_modules()
         found = dict(self._found)
         # A package comes before its submodules, whatever the order of their imports.
         for name in sorted(new):
             package, _, rest = name.partition(".")
             if name in _MAIN or (rest and package not in found):
                 # What is in a package that can be found can be found.
+                continue
+            if name in bootstrap:
+                # Of no file at all, though their specs name one; a worker has been handed them.
                 continue
             source = _source(new[name])
             if source is None:

@@ -29,7 +29,7 @@ import trio
 from trio_offload_worker._retire import RetireWhen
 from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_head
 
-from . import _launch, _locate, _oom, _payload, _process, _record
+from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
 from ._sizes import readable_size
@@ -699,6 +699,7 @@ _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle 
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _COERCION: Final = b"PYTHONCOERCECLOCALE"
 _INSPECT: Final = b"PYTHONINSPECT"
+_SPLASH: Final = b"_PYI_SPLASH_IPC"
 _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
 # PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
 _ENDS_BY_LIMIT: Final = (7, -signal.SIGKILL)
@@ -725,9 +726,16 @@ def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
     argv = None
     if way.is_native:
         executable = way.executable
-        folder = os.path.dirname(os.fsencode(way.libpython))
-        others = environment.get(_LIBRARY_PATH)
-        environment[_LIBRARY_PATH] = folder if not others else folder + b":" + others
+        folders = [os.path.dirname(os.fsencode(way.libpython))]
+        bundle = _frozen.bundle()
+        if bundle is not None:
+            # The libraries of its extension modules lie there; elsewhere the system's own of the same name would be found.
+            folders.append(os.fsencode(bundle.folder))
+            if _SPLASH in environment:
+                # A worker does not talk to the splash screen that the app may be showing.
+                environment[_SPLASH] = b"0"
+        folders += filter(None, [environment.get(_LIBRARY_PATH)])
+        environment[_LIBRARY_PATH] = b":".join(dict.fromkeys(folders))
     else:
         executable = _locate.interpreter()
         argv = _launch.loop_command()

@@ -33,8 +33,9 @@ def load(settings: dict[str, Any]) -> ModuleType:
     """The user's main module, loaded if it is not yet.
 
     ``settings["main"]`` says how: ``kind`` is ``path`` (run the file ``path``), ``module`` (run the module ``name``, as
-    ``python -m`` does), ``archive`` (run the ``__main__`` of the directory or zip file ``path``) or ``none`` (it cannot be
-    loaded; ``why`` completes the sentence «a __main__ that …»).
+    ``python -m`` does), ``archive`` (run the ``__main__`` of the directory or zip file ``path``), ``code`` (run ``code``, which
+    ``marshal`` reads, and which was made of the file ``path``) or ``none`` (it cannot be loaded; ``why`` completes the sentence
+    «a __main__ that …»).
 
     Raises:
         BaseException: whatever the script raises, with a note that says what was going on. Nothing half-loaded remains.
@@ -102,11 +103,11 @@ def _take_back(before: ModuleType) -> None:
     sys.modules[_NAME] = sys.modules["__main__"] = before
 
 
-def _shown(plan: dict[str, str]) -> str:
+def _shown(plan: dict[str, Any]) -> str:
     return plan.get("path") or plan.get("name") or "?"
 
 
-def _prepare_path(plan: dict[str, str]) -> tuple[ModuleType, CodeType]:
+def _prepare_path(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
     path = plan["path"]
     loader: Any
     if path.endswith(".pyc"):
@@ -120,7 +121,7 @@ def _prepare_path(plan: dict[str, str]) -> tuple[ModuleType, CodeType]:
     return _module(loader, path, None, None), code
 
 
-def _prepare_module(plan: dict[str, str]) -> tuple[ModuleType, CodeType]:
+def _prepare_module(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
     name = plan["name"]
     spec = importlib.util.find_spec(name)
     if spec is None:
@@ -128,7 +129,7 @@ def _prepare_module(plan: dict[str, str]) -> tuple[ModuleType, CodeType]:
     return _module(spec.loader, spec.origin, spec.parent, spec), _code(spec, name)
 
 
-def _prepare_archive(plan: dict[str, str]) -> tuple[ModuleType, CodeType]:
+def _prepare_archive(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
     path = plan["path"]
     for hook in sys.path_hooks:
         try:
@@ -141,10 +142,24 @@ def _prepare_archive(plan: dict[str, str]) -> tuple[ModuleType, CodeType]:
     raise ImportError(f"there is no __main__ in {os.fspath(path)}", name="__main__", path=path)
 
 
-_PREPARATIONS: Final[dict[str, Callable[[dict[str, str]], tuple[ModuleType, CodeType]]]] = {
+def _prepare_code(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
+    import marshal
+
+    # An app made by PyInstaller. Its runtime hooks have run in `__main__` already, and left there what the script may use.
+    before = sys.modules["__main__"]
+    code = marshal.loads(plan["code"])
+    module = _module(getattr(before, "__loader__", None), plan["path"], None, None)
+    module.__dict__.update((name, value) for name, value in vars(before).items() if not name.startswith("__"))
+    # What the loader that PyInstaller gives to `__main__` answers with.
+    module.__dict__["_pyi_main_co"] = code
+    return module, code
+
+
+_PREPARATIONS: Final[dict[str, Callable[[dict[str, Any]], tuple[ModuleType, CodeType]]]] = {
     "path": _prepare_path,
     "module": _prepare_module,
     "archive": _prepare_archive,
+    "code": _prepare_code,
 }
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable
 from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any, Final
+
+from . import _imports
 
 
 def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> ModuleSpec | None:
@@ -22,7 +22,7 @@ def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> Mo
 
     The finder that waits for this name has taken itself off ``sys.meta_path`` before it calls this.
     """
-    return _real_spec(name, path, target, lambda: adopt(settings))
+    return _imports.find_spec(name, path, target, lambda: adopt(settings))
 
 
 def adopt(settings: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class _TrackerFinder:
         if name != _TRACKER:
             return None
         sys.meta_path.remove(self)
-        return _real_spec(name, path, target, lambda: _connect_tracker(self._settings))
+        return _imports.find_spec(name, path, target, lambda: _connect_tracker(self._settings))
 
 
 _TRACKER: Final = "multiprocessing.resource_tracker"
@@ -77,30 +77,6 @@ def _connect_tracker(settings: dict[str, Any]) -> None:
     else:
         # The parent has closed it since, and opened something else under the same number.
         os.close(descriptor)
-
-
-def _real_spec(name: str, path: Any, target: Any, afterwards: Callable[[], None]) -> ModuleSpec | None:
-    """The spec that the other finders have, with a loader that calls ``afterwards`` when it has executed the module."""
-    for finder in sys.meta_path:
-        find = getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = None if find is None else find(name, path, target)
-        if spec is not None:
-            _call_after_loading(spec.loader, afterwards)
-            return spec
-    return None
-
-
-def _call_after_loading(loader: Any, afterwards: Callable[[], None]) -> None:
-    # On the instance and not around it: `__loader__` and `__spec__.loader` stay the real ones, with all that others ask of
-    # them (source, resources), and after this one use nothing is left of it.
-    real = loader.exec_module
-
-    def exec_module(module: ModuleType) -> None:
-        del loader.exec_module
-        real(module)
-        afterwards()
-
-    loader.exec_module = exec_module
 
 
 def _sentinel_of(pid: int) -> int | None:

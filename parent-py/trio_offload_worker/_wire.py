@@ -483,6 +483,28 @@ def _is_flags(value: Any) -> bool:
     )
 
 
+def _is_bundle(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("folder"), bytes)
+        and "pyz" in value
+        and _is_bytes_or_null(value["pyz"])
+        and _is_array_of(value.get("modules"), lambda item: len(item) == 2 and _is_code(item))
+        and _is_array_of(
+            value.get("scripts"),
+            lambda item: len(item) == 3 and _is_code(item) and (item[2] is None or isinstance(item[2], str)),
+        )
+    )
+
+
+def _is_array_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(isinstance(item, list) and fits(item) for item in value)
+
+
+def _is_code(item: Any) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], bytes)
+
+
 def _unsigned(name: str, *, required: bool = True) -> _Field:
     return _Field(name, "an unsigned integer", _is_unsigned, required)
 
@@ -518,6 +540,9 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             ),
             _Field("pycache_prefix", "a byte string or null", _is_bytes_or_null),
             _Field("flags", "a map from text to integers", _is_flags),
+            _Field("home", "a byte string", _is_bytes, required=False),
+            _Field("search_path", "an array of byte strings", _is_array_of_bytes, required=False),
+            _Field("bundle", "a bundle", _is_bundle, required=False),
         ),
     ),
     Kind.SETUP: (

@@ -215,6 +215,23 @@ def hello_body(**changes: Any) -> dict[str, Any]:
     return body | changes
 
 
+BUNDLE: dict[str, Any] = {
+    "folder": b"/opt/caf\xe9/_internal",
+    "pyz": b"/opt/caf\xe9/app?123456",
+    "modules": [["struct", b"\xe3code"], ["pyimod01_archive", b""]],
+    "scripts": [["pyiboot01_bootstrap", b"\xe3boot", None], ["pyi_rth_inspect", b"\xe3hook", "inspect"]],
+}
+
+
+def bundle_hello_body(**changes: Any) -> dict[str, Any]:
+    """A HELLO from an app made by PyInstaller: the keys that others leave out follow the others."""
+    return hello_body() | {
+        "home": b"/opt/caf\xe9/_internal",
+        "search_path": [b"/opt/caf\xe9/_internal/base_library.zip", b"/opt/caf\xe9/_internal"],
+        "bundle": BUNDLE | changes,
+    }
+
+
 def without(body: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in body.items() if name != key}
 
@@ -295,6 +312,17 @@ def messages() -> None:
         "hello-later-version",
         "a HELLO that speaks a later version is readable; refusing it is the session's work",
         frame(HELLO, body=hello_body(protocol=2)),
+    )
+    good("hello-bundle", "a HELLO from an app made by PyInstaller", frame(HELLO, body=bundle_hello_body()))
+    good(
+        "hello-bundle-least",
+        "a bundle without an archive, modules and scripts is one too",
+        frame(HELLO, body=hello_body(bundle={"folder": b"", "pyz": None, "modules": [], "scripts": []})),
+    )
+    good(
+        "hello-home",
+        "home and an empty search_path without a bundle",
+        frame(HELLO, body=hello_body(home=b"/opt/app", search_path=[])),
     )
     good("setup", "a SETUP with an idle timeout, no init and no retire", SETUP_FRAME)
     good(
@@ -1062,6 +1090,41 @@ def body_errors() -> None:
             "code": [("bytes", b"a"), ("integer", 5), ("null", None)],
             "message": [("bytes", b"a"), ("null", None)],
         },
+    }
+    wrong_in_bundle: dict[str, list[tuple[str, Any]]] = {
+        "folder": [("text", "/opt"), ("null", None)],
+        "pyz": [("text", "/opt/app?1"), ("integer", 1)],
+        "modules": [
+            ("null", None),
+            ("map", {"struct": b""}),
+            ("bytes-name", [[b"struct", b""]]),
+            ("text-code", [["struct", ""]]),
+            ("single", [["struct"]]),
+            ("triple", [["struct", b"", None]]),
+        ],
+        "scripts": [
+            ("null", None),
+            ("pair", [["boot", b""]]),
+            ("flat", ["boot", b"", None]),
+            ("bytes-name", [[b"boot", b"", None]]),
+            ("null-code", [["boot", None, None]]),
+            ("bytes-module", [["boot", b"", b"inspect"]]),
+        ],
+    }
+    for key, values in wrong_in_bundle.items():
+        malformed(f"bundle-without-{key}", f"a bundle without {key}", HELLO, [], hello_body(bundle=without(BUNDLE, key)))
+        for label, value in values:
+            malformed(
+                f"bundle-{key}-{label}",
+                f"the {key} of a bundle is of the wrong type: {label.replace('-', ' ')}",
+                HELLO,
+                [],
+                bundle_hello_body(**{key: value}),
+            )
+    wrong["hello"] |= {
+        "home": [("text", "/opt"), ("null", None)],
+        "search_path": [("bytes", b"/opt"), ("null", None), ("text-item", ["/opt"])],
+        "bundle": [("null", None), ("array", []), ("empty", {}), ("text", "PyInstaller")],
     }
     for name, keys in wrong.items():
         kind, segments, body = whole[name]

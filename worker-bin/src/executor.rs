@@ -100,6 +100,7 @@ impl Executor for Worker {
         let interpreter = Interpreter::start(hello)?;
         let libpython = interpreter.libpython.as_os_str().as_bytes().to_vec();
         self.interpreter = Some(interpreter);
+        Interpreter::boot(hello)?;
         let prefixes = Interpreter::furnish(hello)?;
         Interpreter::report_faults(record)?;
         let python = Python::attach(PythonSide::new)

@@ -55,6 +55,33 @@ pub struct Hello {
     pub xoptions: Vec<Vec<u8>>,
     pub pycache_prefix: Option<Vec<u8>>,
     pub flags: Vec<(String, i32)>,
+    /// Where Python's library lies, if that is not to be found from `program_name`.
+    pub home: Option<Vec<u8>>,
+    /// What `sys.path` begins as, if that does not follow from `home`.
+    pub search_path: Option<Vec<Vec<u8>>>,
+    /// The parent is an app made by PyInstaller.
+    pub bundle: Option<Bundle>,
+}
+
+/// What PyInstaller's bootloader would have handed to the app. Code is as `marshal` writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bundle {
+    /// `sys._MEIPASS`.
+    pub folder: Vec<u8>,
+    /// The archive of the app's modules: a path, a question mark, the offset in it.
+    pub pyz: Option<Vec<u8>>,
+    /// The modules that have to be there before anything can be imported from the archive: name and code.
+    pub modules: Vec<(String, Vec<u8>)>,
+    /// The boot script and the runtime hooks.
+    pub scripts: Vec<Script>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Script {
+    pub name: String,
+    pub code: Vec<u8>,
+    /// The module after whose first import it runs; `None`: at once.
+    pub after: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -236,13 +263,14 @@ impl Hello {
             pycache_prefix: fields.required(
                 "pycache_prefix",
                 "pycache_prefix is missing or neither bytes nor null",
-                |value| {
-                    if value.is_null() { Some(None) } else { bytes(value).map(Some) }
-                },
+                |value| nullable(value, bytes),
             )?,
             flags: fields.required("flags", "flags is missing or not a map of text to small integers", |value| {
                 value.as_map()?.iter().map(|(name, flag)| Some((text(name)?, i32::try_from(flag.as_integer()?).ok()?))).collect()
             })?,
+            home: fields.optional("home", "home is not bytes", bytes)?,
+            search_path: fields.optional("search_path", "search_path is not an array of bytes", byte_strings)?,
+            bundle: fields.optional("bundle", "bundle is not what a bundle is", Bundle::read)?,
         })
     }
 
@@ -253,7 +281,7 @@ impl Hello {
             .map(|(name, value)| Value::Array(vec![Value::Bytes(name), value.map_or(Value::Null, Value::Bytes)]));
         let environment = Value::Array(environment.collect());
         let flags = self.flags.into_iter().map(|(name, flag)| (Value::Text(name), Value::from(flag)));
-        body([
+        let always = body([
             ("protocol", Value::from(self.protocol)),
             ("parent_pid", Value::from(self.parent_pid)),
             ("version", Value::Text(self.version)),
@@ -267,7 +295,48 @@ impl Hello {
             ("xoptions", byte_array(self.xoptions)),
             ("pycache_prefix", self.pycache_prefix.map_or(Value::Null, Value::Bytes)),
             ("flags", Value::Map(flags.collect())),
-        ])
+        ]);
+        let optional = [
+            ("home", self.home.map(Value::Bytes)),
+            ("search_path", self.search_path.map(byte_array)),
+            ("bundle", self.bundle.map(Bundle::write)),
+        ];
+        let optional = optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        always.into_iter().chain(optional).collect()
+    }
+}
+
+impl Bundle {
+    fn read(value: &Value) -> Option<Self> {
+        let pairs = value.as_map()?;
+        let field = |key: &str| pairs.iter().rev().find(|(name, _)| name.as_text() == Some(key)).map(|(_, value)| value);
+        Some(Self {
+            folder: bytes(field("folder")?)?,
+            pyz: nullable(field("pyz")?, bytes)?,
+            modules: list(field("modules")?, |module| match module.as_array()?.as_slice() {
+                [name, code] => Some((text(name)?, bytes(code)?)),
+                _ => None,
+            })?,
+            scripts: list(field("scripts")?, |script| match script.as_array()?.as_slice() {
+                [name, code, after] => Some(Script { name: text(name)?, code: bytes(code)?, after: nullable(after, text)? }),
+                _ => None,
+            })?,
+        })
+    }
+
+    fn write(self) -> Value {
+        let modules = self.modules.into_iter().map(|(name, code)| Value::Array(vec![Value::Text(name), Value::Bytes(code)]));
+        let scripts = self.scripts.into_iter().map(|script| {
+            let after = script.after.map_or(Value::Null, Value::Text);
+            Value::Array(vec![Value::Text(script.name), Value::Bytes(script.code), after])
+        });
+        let pairs = [
+            ("folder", Value::Bytes(self.folder)),
+            ("pyz", self.pyz.map_or(Value::Null, Value::Bytes)),
+            ("modules", Value::Array(modules.collect())),
+            ("scripts", Value::Array(scripts.collect())),
+        ];
+        Value::Map(pairs.into_iter().map(|(key, value)| (Value::Text(key.to_owned()), value)).collect())
     }
 }
 
@@ -385,6 +454,11 @@ fn text(value: &Value) -> Option<String> {
 
 fn bytes(value: &Value) -> Option<Vec<u8>> {
     value.as_bytes().cloned()
+}
+
+/// `None`: it is neither null nor what it should be.
+fn nullable<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Option<T>> {
+    if value.is_null() { Some(None) } else { read(value).map(Some) }
 }
 
 fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {

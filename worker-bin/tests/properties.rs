@@ -8,7 +8,9 @@ use fakes::{Heap, Script};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{Explanation, Failure, Hello, Message, Setup, TEXT_LIMIT, Welcome, clip};
+use trio_offload_worker::message::{
+    Bundle, Explanation, Failure, Hello, Message, Script as BootScript, Setup, TEXT_LIMIT, Welcome, clip,
+};
 use trio_offload_worker::transport::{Connection, Next, Segment};
 use trio_offload_worker::wire::{self, Header, Kind, Progress};
 
@@ -26,10 +28,12 @@ fn hello() -> impl Strategy<Value = Message> {
     );
     let second = (byte_strings(), byte_strings(), byte_strings(), byte_strings(), byte_strings());
     let third = (any::<Option<Vec<u8>>>(), vec(("[a-z_]{1,12}", any::<i32>()), 0..6));
-    (first, second, third).prop_map(|(first, second, third)| {
+    let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()));
+    (first, second, third, fourth).prop_map(|(first, second, third, fourth)| {
         let (protocol, parent_pid, version, libpython, environment) = first;
         let (argv, orig_argv, path, warnoptions, xoptions) = second;
         let (pycache_prefix, flags) = third;
+        let (home, search_path, bundle) = fourth;
         Message::Hello(Box::new(Hello {
             protocol,
             parent_pid,
@@ -44,6 +48,9 @@ fn hello() -> impl Strategy<Value = Message> {
             xoptions,
             pycache_prefix,
             flags,
+            home,
+            search_path,
+            bundle,
         }))
     })
 }
@@ -54,6 +61,14 @@ fn figures() -> impl Strategy<Value = Figures> {
 
 fn option_figures() -> impl Strategy<Value = Option<Figures>> {
     prop::option::of(figures())
+}
+
+fn bundle() -> impl Strategy<Value = Bundle> {
+    let code = || vec(any::<u8>(), 0..20);
+    let script = (".{0,9}", code(), proptest::option::of("[a-z.]{0,9}"));
+    let scripts = vec(script.prop_map(|(name, code, after)| BootScript { name, code, after }), 0..4);
+    (code(), any::<Option<Vec<u8>>>(), vec((".{0,9}", code()), 0..4), scripts)
+        .prop_map(|(folder, pyz, modules, scripts)| Bundle { folder, pyz, modules, scripts })
 }
 
 fn message() -> impl Strategy<Value = Message> {

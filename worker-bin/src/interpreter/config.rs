@@ -12,6 +12,8 @@ pub(crate) struct Config {
     pub(crate) xoptions: Vec<Vec<u8>>,
     pub(crate) pycache_prefix: Option<Vec<u8>>,
     pub(crate) flags: Flags,
+    pub(crate) home: Option<Vec<u8>>,
+    pub(crate) search_path: Option<Vec<Vec<u8>>>,
 }
 
 /// The switches, by their `PyConfig` names; `None` keeps Python's default.
@@ -45,6 +47,8 @@ impl Config {
             xoptions: hello.xoptions.clone(),
             pycache_prefix: hello.pycache_prefix.clone(),
             flags: Flags::from_pairs(&hello.flags),
+            home: hello.home.clone(),
+            search_path: hello.search_path.clone(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyString, PyTuple};
+use pyo3::types::{PyByteArray, PyCode, PyString, PyTuple};
 use thiserror::Error;
 use trio_offload_worker::os;
 use trio_offload_worker::transport::Storage;
@@ -174,6 +174,15 @@ impl CConfig {
             set_string(config, &raw mut (*config).program_name, &source.program_name)?;
             if let Some(prefix) = &source.pycache_prefix {
                 set_string(config, &raw mut (*config).pycache_prefix, prefix)?;
+            }
+            if let Some(home) = &source.home {
+                set_string(config, &raw mut (*config).home, home)?;
+                // Whoever says where everything lies needs no advice about what is not there.
+                (*config).pathconfig_warnings = 0;
+            }
+            if let Some(places) = &source.search_path {
+                append(&raw mut (*config).module_search_paths, places)?;
+                (*config).module_search_paths_set = 1;
             }
             if source.xoptions.iter().any(|option| option == b"warn_default_encoding") {
                 // The one switch that Python takes from a command line or the environment only, whatever the configuration says
@@ -386,6 +395,15 @@ pub(crate) fn compile_expression<'py>(py: Python<'py>, source: &CStr, file: &CSt
     let code = unsafe { ffi::Py_CompileString(source.as_ptr(), file.as_ptr(), ffi::Py_eval_input) };
     // SAFETY: a new reference, or null with an exception set.
     unsafe { Bound::from_owned_ptr_or_err(py, code) }
+}
+
+/// Executes code as the body of a module, which is put into `sys.modules` with a `__spec__`.
+pub(crate) fn execute_as_module(py: Python<'_>, name: &str, code: &Bound<'_, PyCode>) -> PyResult<()> {
+    let name = CString::new(name)?;
+    // SAFETY: the thread is attached, the name is a C string, and the object is a code object.
+    let module = unsafe { ffi::PyImport_ExecCodeModule(name.as_ptr(), code.as_ptr()) };
+    // SAFETY: a new reference, or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(py, module) }.map(drop)
 }
 
 /// A result that is nothing yet: it would have to be awaited, in an event loop that a worker does not have.

@@ -1,5 +1,6 @@
 //! The owner of the running interpreter: the right library, started as the parent's own Python.
 
+mod bundle;
 pub(crate) mod config;
 #[expect(unsafe_code, reason = "the fenced module for Python's C interface")]
 pub(crate) mod ffi;
@@ -42,6 +43,22 @@ impl Interpreter {
             Explanation::new("interpreter", format!("Python did not start in the worker: {error}{}", home_hint()))
         })?;
         Ok(Self { running, libpython })
+    }
+
+    /// Does what an app's bootloader would have done by now, if the parent is such an app.
+    pub(crate) fn boot(hello: &Hello) -> Result<(), Explanation> {
+        let Some(bundle) = &hello.bundle else { return Ok(()) };
+        Python::attach(|py| {
+            bundle::boot(py, bundle).map_err(|error| {
+                let traceback = error.traceback(py).and_then(|traceback| traceback.format().ok()).unwrap_or_default();
+                Explanation::new(
+                    "interpreter",
+                    format!(
+                        "Python started, but what PyInstaller runs before the app's own code failed in it: {error}\n{traceback}"
+                    ),
+                )
+            })
+        })
     }
 
     /// Puts the lists of `sys` in place and reads where Python has found itself.

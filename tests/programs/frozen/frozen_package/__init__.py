@@ -1,0 +1,1 @@
+"""A package of the app that `test_frozen.py` builds."""

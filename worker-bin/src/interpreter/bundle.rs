@@ -1,0 +1,116 @@
+//! The start of an app that PyInstaller has made, as its bootloader does it (`pyi_python.c` and `pyi_launch.c` of PyInstaller).
+//!
+//! What differs: the app's main script is not run (a job may name something in it, and then it is), and a hook that only
+//! changes one module waits until that module is imported, which for most jobs is never.
+
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyCFunction, PyCode, PyDict, PyList, PyTuple};
+use trio_offload_worker::message::{Bundle, Script};
+
+use super::ffi;
+
+/// Makes the app's modules importable and runs its runtime hooks.
+pub(crate) fn boot(py: Python<'_>, bundle: &Bundle) -> PyResult<()> {
+    let sys = py.import("sys")?;
+    sys.setattr("_MEIPASS", ffi::decode(py, &bundle.folder)?)?;
+    for (name, code) in &bundle.modules {
+        ffi::execute_as_module(py, name, &load(py, code)?)?;
+    }
+    let main = py.import("__main__")?.dict();
+    let mut scripts = bundle.scripts.iter();
+    hand_archive_over(&sys, bundle, || scripts.next().map_or(Ok(()), |boot_script| run(py, boot_script, &main)))?;
+    // First on the list: behind PathFinder, it would not be asked.
+    let waiting = WaitingHooks::default();
+    let waiting = Py::new(py, waiting)?;
+    sys.getattr("meta_path")?.cast::<PyList>()?.insert(0, &waiting)?;
+    for script in scripts {
+        match &script.after {
+            Some(module) if !sys.getattr("modules")?.contains(module)? => waiting.get().add(script),
+            _ => run(py, script, &main)?,
+        }
+    }
+    Ok(())
+}
+
+/// The boot script looks for the archive in one of two places, by PyInstaller's version (6.0 on: the attribute). The place
+/// that it did not look at would be seen by the app.
+fn hand_archive_over(sys: &Bound<'_, PyModule>, bundle: &Bundle, boot: impl FnOnce() -> PyResult<()>) -> PyResult<()> {
+    let Some(pyz) = &bundle.pyz else { return boot() };
+    let pyz = ffi::decode(sys.py(), pyz)?;
+    let path = sys.getattr("path")?.cast_into::<PyList>()?;
+    sys.setattr(ATTRIBUTE, &pyz)?;
+    path.append(&pyz)?;
+    boot()?;
+    if sys.hasattr(ATTRIBUTE)? {
+        sys.delattr(ATTRIBUTE)?;
+    }
+    if path.contains(&pyz)? {
+        path.call_method1("remove", (pyz,))?;
+    }
+    Ok(())
+}
+
+const ATTRIBUTE: &str = "_pyinstaller_pyz";
+
+/// Runs a script, which finds its own place in `__file__` as usual.
+fn run(py: Python<'_>, script: &Script, namespace: &Bound<'_, PyDict>) -> PyResult<()> {
+    let folder = py.import("sys")?.getattr("_MEIPASS")?;
+    namespace.set_item("__file__", folder.add(format!("/{}.py", script.name))?)?;
+    let outcome = py.import("builtins")?.call_method1("exec", (load(py, &script.code)?, namespace));
+    if namespace.contains("__file__")? {
+        namespace.del_item("__file__")?;
+    }
+    outcome.map(drop)
+}
+
+fn load<'py>(py: Python<'py>, code: &[u8]) -> PyResult<Bound<'py, PyCode>> {
+    let code = py.import("marshal")?.call_method1("loads", (PyBytes::new(py, code),))?;
+    Ok(code.cast_into()?)
+}
+
+/// Finds nothing: notices that a module is about to be imported for which a hook waits.
+#[pyclass(frozen, module = "trio_offload_worker")]
+#[derive(Default)]
+struct WaitingHooks {
+    waiting: Mutex<Vec<Script>>,
+}
+
+impl WaitingHooks {
+    fn add(&self, script: &Script) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(script.clone());
+    }
+
+    fn take(&self, module: &str) -> Option<Script> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = waiting.iter().position(|script| script.after.as_deref() == Some(module))?;
+        Some(waiting.remove(index))
+    }
+}
+
+#[pymethods]
+impl WaitingHooks {
+    #[pyo3(signature = (name, path = None, target = None))]
+    fn find_spec<'py>(
+        &self,
+        py: Python<'py>,
+        name: &Bound<'py, PyAny>,
+        path: Option<&Bound<'py, PyAny>>,
+        target: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(script) = name.extract::<&str>().ok().and_then(|name| self.take(name)) else { return Ok(None) };
+        let afterwards = move |args: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| {
+            run_late(args.py(), &script).map(|()| args.py().None())
+        };
+        let afterwards = PyCFunction::new_closure(py, None, None, afterwards)?;
+        py.import("trio_offload_worker._imports")?.call_method1("find_spec", (name, path, target, afterwards)).map(Some)
+    }
+}
+
+/// In a namespace of its own: `__main__` may be the app's by now.
+fn run_late(py: Python<'_>, script: &Script) -> PyResult<()> {
+    let namespace = PyDict::new(py);
+    namespace.set_item("__name__", "__main__")?;
+    run(py, script, &namespace)
+}
