@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -115,6 +116,12 @@ async def test_a_stack_used_up_by_python_is_told_one_way_or_the_other() -> None:
             assert told.value.crash is not None
             assert "in key" in told.value.crash.stack
         assert await context.run_sync(jobs.echo, 5) == 5
+
+
+async def test_the_faulthandler_is_on_in_every_worker() -> None:
+    """Whatever it is here: there it writes to the record."""
+    async with open_worker_context() as context:
+        assert await context.run_sync(faulthandler.is_enabled)
 
 
 async def test_all_threads_are_told() -> None:

@@ -4,7 +4,6 @@ Each fact is of one kind: the same in a process and in one that claims to be the
 """
 
 import _tracemalloc  # built in, as the next one is
-import faulthandler
 import os
 import sys
 
@@ -23,7 +22,6 @@ def facts():
         found["digits"] = sys.get_int_max_str_digits()
     if hasattr(sys, "_is_gil_enabled"):
         found["GIL"] = sys._is_gil_enabled()
-    found["fault handler"] = faulthandler.is_enabled()
     found["traced allocations"] = [_tracemalloc.is_tracing(), _tracemalloc.get_traceback_limit()]
     if hasattr(sys, "is_stack_trampoline_active"):
         found["perf trampoline"] = sys.is_stack_trampoline_active()
