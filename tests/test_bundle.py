@@ -35,7 +35,7 @@ def compiled(source: str, name: str = "script") -> bytes:
 @pytest.fixture(autouse=True)
 def fresh_answers() -> Iterator[None]:
     """Each is looked for once in the life of a process; here once in each test."""
-    remembered = (_frozen.bundle, _frozen._bundle_body, _locate.find_worker_executable, _locate.find_libpython)
+    remembered = (_frozen.bundle, _frozen._bundle_body, _locate.find_worker_executable, _locate._search_libpython)
     for function in remembered:
         function.cache_clear()
     yield
