@@ -28,7 +28,9 @@ def parse_size(value: object, name: str) -> int:
         unit = None if match is None else _UNITS.get((match["unit"] or "b").lower())
         if match is None or unit is None:
             raise ValueError(f"{name}={value!r} is not a size in memory. {_ACCEPTED}")
-        size = int(float(match["number"]) * unit)
+        amount = float(match["number"]) * unit
+        # Digits without end are an infinity to float().
+        size = int(amount) if math.isfinite(amount) else 2**63
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):

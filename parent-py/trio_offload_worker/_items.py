@@ -34,33 +34,42 @@ _CO_COROUTINE = 0x80
 _CO_ASYNC_GENERATOR = 0x200
 
 
-def prepare(path_entry: str | None) -> None:
-    """The ``init`` of a worker: take standard input and output from the jobs, and make the working directory importable.
+class UnusableFunction(Exception):
+    """``MODULE:FUNCTION`` leads nowhere; the message says why."""
+
+
+class Prepare:
+    """The ``init`` of a worker: take standard input and output from the jobs, and import the user's function.
 
     Standard output carries the command's lines: a job that prints would break them, so its output (also that of the
     programs it starts) goes to standard error. Standard input may be the list of items: a job that reads it would eat
     them, so it finds it empty, as under ``xargs``.
 
     ``path_entry`` goes in front of ``sys.path`` unless it leads it already; ``None`` leaves the path alone.
+
+    The import is done here and not by the first item: it may take longer than an item, and what it needs of memory is not
+    a leak. Raises :class:`UnusableFunction` if there is nothing to call.
     """
-    if path_entry is not None and (not sys.path or sys.path[0] not in ("", path_entry)):
-        sys.path.insert(0, path_entry)
-    if sys.stdout is not None:
-        sys.stdout.flush()
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
-        os.dup2(null, 0)
-        try:
-            os.dup2(2, 1)
-        except OSError:  # there is no standard error either
-            os.dup2(null, 1)
-    finally:
-        if null > 2:
-            os.close(null)
-    # Made when descriptor 1 was perhaps a pipe or a file, sys.stdout keeps whole blocks back: what a killed job had printed
-    # would be lost.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)
+
+    __slots__ = ("function", "path_entry")
+
+    def __init__(self, path_entry: str | None, function: Function) -> None:
+        self.path_entry = path_entry
+        self.function = function
+
+    def __repr__(self) -> str:
+        return f"import {self.function.module}"
+
+    def __reduce__(self) -> tuple[type[Prepare], tuple[str | None, Function]]:
+        return type(self), (self.path_entry, self.function)
+
+    def __call__(self) -> None:
+        if self.path_entry is not None and (not sys.path or sys.path[0] not in ("", self.path_entry)):
+            sys.path.insert(0, self.path_entry)
+        _take_standard_streams()
+        problem = self.function.find_problem()
+        if problem is not None:
+            raise UnusableFunction(problem)
 
 
 class Function:
@@ -82,17 +91,22 @@ class Function:
     def __reduce__(self) -> tuple[type[Function], tuple[str, str]]:
         return type(self), (self.module, self.attribute)
 
-    def __call__(self, kind: ItemKind, number: int, content: str | bytes) -> tuple[bool, bytes]:
-        """Call the user's function. Returns whether that succeeded, and the item's line.
+    def __call__(self, kind: ItemKind, number: int, content: str | bytes) -> tuple[int, str | None, bytes]:
+        """Call the user's function. Returns the worker's process id, the name of the exception if there was one, and the
+        item's line.
 
         ``number`` is the item's place in its source, counted from 1 (the number of the line in a file).
         """
+        failure, line = self._call(kind, number, content)
+        return os.getpid(), failure, line
+
+    def _call(self, kind: ItemKind, number: int, content: str | bytes) -> tuple[str | None, bytes]:
         if kind == "json":
             try:
                 item = _parse(content)
             except (ValueError, RecursionError) as error:
                 message = f"line {number} cannot be read as JSON: {_explain(error)}"
-                return False, failure_line(_encode_text(content), type(error).__name__, message)
+                return type(error).__name__, failure_line(_encode_text(content), type(error).__name__, message)
         else:
             item = content
         encoded_item = encode_item(kind, content, item)
@@ -101,8 +115,9 @@ class Function:
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: they are this job's, not the worker's
             # The first entry is this method's own frame, which is of no use to the reader.
             traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
-            return False, failure_line(encoded_item, type(error).__name__, _text_of(error), _format(error, traceback))
-        return True, b'{"item": %b, "ok": true, %b}\n' % (encoded_item, _encode_value(value))
+            name = type(error).__name__
+            return name, failure_line(encoded_item, name, _text_of(error), _format(error, traceback))
+        return None, b'{"item": %b, "ok": true, %b}\n' % (encoded_item, _encode_value(value))
 
     def find_problem(self) -> str | None:
         """Why the function cannot be called for an item, in one line of text; ``None`` if it can.
@@ -111,7 +126,7 @@ class Function:
         """
         try:
             function = self._resolve()
-        except _UnusableFunction as problem:
+        except UnusableFunction as problem:
             return _one_line(str(problem))
         if not callable(function):
             return f"{self!r} is not callable: it is of type {type(function).__name__}"
@@ -124,35 +139,17 @@ class Function:
         try:
             found: Any = importlib.import_module(self.module)
         except ModuleNotFoundError as error:
-            raise _UnusableFunction(f"cannot import {self.module}: {error.msg}") from error
+            raise UnusableFunction(f"cannot import {self.module}: {error.msg}") from error
         except BaseException as error:
-            raise _UnusableFunction(f"cannot import {self.module}: it raised {_summary(error)}") from error
+            raise UnusableFunction(f"cannot import {self.module}: it raised {_summary(error)}") from error
         reached = self.module
         for name in self.attribute.split("."):
             try:
                 found = getattr(found, name)
             except AttributeError as error:
-                raise _UnusableFunction(f"{reached} has no attribute {name!r}") from error
+                raise UnusableFunction(f"{reached} has no attribute {name!r}") from error
             reached = f"{reached}:{name}" if reached == self.module else f"{reached}.{name}"
         return found
-
-
-class Import:
-    """The first look for a function, which may execute a great deal: what :meth:`Function.find_problem` finds."""
-
-    __slots__ = ("function",)
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-
-    def __repr__(self) -> str:
-        return f"import {self.function.module}"
-
-    def __reduce__(self) -> tuple[type[Import], tuple[Function]]:
-        return type(self), (self.function,)
-
-    def __call__(self) -> str | None:
-        return self.function.find_problem()
 
 
 def encode_item(kind: ItemKind, content: str | bytes, value: object = ...) -> bytes:
@@ -169,13 +166,28 @@ def encode_item(kind: ItemKind, content: str | bytes, value: object = ...) -> by
 
 
 def failure_line(encoded_item: bytes, type_name: str, message: str, traceback: str | None = None) -> bytes:
-    """The line of an item that failed. ``traceback`` is ``None`` where there is none: the job did not raise, its worker ended."""
+    """The line of an item that failed. ``traceback`` is ``None`` where there is none; of a worker that died it is what is known of that."""
     error = {"type": type_name, "message": message, "traceback": traceback}
     return b'{"item": %b, "ok": false, "error": %b}\n' % (encoded_item, _dump(error))
 
 
-class _UnusableFunction(Exception):
-    """``MODULE:FUNCTION`` leads nowhere; the message says why."""
+def _take_standard_streams() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(null, 0)
+        try:
+            os.dup2(2, 1)
+        except OSError:  # there is no standard error either
+            os.dup2(null, 1)
+    finally:
+        if null > 2:
+            os.close(null)
+    # Made when descriptor 1 was perhaps a pipe or a file, sys.stdout keeps whole blocks back: what a killed job had printed
+    # would be lost.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _parse(content: str | bytes) -> Any:

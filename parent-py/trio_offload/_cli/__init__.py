@@ -8,7 +8,8 @@
 | ``_map`` | the run: who waits for whom, and how it ends |
 | ``_station`` | one worker's place: an item in, its line out |
 | ``_output`` | lines in the order of the items, and the bound on memory |
-| ``_progress`` | the bar |
+| ``_progress``, ``_table`` | the bar; the table of workers over it |
+| ``_tally`` | the summary |
 | ``_doctor``, ``_probes`` | what a bug report needs |
 """
 
@@ -61,8 +62,14 @@ before it are there:
   {"item": ..., "ok": true, "repr": "..."}      a value that JSON cannot hold
   {"item": ..., "ok": false, "error": {"type": ..., "message": ..., "traceback": ...}}
 What the function itself prints goes to standard error; its standard input is empty.
-A worker that dies is the failure of its item (BrokenWorkerError), and so is one over its
---timeout (TimeoutError); the rest go on.
+A worker that dies is the failure of its item (BrokenWorkerError; "traceback" is what it left behind,
+the Python stack above all), and so is one over its --timeout (TimeoutError) or over --memory-limit
+(WorkerMemoryError); the rest go on.
+
+progress and summary: where standard error is a terminal and the package rich is installed, a bar
+and a table of the workers; and at the end what --summary prints anywhere: jobs, failures by kind,
+workers used, the largest memory, wall and processor time.
+SIZE is a number of bytes, or text like 500MiB or 2GB.
 
 exit status:
   0    every item succeeded
@@ -75,6 +82,7 @@ examples:
   trio-offload map os.path:getsize *.txt
   find . -name '*.py' | trio-offload map --lines - measure_source:measure
   trio-offload map --json-lines points.jsonl --workers 4 --timeout 10 model:fit > results.jsonl
+  trio-offload map --lines files --memory-limit 2GB --retire-rss 500MiB --trace run.json mod:parse
   trio-offload map builtins:int -- -1 4
 """
 
@@ -141,6 +149,11 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
         fail_fast=chosen.fail_fast,
         progress=not chosen.no_progress,
         path_entry=_working_directory(),
+        summary=chosen.summary,
+        memory_limit=chosen.memory_limit,
+        retire_rss=chosen.retire_rss,
+        retire_jobs=chosen.retire_jobs,
+        trace=chosen.trace,
     )
     source = _open_source(items, chosen.lines, chosen.json_lines)
     try:
@@ -207,8 +220,27 @@ def _map_parser() -> argparse.ArgumentParser:
         type=_seconds,
         help="kill the worker of an item that takes longer than S seconds; the item has failed",
     )
+    parser.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        type=_size,
+        help="end an item that holds more, with the processes that it starts; the item has failed",
+    )
+    parser.add_argument(
+        "--retire-rss",
+        metavar="SIZE",
+        type=_size,
+        help="replace a worker that holds more after an item (for jobs that leak)",
+    )
+    parser.add_argument("--retire-jobs", metavar="N", type=_job_count, help="replace a worker after N items")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write the run in the Chrome trace-event format, for https://ui.perfetto.dev or chrome://tracing",
+    )
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first item that fails")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
+    parser.add_argument("--no-progress", action="store_true", help="no bar, table or summary, also on a terminal")
+    parser.add_argument("--summary", action="store_true", help="sum up on standard error at the end, terminal or not")
     return parser
 
 
@@ -270,13 +302,30 @@ def _processors() -> int:
 
 
 def _worker_count(text: str) -> int:
+    return _count(text, "workers")
+
+
+def _job_count(text: str) -> int:
+    return _count(text, "items")
+
+
+def _count(text: str, what: str) -> int:
     try:
         count = int(text)
     except ValueError:
         count = 0
     if count < 1:
-        raise argparse.ArgumentTypeError(f"not a number of workers: {text!r}")
+        raise argparse.ArgumentTypeError(f"not a number of {what}: {text!r}")
     return count
+
+
+def _size(text: str) -> int:
+    from .._sizes import parse_size
+
+    try:
+        return parse_size(text, "SIZE")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:

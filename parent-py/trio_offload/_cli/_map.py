@@ -1,6 +1,7 @@
 """``trio-offload map``: items in, lines out.
 
     source ─ reader ─▶ queue ─▶ slots, one station each ─▶ ordered output ─ writer ─▶ stdout
+                                (and one context for all)
                ▲                                                          │
                └─────────────────────────── window ◀──────────────────────┘
 
@@ -18,8 +19,9 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
-from functools import partial
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -32,8 +34,11 @@ from ._exit import CommandError, ExitStatus
 from ._output import OrderedOutput, Window
 from ._progress import open_bar
 from ._station import FunctionProblem, Job, Station, one_line
+from ._tally import Tally
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from ._progress import Bar
     from ._sources import Item, Source
     from ._station import Reply
@@ -45,6 +50,9 @@ _MAX_BYTES_INSIDE: Final = 64 * 1024 * 1024
 _STOP_WRITING: Final = 0.5
 _STOP: Final = 0.8
 """Seconds after a signal when the last write is given up, and when the process ends whatever happens."""
+
+_LOOK: Final = 0.25
+"""Seconds between two looks at the workers, if anybody wants to see them."""
 
 _MAX_START_FAILURES: Final = 5
 """So often in a row may a station fail to get a worker ready before that is the end of the run and not of an item."""
@@ -60,6 +68,15 @@ class MapOptions:
     progress: bool
     path_entry: str | None
     """The directory that has to lead ``sys.path`` in a worker; ``None``: the path is as it should be."""
+    summary: bool = False
+    """Whether to sum up at the end, also where there is no bar."""
+    memory_limit: int | None = None
+    """Bytes that one item may take, with the processes that it starts."""
+    retire_rss: int | None = None
+    retire_jobs: int | None = None
+    """A worker that holds more bytes after an item, or has run so many, is replaced."""
+    trace: str | None = None
+    """The file that gets a trace of the run."""
 
 
 def run_map(options: MapOptions, source: Source) -> ExitStatus:
@@ -69,12 +86,16 @@ def run_map(options: MapOptions, source: Source) -> ExitStatus:
     """
     if sys.stdout is None:
         raise CommandError("cannot write to standard output: it is closed")
-    bar, hint = open_bar(wanted=options.progress)
+    bar, hint = open_bar(repr(options.job.function), wanted=options.progress)
     if hint is not None:
-        print(f"trio-offload: hint: {hint}", file=sys.stderr)
+        _say(f"hint: {hint}")
     run = _Run(options, source, bar)
     try:
-        trio.run(run.main)
+        with warnings.catch_warnings():
+            # What this package warns of concerns the options, and a line of our source is not where they came from.
+            warnings.showwarning = run.note_warning  # type: ignore[assignment]
+            trio.run(run.main)
+        run.sum_up()
     finally:
         run.call_off_exit()
     return run.result()
@@ -92,6 +113,8 @@ class _Run:
         self._all_read = False
         self._function_found = trio.Event()
         self._slots_without_worker: list[str] = []  # why, of each
+        self._warnings: list[str] = []
+        self._tally = Tally(wanted=options.summary or bar.is_shown)
         self._any_failed = False
         self._ending: ExitStatus | CommandError | None = None
         self._exit_soon: threading.Timer | None = None
@@ -106,25 +129,28 @@ class _Run:
                 nursery.start_soon(self._bar.run)
                 nursery.start_soon(self._write)
                 with self._work_scope:
-                    async with trio.open_nursery() as work:
-                        work.start_soon(self._read)
-                        if self._bar.shows_total:
-                            work.start_soon(self._count)
-                        for _ in range(self._options.workers):
-                            work.start_soon(self._slot)
+                    await self._work()
                 self._output.close()
                 await self._written.wait()
                 nursery.cancel_scope.cancel()
 
+    def note_warning(self, message: Warning | str, *where: object) -> None:
+        """Takes the place of :func:`warnings.showwarning`: what it says is told at the end, when the bar is out of the way."""
+        self._warnings.append(" ".join(str(message).split()))
+
+    def sum_up(self) -> None:
+        """Say on standard error what the user should know, and how it went. To be called when :meth:`main` has returned."""
+        lost = self._slots_without_worker
+        if lost and self._function_found.is_set():
+            self._warnings.append(f"{len(lost)} of {self._options.workers} workers could not be started: {lost[0]}")
+        for warning in self._warnings:
+            _say(f"warning: {warning}")
+        if self._tally.wanted:
+            for line in self._tally.lines():
+                _say(line)
+
     def result(self) -> ExitStatus:
         """How the run ended. To be asked when :meth:`main` has returned."""
-        if self._slots_without_worker and self._function_found.is_set() and sys.stderr is not None:
-            lost = len(self._slots_without_worker)
-            print(
-                f"trio-offload: warning: {lost} of {self._options.workers} workers could not be started: "
-                f"{self._slots_without_worker[0]}",
-                file=sys.stderr,
-            )
         if isinstance(self._ending, CommandError):
             raise self._ending
         if self._ending is not None:
@@ -195,21 +221,52 @@ class _Run:
             else:
                 return self._queue.popleft()
 
-    async def _slot(self) -> None:
+    async def _work(self) -> None:
         options = self._options
-        async with trio_offload.open_worker_context(
-            idle_timeout=math.inf, init=partial(_items.prepare, options.path_entry)
-        ) as context:
-            station = Station(context, options.job)
-            if not await self._begin(station):
-                return
-            while (item := await self._next()) is not None:
-                self._finish(item, await station.run(item))
-                if station.start_failures >= _MAX_START_FAILURES:
-                    self.stop(CommandError(f"cannot get a worker ready any more: {station.last_problem}"))
+        try:
+            async with AsyncExitStack() as stack:
+                try:
+                    context = await stack.enter_async_context(_open_context(options))
+                except ValueError as error:
+                    # All else has been looked at before.
+                    why = error.__cause__
+                    self.stop(CommandError(f"cannot write {options.trace}: {getattr(why, 'strerror', None) or error}"))
+                    return
+                self._tally.watch(context.statistics)
+                try:
+                    async with trio.open_nursery() as onlookers:
+                        if self._tally.wanted:
+                            onlookers.start_soon(self._look_at_workers)
+                        async with trio.open_nursery() as work:
+                            work.start_soon(self._read)
+                            if self._bar.is_shown:
+                                work.start_soon(self._count)
+                            for _ in range(options.workers):
+                                work.start_soon(self._slot, context)
+                        onlookers.cancel_scope.cancel()
+                finally:
+                    self._tally.look()
+                    self._tally.watch(None)
+        except trio_offload.BrokenWorkerError as error:
+            # Every item has its line. That a worker was in trouble afterwards should be known, and changes none of them.
+            self._warnings.append(one_line(error))
+
+    async def _look_at_workers(self) -> None:
+        while True:
+            self._bar.set_workers(self._tally.look())
+            await trio.sleep(_LOOK)
+
+    async def _slot(self, context: trio_offload.WorkerContext) -> None:
+        station = Station(context, self._options.job, self._tally)
+        if not await self._begin(station):
+            return
+        while (item := await self._next()) is not None:
+            self._finish(item, await station.run(item))
+            if station.start_failures >= _MAX_START_FAILURES:
+                self.stop(CommandError(f"cannot get a worker ready any more: {station.last_problem}"))
 
     async def _begin(self, station: Station) -> bool:
-        """Bring up the slot's worker. ``False``: this slot has to do without, so it is closed."""
+        """Bring up a worker for the slot. ``False``: this slot has to do without, so it is closed."""
         try:
             await station.make_ready()
         except FunctionProblem as problem:
@@ -227,8 +284,9 @@ class _Run:
 
     def _finish(self, item: Item, reply: Reply) -> None:
         self._output.put(item, reply.line)
-        self._bar.advance(failed=not reply.ok)
-        if not reply.ok:
+        self._tally.count(reply.failure)
+        self._bar.advance(failed=reply.failure is not None)
+        if reply.failure is not None:
             self._any_failed = True
             if self._options.fail_fast:
                 self.stop(ExitStatus.FAILED)
@@ -242,6 +300,25 @@ class _Run:
             self.stop(CommandError(f"cannot write to standard output: {error.strerror or error}"))
         finally:
             self._written.set()
+
+
+def _open_context(options: MapOptions) -> AbstractAsyncContextManager[trio_offload.WorkerContext]:
+    retires = options.retire_rss is not None or options.retire_jobs is not None
+    return trio_offload.open_worker_context(
+        idle_timeout=math.inf,
+        init=_items.Prepare(options.path_entry, options.job.function),
+        retire=trio_offload.retire_when(rss=options.retire_rss, jobs=options.retire_jobs) if retires else bool,
+        memory_limit=options.memory_limit,
+        trace=options.trace,
+    )
+
+
+def _say(line: str) -> None:
+    try:
+        if sys.stderr is not None:
+            print(f"trio-offload: {line}", file=sys.stderr, flush=True)
+    except OSError:  # nobody listens; that is no reason to fail
+        pass
 
 
 def _exit_soon(status: ExitStatus) -> threading.Timer:

@@ -1,4 +1,5 @@
-"""The progress bar of ``trio-offload map``: on standard error, if that is a terminal and ``rich`` is installed.
+"""The progress bar of ``trio-offload map``, and the table of workers over it: on standard error, if that is a terminal and
+``rich`` is installed.
 
 The bar is drawn by a Trio task and not by a thread of rich's: whatever else this program writes to the same terminal is
 written between two drawings.
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from rich.progress import Progress
+    from trio_offload import WorkerStatistics
+
+    from ._table import Display, WorkerTable
 
 _INTERVAL = 0.1
 """Seconds between two drawings."""
@@ -27,11 +30,14 @@ class Bar(Protocol):
     """What a run tells whoever shows its progress."""
 
     @property
-    def shows_total(self) -> bool:
-        """Whether it is worth while to count the items of a file."""
+    def is_shown(self) -> bool:
+        """Whether anybody sees it: whether it is worth while to count the items of a file, and to look at the workers."""
 
     def set_total(self, total: int) -> None:
         """The number of all items is known now."""
+
+    def set_workers(self, workers: Sequence[WorkerStatistics]) -> None:
+        """These are there now."""
 
     def advance(self, *, failed: bool) -> None:
         """One item is finished. Called for each, so it must cost next to nothing."""
@@ -49,9 +55,12 @@ class Bar(Protocol):
 class NoBar:
     """Shows nothing."""
 
-    shows_total = False
+    is_shown = False
 
     def set_total(self, total: int) -> None:
+        pass
+
+    def set_workers(self, workers: Sequence[WorkerStatistics]) -> None:
         pass
 
     def advance(self, *, failed: bool) -> None:
@@ -73,10 +82,11 @@ class RichBar:
     ``shares_terminal``: the lines of the output go to the terminal that the bar is on.
     """
 
-    shows_total = True
+    is_shown = True
 
-    def __init__(self, progress: Progress, *, shares_terminal: bool) -> None:
+    def __init__(self, progress: Display, table: WorkerTable, *, shares_terminal: bool) -> None:
         self._progress = progress
+        self._table = table
         self._shares_terminal = shares_terminal
         self._total: int | None = None
         self._done = 0
@@ -88,6 +98,10 @@ class RichBar:
 
     def set_total(self, total: int) -> None:
         self._total = total
+
+    def set_workers(self, workers: Sequence[WorkerStatistics]) -> None:
+        if not self._closed:
+            self._table.set(workers)
 
     def advance(self, *, failed: bool) -> None:
         self._done += 1
@@ -114,6 +128,8 @@ class RichBar:
             self.close()
 
     def close(self) -> None:
+        # What stays on the terminal is the bar; the workers are about to leave.
+        self.set_workers(())
         self._draw()
         self._closed = True
         self._hide(leave_it=True)
@@ -144,26 +160,30 @@ class RichBar:
         self._progress.refresh()
 
 
-def open_bar(*, wanted: bool) -> tuple[Bar, str | None]:
-    """The bar for this process's standard error, and a hint for the user if there could be a better one."""
+def open_bar(function: str, *, wanted: bool) -> tuple[Bar, str | None]:
+    """The bar for this process's standard error, and a hint for the user if there could be a better one.
+
+    ``function`` is the name of what the workers run.
+    """
     if not wanted or not os.isatty(2):
         return NoBar(), None
     try:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
-            Progress,
             SpinnerColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+
+        from ._table import Display, WorkerTable
     except ImportError:
         return NoBar(), "for a progress bar: pip install 'trio-offload[cli]'"
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
         return NoBar(), None
-    progress = Progress(
+    progress = Display(
         SpinnerColumn(),
         BarColumn(),
         TextColumn("{task.fields[done]} done"),
@@ -177,7 +197,8 @@ def open_bar(*, wanted: bool) -> tuple[Bar, str | None]:
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    return RichBar(progress, shares_terminal=_same_terminal(1, 2)), None
+    progress.table = table = WorkerTable(function)
+    return RichBar(progress, table, shares_terminal=_same_terminal(1, 2)), None
 
 
 def _same_terminal(first: int, second: int) -> bool:

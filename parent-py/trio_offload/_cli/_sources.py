@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 64 * 1024
 """Bytes taken from a file at once; what a pipe holds."""
+_LABEL = 80
+"""So much of an item is shown where it is only named."""
 
 
 @attrs.frozen
@@ -47,6 +49,17 @@ class Item:
     def size(self) -> int:
         """About how much memory the content takes, in bytes."""
         return len(self.content)
+
+    @property
+    def label(self) -> str:
+        """The content for a person: on one line, and only its beginning."""
+        front = self.content[:_LABEL]
+        if isinstance(front, bytes):
+            text = front.decode("utf-8", "replace")
+            text = text if text.isprintable() else ascii(text)
+        else:
+            text = repr(front)
+        return text if len(front) == len(self.content) else f"{text}…"
 
 
 class Source(Protocol):

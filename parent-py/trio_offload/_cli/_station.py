@@ -1,9 +1,10 @@
 """A place for one worker of ``trio-offload map``: runs items, one at a time, and turns every ending into a line.
 
-Each station has a context of its own, with one worker at most. That is what makes ``--timeout`` exact: after a worker was
-lost, the station brings up the next one and has it import the function before the next item's clock starts. With one
-context for all, an item might find no idle worker and pay from its own time for a start and for an import, which may take
-longer than the item; after the first item over time every later one would be over time as well.
+All stations share one context; as each runs one item at a time there are no more workers than stations. ``--timeout`` is exact
+nevertheless: before an item's clock starts there is an idle worker, which has imported the function (its ``init`` does that).
+Between the end of :meth:`~trio_offload.WorkerContext.prewarm` and the beginning of the call no other task runs, so no other
+station takes that worker. Otherwise a station that has lost its worker would pay for a start and for an import from the next
+item's time, and after the first item over time every later one might be over time as well.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ._sources import Item
+    from ._tally import Tally
 
 _ENDS_GROUPS: Final = (signal.SIGTERM, signal.SIGHUP)
 """Signals that a service manager, a shell or a terminal sends to all processes of a group."""
@@ -28,6 +30,10 @@ _ENDS_GROUPS: Final = (signal.SIGTERM, signal.SIGHUP)
 _OWN_SIGNAL_DELAY: Final = 0.05
 """Seconds. A worker ended by one of them may be only the first of its group: this process is about to get the same signal,
 and then the item did not fail but was interrupted. Time for that to happen."""
+
+_NOT_OF_THE_IMPORT: Final = (2, 3, 4, 5, 6, 7, 127, None)
+"""What a worker that was not ready exits with for other reasons than the code that it imports: its own exit codes
+(PROTOCOL.md), and the dynamic loader's."""
 
 
 @attrs.frozen
@@ -43,8 +49,9 @@ class Job:
 class Reply:
     """What became of an item."""
 
-    ok: bool
     line: bytes
+    failure: str | None = None
+    """What kind of failure it was, in a word or two; ``None``: it succeeded."""
 
 
 class FunctionProblem(Exception):
@@ -52,75 +59,101 @@ class FunctionProblem(Exception):
 
 
 class Station:
-    """Uses ``context``, which nobody else may use."""
+    """Uses ``context`` together with others. Tells ``tally`` which workers it has used."""
 
-    def __init__(self, context: trio_offload.WorkerContext, job: Job) -> None:
+    def __init__(self, context: trio_offload.WorkerContext, job: Job, tally: Tally) -> None:
         self._context = context
         self._job = job
+        self._tally = tally
         self._limiter = _Unlimited()
-        self._is_ready = False
         self.start_failures = 0
         """How often in a row no worker could be made ready."""
         self.last_problem = ""
         """Why not, the last time."""
 
     async def make_ready(self) -> None:
-        """Have a worker that has imported the function.
+        """See to it that there is an idle worker.
 
         Raises :class:`FunctionProblem` if the function is to blame, :class:`trio_offload.WorkerStartError` if there is no
         worker.
         """
-        if self._is_ready:
-            return
-        function = self._job.function
-        self.start_failures += 1
         try:
-            problem = await self._context.run_sync(_items.Import(function), kill_on_cancel=True, limiter=self._limiter)
-        except trio_offload.WorkerStartError:
-            raise
-        except trio_offload.BrokenWorkerError as error:
-            raise FunctionProblem(f"cannot import {function.module}: {one_line(error)}") from error
-        if problem is not None:
-            raise FunctionProblem(problem)
-        self.start_failures = 0
-        self._is_ready = True
+            await self._context.prewarm(1)
+        except trio_offload.WorkerStartError as error:
+            await _let_own_signal_come(error)
+            problem = self._problem_of_function(error)
+            if problem is None:
+                raise
+            raise FunctionProblem(problem) from error
 
     async def run(self, item: Item) -> Reply:
         """Call the function for one item. Cancelled, it has killed the worker when it raises."""
-        job = self._job
+        timeout = self._job.timeout
         try:
-            await self._make_ready_again()
-            if job.timeout is None:
+            if timeout is None:
                 return await self._call(item)
-            with trio.move_on_after(job.timeout):
+            await self._context.prewarm(1)
+            with trio.move_on_after(timeout):
                 return await self._call(item)
+        except trio_offload.WorkerStartError as error:
+            await _let_own_signal_come(error)
+            self.last_problem = self._problem_of_function(error) or one_line(error)
+            self.start_failures += 1
+            return _failure(item, type(error).__name__, type(error).__name__, self.last_problem)
         except trio_offload.BrokenWorkerError as error:
-            self._is_ready = False
-            if error.signal in _ENDS_GROUPS:
-                await trio.sleep(_OWN_SIGNAL_DELAY)
-            return _failure(item, type(error).__name__, str(error))
+            await _let_own_signal_come(error)
+            self._tally.note_death(error)
+            self.start_failures = 0
+            traceback = None if error.crash is None else error.crash.note()
+            return _failure(item, _kind(error), type(error).__name__, str(error), traceback)
         except Exception as error:  # the function's own are in the reply; this is about the call, a MemoryError perhaps
-            return _failure(item, type(error).__name__, str(error))
-        self._is_ready = False
-        return _failure(item, "TimeoutError", f"over its {job.timeout:g} s: the worker was killed")
-
-    async def _make_ready_again(self) -> None:
-        try:
-            await self.make_ready()
-        except (FunctionProblem, trio_offload.WorkerStartError) as error:
-            self.last_problem = one_line(error)
-            raise
+            return _failure(item, type(error).__name__, type(error).__name__, str(error))
+        self.start_failures = 0
+        return _failure(item, "timeout", "TimeoutError", f"over its {timeout:g} s: the worker was killed")
 
     async def _call(self, item: Item) -> Reply:
-        ok, line = await self._context.run_sync(
-            self._job.function,
+        if self._job.timeout is not None:
+            # One that is killed never tells who it was: look as soon as this call is on its way.
+            self._tally.look_soon()
+        pid, failure, line = await self._context.run_sync(
+            _Named(self._job.function, item),
             item.kind,
             item.number,
             item.content,
             kill_on_cancel=True,
             limiter=self._limiter,
         )
-        return Reply(ok, line)
+        self.start_failures = 0
+        self._tally.note_worker(pid)
+        return Reply(line, failure)
+
+    def _problem_of_function(self, error: trio_offload.WorkerStartError) -> str | None:
+        """What is wrong with the function, if that is why no worker was ready."""
+        if isinstance(error.__cause__, _items.UnusableFunction):
+            return str(error.__cause__)
+        process = error.process
+        if process is None or process.killed or process.exitcode in _NOT_OF_THE_IMPORT:
+            return None
+        return f"cannot import {self._job.function.module}: {one_line(error)}"
+
+
+class _Named(_items.Function):
+    """The user's function, with the item in its name: what is said about a worker says what it works on, or died of.
+
+    The worker gets the function only.
+    """
+
+    __slots__ = ("_item",)
+
+    def __init__(self, function: _items.Function, item: Item) -> None:
+        super().__init__(function.module, function.attribute)
+        self._item = item
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}({self._item.label})"
+
+    def __reduce__(self) -> tuple[type[_items.Function], tuple[str, str]]:
+        return _items.Function, (self.module, self.attribute)
 
 
 def one_line(error: BaseException) -> str:
@@ -128,9 +161,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _failure(item: Item, type_name: str, message: str) -> Reply:
+async def _let_own_signal_come(error: trio_offload.BrokenWorkerError) -> None:
+    if error.signal in _ENDS_GROUPS:
+        await trio.sleep(_OWN_SIGNAL_DELAY)
+
+
+def _kind(error: trio_offload.BrokenWorkerError) -> str:
+    if isinstance(error, trio_offload.WorkerMemoryError):
+        return "out of memory"
+    if error.signal is not None:
+        return error.signal.name
+    if error.exitcode is not None:
+        return f"exit status {error.exitcode}" if error.exitcode >= 0 else f"signal {-error.exitcode}"
+    return type(error).__name__
+
+
+def _failure(item: Item, kind: str, type_name: str, message: str, traceback: str | None = None) -> Reply:
     encoded = _items.encode_item(item.kind, item.content)
-    return Reply(ok=False, line=_items.failure_line(encoded, type_name, message))
+    return Reply(_items.failure_line(encoded, type_name, message, traceback), kind)
 
 
 class _Unlimited:

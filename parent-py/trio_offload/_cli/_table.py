@@ -1,0 +1,76 @@
+"""The table of workers over the progress bar. Imported only where there is one: it needs ``rich``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.progress import Progress
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from .._sizes import readable_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+    from trio_offload import WorkerStatistics
+
+
+class WorkerTable:
+    """Who works on what, as rich shows it."""
+
+    def __init__(self, function: str) -> None:
+        self._function = function
+        self._workers: Sequence[WorkerStatistics] = ()
+        self._lines: list[list[Segment]] | None = None
+
+    def set(self, workers: Sequence[WorkerStatistics]) -> None:
+        """The workers are these now."""
+        self._workers = workers
+        self._lines = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # The display is drawn far more often than a table changes: before and after each line of output, if that goes to
+        # the same terminal. To lay a table out takes milliseconds, to repeat it nearly nothing.
+        if self._lines is None:
+            self._lines = []
+            if self._workers:
+                self._lines = console.render_lines(self._build(console.size.height - _OTHER_LINES), options, pad=False)
+        for line in self._lines:
+            yield from line
+            yield Segment.line()
+
+    def _build(self, most: int) -> Table:
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for name in ("pid", "state", "memory", "jobs"):
+            table.add_column(name, no_wrap=True, justify="left" if name == "state" else "right")
+        table.add_column("item", no_wrap=True, overflow="ellipsis")
+        # What does not fit would push the bar off the screen.
+        shown = self._workers if len(self._workers) <= most else self._workers[: max(0, most - 1)]
+        for worker in shown:
+            memory = "" if worker.rss is None else readable_size(worker.rss)
+            table.add_row(str(worker.pid), worker.state, memory, str(worker.jobs), Text(self._item_of(worker)))
+        if len(shown) < len(self._workers):
+            table.add_row("", "", "", "", f"and {len(self._workers) - len(shown)} more")
+        return table
+
+    def _item_of(self, worker: WorkerStatistics) -> str:
+        name = worker.function or ""
+        return name.removeprefix(f"{self._function}(").removesuffix(")") if name.startswith(self._function) else name
+
+
+class Display(Progress):
+    """A progress bar under a table."""
+
+    table: WorkerTable | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self.table is not None:
+            yield self.table
+        yield self.make_tasks_table(self.tasks)
+
+
+_OTHER_LINES: Final = 3  # of the screen: the table's head, the bar, and the line below it
