@@ -181,16 +181,18 @@ def test_whatever_a_job_raises(folder: Path) -> None:
     assert ran.status == 1
 
 
-@pytest.mark.parametrize(("item", "said"), [("segfault", "SIGSEGV"), ("_exit", "42")])
-def test_a_dead_worker_is_its_items_failure(folder: Path, item: str, said: str) -> None:
+@pytest.mark.parametrize(("item", "said", "left"), [("segfault", "SIGSEGV", "in trouble"), ("_exit", "42", "It held")])
+def test_a_dead_worker_is_its_items_failure(folder: Path, item: str, said: str, left: str) -> None:
     ran = run(folder, "map", "jobs:trouble", "a", item, "b", item, "c", "--workers", "2")
     assert [line["ok"] for line in ran.lines] == [True, False, True, False, True]
     for line in ran.lines:
         if not line["ok"]:
             assert line["error"]["type"] == "BrokenWorkerError"
             assert said in line["error"]["message"]
-            assert "jobs:trouble" in line["error"]["message"]
-            assert line["error"]["traceback"] is None
+            assert f"jobs:trouble({item!r})" in line["error"]["message"]
+            assert f"had run jobs:trouble({item!r})" in line["error"]["traceback"]
+            # Of one that could still write, the line of Python.
+            assert left in line["error"]["traceback"]
     assert ran.status == 1
 
 

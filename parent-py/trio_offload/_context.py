@@ -144,6 +144,11 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             trace=None if self.trace is None else TraceWriter(self.trace),
         )
 
+    def __attrs_post_init__(self) -> None:
+        # When all arguments have been looked at: a call that is refused must not have overwritten a file.
+        if self._settings.trace is not None:
+            self._settings.trace.open()
+
     @report_interval.validator
     @idle_timeout.validator
     @grace_period.validator
@@ -285,6 +290,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                         self._warn_of_baseline(worker)
                     result = await worker.run_sync(call, cancellable=cancellable)
                     if worker.will_retire():
+                        # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
+                        worker.ask_to_retire()
                         self._begin_spare()
                 except CallNotRun:
                     # A worker that was idle may have left for good reasons. One that was started for this call has no

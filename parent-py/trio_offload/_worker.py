@@ -123,6 +123,7 @@ class Worker:
         self._oom_kills = _oom.OomKills(None, None)
         self._stderr_size: int | None = None
         self._started = time.monotonic()
+        self._ready = self._started
         self._jobs = 0
         # The call that runs: what it is called, and when it began on the clock of time.monotonic().
         self._running: str | None = None
@@ -222,8 +223,9 @@ class Worker:
         except BaseException:
             await self._end()
             raise
+        self._ready = time.monotonic()
         if self._settings.trace is not None:
-            self._settings.trace.worker_started(self.process.pid, self._started, time.monotonic())
+            self._settings.trace.worker_started(self.process.pid, self._started, self._ready)
         self._become_idle()
 
     async def end(self) -> None:
@@ -292,7 +294,7 @@ class Worker:
             return False
         if retire.jobs is not None and self._jobs >= retire.jobs:
             return True
-        if retire.seconds is not None and time.monotonic() - self._started >= retire.seconds:
+        if retire.seconds is not None and time.monotonic() - self._ready >= retire.seconds:
             return True
         return (
             retire.rss is not None and self._figures is not None and self._figures[0] > retire.effective_rss(self.baseline)
