@@ -133,6 +133,44 @@ def test_bar_and_lines_on_one_terminal(folder: Path) -> None:
     assert "50/50 done" in ran.terminal.text
 
 
+def test_a_table_of_the_workers(folder: Path) -> None:
+    """Who they are, what they hold and what they work on, while they do; at the end only the bar stays."""
+    with on_terminal(folder, "map", "jobs:wait_for_file", "a", "[b]old", "wait", "--workers", "1") as ran:
+        wait_until(lambda: re.search(r"\d+ +running +[\d.]+ MiB +2 +'wait'", ran.terminal.text), "a table")
+        assert re.search(r"pid +state +memory +jobs +item", ran.terminal.text)
+        (folder / "go").touch()
+    last = ran.terminal.text[ran.terminal.text.rindex("3/3 done") :]
+    assert "running" not in last
+    assert "idle" not in last
+
+
+def test_the_item_that_a_worker_has_is_shown_as_it_is(folder: Path) -> None:
+    """Not what rich would make of it, not more than fits on a line, and of JSON the JSON."""
+    (folder / "items").write_text(json.dumps({"wait": "[red]" + "x" * 500}) + "\n")
+    (folder / "holds.py").write_text("from jobs import wait_for_file\ndef f(item): return wait_for_file(*item)\n")
+    with on_terminal(folder, "map", "holds:f", "--json-lines", "items") as ran:
+        wait_until(lambda: '{"wait": "[red]xxx' in ran.terminal.text, "the item")
+        (folder / "go").touch()
+    assert "x" * 100 not in ran.terminal.text
+
+
+def test_more_workers_than_lines(folder: Path) -> None:
+    """The bar is what must be seen."""
+    items = [f"wait-{number}" for number in range(6)]
+    arguments = ("map", "jobs:wait_for_file", *items, "--workers", "6")
+    with on_terminal(folder, *arguments, env={"LINES": "6"}) as ran:
+        wait_until(lambda: "and 4 more" in ran.terminal.text, "a short table")
+        assert "0/6 done" in ran.terminal.text
+        (folder / "go").touch()
+
+
+def test_the_summary_is_under_the_bar(folder: Path) -> None:
+    with on_terminal(folder, "map", "jobs:trouble", "a", "raise") as ran:
+        pass
+    shown = ran.terminal.text.replace("\r\n", "\n")
+    assert "trio-offload: 2 jobs, 1 failed: 1 ValueError\n" in shown[shown.rindex("2/2 done") :]
+
+
 def test_ctrl_c_gives_the_terminal_back(folder: Path) -> None:
     with on_terminal(folder, "map", "jobs:wait_for_file", "a", "wait", stdout_too=True) as ran:
         wait_until(lambda: "1/2 done" in ran.terminal.text, "the bar")

@@ -75,6 +75,21 @@ def test_keep_state(tmp_path: Path) -> None:
     assert "12 jobs, 3 workers one after another" in said
 
 
+def test_leaky_parser(tmp_path: Path) -> None:
+    said = run_example("leaky_parser.py", tmp_path, "run.json").splitlines()
+    # The files 0 to 23 but for the bad one, and a half of each.
+    assert said[0] == f"23 of 24 files parsed, the sum is {sum(range(24)) - 7 + 23 / 2}"
+    assert re.fullmatch(r"07\.csv was given up: it had taken [\d,]+ bytes when it was ended", said[1])
+    workers, largest = map(int, re.findall(r"\d+", said[2]))
+    # 16 MB are lost with each file, so a worker is good for seven at most, and passes the ceiling by one file.
+    assert workers >= 4
+    assert largest < 100 + 40
+    events = json.loads((tmp_path / "run.json").read_text())
+    outcomes = [event["args"]["outcome"] for event in events if event.get("cat") == "job"]
+    assert sorted(outcomes) == ["WorkerMemoryError"] + ["ok"] * 23
+    assert len({event["tid"] for event in events if event["name"] == "thread_name"}) >= workers
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short_and_guarded(path: Path) -> None:
     text = path.read_text()

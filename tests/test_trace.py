@@ -52,6 +52,10 @@ def read_without_end(path: Path) -> list[dict[str, Any]]:
     return check(json.loads(path.read_text() + "]"))
 
 
+def count(path: Path, text: str) -> int:
+    return path.read_text().count(text)
+
+
 def check(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for event in events:
         assert set(event) == FIELDS[event["ph"]] | {"name", "ph"}, event
@@ -161,7 +165,7 @@ async def test_a_running_job_has_a_curve(path: Path, line: Lifeline) -> None:
             pid = await line.pid()
             with trio.fail_after(PATIENCE):
                 # Each is in the file as soon as it was heard.
-                while path.read_text().count(f"memory {pid}") < 5:  # noqa: ASYNC110
+                while count(path, f"memory {pid}") < 5:  # noqa: ASYNC110
                     await trio.sleep(0.005)
             assert slices(read_without_end(path), "job") == []
             nursery.cancel_scope.cancel()
@@ -237,9 +241,12 @@ async def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> 
             pass
 
 
-async def test_a_context_that_is_refused_overwrites_nothing(path: Path) -> None:
-    path.write_text("precious")
-    with pytest.raises(ValueError, match="idle_timeout"):
+def test_a_context_that_is_refused_overwrites_nothing(path: Path) -> None:
+    async def open_it() -> None:
         async with open_worker_context(idle_timeout=-1, trace=path):
             pass
+
+    path.write_text("precious")
+    with pytest.raises(ValueError, match="idle_timeout"):
+        trio.run(open_it)
     assert path.read_text() == "precious"

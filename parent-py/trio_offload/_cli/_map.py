@@ -107,7 +107,7 @@ class _Run:
         self._source = source
         self._bar = bar
         self._window = Window(_MAX_ITEMS_INSIDE, _MAX_BYTES_INSIDE)
-        self._output = OrderedOutput(1, self._window, bar.around_write)
+        self._output = OrderedOutput(1, self._window, bar.around_write, bar.write_distance)
         self._queue: deque[Item] = deque()
         self._queue_waiting = trio.lowlevel.ParkingLot()
         self._all_read = False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ._sources import Item
 
-_DISTANCE: Final = 0.005
+DISTANCE: Final = 0.005
 """Seconds between the beginnings of two writes, at least. Nobody sees a line come so much later."""
 
 
@@ -74,10 +74,12 @@ class OrderedOutput:
         descriptor: int,
         window: Window,
         around_write: Callable[[], AbstractContextManager[object]],
+        distance: float = DISTANCE,
     ) -> None:
         self._descriptor = descriptor
         self._window = window
         self._around_write = around_write
+        self._distance = distance
         self._next = 0  # the index of the first item that has no line yet
         self._behind: dict[int, tuple[int, bytes]] = {}  # lines that wait for it: (bytes in the window, line)
         self._ready: list[tuple[int, bytes]] = []
@@ -118,7 +120,7 @@ class OrderedOutput:
                 if self._closed:
                     return
                 await self._wake.park()
-            earliest_next = trio.current_time() + _DISTANCE
+            earliest_next = trio.current_time() + self._distance
             batch, self._ready = self._ready, []
             with self._around_write():
                 await trio.to_thread.run_sync(

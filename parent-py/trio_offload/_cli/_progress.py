@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from ._output import DISTANCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
@@ -32,6 +34,10 @@ class Bar(Protocol):
     @property
     def is_shown(self) -> bool:
         """Whether anybody sees it: whether it is worth while to count the items of a file, and to look at the workers."""
+
+    @property
+    def write_distance(self) -> float:
+        """Seconds between two writings of lines to standard output, at least."""
 
     def set_total(self, total: int) -> None:
         """The number of all items is known now."""
@@ -56,6 +62,7 @@ class NoBar:
     """Shows nothing."""
 
     is_shown = False
+    write_distance = DISTANCE
 
     def set_total(self, total: int) -> None:
         pass
@@ -88,6 +95,8 @@ class RichBar:
         self._progress = progress
         self._table = table
         self._shares_terminal = shares_terminal
+        # To take the display away and to bring it back takes longer than most items. There it is a person who reads.
+        self.write_distance = _INTERVAL if shares_terminal else DISTANCE
         self._total: int | None = None
         self._done = 0
         self._failed = 0
