@@ -307,7 +307,7 @@ async def test_what_cannot_be_started_as_python_is_not(
         (tmp_path / "python3").write_bytes(b"")
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
     async with trio_offload.open_worker_context() as context:
-        with pytest.raises(LocateError, match="no shared libpython"):
+        with pytest.raises(LocateError, match="made by a freezer" if change == "frozen" else "no shared libpython"):
             await context.run_sync(bool)
 
 
