@@ -209,6 +209,7 @@ async def test_the_watcher_holds_nothing_of_the_workers(context: WorkerContext) 
     """Neither its streams, whose readers wait for their end, nor the socket, whose end is the worker's death, nor a folder."""
     pid = await context.run_sync(os.getpid)
     (watcher,) = _family.children([pid])
+    assert watcher == await trio.to_thread.run_sync(watcher_of, pid)
     assert contents(f"/proc/{watcher}/comm") == "offload-watcher\n"
     held = {os.readlink(f"/proc/{watcher}/fd/{number}") for number in os.listdir(f"/proc/{watcher}/fd")}
     others = {target for target in held if "pidfd" not in target and not target.startswith("pipe:")}
@@ -396,15 +397,18 @@ async def test_a_worker_that_is_given_up_in_the_middle_of_a_job_ends(line: Lifel
 
 
 def watcher_of(worker: int) -> int:
-    """The process of that name in the worker's session; it may be anybody's child by then."""
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and (entry / "comm").read_bytes() == b"offload-watcher\n":
-                fields = _family.stat_fields(int(entry.name))
-                if fields is not None and (int(fields[1]) == worker or _is_watcher_of(entry, worker)):
-                    return int(entry.name)
-        except OSError:
-            continue
+    """The process of that name which watches this worker. It may be anybody's child, and not have a name at once."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and (entry / "comm").read_bytes() == b"offload-watcher\n":
+                    fields = _family.stat_fields(int(entry.name))
+                    if fields is not None and (int(fields[1]) == worker or _is_watcher_of(entry, worker)):
+                        return int(entry.name)
+            except OSError:
+                continue
+        time.sleep(0.002)
     raise AssertionError("there is no watcher")
 
 

@@ -227,8 +227,6 @@ class _Watch:
     def __init__(self, parent: _Life, worker: _Life, socket: int, record: int, listener: int, memory: mmap.mmap) -> None:
         # Ctrl+C and the like are for the worker, and a Ctrl+Z at the terminal must not keep this process from its work.
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
-        with open("/proc/self/comm", "w") as name:
-            name.write("offload-watcher")
         self._parent = parent
         self._worker = worker
         self._socket = socket
@@ -246,6 +244,9 @@ class _Watch:
             if descriptor is not None:
                 self._poller.register(descriptor, select.EPOLLIN)
         _let_go_of_everything({self._poller.fileno(), parent.pidfd, worker.pidfd, record, listener})
+        # Last: who knows the name may rely on the rest.
+        with open("/proc/self/comm", "w") as name:
+            name.write("offload-watcher")
 
     def run(self) -> NoReturn:
         parent, worker = self._parent, self._worker
