@@ -320,8 +320,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             spare = Worker(self._settings)
             try:
                 spare.begin()
-            except WorkerStartError as error:
-                # Whoever needs a worker tries again, and is told.
+            except Exception as error:
+                # Whoever needs a worker tries again, and is told. Here there is a result that must not be lost.
                 logger.warning("no worker could be started ahead of the next call: %s", error)
             else:
                 self._cache.push_spare(spare)
