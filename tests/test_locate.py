@@ -291,7 +291,7 @@ def test_an_executable_is_not_needed_then(static: Any, monkeypatch: pytest.Monke
     assert not _locate.way().is_native
 
 
-@pytest.mark.parametrize("change", ["frozen", "not a Python", "nowhere", "not executable"])
+@pytest.mark.parametrize("change", ["frozen", "not a Python", "not executable"])
 async def test_what_cannot_be_started_as_python_is_not(
     static: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
 ) -> None:
@@ -301,8 +301,6 @@ async def test_what_cannot_be_started_as_python_is_not(
         monkeypatch.setattr(sys, "frozen", True, raising=False)
     elif change == "not a Python":
         monkeypatch.setattr(sys, "executable", executable(tmp_path / "application", b"#!/bin/sh\nexit 9\n"))
-    elif change == "nowhere":
-        monkeypatch.setattr(sys, "executable", "/nowhere/python3")
     else:
         (tmp_path / "python3").write_bytes(b"")
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
@@ -312,11 +310,12 @@ async def test_what_cannot_be_started_as_python_is_not(
 
 
 def test_an_interpreter_without_a_name_is_found(static: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``sys.executable`` is empty where Python was started under a name that leads to no program."""
+    """``sys.executable`` is empty, or nonsense, where Python was started under a name that leads to no program."""
     static("static")
     assert _locate.interpreter() == sys.executable
-    monkeypatch.setattr(sys, "executable", "")
-    assert os.path.samefile(_locate.interpreter(), "/proc/self/exe")
+    for name in ("", "/nowhere/python3"):
+        monkeypatch.setattr(sys, "executable", name)
+        assert os.path.samefile(_locate.interpreter(), "/proc/self/exe")
 
 
 # --- the wrong one ------------------------------------------------------------------------------------------------

@@ -85,8 +85,8 @@ def interpreter() -> str:
     A frozen program, and one that embeds Python, often have themselves there: to start such an "interpreter" for a worker
     would be to start the program again.
     """
-    # Empty where Python was started under a name that leads to no program.
-    path = sys.executable or os.path.realpath("/proc/self/exe")
+    # Python may have been started under a name that leads to no program.
+    path = sys.executable if os.path.exists(sys.executable or "") else os.path.realpath("/proc/self/exe")
     named = any("python" in os.path.basename(name).lower() for name in (path, os.path.realpath(path)))
     return path if named and not getattr(sys, "frozen", False) and os.access(path, os.X_OK) else ""
 
