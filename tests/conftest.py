@@ -16,10 +16,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import attrs
 import pytest
+from lifeline import Gate, Lifeline
 
 SETTLING_TIME = 5.0  # seconds
 # What lives as long as the process, by intent: pytest's own folder, and the one in which multiprocessing puts its sockets.
@@ -194,6 +196,18 @@ def _left_after_settling(before: Belongings) -> list[str]:
 
 
 # --- for everyone --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Lifeline]:
+    with closing(Lifeline(tmp_path / "line")) as line:
+        yield line
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with closing(Gate(tmp_path / "gate")) as gate:
+        yield gate
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import platform
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,6 @@ from running import run_script
 
 from trio_offload import BrokenWorkerError, CrashRecord, WorkerContext, WorkerStartError, open_worker_context
 from trio_offload import _record as record_module
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
 
 
 async def death_of(context: WorkerContext, job: Callable[..., Any], *args: Any) -> tuple[BrokenWorkerError, CrashRecord]:

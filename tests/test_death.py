@@ -9,7 +9,6 @@ import os
 import resource
 import select
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,6 @@ from trio_offload import (
     open_worker_context,
     run_sync,
 )
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with closing(Gate(tmp_path / "gate")) as gate:
-        yield gate
-
 
 NOTHING = WorkerContextStatistics(idle_workers=0, running_workers=0)
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,6 @@ def by_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ENVIRONMENT = plain_environment(PYTHONPATH=os.pathsep.join([BY_THE_LOOP, os.path.dirname(jobs.__file__)]))
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with closing(Gate(tmp_path / "gate")) as gate:
-        yield gate
 
 
 @pytest.fixture

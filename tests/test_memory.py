@@ -6,8 +6,7 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,6 @@ from trio_offload import (
 from trio_offload._sizes import parse_size, readable_size
 
 MIB = 2**20
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with closing(Gate(tmp_path / "gate")) as gate:
-        yield gate
 
 
 def only_worker(context: WorkerContext) -> WorkerStatistics:

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,6 @@ ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
 
 # The design says one second; a busy machine gets more, and a broken worker would live for ever.
 GONE_WITHIN = 15.0
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
 
 
 PROGRAM = """

@@ -8,8 +8,6 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import jobs
@@ -19,12 +17,6 @@ from lifeline import PATIENCE, Lifeline
 from running import plain_environment, run_script, started, write
 
 ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
 
 
 PRINTS = """

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +24,6 @@ from trio_offload import (
     run_sync,
 )
 from trio_offload._worker import Worker
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with closing(Gate(tmp_path / "gate")) as gate:
-        yield gate
 
 
 def fail() -> None:

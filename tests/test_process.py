@@ -39,12 +39,6 @@ def pidfds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return True
 
 
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
-
-
 class Begin:
     """Starts programs as if they were workers; descriptor 3 is their socket."""
 

@@ -9,8 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +32,6 @@ FIELDS = {
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run.json"
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Lifeline]:
-    with closing(Lifeline(tmp_path / "line")) as line:
-        yield line
 
 
 def read(path: Path) -> list[dict[str, Any]]:
