@@ -67,9 +67,8 @@ async def test_a_fault_is_told_with_the_line_of_python(job: Any, number: signal.
         # A log is enough to find the line.
         shown = "".join(traceback.format_exception(error))
         assert number.name in shown
-        if sys.version_info >= (3, 11):
-            assert frame in shown
-            assert Path(jobs.__file__).name in shown or Path(memory_jobs.__file__).name in shown
+        assert frame in shown
+        assert Path(jobs.__file__).name in shown or Path(memory_jobs.__file__).name in shown
         assert await context.run_sync(jobs.echo, 5) == 5
 
 
@@ -238,7 +237,6 @@ def test_an_endless_record_is_cut() -> None:
     assert file.read() == ""
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
 def test_a_log_of_an_uncaught_death_is_enough(tmp_path: Path) -> None:
     text = f"""
     import sys

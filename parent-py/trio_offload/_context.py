@@ -19,7 +19,7 @@ import trio
 from trio_offload_worker._retire import RetireWhen
 
 from ._cache import WorkerCache
-from ._errors import BrokenWorkerError, WorkerStartError
+from ._errors import BrokenWorkerError
 from ._payload import dump_call
 from ._sizes import parse_size, readable_size
 from ._trace import TraceWriter

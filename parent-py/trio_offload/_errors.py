@@ -116,7 +116,7 @@ class RemoteError(RuntimeError):
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception (PEP 678); on Python 3.10 it is kept, though a traceback does not show it.
+    """Add a note to an exception (PEP 678); on Python 3.10 the backport of exception groups, which Trio needs, shows it.
 
     Written around the exception's class, which may forbid that its attributes are set (a frozen dataclass does).
     """
