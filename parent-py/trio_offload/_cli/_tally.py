@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_offload_worker import memory_info
+
 from .._sizes import readable_size
 
 if TYPE_CHECKING:
@@ -103,10 +105,15 @@ def _largest_child(usage: resource.struct_rusage) -> int:
     """The most memory that a process held which this one has waited for, in bytes; 0 if the system's figure does not tell.
 
     A process that is started begins its life in its parent's memory, and Linux counts that as its own (exec_mmap() in
-    fs/exec.c): a figure that is no larger than this process's own says nothing.
+    fs/exec.c): a figure that is no larger than this process's own peak says nothing. That peak is not its ``ru_maxrss``,
+    which in turn has in it what the program held that started this one.
     """
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    return 0 if usage.ru_maxrss <= own.ru_maxrss else usage.ru_maxrss * _UNIT
+    try:
+        own = memory_info().peak_rss
+    except RuntimeError:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+    largest = usage.ru_maxrss * _UNIT
+    return 0 if largest <= own else largest
 
 
 def _number(count: int, what: str) -> str:
