@@ -58,28 +58,43 @@ class Channel:
         Raises:
             WriteFailed: the other side is gone.
         """
-        if sum(map(len, parts)) <= _SMALL:
-            # One buffer and one system call: the fastest way for a small frame, and nearly always all there is to do.
-            rest: list[Buffer] = [b"".join(parts)]
-            try:
-                count = self._socket.send(rest[0])
-            except BlockingIOError:
-                count = 0
-            except (BrokenPipeError, ConnectionResetError):
-                raise WriteFailed(False) from None
-            if count < len(rest[0]):
-                await self._send_slowly([_after(rest, count)], count > 0, cancellable)
-        else:
-            await self._send_slowly(_batches(parts), False, cancellable)
+        rest = self.send_at_once(parts)
+        if rest:
+            await self.send_rest(rest, rest is not parts, cancellable=cancellable)
 
-    async def _send_slowly(self, batches: Iterable[list[Buffer]], sent: bool, cancellable: bool) -> None:
+    def send_at_once(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Write a small frame, given as its bytes in order; what is left of it. Of a large one that is all of it.
+
+        One buffer and one system call: the fastest way for such a frame, and nearly always all there is to do.
+
+        Raises:
+            WriteFailed: the other side is gone.
+        """
+        if sum(map(len, parts)) > _SMALL:
+            return parts
+        data = b"".join(parts)
+        try:
+            count = self._socket.send(data)
+        except BlockingIOError:
+            return parts
+        except (BrokenPipeError, ConnectionResetError):
+            raise WriteFailed(False) from None
+        return () if count == len(data) else _after([data], count)
+
+    async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
+        """Write what :meth:`send_at_once` has left; ``sent`` says whether that was only a part. Raises what that raises."""
         turn = _TURN
-        for batch in batches:
+        for batch in _batches(parts):
             while batch:
                 try:
                     count = self._socket.sendmsg(_front(batch, turn))
                 except BlockingIOError:
-                    await _patiently(trio.lowlevel.wait_writable, self._descriptor, cancellable)
+                    try:
+                        await trio.lowlevel.wait_writable(self._descriptor)
+                    except trio.Cancelled:
+                        if cancellable:
+                            raise
+                        await _shielded(trio.lowlevel.wait_writable, self._descriptor)
                     turn = _TURN
                     continue
                 except (BrokenPipeError, ConnectionResetError):
@@ -121,10 +136,12 @@ class Channel:
         frame = self._decoder.next_frame()
         while frame is None:
             # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
-            if cancellable:
+            try:
                 await trio.lowlevel.wait_readable(self._descriptor)
-            else:
-                await _patiently(trio.lowlevel.wait_readable, self._descriptor, False)
+            except trio.Cancelled:
+                if cancellable:
+                    raise
+                await _shielded(trio.lowlevel.wait_readable, self._descriptor)
             self._read()
             frame = self._decoder.next_frame()
         return frame
@@ -144,8 +161,9 @@ class Channel:
 
     def _read(self) -> bool:
         """Read once; whether there was anything to read."""
+        target = self._decoder.writable()
         try:
-            count = self._socket.recv_into(self._decoder.writable()[:_TURN])
+            count = self._socket.recv_into(target if len(target) <= _TURN else target[:_TURN])
         except BlockingIOError:
             return False
         except ConnectionResetError:
@@ -189,21 +207,13 @@ def _after(batch: list[Buffer], count: int) -> list[Buffer]:
     return []
 
 
-async def _patiently(wait: Any, descriptor: int, cancellable: bool) -> None:
-    """Wait for the descriptor; a cancellation interrupts that only if ``cancellable``.
+async def _shielded(wait: Any, descriptor: int) -> None:
+    """Wait for the descriptor although a cancellation has been delivered, which may not be followed yet.
 
     A shield around every wait would cost a quarter of a warm call, so one is put up only when a cancellation is there.
-    Trio's cancellation is level-triggered: what is swallowed here comes again at the caller's next checkpoint.
+    Trio's cancellation is level-triggered: what is swallowed comes again at the caller's next checkpoint.
     """
-    if not cancellable:
-        try:
-            await wait(descriptor)
-            return
-        except trio.Cancelled:
-            pass
-        with trio.CancelScope(shield=True):
-            await wait(descriptor)
-    else:
+    with trio.CancelScope(shield=True):
         await wait(descriptor)
 
 

@@ -242,7 +242,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             raise ValueError(f"workers is a number of workers, zero or more, not {workers!r}")
         await trio.lowlevel.checkpoint()
         calls, cache = self._calls, self._cache
-        calls.enter(counted=False)
+        key = calls.enter(counted=False)
         begun: list[Worker] = []
         ready = 0
         try:
@@ -265,17 +265,16 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 for worker in begun[ready:]:
                     await worker.end()
             finally:
-                calls.leave(counted=False)
+                calls.leave(key)
         return ready
 
     async def _run_in_worker(
         self, function: Callable[..., ResultType], args: tuple[Any, ...], cancellable: bool
     ) -> ResultType:
         calls, cache = self._calls, self._cache
-        calls.enter()
+        key = calls.enter()
         try:
             call = dump_call(function, args)
-            cache.prune()
             lost: list[WorkerProcess] = []
             while True:
                 worker = cache.pop()
@@ -289,7 +288,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                         cache.note_started(worker)
                         self._warn_of_baseline(worker)
                     result = await worker.run_sync(call, cancellable=cancellable)
-                    if worker.will_retire():
+                    if self.retire is not bool and worker.will_retire():
                         # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
                         worker.ask_to_retire()
                         self._begin_spare()
@@ -312,7 +311,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 value: ResultType = result.unwrap()
                 return value
         finally:
-            calls.leave()
+            calls.leave(key)
 
     def _begin_spare(self) -> None:
         """Somebody is about to leave: who comes next is not to wait for a cold start."""
@@ -363,35 +362,41 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
 
 class _Calls:
-    """Counts the calls in progress, in any thread, and lets one task wait until there are none.
+    """Knows the calls in progress, in any thread, and lets one task wait until there are none.
 
-    What is not ``counted`` is waited for as well, but is not a call.
+    Each is a key in a dictionary, and :meth:`enter` first puts it there and then looks whether the context is closed, while
+    :meth:`close` does it the other way round. So one of the two always sees the other, and neither needs a lock: an
+    operation on a dictionary is one step.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
-        self._entered = 0
-        self.running = 0
+        # What is not counted is waited for as well, but is not a call.
+        self._entered: dict[object, bool] = {}
 
     @property
     def closed(self) -> bool:
         return self._closed is not None
 
-    def enter(self, *, counted: bool = True) -> None:
-        with self._lock:
-            if self._closed is not None:
-                raise trio.ClosedResourceError("this worker context is closed")
-            self._entered += 1
-            self.running += counted
+    @property
+    def running(self) -> int:
+        """How many calls there are."""
+        return sum(tuple(self._entered.values()))
 
-    def leave(self, *, counted: bool = True) -> None:
-        with self._lock:
-            self._entered -= 1
-            self.running -= counted
-            waiter = self._closed if self._entered == 0 else None
-        if waiter is not None:
-            token, finished = waiter
+    def enter(self, *, counted: bool = True) -> object:
+        """A call begins; what is returned is for :meth:`leave`."""
+        key = object()
+        self._entered[key] = counted
+        if self._closed is not None:
+            self.leave(key)
+            raise trio.ClosedResourceError("this worker context is closed")
+        return key
+
+    def leave(self, key: object) -> None:
+        """A call has come to its end."""
+        del self._entered[key]
+        if self._closed is not None and not self._entered:
+            token, finished = self._closed
             if token is trio.lowlevel.current_trio_token():
                 finished.set()
             else:
@@ -399,10 +404,9 @@ class _Calls:
 
     async def close(self) -> None:
         finished = trio.Event()
-        with self._lock:
-            self._closed = trio.lowlevel.current_trio_token(), finished
-            if self._entered == 0:
-                finished.set()
+        self._closed = trio.lowlevel.current_trio_token(), finished
+        if not self._entered:
+            finished.set()
         await finished.wait()
 
 

@@ -47,12 +47,28 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     Raises:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
-    return _dump((function, args), function, out_of_band=True)
+    value = function, args
+    if _by_value.known and _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
+        return _dump_by_value(pickler, value, function, out_of_band=True)
+    try:
+        payload = _dump_call(value, function)
+    except Exception as error:
+        return _dump_refused(value, function, error, out_of_band=True)
+    return payload if not _mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
 
 
 def dump_callable(function: Callable[[], Any]) -> bytes:
     """Pickle ``init`` or ``retire`` into one piece. Raises as :func:`dump_call` does."""
-    return b"".join(_dump(function, function, out_of_band=False).parts)
+    if _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
+        payload = _dump_by_value(pickler, function, function, out_of_band=False)
+    else:
+        try:
+            payload = _Pickling(pickle.Pickler, out_of_band=False).dump(function, function)
+        except Exception as error:
+            payload = _dump_refused(function, function, error, out_of_band=False)
+        else:
+            payload = _checked(payload, function, function, out_of_band=False)
+    return b"".join(payload.parts)
 
 
 def dump_settings(settings: dict[str, Any]) -> bytes:
@@ -106,34 +122,36 @@ class _Sink:
         self.write = write
 
 
-def _dump(value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
-    """Pickle a value with the pickler that it needs; ``function`` is what messages call it by."""
-    if _by_value.holds(function):
-        pickler = _cloud_pickler()
-        if pickler is not None:
-            try:
-                return _dump_with(pickler, value, function, out_of_band)
-            except Exception as error:
-                add_note(error, _also_with_cloudpickle(function))
-                raise
+def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
+    """Pickle what the ordinary pickler was of no use for before; ``function`` is what messages call it by."""
     try:
-        payload = _dump_with(pickle.Pickler, value, function, out_of_band)
+        return _Pickling(pickler, out_of_band).dump(value, function)
     except Exception as error:
-        pickler = _cloud_pickler()
-        if pickler is None:
-            add_note(
-                error,
-                f"(while pickling a call of {function_name(function)}: the function, its arguments or both cannot be "
-                "pickled. Functions at the top of a module can; with the package cloudpickle installed, lambdas and "
-                "functions defined inside others can too)",
-            )
-            raise
-        _by_value.remember(function)
-        try:
-            return _dump_with(pickler, value, function, out_of_band)
-        except Exception as second:
-            add_note(second, _also_with_cloudpickle(function))
-            raise second from error
+        add_note(error, _also_with_cloudpickle(function))
+        raise
+
+
+def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *, out_of_band: bool) -> Payload:
+    """Pickle what the ordinary pickler has refused."""
+    pickler = _cloud_pickler()
+    if pickler is None:
+        add_note(
+            error,
+            f"(while pickling a call of {function_name(function)}: the function, its arguments or both cannot be "
+            "pickled. Functions at the top of a module can; with the package cloudpickle installed, lambdas and "
+            "functions defined inside others can too)",
+        )
+        raise error
+    _by_value.remember(function)
+    try:
+        return _Pickling(pickler, out_of_band).dump(value, function)
+    except Exception as second:
+        add_note(second, _also_with_cloudpickle(function))
+        raise second from error
+
+
+def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
+    """The payload, if a worker finds what is in it; else one that has it by value."""
     if not _mentions_main(payload):
         return payload
     plan = main_plan()
@@ -147,35 +165,70 @@ def _dump(value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Pay
             "a module."
         )
     _by_value.remember(function)
-    return _dump_with(pickler, value, function, out_of_band)
+    return _Pickling(pickler, out_of_band).dump(value, function)
 
 
 def _also_with_cloudpickle(function: Callable[..., Any]) -> str:
     return f"(while pickling a call of {function_name(function)}, also with cloudpickle)"
 
 
-def _dump_with(pickler: Any, value: Any, function: Callable[..., Any], out_of_band: bool) -> Payload:
-    parts: list[Any] = []
-    buffers: list[memoryview] = []
+def _dump_call(value: Any, function: Callable[..., Any]) -> Payload:
+    """With the ordinary pickler. To make one with its file takes longer than to pickle a small call: so some are kept."""
+    try:
+        kept = _kept.pop()
+    except IndexError:
+        kept = _Pickling(pickle.Pickler, out_of_band=True)
+    payload = kept.dump(value, function)
+    # One that has failed, or has seen much, is not used again.
+    if len(payload.lengths) == 1 and payload.lengths[0] <= _SMALL and len(_kept) < _MOST_KEPT:
+        kept.pickler.clear_memo()
+        kept.parts.clear()
+        _kept.append(kept)
+    return payload
 
-    def take(buffer: pickle.PickleBuffer) -> bool:
-        """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
-        view = buffer.raw()
-        if view.nbytes < _OUT_OF_BAND or len(buffers) >= MAX_SEGMENTS - 1:
-            return True
-        buffers.append(view)
-        return False
 
-    pickler(_Sink(parts.append), _PROTOCOL, buffer_callback=take if out_of_band else None).dump(value)
-    lengths = [len(parts[0]) if len(parts) == 1 else sum(map(len, parts))]
-    if buffers:
-        lengths += [view.nbytes for view in buffers]
-        parts += buffers
-    return Payload(parts, lengths, function)
+class _Pickling:
+    """A pickler with the file that it writes to and the buffers that it leaves out."""
+
+    __slots__ = ("buffers", "parts", "pickler")
+
+    def __init__(self, pickler: Any, out_of_band: bool) -> None:
+        parts: list[Any] = []
+        buffers: list[memoryview] = []
+
+        # Not a method: the pickler holds it, and in a circle large arguments would outlive their call.
+        def take(buffer: pickle.PickleBuffer) -> bool:
+            """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
+            view = buffer.raw()
+            if view.nbytes < _OUT_OF_BAND or len(buffers) >= MAX_SEGMENTS - 1:
+                return True
+            buffers.append(view)
+            return False
+
+        self.parts = parts
+        self.buffers = buffers
+        self.pickler = pickler(_Sink(parts.append), _PROTOCOL, buffer_callback=take if out_of_band else None)
+
+    def dump(self, value: Any, function: Callable[..., Any]) -> Payload:
+        """Pickle a value; ``function`` is what messages call it by."""
+        self.pickler.dump(value)
+        parts: list[Any] = self.parts.copy()
+        if len(parts) == 1 and not self.buffers:
+            return Payload(parts, [len(parts[0])], function)
+        lengths = [sum(map(len, parts)), *(view.nbytes for view in self.buffers)]
+        return Payload(parts + self.buffers, lengths, function)
+
+
+# For all threads; each takes one out while it pickles, so that a pickle within a pickle gets another.
+_kept: Final[list[_Pickling]] = []
+_MOST_KEPT: Final = 4
 
 
 def _mentions_main(payload: Payload) -> bool:
     """Whether a pickle may name something in ``__main__``: false alarms are harmless, and large data is left alone."""
+    first = payload.parts[0]
+    if len(payload.parts) == 1 and isinstance(first, bytes) and len(first) <= _SMALL:
+        return _MAIN in first
     return any(_MAIN in part for part in payload.parts if len(part) <= _SMALL and isinstance(part, bytes))
 
 

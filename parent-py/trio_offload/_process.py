@@ -50,7 +50,8 @@ class WorkerProcess:
         self._pidfd = pidfd
         self._lock = threading.Lock()
         self._waiting = 0
-        self._reaped = False
+        # Whether the process has ended and was reaped. To be read by others, written here only.
+        self.ended = False
         self._exitcode: int | None = None
         # Whether this process was killed by us, and not found dead.
         self.killed = False
@@ -72,11 +73,6 @@ class WorkerProcess:
         except ValueError:
             # A real-time signal other than the first and the last has no name in Python.
             return None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process has ended and was reaped."""
-        return self._reaped
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
@@ -124,11 +120,11 @@ class WorkerProcess:
         # Another thread may have held the lock, or waited, at the moment of the fork; neither is there any more.
         self._lock = threading.Lock()
         self._waiting = 0
-        self._reaped = True
+        self.ended = True
         self._close_pidfd()
 
     def _reap(self, options: int) -> bool:
-        if self._reaped:
+        if self.ended:
             return True
         try:
             if self._pidfd is not None:
@@ -138,11 +134,11 @@ class WorkerProcess:
         except ChildProcessError:
             # SIGCHLD is ignored, or a foreign waitpid(-1) took the status: it has ended, but how will never be known.
             # On 5.3 kernels and with SIGCHLD ignored this error comes only once the process is gone (wait(2)).
-            self._reaped = True
+            self.ended = True
         else:
             if status is None:
                 return False
-            self._reaped = True
+            self.ended = True
             self._exitcode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
         self._close_pidfd()
         return True
@@ -162,7 +158,7 @@ class WorkerProcess:
         finally:
             with self._lock:
                 self._waiting -= 1
-                if self._reaped:
+                if self.ended:
                     self._close_pidfd()
 
     def _close_pidfd(self) -> None:
@@ -186,7 +182,7 @@ class WorkerProcess:
             pass
 
     def __repr__(self) -> str:
-        state = "running" if not self._reaped else f"exitcode {self._exitcode}"
+        state = "running" if not self.ended else f"exitcode {self._exitcode}"
         return f"<WorkerProcess pid {self.pid}, {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -290,6 +286,6 @@ def _no_limit() -> trio.CapacityLimiter:
 def _ended_process(pid: int, exitcode: int | None) -> WorkerProcess:
     """What a pickled WorkerProcess becomes: a record that nothing can be done with."""
     process = WorkerProcess(pid, None)
-    process._reaped = True
+    process.ended = True
     process._exitcode = exitcode
     return process

@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
@@ -113,7 +113,8 @@ class Worker:
         self._settings = settings
         self._process: WorkerProcess | None = None
         self._channel: Channel | None = None
-        self._state = State.STARTING
+        # To be read by others, written here only.
+        self.state = State.STARTING
         self._calls = 0
         self._told: tuple[Any, ...] = ()
         self._retires = settings.retire is not bool
@@ -125,8 +126,8 @@ class Worker:
         self._started = time.monotonic()
         self._ready = self._started
         self._jobs = 0
-        # The call that runs: what it is called, and when it began on the clock of time.monotonic().
-        self._running: str | None = None
+        # The function that runs, and when it began on the clock of time.monotonic().
+        self._running: Callable[..., Any] | None = None
         # What it held before its first job, in bytes.
         self.baseline = 0
         self._greeting_rest: list[Buffer] = []
@@ -135,10 +136,6 @@ class Worker:
         self.given_up = False
         # When it may have retired by itself, on the clock of time.monotonic().
         self.expires_at = math.inf
-
-    @property
-    def state(self) -> State:
-        return self._state
 
     @property
     def process(self) -> WorkerProcess:
@@ -155,19 +152,25 @@ class Worker:
         rss, peak_rss, vms, microseconds = self._figures
         return Figures(rss, peak_rss, vms, microseconds / 1e6)
 
+    @property
+    def _running_name(self) -> str | None:
+        # Looked at for who asks, and not at each call; another thread may ask while the call ends.
+        function = self._running
+        return None if function is None else _payload.function_name(function)
+
     def statistics(self) -> WorkerStatistics:
         """What is known of it at this moment."""
         figures = self.figures
         return WorkerStatistics(
             pid=self.process.pid,
-            state="running" if self._state is State.RUNNING else "idle",
+            state="running" if self.state is State.RUNNING else "idle",
             jobs=self._jobs,
             rss=figures.rss,
             peak_rss=figures.peak_rss,
             vms=figures.vms,
             cpu_time=figures.cpu_time,
             age=time.monotonic() - self._started,
-            function=self._running,
+            function=self._running_name,
         )
 
     async def start(self, *, cancellable: bool) -> None:
@@ -204,7 +207,7 @@ class Worker:
             WorkerStartError: that failed; the message says at which stage and what would help. Nothing is left of it.
         """
         channel = self._channel
-        if channel is None or self._state is not State.STARTING:
+        if channel is None or self.state is not State.STARTING:
             raise RuntimeError("the worker is not starting")
         try:
             try:
@@ -212,7 +215,7 @@ class Worker:
             except WriteFailed:
                 pass  # Why it is gone, its last words or its exit status tell.
             self._check_welcome(await self._receive(cancellable))
-            self._state = State.SETTING_UP
+            self.state = State.SETTING_UP
             ready = await self._receive(cancellable)
             self._hear_figures(ready)
             self._check_baseline()
@@ -248,19 +251,39 @@ class Worker:
             BrokenWorkerError: the worker ended, or had to be ended, before it answered.
         """
         channel = self._channel
-        if channel is None or self._state is not State.IDLE:
+        if channel is None or self.state is not State.IDLE:
             raise RuntimeError("the worker is not idle")
         self._calls += 1
-        self._state = State.RUNNING
-        self._running = call.name
+        self.state = State.RUNNING
+        self._running = call.function
         self._began = time.monotonic()
+        sent = True
         try:
-            frame = await self._exchange(channel, call, cancellable)
-        except CallNotRun:
-            raise
+            # In one piece, and no coroutine is made where there is nothing to wait for: here either would be felt.
+            frame = await self._already_said(channel) if self._retires else None
+            if frame is None:
+                parts: Sequence[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
+                if _launch.changing_state() != self._told:
+                    parts = [*self._new_settings(), *parts]
+                try:
+                    rest = channel.send_at_once(parts)
+                    if rest:
+                        await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
+                except WriteFailed as failure:
+                    # That decides nothing: what the worker said before it left does.
+                    sent = failure.sent
+                frame = await channel.receive(cancellable=cancellable)
+                while frame.kind is Kind.REPORT:
+                    self._hear_figures(frame)
+                    frame = await channel.receive(cancellable=cancellable)
         except EndOfStream:
             await self._end_gently()
+            if not sent:
+                logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
+                raise CallNotRun from None
             raise self._broken(f"while it ran {call.name}") from None
+        except CallNotRun:
+            raise
         except WireError as error:
             if error.code == "torn_frame":
                 await self._end_gently()
@@ -275,14 +298,23 @@ class Worker:
             self._trace_job("cancelled")
             await self._end()
             raise
-        if frame.id == self._calls and frame.kind in (Kind.RESULT, Kind.RAISED):
+        kind = frame.kind
+        if frame.id == self._calls and (kind is Kind.RESULT or kind is Kind.RAISED):
             if frame.body:
                 self._hear_figures(frame)
             # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
-            result = _load_result(frame) if frame.kind is Kind.RESULT else outcome.Error(load_exception(frame))
+            result: outcome.Outcome[Any]
+            if kind is Kind.RESULT:
+                try:
+                    result = outcome.Value(_payload.load(frame.segments))
+                except BaseException as error:
+                    add_note(error, "(while unpickling the result of a job)")
+                    result = outcome.Error(error)
+            else:
+                result = outcome.Error(load_exception(frame))
             self._jobs += 1
             if self._settings.trace is not None:
-                self._trace_job("ok" if frame.kind is Kind.RESULT else "raised")
+                self._trace_job("ok" if kind is Kind.RESULT else "raised")
             self._become_idle()
             return result
         return await self._refused_call(frame, call.name)
@@ -302,7 +334,7 @@ class Worker:
 
     def hear(self) -> bool:
         """Take in, without waiting, what an idle worker has said; whether it still takes jobs."""
-        if self._state is State.IDLE and self._channel is not None:
+        if self.state is State.IDLE and self._channel is not None:
             if self.process.ended:
                 # In a fork of the process that started it; the channel is closed there.
                 self._leave()
@@ -318,11 +350,11 @@ class Worker:
                     self._leave()
                 elif frame is not None:
                     self._reject(frame.kind.name)
-        return self._state is State.IDLE
+        return self.state is State.IDLE
 
     def ask_to_retire(self) -> None:
         """Tell an idle worker to leave. It may have left already."""
-        if self._state is State.IDLE and self._channel is not None:
+        if self.state is State.IDLE and self._channel is not None:
             self._channel.send_nowait([encode_head(Kind.RETIRE, 0, ())])
             self._leave()
 
@@ -380,10 +412,10 @@ class Worker:
         if self._channel is None:
             raise RuntimeError("the worker has not been started")
         frame = await self._next_frame(self._channel, cancellable)
-        expected = Kind.WELCOME if self._state is State.STARTING else Kind.READY
+        expected = Kind.WELCOME if self.state is State.STARTING else Kind.READY
         if frame.kind is expected:
             return frame
-        if frame.kind is Kind.SETUP_FAILED and self._state is State.SETTING_UP:
+        if frame.kind is Kind.SETUP_FAILED and self.state is State.SETTING_UP:
             cause = load_exception(frame)
             await self._end_gently()
             raise WorkerStartError(
@@ -416,11 +448,11 @@ class Worker:
 
     async def _next_frame(self, channel: Channel, cancellable: bool) -> Frame:
         """The next frame that is not a report."""
-        while True:
-            frame = await channel.receive(cancellable=cancellable)
-            if frame.kind is not Kind.REPORT or self._state is State.STARTING:
-                return frame
+        frame = await channel.receive(cancellable=cancellable)
+        while frame.kind is Kind.REPORT and self.state is not State.STARTING:
             self._hear_figures(frame)
+            frame = await channel.receive(cancellable=cancellable)
+        return frame
 
     def _receive_nowait(self, channel: Channel) -> Frame | None:
         """The next frame that is not a report, if it is there."""
@@ -456,38 +488,21 @@ class Worker:
         segment = _payload.dump_settings(settings)
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
-    async def _exchange(self, channel: Channel, call: _payload.Payload, cancellable: bool) -> Frame:
-        """Send the call that is due, and receive what the worker says to it."""
-        if self._retires:
-            # A worker with a ``retire`` of its own has often said RETIRED by now: that spares it a call in vain.
-            try:
-                frame = self._receive_nowait(channel)
-            except EndOfStream:
-                raise await self._died_idle() from None
-            if frame is not None:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return frame
-        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
-        if _launch.changing_state() != self._told:
-            parts[:0] = self._new_settings()
-        sent = True
-        try:
-            await channel.send(parts, cancellable=cancellable)
-        except WriteFailed as failure:
-            # That decides nothing: what the worker said before it left does.
-            sent = failure.sent
-        try:
-            return await self._next_frame(channel, cancellable)
-        except EndOfStream:
-            if sent:
-                raise
-            raise await self._died_idle() from None
+    async def _already_said(self, channel: Channel) -> Frame | None:
+        """What an idle worker has said: one with a ``retire`` of its own has often said RETIRED by now.
 
-    async def _died_idle(self) -> CallNotRun:
-        """The worker had ended before a byte of the call could be written."""
-        await self._end_gently()
-        logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
-        return CallNotRun()
+        That spares it a call in vain.
+        """
+        try:
+            frame = self._receive_nowait(channel)
+        except EndOfStream:
+            # It ended before a byte of the call was written.
+            await self._end_gently()
+            logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
+            raise CallNotRun from None
+        if frame is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return frame
 
     async def _refused_call(self, frame: Frame, name: str) -> NoReturn:
         """The worker answered a call with something other than its result."""
@@ -514,7 +529,7 @@ class Worker:
             pid=self.process.pid,
             exitcode=self.process.exitcode,
             signal=self.process.signal,
-            function=self._running,
+            function=self._running_name,
             age=time.monotonic() - self._began,
             stack=stack,
             rss=figures.rss,
@@ -554,8 +569,9 @@ class Worker:
 
     def _trace_job(self, how: str) -> None:
         trace = self._settings.trace
-        if trace is not None and self._running is not None:
-            trace.job(self.process.pid, self._running, self._began, time.monotonic(), how)
+        name = self._running_name
+        if trace is not None and name is not None:
+            trace.job(self.process.pid, name, self._began, time.monotonic(), how)
 
     def _describe_failed_start(self, error: EndOfStream | WireError) -> str:
         process = self.process
@@ -585,12 +601,12 @@ class Worker:
         return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
 
     def _become_idle(self) -> None:
-        self._state = State.IDLE
+        self.state = State.IDLE
         self._running = None
         self.expires_at = time.monotonic() + self._settings.idle_timeout
 
     def _leave(self) -> None:
-        self._state = State.RETIRING
+        self.state = State.RETIRING
         self.expires_at = -math.inf
 
     def _reject(self, what: str) -> None:
@@ -601,7 +617,7 @@ class Worker:
 
     async def _end(self) -> None:
         """Kill the process with its descendants, wait for it, and let go of everything."""
-        self._state = State.ENDED
+        self.state = State.ENDED
         try:
             if self._process is not None:
                 self._process.kill()
@@ -619,7 +635,7 @@ class Worker:
             await self._end()
 
     def _close(self) -> None:
-        self._state = State.ENDED
+        self.state = State.ENDED
         if self._channel is not None:
             self._channel.close()
         if self._record is not None:
@@ -759,14 +775,6 @@ def _given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
     """What the worker gives back: the variables that are changed to start it, as they are here."""
     names = [_LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
     return {name: os.environb.get(name) for name in names}
-
-
-def _load_result(frame: Frame) -> outcome.Outcome[Any]:
-    try:
-        return outcome.Value(_payload.load(frame.segments))
-    except BaseException as error:
-        add_note(error, "(while unpickling the result of a job)")
-        return outcome.Error(error)
 
 
 def _secure_execution_hint() -> str:
