@@ -417,3 +417,18 @@ def make_remembered(size: int) -> Remembered:
 
 def count_remembered() -> int:
     return Remembered.alive
+
+
+def names_of_python_2() -> tuple[bool, bytes, object, bool]:
+    """Whether the tables of old names are there before anybody has asked for them; pickles that need them, both ways; whether
+    the C pickler follows a change of them."""
+    import sys
+
+    early = "_compat_pickle" in sys.modules
+    import _compat_pickle
+    import pickle
+
+    written = pickle.dumps(range(1), 2)
+    read = pickle.loads(b"c__builtin__\nxrange\n(K\x00K\x03K\x01tR.")
+    _compat_pickle.NAME_MAPPING["old", "name"] = ("builtins", "len")
+    return early, written, read, pickle.loads(b"cold\nname\n.") is len
