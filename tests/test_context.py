@@ -285,7 +285,7 @@ async def test_the_settings_reach_the_worker_and_can_be_read(plan: Plan) -> None
         ({"grace_period": -0.5}, ValueError),
         ({"worker_type": "wrong"}, ValueError),
         ({"worker_type": WorkerType.FORKSERVER}, NotImplementedError),
-        ({"worker_type": WorkerType.FORK}, NotImplementedError),
+        ({"worker_type": "forked"}, ValueError),
     ],
 )
 async def test_wrong_settings_are_refused_by_name(arguments: dict[str, Any], error: type[Exception]) -> None:

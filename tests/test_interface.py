@@ -161,7 +161,7 @@ def test_worker_types() -> None:
     assert WorkerType.SPAWN == "spawn"  # type: ignore[comparison-overlap,unused-ignore]
 
 
-@pytest.mark.parametrize("worker_type", [WorkerType.FORKSERVER, WorkerType.FORK])
+@pytest.mark.parametrize("worker_type", [WorkerType.FORKSERVER])
 async def test_worker_types_that_are_not_there_yet(worker_type: WorkerType) -> None:
     for opening in (trio_offload.open_worker_context, trio_offload.cache_scope):
         with pytest.raises(NotImplementedError, match=rf"WorkerType\.{worker_type.name} .*use WorkerType\.SPAWN"):

@@ -1,6 +1,6 @@
 """Contract: the worker's half of the state table in PROTOCOL.md, row by row, with a parent that says anything.
 
-Both kinds of worker pass it, each as a process. (``worker-bin/tests/session.rs`` has more, without one.)
+All kinds of worker pass it, each as a process. (``worker-bin/tests/session.rs`` has more, without one.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 from lifeline import PATIENCE
 
-from trio_offload import _launch, _locate, _worker
+from trio_offload import _forked, _launch, _locate, _worker
 from trio_offload._process import WorkerProcess
 from trio_offload_worker._wire import MAGIC, Decoder, Frame, Kind, encode_head
 
@@ -70,8 +70,8 @@ class Parent:
 
 
 @contextmanager
-def parent_of(way: _locate.Way) -> Iterator[Parent]:
-    process, ours, record = _worker._spawn(way)
+def parent_of(way: _locate.Way, *, fork: bool = False) -> Iterator[Parent]:
+    process, ours, record = _forked.start(None, None) if fork else _worker._spawn(way)
     try:
         yield Parent(process, ours, way)
     finally:
@@ -81,9 +81,9 @@ def parent_of(way: _locate.Way) -> Iterator[Parent]:
         record.close()
 
 
-@pytest.fixture(params=["native", "loop"])
+@pytest.fixture(params=["native", "loop", "fork"])
 def parent(request: pytest.FixtureRequest) -> Iterator[Parent]:
-    with parent_of(_locate.way() if request.param == "native" else LOOP) as parent:
+    with parent_of(_locate.way() if request.param == "native" else LOOP, fork=request.param == "fork") as parent:
         yield parent
 
 

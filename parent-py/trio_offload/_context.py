@@ -20,7 +20,7 @@ from trio_offload_worker._retire import RetireWhen
 
 from ._cache import WorkerCache
 from ._errors import BrokenWorkerError
-from ._payload import dump_call
+from ._payload import dump_call, dump_call_to_fork
 from ._sizes import parse_size, readable_size
 from ._trace import TraceWriter
 from ._worker import CallNotRun, State, Worker, WorkerSettings, WorkerStatistics, logger
@@ -39,13 +39,36 @@ Limiter = contextlib.AbstractAsyncContextManager[Any]
 class WorkerType(str, enum.Enum):
     """How a context starts its workers.
 
-    ``SPAWN`` starts the worker executable afresh. ``FORKSERVER`` and ``FORK`` are not there yet: a context that asks
-    for one raises :exc:`NotImplementedError`.
+    ``SPAWN`` starts the worker executable afresh. ``FORKSERVER`` is not there yet: a context that asks for it raises
+    :exc:`NotImplementedError`.
     """
 
     SPAWN = "spawn"
     FORKSERVER = "forkserver"
     FORK = "fork"
+    """For experiments. A worker is a fork of this process and has all that it has, as it was at that moment.
+
+    ``init`` and ``retire`` are not pickled but inherited: lambdas, closures and methods of objects with locks work. Calls are
+    pickled as always; what they name is found in the modules that are there, ``__main__`` among them, which is not run again.
+    What is meanwhile defined anew in ``__main__`` is noticed (the next call that names something in it gets a new worker); no
+    other change in this process is. The exit handlers of this process are not called in a worker, those of its jobs are.
+
+    What can go wrong, and with ``SPAWN`` cannot:
+
+    * Of the threads of this process only the one that forks is in the worker. A lock that another one held at that moment, in
+      Python or in a C library, is locked there for ever: the first job that needs it hangs. (From 3.12 on Python warns of forks
+      beside other threads. Here it does not: this is the warning.)
+    * Libraries with threads or devices of their own (CUDA and other graphics processors, OpenMP, gRPC, most of macOS's system
+      libraries) do not survive a fork. Use them in workers only, or not with this type.
+    * All descriptors of this process are in the worker too, but those of Trio and of other workers: a connection that is closed
+      here stays open, one that is used on both sides has its data mixed up, a file's position is common to both.
+    * What this process has written to a file but not flushed may be written twice; standard output and error are flushed before.
+    * :mod:`random` begins anew in each worker. Generators of other libraries do not: with ``numpy.random`` all workers draw the
+      same numbers, unless ``init`` seeds them.
+    * Memory is shared until one side writes to it, be it a reference count; both may come to hold all of it. What is inherited
+      counts in a worker's figures, for ``memory_limit`` and ``retire_when``, and its cyclic garbage is not collected.
+    * The fork blocks the event loop for as long as the kernel copies page tables: the documentation has figures.
+    """
 
 
 @attrs.frozen
@@ -134,6 +157,9 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
     @_settings.default
     def _make_settings(self) -> WorkerSettings:
+        if self.worker_type == WorkerType.FORK:
+            # Imported now, and not in the middle of the first call.
+            from . import _forked  # noqa: F401
         return WorkerSettings(
             idle_timeout=self.idle_timeout,
             init=self.init,
@@ -142,6 +168,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             report_interval=self.report_interval,
             crash_dir=self.crash_dir,
             trace=None if self.trace is None else TraceWriter(self.trace),
+            fork=self.worker_type == WorkerType.FORK,
         )
 
     def __attrs_post_init__(self) -> None:
@@ -176,7 +203,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         except ValueError:
             names = ", ".join(f"WorkerType.{member.name}" for member in WorkerType)
             raise ValueError(f"{attribute.name} is one of {names}, not {value!r}") from None
-        if worker_type is not WorkerType.SPAWN:
+        if worker_type is WorkerType.FORKSERVER:
             raise NotImplementedError(
                 f"WorkerType.{worker_type.name} is not there yet in this version of trio-offload; use WorkerType.SPAWN"
             )
@@ -274,7 +301,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         calls, cache = self._calls, self._cache
         key = calls.enter()
         try:
-            call = dump_call(function, args)
+            call = (dump_call_to_fork if self._settings.fork else dump_call)(function, args)
             lost: list[WorkerProcess] = []
             while True:
                 worker = cache.pop()

@@ -54,7 +54,18 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
         payload = _dump_call(value, function)
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
-    return payload if not _mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+    return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+
+
+def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
+    """As :func:`dump_call`, for a fork of this process: it has the ``__main__`` of this one, so what is in there is named.
+
+    Also what was typed in, and refers to things that no pickler takes.
+    """
+    try:
+        return _dump_call((function, args), function)
+    except Exception:
+        return dump_call(function, args)
 
 
 def dump_callable(function: Callable[[], Any]) -> bytes:
@@ -152,7 +163,7 @@ def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *,
 
 def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
     """The payload, if a worker finds what is in it; else one that has it by value."""
-    if not _mentions_main(payload):
+    if not mentions_main(payload):
         return payload
     plan = main_plan()
     if plan["kind"] != "none":
@@ -224,7 +235,7 @@ _kept: Final[list[_Pickling]] = []
 _MOST_KEPT: Final = 4
 
 
-def _mentions_main(payload: Payload) -> bool:
+def mentions_main(payload: Payload) -> bool:
     """Whether a pickle may name something in ``__main__``: false alarms are harmless, and large data is left alone."""
     first = payload.parts[0]
     if len(payload.parts) == 1 and isinstance(first, bytes) and len(first) <= _SMALL:

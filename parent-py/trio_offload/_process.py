@@ -25,8 +25,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -240,6 +240,47 @@ def start(
     return process, ours, record
 
 
+def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.socket, RecordFile]:
+    """Fork this process, and call ``child`` in the copy with the descriptors of its socket and its record; as :func:`start` here.
+
+    The hooks of :func:`os.register_at_fork` are called. By then none of the copy's descriptors leads to another worker.
+
+    Raises:
+        OSError, RuntimeError: the system, or Python, does not allow a fork.
+    """
+    with _handover:
+        ours, theirs = socket_pair()
+        record = None
+        kept: list[int] = []
+        try:
+            record = RecordFile()
+            # Where this program has closed a standard stream, a new descriptor would have its number.
+            kept.append(_copy_above(theirs))
+            kept.append(_copy_above(record))
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    _handover.leave_in_copy()
+                    for file in (ours, theirs, record):
+                        file.close()
+                    child(*kept)
+                finally:
+                    # Whatever has happened: what is on the stack below is the parent's.
+                    os._exit(1)
+        except BaseException:
+            ours.close()
+            if record is not None:
+                record.close()
+            raise
+        finally:
+            theirs.close()
+            for descriptor in kept:
+                os.close(descriptor)
+        process = WorkerProcess(pid, open_pidfd(pid))
+        _handover.register(process, ours, record)
+    return process, ours, record
+
+
 def _copy_above(file: socket.socket | RecordFile) -> int:
     return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _RECORD_DESCRIPTOR + 1)
 
@@ -258,6 +299,10 @@ class _Handover:
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def leave_in_copy(self) -> None:
+        """In a fork that was made inside: whoever runs there may start workers of its own."""
         self._lock.release()
 
     def register(self, process: WorkerProcess, *files: socket.socket | RecordFile) -> None:

@@ -35,6 +35,7 @@ from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerSt
 from ._sizes import readable_size
 
 if TYPE_CHECKING:
+    from . import _forked
     from ._process import WorkerProcess
     from ._trace import TraceWriter
 
@@ -59,7 +60,7 @@ class State(enum.Enum):
 @attrs.frozen
 class WorkerSettings:
     """What a worker is started with: ``idle_timeout`` in seconds, what it calls before the first and after each job; bytes that
-    a job may hold; seconds between reports; where records of crashes are kept; where the run is traced.
+    a job may hold; seconds between reports; where records of crashes are kept; where the run is traced; whether it is a fork.
     """
 
     idle_timeout: float = math.inf
@@ -69,6 +70,7 @@ class WorkerSettings:
     report_interval: float = math.inf
     crash_dir: str | None = None
     trace: TraceWriter | None = None
+    fork: bool = False
 
 
 @attrs.frozen
@@ -131,6 +133,8 @@ class Worker:
         # What it held before its first job, in bytes.
         self.baseline = 0
         self._greeting_rest: list[Buffer] = []
+        # Of a fork: what it finds in its ``__main__``.
+        self._definitions: _forked.Definitions | None = None
         self._began = self._started
         # Ended on purpose, before anybody had a use for it: how is no matter.
         self.given_up = False
@@ -185,9 +189,12 @@ class Worker:
             WorkerStartError: it could not be started; nothing is left of it.
         """
         refuse_while_main_loads()
-        way = _locate.way()
-        greeting = self._greeting(way)
-        self._process, ours, self._record = _spawn(way)
+        if self._settings.fork:
+            greeting, (self._process, ours, self._record) = self._greeting_of_fork(), self._fork()
+        else:
+            way = _locate.way()
+            greeting = self._greeting(way)
+            self._process, ours, self._record = _spawn(way)
         try:
             self._channel = Channel(ours)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
@@ -253,6 +260,10 @@ class Worker:
         channel = self._channel
         if channel is None or self.state is not State.IDLE:
             raise RuntimeError("the worker is not idle")
+        if self._definitions is not None and _payload.mentions_main(call) and not self._definitions.are_current():
+            # It would not find what the call names in `__main__`, or would find what that was before.
+            self.ask_to_retire()
+            raise CallNotRun
         self._calls += 1
         self.state = State.RUNNING
         self._running = call.function
@@ -387,13 +398,32 @@ class Worker:
     def _greeting(self, way: _locate.Way) -> list[Buffer]:
         """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
         hello = _launch.hello(way.libpython, _given_back(way))
+        init = b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init)
+        retire = _payload.dump_callable(self._settings.retire) if self._retires else b""
+        return self._frames(hello, _launch.current_settings(), init, retire)
+
+    def _greeting_of_fork(self) -> list[Buffer]:
+        from . import _forked
+
+        return self._frames(_forked.hello(), _forked.settings(), b"", b"")
+
+    def _fork(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
+        from . import _forked
+
+        self._definitions = _forked.Definitions()
+        init = None if self._settings.init is bool else self._settings.init
+        try:
+            return _forked.start(init, self._settings.retire if self._retires else None)
+        except (OSError, RuntimeError) as error:
+            code = error.errno or 0 if isinstance(error, OSError) else 0
+            why = os.strerror(code) if code else str(error)
+            raise WorkerStartError(
+                f"a worker could not be forked: {why}. {_SPAWN_REMEDIES.get(code, '')}".rstrip()
+            ) from error
+
+    def _frames(self, hello: dict[str, Any], settings: dict[str, Any], init: bytes, retire: bytes) -> list[Buffer]:
         self._told = _launch.changing_state()
-        settings = _launch.current_settings()
-        segments = [
-            _payload.dump_settings(settings),
-            b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
-            _payload.dump_callable(self._settings.retire) if self._retires else b"",
-        ]
+        segments = [_payload.dump_settings(settings), init, retire]
         setup: dict[str, Any] = {"eager": _launch.must_be_applied(settings)}
         if self._settings.idle_timeout < _LONGEST_IDLE:
             setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
@@ -484,7 +514,12 @@ class Worker:
 
     def _new_settings(self) -> list[Buffer]:
         self._told = _launch.changing_state()
-        settings = _launch.current_settings()
+        if self._settings.fork:
+            from . import _forked
+
+            settings = _forked.settings()
+        else:
+            settings = _launch.current_settings()
         segment = _payload.dump_settings(settings)
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
@@ -593,7 +628,7 @@ class Worker:
             )
         elif stack:
             hint = f". What it left behind:\n{stack}"
-        elif process.exitcode == 1 and not _locate.way().is_native:
+        elif process.exitcode == 1 and not self._settings.fork and not _locate.way().is_native:
             # Python's own, and it has told standard error why.
             hint = ". Python did not start in the worker, or could not find its library; standard error says why"
             if "PYTHONHOME" in os.environ:
@@ -640,6 +675,10 @@ class Worker:
             self._channel.close()
         if self._record is not None:
             self._left_behind = self._record.read()
+            if self._settings.fork:
+                from . import _forked
+
+                self._left_behind = _forked.without_parents_frames(self._left_behind)
             self._record.close()
             self._record = None
             if self._settings.trace is not None:

@@ -41,11 +41,24 @@ class Answer:
         self.parts = parts
 
 
+class Inherited:
+    """What a fork of the parent has from it without a pickle: its functions (None: nothing to call), and the exception that
+    was being handled there, which the copy cannot get rid of."""
+
+    __slots__ = ("handled", "init", "retire")
+
+    def __init__(self, init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> None:
+        self.init = init
+        self.retire = retire
+        self.handled = sys.exc_info()[1]
+
+
 class Executor:
     """Everything of the user's that a worker keeps."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, inherited: Inherited | None = None) -> None:
         self._core = _import_pickle_core()
+        self._inherited = inherited
         self._handlers = handlers
         self._process = os.getpid()
         self._settings = Settings(self._core.loads)
@@ -60,17 +73,18 @@ class Executor:
         try:
             self._handlers.release()
             self._settings.replace(bytes(settings))
-            _install_main(self._settings)
+            if self._inherited is None:
+                _install_main(self._settings)
             if not _adopt_imported(self._settings):
                 sys.meta_path.insert(0, _MultiprocessingFinder(self._settings))
             if eager:
                 self._apply_settings()
-            function = self._callable(init)
+            function = self._callable(init) if self._inherited is None else self._inherited.init
             if function is not None:
                 outcome = self._guarded(function, ())
                 _refuse_asynchronous(function, outcome)
             # After `init`: it may look at what the worker holds by then.
-            self._retire = self._callable(retire)
+            self._retire = self._callable(retire) if self._inherited is None else _begun(self._inherited.retire)
             self._handlers.hold()
         except BaseException as error:
             self._handlers.hold()
@@ -204,6 +218,8 @@ class Executor:
         segments: list[bytes] = []
         self._settings.pickling = _thread.get_ident()
         try:
+            if self._inherited is not None and self._inherited.handled is not None:
+                _part(error, self._inherited.handled)
             from ._exceptions import dump
 
             segments, type_name, message, traceback = dump(error, stage)
@@ -267,6 +283,28 @@ class _Sink:
 
     def __init__(self, write: Callable[[Any], None]) -> None:
         self.write = write
+
+
+def _begun(retire: Any) -> Any:
+    """An inherited ``retire``. One of ``retire_when`` counts from here on, as its pickle would make it do."""
+    if retire is None or type(retire).__module__ != "trio_offload_worker._retire":
+        return retire
+    make, arguments = retire.__reduce__()
+    return make(*arguments)
+
+
+def _part(error: BaseException, handled: BaseException) -> None:
+    """Python takes what a job raises for raised while the parent's exception is handled: it still is, in frames that never go on."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if found.__context__ is handled:
+            found.__context__ = None
+        waiting += [found.__context__, found.__cause__]
 
 
 def _import_pickle_core() -> Any:
