@@ -225,6 +225,14 @@ def test_the_main_script_is_there_and_not_run_again(tmp_path: Path) -> None:
 # --- what is not ---------------------------------------------------------------------------------
 
 
+def is_in_trio() -> bool:
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
+
+
 def look_round() -> dict[str, Any]:
     import sniffio
 
@@ -235,7 +243,7 @@ def look_round() -> dict[str, Any]:
         library = None
     wakeup = signal.set_wakeup_fd(-1)
     return {
-        "in trio": trio.lowlevel.in_trio_run() or trio.lowlevel.in_trio_task(),
+        "in trio": is_in_trio(),
         "library": library,
         "wakeup descriptor": wakeup,
         "hooks": tuple(sys.get_asyncgen_hooks()),
