@@ -179,6 +179,10 @@ def _forget_trio() -> None:
     library = getattr(sys.modules.get("sniffio"), "thread_local", None)
     if library is not None:
         library.name = None
+    # Older releases do not see by themselves that the threads which wait for work are not there; a job's would wait for them.
+    idle = getattr(getattr(sys.modules.get("trio._core._thread_cache"), "THREAD_CACHE", None), "_idle_workers", None)
+    if idle is not None:
+        idle.clear()
     if runner is None:
         return
     for owner, name in ((runner, "io_manager"), (getattr(runner, "entry_queue", None), "wakeup")):
