@@ -48,7 +48,7 @@ class Idle:
 
 
 class Endless:
-    """Megabytes by which the peak of a parent's resident memory has grown after some time with an endless input.
+    """Megabytes of resident memory that a parent has held at most after some time with an endless input.
 
     `pause`: seconds that the reader of the results spends with each; 0: it reads as fast as they come.
     """
