@@ -60,7 +60,7 @@ def _draw_rows(part: SubFigure, rows: list[dict[str, Any]]) -> None:
             if peer is not None:
                 axes.plot(ratio, place, MARKERS[peer], color=COLOURS[peer], markersize=6, label=peer)
             elif name in BOUNDS:
-                axes.plot(ratio, place, "|", color=GREY, markersize=11, markeredgewidth=2, label="a bound")
+                axes.plot(ratio, place, "|", color=GREY, markersize=11, markeredgewidth=2, label="the machine itself")
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -74,7 +74,7 @@ def _draw_rows(part: SubFigure, rows: list[dict[str, Any]]) -> None:
     axes.spines[:].set_visible(False)
     part.suptitle("trio-offload is so many times as fast, or as small: right of 1 it is ahead", fontsize=10)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    names = [name for name in (*PEERS, "a bound") if name in handles]
+    names = [name for name in (*PEERS, "the machine itself") if name in handles]
     part.legend(
         [handles[name] for name in names],
         names,

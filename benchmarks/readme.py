@@ -28,7 +28,7 @@ def ratios(results: Path) -> str:
     if not results.exists():
         return "`ci/bench` has not been run yet: it writes a table of ratios here.\n"
     written = json.loads(results.read_text())
-    lines = [["times as fast, or as small, as", *PEERS, "a bound"], ["---"] * (len(PEERS) + 2)]
+    lines = [["times as fast, or as small, as", *PEERS, "the machine itself"], ["---"] * (len(PEERS) + 2)]
     for record in written["rows"]:
         beside = {name: advantage(record, name) for name in record["contenders"] if name != OURS}
         # Where a peer has several ways, the one that does best.
@@ -40,7 +40,7 @@ def ratios(results: Path) -> str:
     return (
         f"How many times as fast as its peers trio-offload is, or how much smaller; less than 1 is slower. Medians from one run of\n"
         f"`ci/bench` ({machine['processor']}, {machine['cores']} cores, {machine['python'].partition(',')[0]}), all of a row by turns. "
-        "A bound is what the machine or Python itself takes,\nand no pool does better by much. "
+        "The last\ncolumn is beside what the machine, or Python, takes by itself. "
         "[The whole table](benchmarks/results/bench.md) has the figures, their spread and the goals; "
         "[benchmarks/](benchmarks/README.md) says how each is measured.\n\n"
         + "".join("| " + " | ".join(line) + " |\n" for line in lines)

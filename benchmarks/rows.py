@@ -43,7 +43,7 @@ ROWS = [
         (Goal(PYTHON_PROCESS, 0.75), Goal(TRIO_PARALLEL, 0.1)),
     ),
     Row(
-        "cold start, forkserver: template up → first result of a new worker",
+        "cold start, forkserver: template up → first result",
         "ms",
         "less",
         cold_start_forkserver,
