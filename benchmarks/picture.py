@@ -88,7 +88,7 @@ def _draw_rows(part: SubFigure, rows: list[dict[str, Any]]) -> None:
 
 def _draw_curve(axes: Axes, curve: dict[str, Any]) -> None:
     for name, points in curve["series"].items():
-        colour, marker = (INK, "o") if name == OURS else (COLOURS[name], MARKERS[name])
+        colour, marker = (INK, "o") if name == OURS else (COLOURS.get(name, GREY), MARKERS.get(name, "."))
         places = [point["place"] for point in points]
         axes.plot(places, [point["median"] for point in points], f"-{marker}", color=colour, markersize=4, label=name)
         low, high = zip(*(point["quartiles"] for point in points), strict=True)

@@ -76,7 +76,11 @@ def goal_of_curve(curve: Curve, settings: Settings, places: Places) -> dict[str,
     first, last = curve.from_place(settings), max(ours)
     yardstick = f"{first:,} {curve.of_what}"
     name = f"{curve.name}: {last:,} {curve.of_what}"
-    return _record(name, curve.unit, "less", (Goal(yardstick, curve.limit),), {OURS: ours[last], yardstick: ours[first]})
+    samples = {OURS: ours[last], yardstick: ours[first]}
+    for other, of_other in places.items():
+        if other != OURS and last in of_other:
+            samples[other] = of_other[last]
+    return _record(name, curve.unit, "less", (Goal(yardstick, curve.limit),), samples)
 
 
 def _record(name: str, unit: str, better: str, goals: tuple[Goal, ...], samples: Samples) -> dict[str, Any]:
