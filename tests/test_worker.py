@@ -22,9 +22,10 @@ from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
 from outcome import Error, Value
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, _locate, open_worker_context
 from trio_offload._channel import Channel
 from trio_offload._payload import Payload, dump_call
+from trio_offload._template import Templates
 from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
 
 
@@ -62,14 +63,15 @@ class FakeSide:
 
 
 class RealSide:
-    """The same with a process."""
+    """The same with a process, which is started or, if there are templates, forked."""
 
-    def __init__(self, line: Lifeline, gate: Gate) -> None:
+    def __init__(self, line: Lifeline, gate: Gate, templates: Templates | None) -> None:
         self.line = line
         self.gate = gate
+        self.templates = templates
 
     def make(self, retire: Callable[[], Any] = bool, init: Callable[[], Any] = bool) -> Worker:
-        return Worker(WorkerSettings(math.inf, init, retire))
+        return Worker(WorkerSettings(math.inf, init, retire, templates=self.templates))
 
     def make_unstartable(self) -> Worker:
         return self.make(init=jobs.abort)
@@ -95,13 +97,18 @@ class RealSide:
         return dump_call(jobs.exit_quietly, ())
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", "real", "forked"])
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "fake":
         yield FakeSide()
         return
+    templates = Templates(()) if request.param == "forked" else None
+    if templates is not None and not _locate.way().is_native:
+        pytest.skip("templates need the worker executable, and here workers are run in Python")
     with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
-        yield RealSide(line, gate)
+        yield RealSide(line, gate, templates)
+    for template in () if templates is None else templates.dismiss():
+        assert template.wait_sync(time.monotonic() + PATIENCE)
 
 
 CALL = dump_call(int, ("5",))
@@ -272,7 +279,7 @@ async def test_a_start_can_be_cancelled_if_it_says_so(side: Any, cancellable: bo
         await worker.start(cancellable=cancellable)
     assert scope.cancelled_caught == cancellable
     assert worker.state is (State.ENDED if cancellable else State.IDLE)
-    assert worker.process.ended == cancellable
+    assert worker.gone() == cancellable
     if not cancellable:
         await see_off(worker)
 

@@ -47,7 +47,7 @@ class Parent:
         return frame
 
     def hello(self, **changes: Any) -> dict[str, Any]:
-        return _launch.hello(self.way.libpython, _worker._given_back(self.way)) | changes
+        return _launch.hello(self.way.libpython, _worker.given_back(self.way)) | changes
 
     def bring_to(self, state: str, **setup: Any) -> None:
         if state != "AWAIT_HELLO":

@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import tricycle
@@ -76,6 +76,7 @@ async def open_worker_context(
     report_interval: float = 1.0,
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    forkserver_preload: Iterable[str] = (),
 ) -> AsyncIterator[WorkerContext]:
     """Open a context with workers of its own.
 
@@ -100,6 +101,9 @@ async def open_worker_context(
             made if it is not there.
         trace: a file that gets the run in the Chrome trace-event format, which https://ui.perfetto.dev shows: a row for each
             worker, a slice for each job, a curve of the memory. It is overwritten.
+        forkserver_preload: with :attr:`WorkerType.FORKSERVER`: the names of modules that every worker finds imported. They are
+            imported once, in the template. One that cannot be imported, or leaves a thread running that it does not stop for
+            a fork, makes each start of a worker fail with :exc:`WorkerStartError`.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
@@ -115,6 +119,7 @@ async def open_worker_context(
         report_interval=report_interval,
         crash_dir=crash_dir,
         trace=trace,
+        forkserver_preload=forkserver_preload,
     )
     try:
         yield context
@@ -135,6 +140,7 @@ async def cache_scope(
     report_interval: float = 1.0,
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    forkserver_preload: Iterable[str] = (),
 ) -> AsyncIterator[None]:
     """Within the block, :func:`run_sync` in this task and in all tasks below it uses workers of its own.
 
@@ -152,6 +158,7 @@ async def cache_scope(
         report_interval=report_interval,
         crash_dir=crash_dir,
         trace=trace,
+        forkserver_preload=forkserver_preload,
     )
     token = _scope.set(context)
     try:
@@ -172,6 +179,7 @@ def configure_default_context(
     report_interval: float = 1.0,
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    forkserver_preload: Iterable[str] = (),
 ) -> None:
     """Replace the context that :func:`run_sync` uses outside of any :func:`cache_scope`.
 
@@ -196,6 +204,7 @@ def configure_default_context(
             report_interval=report_interval,
             crash_dir=crash_dir,
             trace=trace,
+            forkserver_preload=forkserver_preload,
         )
     )
 

@@ -6,6 +6,7 @@ the stream inside a frame: its owner has to give the channel up.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -125,6 +126,24 @@ class Channel:
             return self._socket.send(data) == len(data)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
+
+    def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> bool:
+        """Write one small frame that takes descriptors along (unix(7), ``SCM_RIGHTS``); false: not at this moment.
+
+        Raises:
+            WriteFailed: the other side is gone.
+        """
+        data = b"".join(parts)
+        try:
+            # The system takes so few bytes as a whole or not at all (net/unix/af_unix.c, unix_stream_sendmsg).
+            return socket.send_fds(self._socket, [data], descriptors) == len(data)
+        except (BrokenPipeError, ConnectionResetError):
+            raise WriteFailed(False) from None
+        except OSError as error:
+            # The socket is full, or more descriptors are on their way than this user may have open (RLIMIT_NOFILE).
+            if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS):
+                return False
+            raise
 
     async def receive(self, *, cancellable: bool) -> Frame:
         """The next frame. A checkpoint, unless the frame has been read already.

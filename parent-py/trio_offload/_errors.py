@@ -74,7 +74,7 @@ class WorkerMemoryError(BrokenWorkerError):
 class WorkerStartError(BrokenWorkerError):
     """A worker could not be started, so the call was not run.
 
-    If ``init`` raised, its exception is the ``__cause__``.
+    If ``init`` raised, or a module of ``forkserver_preload``, the exception is the ``__cause__``.
     """
 
 

@@ -9,6 +9,8 @@ What this module guarantees:
   hold the worker's end open, and the worker's death would not be the end of the stream. (A fork in C that does not run
   Python's fork hooks is beyond this.)
 * A fork of this process inherits no worker: its copies of the descriptors are closed in the child.
+* A worker that a template forks is a child of this process too, and all of the above is true of it. It is known by a pipe until
+  it has told its number; one that is to be ended before that is ended as soon as it has.
 * A process is ended with its descendants. The worker is a child subreaper (prctl(2)), so they stay below it whatever
   they do; it is stopped first, so that it cannot start another while they are being collected: the kernel refuses to
   fork under a pending signal (copy_process() in kernel/fork.c).
@@ -46,7 +48,7 @@ class WorkerProcess:
     """
 
     def __init__(self, pid: int, pidfd: int | None) -> None:
-        self.pid: Final = pid
+        self.pid = pid
         self._pidfd = pidfd
         self._lock = threading.Lock()
         self._waiting = 0
@@ -73,6 +75,11 @@ class WorkerProcess:
         except ValueError:
             # A real-time signal other than the first and the last has no name in Python.
             return None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its number is known."""
+        return True
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
@@ -152,7 +159,7 @@ class WorkerProcess:
         """
         with self._lock:
             self._waiting += 1
-            pidfd = self._pidfd
+            pidfd = self._awaited()
         try:
             yield pidfd
         finally:
@@ -160,6 +167,10 @@ class WorkerProcess:
                 self._waiting -= 1
                 if self.ended:
                     self._close_pidfd()
+
+    def _awaited(self) -> int | None:
+        """The descriptor that becomes readable when there is news; None: there is none."""
+        return self._pidfd
 
     def _close_pidfd(self) -> None:
         if self._waiting == 0 and self._pidfd is not None:
@@ -189,6 +200,137 @@ class WorkerProcess:
         return _ended_process, (self.pid, self.exitcode)
 
 
+class ForkedProcess(WorkerProcess):
+    """A process that a template was asked for. Until it is there, ``pid`` is 0, and it runs as far as anybody can tell.
+
+    The first thing that it does is to write its number into a pipe. The end of the pipe without a number says that there
+    never will be such a process: the template has died, or could not fork.
+    """
+
+    def __init__(self, birth: int, template: WorkerProcess) -> None:
+        super().__init__(0, None)
+        self._birth = birth
+        self._template = template
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has told its number. It has when anything else is heard of it."""
+        with self._lock:
+            return self.pid != 0 or (not self.ended and self._is_born())
+
+    async def wait(self) -> None:
+        if self.killed and self.pid == 0 and not self.poll():
+            with trio.move_on_after(_BIRTH_PATIENCE), self._kept_pidfd() as birth:
+                if birth is not None:
+                    await trio.lowlevel.wait_readable(birth)
+            self._end_mute_template()
+        await super().wait()
+
+    def wait_sync(self, deadline: float) -> bool:
+        if self.killed and self.pid == 0:
+            if super().wait_sync(min(deadline, time.monotonic() + _BIRTH_PATIENCE)):
+                return True
+            self._end_mute_template()
+        return super().wait_sync(deadline)
+
+    def kill(self) -> None:
+        with self._lock:
+            if not self._reap(os.WNOHANG):
+                self.killed = True
+                if self.pid != 0:
+                    end_family(self.pid, self._signal)
+
+    def _end_mute_template(self) -> None:
+        """A template that does not get round to a request (it is stopped, say) would be waited for without end."""
+        if not self.poll() and self.pid == 0:
+            self._template.kill()
+
+    def _reap(self, options: int) -> bool:
+        if self.pid == 0 and not self.ended and not self._is_born():
+            return self.ended
+        return super()._reap(options)
+
+    def _is_born(self) -> bool:
+        try:
+            number = os.read(self._birth, 4)
+        except BlockingIOError:
+            return False
+        if len(number) < 4:
+            self.ended = True
+            self._close_pidfd()
+            return False
+        self.pid = int.from_bytes(number, "big")
+        # It is our child, and nobody but us reaps it: the number is its own.
+        self._pidfd = open_pidfd(self.pid)
+        self._close_birth()
+        if self.killed:
+            end_family(self.pid, self._signal)
+        return True
+
+    def _awaited(self) -> int | None:
+        return self._pidfd if self.pid != 0 else self._birth if self._birth != -1 else None
+
+    def _close_pidfd(self) -> None:
+        super()._close_pidfd()
+        self._close_birth()
+
+    def _close_birth(self) -> None:
+        if self._waiting == 0 and self._birth != -1:
+            os.close(self._birth)
+            self._birth = -1
+
+
+def start_forked(
+    template: WorkerProcess, ask: Callable[[list[int], bool, list[int]], bool]
+) -> tuple[ForkedProcess, socket.socket, RecordFile] | None:
+    """Ask a template for a worker: what :func:`start` gives; None if it cannot be asked at this moment.
+
+    ``ask`` is called with the numbers of the standard streams that are open here, whether the working directory is passed too,
+    and all descriptors in the order of PROTOCOL.md. It says whether it has sent them.
+
+    Raises:
+        OSError: there are no more descriptors, say.
+    """
+    with no_forks, contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
+        ours, theirs = socket_pair()
+        passed.callback(theirs.close)
+        kept.callback(ours.close)
+        record = RecordFile()
+        kept.callback(record.close)
+        birth, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        passed.callback(os.close, written)
+        process = ForkedProcess(birth, template)
+        kept.callback(process.abandon)
+        streams = [number for number in range(3) if _is_inherited(number)]
+        directory = _open_directory()
+        if directory is not None:
+            passed.callback(os.close, directory)
+        descriptors = [theirs.fileno(), record.fileno(), written, *streams, *([] if directory is None else [directory])]
+        if not ask(streams, directory is not None, descriptors):
+            return None
+        kept.pop_all()
+        no_forks.register(process, ours, record)
+    return process, ours, record
+
+
+def _is_inherited(descriptor: int) -> bool:
+    """Where a program has closed a standard stream, its number may be that of anything."""
+    try:
+        return not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:
+        return False
+
+
+def _open_directory() -> int | None:
+    """The working directory itself: its name may lead nowhere by now, or be one that may not be entered."""
+    for path in (".", "/proc/self/cwd"):
+        try:
+            return os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    return None
+
+
 def start(
     executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None
 ) -> tuple[WorkerProcess, socket.socket, RecordFile]:
@@ -202,7 +344,7 @@ def start(
     Raises:
         OSError: the executable cannot be started.
     """
-    with _handover:
+    with no_forks:
         ours, theirs = socket_pair()
         record = None
         kept: list[int] = []
@@ -236,7 +378,7 @@ def start(
             for descriptor in kept:
                 os.close(descriptor)
         process = WorkerProcess(pid, open_pidfd(pid))
-        _handover.register(process, ours, record)
+        no_forks.register(process, ours, record)
     return process, ours, record
 
 
@@ -248,7 +390,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.s
     Raises:
         OSError, RuntimeError: the system, or Python, does not allow a fork.
     """
-    with _handover:
+    with no_forks:
         ours, theirs = socket_pair()
         record = None
         kept: list[int] = []
@@ -260,7 +402,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.s
             pid = os.fork()
             if pid == 0:
                 try:
-                    _handover.leave_in_copy()
+                    no_forks.leave_in_copy()
                     for file in (ours, theirs, record):
                         file.close()
                     child(*kept)
@@ -277,7 +419,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.s
             for descriptor in kept:
                 os.close(descriptor)
         process = WorkerProcess(pid, open_pidfd(pid))
-        _handover.register(process, ours, record)
+        no_forks.register(process, ours, record)
     return process, ours, record
 
 
@@ -319,7 +461,10 @@ class _Handover:
         self._lock.release()
 
 
-_handover: Final = _Handover()
+no_forks: Final = _Handover()
+_BIRTH_PATIENCE: Final = (
+    5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
+)
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
 

@@ -37,6 +37,7 @@ from ._sizes import readable_size
 if TYPE_CHECKING:
     from . import _forked
     from ._process import WorkerProcess
+    from ._template import Template, Templates
     from ._trace import TraceWriter
 
 logger: Final = logging.getLogger("trio_offload")
@@ -44,6 +45,14 @@ logger: Final = logging.getLogger("trio_offload")
 
 class CallNotRun(Exception):
     """The worker had left before it began with the call: another worker can run it."""
+
+
+class _NeverForked(Exception):
+    """The template had ended before it forked the worker: another one can do that."""
+
+    def __init__(self, template: Template) -> None:
+        super().__init__()
+        self.template = template
 
 
 class State(enum.Enum):
@@ -60,7 +69,8 @@ class State(enum.Enum):
 @attrs.frozen
 class WorkerSettings:
     """What a worker is started with: ``idle_timeout`` in seconds, what it calls before the first and after each job; bytes that
-    a job may hold; seconds between reports; where records of crashes are kept; where the run is traced; whether it is a fork.
+    a job may hold; seconds between reports; where records of crashes are kept; where the run is traced; whether it is a fork;
+    what it is forked off, if it is to be forked off a template.
     """
 
     idle_timeout: float = math.inf
@@ -71,6 +81,7 @@ class WorkerSettings:
     crash_dir: str | None = None
     trace: TraceWriter | None = None
     fork: bool = False
+    templates: Templates | None = None
 
 
 @attrs.frozen
@@ -136,6 +147,8 @@ class Worker:
         # Of a fork: what it finds in its ``__main__``.
         self._definitions: _forked.Definitions | None = None
         self._began = self._started
+        # From which its process is forked, if it is.
+        self._template: Template | None = None
         # Ended on purpose, before anybody had a use for it: how is no matter.
         self.given_up = False
         # When it may have retired by itself, on the clock of time.monotonic().
@@ -185,16 +198,48 @@ class Worker:
     def begin(self) -> None:
         """Start the process and tell it all that it has to know, without waiting for anything.
 
+        If what it is to be forked off is not ready, :meth:`finish` does all that.
+
         Raises:
             WorkerStartError: it could not be started; nothing is left of it.
         """
         refuse_while_main_loads()
         if self._settings.fork:
-            greeting, (self._process, ours, self._record) = self._greeting_of_fork(), self._fork()
-        else:
-            way = _locate.way()
+            greeting = self._greeting_of_fork()
+            self._converse(greeting, *self._fork())
+            return
+        way = _locate.way()
+        templates = self._settings.templates
+        if templates is None:
             greeting = self._greeting(way)
-            self._process, ours, self._record = _spawn(way)
+            self._converse(greeting, *_spawn(way))
+            return
+        template = templates.current()
+        if template.state is State.IDLE:
+            # If it cannot be asked just now, or has died a moment ago, `finish` goes on with that.
+            self._begin_forked(templates, template, way)
+
+    def _begin_forked(self, templates: Templates, template: Template, way: _locate.Way) -> bool:
+        """Ask the template for a process; whether that could be done."""
+        greeting = self._greeting(way, template)
+        self._started = time.monotonic()
+        try:
+            begun = template.fork()
+        except WriteFailed:
+            templates.discard(template)
+            return False
+        except OSError as error:
+            raise WorkerStartError(
+                f"a worker could not be forked: {os.strerror(error.errno or 0)}. {_SPAWN_REMEDIES.get(error.errno or 0, '')}"
+            ) from error
+        if begun is None:
+            return False
+        self._converse(greeting, *begun)
+        return True
+
+    def _converse(self, greeting: list[Buffer], process: WorkerProcess, ours: Any, record: _record.RecordFile) -> None:
+        """Say the greeting to the process that has been started."""
+        self._process, self._record = process, record
         try:
             self._channel = Channel(ours)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
@@ -213,6 +258,45 @@ class Worker:
         Raises:
             WorkerStartError: that failed; the message says at which stage and what would help. Nothing is left of it.
         """
+        templates = self._settings.templates
+        if templates is None:
+            await self._finish(cancellable)
+            return
+        for left in reversed(range(_MOST_TEMPLATES)):
+            try:
+                if self._channel is None:
+                    await self._begin_when_ready(templates, cancellable)
+                await self._finish(cancellable)
+                return
+            except _NeverForked as lost:
+                template = lost.template
+            templates.discard(template)
+            self._process = self._channel = None
+            if left == 0:
+                self.state = State.ENDED
+                await template._end_gently()
+                raise WorkerStartError(
+                    f"{_MOST_TEMPLATES} times the template of the workers died while it forked a worker; the last of them: "
+                    f"{template.describe_death()}",
+                    template.process,
+                )
+            self.state = State.STARTING
+
+    async def _begin_when_ready(self, templates: Templates, cancellable: bool) -> None:
+        try:
+            way = _locate.way()
+            while True:
+                self._template = await templates.ready(cancellable=cancellable)
+                if self._begin_forked(templates, self._template, way):
+                    return
+                # Either the next look finds another template, or this one has more requests before it than the system holds.
+                with trio.CancelScope(shield=not cancellable):
+                    await trio.sleep(_CROWDED_PAUSE)
+        except BaseException:
+            self.state = State.ENDED
+            raise
+
+    async def _finish(self, cancellable: bool) -> None:
         channel = self._channel
         if channel is None or self.state is not State.STARTING:
             raise RuntimeError("the worker is not starting")
@@ -229,6 +313,8 @@ class Worker:
         except (EndOfStream, WireError) as error:
             # One that has closed its end is about to exit; one that talks nonsense is not waited for.
             await (self._end_gently() if isinstance(error, EndOfStream) else self._end())
+            if self._template is not None and not self.process.is_known:
+                raise _NeverForked(self._template) from None
             raise WorkerStartError(self._describe_failed_start(error), self.process) from None
         except BaseException:
             await self._end()
@@ -371,7 +457,7 @@ class Worker:
 
     def gone(self) -> bool:
         """Whether the process of a worker on its way out has ended; if so it is reaped and nothing of it is left."""
-        if self._process is not None and self._process.poll():
+        if self._process is None or self._process.poll():
             self._close()
             return True
         return False
@@ -395,17 +481,26 @@ class Worker:
         self._close()
         return True
 
-    def _greeting(self, way: _locate.Way) -> list[Buffer]:
+    def _greeting(self, way: _locate.Way, template: Template | None = None) -> list[Buffer]:
         """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
-        hello = _launch.hello(way.libpython, _given_back(way))
+        self._template = template
+        settings = _launch.current_settings()
+        if template is None:
+            hello = encode_head(Kind.HELLO, 0, (), _launch.hello(way.libpython, given_back(way)))
+            eager = _launch.must_be_applied(settings)
+        else:
+            hello = template.encoded_hello(_launch.hello(way.libpython, template.environment_since(), forked=True))
+            eager = template.must_be_applied(settings)
         init = b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init)
         retire = _payload.dump_callable(self._settings.retire) if self._retires else b""
-        return self._frames(hello, _launch.current_settings(), init, retire)
+        return self._frames(hello, settings, eager, init, retire)
 
     def _greeting_of_fork(self) -> list[Buffer]:
         from . import _forked
 
-        return self._frames(_forked.hello(), _forked.settings(), b"", b"")
+        settings = _forked.settings()
+        hello = encode_head(Kind.HELLO, 0, (), _forked.hello())
+        return self._frames(hello, settings, _launch.must_be_applied(settings), b"", b"")
 
     def _fork(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         from . import _forked
@@ -421,10 +516,10 @@ class Worker:
                 f"a worker could not be forked: {why}. {_SPAWN_REMEDIES.get(code, '')}".rstrip()
             ) from error
 
-    def _frames(self, hello: dict[str, Any], settings: dict[str, Any], init: bytes, retire: bytes) -> list[Buffer]:
+    def _frames(self, hello: bytes, settings: dict[str, Any], eager: bool, init: bytes, retire: bytes) -> list[Buffer]:
         self._told = _launch.changing_state()
         segments = [_payload.dump_settings(settings), init, retire]
-        setup: dict[str, Any] = {"eager": _launch.must_be_applied(settings)}
+        setup: dict[str, Any] = {"eager": eager}
         if self._settings.idle_timeout < _LONGEST_IDLE:
             setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
         if self._settings.report_interval < _LONGEST_IDLE:
@@ -432,7 +527,7 @@ class Worker:
         if self._settings.memory_limit is not None:
             setup["memory_limit"] = self._settings.memory_limit
         return [
-            encode_head(Kind.HELLO, 0, (), hello),
+            hello,
             encode_head(Kind.SETUP, 0, [len(segment) for segment in segments], setup),
             *segments,
         ]
@@ -442,27 +537,33 @@ class Worker:
         if self._channel is None:
             raise RuntimeError("the worker has not been started")
         frame = await self._next_frame(self._channel, cancellable)
+        known = self.process.is_known
         expected = Kind.WELCOME if self.state is State.STARTING else Kind.READY
         if frame.kind is expected:
             return frame
         if frame.kind is Kind.SETUP_FAILED and self.state is State.SETTING_UP:
-            cause = load_exception(frame)
-            await self._end_gently()
-            raise WorkerStartError(
-                f"a worker could not be started, because its init, {_payload.function_name(self._settings.init)}, "
-                f"raised {frame.body['type']}",
-                self.process,
-            ) from cause
+            await self._refuse_setup(frame)
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self._end_gently()
+            # What a template refuses has no process.
+            processes = [self.process] if known else []
             raise WorkerStartError(
-                f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", self.process
+                f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", *processes
             )
         await self._end()
         raise WorkerStartError(
             f"worker {self.process.pid} was ended: it said {frame.kind.name} where it had to say {expected.name}",
             self.process,
         )
+
+    async def _refuse_setup(self, frame: Frame) -> NoReturn:
+        cause = load_exception(frame)
+        await self._end_gently()
+        raise WorkerStartError(
+            f"a worker could not be started, because its init, {_payload.function_name(self._settings.init)}, "
+            f"raised {frame.body['type']}",
+            self.process,
+        ) from cause
 
     def _check_welcome(self, frame: Frame) -> None:
         """The worker has compared versions already; this compares what only a running interpreter knows."""
@@ -761,6 +862,8 @@ _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
 # PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
 _ENDS_BY_LIMIT: Final = (7, -signal.SIGKILL)
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
+_MOST_TEMPLATES: Final = 3
+_CROWDED_PAUSE: Final = 0.001  # seconds
 _SPAWN_REMEDIES: Final = {
     errno.EACCES: "It may not be executed: look at its mode, whether its file system is mounted noexec, and whether a security "
     "policy (SELinux, AppArmor) forbids it, which the system's log tells.",
@@ -810,7 +913,7 @@ def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         ) from error
 
 
-def _given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
+def given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
     """What the worker gives back: the variables that are changed to start it, as they are here."""
     names = [_LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
     return {name: os.environb.get(name) for name in names}

@@ -39,6 +39,8 @@ class Kind(int):
     CALL: ClassVar[Kind]
     RETIRE: ClassVar[Kind]
     SETTINGS: ClassVar[Kind]
+    TEMPLATE: ClassVar[Kind]
+    FORK: ClassVar[Kind]
     WELCOME: ClassVar[Kind]
     REFUSED: ClassVar[Kind]
     READY: ClassVar[Kind]
@@ -68,6 +70,8 @@ for _name, _number in (
     ("CALL", 3),
     ("RETIRE", 4),
     ("SETTINGS", 6),
+    ("TEMPLATE", 7),
+    ("FORK", 8),
     ("WELCOME", 16),
     ("REFUSED", 17),
     ("READY", 18),
@@ -483,6 +487,19 @@ def _is_unsigned(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
 
 
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_array_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_streams(value: Any) -> bool:
+    """Numbers below three, each larger than the one before it."""
+    return isinstance(value, list) and all(map(_is_unsigned, value)) and value == [n for n in range(3) if n in value]
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -554,7 +571,7 @@ def _byte_strings(*names: str) -> tuple[_Field, ...]:
 _NONE: Final = range(1)
 _ANY: Final = range(MAX_SEGMENTS + 1)
 _SOME: Final = range(1, MAX_SEGMENTS + 1)
-_EAGER: Final = _Field("eager", "a boolean", lambda value: isinstance(value, bool))
+_EAGER: Final = _Field("eager", "a boolean", _is_boolean)
 _FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_figures, required=False)
 _ERROR: Final = _texts("stage", "type", "message", "traceback")
 
@@ -577,6 +594,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _Field("home", "a byte string", _is_bytes, required=False),
             _Field("search_path", "an array of byte strings", _is_array_of_bytes, required=False),
             _Field("bundle", "a bundle", _is_bundle, required=False),
+            _Field("template", "a boolean", _is_boolean, required=False),
         ),
     ),
     Kind.SETUP: (
@@ -591,6 +609,14 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.CALL: (_SOME, ()),
     Kind.RETIRE: (_NONE, ()),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
+    Kind.TEMPLATE: (range(1, 2), (_EAGER, _Field("modules", "an array of text", _is_array_of_text))),
+    Kind.FORK: (
+        _NONE,
+        (
+            _Field("streams", "some of 0, 1 and 2 in their order", _are_streams),
+            _Field("directory", "a boolean", _is_boolean),
+        ),
+    ),
     Kind.WELCOME: (
         _NONE,
         (
@@ -602,7 +628,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     ),
     Kind.REFUSED: (_NONE, _texts("code", "message")),
     Kind.READY: (_NONE, (_FIGURES,)),
-    Kind.SETUP_FAILED: (_ANY, _ERROR),
+    Kind.SETUP_FAILED: (_ANY, (*_ERROR, _Field("module", "text", _is_text, required=False))),
     Kind.RESULT: (_SOME, (_FIGURES,)),
     Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
     Kind.RETIRED: (_NONE, _texts("reason")),

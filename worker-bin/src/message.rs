@@ -23,6 +23,9 @@ pub enum Message {
     Settings {
         eager: bool,
     },
+    /// In place of SETUP: do not take calls but fork workers.
+    Template(Template),
+    Fork(Fork),
     Welcome(Box<Welcome>),
     Refused(Explanation),
     /// The figures are those before the first job.
@@ -61,6 +64,8 @@ pub struct Hello {
     pub search_path: Option<Vec<Vec<u8>>>,
     /// The parent is an app made by PyInstaller.
     pub bundle: Option<Bundle>,
+    /// This process is to be a template, from which workers are forked.
+    pub template: bool,
 }
 
 /// What PyInstaller's bootloader would have handed to the app. Code is as `marshal` writes it.
@@ -97,6 +102,31 @@ pub struct Setup {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Template {
+    /// There is something in the settings that has to be applied at once.
+    pub eager: bool,
+    /// The modules to import before the first worker is forked.
+    pub modules: Vec<String>,
+}
+
+/// A request for a worker. What it is to have comes with the frame as descriptors: its socket, its record, the pipe that its
+/// number is written to, then what the fields name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fork {
+    /// Which of the three standard streams come, in this order; the others are closed in the parent.
+    pub streams: Vec<u64>,
+    /// The parent's working directory comes last.
+    pub directory: bool,
+}
+
+impl Fork {
+    /// How many descriptors come with it.
+    pub fn descriptors(&self) -> usize {
+        3 + self.streams.len() + usize::from(self.directory)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Welcome {
     pub protocol: u64,
     pub worker: String,
@@ -121,6 +151,8 @@ pub struct Failure {
     pub type_name: String,
     pub message: String,
     pub traceback: String,
+    /// The module that a template could not import.
+    pub module: Option<String>,
 }
 
 impl Explanation {
@@ -150,7 +182,7 @@ impl Message {
         let segments = header.lengths.len();
         let segments_fit = match header.kind {
             Kind::Setup => segments == 3,
-            Kind::Settings => segments == 1,
+            Kind::Settings | Kind::Template => segments == 1,
             Kind::Call | Kind::Result => segments >= 1,
             Kind::Raised | Kind::SetupFailed => true,
             _ => segments == 0,
@@ -175,6 +207,14 @@ impl Message {
             Kind::Settings => {
                 Self::Settings { eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)? }
             }
+            Kind::Template => Self::Template(Template {
+                eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)?,
+                modules: fields.required("modules", "modules is missing or not an array of text", |value| list(value, text))?,
+            }),
+            Kind::Fork => Self::Fork(Fork {
+                streams: fields.required("streams", "streams is missing or not some of 0, 1 and 2 in their order", streams)?,
+                directory: fields.required("directory", "directory is missing or not a truth value", Value::as_bool)?,
+            }),
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
             Kind::Ready => Self::Ready(Figures::read_optional(&fields)?),
@@ -194,6 +234,8 @@ impl Message {
             Self::Call => Kind::Call,
             Self::Retire => Kind::Retire,
             Self::Settings { .. } => Kind::Settings,
+            Self::Template(_) => Kind::Template,
+            Self::Fork(_) => Kind::Fork,
             Self::Welcome(_) => Kind::Welcome,
             Self::Refused(_) => Kind::Refused,
             Self::Ready(_) => Kind::Ready,
@@ -225,6 +267,14 @@ impl Message {
                 fields.into_iter().flatten().collect()
             }
             Self::Settings { eager } => body([("eager", Value::from(eager))]),
+            Self::Template(template) => {
+                let modules = template.modules.into_iter().map(Value::Text).collect();
+                body([("eager", Value::from(template.eager)), ("modules", Value::Array(modules))])
+            }
+            Self::Fork(fork) => {
+                let streams = fork.streams.into_iter().map(Value::from).collect();
+                body([("streams", Value::Array(streams)), ("directory", Value::from(fork.directory))])
+            }
             Self::Welcome(welcome) => welcome.write(),
             Self::Refused(explanation) | Self::Aborted(explanation) => {
                 body([("code", Value::Text(explanation.code)), ("message", Value::Text(explanation.message))])
@@ -271,6 +321,7 @@ impl Hello {
             home: fields.optional("home", "home is not bytes", bytes)?,
             search_path: fields.optional("search_path", "search_path is not an array of bytes", byte_strings)?,
             bundle: fields.optional("bundle", "bundle is not what a bundle is", Bundle::read)?,
+            template: fields.optional("template", "template is not a truth value", Value::as_bool)?.unwrap_or_default(),
         })
     }
 
@@ -300,6 +351,7 @@ impl Hello {
             ("home", self.home.map(Value::Bytes)),
             ("search_path", self.search_path.map(byte_array)),
             ("bundle", self.bundle.map(Bundle::write)),
+            ("template", self.template.then_some(Value::from(true))),
         ];
         let optional = optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         always.into_iter().chain(optional).collect()
@@ -382,16 +434,19 @@ impl Failure {
             type_name: fields.required("type", "type is missing or not text", text)?,
             message: fields.required("message", "message is missing or not text", text)?,
             traceback: fields.required("traceback", "traceback is missing or not text", text)?,
+            module: fields.optional("module", "module is not text", text)?,
         })
     }
 
     fn write(self) -> Body {
-        body([
+        let mut body = body([
             ("stage", Value::Text(self.stage)),
             ("type", Value::Text(self.type_name)),
             ("message", Value::Text(self.message)),
             ("traceback", Value::Text(self.traceback)),
-        ])
+        ]);
+        body.extend(self.module.map(|module| ("module".to_owned(), Value::Text(module))));
+        body
     }
 }
 
@@ -463,6 +518,12 @@ fn nullable<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Opti
 
 fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     value.as_array()?.iter().map(read).collect()
+}
+
+/// Numbers below three, each larger than the one before it.
+fn streams(value: &Value) -> Option<Vec<u64>> {
+    let streams = list(value, unsigned)?;
+    (streams.iter().all(|stream| *stream < 3) && streams.is_sorted_by(|one, next| one < next)).then_some(streams)
 }
 
 fn byte_strings(value: &Value) -> Option<Vec<Vec<u8>>> {

@@ -1,9 +1,12 @@
 //! What the operating system offers through C only: descriptors, signals, processes. One of the two places with `unsafe`.
 
+pub mod fork;
+
+use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
@@ -189,6 +192,44 @@ pub struct Seen {
     pub bell: bool,
 }
 
+/// The process whose child this one was when the watch began.
+#[derive(Debug)]
+pub struct ParentWatch {
+    pid: u32,
+    handle: Option<OwnedFd>,
+}
+
+impl ParentWatch {
+    #[expect(clippy::new_without_default, reason = "what is watched is that of a moment")]
+    pub fn new() -> Self {
+        let pid = std::os::unix::process::parent_id();
+        Self { pid, handle: open_process(pid) }
+    }
+
+    /// Waits until there is something to read, the end of the stream included. False: the process has ended before that.
+    pub fn wait_for_input(&self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        /// Milliseconds between two looks where the system cannot tell of a process's end.
+        const WITHOUT_HANDLE: libc::c_int = 200;
+        let handle = self.handle.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let timeout = if handle < 0 { WITHOUT_HANDLE } else { -1 };
+        loop {
+            // poll(2) ignores a negative descriptor.
+            let mut entries = [
+                libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+                libc::pollfd { fd: handle, events: libc::POLLIN, revents: 0 },
+            ];
+            // SAFETY: the pointer and the count are those of the array.
+            check(unsafe { libc::poll(entries.as_mut_ptr(), 2, timeout) })?;
+            if entries[0].revents != 0 {
+                return Ok(true);
+            }
+            if std::os::unix::process::parent_id() != self.pid {
+                return Ok(false);
+            }
+        }
+    }
+}
+
 /// Waits until the socket's other end is closed, the process has ended or the bell rings, whichever of them is given.
 pub fn wait_for(
     socket: Option<RawFd>,
@@ -273,10 +314,19 @@ pub const STACKS: i32 = libc::SIGXCPU;
 
 /// Until somebody answers [`STACKS`] it does nothing. A handler, and not SIG_IGN, which the programs of a job would inherit.
 pub fn disarm_stacks_signal() {
+    swallow(STACKS);
+}
+
+/// Swallows Ctrl+C without a thread.
+pub fn swallow_interrupt() {
+    swallow(libc::SIGINT);
+}
+
+fn swallow(signal: libc::c_int) {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
     // SAFETY: the handler lives as long as the program and does nothing.
-    unsafe { libc::signal(STACKS, handler as libc::sighandler_t) };
+    unsafe { libc::signal(signal, handler as libc::sighandler_t) };
 }
 
 /// Sends [`STACKS`] to the main thread, which is the one that runs Python.
@@ -334,6 +384,10 @@ pub fn is_forked_copy() -> bool {
 }
 
 extern "C" fn after_fork_in_child() {
+    if fork::is_forking() {
+        // Not a copy but a worker that a template makes, with a socket and a record of its own by now.
+        return;
+    }
     FORKED.store(true, Ordering::Relaxed);
     let socket = SOCKET_TO_DROP.swap(-1, Ordering::Relaxed);
     if socket >= 0 {
@@ -361,6 +415,93 @@ pub fn receive(socket: BorrowedFd<'_>, into: &mut [MaybeUninit<u8>]) -> io::Resu
     // SAFETY: the pointer and the length are those of the slice, and recv only writes to it.
     let count = unsafe { libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), 0) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// The most descriptors that come with one write: `SCM_MAX_FD` is 253, and a request for a worker has seven.
+#[cfg(target_os = "linux")]
+const MOST_DESCRIPTORS: usize = 16;
+
+/// Receives bytes and the descriptors that came with them (unix(7), `SCM_RIGHTS`); those are close-on-exec.
+#[cfg(target_os = "linux")]
+pub fn receive_with_descriptors(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    // The header of the control message, and room for its numbers; of u64, because it has to be aligned.
+    let mut control = [0_u64; 2 + MOST_DESCRIPTORS / 2];
+    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: for this structure of numbers and pointers all zeros are a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: every pointer in the message is to memory of the length given beside it, which lives until the end of the function.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has filled the message in.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give a header inside of `control`, or null.
+    while let Some(found) = unsafe { header.as_ref() } {
+        if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: CMSG_LEN only counts.
+            let bytes = found.cmsg_len.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+            // SAFETY: found is a header inside of `control`.
+            let numbers = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+            for index in 0..bytes / std::mem::size_of::<RawFd>() {
+                // SAFETY: so many numbers follow the header; they may be unaligned.
+                let descriptor = unsafe { numbers.add(index).read_unaligned() };
+                // SAFETY: the kernel has made it for this process a moment ago, so nobody else owns it.
+                descriptors.push_back(unsafe { OwnedFd::from_raw_fd(descriptor) });
+            }
+        }
+        // SAFETY: both are what the kernel filled in.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(io::Error::other("there is no room for more descriptors in this process"));
+    }
+    Ok(count)
+}
+
+/// Elsewhere nobody sends any: there are no templates.
+#[cfg(not(target_os = "linux"))]
+pub fn receive_with_descriptors(
+    _socket: BorrowedFd<'_>,
+    _into: &mut [u8],
+    _descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Puts a copy of the descriptor where `number` is, whatever was open there. Above 2 it is closed on exec.
+///
+/// What owned the number owns the new one.
+pub fn put_in_place(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    if descriptor.as_raw_fd() == number {
+        return Ok(());
+    }
+    // SAFETY: dup2 takes two integers; by the caller's word nobody relies on what was open there.
+    check(unsafe { libc::dup2(descriptor.as_raw_fd(), number) })?;
+    if number > 2 {
+        // SAFETY: F_SETFD takes an int and touches no memory.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    }
+    Ok(())
+}
+
+/// Opens the null device where the parent has no standard stream, as Rust's runtime does it in a worker that is started: else
+/// the number would go to what is opened next.
+pub fn put_null_in_place(number: RawFd) -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    put_in_place(null.as_fd(), number)
+}
+
+/// Changes the working directory to the one that is open as `directory`.
+pub fn change_directory(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: fchdir takes an integer.
+    check(unsafe { libc::fchdir(directory.as_raw_fd()) }).map(drop)
 }
 
 /// How long a receive waits for its first byte before it fails with `WouldBlock`; `None`: for ever.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write as _};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
@@ -29,6 +30,11 @@ pub trait Stream {
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
     /// Lets the other side's writes fail from now on, those that wait for room too. What was sent to it stays to be read.
     fn stop_receiving(&mut self) -> io::Result<()>;
+    /// The next descriptors of those that have come with the bytes; `None`: there are not so many. The first question, for none,
+    /// has the stream keep them from then on.
+    fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        (count == 0).then(Vec::new)
+    }
 }
 
 /// Where the segments that own their memory go.
@@ -101,6 +107,11 @@ impl<S: Stream> Connection<S> {
 
     pub fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ReceiveError> {
         Ok(self.stream.set_receive_timeout(timeout)?)
+    }
+
+    /// The descriptors that came with the frame whose header came last; as [`Stream::take_descriptors`].
+    pub fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        self.stream.take_descriptors(count)
     }
 
     /// Nothing is to be read any more. Should the system refuse to say so, the other side learns it when the process ends.
@@ -314,18 +325,43 @@ pub struct Socket {
     stream: UnixStream,
     identity: Option<os::Identity>,
     lost: bool,
+    /// `None`: no descriptors are to come; the system would drop them.
+    requests: Option<Requests>,
+}
+
+/// What a template's socket has more than a worker's.
+#[derive(Debug)]
+struct Requests {
+    /// What has come with the bytes.
+    descriptors: VecDeque<OwnedFd>,
+    /// A process that the parent has forked may hold a copy of its end, and a template has no native thread to find out.
+    parent: os::ParentWatch,
 }
 
 impl From<OwnedFd> for Socket {
     fn from(descriptor: OwnedFd) -> Self {
         let identity = os::identity_of(descriptor.as_fd());
-        Self { stream: UnixStream::from(descriptor), identity, lost: false }
+        Self { stream: UnixStream::from(descriptor), identity, lost: false, requests: None }
+    }
+}
+
+impl Socket {
+    /// In a worker that was forked off a template: lets go of all but the descriptor of the socket, which is the worker's own by now.
+    pub fn relinquish(self) {
+        std::mem::forget(self.stream);
     }
 }
 
 impl Stream for Socket {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        io::Read::read(&mut self.stream, into)
+        match &mut self.requests {
+            None => io::Read::read(&mut self.stream, into),
+            Some(requests) if requests.parent.wait_for_input(self.stream.as_fd())? => {
+                os::receive_with_descriptors(self.stream.as_fd(), into, &mut requests.descriptors)
+            }
+            // To the session this is the end of the stream, which it would be without the copies.
+            Some(_) => Ok(0),
+        }
     }
 
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
@@ -353,6 +389,12 @@ impl Stream for Socket {
 
     fn stop_receiving(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Read)
+    }
+
+    fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        let requests =
+            self.requests.get_or_insert_with(|| Requests { descriptors: VecDeque::new(), parent: os::ParentWatch::new() });
+        (requests.descriptors.len() >= count).then(|| requests.descriptors.drain(..count).collect())
     }
 }
 

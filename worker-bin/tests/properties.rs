@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use trio_offload_worker::memory::Figures;
 use trio_offload_worker::message::{
-    Bundle, Explanation, Failure, Hello, Message, Script as BootScript, Setup, TEXT_LIMIT, Welcome, clip,
+    Bundle, Explanation, Failure, Fork, Hello, Message, Script as BootScript, Setup, TEXT_LIMIT, Template, Welcome, clip,
 };
 use trio_offload_worker::transport::{Connection, Next, Segment};
 use trio_offload_worker::wire::{self, Header, Kind, Progress};
@@ -28,12 +28,12 @@ fn hello() -> impl Strategy<Value = Message> {
     );
     let second = (byte_strings(), byte_strings(), byte_strings(), byte_strings(), byte_strings());
     let third = (any::<Option<Vec<u8>>>(), vec(("[a-z_]{1,12}", any::<i32>()), 0..6));
-    let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()));
+    let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()), any::<bool>());
     (first, second, third, fourth).prop_map(|(first, second, third, fourth)| {
         let (protocol, parent_pid, version, libpython, environment) = first;
         let (argv, orig_argv, path, warnoptions, xoptions) = second;
         let (pycache_prefix, flags) = third;
-        let (home, search_path, bundle) = fourth;
+        let (home, search_path, bundle, template) = fourth;
         Message::Hello(Box::new(Hello {
             protocol,
             parent_pid,
@@ -51,6 +51,7 @@ fn hello() -> impl Strategy<Value = Message> {
             home,
             search_path,
             bundle,
+            template,
         }))
     })
 }
@@ -72,12 +73,11 @@ fn bundle() -> impl Strategy<Value = Bundle> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}").prop_map(|(stage, type_name, message, traceback)| Failure {
-        stage,
-        type_name,
-        message,
-        traceback,
-    });
+    let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}", proptest::option::of("[a-z.]{0,9}"))
+        .prop_map(|(stage, type_name, message, traceback, module)| Failure { stage, type_name, message, traceback, module });
+    let template = (any::<bool>(), vec("[a-z.]{0,9}", 0..4)).prop_map(|(eager, modules)| Template { eager, modules });
+    let fork = (proptest::sample::subsequence(vec![0_u64, 1, 2], 0..=3), any::<bool>())
+        .prop_map(|(streams, directory)| Fork { streams, directory });
     let explanation = (".{0,9}", ".{0,30}").prop_map(|(code, message)| Explanation { code, message });
     let welcome = (any::<u64>(), any::<u64>(), ".{0,30}", vec(any::<u8>(), 0..30)).prop_map(|(protocol, pid, text, bytes)| {
         let (libpython, prefix, exec_prefix) = (bytes.clone(), bytes.clone(), bytes);
@@ -92,6 +92,8 @@ fn message() -> impl Strategy<Value = Message> {
             }
         ),
         any::<bool>().prop_map(|eager| Message::Settings { eager }),
+        template.prop_map(Message::Template),
+        fork.prop_map(Message::Fork),
         explanation.clone().prop_map(Message::Refused),
         explanation.prop_map(Message::Aborted),
         failure.clone().prop_map(Message::SetupFailed),
@@ -110,7 +112,7 @@ fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
     (message(), any::<u64>(), vec(vec(any::<u8>(), 0..50), 4), 1..4_usize).prop_map(|(message, id, mut segments, count)| {
         segments.truncate(match message.kind() {
             Kind::Setup => 3,
-            Kind::Settings => 1,
+            Kind::Settings | Kind::Template => 1,
             Kind::Call | Kind::Result => count,
             Kind::Raised | Kind::SetupFailed => count - 1,
             _ => 0,

@@ -5,13 +5,15 @@ mod fakes;
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
 use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{Explanation, Failure, Hello, Message, Setup, Welcome};
+use trio_offload_worker::message::{Explanation, Failure, Fork, Hello, Message, Setup, Template, Welcome};
+use trio_offload_worker::os::fork::Side;
 use trio_offload_worker::sentinel::{Activity, Doing};
 use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
 use trio_offload_worker::transport::{Allocator, Connection, Next, Payload, Segment};
@@ -25,6 +27,8 @@ struct Fake {
     raise: bool,
     settled: Option<Settled>,
     figures: Option<Figures>,
+    /// Which side each fork is to find itself on, the last first; all others on the template's.
+    forks: Vec<Side>,
     log: Rc<RefCell<Vec<String>>>,
 }
 
@@ -51,7 +55,13 @@ impl Allocator for Fake {
 }
 
 fn failure(stage: &str) -> Failure {
-    Failure { stage: stage.to_owned(), type_name: "ValueError".to_owned(), message: "m".to_owned(), traceback: "t".to_owned() }
+    Failure {
+        stage: stage.to_owned(),
+        type_name: "ValueError".to_owned(),
+        message: "m".to_owned(),
+        traceback: "t".to_owned(),
+        module: None,
+    }
 }
 
 impl Executor for Fake {
@@ -90,6 +100,23 @@ impl Executor for Fake {
 
     fn interrupted(&mut self) {
         self.note("interrupted");
+    }
+
+    fn become_template(
+        &mut self,
+        template: &Template,
+        segments: Vec<Segment<'_, HeapBuffer>>,
+    ) -> Result<(), Box<Raised<Pieces>>> {
+        self.note(format!("template {:?} {} {}", template.modules, template.eager, lengths(segments)));
+        if self.fail_set_up {
+            return Err(Box::new(Raised { failure: failure("preload"), exception: None }));
+        }
+        Ok(())
+    }
+
+    fn fork(&mut self, fork: &Fork, descriptors: Vec<OwnedFd>) -> Side {
+        self.note(format!("fork {:?} {}", fork.streams, descriptors.len()));
+        self.forks.pop().unwrap_or(Side::Template)
     }
 
     fn measure(&mut self, _at_once: bool) -> Option<Figures> {
@@ -133,6 +160,18 @@ fn settings() -> Vec<u8> {
     frame(Message::Settings { eager: true }, 0, &[3])
 }
 
+fn template_hello() -> Vec<u8> {
+    frame(Message::Hello(Box::new(Hello { protocol: 1, parent_pid: 42, template: true, ..Hello::default() })), 0, &[])
+}
+
+fn template() -> Vec<u8> {
+    frame(Message::Template(Template { eager: true, modules: vec!["json".to_owned()] }), 0, &[3])
+}
+
+fn fork() -> Vec<u8> {
+    frame(Message::Fork(Fork { streams: vec![0, 2], directory: true }), 0, &[])
+}
+
 struct Run {
     ending: Ending,
     /// Kind, id and message of each frame that the worker said.
@@ -166,7 +205,7 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
     let activity = Activity::new();
     let mut connection = Connection::new(script);
     let ending = session::run(&mut connection, &mut executor, &activity);
-    assert_eq!(activity.get(), Doing::Leaving);
+    assert_eq!(activity.get(), if ending == Ending::Forked { Doing::Waiting } else { Doing::Leaving });
     let Script { sent, timeouts, stopped, .. } = connection.into_stream();
     let mut replies = Connection::new(Script::cut(&sent, &[], true));
     let mut said = Vec::new();
@@ -216,13 +255,21 @@ fn each_state_refuses_what_is_not_in_its_row() {
         frame(Message::Aborted(Explanation::new("a", "b")), 0, &[]),
         frame(Message::Report(Figures::default()), 0, &[]),
     ];
-    let before: [&[Vec<u8>]; 3] = [&[], &[hello()], &[hello(), setup()]];
-    let allowed = [vec![Kind::Hello], vec![Kind::Setup, Kind::Retire], vec![Kind::Call, Kind::Settings, Kind::Retire]];
+    let before: [&[Vec<u8>]; 5] = [&[], &[hello()], &[hello(), setup()], &[template_hello()], &[template_hello(), template()]];
+    let allowed = [
+        vec![Kind::Hello],
+        vec![Kind::Setup, Kind::Retire],
+        vec![Kind::Call, Kind::Settings, Kind::Retire],
+        vec![Kind::Template, Kind::Retire],
+        vec![Kind::Fork, Kind::Retire],
+    ];
     let sent = [
         (Kind::Hello, hello()),
         (Kind::Setup, setup()),
         (Kind::Call, call(1)),
         (Kind::Settings, settings()),
+        (Kind::Template, template()),
+        (Kind::Fork, fork()),
         (Kind::Retire, retire()),
     ];
     for (before, allowed) in before.iter().zip(allowed) {
@@ -235,6 +282,48 @@ fn each_state_refuses_what_is_not_in_its_row() {
             assert!(!run.log.iter().any(|entry| entry.starts_with("call")), "something ran after the error");
         }
     }
+}
+
+/// A script in which as many descriptors come as are asked for.
+fn with_descriptors(events: impl IntoIterator<Item = Event>) -> Script {
+    let mut script = Script::new(events);
+    script.has_descriptors = true;
+    script
+}
+
+#[test]
+fn the_life_of_a_template() {
+    let events = [bytes(&[template_hello(), template()]), bytes(&[fork(), fork(), retire()])];
+    let run = run_script(Fake::default(), with_descriptors(events));
+    assert_eq!(run.ending, Ending::Retired);
+    assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Retired]);
+    assert_eq!(run.log(), ["start 42", "template [\"json\"] true [3]", "fork [0, 2] 6", "fork [0, 2] 6"]);
+    // Nobody waits for a call, however long.
+    assert!(run.timeouts.is_empty());
+}
+
+#[test]
+fn a_forked_worker_leaves_the_templates_session_without_a_word() {
+    let events = [bytes(&[template_hello(), template(), fork(), fork()])];
+    let fake = Fake { forks: vec![Side::Worker], ..Fake::default() };
+    let run = run_script(fake, with_descriptors(events));
+    assert_eq!((run.ending, run.kinds()), (Ending::Forked, vec![Kind::Welcome, Kind::Ready]));
+    // The second request is the template's.
+    assert_eq!(run.log.len(), 3);
+}
+
+#[test]
+fn a_request_without_its_descriptors_ends_the_template() {
+    let run = run(Fake::default(), [bytes(&[template_hello(), template(), fork()])]);
+    assert_eq!(run.ending, Ending::Aborted);
+    let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };
+    assert_eq!(explanation.code, "descriptors_missing");
+}
+
+#[test]
+fn a_module_that_cannot_be_imported_ends_the_template() {
+    let run = run(Fake { fail_set_up: true, ..Fake::default() }, [bytes(&[template_hello(), template(), fork()])]);
+    assert_eq!((run.ending, run.kinds()), (Ending::SetupFailed, vec![Kind::Welcome, Kind::SetupFailed]));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_int};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyCode, PyString, PyTuple};
 use thiserror::Error;
 use trio_offload_worker::os;
+use trio_offload_worker::os::fork::{self, ForkError, Side};
 use trio_offload_worker::transport::Storage;
 
 use super::config::{Config, Flags};
@@ -84,6 +85,31 @@ impl Running {
         // SAFETY: this thread holds the GIL with the main thread's state; nothing uses Python after this.
         unsafe { ffi::Py_FinalizeEx() == 0 }
     }
+}
+
+/// Forks a worker off this process as `os.fork` does it: with what Python does before and after, on both sides. In the worker
+/// `born` is called before any of Python's own hooks.
+pub(crate) fn fork(_py: Python<'_>, birth: BorrowedFd<'_>, born: impl FnOnce()) -> Result<Side, ForkError> {
+    // SAFETY: the thread is attached, and each call is followed by its counterpart below (Modules/posixmodule.c, os_fork_impl).
+    unsafe { ffi::PyOS_BeforeFork() };
+    let side = fork::fork_sibling(birth, born);
+    match side {
+        // SAFETY: the counterpart, in the worker, whose only thread holds the GIL as it did before.
+        Ok(Side::Worker) => unsafe { ffi::PyOS_AfterFork_Child() },
+        // SAFETY: the counterpart where this process has gone on as it was.
+        Ok(Side::Template) | Err(_) => unsafe { ffi::PyOS_AfterFork_Parent() },
+    }
+    side
+}
+
+/// Whether this process could fork now: does all that [`fork`] does, but for the fork itself.
+pub(crate) fn rehearse_fork(_py: Python<'_>) -> Result<(), ForkError> {
+    // SAFETY: the thread is attached; the counterpart follows.
+    unsafe { ffi::PyOS_BeforeFork() };
+    let outcome = fork::rehearse();
+    // SAFETY: the counterpart.
+    unsafe { ffi::PyOS_AfterFork_Parent() };
+    outcome
 }
 
 /// Where Python's stacks are written, and the function that writes them.

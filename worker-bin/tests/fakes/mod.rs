@@ -1,8 +1,10 @@
 //! What stands in for the socket and for Python's memory.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use trio_offload_worker::transport::{Allocator, Storage, Stream};
@@ -27,6 +29,8 @@ pub(crate) struct Script {
     /// The time-outs that were in force, one after the other.
     pub(crate) timeouts: Vec<Option<Duration>>,
     pub(crate) stopped: bool,
+    /// Whether descriptors come with the bytes: as many as are asked for.
+    pub(crate) has_descriptors: bool,
 }
 
 impl Script {
@@ -38,6 +42,7 @@ impl Script {
             send_error: None,
             timeouts: Vec::new(),
             stopped: false,
+            has_descriptors: false,
         }
     }
 
@@ -102,6 +107,11 @@ impl Stream for Script {
     fn stop_receiving(&mut self) -> io::Result<()> {
         self.stopped = true;
         Ok(())
+    }
+
+    fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        let open = |_| File::open("/dev/null").ok().map(OwnedFd::from);
+        if count == 0 || self.has_descriptors { (0..count).map(open).collect() } else { None }
     }
 }
 
