@@ -119,6 +119,33 @@ class Channel:
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return rest
 
+    def send_some(self, parts: Sequence[Buffer]) -> list[Buffer]:
+        """Write as much as can be taken at once, and no more than other tasks should have to wait for; the rest.
+
+        Raises:
+            WriteFailed: the other side is gone. ``sent`` is about these parts.
+        """
+        rest: list[Buffer]
+        if sum(map(len, parts)) <= _SMALL:
+            rest = [b"".join(parts)]
+        else:
+            rest = [memoryview(part).cast("B") for part in parts if len(part)]
+        left = _TURN
+        try:
+            while rest and left > 0:
+                count = self._socket.sendmsg(_front(rest[:_MAX_PARTS], left))
+                rest = _after(rest, count)
+                left -= count
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            raise WriteFailed(left < _TURN) from None
+        return rest
+
+    async def wait_writable(self) -> None:
+        """Wait until there is room for more, or the other side is gone."""
+        await trio.lowlevel.wait_writable(self._descriptor)
+
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         """Write one small frame if that can be done at once and the other side is there; whether it was."""
         data = b"".join(parts)

@@ -9,8 +9,8 @@ import numbers
 import os
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import attrs
 import outcome
@@ -20,6 +20,7 @@ from trio_offload_worker._retire import RetireWhen
 
 from ._cache import WorkerCache
 from ._errors import BrokenWorkerError
+from ._map import Map, MapOptions
 from ._payload import dump_call, dump_call_to_fork
 from ._sizes import parse_size, readable_size
 from ._template import Templates
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
+ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
 Limiter = contextlib.AbstractAsyncContextManager[Any]
 
@@ -269,6 +271,77 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         finally:
             limiter.release()
 
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: Literal[False] = False,
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: Literal[True],
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: bool,
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
+
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: bool = False,
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Call ``fn`` with each item in workers of this context. :func:`trio_offload.map` says all about it."""
+        options = MapOptions.checked(
+            ordered=ordered,
+            chunk_size=chunk_size,
+            timeout=timeout,
+            return_outcomes=return_outcomes,
+            workers=workers,
+            window=window,
+        )
+        if limiter is None and workers is None:
+            limiter = current_default_worker_limiter()
+        return Map(self, fn, items, options, limiter)
+
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> WorkerContextStatistics:
         """How many workers there are, idle and running, and what each of them holds."""
@@ -370,6 +443,27 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 return value
         finally:
             calls.leave(key)
+
+    async def _ready_worker(self) -> tuple[Worker, bool]:
+        """For ``map``: a worker that takes calls, and whether it is a new one. To be given back with ``_cache.push``.
+
+        A checkpoint if one has to be started; cancelled, it is ended.
+        """
+        self._cache.prune()
+        worker = self._cache.pop()
+        new = worker is None
+        if worker is None:
+            worker = Worker(self._settings)
+            worker.begin()
+        if worker.state is State.STARTING:
+            try:
+                await worker.finish(cancellable=True)
+            except BaseException:
+                self._cache.push(worker)
+                raise
+            self._cache.note_started(worker)
+            self._warn_of_baseline(worker)
+        return worker, new
 
     def _begin_spare(self) -> None:
         """Somebody is about to leave: who comes next is not to wait for a cold start."""

@@ -47,14 +47,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     Raises:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
-    value = function, args
-    if _by_value.known and _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
-        return _dump_by_value(pickler, value, function, out_of_band=True)
-    try:
-        payload = _dump_call(value, function)
-    except Exception as error:
-        return _dump_refused(value, function, error, out_of_band=True)
-    return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+    return _dump((function, args), function)
 
 
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -62,10 +55,32 @@ def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Pa
 
     Also what was typed in, and refers to things that no pickler takes.
     """
-    try:
-        return _dump_call((function, args), function)
-    except Exception:
-        return dump_call(function, args)
+    return _dump_to_fork((function, args), function)
+
+
+
+def dump_chunk(
+    helper: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], *, to_fork: bool = False
+) -> Payload:
+    """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`."""
+    value = helper, (function, *args)
+    return _dump_to_fork(value, function) if to_fork else _dump(value, function)
+
+
+def dump_item(
+    item: Any, function: Callable[..., Any], *, to_fork: bool = False
+) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle one item of a chunk, and the buffers that go with it. As :func:`dump_call`."""
+    payload = _dump_to_fork(item, function) if to_fork else _dump(item, function)
+    buffers = len(payload.lengths) - 1
+    pieces = len(payload.parts) - buffers
+    # The rows of bytes were taken from buffers; as these they go beside the pickle of the chunk too.
+    return b"".join(payload.parts[:pieces]), [pickle.PickleBuffer(part) for part in payload.parts[pieces:]]
+
+
+def load_item(data: Any, buffers: Sequence[Any]) -> Any:
+    """What :func:`dump_item` made, or a chunk in a worker, for one item's result. Raises whatever unpickling raises."""
+    return load([data, *buffers])
 
 
 def dump_callable(function: Callable[[], Any]) -> bytes:
@@ -131,6 +146,24 @@ class _Sink:
 
     def __init__(self, write: Callable[[Any], None]) -> None:
         self.write = write
+
+
+def _dump(value: Any, function: Callable[..., Any]) -> Payload:
+    """Pickle a value with the pickler that it needs; ``function`` is what messages call it by."""
+    if _by_value.known and _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
+        return _dump_by_value(pickler, value, function, out_of_band=True)
+    try:
+        payload = _dump_call(value, function)
+    except Exception as error:
+        return _dump_refused(value, function, error, out_of_band=True)
+    return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+
+
+def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:
+    try:
+        return _dump_call(value, function)
+    except Exception:
+        return _dump(value, function)
 
 
 def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:

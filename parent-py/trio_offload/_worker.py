@@ -6,11 +6,14 @@ The parent's half of the state table in PROTOCOL.md is here. What a worker guara
   :class:`CallNotRun`, the call has not begun, and the worker has ended or is on its way out; or raises
   :class:`~trio_offload.BrokenWorkerError`. In that case, and whenever anything else comes out of it (a cancellation,
   say), the process has ended and has been reaped, together with whatever it had started.
+* :meth:`Worker.start_call` and :meth:`Worker.next_answer` are the same in halves, so that a second call can be on its way
+  while the worker runs the first.
 * :meth:`Worker.start` leaves either an idle worker or no process at all.
 """
 
 from __future__ import annotations
 
+import collections
 import enum
 import errno
 import logging
@@ -119,6 +122,15 @@ class Figures:
     cpu_time: float | None = None
 
 
+@attrs.define(eq=False)
+class _Flight:
+    """A call of :meth:`Worker.start_call` that has no answer yet."""
+
+    number: int
+    function: Callable[..., Any]
+    sent: bool = True  # whether the socket may have taken a byte of it
+
+
 class Worker:
     """A worker process and the conversation with it."""
 
@@ -153,6 +165,13 @@ class Worker:
         self.given_up = False
         # When it may have retired by itself, on the clock of time.monotonic().
         self.expires_at = math.inf
+        # The calls of `start_call` that have no answer yet, the oldest first, and what the socket has not taken of them yet.
+        self._flight: collections.deque[_Flight] = collections.deque()
+        self._unsent: list[Buffer] = []
+        # How far it had come with a chunk. Known once it has ended.
+        self.progress = _record.Progress()
+        # The bytes of the last answer.
+        self.answer_size = 0
 
     @property
     def process(self) -> WorkerProcess:
@@ -160,6 +179,13 @@ class Worker:
         if self._process is None:
             raise RuntimeError("the worker has not been started")
         return self._process
+
+    @property
+    def record_identity(self) -> tuple[int, int]:
+        """What the worker knows its record by; for a chunk, which counts its items there."""
+        if self._record is None:
+            raise RuntimeError("the worker has no record")
+        return self._record.identity()
 
     @property
     def figures(self) -> Figures:
@@ -416,12 +442,105 @@ class Worker:
             return result
         return await self._refused_call(frame, call.name)
 
-    def will_retire(self) -> bool:
-        """Whether an idle worker is about to leave by the ``retire`` that it was given, as far as that can be foreseen here."""
+    def start_call(self, call: _payload.Payload) -> None:
+        """Begin to send a pickled call. Every call is followed by one :meth:`next_answer`, which does the rest.
+
+        Beside the call that the worker runs, a second one may be on its way (:data:`MOST_IN_FLIGHT`): it begins with that as
+        soon as it has answered, and nobody has to be awaited in between. What the socket does not take at once
+        is written while the next answer is waited for, so that the two sides never wait for each other to read.
+        """
+        channel = self._channel
+        expected = State.RUNNING if self._flight else State.IDLE
+        if channel is None or self.state is not expected or len(self._flight) == MOST_IN_FLIGHT:
+            raise RuntimeError("the worker does not take a call now")
+        self._calls += 1
+        flight = _Flight(self._calls, call.function)
+        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
+        if _launch.changing_state() != self._told:
+            parts[:0] = self._new_settings()
+        if not self._flight:
+            self.state = State.RUNNING
+            self._begin(flight)
+        self._flight.append(flight)
+        if self._unsent:
+            self._unsent += parts
+            return
+        self._unsent = parts
+        flight.sent = self._send_some(channel)
+
+    async def next_answer(self) -> outcome.Outcome[Any]:
+        """What came of the oldest call in flight. A checkpoint unless it is there already; if cancelled the worker is killed.
+
+        Raises:
+            CallNotRun: none of the calls in flight was run.
+            BrokenWorkerError: the worker ended, or had to be ended, before it answered the oldest. Those behind it have not
+                begun.
+        """
+        channel = self._channel
+        if channel is None or not self._flight:
+            raise RuntimeError("the worker has no call to answer")
+        oldest = self._flight[0]
+        try:
+            # With two in flight the worker is often done with both by the time that anybody looks.
+            frame = self._receive_nowait(channel) if len(self._flight) > 1 else None
+            if frame is None:
+                if self._unsent:
+                    frame = await self._next_frame_while_sending(channel)
+                else:
+                    frame = await self._next_frame(channel, True)
+        except EndOfStream:
+            if not oldest.sent:
+                raise await self._died_idle() from None
+            await self._end_gently()
+            raise self._broken(f"while it ran {_payload.function_name(oldest.function)}") from None
+        except WireError as error:
+            if error.code == "torn_frame":
+                await self._end_gently()
+                raise self._broken(f"in the middle of its answer to {_payload.function_name(oldest.function)}") from None
+            await self._end()
+            raise BrokenWorkerError(
+                f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
+                f"while it ran {_payload.function_name(oldest.function)}",
+                self.process,
+            ) from error
+        except BaseException:
+            self._trace_job("cancelled")
+            await self._end()
+            raise
+        if frame.id != oldest.number or frame.kind not in (Kind.RESULT, Kind.RAISED):
+            return await self._refused_call(frame, _payload.function_name(oldest.function), oldest.number)
+        if frame.body:
+            self._hear_figures(frame)
+        self.answer_size = sum(map(len, frame.segments))
+        # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
+        result: outcome.Outcome[Any]
+        if frame.kind is Kind.RESULT:
+            try:
+                result = outcome.Value(_payload.load(frame.segments))
+            except BaseException as error:
+                add_note(error, "(while unpickling the result of a job)")
+                result = outcome.Error(error)
+        else:
+            result = outcome.Error(load_exception(frame))
+        self._jobs += 1
+        if self._settings.trace is not None:
+            self._trace_job("ok" if frame.kind is Kind.RESULT else "raised")
+        self._flight.popleft()
+        if self._flight:
+            self._begin(self._flight[0])
+        else:
+            self._become_idle()
+        return result
+
+    def will_retire(self, ahead: int = 0) -> bool:
+        """Whether an idle worker is about to leave by the ``retire`` that it was given, as far as that can be foreseen here.
+
+        With ``ahead``: after so many calls more.
+        """
         retire = self._settings.retire
         if type(retire) is not RetireWhen:
             return False
-        if retire.jobs is not None and self._jobs >= retire.jobs:
+        if retire.jobs is not None and self._jobs + ahead >= retire.jobs:
             return True
         if retire.seconds is not None and time.monotonic() - self._ready >= retire.seconds:
             return True
@@ -633,14 +752,51 @@ class Worker:
             frame = self._receive_nowait(channel)
         except EndOfStream:
             # It ended before a byte of the call was written.
-            await self._end_gently()
-            logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
-            raise CallNotRun from None
+            raise await self._died_idle() from None
         if frame is not None:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return frame
 
-    async def _refused_call(self, frame: Frame, name: str) -> NoReturn:
+    def _begin(self, flight: _Flight) -> None:
+        """The worker is with this call now, as far as can be told from here."""
+        self._running = flight.function
+        self._began = time.monotonic()
+
+    def _send_some(self, channel: Channel) -> bool:
+        """Write what the socket takes of the calls in flight; whether it took any, or may take some later."""
+        try:
+            self._unsent = channel.send_some(self._unsent)
+        except WriteFailed as failure:
+            # That decides nothing: what the worker said before it left does.
+            self._unsent = []
+            return failure.sent
+        return True
+
+    async def _next_frame_while_sending(self, channel: Channel) -> Frame:
+        """The next frame; meanwhile the rest of the calls goes out, because the worker may not read before it has written."""
+
+        async def send_rest() -> None:
+            try:
+                while self._unsent:
+                    await channel.wait_writable()
+                    self._send_some(channel)
+            except trio.Cancelled:
+                pass  # What is left is in its place, for the next time.
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_rest)
+            # Kept from the nursery, which would make a group of what it raises.
+            frame = await outcome.acapture(self._next_frame, channel, True)
+            nursery.cancel_scope.cancel()
+        return frame.unwrap()
+
+    async def _died_idle(self) -> CallNotRun:
+        """The worker had ended before a byte of the call could be written."""
+        await self._end_gently()
+        logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
+        return CallNotRun()
+
+    async def _refused_call(self, frame: Frame, name: str, number: int | None = None) -> NoReturn:
         """The worker answered a call with something other than its result."""
         if frame.kind is Kind.RETIRED:
             self._leave()
@@ -653,7 +809,7 @@ class Worker:
         await self._end()
         raise BrokenWorkerError(
             f"worker {self.process.pid} was ended: it said {frame.kind.name} (id {frame.id}) in answer to call "
-            f"{self._calls} of {name}",
+            f"{number or self._calls} of {name}",
             self.process,
         )
 
@@ -780,6 +936,7 @@ class Worker:
                 from . import _forked
 
                 self._left_behind = _forked.without_parents_frames(self._left_behind)
+            self.progress = self._record.progress()
             self._record.close()
             self._record = None
             if self._settings.trace is not None:
@@ -853,6 +1010,7 @@ def refuse_while_main_loads() -> None:
         )
 
 
+MOST_IN_FLIGHT: Final = 2  # calls
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _COERCION: Final = b"PYTHONCOERCECLOCALE"
