@@ -14,6 +14,7 @@ use pyo3::types::{PyByteArray, PyCode, PyString, PyTuple};
 use thiserror::Error;
 use trio_offload_worker::os;
 use trio_offload_worker::os::fork::{self, ForkError, Side};
+use trio_offload_worker::record::PROGRESS_SIZE;
 use trio_offload_worker::transport::Storage;
 
 use super::config::{Config, Flags};
@@ -142,7 +143,7 @@ extern "C" fn on_abort(signal: libc::c_int) {
     if let Some(reporter) = REPORTER.get() {
         // Something is there already if `faulthandler` was asked first, and has handed on to us.
         // SAFETY: PyGILState_Check only compares two pointers of the thread's (Python/pystate.c).
-        if os::size_of(reporter.record) == 0 && unsafe { ffi::PyGILState_Check() } == 1 {
+        if os::size_of(reporter.record) <= PROGRESS_SIZE && unsafe { ffi::PyGILState_Check() } == 1 {
             // SAFETY: this thread holds the GIL, and it is in an `abort` that Python itself has called: not in the middle of an
             // allocation, whose lock it might hold. What is called is C code that writes to a descriptor and makes no objects.
             unsafe { ffi::PyObject_CallObject(reporter.dump_traceback.as_ptr(), reporter.arguments.as_ptr()) };
