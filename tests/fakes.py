@@ -37,6 +37,8 @@ class FakeProcess:
     def __init__(self) -> None:
         self.pid = 0
         self.exitcode: int | None = None
+        self.killed = False
+        self.signal = None
 
     @property
     def ended(self) -> bool:
@@ -61,6 +63,9 @@ class Plan:
         # The items at which a worker breaks, and after which it retires.
         self.breaks_at: set[Any] = set()
         self.retires_after: set[Any] = set()
+        # The items that have passed their gates or broken their worker, in order; how many calls one worker had at most.
+        self.begun: list[tuple[FakeWorker, Any]] = []
+        self.most_in_flight = 0
 
     def gate(self, item: Any) -> trio.Event:
         return self.gates.setdefault(item, trio.Event())
@@ -124,6 +129,7 @@ class FakeWorker:
             raise RuntimeError("the worker does not take a call now")
         self.state = State.RUNNING
         self.flight.append(call)
+        self.plan.most_in_flight = max(self.plan.most_in_flight, len(self.flight))
 
     async def next_answer(self) -> outcome.Outcome[Any]:
         if not self.flight:
@@ -164,15 +170,18 @@ class FakeWorker:
 
         def job() -> Any:
             function, args = pickle.loads(b"".join(call.parts))
-            return function(*args)
+            return pickle.loads(pickle.dumps(function(*args), 5))
 
         return outcome.capture(job)
 
     async def _pass_gates(self, call: Payload) -> None:
         function, args = pickle.loads(b"".join(call.parts))
         # A chunk has the function as its helper's first argument, and the items as the second.
-        items, number = (args, 0) if function is pass_gate else (args[1] or (), args[3] if len(args) > 3 else 0)
+        items, number = args, 0
+        if function is not pass_gate:
+            items, number = (args[1], args[3]) if len(args) > 1 else ((), 0)
         for index, item in enumerate(items):
+            self.plan.begun.append((self, item))
             if item in self.plan.breaks_at:
                 self.progress = Progress(number, index, 1)
                 raise BrokenWorkerError("it broke", self.process)  # type: ignore[arg-type]

@@ -113,8 +113,9 @@ class Chunk:
 
     def failed(self, stage: str, error: BaseException) -> None:
         """The next item has failed."""
-        # The traceback is kept beside: should a later item raise the same object, it would grow.
         self.errors[len(self.results)] = (stage, error, error.__traceback__)
+        # Kept beside it: should a later item raise the same object, its traceback would grow.
+        BaseException.with_traceback(error, None)
         self.results.append(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
