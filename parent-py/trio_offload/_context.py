@@ -449,7 +449,6 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
         A checkpoint if one has to be started; cancelled, it is ended.
         """
-        self._cache.prune()
         worker = self._cache.pop()
         new = worker is None
         if worker is None:

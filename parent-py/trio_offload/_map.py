@@ -345,11 +345,11 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 await stack.enter_async_context(self._limiter)
             context = self._context
             try:
-                context._calls.enter()
+                key = context._calls.enter()
             except trio.ClosedResourceError:
                 self._put_back(chunk)
                 raise
-            stack.callback(context._calls.leave)
+            stack.callback(context._calls.leave, key)
             try:
                 worker, new = await context._ready_worker()
             except Exception:
