@@ -82,6 +82,12 @@ async def collect(results: AsyncIterator[Any]) -> list[Any]:
     return [result async for result in results]
 
 
+async def collect_into(found: list[Any], results: AsyncIterator[Any]) -> None:
+    """As far as it comes."""
+    async for result in results:
+        found += [result]
+
+
 def notes_of(error: BaseException) -> str:
     return "\n".join(getattr(error, "__notes__", []))
 
@@ -119,8 +125,7 @@ async def test_results_come_in_the_order_of_the_items(plan: Plan) -> None:
         async with trio.open_nursery() as nursery:
 
             async def consume() -> None:
-                async for result in results:
-                    found.append(result)
+                await collect_into(found, results)
 
             nursery.start_soon(consume)
             await wait_all_tasks_blocked()
@@ -247,7 +252,7 @@ async def test_any_async_context_manager_limits(plan: Plan) -> None:
             self._managers.append(limit())
             await self._managers[-1].__aenter__()
 
-        async def __aexit__(self, *error: Any) -> None:
+        async def __aexit__(self, *error: object) -> None:
             await self._managers.pop().__aexit__(None, None, None)
 
     async with trio_offload.map(pass_gate, range(3), limiter=Limiter(), workers=2) as results:
@@ -441,8 +446,7 @@ async def test_a_source_that_raises_is_told_after_what_came_before(
         map_jobs.double, source, chunk_size=3, workers=2, return_outcomes=return_outcomes
     ) as results:
         with pytest.raises(Boom, match="of the source"):
-            async for result in results:
-                found.append(result)
+            await collect_into(found, results)
         assert await collect(results) == []
     assert [result.unwrap() if return_outcomes else result for result in found] == list(range(0, 2 * count, 2))
 
@@ -546,8 +550,7 @@ async def test_the_first_error_ends_it_after_what_comes_before(plan: Plan, chunk
     function = functools.partial(map_jobs.raise_at, 6)
     async with trio_offload.map(function, source, workers=2, chunk_size=chunk_size) as results:
         with pytest.raises(Boom) as caught:
-            async for result in results:
-                found.append(result)
+            await collect_into(found, results)
         assert "(item 6 of a map of map_jobs.raise_at: 6)" in notes_of(caught.value)
         assert await collect(results) == []
         await wait_all_tasks_blocked()
@@ -696,8 +699,7 @@ async def test_a_worker_that_breaks_in_a_chunk(plan: Plan, item: int, return_out
             found = await collect(results)
         else:
             with pytest.raises(BrokenWorkerError) as caught:
-                async for result in results:
-                    found.append(result)
+                await collect_into(found, results)
             assert ("lost" in str(caught.value)) == (item % 3 > 0)
     first = item - item % 3
     assert [result.unwrap() if return_outcomes else result for result in found[:first]] == list(range(first))

@@ -504,7 +504,7 @@ async def test_the_call_behind_the_one_that_broke_the_worker_has_not_begun(tmp_p
     await worker.start(cancellable=False)
     worker.start_call(dump_call(jobs.segfault, ()))
     worker.start_call(dump_call(jobs.append, (str(journal), "second")))
-    with pytest.raises(BrokenWorkerError, match="SIGSEGV while it ran jobs.segfault"):
+    with pytest.raises(BrokenWorkerError, match=r"SIGSEGV while it ran jobs\.segfault"):
         await worker.next_answer()
     assert not journal.exists()
 

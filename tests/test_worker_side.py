@@ -5,12 +5,15 @@ All kinds of worker pass it, each as a process. (``worker-bin/tests/session.rs``
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -204,6 +207,25 @@ def test_what_was_sent_together_is_handled_in_order(parent: Parent) -> None:
         assert (result.id, pickle.loads(result.segments[0])) == (1 + size, size)
     parent.expect(Kind.RETIRED)
     parent.expect_end(0)
+
+
+@pytest.mark.parametrize("size", [5, 20_000_000], ids=["small", "larger than the socket"])
+def test_a_call_that_was_sent_ahead_is_not_run_after_the_retirement(parent: Parent, size: int, tmp_path: Path) -> None:
+    """It is there when the worker has answered the one before it, and then `retire` says that it leaves."""
+    parent.bring_to("AWAIT_SETUP")
+    parent.say(Kind.SETUP, 0, (b"", b"", pickle.dumps(object, 5)), {"eager": False})
+    parent.expect(Kind.READY)
+    ahead = frame(Kind.CALL, pickle.dumps((os.mkdir, (str(tmp_path / "made"),)), 5), bytes(size), id=2)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # The worker takes no more of it once it has said its last words.
+        parent.socket.sendall(frame(Kind.CALL, CALL, id=1) + ahead)
+    assert parent.expect(Kind.RESULT).id == 1
+    assert parent.expect(Kind.RETIRED).body == {"reason": "retire"}
+    with contextlib.suppress(ConnectionResetError):
+        assert parent.hear() is None
+    assert parent.process.wait_sync(time.monotonic() + PATIENCE)
+    assert parent.process.exitcode == 0
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_body_of_a_later_version_is_read(parent: Parent) -> None:
