@@ -41,6 +41,8 @@ OURS = [
     "WorkerMemoryError",
     "WorkerStartError",
     "WorkerStatistics",
+    "WorkerTimeoutError",
+    "map",
     "prewarm",
     "retire_when",
 ]

@@ -426,6 +426,29 @@ def test_ctrl_c_ends_what_runs_and_comes_out_as_it_is() -> None:
     assert all(worker.state.name == "ENDED" for worker in plan.workers)
 
 
+def test_ctrl_c_gets_through_to_a_source_that_does_not_end() -> None:
+    def endless() -> Iterator[int]:
+        yield 1
+        signal.raise_signal(signal.SIGINT)
+        while True:
+            pass
+
+    plan = Plan()
+    found: list[int] = []
+
+    async def main() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_context, "Worker", plan.make)
+            async with open_worker_context() as context:
+                async with context.map(map_jobs.double, endless(), workers=1) as results:
+                    await collect_into(found, results)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert found == [2]
+    assert not plan.running
+
+
 # --- where items come from -----------------------------------------------------------------------
 
 

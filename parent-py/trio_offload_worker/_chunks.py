@@ -45,7 +45,7 @@ def are_plain(values: Sequence[Any]) -> bool:
 
 def run(
     function: Callable[[Any], Any],
-    items: Sequence[Any] | None,
+    items: list[Any] | None,
     pickled: list[Item] | None,
     number: int,
     record: tuple[int, int],
@@ -74,8 +74,8 @@ def run(
     until = began + (_FOR_EVER if budget is None else budget)
     if any(function is builtin for builtin in _LOOK_AT_THEIR_CALLER):
         function = _called_from_main(function)
-    rest: Sequence[Any] = items if pickled is None else pickled  # type: ignore[assignment]
-    run_some = _run_plain if pickled is None else _run_pickled
+    rest: Any = items if pickled is None else pickled
+    run_some: Any = _run_plain if pickled is None else _run_pickled
     step, last = _STEP, began
     done = 0
     while done < len(rest):
@@ -159,12 +159,10 @@ def _run_plain(
     return index
 
 
-def _run_quickly(
-    function: Callable[[Any], Any], items: Sequence[Any], first: int, end: int, progress: Any, chunk: Chunk
-) -> int:
+def _run_quickly(function: Callable[[Any], Any], items: list[Any], first: int, end: int, progress: Any, chunk: Chunk) -> int:
     """The same for items that take less time than it takes to count them: they are counted together."""
     global _part
-    _part = part = list(items[first:end])
+    _part = part = items[first:end]
     # In this order: a worker that is killed in between has begun with fewer than this says.
     progress[_COUNT] = len(part)
     progress[_INDEX] = first
