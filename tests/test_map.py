@@ -745,7 +745,8 @@ async def test_a_worker_that_breaks_in_a_chunk_nobody_knows_where(plan: Plan) ->
 
 async def test_a_foreseen_retirement_has_nothing_sent_ahead(plan: Plan) -> None:
     plan.foreseen = True
-    async with open_worker_context() as context, context.map(map_jobs.double, range(5), workers=1) as results:
+    policy = trio_offload.retire_when(jobs=1)
+    async with open_worker_context(retire=policy) as context, context.map(map_jobs.double, range(5), workers=1) as results:
         assert await collect(results) == [0, 2, 4, 6, 8]
     assert plan.most_in_flight == 1
 

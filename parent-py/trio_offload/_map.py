@@ -124,6 +124,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._function = function
         self._options = options
         self._limiter = limiter
+        self._may_retire = context.retire is not bool
         self._pace = Pace(options.chunk_size)
         self._source = Source(items)
         self._results: Results[DeliveredType] = Results(self, ordered=options.ordered, outcomes=options.return_outcomes)
@@ -237,6 +238,11 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """How many items may be inside."""
         return self._options.window or _WINDOW * self._limit() * self._pace.size
 
+    def _has_room(self) -> bool:
+        """Whether another chunk may be read. One always fits."""
+        inside = self._source.inside
+        return not inside or inside + self._chunk_size() <= self._window()
+
     def _chunk_size(self) -> int:
         if self._options.window is None:
             return self._pace.size
@@ -301,7 +307,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         size = self._chunk_size()
         if source.is_async:
             return source.take(size)
-        if source.inside and source.inside + size > self._window():
+        if not self._has_room():
             return None
         if pace.measures:
             began = time.perf_counter()
@@ -390,16 +396,21 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
     async def _feed(self, worker: Worker, first: Chunk, new: bool) -> None:
         """Run chunks in the worker, until there is none, it has left, or its turn is over."""
         begun: collections.deque[Chunk] = collections.deque()
-        since = trio.current_time()
-        until = since + _TURN
         self._begin(worker, first, begun)
-        now = since
+        now = since = trio.current_time()
+        until = now + _TURN
         for answers in itertools.count(1):
+            if not begun and now < until and self._source.may_have_more and not self._has_room():
+                # Most often the consumer has only not had its turn yet.
+                await trio.lowlevel.checkpoint()
             while len(begun) < (MOST_IN_FLIGHT if self._pace.ahead else 1) and now < until and not self._stopped:
-                chunk = None if worker.will_retire(len(begun)) else self._take()
+                chunk = None if self._may_retire and worker.will_retire(len(begun)) else self._take()
                 if chunk is None:
                     break
                 self._begin(worker, chunk, begun)
+                if len(begun) == 1:
+                    # The time that it took to pickle it is not its own.
+                    since = trio.current_time()
             if not begun:
                 return
             try:
@@ -426,11 +437,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 await trio.lowlevel.checkpoint()
 
     def _begin(self, worker: Worker, chunk: Chunk, begun: collections.deque[Chunk]) -> None:
-        """Send a chunk off, unless it cannot be pickled."""
+        """Send a chunk off, unless it has come to nothing."""
         payload = self._dump(chunk, worker)
         if payload is not None:
             worker.start_call(payload)
-            chunk.sent = sum(payload.lengths)
             begun.append(chunk)
 
     async def _answer(self, worker: Worker, since: float) -> outcome.Outcome[Any]:
@@ -445,7 +455,13 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         )
 
     def _dump(self, chunk: Chunk, worker: Worker) -> _payload.Payload | None:
-        """The chunk as a call; None if there is nothing left to call."""
+        """The chunk as a call; None if it has come to nothing: its items fail, or are tried one by one."""
+        payload = self._pickled(chunk, worker)
+        if payload is not None:
+            chunk.sent = sum(payload.lengths)
+        return payload
+
+    def _pickled(self, chunk: Chunk, worker: Worker) -> _payload.Payload | None:
         function, items = self._function, chunk.items
         if len(items) == 1:
             try:
@@ -456,7 +472,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         try:
             plain: list[Any] | None = items
             pickled = None
-            if not _chunks.are_plain(items):
+            if not self._source.is_plain and not _chunks.are_plain(items):
                 plain, pickled = None, [_payload.dump_item(item, function) for item in items]
             chunk.number = next(self._numbers)
             budget = None if self._options.chunk_size is not None else _BUDGET

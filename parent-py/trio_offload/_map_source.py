@@ -34,6 +34,8 @@ class Source:
 
     def __init__(self, items: Any) -> None:
         self.is_async = isinstance(items, AsyncIterable)
+        # Whether there is no need to look what is in it.
+        self.is_plain = type(items) is range
         self._items = items
         self._iterator: Any = None
         self._queue: collections.deque[Any] = collections.deque()
