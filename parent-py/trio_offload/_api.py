@@ -148,7 +148,8 @@ def map(
             it: "auto" measures how long the items take, and chooses chunks that last about 20 milliseconds, of 512 KiB at
             most, from one item on. A chunk is one job to ``retire``, ``memory_limit`` and the statistics. If
             a worker dies in it, the item that killed it fails, those after it are run elsewhere, and of those before
-            it the results are lost: they were to travel together. With 1 only the item itself is lost. Where the
+            it the results are lost: they were to travel together. (Items that take less than a microsecond are counted by up
+            to 64; then all of those fail.) With 1 only the item itself is lost. Where the
             context has a ``retire``, or there is a ``timeout``, "auto" is 1.
         timeout: seconds that an item may take. The worker of one that takes longer is killed. The time counts from when the
             worker is ready for the item and has imported ``fn``. Items travel alone then.
