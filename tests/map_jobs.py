@@ -95,6 +95,15 @@ def take_memory_at(bad: int, item: int) -> int:
     return item
 
 
+def close_the_record() -> None:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if "trio-offload-record" in os.readlink(f"/proc/self/fd/{name}"):
+                os.close(int(name))
+        except OSError:  # the one that lists this folder
+            continue
+
+
 def turn(item: list[int]) -> list[int]:
     item.reverse()
     return item

@@ -863,11 +863,14 @@ async def test_wrong_arguments_are_refused_by_name(plan: Plan, arguments: dict[s
 # --- with processes ------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["native", "loop"])
+@pytest.fixture(params=["native", "loop", "fork"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both kinds of worker."""
+    """All kinds of worker."""
     if request.param == "loop":
         monkeypatch.setattr(_locate, "way", lambda: LOOP)
+    elif request.param == "fork":
+        open_context = functools.partial(trio_offload.open_worker_context, worker_type=trio_offload.WorkerType.FORK)
+        monkeypatch.setitem(globals(), "open_worker_context", open_context)
     return str(request.param)
 
 
@@ -1121,7 +1124,7 @@ async def test_slow_items_of_a_measured_chunk_are_given_back(monkeypatch: pytest
 async def test_a_job_that_closes_the_record_costs_precision_only(kind: str, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     async with open_worker_context() as context:
-        await context.run_sync(os.close, 4)
+        await context.run_sync(map_jobs.close_the_record)
         function = functools.partial(map_jobs.write_down_and_fail, str(journal), 2, "SIGKILL")
         async with context.map(function, range(4), chunk_size=4, workers=1, return_outcomes=True) as results:
             found = await collect(results)

@@ -125,6 +125,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._options = options
         self._limiter = limiter
         self._may_retire = context.retire is not bool
+        self._to_fork = context._settings.fork
+        self._dump_call = _payload.dump_call_to_fork if self._to_fork else _payload.dump_call
         self._pace = Pace(options.chunk_size)
         self._source = Source(items)
         self._results: Results[DeliveredType] = Results(self, ordered=options.ordered, outcomes=options.return_outcomes)
@@ -151,7 +153,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         if self._context._calls.closed:
             raise trio.ClosedResourceError("this worker context is closed")
         # So that a function that cannot travel is said once, here, and not of each item.
-        _payload.dump_call(self._function, ())
+        self._dump_call(self._function, ())
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         if self._source.is_async:
@@ -384,7 +386,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return True
         self._prepared.add(worker)
         try:
-            worker.start_call(_payload.dump_chunk(callable, self._function, ()))
+            worker.start_call(_payload.dump_chunk(callable, self._function, (), to_fork=self._to_fork))
             # What comes of it does not matter: the item will find the same.
             await worker.next_answer()
         except CallNotRun:
@@ -465,7 +467,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         function, items = self._function, chunk.items
         if len(items) == 1:
             try:
-                return _payload.dump_call(function, (items[0],))
+                return self._dump_call(function, (items[0],))
             except Exception as error:
                 self._results.deposit(chunk, [], {0: error})
                 return None
@@ -473,10 +475,12 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             plain: list[Any] | None = items
             pickled = None
             if not self._source.is_plain and not _chunks.are_plain(items):
-                plain, pickled = None, [_payload.dump_item(item, function) for item in items]
+                plain, pickled = None, [_payload.dump_item(item, function, to_fork=self._to_fork) for item in items]
             chunk.number = next(self._numbers)
             budget = None if self._options.chunk_size is not None else _BUDGET
-            return _payload.dump_chunk(_chunks.run, function, (plain, pickled, chunk.number, worker.record_identity, budget))
+            return _payload.dump_chunk(
+                _chunks.run, function, (plain, pickled, chunk.number, worker.record_identity, budget), to_fork=self._to_fork
+            )
         except Exception:
             # One of them, or all; each finds out for itself.
             for index, item in enumerate(items):

@@ -58,7 +58,6 @@ def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Pa
     return _dump_to_fork((function, args), function)
 
 
-
 def dump_chunk(
     helper: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], *, to_fork: bool = False
 ) -> Payload:
@@ -67,9 +66,7 @@ def dump_chunk(
     return _dump_to_fork(value, function) if to_fork else _dump(value, function)
 
 
-def dump_item(
-    item: Any, function: Callable[..., Any], *, to_fork: bool = False
-) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Pickle one item of a chunk, and the buffers that go with it. As :func:`dump_call`."""
     payload = _dump_to_fork(item, function) if to_fork else _dump(item, function)
     buffers = len(payload.lengths) - 1

@@ -245,15 +245,16 @@ def _describe(stage: str, error: BaseException, traceback: Any) -> tuple[str, li
 def _progress_in(record: tuple[int, int]) -> Any:
     """Where the progress goes: the front of the record, or if that cannot be had a list, which nobody sees."""
     global _progress
-    if _progress is None:
-        _progress = _map_record(record) or [0, 0, 0]
-    return _progress
+    # A worker that is a fork has what the process had that it was forked from, perhaps another worker's.
+    if _progress is None or _progress[0] != record:
+        _progress = record, _map_record(record) or [0, 0, 0]
+    return _progress[1]
 
 
 def _map_record(record: tuple[int, int]) -> Any:
     import mmap
 
-    for descriptor in range(3, 16):
+    for descriptor in range(3, 256):
         try:
             status = os.fstat(descriptor)
             if (status.st_dev, status.st_ino) == record:
@@ -303,7 +304,7 @@ _PLAIN_OR_TUPLE: Final = _PLAIN | {tuple}
 _LOOK_AT_THEIR_CALLER: Final = (builtins.eval, builtins.exec, builtins.vars, builtins.dir, builtins.__import__)
 
 # Of this process: where it counts, once that is known; and whether it is, or has, a fork.
-_progress: Any = None
+_progress: tuple[tuple[int, int], Any] | None = None
 _forked = False
 _part: list[Any] = []
 os.register_at_fork(after_in_child=_note_fork)

@@ -408,10 +408,8 @@ fn an_idle_worker_retires_when_its_time_is_over() {
 #[test]
 fn a_call_that_was_sent_ahead_comes_before_the_idle_time() {
     let at_once = frame(Message::Setup(Setup { idle_timeout_ms: Some(0), ..Setup::default() }), 0, &[1, 0, 2]);
-    let run = run(
-        Fake::default(),
-        [bytes(&[hello(), at_once, call(1), settings(), call(2)]), Event::Error(io::ErrorKind::WouldBlock)],
-    );
+    let run =
+        run(Fake::default(), [bytes(&[hello(), at_once, call(1), settings(), call(2)]), Event::Error(io::ErrorKind::WouldBlock)]);
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result, Kind::Retired]);
     assert_eq!((run.said[2].1, run.said[3].1), (1, 2));
