@@ -73,8 +73,9 @@ class Parent:
 
 
 @contextmanager
-def parent_of(way: _locate.Way, *, fork: bool = False) -> Iterator[Parent]:
-    process, ours, record = _forked.start(None, None) if fork else _worker._spawn(way)
+def parent_of(way: _locate.Way, *, fork: bool = False, retire: Any = None) -> Iterator[Parent]:
+    """``retire`` is for a fork, which inherits it; others are told with SETUP."""
+    process, ours, record = _forked.start(None, retire) if fork else _worker._spawn(way)
     try:
         yield Parent(process, ours, way)
     finally:
@@ -210,22 +211,25 @@ def test_what_was_sent_together_is_handled_in_order(parent: Parent) -> None:
 
 
 @pytest.mark.parametrize("size", [5, 20_000_000], ids=["small", "larger than the socket"])
-def test_a_call_that_was_sent_ahead_is_not_run_after_the_retirement(parent: Parent, size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["native", "loop", "fork"])
+def test_a_call_that_was_sent_ahead_is_not_run_after_the_retirement(kind: str, size: int, tmp_path: Path) -> None:
     """It is there when the worker has answered the one before it, and then `retire` says that it leaves."""
-    parent.bring_to("AWAIT_SETUP")
-    parent.say(Kind.SETUP, 0, (b"", b"", pickle.dumps(object, 5)), {"eager": False})
-    parent.expect(Kind.READY)
-    ahead = frame(Kind.CALL, pickle.dumps((os.mkdir, (str(tmp_path / "made"),)), 5), bytes(size), id=2)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        # The worker takes no more of it once it has said its last words.
-        parent.socket.sendall(frame(Kind.CALL, CALL, id=1) + ahead)
-    assert parent.expect(Kind.RESULT).id == 1
-    assert parent.expect(Kind.RETIRED).body == {"reason": "retire"}
-    with contextlib.suppress(ConnectionResetError):
-        assert parent.hear() is None
-    assert parent.process.wait_sync(time.monotonic() + PATIENCE)
-    assert parent.process.exitcode == 0
-    assert not (tmp_path / "made").exists()
+    way = _locate.way() if kind == "native" else LOOP
+    with parent_of(way, fork=kind == "fork", retire=object) as parent:
+        parent.bring_to("AWAIT_SETUP")
+        parent.say(Kind.SETUP, 0, (b"", b"", pickle.dumps(object, 5)), {"eager": False})
+        parent.expect(Kind.READY)
+        ahead = frame(Kind.CALL, pickle.dumps((os.mkdir, (str(tmp_path / "made"),)), 5), bytes(size), id=2)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # The worker takes no more of it once it has said its last words.
+            parent.socket.sendall(frame(Kind.CALL, CALL, id=1) + ahead)
+        assert parent.expect(Kind.RESULT).id == 1
+        assert parent.expect(Kind.RETIRED).body == {"reason": "retire"}
+        with contextlib.suppress(ConnectionResetError):
+            assert parent.hear() is None
+        assert parent.process.wait_sync(time.monotonic() + PATIENCE)
+        assert parent.process.exitcode == 0
+        assert not (tmp_path / "made").exists()
 
 
 def test_a_body_of_a_later_version_is_read(parent: Parent) -> None:
