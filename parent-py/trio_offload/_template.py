@@ -104,12 +104,15 @@ class Template(Worker):
         left = f". What it left behind:\n{self._left_behind}" if self._left_behind else ""
         return f"process {self.process.pid} {describe_ending(self.process)}{left}"
 
-    def _greeting(self, way: _locate.Way, template: Template | None = None) -> list[Buffer]:
+    def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
         if not way.is_native:
             raise WorkerStartError(
                 f"WorkerType.FORKSERVER needs the worker executable, and here workers are run in Python, because {way.why}. "
                 f"Use WorkerType.SPAWN, or get the library: {'; '.join(_locate.remedies())}"
             )
+        return b"", b""
+
+    def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
         hello = {**_launch.hello(way.libpython, given_back(way)), "template": True}
         self._environment = dict(os.environb)
         settings = _launch.current_settings()

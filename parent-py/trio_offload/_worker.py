@@ -232,13 +232,14 @@ class Worker:
         refuse_while_main_loads()
         if self._settings.fork:
             greeting = self._greeting_of_fork()
-            self._converse(greeting, *self._fork())
+            self._converse(lambda: greeting, *self._fork())
             return
         way = _locate.way()
         templates = self._settings.templates
         if templates is None:
-            greeting = self._greeting(way)
-            self._converse(greeting, *_spawn(way))
+            functions = self._prepare(way)
+            # Said afterwards: while the system loads the program there is time to find out what to say.
+            self._converse(lambda: self._greeting(way, functions), *_spawn(way))
             return
         template = templates.current()
         if template.state is State.IDLE:
@@ -247,7 +248,7 @@ class Worker:
 
     def _begin_forked(self, templates: Templates, template: Template, way: _locate.Way) -> bool:
         """Ask the template for a process; whether that could be done."""
-        greeting = self._greeting(way, template)
+        greeting = self._greeting(way, self._prepare(way), template)
         self._started = time.monotonic()
         try:
             begun = template.fork()
@@ -260,16 +261,18 @@ class Worker:
             ) from error
         if begun is None:
             return False
-        self._converse(greeting, *begun)
+        self._converse(lambda: greeting, *begun)
         return True
 
-    def _converse(self, greeting: list[Buffer], process: WorkerProcess, ours: Any, record: _record.RecordFile) -> None:
+    def _converse(
+        self, greeting: Callable[[], list[Buffer]], process: WorkerProcess, ours: Any, record: _record.RecordFile
+    ) -> None:
         """Say the greeting to the process that has been started."""
         self._process, self._record = process, record
         try:
             self._channel = Channel(ours)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
-            self._greeting_rest = self._channel.send_partly(greeting)
+            self._greeting_rest = self._channel.send_partly(greeting())
             # After the greeting: the worker is busy with it for longer than this takes.
             self._oom_kills = _oom.count_kills()
             self._stderr_size = _record.stderr_size()
@@ -600,8 +603,15 @@ class Worker:
         self._close()
         return True
 
-    def _greeting(self, way: _locate.Way, template: Template | None = None) -> list[Buffer]:
-        """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
+    def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
+        """``init`` and ``retire``, pickled. What cannot be is found here, before anything is started."""
+        return (
+            b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
+            _payload.dump_callable(self._settings.retire) if self._retires else b"",
+        )
+
+    def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
+        """HELLO and SETUP as bytes."""
         self._template = template
         settings = _launch.current_settings()
         if template is None:
@@ -610,9 +620,7 @@ class Worker:
         else:
             hello = template.encoded_hello(_launch.hello(way.libpython, template.environment_since(), forked=True))
             eager = template.must_be_applied(settings)
-        init = b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init)
-        retire = _payload.dump_callable(self._settings.retire) if self._retires else b""
-        return self._frames(hello, settings, eager, init, retire)
+        return self._frames(hello, settings, eager, *functions)
 
     def _greeting_of_fork(self) -> list[Buffer]:
         from . import _forked
