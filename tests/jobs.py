@@ -286,6 +286,26 @@ def make_array(size: int, dtype: str = "u1") -> Any:
     return (numpy.arange(size) % 251).astype(dtype)
 
 
+def make_array_without_descriptors(size: int) -> Any:
+    """From now on this process can open nothing more."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    array = make_array(size)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, most))
+    return array
+
+
+def length_and_end(values: list[Any]) -> tuple[int, int]:
+    return len(values[0]), values[0][-1]
+
+
+def filled(size: int, value: int) -> Any:
+    import numpy
+
+    return numpy.full(size, value, "u1")
+
+
 def make_zeros(size: int) -> Any:
     """An array whose memory is never touched but at its ends."""
     import numpy

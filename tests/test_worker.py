@@ -390,7 +390,7 @@ class BlindChannel:
 async def test_each_job_runs_once_when_retirement_crosses_the_dispatch(
     starts: list[Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
 ) -> None:
-    monkeypatch.setattr("trio_offload._worker.Channel", lambda ours: BlindChannel(Channel(ours)))
+    monkeypatch.setattr("trio_offload._worker.Channel", lambda *arguments: BlindChannel(Channel(*arguments)))
     journal = tmp_path / "journal"
     numbers = [str(number) for number in range(8)]
     async with open_worker_context(retire=object) as context:

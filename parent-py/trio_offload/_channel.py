@@ -7,14 +7,20 @@ the stream inside a frame: its owner has to give the channel up.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from trio_offload_worker._memory import allocate
 from trio_offload_worker._wire import Buffer, Decoder, Frame
+
+from ._native import native
+
+if TYPE_CHECKING:
+    from ._regions import Regions
 
 # Large enough that a frame of this size passes in one write and one read where the kernel allows it
 # (net.core.wmem_max caps what is granted, see socket(7)).
@@ -37,19 +43,22 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two joined sockets: the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_SIZE)
+    # The receiving side of a Unix socket has no buffer of its own: what counts is the sender's (unix(7)).
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
+    # A worker sends the end of a large frame by way of a copy, and as much of it as this says (transport.rs).
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE // 4)
     return ours, theirs
 
 
 class Channel:
     """The parent's end of a worker's socket."""
 
-    def __init__(self, ours: socket.socket) -> None:
+    def __init__(self, ours: socket.socket, regions: Regions | None = None) -> None:
         self._socket = ours
         self._descriptor = ours.fileno()
-        self._decoder = Decoder(allocate)
+        self._decoder = Decoder(allocate if regions is None else regions.allocate)
+        # Until the system has refused it.
+        self._splices = True
 
     async def send(self, parts: Sequence[Buffer], *, cancellable: bool) -> None:
         """Write one frame, given as its bytes in order.
@@ -84,18 +93,78 @@ class Channel:
 
     async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
         """Write what :meth:`send_at_once` has left; ``sent`` says whether that was only a part. Raises what that raises."""
+        first = 0
+        for index, part in enumerate(parts):
+            if len(part) < _SPLICED or not self._splices or not native().can_splice():
+                continue
+            if index > first:
+                await self._send_copies(parts[first:index], sent, cancellable)
+            view = memoryview(part).cast("B")
+            count = await self._send_pages(view, sent or index > 0, cancellable)
+            if count < len(view):
+                # The system has refused it, and will again.
+                self._splices = False
+                await self._send_copies([view[count:]], sent or index > 0 or count > 0, cancellable)
+            sent = True
+            first = index + 1
+        await self._send_copies(parts[first:], sent, cancellable)
+
+    async def _send_pages(self, view: memoryview, sent: bool, cancellable: bool) -> int:
+        """Send large memory without a copy here; how much of it was sent, which is not all where the system refuses this.
+
+        The kernel takes the very pages (vmsplice(2), splice(2)), and only the receiver copies. That is safe because a worker
+        reads all of a call before it answers it, and until then the call's arguments are not to be changed. A socket takes
+        pages from a pipe only, so there is one in between for the time of this.
+        """
+        try:
+            read, write = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            return 0
+        done = inside = 0
+        turn = _TURN_OF_PAGES
+        try:
+            _enlarge(write)
+            address = native().address_of(view)
+            while done < len(view):
+                try:
+                    if not inside:
+                        inside = native().vmsplice(write, address + done, len(view) - done)
+                    count = os.splice(read, self._descriptor, inside, flags=_SPLICE_FLAGS)
+                except BlockingIOError:
+                    await self._wait_writable(cancellable)
+                    turn = _TURN_OF_PAGES
+                    continue
+                except (BrokenPipeError, ConnectionResetError):
+                    raise WriteFailed(sent or done > 0) from None
+                except OSError:
+                    return done
+                inside -= count
+                done += count
+                turn -= count
+                if turn <= 0:
+                    turn = _TURN_OF_PAGES
+                    await _let_others_run(cancellable)
+        finally:
+            os.close(read)
+            os.close(write)
+        return done
+
+    async def _wait_writable(self, cancellable: bool) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._descriptor)
+        except trio.Cancelled:
+            if cancellable:
+                raise
+            await _shielded(trio.lowlevel.wait_writable, self._descriptor)
+
+    async def _send_copies(self, parts: Sequence[Buffer], sent: bool, cancellable: bool) -> None:
         turn = _TURN
         for batch in _batches(parts):
             while batch:
                 try:
                     count = self._socket.sendmsg(_front(batch, turn))
                 except BlockingIOError:
-                    try:
-                        await trio.lowlevel.wait_writable(self._descriptor)
-                    except trio.Cancelled:
-                        if cancellable:
-                            raise
-                        await _shielded(trio.lowlevel.wait_writable, self._descriptor)
+                    await self._wait_writable(cancellable)
                     turn = _TURN
                     continue
                 except (BrokenPipeError, ConnectionResetError):
@@ -106,10 +175,7 @@ class Channel:
                 turn -= count
                 if turn <= 0:
                     turn = _TURN
-                    if cancellable:
-                        await trio.lowlevel.checkpoint()
-                    else:
-                        await trio.lowlevel.cancel_shielded_checkpoint()
+                    await _let_others_run(cancellable)
 
     def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
         """Write as much as can be taken at once; the rest. An end that is gone takes nothing, and the reader is told why."""
@@ -227,6 +293,31 @@ _SMALL: Final = 32 * 1024
 # As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have
 # their turn: a millisecond's worth of copying.
 _TURN: Final = 2 * 2**20
+# The same where nothing is copied: less than a millisecond.
+_TURN_OF_PAGES: Final = 16 * 2**20
+# From this size on pages are sent and not copies. Below it that is no faster, and ctypes would be imported for it.
+_SPLICED: Final = 2**20
+# SPLICE_F_NONBLOCK and SPLICE_F_MORE, see splice(2).
+_SPLICE_FLAGS: Final = 2 | 4
+# How much a pipe between memory and socket holds, in bytes: as much as a program may ask for without privileges.
+_PIPE: Final = 2**20
+
+
+def _enlarge(pipe: int) -> None:
+    """Let a pipe hold more than its 64 KiB, so that fewer system calls are made."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(pipe, 1031, _PIPE)  # F_SETPIPE_SZ
+    except OSError:
+        pass  # Too much is in use by this user (pipe(7)); it is right without.
+
+
+async def _let_others_run(cancellable: bool) -> None:
+    if cancellable:
+        await trio.lowlevel.checkpoint()
+    else:
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 def _batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:

@@ -5,9 +5,9 @@ only name although a worker could not find it: functions of a ``__main__`` that 
 ``python -c``, standard input). See :mod:`trio_offload._launch` for which ``__main__`` that is. A function for which the
 ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._by_value`.
 
-Nothing large is copied. The C pickler hands a large ``bytes`` over to its file as it is, and buffers of
-``_OUT_OF_BAND`` bytes and more (NumPy arrays, say) travel beside the pickle (PEP 574). So an argument must not be
-changed by another task until the call has returned, as with a thread.
+Nothing large is copied: buffers (NumPy arrays, say), ``bytes`` and ``bytearray`` travel beside the pickle, from where they
+are, see :mod:`trio_offload_worker._segments`. So an argument must not be changed by another task until the call has
+returned, as with a thread; a ``bytearray`` cannot change its size until then (``BufferError``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import attrs
 
-from trio_offload_worker._wire import MAX_SEGMENTS, Buffer
+from trio_offload_worker._segments import Collector
+from trio_offload_worker._wire import Buffer
 
 from ._by_value import ByValue
 from ._errors import add_note
@@ -29,11 +30,14 @@ from ._launch import main_plan
 
 @attrs.define
 class Payload:
-    """A pickled call: ``parts`` in the order in which they are written, and the length of each segment in bytes."""
+    """A pickled call: ``parts`` in the order in which they are written, the length of each segment in bytes, and their types
+    if one of them is not memory.
+    """
 
     parts: Sequence[Buffer]
     lengths: Sequence[int]
     function: Callable[..., Any]
+    types: bytes = b""
 
     @property
     def name(self) -> str:
@@ -129,20 +133,10 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 _PROTOCOL: Final = 5
-_OUT_OF_BAND: Final = 16 * 1024
 _SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
 _MAIN: Final = b"__main__"
 # What was found out about objects, for all threads: as good for one as for another, and gone with the object.
 _by_value: Final = ByValue()
-
-
-class _Sink:
-    """The least that a pickler takes for a file."""
-
-    __slots__ = ("write",)
-
-    def __init__(self, write: Callable[[Any], None]) -> None:
-        self.write = write
 
 
 def _dump(value: Any, function: Callable[..., Any]) -> Payload:
@@ -223,41 +217,31 @@ def _dump_call(value: Any, function: Callable[..., Any]) -> Payload:
     # One that has failed, or has seen much, is not used again.
     if len(payload.lengths) == 1 and payload.lengths[0] <= _SMALL and len(_kept) < _MOST_KEPT:
         kept.pickler.clear_memo()
-        kept.parts.clear()
+        kept.collector.parts.clear()
         _kept.append(kept)
     return payload
 
 
 class _Pickling:
-    """A pickler with the file that it writes to and the buffers that it leaves out."""
+    """A pickler with what it writes to."""
 
-    __slots__ = ("buffers", "parts", "pickler")
+    __slots__ = ("collector", "out_of_band", "pickler")
 
     def __init__(self, pickler: Any, out_of_band: bool) -> None:
-        parts: list[Any] = []
-        buffers: list[memoryview] = []
-
-        # Not a method: the pickler holds it, and in a circle large arguments would outlive their call.
-        def take(buffer: pickle.PickleBuffer) -> bool:
-            """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
-            view = buffer.raw()
-            if view.nbytes < _OUT_OF_BAND or len(buffers) >= MAX_SEGMENTS - 1:
-                return True
-            buffers.append(view)
-            return False
-
-        self.parts = parts
-        self.buffers = buffers
-        self.pickler = pickler(_Sink(parts.append), _PROTOCOL, buffer_callback=take if out_of_band else None)
+        # It knows nothing of the pickler: in a circle large arguments would outlive their call.
+        self.collector = collector = Collector()
+        self.out_of_band = out_of_band
+        self.pickler = pickler(collector, _PROTOCOL, buffer_callback=collector.take if out_of_band else None)
 
     def dump(self, value: Any, function: Callable[..., Any]) -> Payload:
         """Pickle a value; ``function`` is what messages call it by."""
         self.pickler.dump(value)
-        parts: list[Any] = self.parts.copy()
-        if len(parts) == 1 and not self.buffers:
-            return Payload(parts, [len(parts[0])], function)
-        lengths = [sum(map(len, parts)), *(view.nbytes for view in self.buffers)]
-        return Payload(parts + self.buffers, lengths, function)
+        collector = self.collector
+        parts = collector.parts
+        if not self.out_of_band or (len(parts) == 1 and not collector.offered):
+            return Payload(parts.copy(), [len(parts[0]) if len(parts) == 1 else sum(map(len, parts))], function)
+        sent, lengths, types = collector.segments()
+        return Payload(sent, lengths, function, types)
 
 
 # For all threads; each takes one out while it pickles, so that a pickle within a pickle gets another.

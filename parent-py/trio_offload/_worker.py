@@ -35,6 +35,7 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_hea
 from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
+from ._regions import Regions
 from ._sizes import readable_size
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class State(enum.Enum):
 class WorkerSettings:
     """What a worker is started with: ``idle_timeout`` in seconds, what it calls before the first and after each job; bytes that
     a job may hold; seconds between reports; where records of crashes are kept; where the run is traced; whether it is a fork;
-    what it is forked off, if it is to be forked off a template.
+    what it is forked off, if it is to be forked off a template; the memory of results.
     """
 
     idle_timeout: float = math.inf
@@ -85,6 +86,7 @@ class WorkerSettings:
     trace: TraceWriter | None = None
     fork: bool = False
     templates: Templates | None = None
+    regions: Regions = attrs.field(factory=Regions)
 
 
 @attrs.frozen
@@ -270,7 +272,7 @@ class Worker:
         """Say the greeting to the process that has been started."""
         self._process, self._record = process, record
         try:
-            self._channel = Channel(ours)
+            self._channel = Channel(ours, self._settings.regions)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
             self._greeting_rest = self._channel.send_partly(greeting())
             # After the greeting: the worker is busy with it for longer than this takes.
@@ -388,7 +390,8 @@ class Worker:
             # In one piece, and no coroutine is made where there is nothing to wait for: here either would be felt.
             frame = await self._already_said(channel) if self._retires else None
             if frame is None:
-                parts: Sequence[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
+                body = {"types": call.types} if call.types else None
+                parts: Sequence[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
                 if _launch.changing_state() != self._told:
                     parts = [*self._new_settings(), *parts]
                 try:
@@ -426,6 +429,8 @@ class Worker:
             raise
         kind = frame.kind
         if frame.id == self._calls and (kind is Kind.RESULT or kind is Kind.RAISED):
+            if self._settings.regions.keeps:
+                self._settings.regions.prune()
             if frame.body:
                 self._hear_figures(frame)
             # No await between the reading and the unpickling: the segment may lie in the channel's buffer.

@@ -16,7 +16,8 @@ import os
 import sys
 
 from ._handlers import complain
-from ._wire import MAX_SEGMENTS, Kind
+from ._segments import Collector
+from ._wire import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,31 +182,21 @@ class Executor:
         return value
 
     def _dump(self, value: Any) -> Answer:
-        parts: list[Any] = []
-        buffers: list[memoryview] = []
-
-        def take(buffer: Any) -> bool:
-            """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
-            view = buffer.raw()
-            if view.nbytes < _OUT_OF_BAND or len(buffers) >= MAX_SEGMENTS - 1:
-                return True
-            buffers.append(view)
-            return False
-
+        collector = Collector()
         # As long as this thread pickles, no look-up of its loads the main script: what a job returns or raises can only be of
         # the script if that was loaded. A class that came by value says that it is of `__main__` too, and is not.
         self._settings.pickling = _thread.get_ident()
         try:
-            self._core.Pickler(_Sink(parts.append), 5, buffer_callback=take).dump(value)
+            self._core.Pickler(collector, 5, buffer_callback=collector.take).dump(value)
         except Exception as error:
             from ._pickling import dumps
 
-            first, *others = dumps(value, error)
-            parts, buffers = [first], others
+            parts: Sequence[Buffer] = dumps(value, error)
+            return Answer(Kind.RESULT, [len(part) for part in parts], None, parts)
         finally:
             self._settings.pickling = None
-        lengths = [sum(map(len, parts)), *(len(view) for view in buffers)]
-        return Answer(Kind.RESULT, lengths, None, parts + buffers if buffers else parts)
+        parts, lengths, types = collector.segments()
+        return Answer(Kind.RESULT, lengths, {"types": types} if types else None, parts)
 
     def _apply_settings(self) -> None:
         from . import _settings
@@ -272,17 +263,7 @@ def flush() -> None:
 
 
 _BUILTIN: Final = type(len)
-_OUT_OF_BAND: Final = 16 * 1024
 _TEXT_LIMIT: Final = 2**20  # bytes
-
-
-class _Sink:
-    """The least that a pickler takes for a file. Large bytes come as they are, without a copy (Modules/_pickle.c)."""
-
-    __slots__ = ("write",)
-
-    def __init__(self, write: Callable[[Any], None]) -> None:
-        self.write = write
 
 
 def _begun(retire: Any) -> Any:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from ._handlers import Handlers
+    from ._memory import Target
     from ._wire import Buffer, Frame, Kind
 
 
@@ -40,7 +41,7 @@ class Link:
     """The worker's end of the socket."""
 
     def __init__(
-        self, descriptor: int, handlers: Handlers, allocate: Callable[[int], Any], admit: Callable[[Kind], object]
+        self, descriptor: int, handlers: Handlers, allocate: Callable[[int, int], Target], admit: Callable[[Kind], object]
     ) -> None:
         self._socket = _socket.socket(fileno=descriptor)
         # A fork inherits `socket.setdefaulttimeout` from its parent.

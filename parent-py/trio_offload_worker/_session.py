@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
     from ._executor import Answer, Inherited
+    from ._memory import Target
     from ._watcher import Watcher
     from ._wire import Buffer, Frame
 
@@ -256,8 +257,8 @@ _HANDLERS: Final = {
 }
 
 
-def _allocate(size: int) -> Any:
+def _allocate(size: int, kind: int) -> Target:
     try:
-        return allocate(size)
+        return allocate(size, kind)
     except (MemoryError, OverflowError, OSError, ValueError):
         raise _TooLarge(size) from None

@@ -28,6 +28,11 @@ MAX_PAYLOAD: Final = 2**40
 MAX_SEGMENTS: Final = 65_536
 MAX_ID: Final = 2**64 - 1
 
+# What a segment becomes in the receiver: memory that can be written to, a ``bytes``, a ``bytearray``.
+MEMORY: Final = 0
+BYTES: Final = 1
+BYTEARRAY: Final = 2
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -147,15 +152,18 @@ class Decoder:
     None. After an error it is of no further use.
 
     Args:
-        allocate: makes the memory, of so many bytes, for a segment that does not fit the buffer.
+        allocate: makes the memory for a segment that does not fit the buffer; asked with its size in bytes and its type, it
+            gives what is to be filled and what gives the object once that has been done.
         admit: is told the kind of each frame before memory is taken for its payload; what it raises comes out of
             :meth:`next_frame`.
     """
 
     def __init__(
-        self, allocate: Callable[[int], Any] = bytearray, admit: Callable[[Kind], object] = lambda kind: None
+        self,
+        allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]] | None = None,
+        admit: Callable[[Kind], object] = lambda kind: None,
     ) -> None:
-        self._allocate = allocate
+        self._allocate = allocate or _allocate_plainly
         self._admit = admit
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._start = 0
@@ -211,10 +219,13 @@ class Decoder:
             return None
         segments: list[Any] = []
         at = self._start
+        types = head.body.get("types")
         for length in head.lengths:
             segment: Any = self._buffer[at : at + length]
             at += length
-            segments.append(bytearray(segment) if segments else segment)
+            if segments:
+                segment = bytes(segment) if types and types[len(segments)] == BYTES else bytearray(segment)
+            segments.append(segment)
         self._start = at
         self._head = None
         return Frame(head.kind, head.id, segments, head.body, bool(segments))
@@ -292,11 +303,12 @@ class Decoder:
         if not filling.complete:
             return None
         head = filling.head
+        segments = filling.take()
         self._filling = self._head = None
         if len(self._buffer) > _BUFFER_SIZE and self._start == self._end:
             self._buffer = memoryview(bytearray(_BUFFER_SIZE))
             self._start = self._end = 0
-        return Frame(head.kind, head.id, filling.segments, head.body)
+        return Frame(head.kind, head.id, segments, head.body)
 
 
 _PREFIX: Final = struct.Struct(">4sIQ")
@@ -318,14 +330,25 @@ class _Head:
         self.body = body
 
 
+def _allocate_plainly(size: int, kind: int) -> tuple[memoryview, Callable[[], Any]]:
+    memory = bytearray(size)
+    return memoryview(memory), lambda: bytes(memory) if kind == BYTES else memory
+
+
 class _Filling:
     """The segments of a large frame while they arrive."""
 
-    def __init__(self, head: _Head, allocate: Callable[[int], Any]) -> None:
+    def __init__(self, head: _Head, allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]]) -> None:
         self.head = head
-        self.segments = [allocate(length) for length in head.lengths]
-        self._views = [memoryview(segment) for segment, length in zip(self.segments, head.lengths, strict=True) if length]
+        types = head.body.get("types") or bytes(len(head.lengths))
+        targets = [allocate(length, kind) for length, kind in zip(head.lengths, types, strict=True)]
+        self._takes = [take for _, take in targets]
+        self._views = [view for view, _ in targets if len(view)]
         self._views.reverse()
+
+    def take(self) -> list[Any]:
+        """The segments, which are complete."""
+        return [take() for take in self._takes]
 
     @property
     def complete(self) -> bool:
@@ -438,6 +461,8 @@ def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, 
                 raise WireError("malformed_body", f"a {kind.name} without {field.name!r}")
         elif not field.fits(body[field.name]):
             raise WireError("malformed_body", f"the {field.name!r} of a {kind.name} is not {field.what}")
+    if "types" in body and len(body["types"]) != segments and _TYPES in fields:
+        raise WireError("malformed_body", f"a {kind.name} with {segments} segments and the types of {len(body['types'])}")
     return {field.name: body[field.name] for field in fields if field.name in body}
 
 
@@ -527,6 +552,10 @@ def _are_figures(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_unsigned, value))
 
 
+def _are_types(value: Any) -> bool:
+    return isinstance(value, bytes) and all(number <= BYTEARRAY for number in value)
+
+
 def _is_flags(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(flag, int) and not isinstance(flag, bool) and -(2**63) <= flag < 2**63
@@ -573,6 +602,7 @@ _ANY: Final = range(MAX_SEGMENTS + 1)
 _SOME: Final = range(1, MAX_SEGMENTS + 1)
 _EAGER: Final = _Field("eager", "a boolean", _is_boolean)
 _FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_figures, required=False)
+_TYPES: Final = _Field("types", "a byte string of the numbers 0, 1 and 2", _are_types, required=False)
 _ERROR: Final = _texts("stage", "type", "message", "traceback")
 
 # How many segments each message has, and the fields of its body.
@@ -606,7 +636,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _unsigned("memory_limit", required=False),
         ),
     ),
-    Kind.CALL: (_SOME, ()),
+    Kind.CALL: (_SOME, (_TYPES,)),
     Kind.RETIRE: (_NONE, ()),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
     Kind.TEMPLATE: (range(1, 2), (_EAGER, _Field("modules", "an array of text", _is_array_of_text))),
@@ -629,7 +659,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.REFUSED: (_NONE, _texts("code", "message")),
     Kind.READY: (_NONE, (_FIGURES,)),
     Kind.SETUP_FAILED: (_ANY, (*_ERROR, _Field("module", "text", _is_text, required=False))),
-    Kind.RESULT: (_SOME, (_FIGURES,)),
+    Kind.RESULT: (_SOME, (_TYPES, _FIGURES)),
     Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
     Kind.RETIRED: (_NONE, _texts("reason")),
     Kind.ABORTED: (_NONE, _texts("code", "message")),

@@ -342,6 +342,12 @@ def messages() -> None:
         call(2, b"pickle", b"first", b"second buffer"),
     )
     good(
+        "call-types",
+        "a CALL that says what its segments become",
+        frame(CALL, 2, [b"pickle", b"memory", b"bytes", b"", b"bytearray"], {"types": bytes([0, 0, 1, 1, 2])}),
+    )
+    good("call-types-first", "the first segment may have a type too", frame(CALL, 2, [b"pickle"], {"types": bytes([2])}))
+    good(
         "call-empty-segments",
         "segments of no length, at the start, inside and at the end, are segments",
         call(3, b"", b"one", b"", b"", b"two", b""),
@@ -442,6 +448,16 @@ def messages() -> None:
     )
     good("ready-figures", "a READY with the figures before the first job", frame(READY, body=FIGURES))
     good("result-figures", "a RESULT with figures", frame(RESULT, 3, [b"\x80\x05N."], FIGURES))
+    good(
+        "result-types",
+        "a RESULT that says what its segments become",
+        frame(RESULT, 3, [b"pickle", b"a bytes"], {"types": bytes([0, 1])}),
+    )
+    good(
+        "result-types-figures",
+        "a RESULT with types and figures",
+        frame(RESULT, 3, [b"pickle", b"a bytearray"], {"types": bytes([0, 2])} | FIGURES),
+    )
     good(
         "result-buffers-figures",
         "a RESULT with out-of-band buffers and figures",
@@ -1027,6 +1043,17 @@ def body_errors() -> None:
         ("null", None),
         ("map", {"rss": 1}),
     ]
+    # Of one segment.
+    not_types: list[tuple[str, Any]] = [
+        ("none", b""),
+        ("two", bytes(2)),
+        ("three", bytes([3])),
+        ("255", b"\xff"),
+        ("text", "0"),
+        ("array", [0]),
+        ("integer", 0),
+        ("null", None),
+    ]
     wrong: dict[str, dict[str, list[tuple[str, Any]]]] = {
         "template": {
             "eager": [("integer", 1), ("null", None)],
@@ -1044,7 +1071,8 @@ def body_errors() -> None:
             "directory": [("integer", 1), ("null", None)],
         },
         "ready": {"figures": not_figures},
-        "result": {"figures": not_figures},
+        "call": {"types": not_types},
+        "result": {"figures": not_figures, "types": not_types},
         "report": {"figures": not_figures},
         "hello": {
             "protocol": [

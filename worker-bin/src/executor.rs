@@ -21,9 +21,10 @@ use trio_offload_worker::exit::{self, Ending};
 use trio_offload_worker::launch::{self, Surroundings};
 use trio_offload_worker::memory::{Figures, Meter};
 use trio_offload_worker::message::{
-    Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, Setup, Template, Welcome, clip,
+    Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
 };
 use trio_offload_worker::os::fork::{self, ForkError, Side};
+use trio_offload_worker::regions::Regions;
 use trio_offload_worker::sentinel::{self, Activity, Guard, Parent};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
 use trio_offload_worker::transport::{Allocator, Connection, Segment, Socket};
@@ -31,7 +32,7 @@ use trio_offload_worker::wire::{self, Header};
 use trio_offload_worker::{family, os};
 
 use crate::hooks::{self, Settings};
-use crate::interpreter::ffi::{self, NewBytes};
+use crate::interpreter::ffi::{self, HeldBytes, NewBytes};
 use crate::interpreter::{Interpreter, Prefixes};
 use crate::pickling::{Pickled, Pickling};
 
@@ -48,6 +49,7 @@ pub(crate) struct Worker {
     is_forked: bool,
     /// This process is a worker that a template has just forked.
     newborn: Option<Connection<Socket>>,
+    regions: Regions,
 }
 
 /// Its file's name is known to `trio_offload_worker._exceptions`, which takes it out of tracebacks.
@@ -78,6 +80,7 @@ impl Worker {
             is_template: false,
             is_forked: false,
             newborn: None,
+            regions: Regions::default(),
         }
     }
 
@@ -117,8 +120,8 @@ impl Worker {
 impl Allocator for Worker {
     type Buffer = NewBytes;
 
-    fn allocate(&mut self, length: usize) -> Option<NewBytes> {
-        Python::attach(|py| NewBytes::allocate(py, length))
+    fn allocate(&mut self, length: usize, kind: SegmentType) -> Option<NewBytes> {
+        Python::attach(|py| NewBytes::allocate(py, length, kind, &self.regions))
     }
 }
 
@@ -198,6 +201,8 @@ impl Executor for Worker {
         Python::attach(|py| {
             drop(answer);
             let Some(retire) = &python.retire else { return Settled::Stay };
+            // It may look at how much this process holds.
+            self.regions.release();
             let retire = retire.bind(py);
             let outcome = retire.call0().and_then(|verdict| {
                 refuse_asynchronous(retire, &verdict)?;
@@ -271,7 +276,17 @@ impl Executor for Worker {
     }
 
     fn measure(&mut self, at_once: bool) -> Option<Figures> {
-        if at_once { self.meter.read() } else { self.meter.read_if_due() }
+        let figures = if at_once { self.meter.read() } else { self.meter.read_if_due() };
+        // What is about to be given back is not the job's.
+        figures.map(|figures| Figures { rss: figures.rss.saturating_sub(self.regions.kept()), ..figures })
+    }
+
+    fn keeps_memory(&self) -> bool {
+        self.regions.kept() > 0
+    }
+
+    fn give_memory_back(&mut self) {
+        self.regions.release();
     }
 
     fn interrupted(&mut self) {
@@ -300,8 +315,8 @@ impl PythonSide {
 
     fn set_up(&mut self, py: Python<'_>, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
         let mut pickles = segments.into_iter().map(|segment| whole(py, segment));
-        let mut next = || pickles.next().unwrap_or_else(|| PyBytes::new(py, b""));
-        let (settings, init, retire) = (next(), next(), next());
+        let mut next = || pickles.next().unwrap_or_else(|| Ok(PyBytes::new(py, b"")));
+        let (settings, init, retire) = (next()?, next()?, next()?);
         self.take_settings(py, setup.eager, settings)?;
         if let Some(init) = self.callable(&init)? {
             let outcome = init.call0()?;
@@ -335,7 +350,7 @@ impl PythonSide {
         segments: Vec<Segment<'_, NewBytes>>,
     ) -> Result<Option<String>, Box<Raised<Pickled>>> {
         let mut with_thread = None;
-        let settings = segments.into_iter().next().map_or_else(|| PyBytes::new(py, b""), |segment| whole(py, segment));
+        let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| whole(py, segment))?;
         self.take_settings(py, template.eager, settings)
             .and_then(|()| Interpreter::prepare_workers(py))
             .and_then(|()| self.trampoline(py).map(drop))
@@ -361,7 +376,7 @@ impl PythonSide {
     fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
         let Some(settings) = self.settings.clone() else { return Ok(()) };
         let Some(segment) = segments.into_iter().next() else { return Ok(()) };
-        settings.replace(whole(py, segment).unbind());
+        settings.replace(whole(py, segment)?.unbind());
         hooks::adopt_imported(py, &settings)?;
         if eager { self.apply(py, &settings) } else { Ok(()) }
     }
@@ -487,10 +502,10 @@ fn freeze(py: Python<'_>) -> PyResult<()> {
 }
 
 /// A segment as `bytes` of its own.
-fn whole<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> Bound<'py, PyBytes> {
+fn whole<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> PyResult<Bound<'py, PyBytes>> {
     match segment {
-        Segment::Passing(bytes) => PyBytes::new(py, bytes),
-        Segment::Owned(bytes) => PyBytes::new(py, bytes.into_object().bind(py).to_vec().as_slice()),
+        Segment::Passing(bytes) => Ok(PyBytes::new(py, bytes)),
+        Segment::Owned(bytes) => Ok(PyBytes::new(py, HeldBytes::hold(&bytes.into_object(py)?)?.bytes())),
     }
 }
 

@@ -17,7 +17,8 @@ pub const TEXT_LIMIT: usize = 1 << 20;
 pub enum Message {
     Hello(Box<Hello>),
     Setup(Setup),
-    Call,
+    /// What each segment becomes; see [`SegmentType`].
+    Call(Vec<SegmentType>),
     Retire,
     /// Other settings than those of SETUP; `eager` as there.
     Settings {
@@ -31,7 +32,7 @@ pub enum Message {
     /// The figures are those before the first job.
     Ready(Option<Figures>),
     SetupFailed(Failure),
-    Result(Option<Figures>),
+    Result(Vec<SegmentType>, Option<Figures>),
     Raised(Failure, Option<Figures>),
     Retired {
         reason: String,
@@ -39,6 +40,26 @@ pub enum Message {
     Aborted(Explanation),
     /// What a running job holds.
     Report(Figures),
+}
+
+/// What the receiver makes of a segment, so that it can receive it in its place. Where a message does not say it, each is
+/// [`SegmentType::Memory`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum SegmentType {
+    /// Memory that can be written to.
+    #[default]
+    Memory = 0,
+    /// A `bytes` object.
+    Bytes = 1,
+    /// A `bytearray`.
+    ByteArray = 2,
+}
+
+impl SegmentType {
+    fn from_number(number: u8) -> Option<Self> {
+        [Self::Memory, Self::Bytes, Self::ByteArray].into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// Everything that the worker must know to become the parent's own Python. The fields are named in PROTOCOL.md.
@@ -202,7 +223,7 @@ impl Message {
                 )?,
                 memory_limit: fields.optional("memory_limit", "memory_limit is not an unsigned number", unsigned)?,
             }),
-            Kind::Call => Self::Call,
+            Kind::Call => Self::Call(fields.types(segments)?),
             Kind::Retire => Self::Retire,
             Kind::Settings => {
                 Self::Settings { eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)? }
@@ -219,7 +240,7 @@ impl Message {
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
             Kind::Ready => Self::Ready(Figures::read_optional(&fields)?),
             Kind::SetupFailed => Self::SetupFailed(Failure::read(&fields)?),
-            Kind::Result => Self::Result(Figures::read_optional(&fields)?),
+            Kind::Result => Self::Result(fields.types(segments)?, Figures::read_optional(&fields)?),
             Kind::Raised => Self::Raised(Failure::read(&fields)?, Figures::read_optional(&fields)?),
             Kind::Retired => Self::Retired { reason: fields.required("reason", "reason is missing or not text", text)? },
             Kind::Aborted => Self::Aborted(Explanation::read(&fields)?),
@@ -231,7 +252,7 @@ impl Message {
         match self {
             Self::Hello(_) => Kind::Hello,
             Self::Setup(_) => Kind::Setup,
-            Self::Call => Kind::Call,
+            Self::Call(_) => Kind::Call,
             Self::Retire => Kind::Retire,
             Self::Settings { .. } => Kind::Settings,
             Self::Template(_) => Kind::Template,
@@ -240,7 +261,7 @@ impl Message {
             Self::Refused(_) => Kind::Refused,
             Self::Ready(_) => Kind::Ready,
             Self::SetupFailed(_) => Kind::SetupFailed,
-            Self::Result(_) => Kind::Result,
+            Self::Result(..) => Kind::Result,
             Self::Raised(..) => Kind::Raised,
             Self::Retired { .. } => Kind::Retired,
             Self::Aborted(_) => Kind::Aborted,
@@ -251,8 +272,10 @@ impl Message {
     /// The body as it is written, its keys in the order of PROTOCOL.md.
     pub fn into_body(self) -> Body {
         match self {
-            Self::Call | Self::Retire => Body::new(),
-            Self::Ready(figures) | Self::Result(figures) => figures.map(Figures::write).into_iter().collect(),
+            Self::Retire => Body::new(),
+            Self::Call(types) => write_types(&types).into_iter().collect(),
+            Self::Ready(figures) => figures.map(Figures::write).into_iter().collect(),
+            Self::Result(types, figures) => write_types(&types).into_iter().chain(figures.map(Figures::write)).collect(),
             Self::Report(figures) => vec![figures.write()],
             Self::Hello(hello) => hello.write(),
             Self::Setup(setup) => {
@@ -489,6 +512,17 @@ impl Fields<'_> {
         self.find(key).map(|value| read(value).ok_or_else(|| self.problem(problem))).transpose()
     }
 
+    /// One for each segment, or none at all.
+    fn types(&self, segments: usize) -> Result<Vec<SegmentType>, WireError> {
+        let types = self.optional("types", "types is not a byte string of the numbers 0, 1 and 2", |value| {
+            value.as_bytes()?.iter().map(|number| SegmentType::from_number(*number)).collect::<Option<Vec<_>>>()
+        })?;
+        match types {
+            Some(types) if types.len() != segments => Err(self.problem("types has another length than there are segments")),
+            types => Ok(types.unwrap_or_default()),
+        }
+    }
+
     // RFC 8949 calls a repeated key invalid but leaves it to the application; like most decoders we let the last one count.
     fn find(&self, key: &str) -> Option<&Value> {
         self.body.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
@@ -497,6 +531,11 @@ impl Fields<'_> {
     fn problem(&self, problem: &'static str) -> WireError {
         WireError::MalformedBody { kind: self.kind, problem }
     }
+}
+
+fn write_types(types: &[SegmentType]) -> Option<(String, Value)> {
+    let numbers = types.iter().map(|kind| *kind as u8).collect();
+    (!types.is_empty()).then(|| ("types".to_owned(), Value::Bytes(numbers)))
 }
 
 fn unsigned(value: &Value) -> Option<u64> {

@@ -8,6 +8,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -520,6 +521,139 @@ pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) ->
     // SAFETY: SO_RCVTIMEO reads one `timeval`, whose address and size these are.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const value).cast(), size) })
         .map(drop)
+}
+
+/// Memory of this process's own, straight from the system.
+#[derive(Debug)]
+pub struct Mapping {
+    address: NonNull<MaybeUninit<u8>>,
+    length: usize,
+    /// What has been taken of the address space.
+    whole: usize,
+}
+
+// SAFETY: nobody else has the memory, and it belongs to no thread.
+unsafe impl Send for Mapping {}
+// SAFETY: it is reached through `&mut` only.
+unsafe impl Sync for Mapping {}
+
+/// The size of a huge page on the processors that there are wheels for. Another one costs speed and nothing else.
+const HUGE_PAGE: usize = 2 << 20;
+
+impl Mapping {
+    /// New memory, asked for in huge pages. `None`: there is not so much.
+    pub fn new(length: usize) -> Option<Self> {
+        // Linux puts a mapping where its huge pages can begin if its length is a multiple of theirs (mm/huge_memory.c,
+        // thp_get_unmapped_area). For small ones what that takes at the end would count.
+        let unit = if length >= 8 * HUGE_PAGE { HUGE_PAGE } else { usize::try_from(page_size()).ok()? };
+        let whole = length.max(1).checked_next_multiple_of(unit)?;
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a null pointer leaves the place to the system, which takes none that is in use.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), whole, protection, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return None;
+        }
+        let mapping = Self { address: NonNull::new(address.cast())?, length, whole };
+        // SAFETY: `whole` bytes were mapped at the address, and nobody else knows it.
+        advise_huge_pages(unsafe { std::slice::from_raw_parts_mut(mapping.address.as_ptr(), mapping.whole) });
+        Some(mapping)
+    }
+
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    pub fn memory(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: `length` bytes are mapped at the address until this is dropped, and this is the only way to them.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the address and the length are those that were mapped, and this is the last that knows them.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.whole) };
+    }
+}
+
+/// A way for large memory into a socket: the kernel takes the pages themselves, where a write would copy them, and only the
+/// receiver copies (vmsplice(2), splice(2)). So nothing may be written to the memory before the receiver has read it.
+///
+/// A socket takes pages from a pipe only, so there has to be one in between. It is made for one large segment and closed after it:
+/// that costs nothing beside the segment, and no descriptor of ours is open while a job runs.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub struct Splice {
+    read: OwnedFd,
+    write: OwnedFd,
+    /// What is in the pipe.
+    inside: usize,
+}
+
+/// How much a pipe is to hold, in bytes: the most that a program may ask for without privileges.
+#[cfg(target_os = "linux")]
+const PIPE: libc::c_int = 1 << 20;
+
+#[cfg(target_os = "linux")]
+impl Splice {
+    pub fn new() -> io::Result<Self> {
+        let mut ends = [-1; 2];
+        // SAFETY: pipe2 writes two descriptors to the array.
+        check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+        // SAFETY: the system has just made both for this process, so nobody else owns them.
+        let [read, write] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+        // Fewer system calls; where too much is in use by this user (pipe(7)), it is right without.
+        // SAFETY: F_SETPIPE_SZ takes an int and touches no memory.
+        unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE) };
+        Ok(Self { read, write, inside: 0 })
+    }
+
+    /// Sends the front of `bytes`; how much of it. To be called again with the rest, as any error comes before anything of it has
+    /// been sent by that call.
+    pub fn send(&mut self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        if self.inside == 0 {
+            let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            // SAFETY: one vector that describes the slice, whose memory is only read. The pipe is empty, so this does not wait; it
+            // keeps the pages, not the addresses.
+            let count = unsafe { libc::vmsplice(self.write.as_raw_fd(), &raw const part, 1, 0) };
+            self.inside = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        }
+        let flags = libc::SPLICE_F_MORE;
+        // SAFETY: two descriptors and null pointers in the place of offsets, which neither of them has.
+        let count = unsafe {
+            libc::splice(
+                self.read.as_raw_fd(),
+                std::ptr::null_mut(),
+                socket.as_raw_fd(),
+                std::ptr::null_mut(),
+                self.inside,
+                flags,
+            )
+        };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        self.inside = self.inside.saturating_sub(count);
+        Ok(count)
+    }
+}
+
+/// The most bytes that a socket holds which its other end has not read; `None` if the system does not tell.
+pub fn send_buffer_size(socket: BorrowedFd<'_>) -> Option<usize> {
+    let mut value: libc::c_int = 0;
+    let mut size = libc::socklen_t::try_from(size_of_val(&value)).ok()?;
+    // SAFETY: SO_SNDBUF writes one int, whose address and size these are.
+    let status = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw mut value).cast(), &raw mut size)
+    };
+    check(status).ok()?;
+    usize::try_from(value).ok()
+}
+
+/// Waits until there is something to read, an end too; false: there was not for so long, or a signal came.
+pub fn wait_readable(socket: BorrowedFd<'_>, timeout: Duration) -> bool {
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let milliseconds = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer is to one live structure, as the count says.
+    unsafe { libc::poll(&raw mut entry, 1, milliseconds) > 0 }
 }
 
 /// Asks for huge pages behind a large piece of memory that is about to be written for the first time: a page fault for

@@ -1,7 +1,9 @@
 //! Objects ↔ segments, with the C pickler that `_pickle` is. Nothing else of `pickle` is imported.
 //!
-//! * Large `bytes` are not copied into the pickle: the C pickler hands them to its file as they are
-//!   (Modules/_pickle.c, `_Pickler_write_bytes`), and our file keeps a reference until they have been sent.
+//! * Large `bytes` and `bytearray`s are not copied into the pickle, wherever in the value they are: the C pickler hands them to its
+//!   file as they are (Modules/_pickle.c, `_Pickler_write_bytes`). Our file takes them out of the pickle: where it says «bytes of
+//!   this length follow» it now says «the next buffer» (PEP 574), and the object travels in a segment of its own, which becomes
+//!   a `bytes` or a `bytearray` on the other side and is what the unpickler puts into the value, without a copy there either.
 //! * Buffers of [`OUT_OF_BAND`] bytes and more travel in segments of their own (PEP 574) and are unpickled around memory
 //!   that was received for them, so that an array comes back writable and shares its memory with nobody.
 
@@ -10,10 +12,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyList, PyMapping, PyString, PyTuple};
+use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::transport::{Payload, Segment};
 
 use crate::hooks;
-use crate::interpreter::ffi::{HeldBytes, NewBytes, WritableBytes};
+use crate::interpreter::ffi::{HeldBytes, NewBytes};
 
 /// Buffers smaller than this are cheaper inside the pickle than in a segment of their own.
 const OUT_OF_BAND: usize = 16 * 1024;
@@ -24,8 +27,15 @@ const OUT_OF_BAND_COUNT: usize = 65_000;
 /// Pieces of the pickle smaller than this are gathered, larger ones held where they are.
 const GATHERED: usize = 16 * 1024;
 
-/// From this size on a pickle is read as a file: see [`Source`].
-const LARGE_PICKLE: usize = 1 << 20;
+/// Objects smaller than this stay in the pickle: to copy them there costs less than a segment.
+const OUT_OF_PICKLE: usize = 256 * 1024;
+
+/// How the pickle begins a `bytes` object and a `bytearray`, before their lengths (Lib/pickletools.py).
+const BINBYTES: u8 = b'B';
+const BINBYTES8: u8 = 0x8e;
+const BYTEARRAY8: u8 = 0x96;
+/// «The next of the out-of-band buffers».
+const NEXT_BUFFER: u8 = 0x97;
 
 pub(crate) struct Pickling {
     loads: Py<PyAny>,
@@ -39,12 +49,35 @@ pub(crate) struct Pickling {
 #[derive(Default)]
 pub(crate) struct Pickled {
     pickle: Vec<Piece>,
-    buffers: Vec<HeldBytes>,
+    buffers: Vec<(HeldBytes, SegmentType)>,
 }
 
 enum Piece {
     Gathered(Vec<u8>),
-    Held(HeldBytes),
+    /// So many bytes of the front.
+    Held(HeldBytes, usize),
+}
+
+impl Piece {
+    fn held(bytes: HeldBytes) -> Self {
+        let length = bytes.bytes().len();
+        Self::Held(bytes, length)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Gathered(bytes) => bytes,
+            Self::Held(bytes, length) => bytes.bytes().get(..*length).unwrap_or_default(),
+        }
+    }
+
+    /// Cuts off the end.
+    fn shorten(&mut self, count: usize) {
+        match self {
+            Self::Gathered(bytes) => bytes.truncate(bytes.len().saturating_sub(count)),
+            Self::Held(_, length) => *length = length.saturating_sub(count),
+        }
+    }
 }
 
 impl Pickling {
@@ -61,26 +94,17 @@ impl Pickling {
     pub(crate) fn load<'py>(&self, py: Python<'py>, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<Bound<'py, PyAny>> {
         let loads = self.loads.bind(py);
         let mut segments = segments.into_iter();
-        let pickle = match segments.next() {
-            Some(Segment::Passing(bytes)) => PyBytes::new(py, bytes).into_any(),
-            Some(Segment::Owned(bytes)) => bytes.into_object().into_bound(py).into_any(),
-            None => PyBytes::new(py, b"").into_any(),
+        let object = |segment: Segment<'_, NewBytes>| match segment {
+            Segment::Passing(bytes) => Ok(PyBytes::new(py, bytes).into_any()),
+            Segment::Owned(bytes) => bytes.into_object(py),
         };
-        let is_large = pickle.len()? >= LARGE_PICKLE;
-        if segments.len() == 0 && !is_large {
+        let pickle = segments.next().map_or_else(|| Ok(PyBytes::new(py, b"").into_any()), object)?;
+        if segments.len() == 0 {
             return loads.call1((pickle,));
         }
-        let buffers = segments.map(|segment| match segment {
-            Segment::Passing(bytes) => PyBytes::new(py, bytes).into_any(),
-            Segment::Owned(bytes) => bytes.into_object().into_bound(py).into_any(),
-        });
+        let buffers = segments.map(object).collect::<PyResult<Vec<_>>>()?;
         let keywords = PyDict::new(py);
-        keywords.set_item("buffers", PyList::new(py, buffers.collect::<Vec<_>>())?)?;
-        if is_large {
-            let source = Source { pickle: HeldBytes::hold(&pickle)?, position: Mutex::new(0) };
-            let unpickler = py.import("_pickle")?.getattr("Unpickler")?.call((source,), Some(&keywords))?;
-            return unpickler.call_method0("load");
-        }
+        keywords.set_item("buffers", PyList::new(py, buffers)?)?;
         loads.call((pickle,), Some(&keywords))
     }
 
@@ -197,7 +221,24 @@ impl Pickled {
     pub(crate) fn from_list(segments: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
         let mut held = segments.try_iter()?.map(|segment| HeldBytes::hold(&segment?)).collect::<PyResult<Vec<_>>>()?.into_iter();
         let Some(first) = held.next() else { return Ok(None) };
-        Ok(Some(Self { pickle: vec![Piece::Held(first)], buffers: held.collect() }))
+        let buffers = held.map(|buffer| (buffer, SegmentType::Memory)).collect();
+        Ok(Some(Self { pickle: vec![Piece::held(first)], buffers }))
+    }
+
+    /// The pickler has written the head of a large object, and now its data.
+    fn take_large(&mut self, data: HeldBytes) {
+        let length = data.bytes().len();
+        if length >= OUT_OF_PICKLE
+            && self.buffers.len() < OUT_OF_BAND_COUNT
+            && let Some(before) = self.pickle.last_mut()
+            && let Some((head, kind)) = head_of(before.bytes(), length)
+        {
+            before.shorten(head);
+            self.pickle.push(Piece::Gathered(vec![NEXT_BUFFER]));
+            self.buffers.push((data, kind));
+        } else {
+            self.pickle.push(Piece::held(data));
+        }
     }
 
     fn length(&self) -> usize {
@@ -210,54 +251,36 @@ impl Pickled {
     }
 }
 
+/// How long the head is with which a piece of a pickle announces data of this length, and what the data is. `None`: something else,
+/// text, is announced.
+fn head_of(piece: &[u8], length: usize) -> Option<(usize, SegmentType)> {
+    let length = length as u64;
+    if let Some((rest, announced)) = piece.split_last_chunk::<8>()
+        && u64::from_le_bytes(*announced) == length
+    {
+        match rest.last() {
+            Some(&BINBYTES8) => return Some((9, SegmentType::Bytes)),
+            Some(&BYTEARRAY8) => return Some((9, SegmentType::ByteArray)),
+            _ => {}
+        }
+    }
+    let (rest, announced) = piece.split_last_chunk::<4>()?;
+    let announced = u64::from(u32::from_le_bytes(*announced));
+    (announced == length && rest.last() == Some(&BINBYTES)).then_some((5, SegmentType::Bytes))
+}
+
 impl Payload for Pickled {
     fn segments(&self) -> Vec<Vec<&[u8]>> {
-        let pickle = self.pickle.iter().map(|piece| match piece {
-            Piece::Gathered(bytes) => bytes.as_slice(),
-            Piece::Held(bytes) => bytes.bytes(),
-        });
-        let buffers = self.buffers.iter().map(|buffer| vec![buffer.bytes()]);
+        let pickle = self.pickle.iter().map(Piece::bytes);
+        let buffers = self.buffers.iter().map(|(buffer, _)| vec![buffer.bytes()]);
         std::iter::once(pickle.collect()).chain(buffers).collect()
     }
-}
 
-/// The file that the unpickler reads a large pickle from. Large `bytes` in it are copied either way, but here the copy goes
-/// through our hands, and its memory can be asked for in huge pages: the page faults would take longer than the copying.
-#[pyclass(frozen, module = "trio_offload_worker")]
-struct Source {
-    pickle: HeldBytes,
-    position: Mutex<usize>,
-}
-
-impl Source {
-    /// The next `length` bytes, or as many as there are.
-    fn next(&self, length: usize) -> &[u8] {
-        let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = self.pickle.bytes().get(*position..).unwrap_or_default();
-        let next = rest.get(..length).unwrap_or(rest);
-        *position += next.len();
-        next
-    }
-}
-
-#[pymethods]
-impl Source {
-    fn read<'py>(&self, py: Python<'py>, length: usize) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, self.next(length))
-    }
-
-    fn readinto(&self, target: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let mut target = WritableBytes::of(target)?;
-        let next = self.next(target.len());
-        target.fill(next);
-        Ok(next.len())
-    }
-
-    fn readline<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let position = *self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = self.pickle.bytes().get(position..).unwrap_or_default();
-        let length = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |index| index + 1);
-        PyBytes::new(py, self.next(length))
+    fn types(&self) -> Vec<SegmentType> {
+        if self.buffers.iter().all(|(_, kind)| *kind == SegmentType::Memory) {
+            return Vec::new();
+        }
+        std::iter::once(SegmentType::Memory).chain(self.buffers.iter().map(|(_, kind)| *kind)).collect()
     }
 }
 
@@ -292,7 +315,7 @@ impl Sink {
         }
         let held = HeldBytes::hold(data)?;
         let length = held.bytes().len();
-        self.lock().pickle.push(Piece::Held(held));
+        self.lock().take_large(held);
         Ok(length)
     }
 
@@ -302,7 +325,7 @@ impl Sink {
         if held.bytes().len() < OUT_OF_BAND || self.lock().buffers.len() >= OUT_OF_BAND_COUNT {
             return Ok(true);
         }
-        self.lock().buffers.push(held);
+        self.lock().buffers.push((held, SegmentType::Memory));
         Ok(false)
     }
 }

@@ -18,8 +18,9 @@ use std::time::Duration;
 use crate::error::{ReceiveError, SendError};
 use crate::exit::Ending;
 use crate::memory::Figures;
-use crate::message::{Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, Setup, Template, Welcome};
+use crate::message::{Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome};
 use crate::os::fork::Side;
+use crate::regions;
 use crate::sentinel::{Activity, Doing, Duty};
 use crate::transport::{Allocator, Connection, IdleClock, Next, Payload, Segment, Stream};
 use crate::wire::Header;
@@ -50,6 +51,10 @@ pub trait Executor: Allocator {
     fn fork(&mut self, fork: &Fork, descriptors: Vec<OwnedFd>) -> Side;
     /// What the process holds. Unless it is to be told at once it may be `None`, because it was told a moment ago.
     fn measure(&mut self, at_once: bool) -> Option<Figures>;
+    /// Whether memory is kept for the next call.
+    fn keeps_memory(&self) -> bool;
+    /// There is no next call yet, or it did not use it.
+    fn give_memory_back(&mut self);
 }
 
 #[derive(Debug)]
@@ -127,6 +132,9 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn step(&mut self) -> Step {
+        if self.executor.keeps_memory() && !self.connection.anything_within(regions::KEPT_FOR) {
+            self.executor.give_memory_back();
+        }
         let header = match self.connection.next_header() {
             Ok(Next::Header(header)) => header,
             Ok(Next::End) => return Err(Ending::ParentClosed),
@@ -144,7 +152,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         match (self.state, message) {
             (State::AwaitHello, Message::Hello(hello)) => self.start(&hello),
             (State::AwaitSetup, Message::Setup(setup)) => self.set_up(&setup, &header),
-            (State::Idle, Message::Call) => self.call(&header),
+            (State::Idle, Message::Call(types)) => self.call(&header, &types),
             (State::Idle, Message::Settings { eager }) => self.replace_settings(eager, &header),
             (State::AwaitTemplate, Message::Template(template)) => self.become_template(&template, &header),
             (State::Template, Message::Fork(fork)) => self.fork(&fork),
@@ -180,7 +188,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn set_up(&mut self, setup: &Setup, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
@@ -206,7 +214,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn become_template(&mut self, template: &Template, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
@@ -243,7 +251,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn replace_settings(&mut self, eager: bool, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
@@ -251,11 +259,12 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         Ok(())
     }
 
-    fn call(&mut self, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+    fn call(&mut self, header: &Header, types: &[SegmentType]) -> Step {
+        let segments = match self.connection.receive_segments(&header.lengths, types, self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
+        self.executor.give_memory_back();
         self.activity.set(Doing::Busy);
         let answer = self.executor.call(segments);
         // Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which
@@ -263,7 +272,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         self.activity.set(Doing::Waiting);
         let figures = self.executor.measure(false);
         let (message, payload) = match answer {
-            Answer::Returned(payload) => (Message::Result(figures), Some(payload)),
+            Answer::Returned(payload) => (Message::Result(payload.types(), figures), Some(payload)),
             Answer::Raised(Raised { failure, exception }) => (Message::Raised(failure, figures), exception),
         };
         self.sent(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;

@@ -9,7 +9,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use trio_offload_worker::memory::Figures;
 use trio_offload_worker::message::{
-    Bundle, Explanation, Failure, Fork, Hello, Message, Script as BootScript, Setup, TEXT_LIMIT, Template, Welcome, clip,
+    Bundle, Explanation, Failure, Fork, Hello, Message, Script as BootScript, SegmentType, Setup, TEXT_LIMIT, Template, Welcome,
+    clip,
 };
 use trio_offload_worker::transport::{Connection, Next, Segment};
 use trio_offload_worker::wire::{self, Header, Kind, Progress};
@@ -99,12 +100,23 @@ fn message() -> impl Strategy<Value = Message> {
         failure.clone().prop_map(Message::SetupFailed),
         (failure, option_figures()).prop_map(|(failure, figures)| Message::Raised(failure, figures)),
         ".{0,9}".prop_map(|reason| Message::Retired { reason }),
-        Just(Message::Call),
+        types().prop_map(Message::Call),
         Just(Message::Retire),
         option_figures().prop_map(Message::Ready),
-        option_figures().prop_map(Message::Result),
+        (types(), option_figures()).prop_map(|(types, figures)| Message::Result(types, figures)),
         figures().prop_map(Message::Report),
     ]
+}
+
+/// None, or one for each segment that a frame of these tests may have.
+fn types() -> impl Strategy<Value = Vec<SegmentType>> {
+    let one = prop_oneof![Just(SegmentType::Memory), Just(SegmentType::Bytes), Just(SegmentType::ByteArray)];
+    prop_oneof![Just(Vec::new()), vec(one, 4)]
+}
+
+fn fitting(mut types: Vec<SegmentType>, segments: usize) -> Vec<SegmentType> {
+    types.truncate(segments);
+    types
 }
 
 /// As many segments as the message has.
@@ -117,6 +129,11 @@ fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
             Kind::Raised | Kind::SetupFailed => count - 1,
             _ => 0,
         });
+        let message = match message {
+            Message::Call(types) => Message::Call(fitting(types, segments.len())),
+            Message::Result(types, figures) => Message::Result(fitting(types, segments.len()), figures),
+            other => other,
+        };
         (message, id, segments)
     })
 }
@@ -140,7 +157,7 @@ proptest! {
             let Next::Header(header) = connection.next_header().unwrap() else { panic!("a frame is missing") };
             prop_assert_eq!(header.id, id);
             prop_assert_eq!(Message::from_header(&header).unwrap(), message);
-            let received = connection.receive_segments(&header.lengths, &mut Heap).unwrap();
+            let received = connection.receive_segments(&header.lengths, &[], &mut Heap).unwrap();
             let received: Vec<Vec<u8>> = received.into_iter().map(|segment| match segment {
                 Segment::Passing(bytes) => bytes.to_vec(),
                 Segment::Owned(buffer) => buffer.into_bytes(),
@@ -173,7 +190,7 @@ proptest! {
         bytes[place] = byte;
         let mut connection = Connection::new(Script::cut(&bytes, &[], true));
         while let Ok(Next::Header(header)) = connection.next_header() {
-            if Message::from_header(&header).is_err() || connection.receive_segments(&header.lengths, &mut Heap).is_err() {
+            if Message::from_header(&header).is_err() || connection.receive_segments(&header.lengths, &[], &mut Heap).is_err() {
                 break;
             }
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
 use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{Explanation, Failure, Fork, Hello, Message, Setup, Template, Welcome};
+use trio_offload_worker::message::{Explanation, Failure, Fork, Hello, Message, SegmentType, Setup, Template, Welcome};
 use trio_offload_worker::os::fork::Side;
 use trio_offload_worker::sentinel::{Activity, Doing};
 use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
@@ -29,6 +29,9 @@ struct Fake {
     figures: Option<Figures>,
     /// Which side each fork is to find itself on, the last first; all others on the template's.
     forks: Vec<Side>,
+    /// Each call leaves memory behind that is kept for the next.
+    leaves_memory: bool,
+    keeps_memory: bool,
     log: Rc<RefCell<Vec<String>>>,
 }
 
@@ -37,6 +40,10 @@ struct Pieces(Vec<Vec<Vec<u8>>>);
 impl Payload for Pieces {
     fn segments(&self) -> Vec<Vec<&[u8]>> {
         self.0.iter().map(|pieces| pieces.iter().map(Vec::as_slice).collect()).collect()
+    }
+
+    fn types(&self) -> Vec<SegmentType> {
+        Vec::new()
     }
 }
 
@@ -49,8 +56,11 @@ impl Fake {
 impl Allocator for Fake {
     type Buffer = HeapBuffer;
 
-    fn allocate(&mut self, length: usize) -> Option<HeapBuffer> {
-        Heap.allocate(length)
+    fn allocate(&mut self, length: usize, kind: SegmentType) -> Option<HeapBuffer> {
+        if kind != SegmentType::Memory {
+            self.note(format!("allocate {length} {kind:?}"));
+        }
+        Heap.allocate(length, kind)
     }
 }
 
@@ -86,6 +96,7 @@ impl Executor for Fake {
 
     fn call(&mut self, segments: Vec<Segment<'_, HeapBuffer>>) -> Answer<Pieces> {
         self.note(format!("call {}", lengths(segments)));
+        self.keeps_memory = self.leaves_memory;
         if self.raise {
             Answer::Raised(Raised { failure: failure("call"), exception: None })
         } else {
@@ -122,6 +133,17 @@ impl Executor for Fake {
     fn measure(&mut self, _at_once: bool) -> Option<Figures> {
         self.figures
     }
+
+    fn keeps_memory(&self) -> bool {
+        self.keeps_memory
+    }
+
+    fn give_memory_back(&mut self) {
+        if self.keeps_memory {
+            self.keeps_memory = false;
+            self.note("give back");
+        }
+    }
 }
 
 fn lengths(segments: Vec<Segment<'_, HeapBuffer>>) -> String {
@@ -149,7 +171,7 @@ fn setup() -> Vec<u8> {
 }
 
 fn call(id: u64) -> Vec<u8> {
-    frame(Message::Call, id, &[4])
+    frame(Message::Call(vec![]), id, &[4])
 }
 
 fn retire() -> Vec<u8> {
@@ -211,7 +233,7 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
     let mut said = Vec::new();
     while let Next::Header(header) = replies.next_header().unwrap() {
         let message = Message::from_header(&header).unwrap();
-        replies.receive_segments(&header.lengths, &mut Heap).unwrap();
+        replies.receive_segments(&header.lengths, &[], &mut Heap).unwrap();
         said.push((header.kind, header.id, message));
     }
     Run { ending, said, log: log.take(), timeouts, stopped }
@@ -249,7 +271,7 @@ fn each_state_refuses_what_is_not_in_its_row() {
         frame(Message::Refused(Explanation::new("a", "b")), 0, &[]),
         frame(Message::Ready(None), 0, &[]),
         frame(Message::SetupFailed(failure("setup")), 0, &[]),
-        frame(Message::Result(None), 1, &[1]),
+        frame(Message::Result(vec![], None), 1, &[1]),
         frame(Message::Raised(failure("call"), None), 1, &[]),
         frame(Message::Retired { reason: "idle".to_owned() }, 0, &[]),
         frame(Message::Aborted(Explanation::new("a", "b")), 0, &[]),
@@ -376,7 +398,7 @@ fn figures_travel_with_what_is_said_anyway() {
     let figures = Some(Figures { rss: 9 << 20, peak_rss: 10 << 20, vms: 1 << 40, cpu_time: 7 });
     let run_ = run(Fake { figures, ..Fake::default() }, [bytes(&[hello(), setup(), call(1)]), Event::End]);
     assert_eq!(run_.said[1].2, Message::Ready(figures));
-    assert_eq!(run_.said[2].2, Message::Result(figures));
+    assert_eq!(run_.said[2].2, Message::Result(vec![], figures));
     let run_ = run(Fake { figures, raise: true, ..Fake::default() }, [bytes(&[hello(), setup(), call(1)]), Event::End]);
     assert_eq!(run_.said[2].2, Message::Raised(failure("call"), figures));
 }
@@ -479,9 +501,35 @@ fn memory_that_is_not_there_is_said_and_not_a_crash() {
 #[test]
 fn large_segments_arrive_whole_in_memory_of_their_own() {
     let lengths = [70_000, 0, 1, 100_000, HEAP_LIMIT];
-    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call, 1, &lengths), call(2), retire()])]);
+    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(vec![]), 1, &lengths), call(2), retire()])]);
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.log[2], format!("call {lengths:?}"));
+}
+
+#[test]
+fn a_segment_is_received_into_what_it_becomes() {
+    let types = vec![SegmentType::Memory, SegmentType::Bytes, SegmentType::Memory, SegmentType::ByteArray];
+    let lengths = [10, 300_000, 20, 0];
+    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(types), 1, &lengths), retire()])]);
+    assert_eq!(run.ending, Ending::Retired);
+    assert_eq!(run.log[2..4], ["allocate 300000 Bytes", "allocate 0 ByteArray"]);
+}
+
+#[test]
+fn kept_memory_is_given_back_when_no_call_comes_and_before_the_next_one_runs() {
+    let leaving = || Fake { leaves_memory: true, ..Fake::default() };
+    let first = bytes(&[hello(), setup(), call(1)]);
+    // The next call is there already: what it did not use goes before it runs.
+    let run_ = run(leaving(), [bytes(&[hello(), setup(), call(1), call(2)])]);
+    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
+    // It comes in time.
+    let run_ = run(leaving(), [first.clone(), bytes(&[call(2)])]);
+    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
+    // It does not.
+    let mut script = Script::new([first, bytes(&[call(2)]), Event::End]);
+    script.comes = [false, false].into();
+    let run_ = run_script(leaving(), script);
+    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true", "give back"]);
 }
 
 #[test]
