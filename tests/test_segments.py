@@ -178,6 +178,14 @@ def test_new_memory_is_of_its_type_and_size(size: int) -> None:
         assert not memoryview(take()).readonly
 
 
+@pytest.mark.parametrize("kind", [MEMORY, BYTES, BYTEARRAY])
+@pytest.mark.usefixtures("native")
+def test_memory_that_is_not_there(kind: int) -> None:
+    for size in (2**47, 2**62):
+        with pytest.raises(MemoryError, match=f"a part of a job's result that has {size} bytes; return less"):
+            Regions().allocate(size, kind)
+
+
 @pytest.mark.parametrize("allocate", [_memory.allocate, Regions().allocate], ids=["plainly", "in a context"])
 def test_bytes_are_filled_where_they_are(allocate: Any) -> None:
     view, take = allocate(5_000_000, BYTES)

@@ -21,7 +21,7 @@ from lifeline import PATIENCE
 
 from trio_offload import _forked, _launch, _locate, _worker
 from trio_offload._process import WorkerProcess
-from trio_offload_worker._wire import MAGIC, Decoder, Frame, Kind, encode_head
+from trio_offload_worker._wire import BYTEARRAY, BYTES, MAGIC, MEMORY, Decoder, Frame, Kind, encode_head
 
 LOOP: Final = _locate.Way("", "", "a test wants it so")
 
@@ -110,6 +110,8 @@ EVENTS: Final[dict[str, bytes]] = {
     "RESULT": frame(Kind.RESULT, CALL, id=1),
     "READY": frame(Kind.READY),
     "a call of a tebibyte": encode_head(Kind.CALL, 1, [2**40]),
+    "a call with bytes of nearly a tebibyte": encode_head(Kind.CALL, 1, [0, 2**40 - 1], {"types": bytes([MEMORY, BYTES])}),
+    "a call with a bytearray of that size": encode_head(Kind.CALL, 1, [0, 2**40 - 1], {"types": bytes([MEMORY, BYTEARRAY])}),
     "a reserved kind": MAGIC + bytes.fromhex("00000004 0000000000000000 83 0500 80"),
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a body that lacks something": frame(Kind.SETUP, b"", b"", b"", body={"idle_timeout_ms": 5}),
@@ -127,7 +129,14 @@ ALWAYS: Final = {
 TABLE: Final[dict[str, dict[str, str]]] = {
     "AWAIT_HELLO": {"HELLO": "WELCOME"},
     "AWAIT_SETUP": {"SETUP": "READY", "RETIRE": "RETIRED"},
-    "IDLE": {"CALL": "RESULT", "RETIRE": "RETIRED", "SETTINGS": "nothing", "a call of a tebibyte": "out_of_memory"},
+    "IDLE": {
+        "CALL": "RESULT",
+        "RETIRE": "RETIRED",
+        "SETTINGS": "nothing",
+        "a call of a tebibyte": "out_of_memory",
+        "a call with bytes of nearly a tebibyte": "out_of_memory",
+        "a call with a bytearray of that size": "out_of_memory",
+    },
 }
 CELLS: Final = [
     pytest.param(

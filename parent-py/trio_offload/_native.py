@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import os
 from typing import Any, Final
 
@@ -52,9 +53,16 @@ class Native:
         return made
 
     def new_bytearray(self, size: int) -> bytearray:
-        """A bytearray that holds anything: Python's own way would write zeros first (Objects/bytearrayobject.c)."""
+        """A bytearray that holds anything: Python's own way would write zeros first (Objects/bytearrayobject.c).
+
+        Raises:
+            MemoryError, OverflowError, OSError: there is not so much memory.
+        """
         if self._ctypes is None or self._new_bytearray is None:
             return bytearray(size)
+        # Where there is not so much memory Python itself stumbles (3.11's Objects/bytearrayobject.c lets go of an object that it
+        # has not filled in), so that is found out before.
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         made: bytearray = self._new_bytearray(None, size)
         with memoryview(made) as view:
             self.advise_huge_pages(view)

@@ -36,7 +36,20 @@ class Regions:
         return bool(self._given)
 
     def allocate(self, size: int, kind: int) -> Target:
-        """Memory for a segment of this type and of so many bytes. Raises MemoryError, OverflowError or OSError."""
+        """Memory for a segment of this type and of so many bytes.
+
+        Raises:
+            MemoryError: there is not so much.
+        """
+        try:
+            return self._allocate(size, kind)
+        except (MemoryError, OverflowError, OSError):
+            raise MemoryError(
+                f"there is not enough memory for a part of a job's result that has {size} bytes; return less at once, or the "
+                "name of a file"
+            ) from None
+
+    def _allocate(self, size: int, kind: int) -> Target:
         if kind == BYTES:
             if size < _ADVISED:
                 return new_bytes(size)

@@ -28,10 +28,10 @@ fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {
         ..Hello::default()
     };
     vec![
-        ("CALL", Message::Call, vec![40]),
-        ("CALL, 1,000 segments", Message::Call, vec![100_000; 1_000]),
-        ("RESULT", Message::Result(None), vec![16]),
-        ("RESULT with figures", Message::Result(Some(figures)), vec![16]),
+        ("CALL", Message::Call(vec![]), vec![40]),
+        ("CALL, 1,000 segments", Message::Call(vec![]), vec![100_000; 1_000]),
+        ("RESULT", Message::Result(vec![], None), vec![16]),
+        ("RESULT with figures", Message::Result(vec![], Some(figures)), vec![16]),
         ("REPORT", Message::Report(figures), vec![]),
         ("RAISED", Message::Raised(failure, None), vec![500]),
         ("HELLO", Message::Hello(Box::new(hello)), vec![]),

@@ -350,8 +350,9 @@ impl PythonSide {
         segments: Vec<Segment<'_, NewBytes>>,
     ) -> Result<Option<String>, Box<Raised<Pickled>>> {
         let mut with_thread = None;
-        let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| whole(py, segment))?;
-        self.take_settings(py, template.eager, settings)
+        let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| whole(py, segment));
+        settings
+            .and_then(|settings| self.take_settings(py, template.eager, settings))
             .and_then(|()| Interpreter::prepare_workers(py))
             .and_then(|()| self.trampoline(py).map(drop))
             .map_err(|error| Box::new(describe(py, error, "preload")))?;

@@ -335,6 +335,9 @@ impl NewBytes {
         let size = ffi::Py_ssize_t::try_from(length).ok()?;
         let (pointer, place): (_, unsafe extern "C" fn(*mut ffi::PyObject) -> *mut std::ffi::c_char) = match kind {
             SegmentType::Memory if length >= HUGE => return regions.take(length).map(Self::Region),
+            // Where there is not so much memory Python itself stumbles: it lets go of a bytearray that it has not filled in
+            // (Objects/bytearrayobject.c, PyByteArray_FromStringAndSize). So that is found out before.
+            SegmentType::ByteArray if length >= HUGE && os::Mapping::new(length).is_none() => return None,
             // SAFETY: the thread is attached; a null pointer asks for memory that is not written, and an object that was made so
             // may be written to as long as nobody else has it (Doc/c-api/bytes.rst, PyBytes_AsString).
             SegmentType::Bytes => (unsafe { ffi::PyBytes_FromStringAndSize(std::ptr::null(), size) }, ffi::PyBytes_AsString),
