@@ -65,7 +65,7 @@ class FakeSide:
 class RealSide:
     """The same with a process, which is started or, if there are templates, forked."""
 
-    def __init__(self, line: Lifeline, gate: Gate, templates: Templates | None) -> None:
+    def __init__(self, line: Lifeline, gate: Gate, templates: Templates | None = None) -> None:
         self.line = line
         self.gate = gate
         self.templates = templates

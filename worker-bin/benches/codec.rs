@@ -17,6 +17,7 @@ fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {
         type_name: "ValueError".to_owned(),
         message: "invalid literal for int() with base 10: 'x'".to_owned(),
         traceback: "Traceback (most recent call last):\n  File \"module.py\", line 12, in function\n".repeat(8),
+        module: None,
     };
     let hello = Hello {
         protocol: 1,
