@@ -13,10 +13,13 @@ import itertools
 import os
 import stat
 import sys
-from importlib.machinery import ModuleSpec
-from typing import Any, Final
 
 from . import _imports
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from typing import Any, Final
 
 
 def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> ModuleSpec | None:
