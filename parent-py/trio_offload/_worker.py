@@ -163,6 +163,9 @@ class Worker:
         self._began = self._started
         # From which its process is forked, if it is.
         self._template: Template | None = None
+        # It is watched by a process that has its end of the socket too, so that its death is the end of the stream only a moment
+        # later. A call that was sent in between might have begun, for all that could be known: so such a worker is asked first.
+        self._has_watcher = False
         # Ended on purpose, before anybody had a use for it: how is no matter.
         self.given_up = False
         # When it may have retired by itself, on the clock of time.monotonic().
@@ -233,10 +236,12 @@ class Worker:
         """
         refuse_while_main_loads()
         if self._settings.fork:
+            self._has_watcher = True
             greeting = self._greeting_of_fork()
             self._converse(lambda: greeting, *self._fork())
             return
         way = _locate.way()
+        self._has_watcher = not way.is_native
         templates = self._settings.templates
         if templates is None:
             functions = self._prepare(way)
@@ -388,8 +393,12 @@ class Worker:
         sent = True
         try:
             # In one piece, and no coroutine is made where there is nothing to wait for: here either would be felt.
-            frame = await self._already_said(channel) if self._retires else None
+            gone = self._has_watcher and self.process.poll()
+            frame = await self._already_said(channel) if self._retires or gone else None
             if frame is None:
+                if gone:
+                    sent = False
+                    raise EndOfStream
                 body = {"types": call.types} if call.types else None
                 parts: Sequence[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
                 if _launch.changing_state() != self._told:
@@ -470,6 +479,9 @@ class Worker:
             self.state = State.RUNNING
             self._begin(flight)
         self._flight.append(flight)
+        if self._has_watcher and len(self._flight) == 1 and self.process.poll():
+            # Not sent: what it said before it left, or the end of the stream, is all that there is to hear.
+            return
         if self._unsent:
             self._unsent += parts
             return
