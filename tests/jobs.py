@@ -296,6 +296,12 @@ def make_array_without_descriptors(size: int) -> Any:
     return array
 
 
+def echo_with_types(value: Any) -> tuple[Any, Any]:
+    """What the types of a value and of what is in it are, as the worker sees them, and the value."""
+    types = [type(one).__name__ for one in (value, *(value if isinstance(value, list) else ()))]
+    return types, value
+
+
 def length_and_end(values: list[Any]) -> tuple[int, int]:
     return len(values[0]), values[0][-1]
 

@@ -21,7 +21,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_offload import BrokenWorkerError, WorkerContext, _channel, _native, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, _channel, _native, open_worker_context
 from trio_offload_worker import _segments
 from trio_offload_worker._wire import Kind, encode_head
 
@@ -174,6 +174,23 @@ async def test_large_objects_inside_others(context: WorkerContext, size: int) ->
     assert back == value
     assert [type(one) for one in back.values()] == [type(one) for one in value.values()]
     back["bytearray"].append(1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, "auto"])
+@pytest.mark.parametrize("worker_type", [WorkerType.SPAWN, WorkerType.FORK])
+async def test_large_items_of_a_map(chunk_size: Any, worker_type: WorkerType) -> None:
+    """What one call sends and what a chunk of items is sent as, with a call ahead: the types too."""
+    small, large = os.urandom(300_000), os.urandom(2_000_000)
+    items: list[Any] = [small, bytearray(small), b"small", [large, {"a": bytearray(large)}], large, "ä" * 300_000]
+    items += [bytearray(large), jobs.make_array(3_000_000)] * 3
+    async with open_worker_context(worker_type=worker_type) as context:
+        async with context.map(jobs.echo_with_types, items, chunk_size=chunk_size) as results:
+            backs = [back async for back in results]
+    assert len(backs) == len(items)
+    for item, (there, back) in zip(items, backs, strict=True):
+        assert there == jobs.echo_with_types(item)[0]
+        assert type(back) is type(item)
+        assert numpy.array_equal(back, item) if type(item) is numpy.ndarray else back == item
 
 
 async def test_a_bytearray_keeps_its_size_until_the_call_has_returned(context: WorkerContext) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import attrs
 
 from trio_offload_worker._segments import Collector
-from trio_offload_worker._wire import Buffer
+from trio_offload_worker._wire import MEMORY, Buffer
 
 from ._by_value import ByValue
 from ._errors import add_note
@@ -70,13 +70,22 @@ def dump_chunk(
     return _dump_to_fork(value, function) if to_fork else _dump(value, function)
 
 
-def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
     """Pickle one item of a chunk, and the buffers that go with it. As :func:`dump_call`."""
     payload = _dump_to_fork(item, function) if to_fork else _dump(item, function)
     buffers = len(payload.lengths) - 1
     pieces = len(payload.parts) - buffers
-    # The rows of bytes were taken from buffers; as these they go beside the pickle of the chunk too.
-    return b"".join(payload.parts[:pieces]), [pickle.PickleBuffer(part) for part in payload.parts[pieces:]]
+    types = payload.types[1:] or bytes(buffers)
+    # What has a type goes as the object that it is, and the pickle of the chunk gives it the type again. The rest was taken from
+    # buffers; as these it goes beside the pickle of the chunk too.
+    outside = [_item_part(part, kind) for part, kind in zip(payload.parts[pieces:], types, strict=True)]
+    return b"".join(payload.parts[:pieces]), outside
+
+
+def _item_part(part: Any, kind: int) -> Any:
+    if kind == MEMORY:
+        return pickle.PickleBuffer(part)
+    return part.obj if type(part) is memoryview else part
 
 
 def load_item(data: Any, buffers: Sequence[Any]) -> Any:

@@ -472,7 +472,8 @@ class Worker:
             raise RuntimeError("the worker does not take a call now")
         self._calls += 1
         flight = _Flight(self._calls, call.function)
-        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
+        body = {"types": call.types} if call.types else None
+        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
         if _launch.changing_state() != self._told:
             parts[:0] = self._new_settings()
         if not self._flight:
@@ -531,6 +532,8 @@ class Worker:
             return await self._refused_call(frame, _payload.function_name(oldest.function), oldest.number)
         if frame.body:
             self._hear_figures(frame)
+        if self._settings.regions.keeps:
+            self._settings.regions.prune()
         self.answer_size = sum(map(len, frame.segments))
         # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
         result: outcome.Outcome[Any]
