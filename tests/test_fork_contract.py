@@ -114,6 +114,8 @@ LEFT_OUT = {
     "test_a_job_that_closes_the_socket_ends_the_worker_and_no_frame_goes_into_a_file",
     # With a fatal error of Python's too, which in a loop says its stack on standard error.
     "test_a_fault_is_told_with_the_line_of_python",
+    # What lives on has all of this process's descriptors, the pipes of the test runner too, and keeps that one waiting.
+    "test_a_death_is_seen_whatever_lives_on",
     # What it wants not to be found or pickled is inherited.
     "test_a_function_that_the_worker_does_not_find",
     "test_an_init_that_cannot_be_pickled_or_found",
