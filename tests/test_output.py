@@ -16,8 +16,6 @@ import trio
 from lifeline import PATIENCE, Lifeline
 from running import plain_environment, run_script, started, write
 
-pytestmark = pytest.mark.usefixtures("worker_type")
-
 ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
 
 
