@@ -78,6 +78,11 @@ make_environment() {
     environment_in "$(folder_of "$1")" "$@"
 }
 
+# The main Python's, the same for all commands: with other groups each would make it anew for the others.
+make_main_environment() {
+    make_environment "$python" test tools lint bench
+}
+
 # environment_in FOLDER PYTHON GROUP...: the same in a folder. Made anew when pyproject.toml has changed since.
 environment_in() {
     local folder=$1 interpreter=$2 stamp
