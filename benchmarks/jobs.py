@@ -48,3 +48,11 @@ def answer(connection: Any) -> None:
     """What a process of multiprocessing's does to give a result back."""
     connection.send(abs(-3))
     connection.close()
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def kilobyte(_: Any) -> bytes:
+    return bytes(1000)

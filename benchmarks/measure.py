@@ -10,6 +10,8 @@ from typing import Any, Literal
 import attrs
 
 Samples = dict[str, list[float]]
+# Of each contender, at each place of the curve.
+Places = dict[str, dict[int, list[float]]]
 
 
 @attrs.frozen
@@ -22,18 +24,48 @@ class Settings:
     transfer_rounds: int
     transfer_size: int
     seconds: float
+    items: int
+    workers: tuple[int, ...]
+    waiting: tuple[int, ...]
     scale: str
+    # Whether the peers take part. Two versions of ours are compared without them.
+    peers: bool = True
 
 
-FULL = Settings(rounds=9, starts=21, calls=400, transfer_rounds=9, transfer_size=100_000_000, seconds=1.0, scale="full")
-QUICK = Settings(rounds=2, starts=2, calls=20, transfer_rounds=2, transfer_size=5_000_000, seconds=0.1, scale="quick")
+FULL = Settings(
+    rounds=9,
+    starts=21,
+    calls=400,
+    transfer_rounds=7,
+    transfer_size=100_000_000,
+    seconds=0.7,
+    items=100_000,
+    workers=(1, 2, 5, 10, 20, 50, 100, 200),
+    waiting=(10, 100, 1_000, 10_000),
+    scale="full",
+)
+QUICK = Settings(
+    rounds=2,
+    starts=2,
+    calls=20,
+    transfer_rounds=2,
+    transfer_size=5_000_000,
+    seconds=0.05,
+    items=500,
+    workers=(1, 2, 4),
+    waiting=(10, 100),
+    scale="quick",
+)
 
 
 @attrs.frozen
 class Goal:
-    """Ours divided by the yardstick: at most `limit` where less is better, at least where more is."""
+    """Ours divided by the yardstick: at most `limit` where less is better, at least where more is.
 
-    yardstick: str
+    Without a yardstick the limit is one for our own figure, in the row's unit.
+    """
+
+    yardstick: str | None
     limit: float
 
 
@@ -44,6 +76,20 @@ class Row:
     better: Literal["less", "more"]
     measure: Callable[[Settings], Awaitable[Samples]]
     goals: tuple[Goal, ...] = ()
+    # The contender that is ours here. A version that lacks it is measured without the row.
+    ours: str = "trio-offload"
+
+
+@attrs.frozen
+class Curve:
+    """What a call costs at several sizes. Its goal is a row of its own: ours at the last size beside ours at `from_place`."""
+
+    name: str
+    unit: str
+    of_what: str
+    measure: Callable[[Settings], Awaitable[Places]]
+    from_place: Callable[[Settings], int]
+    limit: float
 
 
 @attrs.frozen

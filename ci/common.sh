@@ -91,9 +91,7 @@ environment_in() {
     if [[ ! -x $folder/venv/bin/python || ! -e $folder/environment-$stamp ]]; then
         rm -rf "$folder/venv" "$folder"/environment-*
         mkdir -p "$folder"
-        "$interpreter" -m venv "$folder/venv"
-        # Dependency groups came with pip 25.1.
-        "$folder/venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
+        new_environment "$folder/venv" "$interpreter"
         local group arguments=() dependencies
         for group in "$@"; do arguments+=(--group "$group"); done
         # Python 3.10 has no tomllib; pip carries one.
@@ -104,6 +102,22 @@ with open("pyproject.toml", "rb") as file:
         "$folder/venv/bin/python" -m pip install --quiet "${arguments[@]}" "${dependencies[@]}"
         touch "$folder/environment-$stamp"
     fi
+}
+
+# new_environment PLACE PYTHON: an empty one with a pip that knows dependency groups (25.1). Another environment's pip is copied, if
+# there is one: it is the same for every Python, and to make one with an old pip that is then replaced takes some ten seconds.
+new_environment() {
+    local other
+    for other in "$build"/py*/venv/lib/python*/site-packages; do
+        if [[ -e $other/../../../../pip-is-new ]]; then
+            "$2" -m venv --without-pip "$1"
+            cp -a "$other"/pip "$other"/pip-*.dist-info "$1"/lib/python*/site-packages/
+            return
+        fi
+    done
+    "$2" -m venv "$1"
+    "$1/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
+    touch "$1/../pip-is-new"
 }
 
 # The environment's python for an interpreter.
@@ -188,6 +202,45 @@ needed_stage() {
         report_stages
         exit 1
     fi
+}
+
+# begin NAME COMMAND...: a stage beside those that follow, at the lowest priority, for what nobody waits for yet. What it says comes
+# with `finish NAME`, which waits for it. Whatever has begun is ended with this program.
+begin() {
+    local name=$1 notes=$build/beside/${1//[^[:alnum:]]/-}
+    shift
+    mkdir -p "$build/beside"
+    rm -f "$notes".*
+    # With job control, so that it has a process group, which can be ended as a whole.
+    set -m
+    (
+        began=$SECONDS
+        set +e
+        (
+            set -e
+            renice --priority 19 --pid "$BASHPID" >/dev/null
+            "$@"
+        ) >"$notes.output" 2>&1 </dev/null
+        echo "$? $((SECONDS - began))" >"$notes.ended"
+    ) &
+    set +m
+    beside[$name]=$!
+}
+declare -A beside=()
+trap 'for group in "${beside[@]}"; do kill -- "-$group" 2>/dev/null || true; done' EXIT
+
+finish() {
+    local name=$1 notes=$build/beside/${1//[^[:alnum:]]/-} status duration word=ok
+    printf '\n=== %s (begun earlier)\n' "$name"
+    wait "${beside[$name]}" || true
+    unset "beside[$name]"
+    cat "$notes.output"
+    read -r status duration <"$notes.ended" || { status=1 duration=0; echo "it has been ended" >&2; }
+    if ((status)); then
+        word="FAILED ($status)"
+        failures=$((failures + 1))
+    fi
+    stages+=("$(printf '%5d s  %s (beside others)  %s' "$duration" "$name" "$word")")
 }
 
 report_stages() {

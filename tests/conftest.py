@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -193,6 +194,32 @@ def _left_after_settling(before: Belongings) -> list[str]:
         pause = min(pause * 2, 0.1)
         left = Belongings.now().since(before)
     return left
+
+
+# --- what holds for every type of worker ---------------------------------------------------------
+
+
+@pytest.fixture(params=["spawn", "forkserver"])
+def worker_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Contexts that do not ask for a type have this one. A file whose tests hold for all types uses it by a mark."""
+    import trio_offload
+    from trio_offload import WorkerType, _locate
+
+    worker_type = WorkerType(request.param)
+    if worker_type is WorkerType.FORKSERVER and not _locate.way().is_native:
+        pytest.skip("templates need the worker executable, and here workers are run in Python")
+    contexts: Any = type(trio_offload.WorkerContext)
+    create = contexts._create
+
+    def create_with_type(cls: Any, *args: Any, **options: Any) -> Any:
+        if len(args) == 5 and args[4] is WorkerType.SPAWN:
+            args = (*args[:4], worker_type)
+        elif len(args) < 5:
+            options.setdefault("worker_type", worker_type)
+        return create(cls, *args, **options)
+
+    monkeypatch.setattr(contexts, "_create", create_with_type)
+    return worker_type
 
 
 # --- for everyone --------------------------------------------------------------------------------

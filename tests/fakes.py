@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import pickle
 import threading
@@ -12,7 +13,8 @@ import trio
 
 from trio_offload import BrokenWorkerError
 from trio_offload._payload import Payload
-from trio_offload._worker import CallNotRun, State, WorkerSettings, WorkerStatistics
+from trio_offload._record import Progress
+from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, WorkerSettings, WorkerStatistics
 
 
 def block() -> None:
@@ -24,12 +26,19 @@ def block_in_thread() -> str:
     return "released"
 
 
+def pass_gate(item: Any) -> Any:
+    """A job that a fake runs when the plan has opened the gate of its item."""
+    return item
+
+
 class FakeProcess:
     """As much of a WorkerProcess as the cache looks at."""
 
     def __init__(self) -> None:
         self.pid = 0
         self.exitcode: int | None = None
+        self.killed = False
+        self.signal = None
 
     @property
     def ended(self) -> bool:
@@ -49,6 +58,17 @@ class Plan:
         self.born_retired = False
         self.breaks = False
         self.foreseen = False
+        # What the jobs of `pass_gate` wait at.
+        self.gates: dict[Any, trio.Event] = {}
+        # The items at which a worker breaks, and after which it retires.
+        self.breaks_at: set[Any] = set()
+        self.retires_after: set[Any] = set()
+        # The items that have passed their gates or broken their worker, in order; how many calls one worker had at most.
+        self.begun: list[tuple[FakeWorker, Any]] = []
+        self.most_in_flight = 0
+
+    def gate(self, item: Any) -> trio.Event:
+        return self.gates.setdefault(item, trio.Event())
 
     def make(self, settings: WorkerSettings) -> FakeWorker:
         worker = FakeWorker(settings, self)
@@ -69,6 +89,10 @@ class FakeWorker:
         self.killed = False
         self.given_up = False
         self.baseline = 0
+        self.flight: collections.deque[Payload] = collections.deque()
+        self.progress = Progress()
+        self.record_identity = (0, 0)
+        self.answer_size = 0
 
     async def start(self, *, cancellable: bool) -> None:
         self.begin()
@@ -93,10 +117,37 @@ class FakeWorker:
         if self.state is not State.IDLE:
             raise RuntimeError("the worker is not idle")
         if self.retired:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            self.state = State.RETIRING
-            raise CallNotRun
+            await self._leave()
         self.state = State.RUNNING
+        result = await self._run(call, cancellable)
+        self.state = State.IDLE
+        return result
+
+    def start_call(self, call: Payload) -> None:
+        expected = State.RUNNING if self.flight else State.IDLE
+        if self.state is not expected or len(self.flight) == MOST_IN_FLIGHT:
+            raise RuntimeError("the worker does not take a call now")
+        self.state = State.RUNNING
+        self.flight.append(call)
+        self.plan.most_in_flight = max(self.plan.most_in_flight, len(self.flight))
+
+    async def next_answer(self) -> outcome.Outcome[Any]:
+        if not self.flight:
+            raise RuntimeError("the worker has no call to answer")
+        if self.retired:
+            await self._leave()
+        result = await self._run(self.flight[0], True)
+        self.flight.popleft()
+        if not self.flight:
+            self.state = State.IDLE
+        return result
+
+    async def _leave(self) -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self.state = State.RETIRING
+        raise CallNotRun
+
+    async def _run(self, call: Payload, cancellable: bool) -> outcome.Outcome[Any]:
         self.plan.calls.append((self, call.function))
         self.plan.running += 1
         try:
@@ -106,6 +157,8 @@ class FakeWorker:
                     await self.plan.release.wait()
                 elif call.function is block_in_thread:
                     await trio.to_thread.run_sync(self.plan.thread_release.wait)
+                elif call.function is pass_gate:
+                    await self._pass_gates(call)
             if self.plan.breaks:
                 raise BrokenWorkerError("it broke", self.process)  # type: ignore[arg-type]
         except BaseException:
@@ -114,15 +167,29 @@ class FakeWorker:
             raise
         finally:
             self.plan.running -= 1
-        self.state = State.IDLE
 
         def job() -> Any:
             function, args = pickle.loads(b"".join(call.parts))
-            return function(*args)
+            return pickle.loads(pickle.dumps(function(*args), 5))
 
         return outcome.capture(job)
 
-    def will_retire(self) -> bool:
+    async def _pass_gates(self, call: Payload) -> None:
+        function, args = pickle.loads(b"".join(call.parts))
+        # A chunk has the function as its helper's first argument, and the items as the second.
+        items, number = args, 0
+        if function is not pass_gate:
+            items, number = (args[1], args[3]) if len(args) > 1 else ((), 0)
+        for index, item in enumerate(items):
+            self.plan.begun.append((self, item))
+            if item in self.plan.breaks_at:
+                self.progress = Progress(number, index, 1)
+                raise BrokenWorkerError("it broke", self.process)  # type: ignore[arg-type]
+            await self.plan.gate(item).wait()
+            if item in self.plan.retires_after:
+                self.retired = True
+
+    def will_retire(self, ahead: int = 0) -> bool:
         return self.plan.foreseen
 
     def statistics(self) -> WorkerStatistics:

@@ -286,6 +286,32 @@ def make_array(size: int, dtype: str = "u1") -> Any:
     return (numpy.arange(size) % 251).astype(dtype)
 
 
+def make_array_without_descriptors(size: int) -> Any:
+    """From now on this process can open nothing more."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    array = make_array(size)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, most))
+    return array
+
+
+def echo_with_types(value: Any) -> tuple[Any, Any]:
+    """What the types of a value and of what is in it are, as the worker sees them, and the value."""
+    types = [type(one).__name__ for one in (value, *(value if isinstance(value, list) else ()))]
+    return types, value
+
+
+def length_and_end(values: list[Any]) -> tuple[int, int]:
+    return len(values[0]), values[0][-1]
+
+
+def filled(size: int, value: int) -> Any:
+    import numpy
+
+    return numpy.full(size, value, "u1")
+
+
 def make_zeros(size: int) -> Any:
     """An array whose memory is never touched but at its ends."""
     import numpy
@@ -417,3 +443,18 @@ def make_remembered(size: int) -> Remembered:
 
 def count_remembered() -> int:
     return Remembered.alive
+
+
+def names_of_python_2() -> tuple[bool, bytes, object, bool]:
+    """Whether the tables of old names are there before anybody has asked for them; pickles that need them, both ways; whether
+    the C pickler follows a change of them."""
+    import sys
+
+    early = "_compat_pickle" in sys.modules
+    import _compat_pickle
+    import pickle
+
+    written = pickle.dumps(range(1), 2)
+    read = pickle.loads(b"c__builtin__\nxrange\n(K\x00K\x03K\x01tR.")
+    _compat_pickle.NAME_MAPPING["old", "name"] = ("builtins", "len")
+    return early, written, read, pickle.loads(b"cold\nname\n.") is len

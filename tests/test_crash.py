@@ -26,6 +26,8 @@ from running import run_script
 from trio_offload import BrokenWorkerError, CrashRecord, WorkerContext, WorkerStartError, open_worker_context
 from trio_offload import _record as record_module
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 
 async def death_of(context: WorkerContext, job: Callable[..., Any], *args: Any) -> tuple[BrokenWorkerError, CrashRecord]:
     with trio.fail_after(PATIENCE), pytest.raises(BrokenWorkerError) as told:

@@ -19,6 +19,8 @@ from running import PROGRAMS, TIMEOUT, run, run_script, started, write
 
 from trio_offload import BrokenWorkerError, WorkerContext, open_worker_context
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 PATIENCE = 60  # seconds, where nothing should take long
 
 

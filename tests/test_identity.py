@@ -13,12 +13,15 @@ import shutil
 import signal
 import sys
 import termios
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import BASE, PACKAGES, PROGRAMS, TIMEOUT, make_environment, plain_environment, run, run_script, started, write
+
+import trio_offload
 
 VERSION = sys.version_info[:2]
 FOLDERS = os.pathsep.join([str(PROGRAMS), *PACKAGES])
@@ -323,6 +326,24 @@ def test_what_a_flag_says_of_the_start(tmp_path: Path, flag: str, change: str) -
     for facts in (parent, worker):
         facts["flags"].pop(flag, None)
     assert_same((parent, worker))
+
+
+async def test_a_filter_with_a_pattern_draws_nothing_into_a_worker() -> None:
+    """It is a regular expression when a warning is held against it, and is shown as one."""
+    drawn_in = "{'re', 'typing', 'warnings'} & set(__import__('sys').modules)"
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        async with trio_offload.open_worker_context() as context:
+            without = await context.run_sync(eval, drawn_in)
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="a BAD .* day$")
+        async with trio_offload.open_worker_context() as context:
+            assert await context.run_sync(eval, drawn_in) == without
+            with pytest.raises(UserWarning, match="rainy"):
+                await context.run_sync(eval, "__import__('warnings').warn('a bad rainy day')")
+            await context.run_sync(eval, "__import__('warnings').warn('a bad rainy day for ducks')")
+            filters = await context.run_sync(eval, "__import__('warnings').filters")
+            assert (filters, str(filters)) == (warnings.filters, str(warnings.filters))
 
 
 def test_a_warning_option_from_now_on(tmp_path: Path) -> None:

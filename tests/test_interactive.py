@@ -548,13 +548,13 @@ def test_viztracer(tmp_path: Path) -> None:
 def picklers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The picklers that are tried, and a memory of this test's own."""
     tried: list[str] = []
-    original = _payload._dump_with
+    original = _payload._Pickling.dump
 
-    def dump_with(pickler: Any, *rest: Any) -> Any:
-        tried.append(pickler.__module__)
-        return original(pickler, *rest)
+    def dump(pickling: Any, *rest: Any) -> Any:
+        tried.append(type(pickling.pickler).__module__)
+        return original(pickling, *rest)
 
-    monkeypatch.setattr(_payload, "_dump_with", dump_with)
+    monkeypatch.setattr(_payload._Pickling, "dump", dump)
     monkeypatch.setattr(_payload, "_by_value", ByValue())
     return tried
 
@@ -634,8 +634,8 @@ def test_a_new_function_with_the_number_of_another_one(picklers: list[str]) -> N
     function, other = (calls_of_one_function()["function"] for _ in range(2))
     memory = ByValue()
     memory.remember(other)
-    (reference,) = memory._known.values()
-    memory._known[id(function)] = reference
+    (reference,) = memory.known.values()
+    memory.known[id(function)] = reference
     assert not memory.holds(function)
     memory.remember(function)
     assert memory.holds(function)

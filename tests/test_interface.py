@@ -41,6 +41,8 @@ OURS = [
     "WorkerMemoryError",
     "WorkerStartError",
     "WorkerStatistics",
+    "WorkerTimeoutError",
+    "map",
     "prewarm",
     "retire_when",
 ]
@@ -58,6 +60,7 @@ OUR_CONTEXT_PARAMETERS = [
     ("report_interval", inspect.Parameter.KEYWORD_ONLY, 1.0),
     ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
     ("trace", inspect.Parameter.KEYWORD_ONLY, None),
+    ("forkserver_preload", inspect.Parameter.KEYWORD_ONLY, ()),
 ]
 CALL_PARAMETERS = [
     ("sync_fn", inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty),
@@ -159,16 +162,6 @@ def test_worker_types() -> None:
     assert WorkerType("spawn") is WorkerType.SPAWN
     assert isinstance(WorkerType.SPAWN, str)
     assert WorkerType.SPAWN == "spawn"  # type: ignore[comparison-overlap,unused-ignore]
-
-
-@pytest.mark.parametrize("worker_type", [WorkerType.FORKSERVER, WorkerType.FORK])
-async def test_worker_types_that_are_not_there_yet(worker_type: WorkerType) -> None:
-    for opening in (trio_offload.open_worker_context, trio_offload.cache_scope):
-        with pytest.raises(NotImplementedError, match=rf"WorkerType\.{worker_type.name} .*use WorkerType\.SPAWN"):
-            async with opening(worker_type=worker_type):
-                pytest.fail("it was opened")
-    with pytest.raises(NotImplementedError):
-        trio_offload.configure_default_context(worker_type=worker_type)
 
 
 def test_exceptions() -> None:

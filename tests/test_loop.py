@@ -244,7 +244,7 @@ def test_it_has_imported_little(tmp_path: Path) -> None:
         # The test's own hand in it.
         "sitecustomize",
     }
-    names = "cbor executor family faults figures handlers hello link loop memory session watcher wire"
+    names = "cbor executor family faults figures handlers hello link loop memory segments session watcher wire"
     assert ours == {"trio_offload_worker", *(f"trio_offload_worker._{name}" for name in names.split())}
 
 

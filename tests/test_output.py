@@ -16,6 +16,8 @@ import trio
 from lifeline import PATIENCE, Lifeline
 from running import plain_environment, run_script, started, write
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
 
 

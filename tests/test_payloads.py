@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import gc
 import hashlib
 import os
+import pickle
+import signal
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
 import jobs
+import lifeline
 import pytest
 import trio
+import trio.testing
 
-from trio_offload import WorkerContext, _channel, _payload, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, _channel, _native, open_worker_context
+from trio_offload_worker import _segments
 from trio_offload_worker._wire import Kind, encode_head
 
 numpy = pytest.importorskip("numpy")
@@ -64,12 +72,14 @@ async def test_more_than_a_32_bit_length_each_way(context: WorkerContext, size: 
 
 
 @pytest.mark.slow
-async def test_two_gibibytes_of_bytes_each_way(context: WorkerContext) -> None:
-    """Inside the pickle, where the array's data is beside it."""
-    size = 2**31 + 5
-    assert await context.run_sync(len, bytes(size)) == size
-    back = await context.run_sync(bytes, size)
-    assert len(back) == size
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("size", [2**31 + 5, 2**32 + 5], ids=["2 GiB", "4 GiB"])
+async def test_gibibytes_of_bytes_each_way(context: WorkerContext, kind: Any, size: int) -> None:
+    if available_memory() < 2.5 * size:
+        pytest.skip("there is not enough memory free")
+    assert await context.run_sync(jobs.length_and_end, [kind(size - 1) + b"z"]) == (size, 122)
+    back = await context.run_sync(kind, size)
+    assert (type(back), len(back), back[-1]) == (kind, size, 0)
 
 
 # --- arrays --------------------------------------------------------------------------------------
@@ -128,7 +138,7 @@ async def test_no_memory_is_shared_with_the_next_job(context: WorkerContext, siz
 
 async def test_many_segments_in_one_frame(context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """More buffers than a frame has segments for: the rest goes into the pickle."""
-    monkeypatch.setattr(_payload, "_OUT_OF_BAND", 1)
+    monkeypatch.setattr(_segments, "OUT_OF_BAND", 1)
     arrays = jobs.make_many(70_000, 8)
     assert await context.run_sync(jobs.check_many, arrays) == (70_000, True)
 
@@ -139,6 +149,164 @@ async def test_many_buffers_each_way(context: WorkerContext) -> None:
     assert await context.run_sync(jobs.check_many, arrays) == (70_000, True)
     back = await context.run_sync(jobs.make_many, 70_000, 16_384)
     assert jobs.check_many(back) == (70_000, True)
+
+
+# --- bytes, bytearray and text inside other objects ----------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1000, 70_000, 300_000, 2_000_000])
+async def test_large_objects_inside_others(context: WorkerContext, size: int) -> None:
+    data, text = os.urandom(size), "ä" * size
+    value = {
+        "bytes": data,
+        "again": data,
+        "bytearray": bytearray(data),
+        "text": text,
+        "list": [data[::-1], (bytearray(data), jobs.make_array(size)), {text}],
+        "buffer": pickle.PickleBuffer(data),
+    }
+    back = await context.run_sync(jobs.echo, value)
+    assert back["again"] is back["bytes"]
+    assert back["list"][1][1].tolist() == value["list"][1][1].tolist()  # type: ignore[index]
+    assert bytes(back.pop("buffer")) == bytes(value.pop("buffer"))  # type: ignore[arg-type]
+    for one in (back, value):
+        one["list"][1] = one["list"][1][0]  # type: ignore[index]
+    assert back == value
+    assert [type(one) for one in back.values()] == [type(one) for one in value.values()]
+    back["bytearray"].append(1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, "auto"])
+@pytest.mark.parametrize("worker_type", [WorkerType.SPAWN, WorkerType.FORK])
+async def test_large_items_of_a_map(chunk_size: Any, worker_type: WorkerType) -> None:
+    """What one call sends and what a chunk of items is sent as, with a call ahead: the types too."""
+    small, large = os.urandom(300_000), os.urandom(2_000_000)
+    items: list[Any] = [small, bytearray(small), b"small", [large, {"a": bytearray(large)}], large, "ä" * 300_000]
+    items += [bytearray(large), jobs.make_array(3_000_000)] * 3
+    async with open_worker_context(worker_type=worker_type) as context:
+        async with context.map(jobs.echo_with_types, items, chunk_size=chunk_size) as results:
+            backs = [back async for back in results]
+    assert len(backs) == len(items)
+    for item, (there, back) in zip(items, backs, strict=True):
+        assert there == jobs.echo_with_types(item)[0]
+        assert type(back) is type(item)
+        assert numpy.array_equal(back, item) if type(item) is numpy.ndarray else back == item
+
+
+async def test_a_bytearray_keeps_its_size_until_the_call_has_returned(context: WorkerContext) -> None:
+    data = bytearray(1_000_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(context.run_sync, jobs.echo, [data])
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(BufferError):
+            data.append(1)
+    gc.collect()
+    data.append(1)
+
+
+# --- the ways that a system may close -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["vmsplice", "splice", "splice at the second time", "pipe", "ctypes"])
+async def test_what_the_system_refuses_is_done_by_copying(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    calls = 0
+    splice = os.splice
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if closed == "splice at the second time" and calls == 1:
+            return splice(*arguments, **options)
+        raise OSError(errno.EINVAL, "refused")
+
+    if closed == "vmsplice":
+        monkeypatch.setattr(_native.Native, "vmsplice", refused)
+    elif closed == "pipe":
+        monkeypatch.setattr(os, "pipe2", refused)
+    elif closed == "ctypes":
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+        without = _native.Native()
+        monkeypatch.setattr(_channel, "native", lambda: without)
+    else:
+        monkeypatch.setattr(os, "splice", refused)
+    values = [os.urandom(1_000_000) * 20, jobs.make_array(3_000_000)]
+    for _ in range(2):
+        back = await context.run_sync(jobs.echo, [*values, "small", *values])
+        assert back[0] == back[3] == values[0]
+        assert (back[1] == values[1]).all()
+    if closed != "ctypes":
+        assert calls == (2 if closed == "splice at the second time" else 1), "a worker's socket is tried once"
+
+
+async def test_a_worker_without_a_free_descriptor_sends_copies(context: WorkerContext) -> None:
+    back = await context.run_sync(jobs.make_array_without_descriptors, 40_000_000)
+    assert (back == jobs.make_array(40_000_000)).all()
+
+
+# --- broken off in the middle ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bytes", "array"])
+@pytest.mark.parametrize("what", ["cancelled", "killed"])
+async def test_broken_off_while_it_is_sent(context: WorkerContext, what: str, kind: str) -> None:
+    """The worker is stopped, so that a part of the call is in the socket and the rest waits."""
+    value = bytes(MANY) if kind == "bytes" else numpy.ones(MANY, "u1")
+    pid = await context.run_sync(os.getpid)
+    os.kill(pid, signal.SIGSTOP)
+    await lifeline.until_stopped(pid)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            if what == "cancelled":
+                nursery.start_soon(functools.partial(context.run_sync, len, value, kill_on_cancel=True))
+            else:
+                nursery.start_soon(expect_broken, context, value)
+            await trio.testing.wait_all_tasks_blocked()
+            if what == "cancelled":
+                scope.cancel()
+            else:
+                os.kill(pid, signal.SIGKILL)
+    assert lifeline.process_state(pid) is None
+    assert await context.run_sync(len, value) == MANY
+
+
+async def expect_broken(context: WorkerContext, value: Any) -> None:
+    with pytest.raises(BrokenWorkerError):
+        await context.run_sync(len, value)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "array"])
+@pytest.mark.parametrize("what", ["cancelled", "killed"])
+async def test_broken_off_while_it_is_received(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch, what: str, kind: str
+) -> None:
+    pid = await context.run_sync(os.getpid)
+    make = functools.partial(context.run_sync, bytes if kind == "bytes" else jobs.make_array, MANY, kill_on_cancel=True)
+    read = _channel.Channel._read
+    reads = 0
+    with trio.CancelScope() as scope:
+
+        def break_off(channel: _channel.Channel) -> bool:
+            nonlocal reads
+            reads += 1
+            if reads == 5:
+                if what == "cancelled":
+                    scope.cancel()
+                else:
+                    os.kill(pid, signal.SIGKILL)
+            return read(channel)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_channel.Channel, "_read", break_off)
+            if what == "cancelled":
+                await make()
+            else:
+                with pytest.raises(BrokenWorkerError):
+                    await make()
+    assert scope.cancelled_caught == (what == "cancelled")
+    assert lifeline.process_state(pid) is None
+    assert len(await make()) == MANY
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -166,6 +334,37 @@ async def test_large_payloads_leave_an_idle_worker_small(context: WorkerContext)
         grown = await context.run_sync(jobs.resident_bytes) - before
         print(f"{type(value).__name__}: {grown / 1e6:.1f} MB more")
         assert grown < MANY / 2
+
+
+async def test_memory_of_results_is_bounded_and_used_again(context: WorkerContext) -> None:
+    """One result after the other, each let go of: the memory of all of them together is that of a few."""
+    before = jobs.resident_bytes()
+    most = 0
+    for _ in range(12):
+        array = await context.run_sync(jobs.make_array, MANY)
+        most = max(most, jobs.resident_bytes() - before)
+        del array
+    print(f"at most {most / 1e6:.0f} MB more")
+    assert most < 4 * MANY
+
+
+async def test_results_that_are_kept_stay_as_they_are(context: WorkerContext) -> None:
+    """Memory is used again once its array is gone, and not before."""
+    kept = []
+    for number in range(6):
+        kept.append(await context.run_sync(jobs.filled, 5_000_000, number))
+        await context.run_sync(jobs.filled, 5_000_000, 99)
+    assert [numpy.unique(array).tolist() for array in kept] == [[number] for number in range(6)]
+
+
+async def test_what_a_worker_keeps_for_the_next_call_is_not_counted(context: WorkerContext) -> None:
+    await context.run_sync(len, numpy.ones(1000, "u1"))
+    before = context.statistics().workers[0].rss
+    await context.run_sync(len, numpy.ones(MANY, "u1"))
+    after = context.statistics().workers[0].rss
+    assert before is not None
+    assert after is not None
+    assert after - before < MANY / 2
 
 
 @pytest.mark.parametrize("size", [1000, 40_000, 3_000_000])
@@ -270,4 +469,5 @@ async def test_however_fast_the_other_side_is_a_transfer_is_cut_into_turns(direc
             await trio.lowlevel.checkpoint()
             turns += 1
     theirs.close()
-    assert turns >= MANY // _channel._TURN
+    # What is sent goes as pages, of which a turn takes more, because they are not copied.
+    assert turns >= MANY // (_channel._TURN_OF_PAGES if direction == "sent" else _channel._TURN)

@@ -287,3 +287,12 @@ async def test_a_result_is_not_changed_by_the_next_call(context: WorkerContext) 
     values = [os.urandom(size) for size in (10, 1000, 20_000, 31_000, 40_000, 70_000)]
     backs = [await context.run_sync(jobs.echo, value) for value in values]
     assert backs == values
+
+
+async def test_the_names_of_python_2_are_there_for_who_needs_them(context: WorkerContext) -> None:
+    """The worker starts without the tables, whose import takes a while."""
+    early, written, read, changed = await context.run_sync(jobs.names_of_python_2)
+    assert not early
+    assert b"__builtin__\nxrange" in written
+    assert read == range(3)
+    assert changed

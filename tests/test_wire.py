@@ -12,11 +12,15 @@ import cbor2
 import pytest
 
 from trio_offload_worker import _cbor
+from trio_offload_worker._memory import allocate
 from trio_offload_worker._wire import (
+    BYTEARRAY,
+    BYTES,
     MAX_HEADER,
     MAX_ID,
     MAX_PAYLOAD,
     MAX_SEGMENTS,
+    MEMORY,
     Decoder,
     Frame,
     Kind,
@@ -154,23 +158,54 @@ def test_only_the_first_segment_is_borrowed() -> None:
 
 
 def test_memory_for_a_large_segment_comes_from_the_allocator() -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
+    memory = [bytearray(100_000), bytearray(5)]
 
-    def allocate(size: int) -> bytearray:
-        asked.append(size)
-        return bytearray(size)
+    def allocate(size: int, kind: int) -> Any:
+        asked.append((size, kind))
+        return memoryview(memory[len(asked) - 1]), lambda: ("taken", size)
 
     decoder = Decoder(allocate)
-    head = encode_head(Kind.RESULT, 1, [100_000, 5])
-    decoder.writable()[: len(head)] = head
-    decoder.wrote(len(head))
-    assert decoder.next_frame() is None
-    assert asked == [100_000, 5]
-    assert len(decoder.writable()) == 100_000
+    data = encode_head(Kind.RESULT, 1, [100_000, 5], {"types": bytes([MEMORY, BYTES])}) + b"a" * 100_000 + b"b" * 5
+    frame = None
+    while data:
+        assert frame is None
+        target = decoder.writable()
+        count = min(len(target), len(data), 50_000)
+        target[:count] = data[:count]
+        decoder.wrote(count)
+        data = data[count:]
+        frame = decoder.next_frame()
+    assert asked == [(100_000, MEMORY), (5, BYTES)]
+    assert memory == [b"a" * 100_000, b"b" * 5]
+    assert frame is not None
+    assert frame.segments == [("taken", 100_000), ("taken", 5)]
+
+
+@pytest.mark.parametrize("size", [10, 50_000], ids=["where it lies", "in memory of its own"])
+def test_segments_become_what_their_types_say(size: int) -> None:
+    segments = [b"p" * size, b"m" * size, b"b" * size, b"a" * size, b"", b""]
+    types = bytes([MEMORY, MEMORY, BYTES, BYTEARRAY, BYTES, BYTEARRAY])
+    frames = []
+    for codec in (Decoder(), Decoder(allocate)):
+        data = encode_head(Kind.CALL, 1, [len(segment) for segment in segments], {"types": types}) + b"".join(segments)
+        while data:
+            target = codec.writable()
+            count = min(len(target), len(data))
+            target[:count] = data[:count]
+            codec.wrote(count)
+            data = data[count:]
+            if (frame := codec.next_frame()) is not None:
+                frames.append(frame)
+    for frame in frames:
+        assert [bytes(segment) for segment in frame.segments] == segments
+        assert [type(segment) for segment in frame.segments[2:]] == [bytes, bytearray, bytes, bytearray]
+        assert not memoryview(frame.segments[1]).readonly
+    assert len(frames) == 2
 
 
 def test_no_memory_is_taken_for_a_length_that_is_too_large() -> None:
-    def refuse(size: int) -> bytearray:
+    def refuse(size: int, kind: int) -> Any:
         raise AssertionError(f"asked for {size} bytes")
 
     decoder = Decoder(refuse)
@@ -254,7 +289,7 @@ def test_a_frame_may_be_turned_away_before_memory_is_taken() -> None:
     def refuse(kind: Kind) -> None:
         raise KeyError(kind.name)
 
-    decoder = Decoder(lambda size: pytest.fail("memory was taken"), refuse)
+    decoder = Decoder(lambda size, kind: pytest.fail("memory was taken"), refuse)
     head = encode_head(Kind.CALL, 1, [MAX_PAYLOAD])
     decoder.writable()[: len(head)] = head
     decoder.wrote(len(head))

@@ -22,9 +22,10 @@ from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
 from outcome import Error, Value
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, _locate, open_worker_context
 from trio_offload._channel import Channel
 from trio_offload._payload import Payload, dump_call
+from trio_offload._template import Templates
 from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
 
 
@@ -62,14 +63,15 @@ class FakeSide:
 
 
 class RealSide:
-    """The same with a process."""
+    """The same with a process, which is started or, if there are templates, forked."""
 
-    def __init__(self, line: Lifeline, gate: Gate) -> None:
+    def __init__(self, line: Lifeline, gate: Gate, templates: Templates | None = None) -> None:
         self.line = line
         self.gate = gate
+        self.templates = templates
 
     def make(self, retire: Callable[[], Any] = bool, init: Callable[[], Any] = bool) -> Worker:
-        return Worker(WorkerSettings(math.inf, init, retire))
+        return Worker(WorkerSettings(math.inf, init, retire, templates=self.templates))
 
     def make_unstartable(self) -> Worker:
         return self.make(init=jobs.abort)
@@ -95,13 +97,18 @@ class RealSide:
         return dump_call(jobs.exit_quietly, ())
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", "real", "forked"])
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "fake":
         yield FakeSide()
         return
+    templates = Templates(()) if request.param == "forked" else None
+    if templates is not None and not _locate.way().is_native:
+        pytest.skip("templates need the worker executable, and here workers are run in Python")
     with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
-        yield RealSide(line, gate)
+        yield RealSide(line, gate, templates)
+    for template in () if templates is None else templates.dismiss():
+        assert template.wait_sync(time.monotonic() + PATIENCE)
 
 
 CALL = dump_call(int, ("5",))
@@ -256,6 +263,67 @@ async def test_a_worker_that_breaks_says_so_and_has_ended(side: Any) -> None:
     assert worker.process.ended
 
 
+async def test_a_second_call_may_be_in_flight_and_the_answers_come_in_order(side: Any) -> None:
+    worker = side.make()
+    with pytest.raises(RuntimeError, match="does not take a call"):
+        worker.start_call(CALL)
+    await worker.start(cancellable=False)
+    with pytest.raises(RuntimeError, match="no call to answer"):
+        await worker.next_answer()
+    for _ in range(3):
+        worker.start_call(CALL)
+        assert worker.state is State.RUNNING
+        worker.start_call(dump_call(divmod, (1, 0)))
+        with pytest.raises(RuntimeError, match="does not take a call"):
+            worker.start_call(CALL)
+        with pytest.raises(RuntimeError, match="not idle"):
+            await worker.run_sync(CALL, cancellable=False)
+        assert await worker.next_answer() == Value(5)
+        assert worker.state is State.RUNNING
+        worker.start_call(dump_call(int, ("7",)))
+        assert isinstance((await worker.next_answer()).error, ZeroDivisionError)
+        assert await worker.next_answer() == Value(7)
+        assert worker.state is State.IDLE
+    assert await worker.run_sync(CALL, cancellable=False) == Value(5)
+    await see_off(worker)
+
+
+async def test_calls_in_flight_to_a_worker_that_has_retired_are_not_run(side: Any) -> None:
+    worker = await side.started_and_retired()
+    worker.start_call(CALL)
+    worker.start_call(CALL)
+    with pytest.raises(CallNotRun):
+        await worker.next_answer()
+    assert worker.state in (State.RETIRING, State.ENDED)
+    assert worker.gone()
+    assert worker.process.exitcode == 0
+
+
+async def test_a_worker_that_breaks_with_two_calls_in_flight_has_ended(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    worker.start_call(side.breaking_call())
+    worker.start_call(CALL)
+    with pytest.raises(BrokenWorkerError) as caught:
+        await worker.next_answer()
+    assert caught.value.process is worker.process
+    assert worker.state is State.ENDED
+    assert worker.process.ended
+
+
+async def test_a_worker_with_two_calls_in_flight_is_ended_by_a_cancellation(side: Any) -> None:
+    worker = side.make()
+    await worker.start(cancellable=False)
+    async with trio.open_nursery() as nursery:
+        worker.start_call(side.waiting_call())
+        worker.start_call(CALL)
+        nursery.start_soon(worker.next_answer)
+        await side.begun()
+        nursery.cancel_scope.cancel()
+    assert worker.state is State.ENDED
+    assert worker.process.ended
+
+
 async def test_a_failed_start_leaves_nothing(side: Any) -> None:
     worker = side.make_unstartable()
     with pytest.raises(WorkerStartError):
@@ -272,7 +340,7 @@ async def test_a_start_can_be_cancelled_if_it_says_so(side: Any, cancellable: bo
         await worker.start(cancellable=cancellable)
     assert scope.cancelled_caught == cancellable
     assert worker.state is (State.ENDED if cancellable else State.IDLE)
-    assert worker.process.ended == cancellable
+    assert worker.gone() == cancellable
     if not cancellable:
         await see_off(worker)
 
@@ -322,7 +390,7 @@ class BlindChannel:
 async def test_each_job_runs_once_when_retirement_crosses_the_dispatch(
     starts: list[Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
 ) -> None:
-    monkeypatch.setattr("trio_offload._worker.Channel", lambda ours: BlindChannel(Channel(ours)))
+    monkeypatch.setattr("trio_offload._worker.Channel", lambda *arguments: BlindChannel(Channel(*arguments)))
     journal = tmp_path / "journal"
     numbers = [str(number) for number in range(8)]
     async with open_worker_context(retire=object) as context:
@@ -413,6 +481,60 @@ async def test_a_worker_that_died_while_it_was_idle_has_not_run_the_call(
     assert worker.state is State.ENDED
     assert worker.process.exitcode == -signal.SIGKILL
     assert "SIGKILL" in caplog.text
+
+
+async def test_a_call_in_flight_crosses_with_the_retirement_after_the_one_before_it(tmp_path: Path) -> None:
+    """The second call is in the worker's socket when it says RETIRED: it is not read, and its caller is told."""
+    journal = tmp_path / "journal"
+    worker = Worker(WorkerSettings(math.inf, bool, object))
+    await worker.start(cancellable=False)
+    for text in ("first", "second"):
+        worker.start_call(dump_call(jobs.append, (str(journal), text)))
+    assert await worker.next_answer() == Value("first")
+    with pytest.raises(CallNotRun):
+        await worker.next_answer()
+    await worker.wait()
+    assert worker.process.exitcode == 0
+    assert journal.read_text().split() == ["first"]
+
+
+async def test_the_call_behind_the_one_that_broke_the_worker_has_not_begun(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    await worker.start(cancellable=False)
+    worker.start_call(dump_call(jobs.segfault, ()))
+    worker.start_call(dump_call(jobs.append, (str(journal), "second")))
+    with pytest.raises(BrokenWorkerError, match=r"SIGSEGV while it ran jobs\.segfault"):
+        await worker.next_answer()
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize("size", [300_000, 20_000_000], ids=["as much as fits", "larger than the socket"])
+async def test_both_sides_may_write_large_payloads_at_once(size: int) -> None:
+    """The worker does not read while it writes its answer: the parent has to, while it writes the next call."""
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    await worker.start(cancellable=False)
+    with trio.fail_after(PATIENCE):
+        worker.start_call(dump_call(jobs.echo, (bytes([0]) * size,)))
+        for number in range(1, 6):
+            worker.start_call(dump_call(jobs.echo, (bytes([number]) * size,)))
+            result = (await worker.next_answer()).unwrap()
+            assert (result[0], result[-1], len(result)) == (number - 1, number - 1, size)
+        assert (await worker.next_answer()).unwrap() == bytes([5]) * size
+    await see_off(worker)
+
+
+@pytest.mark.parametrize("size", [0, 20_000_000], ids=["small", "larger than the socket"])
+async def test_a_worker_that_died_idle_has_not_run_the_calls_in_flight(size: int) -> None:
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    await worker.start(cancellable=False)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    wait_for_end(worker.process.pid)
+    worker.start_call(dump_call(len, (bytes(size),)))
+    worker.start_call(dump_call(len, (bytes(size),)))
+    with pytest.raises(CallNotRun):
+        await worker.next_answer()
+    assert worker.state is State.ENDED
 
 
 async def test_the_time_of_an_idle_worker_begins_with_its_last_answer() -> None:

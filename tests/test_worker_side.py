@@ -1,24 +1,27 @@
 """Contract: the worker's half of the state table in PROTOCOL.md, row by row, with a parent that says anything.
 
-Both kinds of worker pass it, each as a process. (``worker-bin/tests/session.rs`` has more, without one.)
+All kinds of worker pass it, each as a process. (``worker-bin/tests/session.rs`` has more, without one.)
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from lifeline import PATIENCE
 
-from trio_offload import _launch, _locate, _worker
+from trio_offload import _forked, _launch, _locate, _worker
 from trio_offload._process import WorkerProcess
-from trio_offload_worker._wire import MAGIC, Decoder, Frame, Kind, encode_head
+from trio_offload_worker._wire import BYTEARRAY, BYTES, MAGIC, MEMORY, Decoder, Frame, Kind, encode_head
 
 LOOP: Final = _locate.Way("", "", "a test wants it so")
 
@@ -47,7 +50,7 @@ class Parent:
         return frame
 
     def hello(self, **changes: Any) -> dict[str, Any]:
-        return _launch.hello(self.way.libpython, _worker._given_back(self.way)) | changes
+        return _launch.hello(self.way.libpython, _worker.given_back(self.way)) | changes
 
     def bring_to(self, state: str, **setup: Any) -> None:
         if state != "AWAIT_HELLO":
@@ -70,8 +73,9 @@ class Parent:
 
 
 @contextmanager
-def parent_of(way: _locate.Way) -> Iterator[Parent]:
-    process, ours, record = _worker._spawn(way)
+def parent_of(way: _locate.Way, *, fork: bool = False, retire: Any = None) -> Iterator[Parent]:
+    """``retire`` is for a fork, which inherits it; others are told with SETUP."""
+    process, ours, record = _forked.start(None, retire) if fork else _worker._spawn(way)
     try:
         yield Parent(process, ours, way)
     finally:
@@ -81,9 +85,9 @@ def parent_of(way: _locate.Way) -> Iterator[Parent]:
         record.close()
 
 
-@pytest.fixture(params=["native", "loop"])
+@pytest.fixture(params=["native", "loop", "fork"])
 def parent(request: pytest.FixtureRequest) -> Iterator[Parent]:
-    with parent_of(_locate.way() if request.param == "native" else LOOP) as parent:
+    with parent_of(_locate.way() if request.param == "native" else LOOP, fork=request.param == "fork") as parent:
         yield parent
 
 
@@ -106,6 +110,8 @@ EVENTS: Final[dict[str, bytes]] = {
     "RESULT": frame(Kind.RESULT, CALL, id=1),
     "READY": frame(Kind.READY),
     "a call of a tebibyte": encode_head(Kind.CALL, 1, [2**40]),
+    "a call with bytes of nearly a tebibyte": encode_head(Kind.CALL, 1, [0, 2**40 - 1], {"types": bytes([MEMORY, BYTES])}),
+    "a call with a bytearray of that size": encode_head(Kind.CALL, 1, [0, 2**40 - 1], {"types": bytes([MEMORY, BYTEARRAY])}),
     "a reserved kind": MAGIC + bytes.fromhex("00000004 0000000000000000 83 0500 80"),
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a body that lacks something": frame(Kind.SETUP, b"", b"", b"", body={"idle_timeout_ms": 5}),
@@ -123,7 +129,14 @@ ALWAYS: Final = {
 TABLE: Final[dict[str, dict[str, str]]] = {
     "AWAIT_HELLO": {"HELLO": "WELCOME"},
     "AWAIT_SETUP": {"SETUP": "READY", "RETIRE": "RETIRED"},
-    "IDLE": {"CALL": "RESULT", "RETIRE": "RETIRED", "SETTINGS": "nothing", "a call of a tebibyte": "out_of_memory"},
+    "IDLE": {
+        "CALL": "RESULT",
+        "RETIRE": "RETIRED",
+        "SETTINGS": "nothing",
+        "a call of a tebibyte": "out_of_memory",
+        "a call with bytes of nearly a tebibyte": "out_of_memory",
+        "a call with a bytearray of that size": "out_of_memory",
+    },
 }
 CELLS: Final = [
     pytest.param(
@@ -204,6 +217,28 @@ def test_what_was_sent_together_is_handled_in_order(parent: Parent) -> None:
         assert (result.id, pickle.loads(result.segments[0])) == (1 + size, size)
     parent.expect(Kind.RETIRED)
     parent.expect_end(0)
+
+
+@pytest.mark.parametrize("size", [5, 20_000_000], ids=["small", "larger than the socket"])
+@pytest.mark.parametrize("kind", ["native", "loop", "fork"])
+def test_a_call_that_was_sent_ahead_is_not_run_after_the_retirement(kind: str, size: int, tmp_path: Path) -> None:
+    """It is there when the worker has answered the one before it, and then `retire` says that it leaves."""
+    way = _locate.way() if kind == "native" else LOOP
+    with parent_of(way, fork=kind == "fork", retire=object) as parent:
+        parent.bring_to("AWAIT_SETUP")
+        parent.say(Kind.SETUP, 0, (b"", b"", pickle.dumps(object, 5)), {"eager": False})
+        parent.expect(Kind.READY)
+        ahead = frame(Kind.CALL, pickle.dumps((os.mkdir, (str(tmp_path / "made"),)), 5), bytes(size), id=2)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # The worker takes no more of it once it has said its last words.
+            parent.socket.sendall(frame(Kind.CALL, CALL, id=1) + ahead)
+        assert parent.expect(Kind.RESULT).id == 1
+        assert parent.expect(Kind.RETIRED).body == {"reason": "retire"}
+        with contextlib.suppress(ConnectionResetError):
+            assert parent.hear() is None
+        assert parent.process.wait_sync(time.monotonic() + PATIENCE)
+        assert parent.process.exitcode == 0
+        assert not (tmp_path / "made").exists()
 
 
 def test_a_body_of_a_later_version_is_read(parent: Parent) -> None:

@@ -224,6 +224,33 @@ async def test_every_event_in_every_state(peer: Peer, state: State, event: str, 
     await _check(peer, worker, state, event, expected, outcome)
 
 
+# With a second call in flight: what comes of the first, and of the second when it is then waited for. What ends the worker
+# before the first is answered ends the second with it.
+IN_FLIGHT: Final[dict[str, str]] = {event: TABLE[State.RUNNING].get(event, "killed") for event in EVENTS}
+
+
+@pytest.mark.parametrize(("event", "expected"), IN_FLIGHT.items())
+@pytest.mark.parametrize("which", ["the first", "the second"])
+async def test_every_event_with_two_calls_in_flight(peer: Peer, which: str, event: str, expected: str) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    worker.start_call(CALL)
+    worker.start_call(CALL)
+    assert (await peer.hear(Kind.CALL)).id == THIS_CALL
+    assert (await peer.hear(Kind.CALL)).id == THIS_CALL + 1
+    if which == "the second":
+        peer.say(frame(Kind.RESULT, THIS_CALL, (pickled(4),)))
+        assert await worker.next_answer() == Value(4)
+        assert worker.state is State.RUNNING
+        # What answers the second call is what answered another one before.
+        expected = {"RESULT": "killed", "RAISED": "killed", "RESULT of another call": "value"}.get(event, expected)
+    outcome = await outcome_of(worker.next_answer, peer, event, expected)
+    if which == "the first" and expected in ("value", "error"):
+        assert worker.state is State.RUNNING
+        peer.say(frame(Kind.RESULT, THIS_CALL + 1, (pickled(6),)))
+        assert await worker.next_answer() == Value(6)
+    await _check(peer, worker, State.RUNNING, event, expected, outcome)
+
+
 REPORT: Final = frame(Kind.REPORT, body={"figures": [11, 12, 13, 14_000_000]})
 
 

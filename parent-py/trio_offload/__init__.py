@@ -11,13 +11,14 @@ from ._api import (
     configure_default_context,
     current_default_process_limiter,
     default_context_statistics,
+    map,
     open_worker_context,
     prewarm,
     retire_when,
     run_sync,
 )
 from ._context import WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
-from ._errors import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError
+from ._errors import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
 from ._record import CrashRecord
 from ._worker import WorkerStatistics
 
@@ -33,6 +34,7 @@ __all__ = [
     "WorkerMemoryError",
     "WorkerStartError",
     "WorkerStatistics",
+    "WorkerTimeoutError",
     "WorkerType",
     "atexit_shutdown_grace_period",
     "cache_scope",
@@ -40,6 +42,7 @@ __all__ = [
     "current_default_process_limiter",
     "current_default_worker_limiter",
     "default_context_statistics",
+    "map",
     "open_worker_context",
     "prewarm",
     "retire_when",

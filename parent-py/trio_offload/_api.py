@@ -7,9 +7,10 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
+import outcome
 import tricycle
 import trio
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
+ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
 
 
@@ -63,6 +65,130 @@ async def run_sync(
     )
 
 
+@overload
+def map(
+    fn: Callable[[ItemType], ResultType],
+    items: Iterable[ItemType] | AsyncIterable[ItemType],
+    *,
+    ordered: bool = True,
+    chunk_size: int | Literal["auto"] = 1,
+    timeout: float | None = None,
+    return_outcomes: Literal[False] = False,
+    workers: int | None = None,
+    window: int | None = None,
+    limiter: Limiter | None = None,
+) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
+
+
+@overload
+def map(
+    fn: Callable[[ItemType], ResultType],
+    items: Iterable[ItemType] | AsyncIterable[ItemType],
+    *,
+    ordered: bool = True,
+    chunk_size: int | Literal["auto"] = 1,
+    timeout: float | None = None,
+    return_outcomes: Literal[True],
+    workers: int | None = None,
+    window: int | None = None,
+    limiter: Limiter | None = None,
+) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
+
+
+@overload
+def map(
+    fn: Callable[[ItemType], ResultType],
+    items: Iterable[ItemType] | AsyncIterable[ItemType],
+    *,
+    ordered: bool = True,
+    chunk_size: int | Literal["auto"] = 1,
+    timeout: float | None = None,
+    return_outcomes: bool,
+    workers: int | None = None,
+    window: int | None = None,
+    limiter: Limiter | None = None,
+) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
+
+
+def map(
+    fn: Callable[[ItemType], ResultType],
+    items: Iterable[ItemType] | AsyncIterable[ItemType],
+    *,
+    ordered: bool = True,
+    chunk_size: int | Literal["auto"] = 1,
+    timeout: float | None = None,
+    return_outcomes: bool = False,
+    workers: int | None = None,
+    window: int | None = None,
+    limiter: Limiter | None = None,
+) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+    """Call ``fn`` with each item, in several workers at once; the results come from an async iterator.
+
+    ::
+
+        async with trio_offload.map(thumbnail, paths, chunk_size="auto") as thumbnails:
+            async for thumbnail in thumbnails:
+                ...
+
+    Each item is one positional argument; where ``fn`` takes more use :func:`functools.partial`, or let it take a tuple. The
+    work begins at the start of the block. At its end, however it is reached, nothing is left running: what runs then is
+    killed (SIGKILL), with all processes that it started. An item is run once at most. If its worker leaves or dies
+    before it has begun, it is run by another one.
+
+    The iteration is a checkpoint whenever it waits, and once for each chunk.
+
+    Args:
+        fn: a synchronous callable that can be pickled, as for :func:`run_sync`. It is pickled for each chunk, with what a
+            partial has bound.
+        items: an iterable, which is read in the event loop, so its ``__next__`` must not take long; or an async iterable. It
+            may be endless: it is read only as far as the ``window`` allows. An async generator is closed when it is no
+            longer needed.
+        ordered: whether the results come in the order of the items, or each as soon as it is there.
+        chunk_size: how many items travel together. With many small items the journey takes most of the time, and chunks save
+            it: "auto" measures how long the items take, and chooses chunks that last about 20 milliseconds, of 512 KiB at
+            most, from one item on. A chunk is one job to ``retire``, ``memory_limit`` and the statistics. If
+            a worker dies in it, the item that killed it fails, those after it are run elsewhere, and of those before
+            it the results are lost: they were to travel together. (Items that take less than a microsecond are counted by up
+            to 64; then all of those fail.) With 1 only the item itself is lost. Where the
+            context has a ``retire``, or there is a ``timeout``, "auto" is 1.
+        timeout: seconds that an item may take. The worker of one that takes longer is killed. The time counts from when the
+            worker is ready for the item and has imported ``fn``. Items travel alone then.
+        return_outcomes: whether the iterator gives an :class:`outcome.Outcome` for each item, with its value or error.
+            Otherwise the first error of an item ends the iteration: it is raised by the iterator after the results that come
+            before it, and all else is given up.
+        workers: how many workers are used at most. None: as many as the ``limiter`` has tokens.
+        window: how many items may be between the source and the consumer: read, and their chunk not consumed
+            yet. None: eight chunks for each worker. A consumer that is slower than the workers stops them when it is full;
+            with ``ordered``, so does one item that takes very long.
+        limiter: each worker that is in use holds a token of it; None: that of :func:`current_default_worker_limiter`, unless
+            ``workers`` is given.
+
+    Returns:
+        An async context manager round an async iterator, to be iterated by one task.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be.
+        Exception: at the start of the block: ``fn`` cannot be pickled.
+        trio.ClosedResourceError: the context is closed, or the iterator is used after its block.
+
+    The iterator raises what an item raised, with a note that says which, and where :func:`run_sync` would:
+    :exc:`BrokenWorkerError`, :exc:`RemoteError` and what the pickler raises. :exc:`WorkerTimeoutError` is for an item that
+    took too long. These are outcomes with ``return_outcomes``. What is no item's fault ends the iteration in either case:
+    :exc:`WorkerStartError` if no worker can be started, and what ``items`` itself raises.
+    """
+    return _default.context().map(
+        fn,
+        items,
+        ordered=ordered,
+        chunk_size=chunk_size,
+        timeout=timeout,
+        return_outcomes=return_outcomes,
+        workers=workers,
+        window=window,
+        limiter=limiter,
+    )
+
+
 @contextlib.asynccontextmanager
 @trio.lowlevel.enable_ki_protection
 async def open_worker_context(
@@ -76,6 +202,7 @@ async def open_worker_context(
     report_interval: float = 1.0,
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    forkserver_preload: Iterable[str] = (),
 ) -> AsyncIterator[WorkerContext]:
     """Open a context with workers of its own.
 
@@ -100,6 +227,9 @@ async def open_worker_context(
             made if it is not there.
         trace: a file that gets the run in the Chrome trace-event format, which https://ui.perfetto.dev shows: a row for each
             worker, a slice for each job, a curve of the memory. It is overwritten.
+        forkserver_preload: with :attr:`WorkerType.FORKSERVER`: the names of modules that every worker finds imported. They are
+            imported once, in the template. One that cannot be imported, or leaves a thread running that it does not stop for
+            a fork, makes each start of a worker fail with :exc:`WorkerStartError`.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
@@ -115,6 +245,7 @@ async def open_worker_context(
         report_interval=report_interval,
         crash_dir=crash_dir,
         trace=trace,
+        forkserver_preload=forkserver_preload,
     )
     try:
         yield context
@@ -135,6 +266,7 @@ async def cache_scope(
     report_interval: float = 1.0,
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    forkserver_preload: Iterable[str] = (),
 ) -> AsyncIterator[None]:
     """Within the block, :func:`run_sync` in this task and in all tasks below it uses workers of its own.
 
@@ -152,6 +284,7 @@ async def cache_scope(
         report_interval=report_interval,
         crash_dir=crash_dir,
         trace=trace,
+        forkserver_preload=forkserver_preload,
     )
     token = _scope.set(context)
     try:
@@ -172,6 +305,7 @@ def configure_default_context(
     report_interval: float = 1.0,
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
+    forkserver_preload: Iterable[str] = (),
 ) -> None:
     """Replace the context that :func:`run_sync` uses outside of any :func:`cache_scope`.
 
@@ -196,6 +330,7 @@ def configure_default_context(
             report_interval=report_interval,
             crash_dir=crash_dir,
             trace=trace,
+            forkserver_preload=forkserver_preload,
         )
     )
 

@@ -28,25 +28,26 @@ from ._launch import main_plan
 class ByValue:
     """The functions and classes that were found to need cloudpickle, and are still there."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("known",)
 
     def __init__(self) -> None:
-        self._known: Final[dict[int, weakref.ref[Any]]] = {}
+        # To be read by others, to see whether there are any.
+        self.known: Final[dict[int, weakref.ref[Any]]] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
 
     def holds(self, function: Callable[..., Any]) -> bool:
         """Whether a call of ``function`` is known to need cloudpickle. It is asked before every call."""
-        if not self._known:
+        if not self.known:
             return False
         # By far the most calls are of these, and what they are of is what they are.
         root = function if type(function) in _ROOTS else root_of(function)
-        reference = self._known.get(id(root))
+        reference = self.known.get(id(root))
         if reference is None or reference() is not root:
             return False
         if found_by_name(root):
-            self._known.pop(id(root), None)
+            self.known.pop(id(root), None)
             return False
         return True
 
@@ -56,7 +57,7 @@ class ByValue:
         if found_by_name(root):
             return
         number = id(root)
-        known = self._known
+        known = self.known
 
         def forget(reference: weakref.ref[Any]) -> None:
             # Called before the number can be given to another object; but another thread may have been here since.

@@ -67,6 +67,13 @@ class WorkerCache:
 
     def pop(self) -> Worker | None:
         """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
+        worker = self._take()
+        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
+        if self._idle or self._leaving:
+            self.prune()
+        return worker
+
+    def _take(self) -> Worker | None:
         while True:
             try:
                 worker = self._idle.pop()
@@ -83,7 +90,7 @@ class WorkerCache:
             return None
 
     def prune(self) -> None:
-        """See off workers that may have timed out. Nearly free while none has: it is done before each call."""
+        """See off workers that may have timed out. Nearly free while none has: it is done whenever one is taken."""
         now = math.nan
         while self._idle:
             try:
@@ -153,7 +160,7 @@ class WorkerCache:
 
     def dismiss(self) -> None:
         """Ask all idle workers to leave, without waiting for it."""
-        while (worker := self.pop()) is not None:
+        while (worker := self._take()) is not None:
             if worker.state is State.STARTING:
                 worker.give_up()
             else:

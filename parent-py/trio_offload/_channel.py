@@ -6,14 +6,21 @@ the stream inside a frame: its owner has to give the channel up.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from trio_offload_worker._memory import allocate
 from trio_offload_worker._wire import Buffer, Decoder, Frame
+
+from ._native import native
+
+if TYPE_CHECKING:
+    from ._regions import Regions
 
 # Large enough that a frame of this size passes in one write and one read where the kernel allows it
 # (net.core.wmem_max caps what is granted, see socket(7)).
@@ -36,19 +43,22 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two joined sockets: the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_SIZE)
+    # The receiving side of a Unix socket has no buffer of its own: what counts is the sender's (unix(7)).
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
+    # A worker sends the end of a large frame by way of a copy, and as much of it as this says (transport.rs).
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE // 4)
     return ours, theirs
 
 
 class Channel:
     """The parent's end of a worker's socket."""
 
-    def __init__(self, ours: socket.socket) -> None:
+    def __init__(self, ours: socket.socket, regions: Regions | None = None) -> None:
         self._socket = ours
         self._descriptor = ours.fileno()
-        self._decoder = Decoder(allocate)
+        self._decoder = Decoder(allocate if regions is None else regions.allocate)
+        # Until the system has refused it.
+        self._splices = True
 
     async def send(self, parts: Sequence[Buffer], *, cancellable: bool) -> None:
         """Write one frame, given as its bytes in order.
@@ -58,28 +68,103 @@ class Channel:
         Raises:
             WriteFailed: the other side is gone.
         """
-        if sum(map(len, parts)) <= _SMALL:
-            # One buffer and one system call: the fastest way for a small frame, and nearly always all there is to do.
-            rest: list[Buffer] = [b"".join(parts)]
-            try:
-                count = self._socket.send(rest[0])
-            except BlockingIOError:
-                count = 0
-            except (BrokenPipeError, ConnectionResetError):
-                raise WriteFailed(False) from None
-            if count < len(rest[0]):
-                await self._send_slowly([_after(rest, count)], count > 0, cancellable)
-        else:
-            await self._send_slowly(_batches(parts), False, cancellable)
+        rest = self.send_at_once(parts)
+        if rest:
+            await self.send_rest(rest, rest is not parts, cancellable=cancellable)
 
-    async def _send_slowly(self, batches: Iterable[list[Buffer]], sent: bool, cancellable: bool) -> None:
+    def send_at_once(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Write a small frame, given as its bytes in order; what is left of it. Of a large one that is all of it.
+
+        One buffer and one system call: the fastest way for such a frame, and nearly always all there is to do.
+
+        Raises:
+            WriteFailed: the other side is gone.
+        """
+        if sum(map(len, parts)) > _SMALL:
+            return parts
+        data = b"".join(parts)
+        try:
+            count = self._socket.send(data)
+        except BlockingIOError:
+            return parts
+        except (BrokenPipeError, ConnectionResetError):
+            raise WriteFailed(False) from None
+        return () if count == len(data) else _after([data], count)
+
+    async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
+        """Write what :meth:`send_at_once` has left; ``sent`` says whether that was only a part. Raises what that raises."""
+        first = 0
+        for index, part in enumerate(parts):
+            if len(part) < _SPLICED or not self._splices or not native().can_splice():
+                continue
+            if index > first:
+                await self._send_copies(parts[first:index], sent, cancellable)
+            view = memoryview(part).cast("B")
+            count = await self._send_pages(view, sent or index > 0, cancellable)
+            if count < len(view):
+                # The system has refused it, and will again.
+                self._splices = False
+                await self._send_copies([view[count:]], sent or index > 0 or count > 0, cancellable)
+            sent = True
+            first = index + 1
+        await self._send_copies(parts[first:], sent, cancellable)
+
+    async def _send_pages(self, view: memoryview, sent: bool, cancellable: bool) -> int:
+        """Send large memory without a copy here; how much of it was sent, which is not all where the system refuses this.
+
+        The kernel takes the very pages (vmsplice(2), splice(2)), and only the receiver copies. That is safe because a worker
+        reads all of a call before it answers it, and until then the call's arguments are not to be changed. A socket takes
+        pages from a pipe only, so there is one in between for the time of this.
+        """
+        try:
+            read, write = os.pipe2(os.O_CLOEXEC)
+        except OSError:
+            return 0
+        done = inside = 0
+        turn = _TURN_OF_PAGES
+        try:
+            _enlarge(write)
+            address = native().address_of(view)
+            while done < len(view):
+                try:
+                    if not inside:
+                        inside = native().vmsplice(write, address + done, len(view) - done)
+                    count = os.splice(read, self._descriptor, inside, flags=_SPLICE_FLAGS)
+                except BlockingIOError:
+                    await self._wait_writable(cancellable)
+                    turn = _TURN_OF_PAGES
+                    continue
+                except (BrokenPipeError, ConnectionResetError):
+                    raise WriteFailed(sent or done > 0) from None
+                except OSError:
+                    return done
+                inside -= count
+                done += count
+                turn -= count
+                if turn <= 0:
+                    turn = _TURN_OF_PAGES
+                    await _let_others_run(cancellable)
+        finally:
+            os.close(read)
+            os.close(write)
+        return done
+
+    async def _wait_writable(self, cancellable: bool) -> None:
+        try:
+            await trio.lowlevel.wait_writable(self._descriptor)
+        except trio.Cancelled:
+            if cancellable:
+                raise
+            await _shielded(trio.lowlevel.wait_writable, self._descriptor)
+
+    async def _send_copies(self, parts: Sequence[Buffer], sent: bool, cancellable: bool) -> None:
         turn = _TURN
-        for batch in batches:
+        for batch in _batches(parts):
             while batch:
                 try:
                     count = self._socket.sendmsg(_front(batch, turn))
                 except BlockingIOError:
-                    await _patiently(trio.lowlevel.wait_writable, self._descriptor, cancellable)
+                    await self._wait_writable(cancellable)
                     turn = _TURN
                     continue
                 except (BrokenPipeError, ConnectionResetError):
@@ -90,10 +175,7 @@ class Channel:
                 turn -= count
                 if turn <= 0:
                     turn = _TURN
-                    if cancellable:
-                        await trio.lowlevel.checkpoint()
-                    else:
-                        await trio.lowlevel.cancel_shielded_checkpoint()
+                    await _let_others_run(cancellable)
 
     def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
         """Write as much as can be taken at once; the rest. An end that is gone takes nothing, and the reader is told why."""
@@ -103,6 +185,33 @@ class Channel:
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return rest
 
+    def send_some(self, parts: Sequence[Buffer]) -> list[Buffer]:
+        """Write as much as can be taken at once, and no more than other tasks should have to wait for; the rest.
+
+        Raises:
+            WriteFailed: the other side is gone. ``sent`` is about these parts.
+        """
+        rest: list[Buffer]
+        if sum(map(len, parts)) <= _SMALL:
+            rest = [b"".join(parts)]
+        else:
+            rest = [memoryview(part).cast("B") for part in parts if len(part)]
+        left = _TURN
+        try:
+            while rest and left > 0:
+                count = self._socket.sendmsg(_front(rest[:_MAX_PARTS], left))
+                rest = _after(rest, count)
+                left -= count
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            raise WriteFailed(left < _TURN) from None
+        return rest
+
+    async def wait_writable(self) -> None:
+        """Wait until there is room for more, or the other side is gone."""
+        await trio.lowlevel.wait_writable(self._descriptor)
+
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         """Write one small frame if that can be done at once and the other side is there; whether it was."""
         data = b"".join(parts)
@@ -110,6 +219,24 @@ class Channel:
             return self._socket.send(data) == len(data)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
+
+    def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> bool:
+        """Write one small frame that takes descriptors along (unix(7), ``SCM_RIGHTS``); false: not at this moment.
+
+        Raises:
+            WriteFailed: the other side is gone.
+        """
+        data = b"".join(parts)
+        try:
+            # The system takes so few bytes as a whole or not at all (net/unix/af_unix.c, unix_stream_sendmsg).
+            return socket.send_fds(self._socket, [data], descriptors) == len(data)
+        except (BrokenPipeError, ConnectionResetError):
+            raise WriteFailed(False) from None
+        except OSError as error:
+            # The socket is full, or more descriptors are on their way than this user may have open (RLIMIT_NOFILE).
+            if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS):
+                return False
+            raise
 
     async def receive(self, *, cancellable: bool) -> Frame:
         """The next frame. A checkpoint, unless the frame has been read already.
@@ -121,10 +248,12 @@ class Channel:
         frame = self._decoder.next_frame()
         while frame is None:
             # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
-            if cancellable:
+            try:
                 await trio.lowlevel.wait_readable(self._descriptor)
-            else:
-                await _patiently(trio.lowlevel.wait_readable, self._descriptor, False)
+            except trio.Cancelled:
+                if cancellable:
+                    raise
+                await _shielded(trio.lowlevel.wait_readable, self._descriptor)
             self._read()
             frame = self._decoder.next_frame()
         return frame
@@ -144,8 +273,9 @@ class Channel:
 
     def _read(self) -> bool:
         """Read once; whether there was anything to read."""
+        target = self._decoder.writable()
         try:
-            count = self._socket.recv_into(self._decoder.writable()[:_TURN])
+            count = self._socket.recv_into(target if len(target) <= _TURN else target[:_TURN])
         except BlockingIOError:
             return False
         except ConnectionResetError:
@@ -163,6 +293,31 @@ _SMALL: Final = 32 * 1024
 # As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have
 # their turn: a millisecond's worth of copying.
 _TURN: Final = 2 * 2**20
+# The same where nothing is copied: less than a millisecond.
+_TURN_OF_PAGES: Final = 16 * 2**20
+# From this size on pages are sent and not copies. Below it that is no faster, and ctypes would be imported for it.
+_SPLICED: Final = 2**20
+# SPLICE_F_NONBLOCK and SPLICE_F_MORE, see splice(2).
+_SPLICE_FLAGS: Final = 2 | 4
+# How much a pipe between memory and socket holds, in bytes: as much as a program may ask for without privileges.
+_PIPE: Final = 2**20
+
+
+def _enlarge(pipe: int) -> None:
+    """Let a pipe hold more than its 64 KiB, so that fewer system calls are made."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(pipe, 1031, _PIPE)  # F_SETPIPE_SZ
+    except OSError:
+        pass  # Too much is in use by this user (pipe(7)); it is right without.
+
+
+async def _let_others_run(cancellable: bool) -> None:
+    if cancellable:
+        await trio.lowlevel.checkpoint()
+    else:
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 def _batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:
@@ -189,21 +344,13 @@ def _after(batch: list[Buffer], count: int) -> list[Buffer]:
     return []
 
 
-async def _patiently(wait: Any, descriptor: int, cancellable: bool) -> None:
-    """Wait for the descriptor; a cancellation interrupts that only if ``cancellable``.
+async def _shielded(wait: Any, descriptor: int) -> None:
+    """Wait for the descriptor although a cancellation has been delivered, which may not be followed yet.
 
     A shield around every wait would cost a quarter of a warm call, so one is put up only when a cancellation is there.
-    Trio's cancellation is level-triggered: what is swallowed here comes again at the caller's next checkpoint.
+    Trio's cancellation is level-triggered: what is swallowed comes again at the caller's next checkpoint.
     """
-    if not cancellable:
-        try:
-            await wait(descriptor)
-            return
-        except trio.Cancelled:
-            pass
-        with trio.CancelScope(shield=True):
-            await wait(descriptor)
-    else:
+    with trio.CancelScope(shield=True):
         await wait(descriptor)
 
 

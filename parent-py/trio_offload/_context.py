@@ -9,8 +9,8 @@ import numbers
 import os
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import attrs
 import outcome
@@ -20,8 +20,10 @@ from trio_offload_worker._retire import RetireWhen
 
 from ._cache import WorkerCache
 from ._errors import BrokenWorkerError
-from ._payload import dump_call
+from ._map import Map, MapOptions
+from ._payload import dump_call, dump_call_to_fork
 from ._sizes import parse_size, readable_size
+from ._template import Templates
 from ._trace import TraceWriter
 from ._worker import CallNotRun, State, Worker, WorkerSettings, WorkerStatistics, logger
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
+ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
 Limiter = contextlib.AbstractAsyncContextManager[Any]
 
@@ -39,13 +42,46 @@ Limiter = contextlib.AbstractAsyncContextManager[Any]
 class WorkerType(str, enum.Enum):
     """How a context starts its workers.
 
-    ``SPAWN`` starts the worker executable afresh. ``FORKSERVER`` and ``FORK`` are not there yet: a context that asks
-    for one raises :exc:`NotImplementedError`.
+    ``SPAWN`` starts the worker executable afresh.
     """
 
     SPAWN = "spawn"
     FORKSERVER = "forkserver"
+    """Workers are forked off a template: a process of the context's own with a running Python, and with the modules imported
+    that ``forkserver_preload`` names. Each takes a tenth of the time, and shares memory with the template.
+
+    A worker has the working directory, environment, standard streams, ``sys.path``, ``sys.argv`` and warning filters that this
+    program has when the worker starts. Fixed when the template starts, with the context's first call, are: Python's switches
+    (``-X`` and the like), how the standard streams encode and buffer, the seed of ``hash()``, limits (:mod:`resource`), the
+    umask, priorities. :mod:`random` and NumPy's global generator are seeded anew in each worker; other generators that a
+    preloaded module makes are the same in all of them. Exit handlers of preloaded modules run at the end of each worker.
+
+    It needs Linux and the worker executable, see «trio-offload doctor».
+    """
     FORK = "fork"
+    """For experiments. A worker is a fork of this process and has all that it has, as it was at that moment.
+
+    ``init`` and ``retire`` are not pickled but inherited: lambdas, closures and methods of objects with locks work. Calls are
+    pickled as always; what they name is found in the modules that are there, ``__main__`` among them, which is not run again.
+    What is meanwhile defined anew in ``__main__`` is noticed (the next call that names something in it gets a new worker); no
+    other change in this process is. The exit handlers of this process are not called in a worker, those of its jobs are.
+
+    What can go wrong, and with ``SPAWN`` cannot:
+
+    * Of the threads of this process only the one that forks is in the worker. A lock that another one held at that moment, in
+      Python or in a C library, is locked there for ever: the first job that needs it hangs. (From 3.12 on Python warns of forks
+      beside other threads. Here it does not: this is the warning.)
+    * Libraries with threads or devices of their own (CUDA and other graphics processors, OpenMP, gRPC, most of macOS's system
+      libraries) do not survive a fork. Use them in workers only, or not with this type.
+    * All descriptors of this process are in the worker too, but those of Trio and of other workers: a connection that is closed
+      here stays open, one that is used on both sides has its data mixed up, a file's position is common to both.
+    * What this process has written to a file but not flushed may be written twice; standard output and error are flushed before.
+    * :mod:`random` begins anew in each worker. Generators of other libraries do not: with ``numpy.random`` all workers draw the
+      same numbers, unless ``init`` seeds them.
+    * Memory is shared until one side writes to it, be it a reference count; both may come to hold all of it. What is inherited
+      counts in a worker's figures, for ``memory_limit`` and ``retire_when``, and its cyclic garbage is not collected.
+    * The fork blocks the event loop for as long as the kernel copies page tables: the documentation has figures.
+    """
 
 
 @attrs.frozen
@@ -101,6 +137,23 @@ def _plain_number(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
+def _module_names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"forkserver_preload is an iterable of the names of modules, not a single string ({value!r})")
+    try:
+        names = tuple(value)
+    except TypeError:
+        raise TypeError(f"forkserver_preload is an iterable of the names of modules, not {value!r}") from None
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"forkserver_preload has the names of modules, not {name!r}")
+        if name == "__main__":
+            raise ValueError("forkserver_preload cannot have __main__: a worker loads the main script when a job needs it")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"forkserver_preload has the full names of modules, like 'package.module', not {name!r}")
+    return names
+
+
 class _NoPublicConstructor(type):
     """Instances are made with ``_create`` only."""
 
@@ -127,6 +180,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
     report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number)
     crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
     trace: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
+    forkserver_preload: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_module_names)
     _cache: WorkerCache = attrs.field(factory=WorkerCache, repr=False, init=False)
     _calls: _Calls = attrs.field(factory=lambda: _Calls(), repr=False, init=False)
     _settings: WorkerSettings = attrs.field(repr=False, init=False)
@@ -134,6 +188,9 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
     @_settings.default
     def _make_settings(self) -> WorkerSettings:
+        if self.worker_type == WorkerType.FORK:
+            # Imported now, and not in the middle of the first call.
+            from . import _forked  # noqa: F401
         return WorkerSettings(
             idle_timeout=self.idle_timeout,
             init=self.init,
@@ -142,6 +199,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             report_interval=self.report_interval,
             crash_dir=self.crash_dir,
             trace=None if self.trace is None else TraceWriter(self.trace),
+            fork=self.worker_type == WorkerType.FORK,
+            templates=Templates(self.forkserver_preload) if self.worker_type == WorkerType.FORKSERVER else None,
         )
 
     def __attrs_post_init__(self) -> None:
@@ -172,14 +231,15 @@ class WorkerContext(metaclass=_NoPublicConstructor):
     @worker_type.validator
     def _check_worker_type(self, attribute: attrs.Attribute[WorkerType], value: object) -> None:
         try:
-            worker_type = WorkerType(value)
+            WorkerType(value)
         except ValueError:
             names = ", ".join(f"WorkerType.{member.name}" for member in WorkerType)
             raise ValueError(f"{attribute.name} is one of {names}, not {value!r}") from None
-        if worker_type is not WorkerType.SPAWN:
-            raise NotImplementedError(
-                f"WorkerType.{worker_type.name} is not there yet in this version of trio-offload; use WorkerType.SPAWN"
-            )
+
+    @forkserver_preload.validator
+    def _check_preload(self, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+        if value and self.worker_type != WorkerType.FORKSERVER:
+            raise ValueError(f"{attribute.name} is for worker_type=WorkerType.FORKSERVER, not for {self.worker_type!r}")
 
     @trio.lowlevel.enable_ki_protection
     async def run_sync(
@@ -210,6 +270,77 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             return await self._run_in_worker(sync_fn, args, kill_on_cancel or cancellable)
         finally:
             limiter.release()
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: Literal[False] = False,
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: Literal[True],
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: bool,
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
+
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        ordered: bool = True,
+        chunk_size: int | Literal["auto"] = 1,
+        timeout: float | None = None,
+        return_outcomes: bool = False,
+        workers: int | None = None,
+        window: int | None = None,
+        limiter: Limiter | None = None,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Call ``fn`` with each item in workers of this context. :func:`trio_offload.map` says all about it."""
+        options = MapOptions.checked(
+            ordered=ordered,
+            chunk_size=chunk_size,
+            timeout=timeout,
+            return_outcomes=return_outcomes,
+            workers=workers,
+            window=window,
+        )
+        if limiter is None and workers is None:
+            limiter = current_default_worker_limiter()
+        return Map(self, fn, items, options, limiter)
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> WorkerContextStatistics:
@@ -242,7 +373,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             raise ValueError(f"workers is a number of workers, zero or more, not {workers!r}")
         await trio.lowlevel.checkpoint()
         calls, cache = self._calls, self._cache
-        calls.enter(counted=False)
+        key = calls.enter(counted=False)
         begun: list[Worker] = []
         ready = 0
         try:
@@ -265,17 +396,16 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 for worker in begun[ready:]:
                     await worker.end()
             finally:
-                calls.leave(counted=False)
+                calls.leave(key)
         return ready
 
     async def _run_in_worker(
         self, function: Callable[..., ResultType], args: tuple[Any, ...], cancellable: bool
     ) -> ResultType:
         calls, cache = self._calls, self._cache
-        calls.enter()
+        key = calls.enter()
         try:
-            call = dump_call(function, args)
-            cache.prune()
+            call = (dump_call_to_fork if self._settings.fork else dump_call)(function, args)
             lost: list[WorkerProcess] = []
             while True:
                 worker = cache.pop()
@@ -289,7 +419,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                         cache.note_started(worker)
                         self._warn_of_baseline(worker)
                     result = await worker.run_sync(call, cancellable=cancellable)
-                    if worker.will_retire():
+                    if self.retire is not bool and worker.will_retire():
                         # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
                         worker.ask_to_retire()
                         self._begin_spare()
@@ -312,7 +442,27 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 value: ResultType = result.unwrap()
                 return value
         finally:
-            calls.leave()
+            calls.leave(key)
+
+    async def _ready_worker(self) -> tuple[Worker, bool]:
+        """For ``map``: a worker that takes calls, and whether it is a new one. To be given back with ``_cache.push``.
+
+        A checkpoint if one has to be started; cancelled, it is ended.
+        """
+        worker = self._cache.pop()
+        new = worker is None
+        if worker is None:
+            worker = Worker(self._settings)
+            worker.begin()
+        if worker.state is State.STARTING:
+            try:
+                await worker.finish(cancellable=True)
+            except BaseException:
+                self._cache.push(worker)
+                raise
+            self._cache.note_started(worker)
+            self._warn_of_baseline(worker)
+        return worker, new
 
     def _begin_spare(self) -> None:
         """Somebody is about to leave: who comes next is not to wait for a cold start."""
@@ -343,6 +493,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
         async def close() -> None:
             await self._calls.close()
+            self._dismiss_templates()
             try:
                 await self._cache.shutdown(self.grace_period)
             finally:
@@ -352,10 +503,16 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
     def _close_sync(self, grace_period: float) -> None:
         """See the idle workers off when the interpreter exits."""
+        self._dismiss_templates()
         try:
             self._cache.shutdown_sync(grace_period)
         finally:
             self._close_trace()
+
+    def _dismiss_templates(self) -> None:
+        if self._settings.templates is not None:
+            for template in self._settings.templates.dismiss():
+                self._cache.push(template)
 
     def _close_trace(self) -> None:
         if self._settings.trace is not None:
@@ -363,35 +520,41 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
 
 class _Calls:
-    """Counts the calls in progress, in any thread, and lets one task wait until there are none.
+    """Knows the calls in progress, in any thread, and lets one task wait until there are none.
 
-    What is not ``counted`` is waited for as well, but is not a call.
+    Each is a key in a dictionary, and :meth:`enter` first puts it there and then looks whether the context is closed, while
+    :meth:`close` does it the other way round. So one of the two always sees the other, and neither needs a lock: an
+    operation on a dictionary is one step.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
-        self._entered = 0
-        self.running = 0
+        # What is not counted is waited for as well, but is not a call.
+        self._entered: dict[object, bool] = {}
 
     @property
     def closed(self) -> bool:
         return self._closed is not None
 
-    def enter(self, *, counted: bool = True) -> None:
-        with self._lock:
-            if self._closed is not None:
-                raise trio.ClosedResourceError("this worker context is closed")
-            self._entered += 1
-            self.running += counted
+    @property
+    def running(self) -> int:
+        """How many calls there are."""
+        return sum(tuple(self._entered.values()))
 
-    def leave(self, *, counted: bool = True) -> None:
-        with self._lock:
-            self._entered -= 1
-            self.running -= counted
-            waiter = self._closed if self._entered == 0 else None
-        if waiter is not None:
-            token, finished = waiter
+    def enter(self, *, counted: bool = True) -> object:
+        """A call begins; what is returned is for :meth:`leave`."""
+        key = object()
+        self._entered[key] = counted
+        if self._closed is not None:
+            self.leave(key)
+            raise trio.ClosedResourceError("this worker context is closed")
+        return key
+
+    def leave(self, key: object) -> None:
+        """A call has come to its end."""
+        del self._entered[key]
+        if self._closed is not None and not self._entered:
+            token, finished = self._closed
             if token is trio.lowlevel.current_trio_token():
                 finished.set()
             else:
@@ -399,10 +562,9 @@ class _Calls:
 
     async def close(self) -> None:
         finished = trio.Event()
-        with self._lock:
-            self._closed = trio.lowlevel.current_trio_token(), finished
-            if self._entered == 0:
-                finished.set()
+        self._closed = trio.lowlevel.current_trio_token(), finished
+        if not self._entered:
+            finished.set()
         await finished.wait()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from ._record import CrashRecord
 
 if TYPE_CHECKING:
@@ -74,8 +76,23 @@ class WorkerMemoryError(BrokenWorkerError):
 class WorkerStartError(BrokenWorkerError):
     """A worker could not be started, so the call was not run.
 
-    If ``init`` raised, its exception is the ``__cause__``.
+    If ``init`` raised, or a module of ``forkserver_preload``, the exception is the ``__cause__``.
     """
+
+
+class WorkerTimeoutError(trio.TooSlowError):
+    """An item of a ``map`` took longer than its ``timeout``, and the worker that ran it was killed."""
+
+    def __init__(self, message: str, timeout: float) -> None:
+        super().__init__(message, timeout)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def timeout(self) -> float:
+        """The seconds that it had."""
+        return float(self.args[1])
 
 
 class LocateError(WorkerStartError):

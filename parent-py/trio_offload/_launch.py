@@ -17,12 +17,13 @@ from . import _frozen
 from ._strays import Source, Strays
 
 
-def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, Any]:
+def hello(libpython: str, environment: dict[bytes, bytes | None], *, forked: bool = False) -> dict[str, Any]:
     """The body of a HELLO.
 
     Args:
         libpython: the path of the libpython that belongs to this interpreter; empty if it has none.
         environment: the variables that were changed to start the worker, with the values that they get back.
+        forked: the worker is forked off a template, which has had all that Python needs to start.
     """
     return {
         "protocol": PROTOCOL_VERSION,
@@ -42,7 +43,7 @@ def hello(libpython: str, environment: dict[bytes, bytes | None]) -> dict[str, A
         ],
         "pycache_prefix": None if sys.pycache_prefix is None else os.fsencode(sys.pycache_prefix),
         "flags": _flags(),
-        **_frozen.hello_keys(),
+        **({} if forked else _frozen.hello_keys()),
     }
 
 

@@ -5,9 +5,9 @@ only name although a worker could not find it: functions of a ``__main__`` that 
 ``python -c``, standard input). See :mod:`trio_offload._launch` for which ``__main__`` that is. A function for which the
 ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._by_value`.
 
-Nothing large is copied. The C pickler hands a large ``bytes`` over to its file as it is, and buffers of
-``_OUT_OF_BAND`` bytes and more (NumPy arrays, say) travel beside the pickle (PEP 574). So an argument must not be
-changed by another task until the call has returned, as with a thread.
+Nothing large is copied: buffers (NumPy arrays, say), ``bytes`` and ``bytearray`` travel beside the pickle, from where they
+are, see :mod:`trio_offload_worker._segments`. So an argument must not be changed by another task until the call has
+returned, as with a thread; a ``bytearray`` cannot change its size until then (``BufferError``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import attrs
 
-from trio_offload_worker._wire import MAX_SEGMENTS, Buffer
+from trio_offload_worker._segments import Collector
+from trio_offload_worker._wire import MEMORY, Buffer
 
 from ._by_value import ByValue
 from ._errors import add_note
@@ -29,11 +30,14 @@ from ._launch import main_plan
 
 @attrs.define
 class Payload:
-    """A pickled call: ``parts`` in the order in which they are written, and the length of each segment in bytes."""
+    """A pickled call: ``parts`` in the order in which they are written, the length of each segment in bytes, and their types
+    if one of them is not memory.
+    """
 
     parts: Sequence[Buffer]
     lengths: Sequence[int]
     function: Callable[..., Any]
+    types: bytes = b""
 
     @property
     def name(self) -> str:
@@ -47,12 +51,60 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     Raises:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
-    return _dump((function, args), function, out_of_band=True)
+    return _dump((function, args), function)
+
+
+def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
+    """As :func:`dump_call`, for a fork of this process: it has the ``__main__`` of this one, so what is in there is named.
+
+    Also what was typed in, and refers to things that no pickler takes.
+    """
+    return _dump_to_fork((function, args), function)
+
+
+def dump_chunk(
+    helper: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], *, to_fork: bool = False
+) -> Payload:
+    """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`."""
+    value = helper, (function, *args)
+    return _dump_to_fork(value, function) if to_fork else _dump(value, function)
+
+
+def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
+    """Pickle one item of a chunk, and the buffers that go with it. As :func:`dump_call`."""
+    payload = _dump_to_fork(item, function) if to_fork else _dump(item, function)
+    buffers = len(payload.lengths) - 1
+    pieces = len(payload.parts) - buffers
+    types = payload.types[1:] or bytes(buffers)
+    # What has a type goes as the object that it is, and the pickle of the chunk gives it the type again. The rest was taken from
+    # buffers; as these it goes beside the pickle of the chunk too.
+    outside = [_item_part(part, kind) for part, kind in zip(payload.parts[pieces:], types, strict=True)]
+    return b"".join(payload.parts[:pieces]), outside
+
+
+def _item_part(part: Any, kind: int) -> Any:
+    if kind == MEMORY:
+        return pickle.PickleBuffer(part)
+    return part.obj if type(part) is memoryview else part
+
+
+def load_item(data: Any, buffers: Sequence[Any]) -> Any:
+    """What :func:`dump_item` made, or a chunk in a worker, for one item's result. Raises whatever unpickling raises."""
+    return load([data, *buffers])
 
 
 def dump_callable(function: Callable[[], Any]) -> bytes:
     """Pickle ``init`` or ``retire`` into one piece. Raises as :func:`dump_call` does."""
-    return b"".join(_dump(function, function, out_of_band=False).parts)
+    if _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
+        payload = _dump_by_value(pickler, function, function, out_of_band=False)
+    else:
+        try:
+            payload = _Pickling(pickle.Pickler, out_of_band=False).dump(function, function)
+        except Exception as error:
+            payload = _dump_refused(function, function, error, out_of_band=False)
+        else:
+            payload = _checked(payload, function, function, out_of_band=False)
+    return b"".join(payload.parts)
 
 
 def dump_settings(settings: dict[str, Any]) -> bytes:
@@ -90,51 +142,61 @@ def function_name(function: Callable[..., Any]) -> str:
 
 
 _PROTOCOL: Final = 5
-_OUT_OF_BAND: Final = 16 * 1024
 _SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
 _MAIN: Final = b"__main__"
 # What was found out about objects, for all threads: as good for one as for another, and gone with the object.
 _by_value: Final = ByValue()
 
 
-class _Sink:
-    """The least that a pickler takes for a file."""
-
-    __slots__ = ("write",)
-
-    def __init__(self, write: Callable[[Any], None]) -> None:
-        self.write = write
-
-
-def _dump(value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
+def _dump(value: Any, function: Callable[..., Any]) -> Payload:
     """Pickle a value with the pickler that it needs; ``function`` is what messages call it by."""
-    if _by_value.holds(function):
-        pickler = _cloud_pickler()
-        if pickler is not None:
-            try:
-                return _dump_with(pickler, value, function, out_of_band)
-            except Exception as error:
-                add_note(error, _also_with_cloudpickle(function))
-                raise
+    if _by_value.known and _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
+        return _dump_by_value(pickler, value, function, out_of_band=True)
     try:
-        payload = _dump_with(pickle.Pickler, value, function, out_of_band)
+        payload = _dump_call(value, function)
     except Exception as error:
-        pickler = _cloud_pickler()
-        if pickler is None:
-            add_note(
-                error,
-                f"(while pickling a call of {function_name(function)}: the function, its arguments or both cannot be "
-                "pickled. Functions at the top of a module can; with the package cloudpickle installed, lambdas and "
-                "functions defined inside others can too)",
-            )
-            raise
-        _by_value.remember(function)
-        try:
-            return _dump_with(pickler, value, function, out_of_band)
-        except Exception as second:
-            add_note(second, _also_with_cloudpickle(function))
-            raise second from error
-    if not _mentions_main(payload):
+        return _dump_refused(value, function, error, out_of_band=True)
+    return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+
+
+def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:
+    try:
+        return _dump_call(value, function)
+    except Exception:
+        return _dump(value, function)
+
+
+def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
+    """Pickle what the ordinary pickler was of no use for before; ``function`` is what messages call it by."""
+    try:
+        return _Pickling(pickler, out_of_band).dump(value, function)
+    except Exception as error:
+        add_note(error, _also_with_cloudpickle(function))
+        raise
+
+
+def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *, out_of_band: bool) -> Payload:
+    """Pickle what the ordinary pickler has refused."""
+    pickler = _cloud_pickler()
+    if pickler is None:
+        add_note(
+            error,
+            f"(while pickling a call of {function_name(function)}: the function, its arguments or both cannot be "
+            "pickled. Functions at the top of a module can; with the package cloudpickle installed, lambdas and "
+            "functions defined inside others can too)",
+        )
+        raise error
+    _by_value.remember(function)
+    try:
+        return _Pickling(pickler, out_of_band).dump(value, function)
+    except Exception as second:
+        add_note(second, _also_with_cloudpickle(function))
+        raise second from error
+
+
+def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
+    """The payload, if a worker finds what is in it; else one that has it by value."""
+    if not mentions_main(payload):
         return payload
     plan = main_plan()
     if plan["kind"] != "none":
@@ -147,35 +209,60 @@ def _dump(value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Pay
             "a module."
         )
     _by_value.remember(function)
-    return _dump_with(pickler, value, function, out_of_band)
+    return _Pickling(pickler, out_of_band).dump(value, function)
 
 
 def _also_with_cloudpickle(function: Callable[..., Any]) -> str:
     return f"(while pickling a call of {function_name(function)}, also with cloudpickle)"
 
 
-def _dump_with(pickler: Any, value: Any, function: Callable[..., Any], out_of_band: bool) -> Payload:
-    parts: list[Any] = []
-    buffers: list[memoryview] = []
-
-    def take(buffer: pickle.PickleBuffer) -> bool:
-        """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
-        view = buffer.raw()
-        if view.nbytes < _OUT_OF_BAND or len(buffers) >= MAX_SEGMENTS - 1:
-            return True
-        buffers.append(view)
-        return False
-
-    pickler(_Sink(parts.append), _PROTOCOL, buffer_callback=take if out_of_band else None).dump(value)
-    lengths = [len(parts[0]) if len(parts) == 1 else sum(map(len, parts))]
-    if buffers:
-        lengths += [view.nbytes for view in buffers]
-        parts += buffers
-    return Payload(parts, lengths, function)
+def _dump_call(value: Any, function: Callable[..., Any]) -> Payload:
+    """With the ordinary pickler. To make one with its file takes longer than to pickle a small call: so some are kept."""
+    try:
+        kept = _kept.pop()
+    except IndexError:
+        kept = _Pickling(pickle.Pickler, out_of_band=True)
+    payload = kept.dump(value, function)
+    # One that has failed, or has seen much, is not used again.
+    if len(payload.lengths) == 1 and payload.lengths[0] <= _SMALL and len(_kept) < _MOST_KEPT:
+        kept.pickler.clear_memo()
+        kept.collector.parts.clear()
+        _kept.append(kept)
+    return payload
 
 
-def _mentions_main(payload: Payload) -> bool:
+class _Pickling:
+    """A pickler with what it writes to."""
+
+    __slots__ = ("collector", "out_of_band", "pickler")
+
+    def __init__(self, pickler: Any, out_of_band: bool) -> None:
+        # It knows nothing of the pickler: in a circle large arguments would outlive their call.
+        self.collector = collector = Collector()
+        self.out_of_band = out_of_band
+        self.pickler = pickler(collector, _PROTOCOL, buffer_callback=collector.take if out_of_band else None)
+
+    def dump(self, value: Any, function: Callable[..., Any]) -> Payload:
+        """Pickle a value; ``function`` is what messages call it by."""
+        self.pickler.dump(value)
+        collector = self.collector
+        parts = collector.parts
+        if not self.out_of_band or (len(parts) == 1 and not collector.offered):
+            return Payload(parts.copy(), [len(parts[0]) if len(parts) == 1 else sum(map(len, parts))], function)
+        sent, lengths, types = collector.segments()
+        return Payload(sent, lengths, function, types)
+
+
+# For all threads; each takes one out while it pickles, so that a pickle within a pickle gets another.
+_kept: Final[list[_Pickling]] = []
+_MOST_KEPT: Final = 4
+
+
+def mentions_main(payload: Payload) -> bool:
     """Whether a pickle may name something in ``__main__``: false alarms are harmless, and large data is left alone."""
+    first = payload.parts[0]
+    if len(payload.parts) == 1 and isinstance(first, bytes) and len(first) <= _SMALL:
+        return _MAIN in first
     return any(_MAIN in part for part in payload.parts if len(part) <= _SMALL and isinstance(part, bytes))
 
 

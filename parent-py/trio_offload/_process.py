@@ -9,6 +9,8 @@ What this module guarantees:
   hold the worker's end open, and the worker's death would not be the end of the stream. (A fork in C that does not run
   Python's fork hooks is beyond this.)
 * A fork of this process inherits no worker: its copies of the descriptors are closed in the child.
+* A worker that a template forks is a child of this process too, and all of the above is true of it. It is known by a pipe until
+  it has told its number; one that is to be ended before that is ended as soon as it has.
 * A process is ended with its descendants. The worker is a child subreaper (prctl(2)), so they stay below it whatever
   they do; it is stopped first, so that it cannot start another while they are being collected: the kernel refuses to
   fork under a pending signal (copy_process() in kernel/fork.c).
@@ -25,8 +27,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -46,11 +48,12 @@ class WorkerProcess:
     """
 
     def __init__(self, pid: int, pidfd: int | None) -> None:
-        self.pid: Final = pid
+        self.pid = pid
         self._pidfd = pidfd
         self._lock = threading.Lock()
         self._waiting = 0
-        self._reaped = False
+        # Whether the process has ended and was reaped. To be read by others, written here only.
+        self.ended = False
         self._exitcode: int | None = None
         # Whether this process was killed by us, and not found dead.
         self.killed = False
@@ -74,9 +77,9 @@ class WorkerProcess:
             return None
 
     @property
-    def ended(self) -> bool:
-        """Whether the process has ended and was reaped."""
-        return self._reaped
+    def is_known(self) -> bool:
+        """Whether its number is known."""
+        return True
 
     def is_alive(self) -> bool:
         """Whether the process still runs."""
@@ -124,11 +127,11 @@ class WorkerProcess:
         # Another thread may have held the lock, or waited, at the moment of the fork; neither is there any more.
         self._lock = threading.Lock()
         self._waiting = 0
-        self._reaped = True
+        self.ended = True
         self._close_pidfd()
 
     def _reap(self, options: int) -> bool:
-        if self._reaped:
+        if self.ended:
             return True
         try:
             if self._pidfd is not None:
@@ -138,11 +141,11 @@ class WorkerProcess:
         except ChildProcessError:
             # SIGCHLD is ignored, or a foreign waitpid(-1) took the status: it has ended, but how will never be known.
             # On 5.3 kernels and with SIGCHLD ignored this error comes only once the process is gone (wait(2)).
-            self._reaped = True
+            self.ended = True
         else:
             if status is None:
                 return False
-            self._reaped = True
+            self.ended = True
             self._exitcode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
         self._close_pidfd()
         return True
@@ -156,14 +159,18 @@ class WorkerProcess:
         """
         with self._lock:
             self._waiting += 1
-            pidfd = self._pidfd
+            pidfd = self._awaited()
         try:
             yield pidfd
         finally:
             with self._lock:
                 self._waiting -= 1
-                if self._reaped:
+                if self.ended:
                     self._close_pidfd()
+
+    def _awaited(self) -> int | None:
+        """The descriptor that becomes readable when there is news; None: there is none."""
+        return self._pidfd
 
     def _close_pidfd(self) -> None:
         if self._waiting == 0 and self._pidfd is not None:
@@ -186,11 +193,142 @@ class WorkerProcess:
             pass
 
     def __repr__(self) -> str:
-        state = "running" if not self._reaped else f"exitcode {self._exitcode}"
+        state = "running" if not self.ended else f"exitcode {self._exitcode}"
         return f"<WorkerProcess pid {self.pid}, {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ended_process, (self.pid, self.exitcode)
+
+
+class ForkedProcess(WorkerProcess):
+    """A process that a template was asked for. Until it is there, ``pid`` is 0, and it runs as far as anybody can tell.
+
+    The first thing that it does is to write its number into a pipe. The end of the pipe without a number says that there
+    never will be such a process: the template has died, or could not fork.
+    """
+
+    def __init__(self, birth: int, template: WorkerProcess) -> None:
+        super().__init__(0, None)
+        self._birth = birth
+        self._template = template
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has told its number. It has when anything else is heard of it."""
+        with self._lock:
+            return self.pid != 0 or (not self.ended and self._is_born())
+
+    async def wait(self) -> None:
+        if self.killed and self.pid == 0 and not self.poll():
+            with trio.move_on_after(_BIRTH_PATIENCE), self._kept_pidfd() as birth:
+                if birth is not None:
+                    await trio.lowlevel.wait_readable(birth)
+            self._end_mute_template()
+        await super().wait()
+
+    def wait_sync(self, deadline: float) -> bool:
+        if self.killed and self.pid == 0:
+            if super().wait_sync(min(deadline, time.monotonic() + _BIRTH_PATIENCE)):
+                return True
+            self._end_mute_template()
+        return super().wait_sync(deadline)
+
+    def kill(self) -> None:
+        with self._lock:
+            if not self._reap(os.WNOHANG):
+                self.killed = True
+                if self.pid != 0:
+                    end_family(self.pid, self._signal)
+
+    def _end_mute_template(self) -> None:
+        """A template that does not get round to a request (it is stopped, say) would be waited for without end."""
+        if not self.poll() and self.pid == 0:
+            self._template.kill()
+
+    def _reap(self, options: int) -> bool:
+        if self.pid == 0 and not self.ended and not self._is_born():
+            return self.ended
+        return super()._reap(options)
+
+    def _is_born(self) -> bool:
+        try:
+            number = os.read(self._birth, 4)
+        except BlockingIOError:
+            return False
+        if len(number) < 4:
+            self.ended = True
+            self._close_pidfd()
+            return False
+        self.pid = int.from_bytes(number, "big")
+        # It is our child, and nobody but us reaps it: the number is its own.
+        self._pidfd = open_pidfd(self.pid)
+        self._close_birth()
+        if self.killed:
+            end_family(self.pid, self._signal)
+        return True
+
+    def _awaited(self) -> int | None:
+        return self._pidfd if self.pid != 0 else self._birth if self._birth != -1 else None
+
+    def _close_pidfd(self) -> None:
+        super()._close_pidfd()
+        self._close_birth()
+
+    def _close_birth(self) -> None:
+        if self._waiting == 0 and self._birth != -1:
+            os.close(self._birth)
+            self._birth = -1
+
+
+def start_forked(
+    template: WorkerProcess, ask: Callable[[list[int], bool, list[int]], bool]
+) -> tuple[ForkedProcess, socket.socket, RecordFile] | None:
+    """Ask a template for a worker: what :func:`start` gives; None if it cannot be asked at this moment.
+
+    ``ask`` is called with the numbers of the standard streams that are open here, whether the working directory is passed too,
+    and all descriptors in the order of PROTOCOL.md. It says whether it has sent them.
+
+    Raises:
+        OSError: there are no more descriptors, say.
+    """
+    with no_forks, contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
+        ours, theirs = socket_pair()
+        passed.callback(theirs.close)
+        kept.callback(ours.close)
+        record = RecordFile()
+        kept.callback(record.close)
+        birth, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        passed.callback(os.close, written)
+        process = ForkedProcess(birth, template)
+        kept.callback(process.abandon)
+        streams = [number for number in range(3) if _is_inherited(number)]
+        directory = _open_directory()
+        if directory is not None:
+            passed.callback(os.close, directory)
+        descriptors = [theirs.fileno(), record.fileno(), written, *streams, *([] if directory is None else [directory])]
+        if not ask(streams, directory is not None, descriptors):
+            return None
+        kept.pop_all()
+        no_forks.register(process, ours, record)
+    return process, ours, record
+
+
+def _is_inherited(descriptor: int) -> bool:
+    """Where a program has closed a standard stream, its number may be that of anything."""
+    try:
+        return not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:
+        return False
+
+
+def _open_directory() -> int | None:
+    """The working directory itself: its name may lead nowhere by now, or be one that may not be entered."""
+    for path in (".", "/proc/self/cwd"):
+        try:
+            return os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    return None
 
 
 def start(
@@ -206,7 +344,7 @@ def start(
     Raises:
         OSError: the executable cannot be started.
     """
-    with _handover:
+    with no_forks:
         ours, theirs = socket_pair()
         record = None
         kept: list[int] = []
@@ -240,7 +378,48 @@ def start(
             for descriptor in kept:
                 os.close(descriptor)
         process = WorkerProcess(pid, open_pidfd(pid))
-        _handover.register(process, ours, record)
+        no_forks.register(process, ours, record)
+    return process, ours, record
+
+
+def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.socket, RecordFile]:
+    """Fork this process, and call ``child`` in the copy with the descriptors of its socket and its record; as :func:`start` here.
+
+    The hooks of :func:`os.register_at_fork` are called. By then none of the copy's descriptors leads to another worker.
+
+    Raises:
+        OSError, RuntimeError: the system, or Python, does not allow a fork.
+    """
+    with no_forks:
+        ours, theirs = socket_pair()
+        record = None
+        kept: list[int] = []
+        try:
+            record = RecordFile()
+            # Where this program has closed a standard stream, a new descriptor would have its number.
+            kept.append(_copy_above(theirs))
+            kept.append(_copy_above(record))
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    no_forks.leave_in_copy()
+                    for file in (ours, theirs, record):
+                        file.close()
+                    child(*kept)
+                finally:
+                    # Whatever has happened: what is on the stack below is the parent's.
+                    os._exit(1)
+        except BaseException:
+            ours.close()
+            if record is not None:
+                record.close()
+            raise
+        finally:
+            theirs.close()
+            for descriptor in kept:
+                os.close(descriptor)
+        process = WorkerProcess(pid, open_pidfd(pid))
+        no_forks.register(process, ours, record)
     return process, ours, record
 
 
@@ -264,6 +443,10 @@ class _Handover:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
+    def leave_in_copy(self) -> None:
+        """In a fork that was made inside: whoever runs there may start workers of its own."""
+        self._lock.release()
+
     def register(self, process: WorkerProcess, *files: socket.socket | RecordFile) -> None:
         self._processes.add(process)
         self._files.update(files)
@@ -278,7 +461,10 @@ class _Handover:
         self._lock.release()
 
 
-_handover: Final = _Handover()
+no_forks: Final = _Handover()
+_BIRTH_PATIENCE: Final = (
+    5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
+)
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
 
@@ -290,6 +476,6 @@ def _no_limit() -> trio.CapacityLimiter:
 def _ended_process(pid: int, exitcode: int | None) -> WorkerProcess:
     """What a pickled WorkerProcess becomes: a record that nothing can be done with."""
     process = WorkerProcess(pid, None)
-    process._reaped = True
+    process.ended = True
     process._exitcode = exitcode
     return process

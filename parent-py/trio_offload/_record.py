@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import stat
+import struct
 import tempfile
 import time
 from typing import Any, Final
@@ -71,6 +72,18 @@ class CrashRecord:
         return attrs.asdict(self) | {"signal": None if self.signal is None else self.signal.name}
 
 
+@attrs.frozen
+class Progress:
+    """How far a worker has come with a chunk of items."""
+
+    chunk: int = 0
+    """The chunk's number."""
+    index: int = 0
+    """All items before this one have been run."""
+    count: int = 0
+    """So many from there on may have begun."""
+
+
 class RecordFile:
     """The file that a worker writes to before it dies. This process keeps it, the worker inherits it."""
 
@@ -81,16 +94,32 @@ class RecordFile:
         else:
             with tempfile.TemporaryFile() as file:
                 self._descriptor = os.dup(file.fileno())
+        # The place where a chunk counts its items. Both sides share the position in the file, so all text comes behind it.
+        os.write(self._descriptor, bytes(_PROGRESS.size))
 
     def fileno(self) -> int:
         return self._descriptor
+
+    def identity(self) -> tuple[int, int]:
+        """What the worker knows the file by, whatever number it has there."""
+        status = os.fstat(self._descriptor)
+        return status.st_dev, status.st_ino
+
+    def progress(self) -> Progress:
+        """How far a chunk has come."""
+        try:
+            index, number, count = _PROGRESS.unpack(os.pread(self._descriptor, _PROGRESS.size, 0))
+        except (OSError, struct.error):
+            # A job has made it shorter. Then nothing is known.
+            return Progress()
+        return Progress(number, index, count)
 
     def read(self) -> str:
         """What has been written; the front of it, should it be endless."""
         if self._descriptor == -1:
             return ""
         try:
-            return os.pread(self._descriptor, _MOST, 0).decode(errors="replace")
+            return os.pread(self._descriptor, _MOST, _PROGRESS.size).decode(errors="replace")
         except OSError as error:
             logger.warning("the record of a worker's death cannot be read: %s", error)
             return ""
@@ -186,3 +215,4 @@ def readable_size(size: int) -> str:
 
 _MOST: Final = 256 * 1024  # bytes; faulthandler's own bounds (100 threads, 100 frames each) make it a tenth of that
 _TAIL: Final = 4096
+_PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_chunks.py

@@ -6,11 +6,14 @@ The parent's half of the state table in PROTOCOL.md is here. What a worker guara
   :class:`CallNotRun`, the call has not begun, and the worker has ended or is on its way out; or raises
   :class:`~trio_offload.BrokenWorkerError`. In that case, and whenever anything else comes out of it (a cancellation,
   say), the process has ended and has been reaped, together with whatever it had started.
+* :meth:`Worker.start_call` and :meth:`Worker.next_answer` are the same in halves, so that a second call can be on its way
+  while the worker runs the first.
 * :meth:`Worker.start` leaves either an idle worker or no process at all.
 """
 
 from __future__ import annotations
 
+import collections
 import enum
 import errno
 import logging
@@ -19,7 +22,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
@@ -32,10 +35,13 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_hea
 from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
+from ._regions import Regions
 from ._sizes import readable_size
 
 if TYPE_CHECKING:
+    from . import _forked
     from ._process import WorkerProcess
+    from ._template import Template, Templates
     from ._trace import TraceWriter
 
 logger: Final = logging.getLogger("trio_offload")
@@ -43,6 +49,14 @@ logger: Final = logging.getLogger("trio_offload")
 
 class CallNotRun(Exception):
     """The worker had left before it began with the call: another worker can run it."""
+
+
+class _NeverForked(Exception):
+    """The template had ended before it forked the worker: another one can do that."""
+
+    def __init__(self, template: Template) -> None:
+        super().__init__()
+        self.template = template
 
 
 class State(enum.Enum):
@@ -59,7 +73,8 @@ class State(enum.Enum):
 @attrs.frozen
 class WorkerSettings:
     """What a worker is started with: ``idle_timeout`` in seconds, what it calls before the first and after each job; bytes that
-    a job may hold; seconds between reports; where records of crashes are kept; where the run is traced.
+    a job may hold; seconds between reports; where records of crashes are kept; where the run is traced; whether it is a fork;
+    what it is forked off, if it is to be forked off a template; the memory of results.
     """
 
     idle_timeout: float = math.inf
@@ -69,6 +84,9 @@ class WorkerSettings:
     report_interval: float = math.inf
     crash_dir: str | None = None
     trace: TraceWriter | None = None
+    fork: bool = False
+    templates: Templates | None = None
+    regions: Regions = attrs.field(factory=Regions)
 
 
 @attrs.frozen
@@ -106,6 +124,15 @@ class Figures:
     cpu_time: float | None = None
 
 
+@attrs.define(eq=False)
+class _Flight:
+    """A call of :meth:`Worker.start_call` that has no answer yet."""
+
+    number: int
+    function: Callable[..., Any]
+    sent: bool = True  # whether the socket may have taken a byte of it
+
+
 class Worker:
     """A worker process and the conversation with it."""
 
@@ -113,7 +140,8 @@ class Worker:
         self._settings = settings
         self._process: WorkerProcess | None = None
         self._channel: Channel | None = None
-        self._state = State.STARTING
+        # To be read by others, written here only.
+        self.state = State.STARTING
         self._calls = 0
         self._told: tuple[Any, ...] = ()
         self._retires = settings.retire is not bool
@@ -125,20 +153,30 @@ class Worker:
         self._started = time.monotonic()
         self._ready = self._started
         self._jobs = 0
-        # The call that runs: what it is called, and when it began on the clock of time.monotonic().
-        self._running: str | None = None
+        # The function that runs, and when it began on the clock of time.monotonic().
+        self._running: Callable[..., Any] | None = None
         # What it held before its first job, in bytes.
         self.baseline = 0
         self._greeting_rest: list[Buffer] = []
+        # Of a fork: what it finds in its ``__main__``.
+        self._definitions: _forked.Definitions | None = None
         self._began = self._started
+        # From which its process is forked, if it is.
+        self._template: Template | None = None
+        # It is watched by a process that has its end of the socket too, so that its death is the end of the stream only a moment
+        # later. A call that was sent in between might have begun, for all that could be known: so such a worker is asked first.
+        self._has_watcher = False
         # Ended on purpose, before anybody had a use for it: how is no matter.
         self.given_up = False
         # When it may have retired by itself, on the clock of time.monotonic().
         self.expires_at = math.inf
-
-    @property
-    def state(self) -> State:
-        return self._state
+        # The calls of `start_call` that have no answer yet, the oldest first, and what the socket has not taken of them yet.
+        self._flight: collections.deque[_Flight] = collections.deque()
+        self._unsent: list[Buffer] = []
+        # How far it had come with a chunk. Known once it has ended.
+        self.progress = _record.Progress()
+        # The bytes of the last answer.
+        self.answer_size = 0
 
     @property
     def process(self) -> WorkerProcess:
@@ -148,6 +186,13 @@ class Worker:
         return self._process
 
     @property
+    def record_identity(self) -> tuple[int, int]:
+        """What the worker knows its record by; for a chunk, which counts its items there."""
+        if self._record is None:
+            raise RuntimeError("the worker has no record")
+        return self._record.identity()
+
+    @property
     def figures(self) -> Figures:
         """What it has told of itself last."""
         if self._figures is None:
@@ -155,19 +200,25 @@ class Worker:
         rss, peak_rss, vms, microseconds = self._figures
         return Figures(rss, peak_rss, vms, microseconds / 1e6)
 
+    @property
+    def _running_name(self) -> str | None:
+        # Looked at for who asks, and not at each call; another thread may ask while the call ends.
+        function = self._running
+        return None if function is None else _payload.function_name(function)
+
     def statistics(self) -> WorkerStatistics:
         """What is known of it at this moment."""
         figures = self.figures
         return WorkerStatistics(
             pid=self.process.pid,
-            state="running" if self._state is State.RUNNING else "idle",
+            state="running" if self.state is State.RUNNING else "idle",
             jobs=self._jobs,
             rss=figures.rss,
             peak_rss=figures.peak_rss,
             vms=figures.vms,
             cpu_time=figures.cpu_time,
             age=time.monotonic() - self._started,
-            function=self._running,
+            function=self._running_name,
         )
 
     async def start(self, *, cancellable: bool) -> None:
@@ -178,17 +229,57 @@ class Worker:
     def begin(self) -> None:
         """Start the process and tell it all that it has to know, without waiting for anything.
 
+        If what it is to be forked off is not ready, :meth:`finish` does all that.
+
         Raises:
             WorkerStartError: it could not be started; nothing is left of it.
         """
         refuse_while_main_loads()
+        if self._settings.fork:
+            self._has_watcher = True
+            greeting = self._greeting_of_fork()
+            self._converse(lambda: greeting, *self._fork())
+            return
         way = _locate.way()
-        greeting = self._greeting(way)
-        self._process, ours, self._record = _spawn(way)
+        self._has_watcher = not way.is_native
+        templates = self._settings.templates
+        if templates is None:
+            functions = self._prepare(way)
+            # Said afterwards: while the system loads the program there is time to find out what to say.
+            self._converse(lambda: self._greeting(way, functions), *_spawn(way))
+            return
+        template = templates.current()
+        if template.state is State.IDLE:
+            # If it cannot be asked just now, or has died a moment ago, `finish` goes on with that.
+            self._begin_forked(templates, template, way)
+
+    def _begin_forked(self, templates: Templates, template: Template, way: _locate.Way) -> bool:
+        """Ask the template for a process; whether that could be done."""
+        greeting = self._greeting(way, self._prepare(way), template)
+        self._started = time.monotonic()
         try:
-            self._channel = Channel(ours)
+            begun = template.fork()
+        except WriteFailed:
+            templates.discard(template)
+            return False
+        except OSError as error:
+            raise WorkerStartError(
+                f"a worker could not be forked: {os.strerror(error.errno or 0)}. {_SPAWN_REMEDIES.get(error.errno or 0, '')}"
+            ) from error
+        if begun is None:
+            return False
+        self._converse(lambda: greeting, *begun)
+        return True
+
+    def _converse(
+        self, greeting: Callable[[], list[Buffer]], process: WorkerProcess, ours: Any, record: _record.RecordFile
+    ) -> None:
+        """Say the greeting to the process that has been started."""
+        self._process, self._record = process, record
+        try:
+            self._channel = Channel(ours, self._settings.regions)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
-            self._greeting_rest = self._channel.send_partly(greeting)
+            self._greeting_rest = self._channel.send_partly(greeting())
             # After the greeting: the worker is busy with it for longer than this takes.
             self._oom_kills = _oom.count_kills()
             self._stderr_size = _record.stderr_size()
@@ -203,8 +294,47 @@ class Worker:
         Raises:
             WorkerStartError: that failed; the message says at which stage and what would help. Nothing is left of it.
         """
+        templates = self._settings.templates
+        if templates is None:
+            await self._finish(cancellable)
+            return
+        for left in reversed(range(_MOST_TEMPLATES)):
+            try:
+                if self._channel is None:
+                    await self._begin_when_ready(templates, cancellable)
+                await self._finish(cancellable)
+                return
+            except _NeverForked as lost:
+                template = lost.template
+            templates.discard(template)
+            self._process = self._channel = None
+            if left == 0:
+                self.state = State.ENDED
+                await template._end_gently()
+                raise WorkerStartError(
+                    f"{_MOST_TEMPLATES} times the template of the workers died while it forked a worker; the last of them: "
+                    f"{template.describe_death()}",
+                    template.process,
+                )
+            self.state = State.STARTING
+
+    async def _begin_when_ready(self, templates: Templates, cancellable: bool) -> None:
+        try:
+            way = _locate.way()
+            while True:
+                self._template = await templates.ready(cancellable=cancellable)
+                if self._begin_forked(templates, self._template, way):
+                    return
+                # Either the next look finds another template, or this one has more requests before it than the system holds.
+                with trio.CancelScope(shield=not cancellable):
+                    await trio.sleep(_CROWDED_PAUSE)
+        except BaseException:
+            self.state = State.ENDED
+            raise
+
+    async def _finish(self, cancellable: bool) -> None:
         channel = self._channel
-        if channel is None or self._state is not State.STARTING:
+        if channel is None or self.state is not State.STARTING:
             raise RuntimeError("the worker is not starting")
         try:
             try:
@@ -212,13 +342,15 @@ class Worker:
             except WriteFailed:
                 pass  # Why it is gone, its last words or its exit status tell.
             self._check_welcome(await self._receive(cancellable))
-            self._state = State.SETTING_UP
+            self.state = State.SETTING_UP
             ready = await self._receive(cancellable)
             self._hear_figures(ready)
             self._check_baseline()
         except (EndOfStream, WireError) as error:
             # One that has closed its end is about to exit; one that talks nonsense is not waited for.
             await (self._end_gently() if isinstance(error, EndOfStream) else self._end())
+            if self._template is not None and not self.process.is_known:
+                raise _NeverForked(self._template) from None
             raise WorkerStartError(self._describe_failed_start(error), self.process) from None
         except BaseException:
             await self._end()
@@ -248,19 +380,48 @@ class Worker:
             BrokenWorkerError: the worker ended, or had to be ended, before it answered.
         """
         channel = self._channel
-        if channel is None or self._state is not State.IDLE:
+        if channel is None or self.state is not State.IDLE:
             raise RuntimeError("the worker is not idle")
+        if self._definitions is not None and _payload.mentions_main(call) and not self._definitions.are_current():
+            # It would not find what the call names in `__main__`, or would find what that was before.
+            self.ask_to_retire()
+            raise CallNotRun
         self._calls += 1
-        self._state = State.RUNNING
-        self._running = call.name
+        self.state = State.RUNNING
+        self._running = call.function
         self._began = time.monotonic()
+        sent = True
         try:
-            frame = await self._exchange(channel, call, cancellable)
-        except CallNotRun:
-            raise
+            # In one piece, and no coroutine is made where there is nothing to wait for: here either would be felt.
+            gone = self._has_watcher and self.process.poll()
+            frame = await self._already_said(channel) if self._retires or gone else None
+            if frame is None:
+                if gone:
+                    sent = False
+                    raise EndOfStream
+                body = {"types": call.types} if call.types else None
+                parts: Sequence[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
+                if _launch.changing_state() != self._told:
+                    parts = [*self._new_settings(), *parts]
+                try:
+                    rest = channel.send_at_once(parts)
+                    if rest:
+                        await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
+                except WriteFailed as failure:
+                    # That decides nothing: what the worker said before it left does.
+                    sent = failure.sent
+                frame = await channel.receive(cancellable=cancellable)
+                while frame.kind is Kind.REPORT:
+                    self._hear_figures(frame)
+                    frame = await channel.receive(cancellable=cancellable)
         except EndOfStream:
             await self._end_gently()
+            if not sent:
+                logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
+                raise CallNotRun from None
             raise self._broken(f"while it ran {call.name}") from None
+        except CallNotRun:
+            raise
         except WireError as error:
             if error.code == "torn_frame":
                 await self._end_gently()
@@ -275,24 +436,134 @@ class Worker:
             self._trace_job("cancelled")
             await self._end()
             raise
-        if frame.id == self._calls and frame.kind in (Kind.RESULT, Kind.RAISED):
+        kind = frame.kind
+        if frame.id == self._calls and (kind is Kind.RESULT or kind is Kind.RAISED):
+            if self._settings.regions.keeps:
+                self._settings.regions.prune()
             if frame.body:
                 self._hear_figures(frame)
             # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
-            result = _load_result(frame) if frame.kind is Kind.RESULT else outcome.Error(load_exception(frame))
+            result: outcome.Outcome[Any]
+            if kind is Kind.RESULT:
+                try:
+                    result = outcome.Value(_payload.load(frame.segments))
+                except BaseException as error:
+                    add_note(error, "(while unpickling the result of a job)")
+                    result = outcome.Error(error)
+            else:
+                result = outcome.Error(load_exception(frame))
             self._jobs += 1
             if self._settings.trace is not None:
-                self._trace_job("ok" if frame.kind is Kind.RESULT else "raised")
+                self._trace_job("ok" if kind is Kind.RESULT else "raised")
             self._become_idle()
             return result
         return await self._refused_call(frame, call.name)
 
-    def will_retire(self) -> bool:
-        """Whether an idle worker is about to leave by the ``retire`` that it was given, as far as that can be foreseen here."""
+    def start_call(self, call: _payload.Payload) -> None:
+        """Begin to send a pickled call. Every call is followed by one :meth:`next_answer`, which does the rest.
+
+        Beside the call that the worker runs, a second one may be on its way (:data:`MOST_IN_FLIGHT`): it begins with that as
+        soon as it has answered, and nobody has to be awaited in between. What the socket does not take at once
+        is written while the next answer is waited for, so that the two sides never wait for each other to read.
+        """
+        channel = self._channel
+        expected = State.RUNNING if self._flight else State.IDLE
+        if channel is None or self.state is not expected or len(self._flight) == MOST_IN_FLIGHT:
+            raise RuntimeError("the worker does not take a call now")
+        self._calls += 1
+        flight = _Flight(self._calls, call.function)
+        body = {"types": call.types} if call.types else None
+        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
+        if _launch.changing_state() != self._told:
+            parts[:0] = self._new_settings()
+        if not self._flight:
+            self.state = State.RUNNING
+            self._begin(flight)
+        self._flight.append(flight)
+        if self._has_watcher and len(self._flight) == 1 and self.process.poll():
+            # Not sent: what it said before it left, or the end of the stream, is all that there is to hear.
+            return
+        if self._unsent:
+            self._unsent += parts
+            return
+        self._unsent = parts
+        flight.sent = self._send_some(channel)
+
+    async def next_answer(self) -> outcome.Outcome[Any]:
+        """What came of the oldest call in flight. A checkpoint unless it is there already; if cancelled the worker is killed.
+
+        Raises:
+            CallNotRun: none of the calls in flight was run.
+            BrokenWorkerError: the worker ended, or had to be ended, before it answered the oldest. Those behind it have not
+                begun.
+        """
+        channel = self._channel
+        if channel is None or not self._flight:
+            raise RuntimeError("the worker has no call to answer")
+        oldest = self._flight[0]
+        try:
+            # With two in flight the worker is often done with both by the time that anybody looks.
+            frame = self._receive_nowait(channel) if len(self._flight) > 1 else None
+            if frame is None:
+                if self._unsent:
+                    frame = await self._next_frame_while_sending(channel)
+                else:
+                    frame = await self._next_frame(channel, True)
+        except EndOfStream:
+            if not oldest.sent:
+                raise await self._died_idle() from None
+            await self._end_gently()
+            raise self._broken(f"while it ran {_payload.function_name(oldest.function)}") from None
+        except WireError as error:
+            if error.code == "torn_frame":
+                await self._end_gently()
+                raise self._broken(f"in the middle of its answer to {_payload.function_name(oldest.function)}") from None
+            await self._end()
+            raise BrokenWorkerError(
+                f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
+                f"while it ran {_payload.function_name(oldest.function)}",
+                self.process,
+            ) from error
+        except BaseException:
+            self._trace_job("cancelled")
+            await self._end()
+            raise
+        if frame.id != oldest.number or frame.kind not in (Kind.RESULT, Kind.RAISED):
+            return await self._refused_call(frame, _payload.function_name(oldest.function), oldest.number)
+        if frame.body:
+            self._hear_figures(frame)
+        if self._settings.regions.keeps:
+            self._settings.regions.prune()
+        self.answer_size = sum(map(len, frame.segments))
+        # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
+        result: outcome.Outcome[Any]
+        if frame.kind is Kind.RESULT:
+            try:
+                result = outcome.Value(_payload.load(frame.segments))
+            except BaseException as error:
+                add_note(error, "(while unpickling the result of a job)")
+                result = outcome.Error(error)
+        else:
+            result = outcome.Error(load_exception(frame))
+        self._jobs += 1
+        if self._settings.trace is not None:
+            self._trace_job("ok" if frame.kind is Kind.RESULT else "raised")
+        self._flight.popleft()
+        if self._flight:
+            self._begin(self._flight[0])
+        else:
+            self._become_idle()
+        return result
+
+    def will_retire(self, ahead: int = 0) -> bool:
+        """Whether an idle worker is about to leave by the ``retire`` that it was given, as far as that can be foreseen here.
+
+        With ``ahead``: after so many calls more.
+        """
         retire = self._settings.retire
         if type(retire) is not RetireWhen:
             return False
-        if retire.jobs is not None and self._jobs >= retire.jobs:
+        if retire.jobs is not None and self._jobs + ahead >= retire.jobs:
             return True
         if retire.seconds is not None and time.monotonic() - self._ready >= retire.seconds:
             return True
@@ -302,7 +573,7 @@ class Worker:
 
     def hear(self) -> bool:
         """Take in, without waiting, what an idle worker has said; whether it still takes jobs."""
-        if self._state is State.IDLE and self._channel is not None:
+        if self.state is State.IDLE and self._channel is not None:
             if self.process.ended:
                 # In a fork of the process that started it; the channel is closed there.
                 self._leave()
@@ -318,17 +589,17 @@ class Worker:
                     self._leave()
                 elif frame is not None:
                     self._reject(frame.kind.name)
-        return self._state is State.IDLE
+        return self.state is State.IDLE
 
     def ask_to_retire(self) -> None:
         """Tell an idle worker to leave. It may have left already."""
-        if self._state is State.IDLE and self._channel is not None:
+        if self.state is State.IDLE and self._channel is not None:
             self._channel.send_nowait([encode_head(Kind.RETIRE, 0, ())])
             self._leave()
 
     def gone(self) -> bool:
         """Whether the process of a worker on its way out has ended; if so it is reaped and nothing of it is left."""
-        if self._process is not None and self._process.poll():
+        if self._process is None or self._process.poll():
             self._close()
             return True
         return False
@@ -352,17 +623,50 @@ class Worker:
         self._close()
         return True
 
-    def _greeting(self, way: _locate.Way) -> list[Buffer]:
-        """HELLO and SETUP as bytes; what cannot be pickled is found here, before anything is started."""
-        hello = _launch.hello(way.libpython, _given_back(way))
-        self._told = _launch.changing_state()
-        settings = _launch.current_settings()
-        segments = [
-            _payload.dump_settings(settings),
+    def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
+        """``init`` and ``retire``, pickled. What cannot be is found here, before anything is started."""
+        return (
             b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
             _payload.dump_callable(self._settings.retire) if self._retires else b"",
-        ]
-        setup: dict[str, Any] = {"eager": _launch.must_be_applied(settings)}
+        )
+
+    def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
+        """HELLO and SETUP as bytes."""
+        self._template = template
+        settings = _launch.current_settings()
+        if template is None:
+            hello = encode_head(Kind.HELLO, 0, (), _launch.hello(way.libpython, given_back(way)))
+            eager = _launch.must_be_applied(settings)
+        else:
+            hello = template.encoded_hello(_launch.hello(way.libpython, template.environment_since(), forked=True))
+            eager = template.must_be_applied(settings)
+        return self._frames(hello, settings, eager, *functions)
+
+    def _greeting_of_fork(self) -> list[Buffer]:
+        from . import _forked
+
+        settings = _forked.settings()
+        hello = encode_head(Kind.HELLO, 0, (), _forked.hello())
+        return self._frames(hello, settings, _launch.must_be_applied(settings), b"", b"")
+
+    def _fork(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
+        from . import _forked
+
+        self._definitions = _forked.Definitions()
+        init = None if self._settings.init is bool else self._settings.init
+        try:
+            return _forked.start(init, self._settings.retire if self._retires else None)
+        except (OSError, RuntimeError) as error:
+            code = error.errno or 0 if isinstance(error, OSError) else 0
+            why = os.strerror(code) if code else str(error)
+            raise WorkerStartError(
+                f"a worker could not be forked: {why}. {_SPAWN_REMEDIES.get(code, '')}".rstrip()
+            ) from error
+
+    def _frames(self, hello: bytes, settings: dict[str, Any], eager: bool, init: bytes, retire: bytes) -> list[Buffer]:
+        self._told = _launch.changing_state()
+        segments = [_payload.dump_settings(settings), init, retire]
+        setup: dict[str, Any] = {"eager": eager}
         if self._settings.idle_timeout < _LONGEST_IDLE:
             setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
         if self._settings.report_interval < _LONGEST_IDLE:
@@ -370,7 +674,7 @@ class Worker:
         if self._settings.memory_limit is not None:
             setup["memory_limit"] = self._settings.memory_limit
         return [
-            encode_head(Kind.HELLO, 0, (), hello),
+            hello,
             encode_head(Kind.SETUP, 0, [len(segment) for segment in segments], setup),
             *segments,
         ]
@@ -380,27 +684,33 @@ class Worker:
         if self._channel is None:
             raise RuntimeError("the worker has not been started")
         frame = await self._next_frame(self._channel, cancellable)
-        expected = Kind.WELCOME if self._state is State.STARTING else Kind.READY
+        known = self.process.is_known
+        expected = Kind.WELCOME if self.state is State.STARTING else Kind.READY
         if frame.kind is expected:
             return frame
-        if frame.kind is Kind.SETUP_FAILED and self._state is State.SETTING_UP:
-            cause = load_exception(frame)
-            await self._end_gently()
-            raise WorkerStartError(
-                f"a worker could not be started, because its init, {_payload.function_name(self._settings.init)}, "
-                f"raised {frame.body['type']}",
-                self.process,
-            ) from cause
+        if frame.kind is Kind.SETUP_FAILED and self.state is State.SETTING_UP:
+            await self._refuse_setup(frame)
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self._end_gently()
+            # What a template refuses has no process.
+            processes = [self.process] if known else []
             raise WorkerStartError(
-                f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", self.process
+                f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", *processes
             )
         await self._end()
         raise WorkerStartError(
             f"worker {self.process.pid} was ended: it said {frame.kind.name} where it had to say {expected.name}",
             self.process,
         )
+
+    async def _refuse_setup(self, frame: Frame) -> NoReturn:
+        cause = load_exception(frame)
+        await self._end_gently()
+        raise WorkerStartError(
+            f"a worker could not be started, because its init, {_payload.function_name(self._settings.init)}, "
+            f"raised {frame.body['type']}",
+            self.process,
+        ) from cause
 
     def _check_welcome(self, frame: Frame) -> None:
         """The worker has compared versions already; this compares what only a running interpreter knows."""
@@ -416,11 +726,11 @@ class Worker:
 
     async def _next_frame(self, channel: Channel, cancellable: bool) -> Frame:
         """The next frame that is not a report."""
-        while True:
-            frame = await channel.receive(cancellable=cancellable)
-            if frame.kind is not Kind.REPORT or self._state is State.STARTING:
-                return frame
+        frame = await channel.receive(cancellable=cancellable)
+        while frame.kind is Kind.REPORT and self.state is not State.STARTING:
             self._hear_figures(frame)
+            frame = await channel.receive(cancellable=cancellable)
+        return frame
 
     def _receive_nowait(self, channel: Channel) -> Frame | None:
         """The next frame that is not a report, if it is there."""
@@ -452,36 +762,61 @@ class Worker:
 
     def _new_settings(self) -> list[Buffer]:
         self._told = _launch.changing_state()
-        settings = _launch.current_settings()
+        if self._settings.fork:
+            from . import _forked
+
+            settings = _forked.settings()
+        else:
+            settings = _launch.current_settings()
         segment = _payload.dump_settings(settings)
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
-    async def _exchange(self, channel: Channel, call: _payload.Payload, cancellable: bool) -> Frame:
-        """Send the call that is due, and receive what the worker says to it."""
-        if self._retires:
-            # A worker with a ``retire`` of its own has often said RETIRED by now: that spares it a call in vain.
-            try:
-                frame = self._receive_nowait(channel)
-            except EndOfStream:
-                raise await self._died_idle() from None
-            if frame is not None:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return frame
-        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths), *call.parts]
-        if _launch.changing_state() != self._told:
-            parts[:0] = self._new_settings()
-        sent = True
+    async def _already_said(self, channel: Channel) -> Frame | None:
+        """What an idle worker has said: one with a ``retire`` of its own has often said RETIRED by now.
+
+        That spares it a call in vain.
+        """
         try:
-            await channel.send(parts, cancellable=cancellable)
+            frame = self._receive_nowait(channel)
+        except EndOfStream:
+            # It ended before a byte of the call was written.
+            raise await self._died_idle() from None
+        if frame is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return frame
+
+    def _begin(self, flight: _Flight) -> None:
+        """The worker is with this call now, as far as can be told from here."""
+        self._running = flight.function
+        self._began = time.monotonic()
+
+    def _send_some(self, channel: Channel) -> bool:
+        """Write what the socket takes of the calls in flight; whether it took any, or may take some later."""
+        try:
+            self._unsent = channel.send_some(self._unsent)
         except WriteFailed as failure:
             # That decides nothing: what the worker said before it left does.
-            sent = failure.sent
-        try:
-            return await self._next_frame(channel, cancellable)
-        except EndOfStream:
-            if sent:
-                raise
-            raise await self._died_idle() from None
+            self._unsent = []
+            return failure.sent
+        return True
+
+    async def _next_frame_while_sending(self, channel: Channel) -> Frame:
+        """The next frame; meanwhile the rest of the calls goes out, because the worker may not read before it has written."""
+
+        async def send_rest() -> None:
+            try:
+                while self._unsent:
+                    await channel.wait_writable()
+                    self._send_some(channel)
+            except trio.Cancelled:
+                pass  # What is left is in its place, for the next time.
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_rest)
+            # Kept from the nursery, which would make a group of what it raises.
+            frame = await outcome.acapture(self._next_frame, channel, True)
+            nursery.cancel_scope.cancel()
+        return frame.unwrap()
 
     async def _died_idle(self) -> CallNotRun:
         """The worker had ended before a byte of the call could be written."""
@@ -489,7 +824,7 @@ class Worker:
         logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
         return CallNotRun()
 
-    async def _refused_call(self, frame: Frame, name: str) -> NoReturn:
+    async def _refused_call(self, frame: Frame, name: str, number: int | None = None) -> NoReturn:
         """The worker answered a call with something other than its result."""
         if frame.kind is Kind.RETIRED:
             self._leave()
@@ -502,7 +837,7 @@ class Worker:
         await self._end()
         raise BrokenWorkerError(
             f"worker {self.process.pid} was ended: it said {frame.kind.name} (id {frame.id}) in answer to call "
-            f"{self._calls} of {name}",
+            f"{number or self._calls} of {name}",
             self.process,
         )
 
@@ -514,7 +849,7 @@ class Worker:
             pid=self.process.pid,
             exitcode=self.process.exitcode,
             signal=self.process.signal,
-            function=self._running,
+            function=self._running_name,
             age=time.monotonic() - self._began,
             stack=stack,
             rss=figures.rss,
@@ -554,8 +889,9 @@ class Worker:
 
     def _trace_job(self, how: str) -> None:
         trace = self._settings.trace
-        if trace is not None and self._running is not None:
-            trace.job(self.process.pid, self._running, self._began, time.monotonic(), how)
+        name = self._running_name
+        if trace is not None and name is not None:
+            trace.job(self.process.pid, name, self._began, time.monotonic(), how)
 
     def _describe_failed_start(self, error: EndOfStream | WireError) -> str:
         process = self.process
@@ -577,7 +913,7 @@ class Worker:
             )
         elif stack:
             hint = f". What it left behind:\n{stack}"
-        elif process.exitcode == 1 and not _locate.way().is_native:
+        elif process.exitcode == 1 and not self._settings.fork and not _locate.way().is_native:
             # Python's own, and it has told standard error why.
             hint = ". Python did not start in the worker, or could not find its library; standard error says why"
             if "PYTHONHOME" in os.environ:
@@ -585,12 +921,12 @@ class Worker:
         return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
 
     def _become_idle(self) -> None:
-        self._state = State.IDLE
+        self.state = State.IDLE
         self._running = None
         self.expires_at = time.monotonic() + self._settings.idle_timeout
 
     def _leave(self) -> None:
-        self._state = State.RETIRING
+        self.state = State.RETIRING
         self.expires_at = -math.inf
 
     def _reject(self, what: str) -> None:
@@ -601,7 +937,7 @@ class Worker:
 
     async def _end(self) -> None:
         """Kill the process with its descendants, wait for it, and let go of everything."""
-        self._state = State.ENDED
+        self.state = State.ENDED
         try:
             if self._process is not None:
                 self._process.kill()
@@ -619,11 +955,16 @@ class Worker:
             await self._end()
 
     def _close(self) -> None:
-        self._state = State.ENDED
+        self.state = State.ENDED
         if self._channel is not None:
             self._channel.close()
         if self._record is not None:
             self._left_behind = self._record.read()
+            if self._settings.fork:
+                from . import _forked
+
+                self._left_behind = _forked.without_parents_frames(self._left_behind)
+            self.progress = self._record.progress()
             self._record.close()
             self._record = None
             if self._settings.trace is not None:
@@ -697,6 +1038,7 @@ def refuse_while_main_loads() -> None:
         )
 
 
+MOST_IN_FLIGHT: Final = 2  # calls
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _COERCION: Final = b"PYTHONCOERCECLOCALE"
@@ -706,6 +1048,8 @@ _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
 # PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
 _ENDS_BY_LIMIT: Final = (7, -signal.SIGKILL)
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
+_MOST_TEMPLATES: Final = 3
+_CROWDED_PAUSE: Final = 0.001  # seconds
 _SPAWN_REMEDIES: Final = {
     errno.EACCES: "It may not be executed: look at its mode, whether its file system is mounted noexec, and whether a security "
     "policy (SELinux, AppArmor) forbids it, which the system's log tells.",
@@ -755,18 +1099,10 @@ def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         ) from error
 
 
-def _given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
+def given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
     """What the worker gives back: the variables that are changed to start it, as they are here."""
     names = [_LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
     return {name: os.environb.get(name) for name in names}
-
-
-def _load_result(frame: Frame) -> outcome.Outcome[Any]:
-    try:
-        return outcome.Value(_payload.load(frame.segments))
-    except BaseException as error:
-        add_note(error, "(while unpickling the result of a job)")
-        return outcome.Error(error)
 
 
 def _secure_execution_hint() -> str:

@@ -48,12 +48,12 @@ def encode_uint(value: int, major: int = 0) -> bytes:
     if value < 24:
         return SINGLE_BYTES[major | value]
     if value < 0x100:
-        return bytes((major | 24, value))
+        return SINGLE_BYTES[major | 24] + SINGLE_BYTES[value]
     if value < 0x10000:
-        return bytes((major | 25,)) + value.to_bytes(2, "big")
+        return SINGLE_BYTES[major | 25] + value.to_bytes(2, "big")
     if value < 0x100000000:
-        return bytes((major | 26,)) + value.to_bytes(4, "big")
-    return bytes((major | 27,)) + value.to_bytes(8, "big")
+        return SINGLE_BYTES[major | 26] + value.to_bytes(4, "big")
+    return SINGLE_BYTES[major | 27] + value.to_bytes(8, "big")
 
 
 SINGLE_BYTES: Final = [bytes((value,)) for value in range(256)]

@@ -17,9 +17,12 @@ import _pickle
 import builtins
 import io
 import os
-from collections.abc import Iterator
 from types import MemberDescriptorType, TracebackType
-from typing import Any, Final, TypeAlias
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Final, TypeAlias
 
 Place: TypeAlias = "tuple[str, str, int, str, str | None]"
 """Of one entry of a traceback: the code's file and name, the line, the module's name and file."""

@@ -16,7 +16,8 @@ import os
 import sys
 
 from ._handlers import complain
-from ._wire import MAX_SEGMENTS, Kind
+from ._segments import Collector
+from ._wire import Kind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,11 +42,24 @@ class Answer:
         self.parts = parts
 
 
+class Inherited:
+    """What a fork of the parent has from it without a pickle: its functions (None: nothing to call), and the exception that
+    was being handled there, which the copy cannot get rid of."""
+
+    __slots__ = ("handled", "init", "retire")
+
+    def __init__(self, init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> None:
+        self.init = init
+        self.retire = retire
+        self.handled = sys.exc_info()[1]
+
+
 class Executor:
     """Everything of the user's that a worker keeps."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, inherited: Inherited | None = None) -> None:
         self._core = _import_pickle_core()
+        self._inherited = inherited
         self._handlers = handlers
         self._process = os.getpid()
         self._settings = Settings(self._core.loads)
@@ -60,17 +74,18 @@ class Executor:
         try:
             self._handlers.release()
             self._settings.replace(bytes(settings))
-            _install_main(self._settings)
+            if self._inherited is None:
+                _install_main(self._settings)
             if not _adopt_imported(self._settings):
                 sys.meta_path.insert(0, _MultiprocessingFinder(self._settings))
             if eager:
                 self._apply_settings()
-            function = self._callable(init)
+            function = self._callable(init) if self._inherited is None else self._inherited.init
             if function is not None:
                 outcome = self._guarded(function, ())
                 _refuse_asynchronous(function, outcome)
             # After `init`: it may look at what the worker holds by then.
-            self._retire = self._callable(retire)
+            self._retire = self._callable(retire) if self._inherited is None else _begun(self._inherited.retire)
             self._handlers.hold()
         except BaseException as error:
             self._handlers.hold()
@@ -167,31 +182,21 @@ class Executor:
         return value
 
     def _dump(self, value: Any) -> Answer:
-        parts: list[Any] = []
-        buffers: list[memoryview] = []
-
-        def take(buffer: Any) -> bool:
-            """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
-            view = buffer.raw()
-            if view.nbytes < _OUT_OF_BAND or len(buffers) >= MAX_SEGMENTS - 1:
-                return True
-            buffers.append(view)
-            return False
-
+        collector = Collector()
         # As long as this thread pickles, no look-up of its loads the main script: what a job returns or raises can only be of
         # the script if that was loaded. A class that came by value says that it is of `__main__` too, and is not.
         self._settings.pickling = _thread.get_ident()
         try:
-            self._core.Pickler(_Sink(parts.append), 5, buffer_callback=take).dump(value)
+            self._core.Pickler(collector, 5, buffer_callback=collector.take).dump(value)
         except Exception as error:
             from ._pickling import dumps
 
-            first, *others = dumps(value, error)
-            parts, buffers = [first], others
+            parts: Sequence[Buffer] = dumps(value, error)
+            return Answer(Kind.RESULT, [len(part) for part in parts], None, parts)
         finally:
             self._settings.pickling = None
-        lengths = [sum(map(len, parts)), *(len(view) for view in buffers)]
-        return Answer(Kind.RESULT, lengths, None, parts + buffers if buffers else parts)
+        parts, lengths, types = collector.segments()
+        return Answer(Kind.RESULT, lengths, {"types": types} if types else None, parts)
 
     def _apply_settings(self) -> None:
         from . import _settings
@@ -204,6 +209,8 @@ class Executor:
         segments: list[bytes] = []
         self._settings.pickling = _thread.get_ident()
         try:
+            if self._inherited is not None and self._inherited.handled is not None:
+                _part(error, self._inherited.handled)
             from ._exceptions import dump
 
             segments, type_name, message, traceback = dump(error, stage)
@@ -256,17 +263,29 @@ def flush() -> None:
 
 
 _BUILTIN: Final = type(len)
-_OUT_OF_BAND: Final = 16 * 1024
 _TEXT_LIMIT: Final = 2**20  # bytes
 
 
-class _Sink:
-    """The least that a pickler takes for a file. Large bytes come as they are, without a copy (Modules/_pickle.c)."""
+def _begun(retire: Any) -> Any:
+    """An inherited ``retire``. One of ``retire_when`` counts from here on, as its pickle would make it do."""
+    if retire is None or type(retire).__module__ != "trio_offload_worker._retire":
+        return retire
+    make, arguments = retire.__reduce__()
+    return make(*arguments)
 
-    __slots__ = ("write",)
 
-    def __init__(self, write: Callable[[Any], None]) -> None:
-        self.write = write
+def _part(error: BaseException, handled: BaseException) -> None:
+    """Python takes what a job raises for raised while the parent's exception is handled: it still is, in frames that never go on."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if found.__context__ is handled:
+            found.__context__ = None
+        waiting += [found.__context__, found.__cause__]
 
 
 def _import_pickle_core() -> Any:

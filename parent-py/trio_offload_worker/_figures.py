@@ -109,4 +109,4 @@ _LOOKS: Final = 3
 # In less time than this, in seconds, a process takes no memory worth telling.
 _INTERVAL: Final = 0.001
 # The same for the peak, which differs from what was resident at some reading only if it was given back between two.
-_PEAK_INTERVAL: Final = 0.02
+_PEAK_INTERVAL: Final = 0.002

@@ -1,6 +1,7 @@
 """What HELLO says, for a worker in Python: is this the parent's own Python? Then ``sys`` and the environment are put right.
 
-Most of it is so already: the parent has started its own interpreter with its own switches (``trio_offload._launch``).
+Most of it is so already: the parent has started its own interpreter with its own switches (``trio_offload._launch``). In a
+fork of the parent all of it is.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Refusal(Exception):
         self.message = message
 
 
-def obey(hello: dict[str, Any], release: str) -> dict[str, Any]:
-    """Become the parent's Python; the body of WELCOME. ``release`` is that of this package.
+def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[str, Any]:
+    """Become the parent's Python, unless this process is a fork of it; the body of WELCOME. ``release`` is that of this package.
 
     Raises:
         Refusal: it cannot.
@@ -54,7 +55,8 @@ def obey(hello: dict[str, Any], release: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Refusal("environment", f"an environment variable cannot be given back its value: {error}") from error
     try:
-        _furnish(hello)
+        if not is_fork:
+            _furnish(hello)
     except Exception as error:
         raise Refusal("interpreter", f"Python started, but its sys module could not be set up: {error}") from error
     return {

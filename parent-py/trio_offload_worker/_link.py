@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from ._handlers import Handlers
+    from ._memory import Target
     from ._wire import Buffer, Frame, Kind
 
 
@@ -40,9 +41,11 @@ class Link:
     """The worker's end of the socket."""
 
     def __init__(
-        self, descriptor: int, handlers: Handlers, allocate: Callable[[int], Any], admit: Callable[[Kind], object]
+        self, descriptor: int, handlers: Handlers, allocate: Callable[[int, int], Target], admit: Callable[[Kind], object]
     ) -> None:
         self._socket = _socket.socket(fileno=descriptor)
+        # A fork inherits `socket.setdefaulttimeout` from its parent.
+        self._socket.settimeout(None)
         self._descriptor = descriptor
         self._handlers = handlers
         os.set_inheritable(descriptor, False)
@@ -162,12 +165,13 @@ class Link:
         self._send_all(b"".join(small))
 
 
-def complain_of_loss() -> None:
+def complain_of_loss(descriptor: int) -> None:
     """The parent cannot be told; it learns that this worker ends."""
     if sys.stderr is not None:
         try:
             sys.stderr.write(
-                "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends\n"
+                f"trio-offload-worker: a job has closed descriptor {descriptor}, which leads to the parent program; this worker "
+                "ends\n"
             )
         except Exception:
             pass

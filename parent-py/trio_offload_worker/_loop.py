@@ -44,7 +44,7 @@ def main(release: str) -> NoReturn:
     watcher = _watcher.start(SOCKET, RECORD, parent)
     _watcher.become_subreaper()
     # Registered before any other, it is called after all others.
-    atexit.register(_leave, os.getpid(), parent, watcher)
+    atexit.register(leave, os.getpid(), parent, watcher)
     swallow_interrupts()
     namespace = sys.modules["__main__"].__dict__
     for name in [name for name in namespace if not name.startswith("__")]:
@@ -55,10 +55,44 @@ def main(release: str) -> NoReturn:
     session = Session(SOCKET, RECORD, watcher, release)
     code = session.run()
     if session.parent_closed:
-        _await_death(parent)
+        await_death(parent)
     # With this variable Python would not end here, wherever it comes from by now.
     os.unsetenv("PYTHONINSPECT")
     raise SystemExit(code)
+
+
+def await_death(parent: int) -> None:
+    """A process that ends closes its descriptors before its children can see that it has ended. One that lives goes on."""
+    deadline = time.monotonic() + _watcher.GRACE
+    while os.getppid() == parent and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def fill_standard_streams() -> None:
+    """Lest something of ours, or of a job's, gets the number of a standard stream."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def leave(worker: int, parent: int, watcher: _watcher.Watcher) -> None:
+    """The last exit handler."""
+    if os.getpid() != worker:
+        return  # A copy that a job has forked off.
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            # While the watcher is still there: whoever reads it may have stopped reading.
+            stream.flush()
+        except Exception:
+            pass
+    # Python is about to take its handlers away.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])
+    if os.getppid() != parent:
+        # The parent has ended, so nobody else ends what the jobs have left.
+        end_family(worker, lambda number: None)
+    watcher.dismiss()
 
 
 _WRONG_ARGUMENTS: Final = 2
@@ -82,35 +116,5 @@ def _prepare_descriptors() -> bool:
                 os.close(descriptor)
         except OSError:
             pass  # It was the one for this list.
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # Lest something of ours, or of a job's, gets the number of a standard stream.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    fill_standard_streams()
     return True
-
-
-def _await_death(parent: int) -> None:
-    """A process that ends closes its descriptors before its children can see that it has ended. One that lives goes on."""
-    deadline = time.monotonic() + _watcher.GRACE
-    while os.getppid() == parent and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
-def _leave(worker: int, parent: int, watcher: _watcher.Watcher) -> None:
-    """The last exit handler."""
-    if os.getpid() != worker:
-        return  # A copy that a job has forked off.
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            # While the watcher is still there: whoever reads it may have stopped reading.
-            stream.flush()
-        except Exception:
-            pass
-    # Python is about to take its handlers away.
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])
-    if os.getppid() != parent:
-        # The parent has ended, so nobody else ends what the jobs have left.
-        end_family(worker, lambda number: None)
-    watcher.dismiss()

@@ -13,11 +13,14 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable
 from types import CodeType, ModuleType
-from typing import Any, Final
 
 from ._notes import add_note
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
 
 loading = False
 """Whether the script is running here just now. ``trio_offload`` starts no workers then: it would be without end."""

@@ -6,7 +6,10 @@ They are imported here from the same files and under the same names, when a job 
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 
 def install(modules: dict[str, tuple[str | None, list[str] | None]]) -> None:

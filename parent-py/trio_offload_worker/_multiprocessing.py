@@ -8,13 +8,18 @@ parent's tracker is used instead, as multiprocessing's own children do, if the p
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import stat
 import sys
-from importlib.machinery import ModuleSpec
-from typing import Any, Final
 
 from . import _imports
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from typing import Any, Final
 
 
 def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> ModuleSpec | None:
@@ -43,6 +48,24 @@ def adopt(settings: dict[str, Any]) -> None:
     else:
         sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TrackerFinder)]
         sys.meta_path.insert(0, _TrackerFinder(settings))
+
+
+def begin_in_fork() -> list[Any]:
+    """As a fork of multiprocessing's own begins (``BaseProcess._bootstrap``): the parent's children, finalizers and parent are not
+    this process's. What must not be let go of is returned, because its end may be the end of something of the parent's.
+    """
+    process: Any = sys.modules["multiprocessing.process"]
+    kept = [process._children, process._parent_process]
+    process._children = set()
+    process._process_counter = itertools.count(1)
+    process._parent_process = None
+    util: Any = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        kept.append(dict(util._finalizer_registry))
+        util._finalizer_registry.clear()
+        util._run_after_forkers()
+        atexit.register(util._exit_function)
+    return kept
 
 
 class _TrackerFinder:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 from ._notes import add_note
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _OUT_OF_BAND = 16 * 1024  # bytes; smaller buffers go into the pickle
 _MOST_BUFFERS = 65_000  # a frame has room for 65,536 segments

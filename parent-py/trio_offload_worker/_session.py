@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Final, NoReturn
 
-    from ._executor import Answer
+    from ._executor import Answer, Inherited
+    from ._memory import Target
     from ._watcher import Watcher
     from ._wire import Buffer, Frame
 
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
 class Session:
     """Serves one parent."""
 
-    def __init__(self, socket: int, record: int, watcher: Watcher, release: str) -> None:
+    def __init__(self, socket: int, record: int, watcher: Watcher, release: str, inherited: Inherited | None = None) -> None:
         self._watcher = watcher
+        self._is_fork = inherited is not None
         self._release = release
         self._state = "AWAIT_HELLO"
         self._handlers = Handlers()
+        self._descriptor = socket
         self._link = Link(socket, self._handlers, _allocate, self._admit)
-        self._executor = Executor(self._handlers)
+        self._executor = Executor(self._handlers, inherited)
         # Whether the parent's end was closed without a word, as it is when the parent dies.
         self.parent_closed = False
         # The idle time that counts once a call has been run, where another one counts before.
@@ -113,7 +116,7 @@ class Session:
     def _hello(self, frame: Frame) -> None:
         self._watcher.tell(BUSY)
         try:
-            welcome = obey(frame.body, self._release)
+            welcome = obey(frame.body, self._release, is_fork=self._is_fork)
         except Refusal as refusal:
             self._say(Kind.REFUSED, {"code": refusal.code, "message": clip(refusal.message)})
             raise _Ending(_REFUSED) from None
@@ -208,7 +211,7 @@ class Session:
             self.parent_closed = True
             raise _Ending(_IN_ORDER) from None
         except LinkLost:
-            complain_of_loss()
+            complain_of_loss(self._descriptor)
             raise _Ending(_ABORTED) from None
         except (OSError, ValueError) as error:
             self._abort("socket", f"writing to the parent's socket failed: {error}")
@@ -254,8 +257,8 @@ _HANDLERS: Final = {
 }
 
 
-def _allocate(size: int) -> Any:
+def _allocate(size: int, kind: int) -> Target:
     try:
-        return allocate(size)
+        return allocate(size, kind)
     except (MemoryError, OverflowError, OSError, ValueError):
         raise _TooLarge(size) from None

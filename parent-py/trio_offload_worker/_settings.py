@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import _warnings
 import sys
-from typing import Any, Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 pending = False
 """Whether a filter still waits for its category. Looked at before each job."""
@@ -107,9 +110,49 @@ def _pattern(value: Any) -> Any:
     """``None`` and a plain string stand for themselves; a list is a regular expression with its flags."""
     if value is None or isinstance(value, str):
         return value
-    import re
+    if "re" in sys.modules:
+        import re
 
-    return re.compile(value[0], value[1])
+        return re.compile(value[0], value[1])
+    return Pattern(value[0], value[1])
+
+
+class Pattern:
+    """A regular expression that is compiled when something is asked of it, the first warning as a rule.
+
+    The import of ``re`` takes half as long as the whole start of Python, and NumPy, for one, puts three such filters in place
+    in every program that uses it.
+    """
+
+    __slots__ = ("_compiled", "_text")
+
+    def __init__(self, text: str, flags: int) -> None:
+        self._text = text, flags
+        self._compiled: Any = None
+
+    def _real(self) -> Any:
+        if self._compiled is None:
+            import re
+
+            self._compiled = re.compile(*self._text)
+        return self._compiled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real(), name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._real() == (other._real() if isinstance(other, Pattern) else other))
+
+    def __hash__(self) -> int:
+        return hash(self._real())
+
+    def __repr__(self) -> str:
+        return repr(self._real())
+
+    def __reduce__(self) -> Any:
+        import re
+
+        return re.compile, self._text
 
 
 def _filters() -> list[Any]:

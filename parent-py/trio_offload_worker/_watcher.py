@@ -4,7 +4,9 @@ It watches the parent while a job runs, also one that never lets go of the GIL, 
 descendants when the parent has ended or given it up, or when a job holds more memory than it may. It sends the reports.
 No thread of Python's could do that. How it stays out of the way:
 
-* It is forked off before anything else is imported, so it is small, and shares nearly all of its memory.
+* It is forked off before anything else is imported, so it is small, and shares nearly all of its memory. (Beside a worker that
+  is a fork of its parent it is as large as that, and shares that memory too. It never collects garbage, which would copy all
+  of it, and be the parent's garbage.)
 * It is made with clone(2) and without a signal for its end. The kernel keeps such a child from every ``wait`` that does not
   ask for it (wait(2), ``__WCLONE``) and sends no SIGCHLD: ``os.wait()`` in a job does not see it. It still is the worker's
   child, so the parent finds and kills it with the rest of the family. To fork twice instead would leave it to whoever
@@ -114,7 +116,7 @@ class Watcher:
 def start(socket: int, record: int, parent: int) -> Watcher:
     """Start the watcher of this process, whose parent has the process id ``parent``, the other end of ``socket`` and ``record``.
 
-    To be called while there is one thread, and before this process becomes a subreaper.
+    To be called while there is one thread as far as possible, and before this process becomes a subreaper.
 
     Raises:
         OSError: the system has no process, or no descriptor, to spare.
@@ -144,13 +146,13 @@ def start(socket: int, record: int, parent: int) -> Watcher:
             os._exit(1)
     os.close(listener)
     # Where a process may be looked into by those above it only (Yama), this one is allowed to.
-    _call("prctl", _PR_SET_PTRACER, pid, 0, 0, 0)
+    call_library("prctl", _PR_SET_PTRACER, pid, 0, 0, 0)
     return Watcher(pid, memory, bell)
 
 
 def become_subreaper() -> None:
     """Let orphaned descendants fall to this process, so that they can be found (prctl(2)). Without ``_ctypes`` they cannot."""
-    _call("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    call_library("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -179,18 +181,24 @@ def _clone() -> int | None:
     number = _CLONE.get(os.uname().machine) if sys.maxsize > 2**32 else None
     if number is None:
         return None
-    pid = _call("syscall", number, 0, 0, 0, 0, 0)
+    pid = call_library("syscall", number, 0, 0, 0, 0, 0)
     return pid if pid is not None and pid >= 0 else None
 
 
-def _call(name: str, *arguments: int | bytes) -> int | None:
-    """A function of the C library; None where there is no ``_ctypes``. The package ``ctypes`` around it is not needed."""
+def call_library(name: str, *arguments: int | bytes | None, keep_gil: bool = True) -> int | None:
+    """A function of the C library; None where there is no ``_ctypes``. The package ``ctypes`` around it is not needed.
+
+    Called without the GIL, a clone could be made while another thread holds it, and in the copy nobody would ever give it back.
+    """
     try:
         import _ctypes
     except ImportError:
         return None
     core: Any = _ctypes
-    result: int = core.call_function(core.dlsym(core.dlopen(None, 0), name), arguments)
+    number = type("number", (core._SimpleCData,), {"_type_": "l"})
+    flags = core.FUNCFLAG_CDECL | (core.FUNCFLAG_PYTHONAPI if keep_gil else 0)
+    function = type("function", (core.CFuncPtr,), {"_flags_": flags, "_restype_": number})
+    result: int = function(core.dlsym(core.dlopen(None, 0), name))(*arguments)
     return result
 
 
@@ -227,6 +235,9 @@ class _Watch:
     def __init__(self, parent: _Life, worker: _Life, socket: int, record: int, listener: int, memory: mmap.mmap) -> None:
         # Ctrl+C and the like are for the worker, and a Ctrl+Z at the terminal must not keep this process from its work.
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        import gc
+
+        gc.disable()
         self._parent = parent
         self._worker = worker
         self._socket = socket
@@ -327,7 +338,7 @@ class _Watch:
         data = encode_head(Kind.REPORT, 0, (), {"figures": figures})
         self._memory[_WRITING] = 1
         try:
-            descriptor = _call("syscall", _PIDFD_GETFD, self._worker.pidfd, self._socket, 0)
+            descriptor = call_library("syscall", _PIDFD_GETFD, self._worker.pidfd, self._socket, 0)
             if descriptor is None or descriptor < 0:
                 return
             borrowed = _socket.socket(fileno=descriptor)

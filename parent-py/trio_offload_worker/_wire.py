@@ -28,6 +28,11 @@ MAX_PAYLOAD: Final = 2**40
 MAX_SEGMENTS: Final = 65_536
 MAX_ID: Final = 2**64 - 1
 
+# What a segment becomes in the receiver: memory that can be written to, a ``bytes``, a ``bytearray``.
+MEMORY: Final = 0
+BYTES: Final = 1
+BYTEARRAY: Final = 2
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -39,6 +44,8 @@ class Kind(int):
     CALL: ClassVar[Kind]
     RETIRE: ClassVar[Kind]
     SETTINGS: ClassVar[Kind]
+    TEMPLATE: ClassVar[Kind]
+    FORK: ClassVar[Kind]
     WELCOME: ClassVar[Kind]
     REFUSED: ClassVar[Kind]
     READY: ClassVar[Kind]
@@ -68,6 +75,8 @@ for _name, _number in (
     ("CALL", 3),
     ("RETIRE", 4),
     ("SETTINGS", 6),
+    ("TEMPLATE", 7),
+    ("FORK", 8),
     ("WELCOME", 16),
     ("REFUSED", 17),
     ("READY", 18),
@@ -117,7 +126,7 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
     """
     if len(lengths) == 1 and body is None and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
         # By far the most frequent frame: a call without buffers.
-        header = b"\x83%b%b\x81%b" % (_SMALL[kind], encode_uint(id), encode_uint(lengths[0]))
+        header = b"\x83" + _SMALL[kind] + encode_uint(id) + b"\x81" + encode_uint(lengths[0])
         return _PREFIX.pack(MAGIC, len(header), lengths[0]) + header
     payload = sum(lengths)
     if not 0 <= id <= MAX_ID:
@@ -143,15 +152,18 @@ class Decoder:
     None. After an error it is of no further use.
 
     Args:
-        allocate: makes the memory, of so many bytes, for a segment that does not fit the buffer.
+        allocate: makes the memory for a segment that does not fit the buffer; asked with its size in bytes and its type, it
+            gives what is to be filled and what gives the object once that has been done.
         admit: is told the kind of each frame before memory is taken for its payload; what it raises comes out of
             :meth:`next_frame`.
     """
 
     def __init__(
-        self, allocate: Callable[[int], Any] = bytearray, admit: Callable[[Kind], object] = lambda kind: None
+        self,
+        allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]] | None = None,
+        admit: Callable[[Kind], object] = lambda kind: None,
     ) -> None:
-        self._allocate = allocate
+        self._allocate = allocate or _allocate_plainly
         self._admit = admit
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._start = 0
@@ -165,7 +177,8 @@ class Decoder:
             return self._filling.target
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._end == len(self._buffer):
+            return self._buffer
+        if self._end == len(self._buffer):
             self._make_room(len(self._buffer))
         return self._buffer[self._end :]
 
@@ -188,6 +201,9 @@ class Decoder:
         if head is None:
             if self._start == self._end:
                 return None
+            frame = self._plain_frame()
+            if frame is not None:
+                return frame
             self._head = head = self._parse_head()
             if head is None:
                 return None
@@ -203,10 +219,13 @@ class Decoder:
             return None
         segments: list[Any] = []
         at = self._start
+        types = head.body.get("types")
         for length in head.lengths:
             segment: Any = self._buffer[at : at + length]
             at += length
-            segments.append(bytearray(segment) if segments else segment)
+            if segments:
+                segment = bytes(segment) if types and types[len(segments)] == BYTES else bytearray(segment)
+            segments.append(segment)
         self._start = at
         self._head = None
         return Frame(head.kind, head.id, segments, head.body, bool(segments))
@@ -219,6 +238,36 @@ class Decoder:
         """
         if self._head is not None or self._start != self._end:
             raise WireError("torn_frame", "the stream ended inside a frame")
+
+    def _plain_frame(self) -> Frame | None:
+        """By far the most frequent frame, one segment and no body, if that is what comes next and it is all there.
+
+        What is not exactly that is judged in the ordinary way, which takes three times as long.
+        """
+        buffer, start = self._buffer, self._start + _PREFIX.size
+        if self._end <= start:
+            return None
+        magic, length, payload = _PREFIX.unpack_from(buffer, self._start)
+        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or start + length + payload > self._end:
+            return None
+        header = bytes(buffer[start : start + length])
+        initial = header[2]
+        if header[0] != 0x83 or header[1] not in _KINDS_OF_ONE or initial > 27:
+            return None
+        at = 3 if initial < 24 else 3 + (1 << (initial - 24))
+        if header[at:] != b"\x81" + encode_uint(payload):
+            return None
+        kind = _KINDS[header[1]]
+        self._admit(kind)
+        begin = start + length
+        self._start = begin + payload
+        return Frame(
+            kind,
+            initial if at == 3 else int.from_bytes(header[3:at], "big"),
+            [buffer[begin : self._start]],
+            {},
+            borrowed=True,
+        )
 
     def _parse_head(self) -> _Head | None:
         available = self._end - self._start
@@ -254,16 +303,20 @@ class Decoder:
         if not filling.complete:
             return None
         head = filling.head
+        segments = filling.take()
         self._filling = self._head = None
         if len(self._buffer) > _BUFFER_SIZE and self._start == self._end:
             self._buffer = memoryview(bytearray(_BUFFER_SIZE))
             self._start = self._end = 0
-        return Frame(head.kind, head.id, filling.segments, head.body)
+        return Frame(head.kind, head.id, segments, head.body)
 
 
 _PREFIX: Final = struct.Struct(">4sIQ")
 _BUFFER_SIZE: Final = 64 * 1024
 _BORROW_LIMIT: Final = 32 * 1024
+# The header of a frame of one segment: the array, the kind, the id, and the segment's length in an array.
+_SHORTEST_PLAIN: Final = 5
+_LONGEST_PLAIN: Final = 1 + 1 + 9 + 1 + 9
 
 
 class _Head:
@@ -277,14 +330,25 @@ class _Head:
         self.body = body
 
 
+def _allocate_plainly(size: int, kind: int) -> tuple[memoryview, Callable[[], Any]]:
+    memory = bytearray(size)
+    return memoryview(memory), lambda: bytes(memory) if kind == BYTES else memory
+
+
 class _Filling:
     """The segments of a large frame while they arrive."""
 
-    def __init__(self, head: _Head, allocate: Callable[[int], Any]) -> None:
+    def __init__(self, head: _Head, allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]]) -> None:
         self.head = head
-        self.segments = [allocate(length) for length in head.lengths]
-        self._views = [memoryview(segment) for segment, length in zip(self.segments, head.lengths, strict=True) if length]
+        types = head.body.get("types") or bytes(len(head.lengths))
+        targets = [allocate(length, kind) for length, kind in zip(head.lengths, types, strict=True)]
+        self._takes = [take for _, take in targets]
+        self._views = [view for view, _ in targets if len(view)]
         self._views.reverse()
+
+    def take(self) -> list[Any]:
+        """The segments, which are complete."""
+        return [take() for take in self._takes]
 
     @property
     def complete(self) -> bool:
@@ -319,18 +383,15 @@ def _check_magic(start: bytes) -> None:
 
 def _parse_header(data: bytes, payload: int) -> _Head:
     try:
-        if data[1] in _KINDS_OF_ONE and data[0] in (0x83, 0x84):
-            # By far the most frequent frame: a result without buffers. What is not exactly that is judged below.
+        if data[0] == 0x84 and data[1] == Kind.RESULT:
+            # A frequent one: a result of one segment with figures. What is not exactly that is judged below.
             id, at = _decode_uint(data, 2)
             if data[at] == 0x81:
                 length, at = _decode_uint(data, at + 1)
-                if length == payload:
-                    if data[0] == 0x83 and at == len(data):
-                        return _Head(_KINDS[data[1]], id, [length], payload, {})
-                    if data[0] == 0x84 and data[1] == Kind.RESULT and data.startswith(_FIGURES_HEAD, at):
-                        figures = _decode_figures(data, at + len(_FIGURES_HEAD))
-                        if figures is not None:
-                            return _Head(Kind.RESULT, id, [length], payload, {"figures": figures})
+                if length == payload and data.startswith(_FIGURES_HEAD, at):
+                    figures = _decode_figures(data, at + len(_FIGURES_HEAD))
+                    if figures is not None:
+                        return _Head(Kind.RESULT, id, [length], payload, {"figures": figures})
         items, at = _decode_uint(data, 0, 0x80)
         if items not in (3, 4):
             raise _malformed(f"an array of {items} items; 3 or 4 are allowed")
@@ -400,6 +461,8 @@ def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, 
                 raise WireError("malformed_body", f"a {kind.name} without {field.name!r}")
         elif not field.fits(body[field.name]):
             raise WireError("malformed_body", f"the {field.name!r} of a {kind.name} is not {field.what}")
+    if "types" in body and len(body["types"]) != segments and _TYPES in fields:
+        raise WireError("malformed_body", f"a {kind.name} with {segments} segments and the types of {len(body['types'])}")
     return {field.name: body[field.name] for field in fields if field.name in body}
 
 
@@ -449,6 +512,19 @@ def _is_unsigned(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
 
 
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_array_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_streams(value: Any) -> bool:
+    """Numbers below three, each larger than the one before it."""
+    return isinstance(value, list) and all(map(_is_unsigned, value)) and value == [n for n in range(3) if n in value]
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -474,6 +550,10 @@ def _is_environment(value: Any) -> bool:
 
 def _are_figures(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_unsigned, value))
+
+
+def _are_types(value: Any) -> bool:
+    return isinstance(value, bytes) and all(number <= BYTEARRAY for number in value)
 
 
 def _is_flags(value: Any) -> bool:
@@ -520,8 +600,9 @@ def _byte_strings(*names: str) -> tuple[_Field, ...]:
 _NONE: Final = range(1)
 _ANY: Final = range(MAX_SEGMENTS + 1)
 _SOME: Final = range(1, MAX_SEGMENTS + 1)
-_EAGER: Final = _Field("eager", "a boolean", lambda value: isinstance(value, bool))
+_EAGER: Final = _Field("eager", "a boolean", _is_boolean)
 _FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_figures, required=False)
+_TYPES: Final = _Field("types", "a byte string of the numbers 0, 1 and 2", _are_types, required=False)
 _ERROR: Final = _texts("stage", "type", "message", "traceback")
 
 # How many segments each message has, and the fields of its body.
@@ -543,6 +624,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _Field("home", "a byte string", _is_bytes, required=False),
             _Field("search_path", "an array of byte strings", _is_array_of_bytes, required=False),
             _Field("bundle", "a bundle", _is_bundle, required=False),
+            _Field("template", "a boolean", _is_boolean, required=False),
         ),
     ),
     Kind.SETUP: (
@@ -554,9 +636,17 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _unsigned("memory_limit", required=False),
         ),
     ),
-    Kind.CALL: (_SOME, ()),
+    Kind.CALL: (_SOME, (_TYPES,)),
     Kind.RETIRE: (_NONE, ()),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
+    Kind.TEMPLATE: (range(1, 2), (_EAGER, _Field("modules", "an array of text", _is_array_of_text))),
+    Kind.FORK: (
+        _NONE,
+        (
+            _Field("streams", "some of 0, 1 and 2 in their order", _are_streams),
+            _Field("directory", "a boolean", _is_boolean),
+        ),
+    ),
     Kind.WELCOME: (
         _NONE,
         (
@@ -568,8 +658,8 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     ),
     Kind.REFUSED: (_NONE, _texts("code", "message")),
     Kind.READY: (_NONE, (_FIGURES,)),
-    Kind.SETUP_FAILED: (_ANY, _ERROR),
-    Kind.RESULT: (_SOME, (_FIGURES,)),
+    Kind.SETUP_FAILED: (_ANY, (*_ERROR, _Field("module", "text", _is_text, required=False))),
+    Kind.RESULT: (_SOME, (_TYPES, _FIGURES)),
     Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
     Kind.RETIRED: (_NONE, _texts("reason")),
     Kind.ABORTED: (_NONE, _texts("code", "message")),

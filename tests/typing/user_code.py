@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
+import outcome
 import trio
 from typing_extensions import assert_type
 
@@ -19,6 +21,7 @@ from trio_offload import (
     WorkerContext,
     WorkerMemoryError,
     WorkerStatistics,
+    WorkerTimeoutError,
     WorkerType,
     cache_scope,
     configure_default_context,
@@ -76,6 +79,27 @@ async def options() -> None:
     # Any async context manager limits.
     assert_type(await run_sync(shout, "hello", limiter=trio.Lock()), str)
     assert_type(current_default_worker_limiter(), trio.CapacityLimiter)
+
+
+async def maps() -> None:
+    async with trio_offload.map(shout, ["a", "b"]) as texts:
+        async for text in texts:
+            assert_type(text, str)
+    async with trio_offload.map(measure, [Path("file")], chunk_size="auto", ordered=False, workers=2, window=50) as sizes:
+        assert_type(sizes, AsyncIterator[tuple[int, float]])
+    async with trio_offload.map(math.sqrt, range(5), timeout=1.5, return_outcomes=True) as roots:
+        async for root in roots:
+            assert_type(root, outcome.Outcome[float])
+    send, receive = trio.open_memory_channel[Path](5)
+    async with open_worker_context() as context, context.map(measure, receive, limiter=trio.CapacityLimiter(2)) as sizes:
+        assert_type(await sizes.__anext__(), tuple[int, float])
+        async with context.map(functools.partial(shout, times=2), ["a"], return_outcomes=True) as outcomes:
+            assert_type((await outcomes.__anext__()).unwrap(), str)
+    try:
+        pass
+    except WorkerTimeoutError as error:
+        assert_type(error.timeout, float)
+    await send.aclose()
 
 
 async def contexts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import trio
 
+import trio_offload
 from trio_offload import open_worker_context, run_sync
 
 
@@ -41,6 +42,16 @@ async def wrong_options() -> None:
         pass
     async with open_worker_context(worker_type="spawn"):  # type: ignore[arg-type]
         pass
+
+
+async def wrong_maps() -> None:
+    trio_offload.map(shout, [1, 2])  # type: ignore[arg-type]
+    trio_offload.map(shout, 5)  # type: ignore[call-overload]
+    trio_offload.map(shout, ["a"], chunk_size="large")  # type: ignore[call-overload]
+    trio_offload.map(shout, ["a"], timeout="long")  # type: ignore[call-overload]
+    async with trio_offload.map(shout, ["a"]) as texts:
+        async for text in texts:
+            text + 1  # type: ignore[operator]
 
 
 async def wrong_in_a_nursery(nursery: trio.Nursery) -> None:

@@ -23,7 +23,7 @@ MAX_HEADER = 16_777_216
 MAX_PAYLOAD = 1_099_511_627_776
 MAX_SEGMENTS = 65_536
 
-HELLO, SETUP, CALL, RETIRE, SETTINGS = 1, 2, 3, 4, 6
+HELLO, SETUP, CALL, RETIRE, SETTINGS, TEMPLATE, FORK = 1, 2, 3, 4, 6, 7, 8
 WELCOME, REFUSED, READY, SETUP_FAILED = 16, 17, 18, 19
 RESULT, RAISED, RETIRED, ABORTED, REPORT = 20, 21, 22, 23, 25
 
@@ -342,6 +342,12 @@ def messages() -> None:
         call(2, b"pickle", b"first", b"second buffer"),
     )
     good(
+        "call-types",
+        "a CALL that says what its segments become",
+        frame(CALL, 2, [b"pickle", b"memory", b"bytes", b"", b"bytearray"], {"types": bytes([0, 0, 1, 1, 2])}),
+    )
+    good("call-types-first", "the first segment may have a type too", frame(CALL, 2, [b"pickle"], {"types": bytes([2])}))
+    good(
         "call-empty-segments",
         "segments of no length, at the start, inside and at the end, are segments",
         call(3, b"", b"one", b"", b"", b"two", b""),
@@ -353,6 +359,28 @@ def messages() -> None:
         "settings-eager",
         "a SETTINGS to be applied at once",
         frame(SETTINGS, segments=[b"x"], body={"eager": True}),
+    )
+    good(
+        "template",
+        "a TEMPLATE that imports two modules",
+        frame(TEMPLATE, segments=[b"\x80\x05}."], body={"eager": False, "modules": ["json", "a.b"]}),
+    )
+    good(
+        "template-no-modules",
+        "a TEMPLATE that imports nothing",
+        frame(TEMPLATE, segments=[b"x"], body={"eager": True, "modules": []}),
+    )
+    good("fork", "a FORK with all that can come with it", frame(FORK, body={"streams": [0, 1, 2], "directory": True}))
+    good(
+        "fork-bare",
+        "a FORK of a parent without streams or a directory",
+        frame(FORK, body={"streams": [], "directory": False}),
+    )
+    good("hello-template", "a HELLO that makes a template", frame(HELLO, body=hello_body() | {"template": True}))
+    good(
+        "setup-failed-module",
+        "a SETUP_FAILED that names a module",
+        frame(SETUP_FAILED, segments=[b"exception"], body=FAILED_BODY | {"module": "a.b"}),
     )
     good("welcome", "a WELCOME", WELCOME_FRAME)
     good(
@@ -420,6 +448,16 @@ def messages() -> None:
     )
     good("ready-figures", "a READY with the figures before the first job", frame(READY, body=FIGURES))
     good("result-figures", "a RESULT with figures", frame(RESULT, 3, [b"\x80\x05N."], FIGURES))
+    good(
+        "result-types",
+        "a RESULT that says what its segments become",
+        frame(RESULT, 3, [b"pickle", b"a bytes"], {"types": bytes([0, 1])}),
+    )
+    good(
+        "result-types-figures",
+        "a RESULT with types and figures",
+        frame(RESULT, 3, [b"pickle", b"a bytearray"], {"types": bytes([0, 2])} | FIGURES),
+    )
     good(
         "result-buffers-figures",
         "a RESULT with out-of-band buffers and figures",
@@ -867,7 +905,7 @@ def header_errors() -> None:
         call(),
     )
 
-    for kind in (0, 7, 15, 26, 99, 255, 256 + CALL, 65_536 + CALL, 2**32 + CALL, 2**64 - 1):
+    for kind in (0, 9, 15, 26, 99, 255, 256 + CALL, 65_536 + CALL, 2**32 + CALL, 2**64 - 1):
         bad(
             f"unknown-kind-{kind}",
             f"kind {kind} is not in the table",
@@ -939,6 +977,8 @@ def body_errors() -> None:
         "call": (CALL, [b"abc"], {}),
         "retire": (RETIRE, [], {}),
         "settings": (SETTINGS, [b"\x80\x05}."], {"eager": False}),
+        "template": (TEMPLATE, [b"\x80\x05}."], {"eager": False, "modules": ["json"]}),
+        "fork": (FORK, [], {"streams": [0, 1, 2], "directory": True}),
         "welcome": (WELCOME, [], WELCOME_BODY),
         "refused": (REFUSED, [], ABORTED_BODY),
         "ready": (READY, [], {}),
@@ -955,6 +995,8 @@ def body_errors() -> None:
         "call": [[]],
         "retire": [[b""], [b"abc"]],
         "settings": [[], [b"a", b"b"], [b"a", b"", b""]],
+        "template": [[], [b"a", b"b"]],
+        "fork": [[b""], [b"abc"]],
         "welcome": [[b""], [b"abc"]],
         "refused": [[b"abc"]],
         "ready": [[b""], [b"abc"]],
@@ -1001,9 +1043,36 @@ def body_errors() -> None:
         ("null", None),
         ("map", {"rss": 1}),
     ]
+    # Of one segment.
+    not_types: list[tuple[str, Any]] = [
+        ("none", b""),
+        ("two", bytes(2)),
+        ("three", bytes([3])),
+        ("255", b"\xff"),
+        ("text", "0"),
+        ("array", [0]),
+        ("integer", 0),
+        ("null", None),
+    ]
     wrong: dict[str, dict[str, list[tuple[str, Any]]]] = {
+        "template": {
+            "eager": [("integer", 1), ("null", None)],
+            "modules": [("text", "json"), ("bytes-item", [b"json"]), ("null", None), ("nested", [["json"]])],
+        },
+        "fork": {
+            "streams": [
+                ("three", [3]),
+                ("twice", [1, 1]),
+                ("backwards", [2, 1]),
+                ("text", ["0"]),
+                ("true", [True]),
+                ("null", None),
+            ],
+            "directory": [("integer", 1), ("null", None)],
+        },
         "ready": {"figures": not_figures},
-        "result": {"figures": not_figures},
+        "call": {"types": not_types},
+        "result": {"figures": not_figures, "types": not_types},
         "report": {"figures": not_figures},
         "hello": {
             "protocol": [

@@ -7,7 +7,10 @@
 //! * a copy of the process that a job forked off never comes back into the session.
 
 use std::ffi::CStr;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PySystemExit, PyTypeError};
@@ -15,17 +18,22 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCFunction, PyTuple};
 use trio_offload_worker::exit::{self, Ending};
-use trio_offload_worker::launch::Surroundings;
+use trio_offload_worker::launch::{self, Surroundings};
 use trio_offload_worker::memory::{Figures, Meter};
-use trio_offload_worker::message::{Explanation, Failure, Hello, PROTOCOL_VERSION, Setup, Welcome, clip};
-use trio_offload_worker::sentinel::{Activity, Parent};
+use trio_offload_worker::message::{
+    Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
+};
+use trio_offload_worker::os::fork::{self, ForkError, Side};
+use trio_offload_worker::regions::Regions;
+use trio_offload_worker::sentinel::{self, Activity, Guard, Parent};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
-use trio_offload_worker::transport::{Allocator, Segment};
+use trio_offload_worker::transport::{Allocator, Connection, Segment, Socket};
+use trio_offload_worker::wire::{self, Header};
 use trio_offload_worker::{family, os};
 
 use crate::hooks::{self, Settings};
-use crate::interpreter::Interpreter;
-use crate::interpreter::ffi::{self, NewBytes};
+use crate::interpreter::ffi::{self, HeldBytes, NewBytes};
+use crate::interpreter::{Interpreter, Prefixes};
 use crate::pickling::{Pickled, Pickling};
 
 pub(crate) struct Worker {
@@ -35,6 +43,13 @@ pub(crate) struct Worker {
     interpreter: Option<Interpreter>,
     python: Option<PythonSide>,
     meter: Meter,
+    /// This process is a template, which is watched over by this as long as it does not fork.
+    guard: Option<Guard>,
+    is_template: bool,
+    is_forked: bool,
+    /// This process is a worker that a template has just forked.
+    newborn: Option<Connection<Socket>>,
+    regions: Regions,
 }
 
 /// Its file's name is known to `trio_offload_worker._exceptions`, which takes it out of tracebacks.
@@ -61,15 +76,37 @@ impl Worker {
             interpreter: None,
             python: None,
             meter: Meter::default(),
+            guard: None,
+            is_template: false,
+            is_forked: false,
+            newborn: None,
+            regions: Regions::default(),
         }
+    }
+
+    /// The connection of a worker that a template has just forked.
+    pub(crate) fn take_newborn(&mut self) -> Option<Connection<Socket>> {
+        self.newborn.take()
     }
 
     /// Ends Python in order and gives the exit code.
     pub(crate) fn finish(mut self, ending: Ending) -> i32 {
-        if let Some(python) = self.python.take() {
-            Python::attach(|_| drop(python));
+        if let Some(guard) = self.guard.take() {
+            guard.dismiss();
         }
-        let flushed = self.interpreter.take().is_none_or(Interpreter::finish);
+        if let Some(parent) = self.parent.filter(|_| self.is_template) {
+            sentinel::end_with_parent(parent);
+        }
+        let flushed = if self.is_forked {
+            // Nothing of Python's is dropped: its end is the process's.
+            std::mem::forget((self.python.take(), self.interpreter.take()));
+            Interpreter::leave()
+        } else {
+            if let Some(python) = self.python.take() {
+                Python::attach(|_| drop(python));
+            }
+            self.interpreter.take().is_none_or(Interpreter::finish)
+        };
         if self.parent.is_some_and(Parent::is_dead) {
             family::end_descendants();
         }
@@ -83,8 +120,8 @@ impl Worker {
 impl Allocator for Worker {
     type Buffer = NewBytes;
 
-    fn allocate(&mut self, length: usize) -> Option<NewBytes> {
-        Python::attach(|py| NewBytes::allocate(py, length))
+    fn allocate(&mut self, length: usize, kind: SegmentType) -> Option<NewBytes> {
+        Python::attach(|py| NewBytes::allocate(py, length, kind, &self.regions))
     }
 }
 
@@ -95,10 +132,22 @@ impl Executor for Worker {
         let Some(surroundings) = self.surroundings.take() else {
             return Err(Explanation::new("interpreter", "the worker has been started already"));
         };
+        if let Some(interpreter) = &self.interpreter {
+            // Forked: all that is the same in every worker is there.
+            let libpython = interpreter.libpython.clone();
+            let prefixes = Interpreter::catch_up(hello)?;
+            self.parent = Some(surroundings.watch(hello, self.activity)?);
+            return Ok(welcome(&libpython, prefixes));
+        }
         let record = surroundings.record();
-        self.parent = Some(surroundings.settle(hello, self.activity)?);
+        if hello.template {
+            let (parent, guard) = surroundings.settle_template(hello)?;
+            (self.parent, self.guard, self.is_template) = (Some(parent), Some(guard), true);
+        } else {
+            self.parent = Some(surroundings.settle(hello, self.activity)?);
+        }
         let interpreter = Interpreter::start(hello)?;
-        let libpython = interpreter.libpython.as_os_str().as_bytes().to_vec();
+        let libpython = interpreter.libpython.clone();
         self.interpreter = Some(interpreter);
         Interpreter::boot(hello)?;
         let prefixes = Interpreter::furnish(hello)?;
@@ -106,15 +155,7 @@ impl Executor for Worker {
         let python = Python::attach(PythonSide::new)
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
-        Ok(Welcome {
-            protocol: PROTOCOL_VERSION,
-            worker: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id().into(),
-            version: ffi::version(),
-            libpython,
-            prefix: prefixes.prefix,
-            exec_prefix: prefixes.exec_prefix,
-        })
+        Ok(welcome(&libpython, prefixes))
     }
 
     fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
@@ -160,6 +201,8 @@ impl Executor for Worker {
         Python::attach(|py| {
             drop(answer);
             let Some(retire) = &python.retire else { return Settled::Stay };
+            // It may look at how much this process holds.
+            self.regions.release();
             let retire = retire.bind(py);
             let outcome = retire.call0().and_then(|verdict| {
                 refuse_asynchronous(retire, &verdict)?;
@@ -186,8 +229,64 @@ impl Executor for Worker {
         })
     }
 
+    fn become_template(&mut self, template: &Template, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
+        let Some(python) = &mut self.python else { return Err(Box::new(raised_without_python())) };
+        let with_thread = Python::attach(|py| {
+            let outcome = python.preload(py, template, segments);
+            flush(py, &python.sys);
+            outcome
+        })?;
+        if let Some(guard) = self.guard.take() {
+            guard.dismiss();
+        }
+        Python::attach(|py| {
+            refuse_threads(py, with_thread)?;
+            freeze(py).map_err(|error| Box::new(describe(py, error, "preload")))
+        })
+    }
+
+    fn fork(&mut self, fork: &Fork, mut descriptors: Vec<OwnedFd>) -> Side {
+        let Some(python) = &self.python else { return Side::Template };
+        let birth = descriptors.remove(BIRTH);
+        let mut taken = None;
+        let outcome = Python::attach(|py| {
+            // What is still to be written would be written by each worker.
+            flush(py, &python.sys);
+            ffi::fork(py, birth.as_fd(), || taken = Some(launch::take_over(fork, std::mem::take(&mut descriptors))))
+        });
+        if let (Err(error), Some(socket)) = (&outcome, descriptors.first()) {
+            refuse(socket, error);
+        }
+        match (outcome, taken) {
+            (Ok(Side::Worker), Some(Ok((connection, surroundings)))) => {
+                self.newborn = Some(connection);
+                self.surroundings = Some(surroundings);
+                self.parent = None;
+                (self.is_template, self.is_forked) = (false, true);
+                self.meter = Meter::default();
+                Side::Worker
+            }
+            (Ok(Side::Worker), taken) => {
+                let text = taken.and_then(Result::err).map_or_else(String::new, |error| error.to_string());
+                let _ = writeln!(std::io::stderr(), "trio-offload-worker: {text}");
+                os::exit_now(exit::WRONG_ARGUMENTS)
+            }
+            _ => Side::Template,
+        }
+    }
+
     fn measure(&mut self, at_once: bool) -> Option<Figures> {
-        if at_once { self.meter.read() } else { self.meter.read_if_due() }
+        let figures = if at_once { self.meter.read() } else { self.meter.read_if_due() };
+        // What is about to be given back is not the job's.
+        figures.map(|figures| Figures { rss: figures.rss.saturating_sub(self.regions.kept()), ..figures })
+    }
+
+    fn keeps_memory(&self) -> bool {
+        self.regions.kept() > 0
+    }
+
+    fn give_memory_back(&mut self) {
+        self.regions.release();
     }
 
     fn interrupted(&mut self) {
@@ -216,14 +315,9 @@ impl PythonSide {
 
     fn set_up(&mut self, py: Python<'_>, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
         let mut pickles = segments.into_iter().map(|segment| whole(py, segment));
-        let mut next = || pickles.next().unwrap_or_else(|| PyBytes::new(py, b""));
-        let (settings, init, retire) = (next(), next(), next());
-        let settings = Settings::new(settings.unbind(), self.pickling.loads_function(py));
-        self.settings = Some(Arc::clone(&settings));
-        hooks::install(py, &settings)?;
-        if setup.eager {
-            self.apply(py, &settings)?;
-        }
+        let mut next = || pickles.next().unwrap_or_else(|| Ok(PyBytes::new(py, b"")));
+        let (settings, init, retire) = (next()?, next()?, next()?);
+        self.take_settings(py, setup.eager, settings)?;
         if let Some(init) = self.callable(&init)? {
             let outcome = init.call0()?;
             refuse_asynchronous(&init, &outcome)?;
@@ -233,10 +327,57 @@ impl PythonSide {
         Ok(())
     }
 
+    fn take_settings(&mut self, py: Python<'_>, eager: bool, pickled: Bound<'_, PyBytes>) -> PyResult<()> {
+        let settings = if let Some(settings) = &self.settings {
+            // Of the template from which this worker was forked, with everything in place.
+            settings.replace(pickled.unbind());
+            hooks::adopt_imported(py, settings)?;
+            Arc::clone(settings)
+        } else {
+            let settings = Settings::new(pickled.unbind(), self.pickling.loads_function(py));
+            self.settings = Some(Arc::clone(&settings));
+            hooks::install(py, &settings)?;
+            settings
+        };
+        if eager { self.apply(py, &settings) } else { Ok(()) }
+    }
+
+    /// Imports what the workers are to find imported. The first module with which a thread has come, if one has.
+    fn preload(
+        &mut self,
+        py: Python<'_>,
+        template: &Template,
+        segments: Vec<Segment<'_, NewBytes>>,
+    ) -> Result<Option<String>, Box<Raised<Pickled>>> {
+        let mut with_thread = None;
+        let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| whole(py, segment));
+        settings
+            .and_then(|settings| self.take_settings(py, template.eager, settings))
+            .and_then(|()| Interpreter::prepare_workers(py))
+            .and_then(|()| self.trampoline(py).map(drop))
+            .map_err(|error| Box::new(describe(py, error, "preload")))?;
+        for name in &template.modules {
+            let outcome = py.import(name.as_str()).map(drop).and_then(|()| self.resolve_settings(py));
+            if os::is_forked_copy() {
+                leave_forked_copy(py, &self.sys, outcome);
+            }
+            if let Err(error) = outcome {
+                let mut raised = describe(py, error, "preload");
+                raised.failure.module = Some(name.clone());
+                return Err(Box::new(raised));
+            }
+            // The guard is the second.
+            if fork::thread_count() > 2 && with_thread.is_none() {
+                with_thread = Some(name.clone());
+            }
+        }
+        Ok(with_thread)
+    }
+
     fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
         let Some(settings) = self.settings.clone() else { return Ok(()) };
         let Some(segment) = segments.into_iter().next() else { return Ok(()) };
-        settings.replace(whole(py, segment).unbind());
+        settings.replace(whole(py, segment)?.unbind());
         hooks::adopt_imported(py, &settings)?;
         if eager { self.apply(py, &settings) } else { Ok(()) }
     }
@@ -274,12 +415,16 @@ impl PythonSide {
             return function.call1(arguments);
         }
         let py = function.py();
+        self.trampoline(py)?.call1((function, arguments))
+    }
+
+    fn trampoline<'py>(&self, py: Python<'py>) -> PyResult<&Bound<'py, PyAny>> {
         let trampoline = self.trampoline.get_or_try_init(py, || {
             // Not the function `compile`, which makes the hundred classes of the module `ast` first.
             let code = ffi::compile_expression(py, TRAMPOLINE, c"<trio-offload>")?;
             PyResult::Ok(py.import("builtins")?.call_method1("eval", (code, py.import("__main__")?.dict()))?.unbind())
         })?;
-        trampoline.bind(py).call1((function, arguments))
+        Ok(trampoline.bind(py))
     }
 
     fn dump(&self, value: &Bound<'_, PyAny>) -> PyResult<Pickled> {
@@ -307,11 +452,61 @@ impl PythonSide {
     }
 }
 
+/// Which of a request's descriptors the worker's number is written to.
+const BIRTH: usize = 2;
+
+fn welcome(libpython: &Path, prefixes: Prefixes) -> Welcome {
+    Welcome {
+        protocol: PROTOCOL_VERSION,
+        worker: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id().into(),
+        version: ffi::version(),
+        libpython: libpython.as_os_str().as_bytes().to_vec(),
+        prefix: prefixes.prefix,
+        exec_prefix: prefixes.exec_prefix,
+    }
+}
+
+/// Tells the parent on the worker's own socket that there is none.
+fn refuse(socket: &OwnedFd, error: &ForkError) {
+    let message = Message::Refused(Explanation::new("fork", error.to_string()));
+    let header = Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() };
+    if let Ok(bytes) = wire::encode(header) {
+        // A parent that does not read this finds the end of the stream.
+        let _ = os::send_at_once(socket.as_raw_fd(), &bytes);
+    }
+}
+
+/// A thread whose module has it stopped before a fork, as OpenBLAS does, is none by the time that counts.
+fn refuse_threads(py: Python<'_>, module: Option<String>) -> Result<(), Box<Raised<Pickled>>> {
+    if fork::refuse_threads().is_ok() {
+        return Ok(());
+    }
+    let Err(error) = ffi::rehearse_fork(py) else { return Ok(()) };
+    let failure = Failure {
+        stage: "threads".to_owned(),
+        type_name: "RuntimeError".to_owned(),
+        message: clip(error.to_string()),
+        traceback: String::new(),
+        module,
+    };
+    Err(Box::new(Raised { failure, exception: None }))
+}
+
+/// What there is by now stays until the end of every worker: a collection in one of them has nothing to look for in it, and
+/// would take a copy of each page.
+fn freeze(py: Python<'_>) -> PyResult<()> {
+    let collector = py.import("gc")?;
+    collector.call_method0("collect")?;
+    collector.call_method0("freeze")?;
+    Ok(())
+}
+
 /// A segment as `bytes` of its own.
-fn whole<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> Bound<'py, PyBytes> {
+fn whole<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> PyResult<Bound<'py, PyBytes>> {
     match segment {
-        Segment::Passing(bytes) => PyBytes::new(py, bytes),
-        Segment::Owned(bytes) => PyBytes::new(py, bytes.into_object().bind(py).to_vec().as_slice()),
+        Segment::Passing(bytes) => Ok(PyBytes::new(py, bytes)),
+        Segment::Owned(bytes) => Ok(PyBytes::new(py, HeldBytes::hold(&bytes.into_object(py)?)?.bytes())),
     }
 }
 
@@ -349,8 +544,7 @@ fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled
     let described = py.import("trio_offload_worker._exceptions").and_then(|module| {
         let (segments, type_name, message, traceback): (Bound<'_, PyAny>, String, String, String) =
             module.call_method1("dump", (error.clone_ref(py).into_value(py), stage))?.extract()?;
-        let failure =
-            Failure { stage: stage.to_owned(), type_name: clip(type_name), message: clip(message), traceback: clip(traceback) };
+        let failure = failure(stage, type_name, message, traceback);
         Ok(Raised { failure, exception: Pickled::from_list(&segments)? })
     });
     described.unwrap_or_else(|problem| {
@@ -359,19 +553,24 @@ fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled
             error.get_type(py).qualname().map_or_else(|_| "BaseException".to_owned(), |name| name.to_string_lossy().into_owned());
         let message = value.str().map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned());
         let traceback = format!("{type_name}: {message}\n(the worker could not describe it further: {problem})\n");
-        let failure =
-            Failure { stage: stage.to_owned(), type_name: clip(type_name), message: clip(message), traceback: clip(traceback) };
-        Raised { failure, exception: None }
+        Raised { failure: failure(stage, type_name, message, traceback), exception: None }
     })
+}
+
+fn failure(stage: &str, type_name: String, message: String, traceback: String) -> Failure {
+    Failure {
+        stage: stage.to_owned(),
+        type_name: clip(type_name),
+        message: clip(message),
+        traceback: clip(traceback),
+        module: None,
+    }
 }
 
 /// The session reaches SETUP and CALL only after a start; this is what it would get otherwise.
 fn raised_without_python() -> Raised<Pickled> {
     let message = "the worker has no running Python; this is an error in trio-offload".to_owned();
-    Raised {
-        failure: Failure { stage: "call".to_owned(), type_name: "RuntimeError".to_owned(), message, traceback: String::new() },
-        exception: None,
-    }
+    Raised { failure: failure("call", "RuntimeError".to_owned(), message, String::new()), exception: None }
 }
 
 /// Writes out what has been printed. A closed or broken stream is the user's affair, and Python says so at its end.

@@ -19,12 +19,14 @@ pub enum Ending {
     Refused,
     SetupFailed,
     Aborted,
+    /// No end: this process is a worker now, which a template has forked, and has a session of its own before it.
+    Forked,
 }
 
 impl Ending {
     pub fn code(self) -> i32 {
         match self {
-            Self::Retired | Self::ParentClosed => 0,
+            Self::Retired | Self::ParentClosed | Self::Forked => 0,
             Self::Refused => 3,
             Self::SetupFailed => 4,
             Self::Aborted => 5,

@@ -56,6 +56,16 @@ pub(crate) fn adopt_imported(py: Python<'_>, settings: &Settings) -> PyResult<bo
     Ok(true)
 }
 
+/// Takes a finder out of `sys.meta_path`.
+pub(crate) fn leave_finders(finder: &Bound<'_, PyAny>) -> PyResult<()> {
+    let finders = finder.py().import("sys")?.getattr("meta_path")?;
+    let finders = finders.cast::<PyList>()?;
+    match finders.iter().position(|one| one.is(finder)) {
+        Some(index) => finders.del_item(index),
+        None => Ok(()),
+    }
+}
+
 thread_local! {
     static PICKLING: Cell<bool> = const { Cell::new(false) };
 }
@@ -122,11 +132,7 @@ impl MultiprocessingFinder {
             return Ok(None);
         }
         let py = slf.py();
-        let finders = py.import("sys")?.getattr("meta_path")?;
-        let finders = finders.cast::<PyList>()?;
-        if let Some(index) = finders.iter().position(|finder| finder.is(slf)) {
-            finders.del_item(index)?;
-        }
+        leave_finders(slf.as_any())?;
         let module = py.import("trio_offload_worker._multiprocessing")?;
         let settings = slf.get().settings.get(py)?;
         module.call_method1("find_spec", (settings, name, path, target)).map(Some)

@@ -9,10 +9,10 @@ use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use crate::error::LaunchError;
-use crate::message::{Explanation, Hello};
+use crate::message::{Explanation, Fork, Hello};
 use crate::os::{self, SignalsHeld};
 use crate::record::{self, Record};
-use crate::sentinel::{self, Activity, Charge, Parent};
+use crate::sentinel::{self, Activity, Charge, Guard, Parent};
 use crate::transport::{Connection, Outlet, Socket};
 
 /// What the command line asks for.
@@ -49,7 +49,8 @@ pub struct Surroundings {
     descriptor: RawFd,
     outlet: Outlet,
     record: &'static Record,
-    interrupt_held: SignalsHeld,
+    /// `None`: Ctrl+C is swallowed already.
+    interrupt_held: Option<SignalsHeld>,
 }
 
 /// Takes the socket and the record, closes what else was inherited, and arranges the signals.
@@ -67,36 +68,94 @@ pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surr
     os::restore_fault_signals();
     os::disarm_stacks_signal();
     os::drop_in_children(socket.as_fd(), record.as_fd()).map_err(system("watching for forks"))?;
+    Ok(surround(socket, record, Some(interrupt_held)))
+}
+
+/// Makes a process that a template has just forked ready for its parent: it gets what came with the request in place of
+/// what was the template's. Signals, and what is closed in children, are arranged already.
+pub fn take_over(fork: &Fork, descriptors: Vec<OwnedFd>) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
+    const SOCKET: RawFd = 3;
+    const RECORD: RawFd = 4;
+    let system = |what| move |source| LaunchError::System { what, source };
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || descriptors.next().ok_or(LaunchError::NoSocket(SOCKET));
+    os::put_in_place(next()?.as_fd(), SOCKET).map_err(system("taking the socket"))?;
+    os::put_in_place(next()?.as_fd(), RECORD).map_err(system("taking the record"))?;
+    for stream in 0..3 {
+        let number = RawFd::try_from(stream).unwrap_or_default();
+        if fork.streams.contains(&stream) {
+            os::put_in_place(next()?.as_fd(), number).map_err(system("taking a standard stream"))?;
+        } else {
+            os::put_null_in_place(number).map_err(system("replacing a standard stream that is closed"))?;
+        }
+    }
+    if fork.directory {
+        os::change_directory(next()?.as_fd()).map_err(system("changing to the parent's directory"))?;
+    }
+    let socket: OwnedFd = os::adopt(SOCKET).map_err(system("taking the socket"))?;
+    let record: OwnedFd = os::adopt(RECORD).map_err(|_| LaunchError::NoRecord(RECORD))?;
+    // Not inherited (prctl(2)).
+    os::become_subreaper().map_err(system("becoming a subreaper"))?;
+    Ok(surround(socket, record, None))
+}
+
+fn surround(socket: OwnedFd, record: OwnedFd, interrupt_held: Option<SignalsHeld>) -> (Connection<Socket>, Surroundings) {
     let descriptor = socket.as_raw_fd();
     let record: &'static Record = Box::leak(Box::new(Record::new(record)));
     record::report_panics(record);
     let outlet = Outlet::new(socket.as_fd());
     let connection = Connection::with_outlet(Socket::from(socket), &outlet);
-    Ok((connection, Surroundings { descriptor, outlet, record, interrupt_held }))
+    (connection, Surroundings { descriptor, outlet, record, interrupt_held })
 }
 
 impl Surroundings {
     /// Does what HELLO says about the process: gives the environment back, finds the parent, starts the native threads.
     pub fn settle(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
         restore_environment(hello).map_err(|error| Explanation::new("environment", error.to_string()))?;
-        let parent = u32::try_from(hello.parent_pid).ok().and_then(Parent::watch);
-        // Nobody may be left to read this; then the worker just ends.
-        let parent = parent.ok_or_else(|| {
-            Explanation::new("wrong_parent", format!("the process {} that asked for this worker has ended", hello.parent_pid))
-        })?;
-        let parent: &'static Parent = Box::leak(Box::new(parent));
+        self.watch(hello, activity)
+    }
+
+    /// The same for a worker that was forked: its Python is running, and gets the environment itself.
+    pub fn watch(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
+        let parent = find_parent(hello, Parent::watch)?;
         let charge = Charge { socket: self.descriptor, outlet: self.outlet, parent, record: self.record };
         sentinel::start(charge, activity).map_err(|error| {
             Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}"))
         })?;
-        swallow_interrupts(self.interrupt_held).map_err(|text| Explanation::new("environment", text))?;
+        if let Some(interrupt_held) = self.interrupt_held {
+            swallow_interrupts(interrupt_held).map_err(|text| Explanation::new("environment", text))?;
+        }
         Ok(parent)
+    }
+
+    /// The same for a template, which must not have a thread when it forks: the guard is to be dismissed before. The parent is
+    /// known by its number only: a descriptor of it would be the workers' too.
+    pub fn settle_template(self, hello: &Hello) -> Result<(&'static Parent, Guard), Explanation> {
+        let environment = |text| Explanation::new("environment", text);
+        restore_environment(hello).map_err(|error| environment(error.to_string()))?;
+        let parent = find_parent(hello, Parent::watch_by_number)?;
+        let guard = Guard::start(self.descriptor, parent)
+            .map_err(|error| environment(format!("the thread that watches the parent could not be started: {error}")))?;
+        // Not by the crate `ctrlc`, which has a thread for it.
+        os::swallow_interrupt();
+        drop(self.interrupt_held);
+        SignalsHeld::let_interrupt_through().map_err(|error| environment(format!("unblocking SIGINT failed: {error}")))?;
+        Ok((parent, guard))
     }
 
     /// Where Python is to write the stacks when it dies.
     pub fn record(&self) -> RawFd {
         self.record.descriptor()
     }
+}
+
+fn find_parent(hello: &Hello, watch: impl FnOnce(u32) -> Option<Parent>) -> Result<&'static Parent, Explanation> {
+    let parent = u32::try_from(hello.parent_pid).ok().and_then(watch);
+    // Nobody may be left to read this; then the worker just ends.
+    let parent = parent.ok_or_else(|| {
+        Explanation::new("wrong_parent", format!("the process {} that asked for this worker has ended", hello.parent_pid))
+    })?;
+    Ok(Box::leak(Box::new(parent)))
 }
 
 /// Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:

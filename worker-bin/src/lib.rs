@@ -10,6 +10,7 @@ pub mod message;
 #[expect(unsafe_code, reason = "the fenced module for what the operating system offers through C only")]
 pub mod os;
 pub mod record;
+pub mod regions;
 pub mod sentinel;
 pub mod session;
 pub mod transport;

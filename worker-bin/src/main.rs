@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use trio_offload_worker::message::PROTOCOL_VERSION;
 use trio_offload_worker::sentinel::Activity;
-use trio_offload_worker::{exit, launch, session};
+use trio_offload_worker::{exit, launch, os, session};
 
 use crate::executor::Worker;
 use crate::interpreter::ffi;
@@ -39,8 +39,18 @@ fn serve(socket: i32, record: i32) -> ExitCode {
         Err(error) => return complain(&error.to_string()),
     };
     let mut worker = Worker::new(surroundings, &ACTIVITY);
-    let ending = session::run(&mut connection, &mut worker, &ACTIVITY);
+    let mut ending = session::run(&mut connection, &mut worker, &ACTIVITY);
+    let newborn = worker.take_newborn();
+    let is_forked = newborn.is_some();
+    if let Some(newborn) = newborn {
+        // A template has forked this process. Its own connection has lost its descriptor to the worker's.
+        std::mem::replace(&mut connection, newborn).into_stream().relinquish();
+        ending = session::run(&mut connection, &mut worker, &ACTIVITY);
+    }
     let code = worker.finish(ending);
+    if is_forked {
+        os::exit_now(code);
+    }
     // The socket is closed by the end of the process: to the parent an end of the stream means that the worker is gone.
     std::mem::forget(connection);
     exit_code(code)

@@ -43,7 +43,7 @@ pub struct Meter {
 /// from the kernel costs it a tenth of a microsecond at least.
 const INTERVAL: Duration = Duration::from_millis(1);
 /// The same for the peak, which differs from what was resident at some reading only if it was given back between two.
-const PEAK_INTERVAL: Duration = Duration::from_millis(20);
+const PEAK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Meter {
     /// The figures, unless they were read a moment ago; `None` too where the system does not tell them.

@@ -17,18 +17,22 @@ pub const TEXT_LIMIT: usize = 1 << 20;
 pub enum Message {
     Hello(Box<Hello>),
     Setup(Setup),
-    Call,
+    /// What each segment becomes; see [`SegmentType`].
+    Call(Vec<SegmentType>),
     Retire,
     /// Other settings than those of SETUP; `eager` as there.
     Settings {
         eager: bool,
     },
+    /// In place of SETUP: do not take calls but fork workers.
+    Template(Template),
+    Fork(Fork),
     Welcome(Box<Welcome>),
     Refused(Explanation),
     /// The figures are those before the first job.
     Ready(Option<Figures>),
     SetupFailed(Failure),
-    Result(Option<Figures>),
+    Result(Vec<SegmentType>, Option<Figures>),
     Raised(Failure, Option<Figures>),
     Retired {
         reason: String,
@@ -36,6 +40,26 @@ pub enum Message {
     Aborted(Explanation),
     /// What a running job holds.
     Report(Figures),
+}
+
+/// What the receiver makes of a segment, so that it can receive it in its place. Where a message does not say it, each is
+/// [`SegmentType::Memory`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum SegmentType {
+    /// Memory that can be written to.
+    #[default]
+    Memory = 0,
+    /// A `bytes` object.
+    Bytes = 1,
+    /// A `bytearray`.
+    ByteArray = 2,
+}
+
+impl SegmentType {
+    fn from_number(number: u8) -> Option<Self> {
+        [Self::Memory, Self::Bytes, Self::ByteArray].into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// Everything that the worker must know to become the parent's own Python. The fields are named in PROTOCOL.md.
@@ -61,6 +85,8 @@ pub struct Hello {
     pub search_path: Option<Vec<Vec<u8>>>,
     /// The parent is an app made by PyInstaller.
     pub bundle: Option<Bundle>,
+    /// This process is to be a template, from which workers are forked.
+    pub template: bool,
 }
 
 /// What PyInstaller's bootloader would have handed to the app. Code is as `marshal` writes it.
@@ -97,6 +123,31 @@ pub struct Setup {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Template {
+    /// There is something in the settings that has to be applied at once.
+    pub eager: bool,
+    /// The modules to import before the first worker is forked.
+    pub modules: Vec<String>,
+}
+
+/// A request for a worker. What it is to have comes with the frame as descriptors: its socket, its record, the pipe that its
+/// number is written to, then what the fields name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fork {
+    /// Which of the three standard streams come, in this order; the others are closed in the parent.
+    pub streams: Vec<u64>,
+    /// The parent's working directory comes last.
+    pub directory: bool,
+}
+
+impl Fork {
+    /// How many descriptors come with it.
+    pub fn descriptors(&self) -> usize {
+        3 + self.streams.len() + usize::from(self.directory)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Welcome {
     pub protocol: u64,
     pub worker: String,
@@ -121,6 +172,8 @@ pub struct Failure {
     pub type_name: String,
     pub message: String,
     pub traceback: String,
+    /// The module that a template could not import.
+    pub module: Option<String>,
 }
 
 impl Explanation {
@@ -150,7 +203,7 @@ impl Message {
         let segments = header.lengths.len();
         let segments_fit = match header.kind {
             Kind::Setup => segments == 3,
-            Kind::Settings => segments == 1,
+            Kind::Settings | Kind::Template => segments == 1,
             Kind::Call | Kind::Result => segments >= 1,
             Kind::Raised | Kind::SetupFailed => true,
             _ => segments == 0,
@@ -170,16 +223,24 @@ impl Message {
                 )?,
                 memory_limit: fields.optional("memory_limit", "memory_limit is not an unsigned number", unsigned)?,
             }),
-            Kind::Call => Self::Call,
+            Kind::Call => Self::Call(fields.types(segments)?),
             Kind::Retire => Self::Retire,
             Kind::Settings => {
                 Self::Settings { eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)? }
             }
+            Kind::Template => Self::Template(Template {
+                eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)?,
+                modules: fields.required("modules", "modules is missing or not an array of text", |value| list(value, text))?,
+            }),
+            Kind::Fork => Self::Fork(Fork {
+                streams: fields.required("streams", "streams is missing or not some of 0, 1 and 2 in their order", streams)?,
+                directory: fields.required("directory", "directory is missing or not a truth value", Value::as_bool)?,
+            }),
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
             Kind::Ready => Self::Ready(Figures::read_optional(&fields)?),
             Kind::SetupFailed => Self::SetupFailed(Failure::read(&fields)?),
-            Kind::Result => Self::Result(Figures::read_optional(&fields)?),
+            Kind::Result => Self::Result(fields.types(segments)?, Figures::read_optional(&fields)?),
             Kind::Raised => Self::Raised(Failure::read(&fields)?, Figures::read_optional(&fields)?),
             Kind::Retired => Self::Retired { reason: fields.required("reason", "reason is missing or not text", text)? },
             Kind::Aborted => Self::Aborted(Explanation::read(&fields)?),
@@ -191,14 +252,16 @@ impl Message {
         match self {
             Self::Hello(_) => Kind::Hello,
             Self::Setup(_) => Kind::Setup,
-            Self::Call => Kind::Call,
+            Self::Call(_) => Kind::Call,
             Self::Retire => Kind::Retire,
             Self::Settings { .. } => Kind::Settings,
+            Self::Template(_) => Kind::Template,
+            Self::Fork(_) => Kind::Fork,
             Self::Welcome(_) => Kind::Welcome,
             Self::Refused(_) => Kind::Refused,
             Self::Ready(_) => Kind::Ready,
             Self::SetupFailed(_) => Kind::SetupFailed,
-            Self::Result(_) => Kind::Result,
+            Self::Result(..) => Kind::Result,
             Self::Raised(..) => Kind::Raised,
             Self::Retired { .. } => Kind::Retired,
             Self::Aborted(_) => Kind::Aborted,
@@ -209,8 +272,10 @@ impl Message {
     /// The body as it is written, its keys in the order of PROTOCOL.md.
     pub fn into_body(self) -> Body {
         match self {
-            Self::Call | Self::Retire => Body::new(),
-            Self::Ready(figures) | Self::Result(figures) => figures.map(Figures::write).into_iter().collect(),
+            Self::Retire => Body::new(),
+            Self::Call(types) => write_types(&types).into_iter().collect(),
+            Self::Ready(figures) => figures.map(Figures::write).into_iter().collect(),
+            Self::Result(types, figures) => write_types(&types).into_iter().chain(figures.map(Figures::write)).collect(),
             Self::Report(figures) => vec![figures.write()],
             Self::Hello(hello) => hello.write(),
             Self::Setup(setup) => {
@@ -225,6 +290,14 @@ impl Message {
                 fields.into_iter().flatten().collect()
             }
             Self::Settings { eager } => body([("eager", Value::from(eager))]),
+            Self::Template(template) => {
+                let modules = template.modules.into_iter().map(Value::Text).collect();
+                body([("eager", Value::from(template.eager)), ("modules", Value::Array(modules))])
+            }
+            Self::Fork(fork) => {
+                let streams = fork.streams.into_iter().map(Value::from).collect();
+                body([("streams", Value::Array(streams)), ("directory", Value::from(fork.directory))])
+            }
             Self::Welcome(welcome) => welcome.write(),
             Self::Refused(explanation) | Self::Aborted(explanation) => {
                 body([("code", Value::Text(explanation.code)), ("message", Value::Text(explanation.message))])
@@ -271,6 +344,7 @@ impl Hello {
             home: fields.optional("home", "home is not bytes", bytes)?,
             search_path: fields.optional("search_path", "search_path is not an array of bytes", byte_strings)?,
             bundle: fields.optional("bundle", "bundle is not what a bundle is", Bundle::read)?,
+            template: fields.optional("template", "template is not a truth value", Value::as_bool)?.unwrap_or_default(),
         })
     }
 
@@ -300,6 +374,7 @@ impl Hello {
             ("home", self.home.map(Value::Bytes)),
             ("search_path", self.search_path.map(byte_array)),
             ("bundle", self.bundle.map(Bundle::write)),
+            ("template", self.template.then_some(Value::from(true))),
         ];
         let optional = optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         always.into_iter().chain(optional).collect()
@@ -382,16 +457,19 @@ impl Failure {
             type_name: fields.required("type", "type is missing or not text", text)?,
             message: fields.required("message", "message is missing or not text", text)?,
             traceback: fields.required("traceback", "traceback is missing or not text", text)?,
+            module: fields.optional("module", "module is not text", text)?,
         })
     }
 
     fn write(self) -> Body {
-        body([
+        let mut body = body([
             ("stage", Value::Text(self.stage)),
             ("type", Value::Text(self.type_name)),
             ("message", Value::Text(self.message)),
             ("traceback", Value::Text(self.traceback)),
-        ])
+        ]);
+        body.extend(self.module.map(|module| ("module".to_owned(), Value::Text(module))));
+        body
     }
 }
 
@@ -434,6 +512,17 @@ impl Fields<'_> {
         self.find(key).map(|value| read(value).ok_or_else(|| self.problem(problem))).transpose()
     }
 
+    /// One for each segment, or none at all.
+    fn types(&self, segments: usize) -> Result<Vec<SegmentType>, WireError> {
+        let types = self.optional("types", "types is not a byte string of the numbers 0, 1 and 2", |value| {
+            value.as_bytes()?.iter().map(|number| SegmentType::from_number(*number)).collect::<Option<Vec<_>>>()
+        })?;
+        match types {
+            Some(types) if types.len() != segments => Err(self.problem("types has another length than there are segments")),
+            types => Ok(types.unwrap_or_default()),
+        }
+    }
+
     // RFC 8949 calls a repeated key invalid but leaves it to the application; like most decoders we let the last one count.
     fn find(&self, key: &str) -> Option<&Value> {
         self.body.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
@@ -442,6 +531,11 @@ impl Fields<'_> {
     fn problem(&self, problem: &'static str) -> WireError {
         WireError::MalformedBody { kind: self.kind, problem }
     }
+}
+
+fn write_types(types: &[SegmentType]) -> Option<(String, Value)> {
+    let numbers = types.iter().map(|kind| *kind as u8).collect();
+    (!types.is_empty()).then(|| ("types".to_owned(), Value::Bytes(numbers)))
 }
 
 fn unsigned(value: &Value) -> Option<u64> {
@@ -463,6 +557,12 @@ fn nullable<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Opti
 
 fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     value.as_array()?.iter().map(read).collect()
+}
+
+/// Numbers below three, each larger than the one before it.
+fn streams(value: &Value) -> Option<Vec<u64>> {
+    let streams = list(value, unsigned)?;
+    (streams.iter().all(|stream| *stream < 3) && streams.is_sorted_by(|one, next| one < next)).then_some(streams)
 }
 
 fn byte_strings(value: &Value) -> Option<Vec<Vec<u8>>> {

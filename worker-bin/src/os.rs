@@ -1,10 +1,14 @@
 //! What the operating system offers through C only: descriptors, signals, processes. One of the two places with `unsafe`.
 
+pub mod fork;
+
+use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -189,6 +193,44 @@ pub struct Seen {
     pub bell: bool,
 }
 
+/// The process whose child this one was when the watch began.
+#[derive(Debug)]
+pub struct ParentWatch {
+    pid: u32,
+    handle: Option<OwnedFd>,
+}
+
+impl ParentWatch {
+    #[expect(clippy::new_without_default, reason = "what is watched is that of a moment")]
+    pub fn new() -> Self {
+        let pid = std::os::unix::process::parent_id();
+        Self { pid, handle: open_process(pid) }
+    }
+
+    /// Waits until there is something to read, the end of the stream included. False: the process has ended before that.
+    pub fn wait_for_input(&self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        /// Milliseconds between two looks where the system cannot tell of a process's end.
+        const WITHOUT_HANDLE: libc::c_int = 200;
+        let handle = self.handle.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let timeout = if handle < 0 { WITHOUT_HANDLE } else { -1 };
+        loop {
+            // poll(2) ignores a negative descriptor.
+            let mut entries = [
+                libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+                libc::pollfd { fd: handle, events: libc::POLLIN, revents: 0 },
+            ];
+            // SAFETY: the pointer and the count are those of the array.
+            check(unsafe { libc::poll(entries.as_mut_ptr(), 2, timeout) })?;
+            if entries[0].revents != 0 {
+                return Ok(true);
+            }
+            if std::os::unix::process::parent_id() != self.pid {
+                return Ok(false);
+            }
+        }
+    }
+}
+
 /// Waits until the socket's other end is closed, the process has ended or the bell rings, whichever of them is given.
 pub fn wait_for(
     socket: Option<RawFd>,
@@ -273,10 +315,19 @@ pub const STACKS: i32 = libc::SIGXCPU;
 
 /// Until somebody answers [`STACKS`] it does nothing. A handler, and not SIG_IGN, which the programs of a job would inherit.
 pub fn disarm_stacks_signal() {
+    swallow(STACKS);
+}
+
+/// Swallows Ctrl+C without a thread.
+pub fn swallow_interrupt() {
+    swallow(libc::SIGINT);
+}
+
+fn swallow(signal: libc::c_int) {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
     // SAFETY: the handler lives as long as the program and does nothing.
-    unsafe { libc::signal(STACKS, handler as libc::sighandler_t) };
+    unsafe { libc::signal(signal, handler as libc::sighandler_t) };
 }
 
 /// Sends [`STACKS`] to the main thread, which is the one that runs Python.
@@ -334,6 +385,10 @@ pub fn is_forked_copy() -> bool {
 }
 
 extern "C" fn after_fork_in_child() {
+    if fork::is_forking() {
+        // Not a copy but a worker that a template makes, with a socket and a record of its own by now.
+        return;
+    }
     FORKED.store(true, Ordering::Relaxed);
     let socket = SOCKET_TO_DROP.swap(-1, Ordering::Relaxed);
     if socket >= 0 {
@@ -363,6 +418,93 @@ pub fn receive(socket: BorrowedFd<'_>, into: &mut [MaybeUninit<u8>]) -> io::Resu
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// The most descriptors that come with one write: `SCM_MAX_FD` is 253, and a request for a worker has seven.
+#[cfg(target_os = "linux")]
+const MOST_DESCRIPTORS: usize = 16;
+
+/// Receives bytes and the descriptors that came with them (unix(7), `SCM_RIGHTS`); those are close-on-exec.
+#[cfg(target_os = "linux")]
+pub fn receive_with_descriptors(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    // The header of the control message, and room for its numbers; of u64, because it has to be aligned.
+    let mut control = [0_u64; 2 + MOST_DESCRIPTORS / 2];
+    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: for this structure of numbers and pointers all zeros are a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: every pointer in the message is to memory of the length given beside it, which lives until the end of the function.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has filled the message in.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give a header inside of `control`, or null.
+    while let Some(found) = unsafe { header.as_ref() } {
+        if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: CMSG_LEN only counts.
+            let bytes = found.cmsg_len.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+            // SAFETY: found is a header inside of `control`.
+            let numbers = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+            for index in 0..bytes / std::mem::size_of::<RawFd>() {
+                // SAFETY: so many numbers follow the header; they may be unaligned.
+                let descriptor = unsafe { numbers.add(index).read_unaligned() };
+                // SAFETY: the kernel has made it for this process a moment ago, so nobody else owns it.
+                descriptors.push_back(unsafe { OwnedFd::from_raw_fd(descriptor) });
+            }
+        }
+        // SAFETY: both are what the kernel filled in.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(io::Error::other("there is no room for more descriptors in this process"));
+    }
+    Ok(count)
+}
+
+/// Elsewhere nobody sends any: there are no templates.
+#[cfg(not(target_os = "linux"))]
+pub fn receive_with_descriptors(
+    _socket: BorrowedFd<'_>,
+    _into: &mut [u8],
+    _descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Puts a copy of the descriptor where `number` is, whatever was open there. Above 2 it is closed on exec.
+///
+/// What owned the number owns the new one.
+pub fn put_in_place(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    if descriptor.as_raw_fd() == number {
+        return Ok(());
+    }
+    // SAFETY: dup2 takes two integers; by the caller's word nobody relies on what was open there.
+    check(unsafe { libc::dup2(descriptor.as_raw_fd(), number) })?;
+    if number > 2 {
+        // SAFETY: F_SETFD takes an int and touches no memory.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    }
+    Ok(())
+}
+
+/// Opens the null device where the parent has no standard stream, as Rust's runtime does it in a worker that is started: else
+/// the number would go to what is opened next.
+pub fn put_null_in_place(number: RawFd) -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    put_in_place(null.as_fd(), number)
+}
+
+/// Changes the working directory to the one that is open as `directory`.
+pub fn change_directory(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: fchdir takes an integer.
+    check(unsafe { libc::fchdir(directory.as_raw_fd()) }).map(drop)
+}
+
 /// How long a receive waits for its first byte before it fails with `WouldBlock`; `None`: for ever.
 pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
     let mut value = libc::timeval { tv_sec: 0, tv_usec: 0 };
@@ -379,6 +521,139 @@ pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) ->
     // SAFETY: SO_RCVTIMEO reads one `timeval`, whose address and size these are.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const value).cast(), size) })
         .map(drop)
+}
+
+/// Memory of this process's own, straight from the system.
+#[derive(Debug)]
+pub struct Mapping {
+    address: NonNull<MaybeUninit<u8>>,
+    length: usize,
+    /// What has been taken of the address space.
+    whole: usize,
+}
+
+// SAFETY: nobody else has the memory, and it belongs to no thread.
+unsafe impl Send for Mapping {}
+// SAFETY: it is reached through `&mut` only.
+unsafe impl Sync for Mapping {}
+
+/// The size of a huge page on the processors that there are wheels for. Another one costs speed and nothing else.
+const HUGE_PAGE: usize = 2 << 20;
+
+impl Mapping {
+    /// New memory, asked for in huge pages. `None`: there is not so much.
+    pub fn new(length: usize) -> Option<Self> {
+        // Linux puts a mapping where its huge pages can begin if its length is a multiple of theirs (mm/huge_memory.c,
+        // thp_get_unmapped_area). For small ones what that takes at the end would count.
+        let unit = if length >= 8 * HUGE_PAGE { HUGE_PAGE } else { usize::try_from(page_size()).ok()? };
+        let whole = length.max(1).checked_next_multiple_of(unit)?;
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a null pointer leaves the place to the system, which takes none that is in use.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), whole, protection, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return None;
+        }
+        let mapping = Self { address: NonNull::new(address.cast())?, length, whole };
+        // SAFETY: `whole` bytes were mapped at the address, and nobody else knows it.
+        advise_huge_pages(unsafe { std::slice::from_raw_parts_mut(mapping.address.as_ptr(), mapping.whole) });
+        Some(mapping)
+    }
+
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    pub fn memory(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: `length` bytes are mapped at the address until this is dropped, and this is the only way to them.
+        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the address and the length are those that were mapped, and this is the last that knows them.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.whole) };
+    }
+}
+
+/// A way for large memory into a socket: the kernel takes the pages themselves, where a write would copy them, and only the
+/// receiver copies (vmsplice(2), splice(2)). So nothing may be written to the memory before the receiver has read it.
+///
+/// A socket takes pages from a pipe only, so there has to be one in between. It is made for one large segment and closed after it:
+/// that costs nothing beside the segment, and no descriptor of ours is open while a job runs.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub struct Splice {
+    read: OwnedFd,
+    write: OwnedFd,
+    /// What is in the pipe.
+    inside: usize,
+}
+
+/// How much a pipe is to hold, in bytes: the most that a program may ask for without privileges.
+#[cfg(target_os = "linux")]
+const PIPE: libc::c_int = 1 << 20;
+
+#[cfg(target_os = "linux")]
+impl Splice {
+    pub fn new() -> io::Result<Self> {
+        let mut ends = [-1; 2];
+        // SAFETY: pipe2 writes two descriptors to the array.
+        check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+        // SAFETY: the system has just made both for this process, so nobody else owns them.
+        let [read, write] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+        // Fewer system calls; where too much is in use by this user (pipe(7)), it is right without.
+        // SAFETY: F_SETPIPE_SZ takes an int and touches no memory.
+        unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE) };
+        Ok(Self { read, write, inside: 0 })
+    }
+
+    /// Sends the front of `bytes`; how much of it. To be called again with the rest, as any error comes before anything of it has
+    /// been sent by that call.
+    pub fn send(&mut self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        if self.inside == 0 {
+            let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            // SAFETY: one vector that describes the slice, whose memory is only read. The pipe is empty, so this does not wait; it
+            // keeps the pages, not the addresses.
+            let count = unsafe { libc::vmsplice(self.write.as_raw_fd(), &raw const part, 1, 0) };
+            self.inside = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        }
+        let flags = libc::SPLICE_F_MORE;
+        // SAFETY: two descriptors and null pointers in the place of offsets, which neither of them has.
+        let count = unsafe {
+            libc::splice(
+                self.read.as_raw_fd(),
+                std::ptr::null_mut(),
+                socket.as_raw_fd(),
+                std::ptr::null_mut(),
+                self.inside,
+                flags,
+            )
+        };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        self.inside = self.inside.saturating_sub(count);
+        Ok(count)
+    }
+}
+
+/// The most bytes that a socket holds which its other end has not read; `None` if the system does not tell.
+pub fn send_buffer_size(socket: BorrowedFd<'_>) -> Option<usize> {
+    let mut value: libc::c_int = 0;
+    let mut size = libc::socklen_t::try_from(size_of_val(&value)).ok()?;
+    // SAFETY: SO_SNDBUF writes one int, whose address and size these are.
+    let status = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw mut value).cast(), &raw mut size)
+    };
+    check(status).ok()?;
+    usize::try_from(value).ok()
+}
+
+/// Waits until there is something to read, an end too; false: there was not for so long, or a signal came.
+pub fn wait_readable(socket: BorrowedFd<'_>, timeout: Duration) -> bool {
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let milliseconds = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer is to one live structure, as the count says.
+    unsafe { libc::poll(&raw mut entry, 1, milliseconds) > 0 }
 }
 
 /// Asks for huge pages behind a large piece of memory that is about to be written for the first time: a page fault for

@@ -1,7 +1,9 @@
 //! Objects ↔ segments, with the C pickler that `_pickle` is. Nothing else of `pickle` is imported.
 //!
-//! * Large `bytes` are not copied into the pickle: the C pickler hands them to its file as they are
-//!   (Modules/_pickle.c, `_Pickler_write_bytes`), and our file keeps a reference until they have been sent.
+//! * Large `bytes` and `bytearray`s are not copied into the pickle, wherever in the value they are: the C pickler hands them to its
+//!   file as they are (Modules/_pickle.c, `_Pickler_write_bytes`). Our file takes them out of the pickle: where it says «bytes of
+//!   this length follow» it now says «the next buffer» (PEP 574), and the object travels in a segment of its own, which becomes
+//!   a `bytes` or a `bytearray` on the other side and is what the unpickler puts into the value, without a copy there either.
 //! * Buffers of [`OUT_OF_BAND`] bytes and more travel in segments of their own (PEP 574) and are unpickled around memory
 //!   that was received for them, so that an array comes back writable and shares its memory with nobody.
 
@@ -9,10 +11,12 @@ use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyCFunction, PyDict, PyList, PyMapping, PyString, PyTuple};
+use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::transport::{Payload, Segment};
 
-use crate::interpreter::ffi::{HeldBytes, NewBytes, WritableBytes};
+use crate::hooks;
+use crate::interpreter::ffi::{HeldBytes, NewBytes};
 
 /// Buffers smaller than this are cheaper inside the pickle than in a segment of their own.
 const OUT_OF_BAND: usize = 16 * 1024;
@@ -23,8 +27,15 @@ const OUT_OF_BAND_COUNT: usize = 65_000;
 /// Pieces of the pickle smaller than this are gathered, larger ones held where they are.
 const GATHERED: usize = 16 * 1024;
 
-/// From this size on a pickle is read as a file: see [`Source`].
-const LARGE_PICKLE: usize = 1 << 20;
+/// Objects smaller than this stay in the pickle: to copy them there costs less than a segment.
+const OUT_OF_PICKLE: usize = 256 * 1024;
+
+/// How the pickle begins a `bytes` object and a `bytearray`, before their lengths (Lib/pickletools.py).
+const BINBYTES: u8 = b'B';
+const BINBYTES8: u8 = 0x8e;
+const BYTEARRAY8: u8 = 0x96;
+/// «The next of the out-of-band buffers».
+const NEXT_BUFFER: u8 = 0x97;
 
 pub(crate) struct Pickling {
     loads: Py<PyAny>,
@@ -38,12 +49,35 @@ pub(crate) struct Pickling {
 #[derive(Default)]
 pub(crate) struct Pickled {
     pickle: Vec<Piece>,
-    buffers: Vec<HeldBytes>,
+    buffers: Vec<(HeldBytes, SegmentType)>,
 }
 
 enum Piece {
     Gathered(Vec<u8>),
-    Held(HeldBytes),
+    /// So many bytes of the front.
+    Held(HeldBytes, usize),
+}
+
+impl Piece {
+    fn held(bytes: HeldBytes) -> Self {
+        let length = bytes.bytes().len();
+        Self::Held(bytes, length)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Gathered(bytes) => bytes,
+            Self::Held(bytes, length) => bytes.bytes().get(..*length).unwrap_or_default(),
+        }
+    }
+
+    /// Cuts off the end.
+    fn shorten(&mut self, count: usize) {
+        match self {
+            Self::Gathered(bytes) => bytes.truncate(bytes.len().saturating_sub(count)),
+            Self::Held(_, length) => *length = length.saturating_sub(count),
+        }
+    }
 }
 
 impl Pickling {
@@ -60,26 +94,17 @@ impl Pickling {
     pub(crate) fn load<'py>(&self, py: Python<'py>, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<Bound<'py, PyAny>> {
         let loads = self.loads.bind(py);
         let mut segments = segments.into_iter();
-        let pickle = match segments.next() {
-            Some(Segment::Passing(bytes)) => PyBytes::new(py, bytes).into_any(),
-            Some(Segment::Owned(bytes)) => bytes.into_object().into_bound(py).into_any(),
-            None => PyBytes::new(py, b"").into_any(),
+        let object = |segment: Segment<'_, NewBytes>| match segment {
+            Segment::Passing(bytes) => Ok(PyBytes::new(py, bytes).into_any()),
+            Segment::Owned(bytes) => bytes.into_object(py),
         };
-        let is_large = pickle.len()? >= LARGE_PICKLE;
-        if segments.len() == 0 && !is_large {
+        let pickle = segments.next().map_or_else(|| Ok(PyBytes::new(py, b"").into_any()), object)?;
+        if segments.len() == 0 {
             return loads.call1((pickle,));
         }
-        let buffers = segments.map(|segment| match segment {
-            Segment::Passing(bytes) => PyBytes::new(py, bytes).into_any(),
-            Segment::Owned(bytes) => bytes.into_object().into_bound(py).into_any(),
-        });
+        let buffers = segments.map(object).collect::<PyResult<Vec<_>>>()?;
         let keywords = PyDict::new(py);
-        keywords.set_item("buffers", PyList::new(py, buffers.collect::<Vec<_>>())?)?;
-        if is_large {
-            let source = Source { pickle: HeldBytes::hold(&pickle)?, position: Mutex::new(0) };
-            let unpickler = py.import("_pickle")?.getattr("Unpickler")?.call((source,), Some(&keywords))?;
-            return unpickler.call_method0("load");
-        }
+        keywords.set_item("buffers", PyList::new(py, buffers)?)?;
         loads.call((pickle,), Some(&keywords))
     }
 
@@ -111,25 +136,84 @@ impl Pickling {
     }
 }
 
-/// Imports `_pickle` without the import of `functools` that it makes, which draws in `collections` and five more and takes
-/// longer than everything else that the worker adds to the start of Python.
+/// Imports `_pickle` without two of the imports that it makes, which take longer than everything else that the worker adds to the
+/// start of Python (Modules/_pickle.c, `_Pickle_InitState`). It gets something in their places, under the names that it asks for
+/// and for that moment only: the first job to import one of them gets the real one. No other thread of Python's runs yet,
+/// unless `site` started one.
 ///
-/// All that `_pickle` wants of it is `partial` (Modules/_pickle.c, `_Pickle_InitState`), and `functools.partial` is the one of
-/// the builtin module `_functools`. So that is what it gets, under the name that it asks for, and for that moment only: the
-/// first job to import `functools` gets the real one. No other thread of Python's runs yet, unless `site` started one.
+/// * `functools` draws in `collections` and five more. All that is wanted of it is `partial`, which is the one of the builtin
+///   module `_functools`.
+/// * `_compat_pickle` is four tables of the names that Python 2 had, used by the protocols that it knew. They stay empty until
+///   somebody imports that module, which `pickle` does; from then on they are its tables.
 fn import_core(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
-    let modules = py.import("sys")?.getattr("modules")?;
-    if modules.contains("functools")? {
-        return py.import("_pickle");
+    let sys = py.import("sys")?;
+    let modules = sys.getattr("modules")?;
+    let mut stand_ins = Vec::new();
+    if !modules.contains("functools")? {
+        let stand_in = PyModule::new(py, "functools")?;
+        stand_in.setattr("partial", py.import("_functools")?.getattr("partial")?)?;
+        stand_ins.push(("functools", stand_in));
     }
-    let stand_in = PyModule::new(py, "functools")?;
-    stand_in.setattr("partial", py.import("_functools")?.getattr("partial")?)?;
-    modules.set_item("functools", &stand_in)?;
+    if !modules.contains("_compat_pickle")? {
+        let stand_in = PyModule::new(py, "_compat_pickle")?;
+        let tables = PyDict::new(py);
+        for name in OLD_NAMES {
+            let table = PyDict::new(py);
+            stand_in.setattr(name, &table)?;
+            tables.set_item(name, table)?;
+        }
+        sys.getattr("meta_path")?.cast::<PyList>()?.insert(0, Py::new(py, OldNames { tables: tables.unbind() })?)?;
+        stand_ins.push(("_compat_pickle", stand_in));
+    }
+    for (name, stand_in) in &stand_ins {
+        modules.set_item(name, stand_in)?;
+    }
     let core = py.import("_pickle");
-    if modules.get_item("functools")?.is(&stand_in) {
-        modules.del_item("functools")?;
+    for (name, stand_in) in &stand_ins {
+        if modules.get_item(name)?.is(stand_in) {
+            modules.del_item(name)?;
+        }
     }
     core
+}
+
+const OLD_NAMES: [&str; 4] = ["NAME_MAPPING", "IMPORT_MAPPING", "REVERSE_NAME_MAPPING", "REVERSE_IMPORT_MAPPING"];
+
+/// First on `sys.meta_path`; knows one name. Once that is looked for it is gone from there.
+#[pyclass(frozen, module = "trio_offload_worker")]
+struct OldNames {
+    /// What `_pickle` has in the place of `_compat_pickle`'s tables, by their names.
+    tables: Py<PyDict>,
+}
+
+#[pymethods]
+impl OldNames {
+    #[pyo3(signature = (name, path = None, target = None))]
+    fn find_spec<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+        path: Option<&Bound<'py, PyAny>>,
+        target: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if !name.extract::<&str>().is_ok_and(|name| name == "_compat_pickle") {
+            return Ok(None);
+        }
+        let py = slf.py();
+        hooks::leave_finders(slf.as_any())?;
+        let tables = slf.get().tables.clone_ref(py);
+        let fill = move |args: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| -> PyResult<()> {
+            let module = args.py().import("_compat_pickle")?;
+            for (name, table) in tables.bind(args.py()) {
+                let name = name.cast_into::<PyString>()?;
+                table.cast::<PyDict>()?.update(module.getattr(&name)?.cast::<PyMapping>()?)?;
+                // The very same from now on, as in any Python: whoever changes the one changes the other.
+                module.setattr(&name, table)?;
+            }
+            Ok(())
+        };
+        let fill = PyCFunction::new_closure(py, None, None, fill)?;
+        py.import("trio_offload_worker._imports")?.call_method1("find_spec", (name, path, target, fill)).map(Some)
+    }
 }
 
 impl Pickled {
@@ -137,7 +221,24 @@ impl Pickled {
     pub(crate) fn from_list(segments: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
         let mut held = segments.try_iter()?.map(|segment| HeldBytes::hold(&segment?)).collect::<PyResult<Vec<_>>>()?.into_iter();
         let Some(first) = held.next() else { return Ok(None) };
-        Ok(Some(Self { pickle: vec![Piece::Held(first)], buffers: held.collect() }))
+        let buffers = held.map(|buffer| (buffer, SegmentType::Memory)).collect();
+        Ok(Some(Self { pickle: vec![Piece::held(first)], buffers }))
+    }
+
+    /// The pickler has written the head of a large object, and now its data.
+    fn take_large(&mut self, data: HeldBytes) {
+        let length = data.bytes().len();
+        if length >= OUT_OF_PICKLE
+            && self.buffers.len() < OUT_OF_BAND_COUNT
+            && let Some(before) = self.pickle.last_mut()
+            && let Some((head, kind)) = head_of(before.bytes(), length)
+        {
+            before.shorten(head);
+            self.pickle.push(Piece::Gathered(vec![NEXT_BUFFER]));
+            self.buffers.push((data, kind));
+        } else {
+            self.pickle.push(Piece::held(data));
+        }
     }
 
     fn length(&self) -> usize {
@@ -150,54 +251,36 @@ impl Pickled {
     }
 }
 
+/// How long the head is with which a piece of a pickle announces data of this length, and what the data is. `None`: something else,
+/// text, is announced.
+fn head_of(piece: &[u8], length: usize) -> Option<(usize, SegmentType)> {
+    let length = length as u64;
+    if let Some((rest, announced)) = piece.split_last_chunk::<8>()
+        && u64::from_le_bytes(*announced) == length
+    {
+        match rest.last() {
+            Some(&BINBYTES8) => return Some((9, SegmentType::Bytes)),
+            Some(&BYTEARRAY8) => return Some((9, SegmentType::ByteArray)),
+            _ => {}
+        }
+    }
+    let (rest, announced) = piece.split_last_chunk::<4>()?;
+    let announced = u64::from(u32::from_le_bytes(*announced));
+    (announced == length && rest.last() == Some(&BINBYTES)).then_some((5, SegmentType::Bytes))
+}
+
 impl Payload for Pickled {
     fn segments(&self) -> Vec<Vec<&[u8]>> {
-        let pickle = self.pickle.iter().map(|piece| match piece {
-            Piece::Gathered(bytes) => bytes.as_slice(),
-            Piece::Held(bytes) => bytes.bytes(),
-        });
-        let buffers = self.buffers.iter().map(|buffer| vec![buffer.bytes()]);
+        let pickle = self.pickle.iter().map(Piece::bytes);
+        let buffers = self.buffers.iter().map(|(buffer, _)| vec![buffer.bytes()]);
         std::iter::once(pickle.collect()).chain(buffers).collect()
     }
-}
 
-/// The file that the unpickler reads a large pickle from. Large `bytes` in it are copied either way, but here the copy goes
-/// through our hands, and its memory can be asked for in huge pages: the page faults would take longer than the copying.
-#[pyclass(frozen, module = "trio_offload_worker")]
-struct Source {
-    pickle: HeldBytes,
-    position: Mutex<usize>,
-}
-
-impl Source {
-    /// The next `length` bytes, or as many as there are.
-    fn next(&self, length: usize) -> &[u8] {
-        let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = self.pickle.bytes().get(*position..).unwrap_or_default();
-        let next = rest.get(..length).unwrap_or(rest);
-        *position += next.len();
-        next
-    }
-}
-
-#[pymethods]
-impl Source {
-    fn read<'py>(&self, py: Python<'py>, length: usize) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, self.next(length))
-    }
-
-    fn readinto(&self, target: &Bound<'_, PyAny>) -> PyResult<usize> {
-        let mut target = WritableBytes::of(target)?;
-        let next = self.next(target.len());
-        target.fill(next);
-        Ok(next.len())
-    }
-
-    fn readline<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let position = *self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = self.pickle.bytes().get(position..).unwrap_or_default();
-        let length = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |index| index + 1);
-        PyBytes::new(py, self.next(length))
+    fn types(&self) -> Vec<SegmentType> {
+        if self.buffers.iter().all(|(_, kind)| *kind == SegmentType::Memory) {
+            return Vec::new();
+        }
+        std::iter::once(SegmentType::Memory).chain(self.buffers.iter().map(|(_, kind)| *kind)).collect()
     }
 }
 
@@ -232,7 +315,7 @@ impl Sink {
         }
         let held = HeldBytes::hold(data)?;
         let length = held.bytes().len();
-        self.lock().pickle.push(Piece::Held(held));
+        self.lock().take_large(held);
         Ok(length)
     }
 
@@ -242,7 +325,7 @@ impl Sink {
         if held.bytes().len() < OUT_OF_BAND || self.lock().buffers.len() >= OUT_OF_BAND_COUNT {
             return Ok(true);
         }
-        self.lock().buffers.push(held);
+        self.lock().buffers.push((held, SegmentType::Memory));
         Ok(false)
     }
 }

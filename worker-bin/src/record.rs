@@ -29,6 +29,9 @@ struct MemoryLimit {
     reached: u64,
 }
 
+/// The front of the file, in bytes: there a chunk of `map` counts its items (PROTOCOL.md, «The record»). Text comes behind it.
+pub const PROGRESS_SIZE: u64 = 24;
+
 /// How long the stacks of all threads may take to be written.
 const STACK_PATIENCE: Duration = Duration::from_millis(150);
 /// A dump that has not grown for so long is whole: it is written a line at a time by a thread that does nothing else.

@@ -14,7 +14,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread;
@@ -151,6 +151,11 @@ impl Parent {
         (std::os::unix::process::parent_id() == pid).then_some(Self { pid, handle })
     }
 
+    /// As [`Self::watch`], without a descriptor.
+    pub fn watch_by_number(pid: u32) -> Option<Self> {
+        (std::os::unix::process::parent_id() == pid).then_some(Self { pid, handle: None })
+    }
+
     /// The handle only wakes whoever waits for it. A job that closes every descriptor closes it too, and its number may be that
     /// of the user's own file afterwards; but an orphan always has another parent.
     pub fn is_dead(&self) -> bool {
@@ -179,6 +184,58 @@ pub fn start(charge: Charge, activity: &'static Activity) -> io::Result<()> {
         .stack_size(STACK_SIZE)
         .spawn(move || Sentinel::new(charge, activity, reader).watch())
         .map(drop)
+}
+
+/// Watches over a template as long as it runs other people's code and forks nobody: while it starts, and while it ends.
+///
+/// A process with a second thread cannot be forked safely, so this one is gone in between. Then the template waits for its
+/// parent's next word, and sees the end of the stream itself.
+#[derive(Debug)]
+pub struct Guard {
+    stop: PipeWriter,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Guard {
+    /// From now on the process ends when its parent does, or closes its end of the socket.
+    pub fn start(socket: RawFd, parent: &'static Parent) -> io::Result<Self> {
+        let (reader, stop) = io::pipe()?;
+        let _held = os::SignalsHeld::all()?;
+        let thread = thread::Builder::new().name("guard".to_owned()).stack_size(STACK_SIZE).spawn(move || {
+            let handle = os::open_process(parent.pid);
+            loop {
+                let seen =
+                    os::wait_for(Some(socket), handle.as_ref().map(AsFd::as_fd), Some(reader.as_fd()), Some(WITHOUT_PIDFD));
+                if seen.bell {
+                    return;
+                }
+                if seen.hang_up || parent.is_dead() {
+                    end_now(exit::ORPHANED);
+                }
+            }
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// The process has one thread less when this returns.
+    pub fn dismiss(self) {
+        drop(self.stop);
+        let _ = self.thread.join();
+    }
+}
+
+/// A template is about to end Python, which may take for ever: with the parent gone it gets no longer than [`GRACE`].
+pub fn end_with_parent(parent: &'static Parent) {
+    let Ok(_held) = os::SignalsHeld::all() else { return };
+    let watch = move || {
+        while !parent.is_dead() {
+            thread::sleep(WITHOUT_PIDFD);
+        }
+        thread::sleep(GRACE);
+        end_now(exit::ORPHANED);
+    };
+    // Without it the template ends too, if nothing hangs.
+    let _ = thread::Builder::new().name("guard".to_owned()).stack_size(STACK_SIZE).spawn(watch);
 }
 
 struct Sentinel {

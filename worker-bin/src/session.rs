@@ -7,16 +7,20 @@
 //!   socket takes no more of it, so that a parent which is in the middle of a large one is not kept waiting for the exit;
 //! * the idle time counts from the first call on. Before that it has a lower bound: a worker that left before the call for
 //!   which it was started would be replaced by another one that does the same, and the call would never be run;
+//! * a template's session has no other end in the worker that it forks than to be left: the worker begins one of its own;
 //! * the native thread is told when user code runs, because a parent's death then leaves nobody who would notice.
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::error::{ReceiveError, SendError};
 use crate::exit::Ending;
 use crate::memory::Figures;
-use crate::message::{Explanation, Failure, Hello, Message, PROTOCOL_VERSION, Setup, Welcome};
+use crate::message::{Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome};
+use crate::os::fork::Side;
+use crate::regions;
 use crate::sentinel::{Activity, Doing, Duty};
 use crate::transport::{Allocator, Connection, IdleClock, Next, Payload, Segment, Stream};
 use crate::wire::Header;
@@ -37,8 +41,20 @@ pub trait Executor: Allocator {
     fn settle(&mut self, answer: Option<Self::Payload>) -> Settled;
     /// A signal came while the worker was idle.
     fn interrupted(&mut self);
+    /// Takes the settings and imports what the workers that are forked off this process are to find imported.
+    fn become_template(
+        &mut self,
+        template: &Template,
+        segments: Vec<Segment<'_, Self::Buffer>>,
+    ) -> Result<(), Box<Raised<Self::Payload>>>;
+    /// Forks a worker, which gets the descriptors. Where that fails the worker's own socket says so.
+    fn fork(&mut self, fork: &Fork, descriptors: Vec<OwnedFd>) -> Side;
     /// What the process holds. Unless it is to be told at once it may be `None`, because it was told a moment ago.
     fn measure(&mut self, at_once: bool) -> Option<Figures>;
+    /// Whether memory is kept for the next call.
+    fn keeps_memory(&self) -> bool;
+    /// There is no next call yet, or it did not use it.
+    fn give_memory_back(&mut self);
 }
 
 #[derive(Debug)]
@@ -74,7 +90,8 @@ pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mu
         memory_limit: None,
     }
     .run();
-    activity.set(Doing::Leaving);
+    // A forked worker is at its beginning.
+    activity.set(if ending == Ending::Forked { Doing::Waiting } else { Doing::Leaving });
     ending
 }
 
@@ -83,6 +100,8 @@ enum State {
     AwaitHello,
     AwaitSetup,
     Idle,
+    AwaitTemplate,
+    Template,
 }
 
 struct Session<'a, S, E> {
@@ -113,6 +132,9 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn step(&mut self) -> Step {
+        if self.executor.keeps_memory() && !self.connection.anything_within(regions::KEPT_FOR) {
+            self.executor.give_memory_back();
+        }
         let header = match self.connection.next_header() {
             Ok(Next::Header(header)) => header,
             Ok(Next::End) => return Err(Ending::ParentClosed),
@@ -130,9 +152,11 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         match (self.state, message) {
             (State::AwaitHello, Message::Hello(hello)) => self.start(&hello),
             (State::AwaitSetup, Message::Setup(setup)) => self.set_up(&setup, &header),
-            (State::Idle, Message::Call) => self.call(&header),
+            (State::Idle, Message::Call(types)) => self.call(&header, &types),
             (State::Idle, Message::Settings { eager }) => self.replace_settings(eager, &header),
-            (State::AwaitSetup | State::Idle, Message::Retire) => self.retire("asked"),
+            (State::AwaitTemplate, Message::Template(template)) => self.become_template(&template, &header),
+            (State::Template, Message::Fork(fork)) => self.fork(&fork),
+            (State::AwaitSetup | State::Idle | State::AwaitTemplate | State::Template, Message::Retire) => self.retire("asked"),
             (state, message) => {
                 let text = format!(
                     "a {:?} message came while the worker was in the state {state:?}, which does not expect one; this is an error in trio-offload",
@@ -156,7 +180,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             Ok(welcome) => {
                 self.activity.set(Doing::Waiting);
                 self.say(Message::Welcome(Box::new(welcome)))?;
-                self.state = State::AwaitSetup;
+                self.state = if hello.template { State::AwaitTemplate } else { State::AwaitSetup };
                 Ok(())
             }
             Err(explanation) => self.refuse(explanation),
@@ -164,7 +188,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn set_up(&mut self, setup: &Setup, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
@@ -189,6 +213,35 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         self.start_idle_time(timeout.map(|timeout| timeout.max(UNTIL_FIRST_CALL)))
     }
 
+    fn become_template(&mut self, template: &Template, header: &Header) -> Step {
+        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
+            Ok(segments) => segments,
+            Err(error) => return self.abort_receiving(&error),
+        };
+        if let Err(raised) = self.executor.become_template(template, segments) {
+            let payload = raised.exception.as_ref().map(|payload| payload as &dyn Payload);
+            self.sent(Message::SetupFailed(raised.failure), 0, payload)?;
+            return Err(Ending::SetupFailed);
+        }
+        // Before READY: the first request may come with the next byte.
+        self.connection.take_descriptors(0);
+        let figures = self.executor.measure(true);
+        self.say(Message::Ready(figures))?;
+        self.state = State::Template;
+        Ok(())
+    }
+
+    fn fork(&mut self, fork: &Fork) -> Step {
+        let Some(descriptors) = self.connection.take_descriptors(fork.descriptors()) else {
+            let text = "a request for a worker came without the descriptors that belong to it; this is an error in trio-offload";
+            return self.abort("descriptors_missing", text.to_owned());
+        };
+        match self.executor.fork(fork, descriptors) {
+            Side::Template => Ok(()),
+            Side::Worker => Err(Ending::Forked),
+        }
+    }
+
     fn start_idle_time(&mut self, timeout: Option<Duration>) -> Step {
         if let Err(error) = self.connection.set_receive_timeout(timeout) {
             return self.abort_receiving(&error);
@@ -198,7 +251,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn replace_settings(&mut self, eager: bool, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
@@ -206,11 +259,12 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         Ok(())
     }
 
-    fn call(&mut self, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, self.executor) {
+    fn call(&mut self, header: &Header, types: &[SegmentType]) -> Step {
+        let segments = match self.connection.receive_segments(&header.lengths, types, self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
+        self.executor.give_memory_back();
         self.activity.set(Doing::Busy);
         let answer = self.executor.call(segments);
         // Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which
@@ -218,7 +272,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         self.activity.set(Doing::Waiting);
         let figures = self.executor.measure(false);
         let (message, payload) = match answer {
-            Answer::Returned(payload) => (Message::Result(figures), Some(payload)),
+            Answer::Returned(payload) => (Message::Result(payload.types(), figures), Some(payload)),
             Answer::Raised(Raised { failure, exception }) => (Message::Raised(failure, figures), exception),
         };
         self.sent(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write as _};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{ReceiveError, SendError};
-use crate::message::Message;
+use crate::message::{Message, SegmentType};
 use crate::os;
 use crate::wire::{self, Header, Progress, WireError};
 
@@ -26,16 +27,23 @@ pub trait Stream {
     /// The same into memory that need not have been written before.
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// Waits for something to read; false: there was nothing for so long.
+    fn wait_readable(&mut self, timeout: Duration) -> bool;
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
     /// Lets the other side's writes fail from now on, those that wait for room too. What was sent to it stays to be read.
     fn stop_receiving(&mut self) -> io::Result<()>;
+    /// The next descriptors of those that have come with the bytes; `None`: there are not so many. The first question, for none,
+    /// has the stream keep them from then on.
+    fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        (count == 0).then(Vec::new)
+    }
 }
 
 /// Where the segments that own their memory go.
 pub trait Allocator {
     type Buffer: Storage;
     /// `None`: there is not so much memory.
-    fn allocate(&mut self, length: usize) -> Option<Self::Buffer>;
+    fn allocate(&mut self, length: usize, kind: SegmentType) -> Option<Self::Buffer>;
 }
 
 pub trait Storage {
@@ -46,6 +54,8 @@ pub trait Storage {
 pub trait Payload {
     /// For each segment the pieces that it consists of.
     fn segments(&self) -> Vec<Vec<&[u8]>>;
+    /// What each segment becomes; empty if each is memory.
+    fn types(&self) -> Vec<SegmentType>;
 }
 
 /// One segment of a frame that has arrived.
@@ -103,9 +113,19 @@ impl<S: Stream> Connection<S> {
         Ok(self.stream.set_receive_timeout(timeout)?)
     }
 
+    /// The descriptors that came with the frame whose header came last; as [`Stream::take_descriptors`].
+    pub fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        self.stream.take_descriptors(count)
+    }
+
     /// Nothing is to be read any more. Should the system refuse to say so, the other side learns it when the process ends.
     pub fn stop_receiving(&mut self) {
         let _ = self.stream.stop_receiving();
+    }
+
+    /// Whether something comes within so long.
+    pub fn anything_within(&mut self, timeout: Duration) -> bool {
+        self.start < self.end || self.stream.wait_readable(timeout)
     }
 
     /// Waits for a frame to begin and reads its header. The time-out counts only until its first byte is there.
@@ -140,11 +160,13 @@ impl<S: Stream> Connection<S> {
     pub fn receive_segments<A: Allocator>(
         &mut self,
         lengths: &[u64],
+        types: &[SegmentType],
         allocator: &mut A,
     ) -> Result<Vec<Segment<'_, A::Buffer>>, ReceiveError> {
-        let mut lengths = lengths.iter().copied();
+        let types = types.iter().copied().chain(std::iter::repeat(SegmentType::Memory));
+        let mut lengths = lengths.iter().copied().zip(types);
         let passing = match lengths.clone().next() {
-            Some(length) if length <= PASSING_LIMIT as u64 => {
+            Some((length, _)) if length <= PASSING_LIMIT as u64 => {
                 lengths.next();
                 let length = usize::try_from(length).unwrap_or(PASSING_LIMIT);
                 self.fill(length)?;
@@ -154,9 +176,9 @@ impl<S: Stream> Connection<S> {
             }
             _ => None,
         };
-        let mut owned = Vec::with_capacity(lengths.len());
-        for length in lengths {
-            owned.push(Segment::Owned(self.receive_owned(length, allocator)?));
+        let mut owned = Vec::new();
+        for (length, kind) in lengths {
+            owned.push(Segment::Owned(self.receive_owned(length, kind, allocator)?));
         }
         let Some(range) = passing else { return Ok(owned) };
         let mut segments = Vec::with_capacity(owned.len() + 1);
@@ -190,9 +212,14 @@ impl<S: Stream> Connection<S> {
         Ok(())
     }
 
-    fn receive_owned<A: Allocator>(&mut self, length: u64, allocator: &mut A) -> Result<A::Buffer, ReceiveError> {
+    fn receive_owned<A: Allocator>(
+        &mut self,
+        length: u64,
+        kind: SegmentType,
+        allocator: &mut A,
+    ) -> Result<A::Buffer, ReceiveError> {
         let wanted = usize::try_from(length).map_err(|_| ReceiveError::OutOfMemory(length))?;
-        let mut buffer = allocator.allocate(wanted).ok_or(ReceiveError::OutOfMemory(length))?;
+        let mut buffer = allocator.allocate(wanted, kind).ok_or(ReceiveError::OutOfMemory(length))?;
         let memory = buffer.memory();
         let here = self.waiting();
         for (place, byte) in memory.iter_mut().zip(here) {
@@ -314,18 +341,125 @@ pub struct Socket {
     stream: UnixStream,
     identity: Option<os::Identity>,
     lost: bool,
+    /// `None`: no descriptors are to come; the system would drop them.
+    requests: Option<Requests>,
+    #[cfg(target_os = "linux")]
+    pages: Pages,
+}
+
+/// What a template's socket has more than a worker's.
+#[derive(Debug)]
+struct Requests {
+    /// What has come with the bytes.
+    descriptors: VecDeque<OwnedFd>,
+    /// A process that the parent has forked may hold a copy of its end, and a template has no native thread to find out.
+    parent: os::ParentWatch,
+}
+
+/// How large segments are sent without a copy on this side.
+///
+/// The kernel sends the very pages that they lie in, so nothing may write to those until the other side has read them, and a worker
+/// drops its result as soon as it has been sent. So the last bytes of a frame are copied as ever, and so many of them that the
+/// socket does not hold more: when it has taken the last one, all pages before them have been read.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Default)]
+struct Pages {
+    splice: Option<os::Splice>,
+    /// How many bytes at the end of a frame are copied; `None`: all of them, because this way is closed (an old kernel, a sandbox).
+    copied: Option<usize>,
+}
+
+/// Segments smaller than this are copied: that is as fast.
+#[cfg(target_os = "linux")]
+const PAGES_FROM: usize = 1 << 18;
+
+#[cfg(target_os = "linux")]
+impl Pages {
+    fn of(socket: BorrowedFd<'_>) -> Self {
+        // The size bounds what the kernel has taken for the bytes, which is more than they are; what it takes at once may go beyond
+        // by a part (net/unix/af_unix.c, unix_stream_sendmsg). So twice as much is on the safe side.
+        Self { splice: None, copied: os::send_buffer_size(socket).and_then(|size| size.checked_mul(2)) }
+    }
+
+    /// How many of these parts, the whole rest of a frame or its front, can go as pages.
+    fn count(&self, parts: &[IoSlice<'_>]) -> usize {
+        let Some(copied) = self.copied else { return 0 };
+        let all: usize = parts.iter().map(|part| part.len()).sum();
+        all.checked_sub(copied).filter(|count| *count >= PAGES_FROM).unwrap_or_default()
+    }
+
+    /// Sends the front of the first part. `None`: the parts are to be written.
+    fn send(&mut self, socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        let count = self.count(parts);
+        let Some(first) = parts.first().filter(|first| first.len() >= PAGES_FROM && count > 0) else {
+            self.splice = None;
+            return None;
+        };
+        match self.try_to_send(socket, first.get(..count.min(first.len())).unwrap_or_default()) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                (self.splice, self.copied) = (None, None);
+                None
+            }
+            outcome => Some(outcome),
+        }
+    }
+
+    fn try_to_send(&mut self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+        let mut splice = match self.splice.take() {
+            Some(splice) => splice,
+            None => os::Splice::new()?,
+        };
+        let outcome = splice.send(socket, bytes);
+        self.splice = Some(splice);
+        outcome
+    }
+
+    /// What is to be written now, so that a large part comes first next time.
+    fn before_next<'a, 'b>(&self, parts: &'a [IoSlice<'b>]) -> &'a [IoSlice<'b>] {
+        if self.count(parts) == 0 {
+            return parts;
+        }
+        let end = parts.iter().position(|part| part.len() >= PAGES_FROM).filter(|end| *end > 0);
+        end.and_then(|end| parts.get(..end)).unwrap_or(parts)
+    }
 }
 
 impl From<OwnedFd> for Socket {
     fn from(descriptor: OwnedFd) -> Self {
         let identity = os::identity_of(descriptor.as_fd());
-        Self { stream: UnixStream::from(descriptor), identity, lost: false }
+        Self {
+            #[cfg(target_os = "linux")]
+            pages: Pages::of(descriptor.as_fd()),
+            stream: UnixStream::from(descriptor),
+            identity,
+            lost: false,
+            requests: None,
+        }
+    }
+}
+
+impl Socket {
+    /// In a worker that was forked off a template: lets go of all but the descriptor of the socket, which is the worker's own by now.
+    pub fn relinquish(self) {
+        std::mem::forget(self.stream);
     }
 }
 
 impl Stream for Socket {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        io::Read::read(&mut self.stream, into)
+        match &mut self.requests {
+            None => io::Read::read(&mut self.stream, into),
+            Some(requests) if requests.parent.wait_for_input(self.stream.as_fd())? => {
+                os::receive_with_descriptors(self.stream.as_fd(), into, &mut requests.descriptors)
+            }
+            // To the session this is the end of the stream, which it would be without the copies.
+            Some(_) => Ok(0),
+        }
     }
 
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
@@ -344,7 +478,16 @@ impl Stream for Socket {
             }
             return Err(io::ErrorKind::NotConnected.into());
         }
+        #[cfg(target_os = "linux")]
+        let parts = match self.pages.send(self.stream.as_fd(), parts) {
+            Some(sent) => return sent,
+            None => self.pages.before_next(parts),
+        };
         self.stream.write_vectored(parts)
+    }
+
+    fn wait_readable(&mut self, timeout: Duration) -> bool {
+        os::wait_readable(self.stream.as_fd(), timeout)
     }
 
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
@@ -353,6 +496,12 @@ impl Stream for Socket {
 
     fn stop_receiving(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Read)
+    }
+
+    fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        let requests =
+            self.requests.get_or_insert_with(|| Requests { descriptors: VecDeque::new(), parent: os::ParentWatch::new() });
+        (requests.descriptors.len() >= count).then(|| requests.descriptors.drain(..count).collect())
     }
 }
 
@@ -377,5 +526,107 @@ impl IdleClock {
 
     pub fn is_over(&self) -> bool {
         self.timeout.is_some_and(|timeout| self.since.elapsed() >= timeout)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[expect(clippy::unwrap_used, reason = "outside of the test functions too, what a test did not expect fails it")]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    struct Pieces(Vec<Vec<u8>>);
+
+    impl Payload for Pieces {
+        fn segments(&self) -> Vec<Vec<&[u8]>> {
+            self.0.iter().map(|piece| vec![piece.as_slice()]).collect()
+        }
+
+        fn types(&self) -> Vec<SegmentType> {
+            Vec::new()
+        }
+    }
+
+    fn pair() -> (Connection<Socket>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Connection::new(Socket::from(OwnedFd::from(ours))), theirs)
+    }
+
+    /// Bytes that are nowhere the same as at another place near by.
+    fn pattern(length: usize, seed: usize) -> Vec<u8> {
+        (0..length).map(|index| u8::try_from((index * 31 + index / 4096 * 7 + seed) % 251).unwrap()).collect()
+    }
+
+    fn sent(payload: &Pieces, mut connection: Connection<Socket>, mut other_end: UnixStream) -> Vec<u8> {
+        let reader = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            other_end.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        connection.send(Message::Result(Vec::new(), None), 7, Some(payload)).unwrap();
+        drop(connection);
+        reader.join().unwrap()
+    }
+
+    #[test]
+    fn large_segments_arrive_as_they_are_beside_small_ones_as_pages_and_as_copies() {
+        for refused in [false, true] {
+            let lengths = [100, 20_000_001, 0, 5, PAGES_FROM, 9_999_999, 1, PAGES_FROM - 1, 3_000_000];
+            let payload = Pieces(lengths.iter().enumerate().map(|(seed, length)| pattern(*length, seed)).collect());
+            let (mut connection, other_end) = pair();
+            assert!(connection.stream.pages.copied.is_some_and(|copied| copied < 20_000_000));
+            if refused {
+                connection.stream.pages.copied = None;
+            }
+            let bytes = sent(&payload, connection, other_end);
+            assert!(bytes.ends_with(&payload.0.concat()), "refused: {refused}");
+        }
+    }
+
+    #[test]
+    fn when_a_frame_has_been_sent_its_memory_may_be_written_to() {
+        let payload = Pieces(vec![pattern(30_000_000, 0)]);
+        let (mut connection, mut other_end) = pair();
+        let expected = payload.0.concat();
+        let (written_to, may_go_on) = std::sync::mpsc::channel::<()>();
+        let reader = std::thread::spawn(move || {
+            // As far as the sender needs, and the rest when its memory holds something else.
+            let unread = 2 * os::send_buffer_size(other_end.as_fd()).unwrap();
+            let mut bytes = vec![0; 30_000_000 - unread];
+            other_end.read_exact(&mut bytes).unwrap();
+            other_end.set_nonblocking(true).unwrap();
+            while may_go_on.try_recv().is_err() {
+                let mut some = [0; 4096];
+                match other_end.read(&mut some) {
+                    Ok(count) => bytes.extend(&some[..count]),
+                    Err(_) => std::thread::yield_now(),
+                }
+                // It is the sender that has to be the faster one now.
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            other_end.set_nonblocking(false).unwrap();
+            other_end.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        connection.send(Message::Result(Vec::new(), None), 7, Some(&payload)).unwrap();
+        let Pieces(mut pieces) = payload;
+        pieces[0].fill(0xff);
+        written_to.send(()).unwrap();
+        drop(connection);
+        assert!(reader.join().unwrap().ends_with(&expected));
+    }
+
+    #[test]
+    fn another_end_that_goes_away_in_the_middle_is_a_closed_one() {
+        let payload = Pieces(vec![pattern(30_000_000, 0)]);
+        let (mut connection, mut other_end) = pair();
+        let reader = std::thread::spawn(move || {
+            let mut some = vec![0; 3_000_000];
+            other_end.read_exact(&mut some).unwrap();
+        });
+        let outcome = connection.send(Message::Result(Vec::new(), None), 7, Some(&payload));
+        reader.join().unwrap();
+        assert!(matches!(outcome, Err(SendError::Closed)), "{outcome:?}");
     }
 }

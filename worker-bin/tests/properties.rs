@@ -9,7 +9,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use trio_offload_worker::memory::Figures;
 use trio_offload_worker::message::{
-    Bundle, Explanation, Failure, Hello, Message, Script as BootScript, Setup, TEXT_LIMIT, Welcome, clip,
+    Bundle, Explanation, Failure, Fork, Hello, Message, Script as BootScript, SegmentType, Setup, TEXT_LIMIT, Template, Welcome,
+    clip,
 };
 use trio_offload_worker::transport::{Connection, Next, Segment};
 use trio_offload_worker::wire::{self, Header, Kind, Progress};
@@ -28,12 +29,12 @@ fn hello() -> impl Strategy<Value = Message> {
     );
     let second = (byte_strings(), byte_strings(), byte_strings(), byte_strings(), byte_strings());
     let third = (any::<Option<Vec<u8>>>(), vec(("[a-z_]{1,12}", any::<i32>()), 0..6));
-    let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()));
+    let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()), any::<bool>());
     (first, second, third, fourth).prop_map(|(first, second, third, fourth)| {
         let (protocol, parent_pid, version, libpython, environment) = first;
         let (argv, orig_argv, path, warnoptions, xoptions) = second;
         let (pycache_prefix, flags) = third;
-        let (home, search_path, bundle) = fourth;
+        let (home, search_path, bundle, template) = fourth;
         Message::Hello(Box::new(Hello {
             protocol,
             parent_pid,
@@ -51,6 +52,7 @@ fn hello() -> impl Strategy<Value = Message> {
             home,
             search_path,
             bundle,
+            template,
         }))
     })
 }
@@ -72,12 +74,11 @@ fn bundle() -> impl Strategy<Value = Bundle> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}").prop_map(|(stage, type_name, message, traceback)| Failure {
-        stage,
-        type_name,
-        message,
-        traceback,
-    });
+    let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}", proptest::option::of("[a-z.]{0,9}"))
+        .prop_map(|(stage, type_name, message, traceback, module)| Failure { stage, type_name, message, traceback, module });
+    let template = (any::<bool>(), vec("[a-z.]{0,9}", 0..4)).prop_map(|(eager, modules)| Template { eager, modules });
+    let fork = (proptest::sample::subsequence(vec![0_u64, 1, 2], 0..=3), any::<bool>())
+        .prop_map(|(streams, directory)| Fork { streams, directory });
     let explanation = (".{0,9}", ".{0,30}").prop_map(|(code, message)| Explanation { code, message });
     let welcome = (any::<u64>(), any::<u64>(), ".{0,30}", vec(any::<u8>(), 0..30)).prop_map(|(protocol, pid, text, bytes)| {
         let (libpython, prefix, exec_prefix) = (bytes.clone(), bytes.clone(), bytes);
@@ -92,17 +93,30 @@ fn message() -> impl Strategy<Value = Message> {
             }
         ),
         any::<bool>().prop_map(|eager| Message::Settings { eager }),
+        template.prop_map(Message::Template),
+        fork.prop_map(Message::Fork),
         explanation.clone().prop_map(Message::Refused),
         explanation.prop_map(Message::Aborted),
         failure.clone().prop_map(Message::SetupFailed),
         (failure, option_figures()).prop_map(|(failure, figures)| Message::Raised(failure, figures)),
         ".{0,9}".prop_map(|reason| Message::Retired { reason }),
-        Just(Message::Call),
+        types().prop_map(Message::Call),
         Just(Message::Retire),
         option_figures().prop_map(Message::Ready),
-        option_figures().prop_map(Message::Result),
+        (types(), option_figures()).prop_map(|(types, figures)| Message::Result(types, figures)),
         figures().prop_map(Message::Report),
     ]
+}
+
+/// None, or one for each segment that a frame of these tests may have.
+fn types() -> impl Strategy<Value = Vec<SegmentType>> {
+    let one = prop_oneof![Just(SegmentType::Memory), Just(SegmentType::Bytes), Just(SegmentType::ByteArray)];
+    prop_oneof![Just(Vec::new()), vec(one, 4)]
+}
+
+fn fitting(mut types: Vec<SegmentType>, segments: usize) -> Vec<SegmentType> {
+    types.truncate(segments);
+    types
 }
 
 /// As many segments as the message has.
@@ -110,11 +124,16 @@ fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
     (message(), any::<u64>(), vec(vec(any::<u8>(), 0..50), 4), 1..4_usize).prop_map(|(message, id, mut segments, count)| {
         segments.truncate(match message.kind() {
             Kind::Setup => 3,
-            Kind::Settings => 1,
+            Kind::Settings | Kind::Template => 1,
             Kind::Call | Kind::Result => count,
             Kind::Raised | Kind::SetupFailed => count - 1,
             _ => 0,
         });
+        let message = match message {
+            Message::Call(types) => Message::Call(fitting(types, segments.len())),
+            Message::Result(types, figures) => Message::Result(fitting(types, segments.len()), figures),
+            other => other,
+        };
         (message, id, segments)
     })
 }
@@ -138,7 +157,7 @@ proptest! {
             let Next::Header(header) = connection.next_header().unwrap() else { panic!("a frame is missing") };
             prop_assert_eq!(header.id, id);
             prop_assert_eq!(Message::from_header(&header).unwrap(), message);
-            let received = connection.receive_segments(&header.lengths, &mut Heap).unwrap();
+            let received = connection.receive_segments(&header.lengths, &[], &mut Heap).unwrap();
             let received: Vec<Vec<u8>> = received.into_iter().map(|segment| match segment {
                 Segment::Passing(bytes) => bytes.to_vec(),
                 Segment::Owned(buffer) => buffer.into_bytes(),
@@ -171,7 +190,7 @@ proptest! {
         bytes[place] = byte;
         let mut connection = Connection::new(Script::cut(&bytes, &[], true));
         while let Ok(Next::Header(header)) = connection.next_header() {
-            if Message::from_header(&header).is_err() || connection.receive_segments(&header.lengths, &mut Heap).is_err() {
+            if Message::from_header(&header).is_err() || connection.receive_segments(&header.lengths, &[], &mut Heap).is_err() {
                 break;
             }
         }

@@ -5,13 +5,15 @@ mod fakes;
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
 use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{Explanation, Failure, Hello, Message, Setup, Welcome};
+use trio_offload_worker::message::{Explanation, Failure, Fork, Hello, Message, SegmentType, Setup, Template, Welcome};
+use trio_offload_worker::os::fork::Side;
 use trio_offload_worker::sentinel::{Activity, Doing};
 use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
 use trio_offload_worker::transport::{Allocator, Connection, Next, Payload, Segment};
@@ -25,6 +27,11 @@ struct Fake {
     raise: bool,
     settled: Option<Settled>,
     figures: Option<Figures>,
+    /// Which side each fork is to find itself on, the last first; all others on the template's.
+    forks: Vec<Side>,
+    /// Each call leaves memory behind that is kept for the next.
+    leaves_memory: bool,
+    keeps_memory: bool,
     log: Rc<RefCell<Vec<String>>>,
 }
 
@@ -33,6 +40,10 @@ struct Pieces(Vec<Vec<Vec<u8>>>);
 impl Payload for Pieces {
     fn segments(&self) -> Vec<Vec<&[u8]>> {
         self.0.iter().map(|pieces| pieces.iter().map(Vec::as_slice).collect()).collect()
+    }
+
+    fn types(&self) -> Vec<SegmentType> {
+        Vec::new()
     }
 }
 
@@ -45,13 +56,22 @@ impl Fake {
 impl Allocator for Fake {
     type Buffer = HeapBuffer;
 
-    fn allocate(&mut self, length: usize) -> Option<HeapBuffer> {
-        Heap.allocate(length)
+    fn allocate(&mut self, length: usize, kind: SegmentType) -> Option<HeapBuffer> {
+        if kind != SegmentType::Memory {
+            self.note(format!("allocate {length} {kind:?}"));
+        }
+        Heap.allocate(length, kind)
     }
 }
 
 fn failure(stage: &str) -> Failure {
-    Failure { stage: stage.to_owned(), type_name: "ValueError".to_owned(), message: "m".to_owned(), traceback: "t".to_owned() }
+    Failure {
+        stage: stage.to_owned(),
+        type_name: "ValueError".to_owned(),
+        message: "m".to_owned(),
+        traceback: "t".to_owned(),
+        module: None,
+    }
 }
 
 impl Executor for Fake {
@@ -76,6 +96,7 @@ impl Executor for Fake {
 
     fn call(&mut self, segments: Vec<Segment<'_, HeapBuffer>>) -> Answer<Pieces> {
         self.note(format!("call {}", lengths(segments)));
+        self.keeps_memory = self.leaves_memory;
         if self.raise {
             Answer::Raised(Raised { failure: failure("call"), exception: None })
         } else {
@@ -92,8 +113,36 @@ impl Executor for Fake {
         self.note("interrupted");
     }
 
+    fn become_template(
+        &mut self,
+        template: &Template,
+        segments: Vec<Segment<'_, HeapBuffer>>,
+    ) -> Result<(), Box<Raised<Pieces>>> {
+        self.note(format!("template {:?} {} {}", template.modules, template.eager, lengths(segments)));
+        if self.fail_set_up {
+            return Err(Box::new(Raised { failure: failure("preload"), exception: None }));
+        }
+        Ok(())
+    }
+
+    fn fork(&mut self, fork: &Fork, descriptors: Vec<OwnedFd>) -> Side {
+        self.note(format!("fork {:?} {}", fork.streams, descriptors.len()));
+        self.forks.pop().unwrap_or(Side::Template)
+    }
+
     fn measure(&mut self, _at_once: bool) -> Option<Figures> {
         self.figures
+    }
+
+    fn keeps_memory(&self) -> bool {
+        self.keeps_memory
+    }
+
+    fn give_memory_back(&mut self) {
+        if self.keeps_memory {
+            self.keeps_memory = false;
+            self.note("give back");
+        }
     }
 }
 
@@ -122,7 +171,7 @@ fn setup() -> Vec<u8> {
 }
 
 fn call(id: u64) -> Vec<u8> {
-    frame(Message::Call, id, &[4])
+    frame(Message::Call(vec![]), id, &[4])
 }
 
 fn retire() -> Vec<u8> {
@@ -131,6 +180,18 @@ fn retire() -> Vec<u8> {
 
 fn settings() -> Vec<u8> {
     frame(Message::Settings { eager: true }, 0, &[3])
+}
+
+fn template_hello() -> Vec<u8> {
+    frame(Message::Hello(Box::new(Hello { protocol: 1, parent_pid: 42, template: true, ..Hello::default() })), 0, &[])
+}
+
+fn template() -> Vec<u8> {
+    frame(Message::Template(Template { eager: true, modules: vec!["json".to_owned()] }), 0, &[3])
+}
+
+fn fork() -> Vec<u8> {
+    frame(Message::Fork(Fork { streams: vec![0, 2], directory: true }), 0, &[])
 }
 
 struct Run {
@@ -166,13 +227,13 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
     let activity = Activity::new();
     let mut connection = Connection::new(script);
     let ending = session::run(&mut connection, &mut executor, &activity);
-    assert_eq!(activity.get(), Doing::Leaving);
+    assert_eq!(activity.get(), if ending == Ending::Forked { Doing::Waiting } else { Doing::Leaving });
     let Script { sent, timeouts, stopped, .. } = connection.into_stream();
     let mut replies = Connection::new(Script::cut(&sent, &[], true));
     let mut said = Vec::new();
     while let Next::Header(header) = replies.next_header().unwrap() {
         let message = Message::from_header(&header).unwrap();
-        replies.receive_segments(&header.lengths, &mut Heap).unwrap();
+        replies.receive_segments(&header.lengths, &[], &mut Heap).unwrap();
         said.push((header.kind, header.id, message));
     }
     Run { ending, said, log: log.take(), timeouts, stopped }
@@ -210,19 +271,27 @@ fn each_state_refuses_what_is_not_in_its_row() {
         frame(Message::Refused(Explanation::new("a", "b")), 0, &[]),
         frame(Message::Ready(None), 0, &[]),
         frame(Message::SetupFailed(failure("setup")), 0, &[]),
-        frame(Message::Result(None), 1, &[1]),
+        frame(Message::Result(vec![], None), 1, &[1]),
         frame(Message::Raised(failure("call"), None), 1, &[]),
         frame(Message::Retired { reason: "idle".to_owned() }, 0, &[]),
         frame(Message::Aborted(Explanation::new("a", "b")), 0, &[]),
         frame(Message::Report(Figures::default()), 0, &[]),
     ];
-    let before: [&[Vec<u8>]; 3] = [&[], &[hello()], &[hello(), setup()]];
-    let allowed = [vec![Kind::Hello], vec![Kind::Setup, Kind::Retire], vec![Kind::Call, Kind::Settings, Kind::Retire]];
+    let before: [&[Vec<u8>]; 5] = [&[], &[hello()], &[hello(), setup()], &[template_hello()], &[template_hello(), template()]];
+    let allowed = [
+        vec![Kind::Hello],
+        vec![Kind::Setup, Kind::Retire],
+        vec![Kind::Call, Kind::Settings, Kind::Retire],
+        vec![Kind::Template, Kind::Retire],
+        vec![Kind::Fork, Kind::Retire],
+    ];
     let sent = [
         (Kind::Hello, hello()),
         (Kind::Setup, setup()),
         (Kind::Call, call(1)),
         (Kind::Settings, settings()),
+        (Kind::Template, template()),
+        (Kind::Fork, fork()),
         (Kind::Retire, retire()),
     ];
     for (before, allowed) in before.iter().zip(allowed) {
@@ -235,6 +304,48 @@ fn each_state_refuses_what_is_not_in_its_row() {
             assert!(!run.log.iter().any(|entry| entry.starts_with("call")), "something ran after the error");
         }
     }
+}
+
+/// A script in which as many descriptors come as are asked for.
+fn with_descriptors(events: impl IntoIterator<Item = Event>) -> Script {
+    let mut script = Script::new(events);
+    script.has_descriptors = true;
+    script
+}
+
+#[test]
+fn the_life_of_a_template() {
+    let events = [bytes(&[template_hello(), template()]), bytes(&[fork(), fork(), retire()])];
+    let run = run_script(Fake::default(), with_descriptors(events));
+    assert_eq!(run.ending, Ending::Retired);
+    assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Retired]);
+    assert_eq!(run.log(), ["start 42", "template [\"json\"] true [3]", "fork [0, 2] 6", "fork [0, 2] 6"]);
+    // Nobody waits for a call, however long.
+    assert!(run.timeouts.is_empty());
+}
+
+#[test]
+fn a_forked_worker_leaves_the_templates_session_without_a_word() {
+    let events = [bytes(&[template_hello(), template(), fork(), fork()])];
+    let fake = Fake { forks: vec![Side::Worker], ..Fake::default() };
+    let run = run_script(fake, with_descriptors(events));
+    assert_eq!((run.ending, run.kinds()), (Ending::Forked, vec![Kind::Welcome, Kind::Ready]));
+    // The second request is the template's.
+    assert_eq!(run.log.len(), 3);
+}
+
+#[test]
+fn a_request_without_its_descriptors_ends_the_template() {
+    let run = run(Fake::default(), [bytes(&[template_hello(), template(), fork()])]);
+    assert_eq!(run.ending, Ending::Aborted);
+    let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };
+    assert_eq!(explanation.code, "descriptors_missing");
+}
+
+#[test]
+fn a_module_that_cannot_be_imported_ends_the_template() {
+    let run = run(Fake { fail_set_up: true, ..Fake::default() }, [bytes(&[template_hello(), template(), fork()])]);
+    assert_eq!((run.ending, run.kinds()), (Ending::SetupFailed, vec![Kind::Welcome, Kind::SetupFailed]));
 }
 
 #[test]
@@ -287,7 +398,7 @@ fn figures_travel_with_what_is_said_anyway() {
     let figures = Some(Figures { rss: 9 << 20, peak_rss: 10 << 20, vms: 1 << 40, cpu_time: 7 });
     let run_ = run(Fake { figures, ..Fake::default() }, [bytes(&[hello(), setup(), call(1)]), Event::End]);
     assert_eq!(run_.said[1].2, Message::Ready(figures));
-    assert_eq!(run_.said[2].2, Message::Result(figures));
+    assert_eq!(run_.said[2].2, Message::Result(vec![], figures));
     let run_ = run(Fake { figures, raise: true, ..Fake::default() }, [bytes(&[hello(), setup(), call(1)]), Event::End]);
     assert_eq!(run_.said[2].2, Message::Raised(failure("call"), figures));
 }
@@ -314,6 +425,17 @@ fn an_idle_worker_retires_when_its_time_is_over() {
     assert_eq!((run.ending, run.last().clone()), (Ending::Retired, Message::Retired { reason: "idle".to_owned() }));
     assert!(!run.log.iter().any(|entry| entry.starts_with("call")));
     assert!(run.stopped);
+}
+
+#[test]
+fn a_call_that_was_sent_ahead_comes_before_the_idle_time() {
+    let at_once = frame(Message::Setup(Setup { idle_timeout_ms: Some(0), ..Setup::default() }), 0, &[1, 0, 2]);
+    let run =
+        run(Fake::default(), [bytes(&[hello(), at_once, call(1), settings(), call(2)]), Event::Error(io::ErrorKind::WouldBlock)]);
+    assert_eq!(run.ending, Ending::Retired);
+    assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result, Kind::Retired]);
+    assert_eq!((run.said[2].1, run.said[3].1), (1, 2));
+    assert_eq!(*run.last(), Message::Retired { reason: "idle".to_owned() });
 }
 
 #[test]
@@ -379,9 +501,35 @@ fn memory_that_is_not_there_is_said_and_not_a_crash() {
 #[test]
 fn large_segments_arrive_whole_in_memory_of_their_own() {
     let lengths = [70_000, 0, 1, 100_000, HEAP_LIMIT];
-    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call, 1, &lengths), call(2), retire()])]);
+    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(vec![]), 1, &lengths), call(2), retire()])]);
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.log[2], format!("call {lengths:?}"));
+}
+
+#[test]
+fn a_segment_is_received_into_what_it_becomes() {
+    let types = vec![SegmentType::Memory, SegmentType::Bytes, SegmentType::Memory, SegmentType::ByteArray];
+    let lengths = [10, 300_000, 20, 0];
+    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(types), 1, &lengths), retire()])]);
+    assert_eq!(run.ending, Ending::Retired);
+    assert_eq!(run.log[2..4], ["allocate 300000 Bytes", "allocate 0 ByteArray"]);
+}
+
+#[test]
+fn kept_memory_is_given_back_when_no_call_comes_and_before_the_next_one_runs() {
+    let leaving = || Fake { leaves_memory: true, ..Fake::default() };
+    let first = bytes(&[hello(), setup(), call(1)]);
+    // The next call is there already: what it did not use goes before it runs.
+    let run_ = run(leaving(), [bytes(&[hello(), setup(), call(1), call(2)])]);
+    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
+    // It comes in time.
+    let run_ = run(leaving(), [first.clone(), bytes(&[call(2)])]);
+    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
+    // It does not.
+    let mut script = Script::new([first, bytes(&[call(2)]), Event::End]);
+    script.comes = [false, false].into();
+    let run_ = run_script(leaving(), script);
+    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true", "give back"]);
 }
 
 #[test]

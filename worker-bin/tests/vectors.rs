@@ -100,7 +100,7 @@ fn receive_one(connection: &mut Connection<Script>) -> Result<Option<Frame>, Rec
         other => panic!("{other:?} without a time-out"),
     };
     let message = Message::from_header(&header)?;
-    let segments = connection.receive_segments(&header.lengths, &mut Heap)?;
+    let segments = connection.receive_segments(&header.lengths, &[], &mut Heap)?;
     let segments = segments.into_iter().map(|segment| match segment {
         Segment::Passing(bytes) => bytes.to_vec(),
         Segment::Owned(buffer) => buffer.into_bytes(),

@@ -3,16 +3,20 @@
 use std::ffi::{CStr, CString, c_int};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyCode, PyString, PyTuple};
+use pyo3::types::{PyCode, PyMemoryView, PyString, PyTuple};
 use thiserror::Error;
+use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::os;
+use trio_offload_worker::os::fork::{self, ForkError, Side};
+use trio_offload_worker::record::PROGRESS_SIZE;
+use trio_offload_worker::regions::{Region, Regions};
 use trio_offload_worker::transport::Storage;
 
 use super::config::{Config, Flags};
@@ -86,6 +90,31 @@ impl Running {
     }
 }
 
+/// Forks a worker off this process as `os.fork` does it: with what Python does before and after, on both sides. In the worker
+/// `born` is called before any of Python's own hooks.
+pub(crate) fn fork(_py: Python<'_>, birth: BorrowedFd<'_>, born: impl FnOnce()) -> Result<Side, ForkError> {
+    // SAFETY: the thread is attached, and each call is followed by its counterpart below (Modules/posixmodule.c, os_fork_impl).
+    unsafe { ffi::PyOS_BeforeFork() };
+    let side = fork::fork_sibling(birth, born);
+    match side {
+        // SAFETY: the counterpart, in the worker, whose only thread holds the GIL as it did before.
+        Ok(Side::Worker) => unsafe { ffi::PyOS_AfterFork_Child() },
+        // SAFETY: the counterpart where this process has gone on as it was.
+        Ok(Side::Template) | Err(_) => unsafe { ffi::PyOS_AfterFork_Parent() },
+    }
+    side
+}
+
+/// Whether this process could fork now: does all that [`fork`] does, but for the fork itself.
+pub(crate) fn rehearse_fork(_py: Python<'_>) -> Result<(), ForkError> {
+    // SAFETY: the thread is attached; the counterpart follows.
+    unsafe { ffi::PyOS_BeforeFork() };
+    let outcome = fork::rehearse();
+    // SAFETY: the counterpart.
+    unsafe { ffi::PyOS_AfterFork_Parent() };
+    outcome
+}
+
 /// Where Python's stacks are written, and the function that writes them.
 struct Reporter {
     record: RawFd,
@@ -116,7 +145,7 @@ extern "C" fn on_abort(signal: libc::c_int) {
     if let Some(reporter) = REPORTER.get() {
         // Something is there already if `faulthandler` was asked first, and has handed on to us.
         // SAFETY: PyGILState_Check only compares two pointers of the thread's (Python/pystate.c).
-        if os::size_of(reporter.record) == 0 && unsafe { ffi::PyGILState_Check() } == 1 {
+        if os::size_of(reporter.record) <= PROGRESS_SIZE && unsafe { ffi::PyGILState_Check() } == 1 {
             // SAFETY: this thread holds the GIL, and it is in an `abort` that Python itself has called: not in the middle of an
             // allocation, whose lock it might hold. What is called is C code that writes to a descriptor and makes no objects.
             unsafe { ffi::PyObject_CallObject(reporter.dump_traceback.as_ptr(), reporter.arguments.as_ptr()) };
@@ -289,11 +318,12 @@ fn text(pointer: *const std::ffi::c_char) -> String {
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
-/// Memory of a `bytearray` that nobody else has seen yet, so that it can be written without the GIL.
-pub(crate) struct NewBytes {
-    object: Py<PyByteArray>,
-    memory: NonNull<MaybeUninit<u8>>,
-    length: usize,
+/// Memory of an object that nobody else has seen yet, so that it can be written without the GIL.
+pub(crate) enum NewBytes {
+    /// A `bytes` or a `bytearray`.
+    Object { object: Py<PyAny>, memory: NonNull<MaybeUninit<u8>>, length: usize },
+    /// What becomes a `memoryview`.
+    Region(Region),
 }
 
 /// From this size on the memory is asked for in huge pages.
@@ -301,32 +331,83 @@ const HUGE: usize = 1 << 20;
 
 impl NewBytes {
     /// `None`: there is not so much memory.
-    pub(crate) fn allocate(py: Python<'_>, length: usize) -> Option<Self> {
+    pub(crate) fn allocate(py: Python<'_>, length: usize, kind: SegmentType, regions: &Regions) -> Option<Self> {
         let size = ffi::Py_ssize_t::try_from(length).ok()?;
-        // SAFETY: the thread is attached; a null pointer asks for memory that is not written.
-        let pointer = unsafe { ffi::PyByteArray_FromStringAndSize(std::ptr::null(), size) };
+        let (pointer, place): (_, unsafe extern "C" fn(*mut ffi::PyObject) -> *mut std::ffi::c_char) = match kind {
+            SegmentType::Memory if length >= HUGE => return regions.take(length).map(Self::Region),
+            // Where there is not so much memory Python itself stumbles: it lets go of a bytearray that it has not filled in
+            // (Objects/bytearrayobject.c, PyByteArray_FromStringAndSize). So that is found out before.
+            SegmentType::ByteArray if length >= HUGE && os::Mapping::new(length).is_none() => return None,
+            // SAFETY: the thread is attached; a null pointer asks for memory that is not written, and an object that was made so
+            // may be written to as long as nobody else has it (Doc/c-api/bytes.rst, PyBytes_AsString).
+            SegmentType::Bytes => (unsafe { ffi::PyBytes_FromStringAndSize(std::ptr::null(), size) }, ffi::PyBytes_AsString),
+            SegmentType::Memory | SegmentType::ByteArray => {
+                // SAFETY: as above (Objects/bytearrayobject.c).
+                (unsafe { ffi::PyByteArray_FromStringAndSize(std::ptr::null(), size) }, ffi::PyByteArray_AsString)
+            }
+        };
         // SAFETY: a new reference, or null with a MemoryError set, which `from_owned_ptr_or_err` takes.
         let object = unsafe { Bound::from_owned_ptr_or_err(py, pointer) }.ok()?;
-        let object = object.cast_into::<PyByteArray>().ok()?;
-        // SAFETY: the object is a bytearray.
-        let memory = NonNull::new(unsafe { ffi::PyByteArray_AsString(object.as_ptr()) })?.cast();
-        let mut new = Self { object: object.unbind(), memory, length };
+        // SAFETY: the object is of the type whose function this is.
+        let memory = NonNull::new(unsafe { place(object.as_ptr()) })?.cast();
+        let mut new = Self::Object { object: object.unbind(), memory, length };
         if length >= HUGE {
             os::advise_huge_pages(new.memory());
         }
         Some(new)
     }
 
-    pub(crate) fn into_object(self) -> Py<PyByteArray> {
-        self.object
+    pub(crate) fn into_object(self, py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+        match self {
+            Self::Object { object, .. } => Ok(object.into_bound(py)),
+            Self::Region(mut region) => {
+                let memory = region.memory();
+                let address = NonNull::from(memory).cast();
+                let exporter = Bound::new(py, Exporter { address: Address(address), region })?;
+                Ok(PyMemoryView::from(exporter.as_any())?.into_any())
+            }
+        }
     }
 }
 
 impl Storage for NewBytes {
     fn memory(&mut self) -> &mut [MaybeUninit<u8>] {
-        // SAFETY: the bytearray has this many bytes at this place and keeps them there until somebody resizes it, which
-        // nobody can: the only reference to it is in here, and `bytearray` is not tracked by the garbage collector.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.length) }
+        match self {
+            // An empty `bytes` is one for all, which nobody writes to.
+            Self::Object { length: 0, .. } => &mut [],
+            // SAFETY: the object has this many bytes at this place. A bytearray keeps them there until somebody resizes it, which
+            // nobody can: the only reference to it is in here, and neither type is tracked by the garbage collector.
+            Self::Object { memory, length, .. } => unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), *length) },
+            Self::Region(region) => region.memory(),
+        }
+    }
+}
+
+struct Address(NonNull<u8>);
+
+// SAFETY: a number, as long as nobody follows it; who does says why that may be.
+unsafe impl Send for Address {}
+// SAFETY: as above.
+unsafe impl Sync for Address {}
+
+/// A region as an object with the buffer protocol.
+#[pyclass(frozen, module = "trio_offload_worker")]
+struct Exporter {
+    address: Address,
+    region: Region,
+}
+
+#[pymethods]
+impl Exporter {
+    /// # Safety
+    /// `view` is what Python gives to `bf_getbuffer`.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let exporter = slf.get();
+        let length = ffi::Py_ssize_t::try_from(exporter.region.length())?;
+        // SAFETY: the region stays at its address as long as this object lives, and the view holds a reference to the object. Its
+        // bytes have all been received by now, and from now on only those reach them who have a view. `view` is Python's own.
+        let status = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), exporter.address.0.as_ptr().cast(), length, 0, flags) };
+        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }
 
@@ -353,39 +434,6 @@ impl HeldBytes {
         // the user's may write to it meanwhile is the same for every `socket.send` of Python's own; the bytes are only
         // handed to the kernel.
         unsafe { std::slice::from_raw_parts(pointer, self.0.len_bytes()) }
-    }
-}
-
-/// Memory that Python code has offered to be written to.
-pub(crate) struct WritableBytes(PyUntypedBuffer);
-
-impl WritableBytes {
-    pub(crate) fn of(object: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let buffer = PyUntypedBuffer::get(object)?;
-        if buffer.readonly() || !buffer.is_c_contiguous() {
-            return Err(pyo3::exceptions::PyBufferError::new_err("the buffer cannot be written to as a whole"));
-        }
-        Ok(Self(buffer))
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.len_bytes()
-    }
-
-    /// Writes the front of it. Whoever calls this is attached, so no other thread of Python's does the same meanwhile.
-    pub(crate) fn fill(&mut self, bytes: &[u8]) {
-        let pointer = self.0.buf_ptr().cast::<MaybeUninit<u8>>();
-        if pointer.is_null() || self.len() == 0 {
-            return;
-        }
-        // SAFETY: the exporter keeps that much contiguous, writable memory in place while the buffer is held.
-        let memory = unsafe { std::slice::from_raw_parts_mut(pointer, self.len()) };
-        if memory.len() >= HUGE {
-            os::advise_huge_pages(memory);
-        }
-        for (place, byte) in memory.iter_mut().zip(bytes) {
-            place.write(*byte);
-        }
     }
 }
 

@@ -10,11 +10,14 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList};
 use trio_offload_worker::message::{Explanation, Hello};
 use trio_offload_worker::os;
 
 use config::{Config, version_number};
+
+/// The Python part of what is said in here of templates.
+const OF_TEMPLATES: &str = "trio_offload_worker._template";
 
 /// The libpython that the loader took for this process.
 pub(crate) fn loaded_library() -> PathBuf {
@@ -80,6 +83,35 @@ impl Interpreter {
         })
     }
 
+    /// Imports into a template what its workers need from the first moment to the last.
+    pub(crate) fn prepare_workers(py: Python<'_>) -> PyResult<()> {
+        py.import(OF_TEMPLATES).map(drop)
+    }
+
+    /// The end of a worker that was forked. False: standard output could not be flushed.
+    pub(crate) fn leave() -> bool {
+        Python::attach(|py| {
+            let outcome = py.import(OF_TEMPLATES).and_then(|module| module.call_method0("leave")?.extract());
+            outcome.unwrap_or_else(|error| {
+                error.write_unraisable(py, None);
+                false
+            })
+        })
+    }
+
+    /// What has changed in the parent since the template was started from which this process was forked.
+    pub(crate) fn catch_up(hello: &Hello) -> Result<Prefixes, Explanation> {
+        Python::attach(|py| {
+            py.import(OF_TEMPLATES)?
+                .call_method1("catch_up", (environment(py, hello)?, hello.pycache_prefix.as_deref()))
+                .map(drop)
+        })
+        .map_err(|error: PyErr| {
+            Explanation::new("interpreter", format!("a worker was forked, but it could not be made like its parent: {error}"))
+        })?;
+        Self::furnish(hello)
+    }
+
     /// Lets Python write the stacks of all its threads into the record: when the process dies of a fault, and when the native
     /// thread asks.
     pub(crate) fn report_faults(record: RawFd) -> Result<(), Explanation> {
@@ -103,6 +135,14 @@ impl Interpreter {
     pub(crate) fn finish(self) -> bool {
         self.running.finish()
     }
+}
+
+fn environment<'py>(py: Python<'py>, hello: &Hello) -> PyResult<Bound<'py, PyDict>> {
+    let variables = PyDict::new(py);
+    for (name, value) in &hello.environment {
+        variables.set_item(PyBytes::new(py, name), value.as_deref().map(|value| PyBytes::new(py, value)))?;
+    }
+    Ok(variables)
 }
 
 /// The one variable that can keep every Python from starting; a program may have set it for the sake of another one.

@@ -1,10 +1,13 @@
 //! What stands in for the socket and for Python's memory.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::transport::{Allocator, Storage, Stream};
 
 /// What a scripted socket gives next.
@@ -26,7 +29,11 @@ pub(crate) struct Script {
     pub(crate) send_error: Option<io::ErrorKind>,
     /// The time-outs that were in force, one after the other.
     pub(crate) timeouts: Vec<Option<Duration>>,
+    /// Whether something comes in time, each time that somebody asks; empty: it does.
+    pub(crate) comes: VecDeque<bool>,
     pub(crate) stopped: bool,
+    /// Whether descriptors come with the bytes: as many as are asked for.
+    pub(crate) has_descriptors: bool,
 }
 
 impl Script {
@@ -37,7 +44,9 @@ impl Script {
             send_sizes: VecDeque::new(),
             send_error: None,
             timeouts: Vec::new(),
+            comes: VecDeque::new(),
             stopped: false,
+            has_descriptors: false,
         }
     }
 
@@ -94,6 +103,10 @@ impl Stream for Script {
         Ok(bytes.len())
     }
 
+    fn wait_readable(&mut self, _timeout: Duration) -> bool {
+        self.comes.pop_front().unwrap_or(true)
+    }
+
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.timeouts.push(timeout);
         Ok(())
@@ -102,6 +115,11 @@ impl Stream for Script {
     fn stop_receiving(&mut self) -> io::Result<()> {
         self.stopped = true;
         Ok(())
+    }
+
+    fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        let open = |_| File::open("/dev/null").ok().map(OwnedFd::from);
+        if count == 0 || self.has_descriptors { (0..count).map(open).collect() } else { None }
     }
 }
 
@@ -118,7 +136,7 @@ pub(crate) const HEAP_LIMIT: usize = 1 << 20;
 impl Allocator for Heap {
     type Buffer = HeapBuffer;
 
-    fn allocate(&mut self, length: usize) -> Option<HeapBuffer> {
+    fn allocate(&mut self, length: usize, _kind: SegmentType) -> Option<HeapBuffer> {
         // Written before, because the tests may not read what nobody wrote.
         (length <= HEAP_LIMIT).then(|| HeapBuffer(vec![MaybeUninit::new(0xee); length]))
     }

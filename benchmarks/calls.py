@@ -1,0 +1,99 @@
+"""Rows about calls: how long one takes, how many there are a second, what reports cost them, and map."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import jobs
+from contenders import (
+    ANYIO,
+    ECHO,
+    EXECUTOR,
+    LOKY,
+    OURS,
+    OURS_MAP,
+    POOL,
+    TRIO_PARALLEL,
+    TRIO_THREAD,
+    WITHOUT_REPORTS,
+    Map,
+    Pools,
+)
+from measure import Samples, Settings, median_call
+from starts import calls_per_second
+
+POOL_IMAP = f"{POOL}.imap"
+POOL_MAP = f"{POOL}.map"
+
+
+async def warm_call(settings: Settings) -> Samples:
+    samples: Samples = defaultdict(list)
+    async with Pools() as stack:
+        pools = await stack.opened(settings, OURS, ECHO, TRIO_PARALLEL, ANYIO, TRIO_THREAD, EXECUTOR, POOL, LOKY)
+        for pool in pools.values():
+            await median_call(pool.call, settings.calls // 4, bool)
+        for _ in range(settings.rounds):
+            for name, pool in pools.items():
+                samples[name].append(await median_call(pool.call, settings.calls, bool))
+    return samples
+
+
+async def reports_warm(settings: Settings) -> Samples:
+    """What it costs a call that workers tell of their memory. The two change places at each round."""
+    samples: Samples = defaultdict(list)
+    async with Pools() as stack:
+        pools = await stack.opened(settings, OURS, WITHOUT_REPORTS)
+        for number in range(2 * settings.rounds):
+            for name, pool in sorted(pools.items(), reverse=bool(number % 2)):
+                samples[name].append(await median_call(pool.call, 2 * settings.calls, bool))
+    return samples
+
+
+async def throughput(settings: Settings) -> Samples:
+    """Calls a second of four tasks that share two workers."""
+    samples: Samples = defaultdict(list)
+    async with Pools() as stack:
+        pools = await stack.opened(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY, workers=2)
+        for number in range(settings.rounds + 1):
+            for name, pool in pools.items():
+                rate = await calls_per_second(pool, settings.seconds, tasks=4)
+                if number:
+                    samples[name].append(rate)
+    return samples
+
+
+class MapRate:
+    """Items a second of a function that does nothing, over two workers. `chunk` of them travel together; None: as each
+    chooses by itself."""
+
+    def __init__(self, chunk: int | None) -> None:
+        self.chunk = chunk
+
+    async def __call__(self, settings: Settings) -> Samples:
+        samples: Samples = defaultdict(list)
+        # One at a time costs all of them much more.
+        items = range(settings.items if self.chunk != 1 else settings.items // 20)
+        names = [OURS_MAP, POOL, EXECUTOR, LOKY]
+        if self.chunk is None:
+            # An executor takes one at a time unless it is told a number.
+            names = [OURS_MAP, POOL]
+        async with Pools() as stack:
+            pools = await stack.opened(settings, *names, workers=2)
+            maps: dict[str, Map] = {}
+            for name, pool in pools.items():
+                for kind, run_map in pool.maps.items():
+                    maps[{OURS_MAP: OURS, POOL: f"{POOL}.{kind}"}.get(name, name)] = run_map
+            if self.chunk is None:
+                # imap, too.
+                maps.pop(POOL_IMAP, None)
+            for number in range(settings.rounds + 1):
+                for name, run_map in maps.items():
+                    began = time.perf_counter()
+                    count = await run_map(jobs.same, items, self.chunk)
+                    duration = time.perf_counter() - began
+                    if count != len(items):
+                        raise AssertionError(f"{name} gave {count} results for {len(items)} items")
+                    if number:
+                        samples[name].append(count / duration)
+        return samples

@@ -1,0 +1,142 @@
+"""What is to be had through ctypes only. Each of it makes large payloads faster, and nothing else: all may be missing."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+from typing import Any, Final
+
+from trio_offload_worker._memory import MADV_HUGEPAGE
+
+
+class Native:
+    """The functions, or what stands in for them where there is no ctypes, or no such function."""
+
+    def __init__(self) -> None:
+        try:
+            import ctypes
+        except ImportError:
+            self._ctypes: Any = None
+            return
+        self._ctypes = ctypes
+        library = ctypes.CDLL(None, use_errno=True)
+        self._madvise = _function(library, "madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        self._vmsplice = _function(
+            library, "vmsplice", ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
+        )
+        self._new_bytes = _function(
+            ctypes.pythonapi, "PyBytes_FromStringAndSize", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
+        )
+        self._new_bytearray = _function(
+            ctypes.pythonapi, "PyByteArray_FromStringAndSize", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
+        )
+
+    def advise_huge_pages(self, memory: memoryview) -> None:
+        """Ask for huge pages behind memory that is about to be written for the first time (madvise(2))."""
+        if self._ctypes is None or self._madvise is None or MADV_HUGEPAGE is None:
+            return
+        address = self._ctypes.addressof(self._ctypes.c_char.from_buffer(memory))
+        begin = -(-address // _PAGE) * _PAGE
+        end = (address + memory.nbytes) // _PAGE * _PAGE
+        if begin < end:
+            # Where it fails the memory is as good, only slower.
+            self._madvise(begin, end - begin, MADV_HUGEPAGE)
+
+    def new_bytes(self, size: int) -> bytes:
+        """A bytes object that holds anything, to be filled before anybody sees it (Doc/c-api/bytes.rst). Python's own way may
+        write zeros first, where it gets memory that has been in use, and the event loop would wait for that.
+        """
+        if self._ctypes is None or self._new_bytes is None:
+            return bytes(size)
+        made: bytes = self._new_bytes(None, size)
+        return made
+
+    def new_bytearray(self, size: int) -> bytearray:
+        """A bytearray that holds anything: Python's own way would write zeros first (Objects/bytearrayobject.c).
+
+        Raises:
+            MemoryError, OverflowError, OSError: there is not so much memory.
+        """
+        if self._ctypes is None or self._new_bytearray is None:
+            return bytearray(size)
+        # Where there is not so much memory Python itself stumbles (3.11's Objects/bytearrayobject.c lets go of an object that it
+        # has not filled in), so that is found out before.
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+        made: bytearray = self._new_bytearray(None, size)
+        with memoryview(made) as view:
+            self.advise_huge_pages(view)
+        return made
+
+    def can_splice(self) -> bool:
+        """Whether :meth:`vmsplice` may work."""
+        return self._ctypes is not None and self._vmsplice is not None and hasattr(os, "splice")
+
+    def address_of(self, memory: memoryview) -> int:
+        """Where it lies, also if it cannot be written to."""
+        ctypes = self._ctypes
+        view = _view_type()()
+        get = ctypes.pythonapi.PyObject_GetBuffer
+        get.argtypes, get.restype = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int], ctypes.c_int
+        get(memory, ctypes.byref(view), 0)
+        address: int = view.buf
+        release = ctypes.pythonapi.PyBuffer_Release
+        release.argtypes, release.restype = [ctypes.c_void_p], None
+        release(ctypes.byref(view))
+        return address
+
+    def vmsplice(self, pipe: int, address: int, size: int) -> int:
+        """Put the pages at ``address`` into a pipe, as many of ``size`` bytes as it takes (vmsplice(2)).
+
+        Raises:
+            OSError: as the system says.
+        """
+        ctypes = self._ctypes
+        part = (ctypes.c_size_t * 2)(address, size)
+        count: int = self._vmsplice(pipe, ctypes.byref(part), 1, _SPLICE_F_NONBLOCK)
+        if count < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return count
+
+
+@functools.cache
+def native() -> Native:
+    """The functions; ctypes is imported when they are asked for first."""
+    return Native()
+
+
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
+_SPLICE_F_NONBLOCK: Final = 2
+
+
+def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    try:
+        function = library[name]
+    except (AttributeError, TypeError):
+        return None
+    function.restype, function.argtypes = result, list(arguments)
+    return function
+
+
+@functools.cache
+def _view_type() -> Any:
+    """``Py_buffer`` (Include/cpython/pybuffer.h; part of the stable ABI since 3.11, and the same before)."""
+    import ctypes
+
+    class View(ctypes.Structure):
+        _fields_ = (
+            ("buf", ctypes.c_void_p),
+            ("obj", ctypes.c_void_p),
+            ("len", ctypes.c_ssize_t),
+            ("itemsize", ctypes.c_ssize_t),
+            ("readonly", ctypes.c_int),
+            ("ndim", ctypes.c_int),
+            ("format", ctypes.c_void_p),
+            ("shape", ctypes.c_void_p),
+            ("strides", ctypes.c_void_p),
+            ("suboffsets", ctypes.c_void_p),
+            ("internal", ctypes.c_void_p),
+        )
+
+    return View

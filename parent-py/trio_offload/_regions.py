@@ -1,0 +1,107 @@
+"""Memory for large results, and what is kept of it for the next.
+
+The system fills every page with zeros before a program may write to it, which for a large array takes half as long again as
+to receive it. So, while large results come one soon after the other, the memory of those that the program has let go of
+is used again. What is kept is bounded (``_LIMIT``), and a result that comes alone leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from trio_offload_worker._memory import HUGE, new_bytes, new_mapping
+from trio_offload_worker._wire import BYTEARRAY, BYTES
+
+from . import _native
+
+if TYPE_CHECKING:
+    from trio_offload_worker._memory import Target
+
+
+class Regions:
+    """The memory of one context's results. May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Those that were given out last, in use or not; what is in use is the program's, and never given out again.
+        self._given: list[mmap.mmap] = []
+        self._last = -_STREAK
+
+    @property
+    def keeps(self) -> bool:
+        """Whether something may be kept."""
+        return bool(self._given)
+
+    def allocate(self, size: int, kind: int) -> Target:
+        """Memory for a segment of this type and of so many bytes.
+
+        Raises:
+            MemoryError: there is not so much.
+        """
+        try:
+            return self._allocate(size, kind)
+        except (MemoryError, OverflowError, OSError):
+            raise MemoryError(
+                f"there is not enough memory for a part of a job's result that has {size} bytes; return less at once, or the "
+                "name of a file"
+            ) from None
+
+    def _allocate(self, size: int, kind: int) -> Target:
+        if kind == BYTES:
+            if size < _ADVISED:
+                return new_bytes(size)
+            native = _native.native()
+            target = new_bytes(size, native.new_bytes)
+            native.advise_huge_pages(target[0])
+            return target
+        if kind == BYTEARRAY or size < HUGE:
+            made: Any = _native.native().new_bytearray(size) if size >= _ADVISED else bytearray(size)
+            return memoryview(made), lambda: made
+        view = memoryview(self._take(size))[:size]
+        return view, lambda: view
+
+    def prune(self) -> None:
+        """Keep nothing any longer if the last large result is a while ago."""
+        if time.monotonic() - self._last > _STREAK:
+            with self._lock:
+                self._given.clear()
+
+    def _take(self, size: int) -> mmap.mmap:
+        now = time.monotonic()
+        with self._lock:
+            follows = now - self._last <= _STREAK
+            self._last = now
+            if not follows:
+                self._given.clear()
+                return self._remember(new_mapping(size))
+            for index, memory in enumerate(self._given):
+                if size <= len(memory) <= 2 * size and _is_free(memory):
+                    del self._given[index]
+                    return self._remember(memory)
+            return self._remember(new_mapping(size))
+
+    def _remember(self, memory: mmap.mmap) -> mmap.mmap:
+        given = self._given
+        given.append(memory)
+        while sum(map(len, given)) > _LIMIT:
+            del given[0]
+        return memory
+
+
+_LIMIT: Final = 256 * 2**20  # bytes
+_STREAK: Final = 2.0  # seconds between two large results, at most, for the second to use the memory of the first
+# From this size on it pays to go by way of ctypes, whose import takes some milliseconds.
+_ADVISED: Final = 4 * 2**20
+
+
+def _is_free(memory: mmap.mmap) -> bool:
+    """Whether nobody has a view of it: only then may it change its size, which here it does not."""
+    try:
+        memory.resize(len(memory))
+    except (BufferError, OSError, SystemError, ValueError):
+        # In use; or a system without mremap(2), where nothing is used again.
+        return False
+    return True

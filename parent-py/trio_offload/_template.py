@@ -1,0 +1,264 @@
+"""Templates: processes with a running Python from which a context's workers are forked, and the one that a context has now.
+
+What is guaranteed:
+
+* A context has one template at a time, however many tasks, in however many threads, want a worker. It is started when the
+  first of them does, and started anew when it has ended; its workers are children of this process and live on.
+* Whoever waits for a template may be cancelled: the start goes on, and the next who waits sees to it.
+* A fork of this process has no template: it starts one of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Final, NoReturn
+
+import trio
+
+from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_head
+
+from . import _launch, _locate, _payload
+from ._channel import EndOfStream, WriteFailed
+from ._errors import WorkerStartError
+from ._process import ForkedProcess, no_forks, start_forked
+from ._record import RecordFile
+from ._worker import State, Worker, WorkerSettings, describe_ending, given_back, load_exception, logger
+
+
+class Template(Worker):
+    """The process and the conversation with it. In the state IDLE it forks workers."""
+
+    def __init__(self, modules: tuple[str, ...]) -> None:
+        super().__init__(WorkerSettings())
+        self._modules = modules
+        self._environment: dict[bytes, bytes] = {}
+        self._applied: object = None
+        self._hello: dict[str, Any] = {}
+        self._encoded_hello = b""
+        # Whether a task sees to its start, and who waits for that.
+        self.attended = False
+        self.waiting: list[_Waiter] = []
+
+    async def finish(self, *, cancellable: bool) -> None:
+        """As for a worker; but if it is cancelled the start goes on, and this can be called again."""
+        channel = self._channel
+        if channel is None:
+            raise RuntimeError("the template has not been begun")
+        try:
+            if self.state is State.STARTING:
+                rest, self._greeting_rest = self._greeting_rest, []
+                try:
+                    await channel.send(rest, cancellable=False)
+                except WriteFailed:
+                    pass  # Why it is gone, its last words or its exit status tell.
+                self._check_welcome(await self._receive(cancellable))
+                self.state = State.SETTING_UP
+            await self._receive(cancellable)
+        except (EndOfStream, WireError) as error:
+            await (self._end_gently() if isinstance(error, EndOfStream) else self._end())
+            raise WorkerStartError(self._describe_failed_start(error), self.process) from None
+        except WorkerStartError:
+            await self._end()
+            raise
+        self._become_idle()
+        self.expires_at = math.inf
+
+    def fork(self) -> tuple[ForkedProcess, Any, RecordFile] | None:
+        """Ask for a worker; None if that cannot be done at this moment.
+
+        Raises:
+            WriteFailed: it has ended.
+            OSError: there are no more descriptors here.
+        """
+        channel = self._channel
+        if channel is None or self.state is not State.IDLE:
+            raise WriteFailed(False)
+
+        def ask(streams: list[int], directory: bool, descriptors: list[int]) -> bool:
+            head = encode_head(Kind.FORK, 0, (), {"streams": streams, "directory": directory})
+            return channel.send_with_descriptors([head], descriptors)
+
+        return start_forked(self.process, ask)
+
+    def environment_since(self) -> dict[bytes, bytes | None]:
+        """The variables that have changed here since it was started; None: it is gone."""
+        now = dict(os.environb)
+        changed: dict[bytes, bytes | None] = {
+            name: value for name, value in now.items() if self._environment.get(name) != value
+        }
+        return changed | dict.fromkeys(self._environment.keys() - now.keys())
+
+    def encoded_hello(self, body: dict[str, Any]) -> bytes:
+        """The frame of a worker's HELLO. It is seldom another one than the last, and takes longer to encode than to compare."""
+        if body != self._hello:
+            self._hello, self._encoded_hello = body, encode_head(Kind.HELLO, 0, (), body)
+        return self._encoded_hello
+
+    def must_be_applied(self, settings: dict[str, Any]) -> bool:
+        """Whether a worker has to act on the settings before its first job: something in them is not what the template has."""
+        return bool(settings["coverage"]) or _applied_part(settings) != self._applied
+
+    def describe_death(self) -> str:
+        """How it ended, for people."""
+        left = f". What it left behind:\n{self._left_behind}" if self._left_behind else ""
+        return f"process {self.process.pid} {describe_ending(self.process)}{left}"
+
+    def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
+        if not way.is_native:
+            raise WorkerStartError(
+                f"WorkerType.FORKSERVER needs the worker executable, and here workers are run in Python, because {way.why}. "
+                f"Use WorkerType.SPAWN, or get the library: {'; '.join(_locate.remedies())}"
+            )
+        return b"", b""
+
+    def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
+        hello = {**_launch.hello(way.libpython, given_back(way)), "template": True}
+        self._environment = dict(os.environb)
+        settings = _launch.current_settings()
+        self._applied = _applied_part(settings)
+        segment = _payload.dump_settings(settings)
+        # A process is measured from its own beginning on; the template runs no job.
+        body = {"eager": _launch.must_be_applied({**settings, "coverage": False}), "modules": list(self._modules)}
+        return [encode_head(Kind.HELLO, 0, (), hello), encode_head(Kind.TEMPLATE, 0, [len(segment)], body), segment]
+
+    async def _refuse_setup(self, frame: Frame) -> NoReturn:
+        what, module = frame.body, frame.body.get("module")
+        await self._end_gently()
+        if what["stage"] == "threads":
+            which = "one of the modules of" if module is None else f"{module}, of"
+            raise WorkerStartError(
+                f"no worker can be forked after {which} forkserver_preload={list(self._modules)} was imported: {what['message']}. "
+                "Leave it out there, and import it in init or in the jobs; or use WorkerType.SPAWN",
+                self.process,
+            )
+        where = "the settings" if module is None else f"{module}, of forkserver_preload,"
+        raise WorkerStartError(
+            f"the template of the workers could not be started: importing {where} raised {what['type']}: {what['message']}",
+            self.process,
+        ) from load_exception(frame)
+
+
+class Templates:
+    """The template of one context."""
+
+    def __init__(self, modules: tuple[str, ...]) -> None:
+        self._modules: Final = modules
+        # All that is in here is changed under `no_forks`: a lock that a fork of this process finds free, in any thread.
+        self._current: Template | None = None
+        self._leaving: list[Template] = []
+
+    def current(self) -> Template:
+        """The template, begun now if there is none.
+
+        Raises:
+            WorkerStartError: it could not be started.
+        """
+        with no_forks:
+            template = self._current
+            if template is not None and (template.process.ended or template.state is State.IDLE) and not template.hear():
+                self._current = None
+                self._leaving.append(template)
+                template = None
+            if template is None or template.state is State.ENDED:
+                template = Template(self._modules)
+                template.begin()
+                self._current = template
+            if self._leaving:
+                self._leaving = [leaving for leaving in self._leaving if not _has_gone(leaving)]
+            return template
+
+    async def ready(self, *, cancellable: bool) -> Template:
+        """The template, once it forks workers. A checkpoint if it has to be waited for.
+
+        Raises:
+            WorkerStartError: it could not be started, or a module could not be imported.
+        """
+        while True:
+            with no_forks:
+                template = self.current()
+                if template.state is State.IDLE:
+                    return template
+                attends = not template.attended
+                template.attended = True
+                waiter = _Waiter()
+                if not attends:
+                    template.waiting.append(waiter)
+            if attends:
+                await self._attend(template, cancellable)
+            else:
+                with trio.CancelScope(shield=not cancellable):
+                    await waiter.event.wait()
+                waiter.raise_failure()
+
+    def discard(self, template: Template) -> None:
+        """It has proved to have ended, or to be of no use."""
+        with no_forks:
+            if self._current is template:
+                self._current = None
+                self._leaving.append(template)
+
+    def dismiss(self) -> list[Template]:
+        """Ask all to leave. They are to be waited for; afterwards there may be another one."""
+        with no_forks:
+            templates, self._leaving = self._leaving, []
+            template, self._current = self._current, None
+        if template is not None and template.state is not State.ENDED:
+            templates.append(template)
+        for template in templates:
+            if template.hear():
+                template.ask_to_retire()
+            elif not _has_gone(template):
+                # It is starting, or about to exit, and nobody needs it.
+                template.give_up()
+        return [template for template in templates if template.state is not State.ENDED]
+
+    async def _attend(self, template: Template, cancellable: bool) -> None:
+        failure: WorkerStartError | None = None
+        try:
+            with trio.CancelScope(shield=not cancellable):
+                await template.finish(cancellable=cancellable)
+        except WorkerStartError as error:
+            failure = error
+            raise
+        finally:
+            with no_forks:
+                waiting, template.waiting = template.waiting, []
+                template.attended = False
+            for waiter in waiting:
+                waiter.wake(failure)
+
+
+def _has_gone(template: Template) -> bool:
+    """Whether a template on its way out has ended. By itself it does not, so that is worth a word."""
+    if not template.gone():
+        return False
+    if template.process.exitcode is not None:
+        logger.warning("the template of the workers ended: %s", template.describe_death())
+    return True
+
+
+class _Waiter:
+    """Waits, in any run of Trio, for what another task is doing."""
+
+    def __init__(self) -> None:
+        self.event: Final = trio.Event()
+        self._token: Final = trio.lowlevel.current_trio_token()
+        self._failure: WorkerStartError | None = None
+
+    def wake(self, failure: WorkerStartError | None) -> None:
+        self._failure = failure
+        try:
+            self._token.run_sync_soon(self.event.set)
+        except trio.RunFinishedError:
+            pass  # Cancelled, then; nobody waits any more.
+
+    def raise_failure(self) -> None:
+        """Each who waited gets an exception of its own: tracebacks and notes are added to it."""
+        if self._failure is not None:
+            raise type(self._failure)(*self._failure.args) from self._failure.__cause__
+
+
+def _applied_part(settings: dict[str, Any]) -> object:
+    """What of the settings a worker acts on before its first job, and a template before it imports anything."""
+    return settings["warning_filters"], settings["modules"]

@@ -1,0 +1,81 @@
+"""What a worker that was forked off a template takes over of the parent before its first job, and how it ends.
+
+Imported by the template, so that it is there in every worker.
+"""
+
+from __future__ import annotations
+
+import _io
+import atexit
+import gc
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def catch_up(environment: dict[bytes, bytes | None], pycache_prefix: bytes | None) -> None:
+    """Take over what has changed in the parent since the template was started, and have random numbers of one's own.
+
+    Args:
+        environment: the variables that have changed; None: it is gone.
+        pycache_prefix: ``sys.pycache_prefix`` as the parent has it.
+    """
+    for name, value in environment.items():
+        if value is not None:
+            os.environb[name] = value
+        else:
+            os.environb.pop(name, None)
+    sys.pycache_prefix = None if pycache_prefix is None else os.fsdecode(pycache_prefix)
+    # Python's own `random` does it by itself at each fork; NumPy does not.
+    random: Any = sys.modules.get("numpy.random")
+    seed = getattr(random, "seed", None)
+    if seed is not None:
+        seed()
+
+
+def leave() -> bool:
+    """Do at the end of a worker what has to be done for others to see; whether standard output could be written.
+
+    As the processes that multiprocessing forks, and unlike those that start Python themselves, it does not take the interpreter
+    apart: every object of the template's would be touched, and each page copied for that, which takes several times as long as
+    the fork. So threads are joined, exit handlers run and files written out; ``__del__`` of what lives on is not called.
+    """
+    threading: Any = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+    atexit._run_exitfuncs()
+    # Those that the template has had belong to all workers; they are not among the objects that are listed.
+    for file in gc.get_objects():
+        if type(file) in _FILES and not file.closed:
+            try:
+                file.flush()
+            except Exception:
+                # A file that Python closes at its end tells nobody either.
+                pass
+    return _flush(sys.stdout) & _flush(sys.stderr)
+
+
+_FILES = (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom)
+
+
+def _flush(stream: Any) -> bool:
+    """As Python does it at its end (Python/pylifecycle.c, flush_std_files)."""
+    try:
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
+    except BaseException as error:
+        if stream is sys.stdout:
+            hook: Any = sys.unraisablehook
+            hook(_Unraisable(type(error), error, error.__traceback__, None, stream))
+        return False
+    return True
+
+
+class _Unraisable:
+    """What :func:`sys.unraisablehook` is given; Python's own class for it cannot be made from here."""
+
+    def __init__(self, *values: Any) -> None:
+        self.exc_type, self.exc_value, self.exc_traceback, self.err_msg, self.object = values

@@ -1,0 +1,118 @@
+"""What the tests of ``map`` run in workers. Importable there, and light: nothing here may import trio."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import jobs
+from bad_jobs import Boom, ErrorThatFailsToPickle, FailsToPickle, FailsToUnpickle, fail
+
+
+def double(item: Any) -> Any:
+    return 2 * item
+
+
+def write_down(journal: str, item: Any) -> Any:
+    """Leave a line for each time that it is run."""
+    jobs.append(journal, str(item))
+    return item
+
+
+def write_down_and_fail(journal: str, bad: Any, how: str, item: Any) -> Any:
+    jobs.append(journal, str(item))
+    if item == bad:
+        fail(how)
+    return item
+
+
+def fail_quickly(bad: int, item: int) -> int:
+    """Nothing that takes time, until the one that fails."""
+    if item == bad:
+        fail("SIGKILL")
+    return item
+
+
+def raise_at(bad: int, item: int) -> int:
+    if item == bad:
+        raise Boom(item)
+    return item
+
+
+def be_odd(item: str) -> Any:
+    """What travels badly, each in its own way."""
+    if item == "raises":
+        raise Boom(item)
+    if item == "raises what does not pickle":
+        raise ErrorThatFailsToPickle("Exception")
+    if item == "does not pickle":
+        return threading.Lock()
+    if item == "fails to pickle":
+        return FailsToPickle("BaseException")
+    if item == "fails to unpickle":
+        return FailsToUnpickle("Exception")
+    if item == "exits":
+        raise SystemExit(3)
+    if item == "is asynchronous":
+        return _coroutine()
+    return item
+
+
+async def _coroutine() -> None: ...
+
+
+_raised = Boom("the same object each time")
+
+
+def raise_the_same(item: int) -> int:
+    raise _raised
+
+
+def fork_at(journal: str, bad: int, item: int) -> int:
+    """One item leaves a copy of the worker, which must run none of the others."""
+    jobs.append(journal, str(item))
+    if item == bad:
+        pid = os.fork()
+        if pid:
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return item
+
+
+def hold_at(line: str, bad: int, item: int) -> int:
+    """Run for ever, with a child, at one item."""
+    if item == bad:
+        jobs.start_family(line)
+    return item
+
+
+def take_memory_at(bad: int, item: int) -> int:
+    if item == bad:
+        taken = bytearray(b"x") * 300_000_000
+        while taken:
+            signal.pause()
+    return item
+
+
+def close_the_record() -> None:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if "trio-offload-record" in os.readlink(f"/proc/self/fd/{name}"):
+                os.close(int(name))
+        except OSError:  # the one that lists this folder
+            continue
+
+
+def turn(item: list[int]) -> list[int]:
+    item.reverse()
+    return item
+
+
+def pass_named_gate(line: str, item: str) -> str:
+    jobs.pass_gate(line, item)
+    return item
+
+
+def pid_and(item: Any) -> tuple[int, Any]:
+    return os.getpid(), item

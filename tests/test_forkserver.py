@@ -1,0 +1,700 @@
+"""End to end: workers that are forked off a template, and what is special about them.
+
+What they have in common with all others is tested with the others; see the fixture ``worker_type``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import template_jobs
+import trio
+from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped
+from running import plain_environment, run_script, started, write
+from trio.testing import wait_all_tasks_blocked
+
+import trio_offload
+from trio_offload import (
+    BrokenWorkerError,
+    WorkerContext,
+    WorkerStartError,
+    WorkerType,
+    _locate,
+    cache_scope,
+    open_worker_context,
+)
+from trio_offload._template import Template
+from trio_offload_worker import _family
+
+ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
+forked = functools.partial(open_worker_context, worker_type=WorkerType.FORKSERVER)
+
+
+@pytest.fixture(autouse=True)
+def executable_is_used() -> None:
+    if not _locate.way().is_native:
+        pytest.skip("templates need the worker executable, and here workers are run in Python")
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
+    """Writes modules that workers can import."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return lambda name, text: write(folder / f"{name}.py", text)
+
+
+def template_of(context: WorkerContext) -> Template:
+    templates = context._settings.templates
+    assert templates is not None
+    assert templates._current is not None
+    return templates._current
+
+
+def children() -> set[int]:
+    return set(_family.children([os.getpid()]))
+
+
+# --- who is whose child --------------------------------------------------------------------------
+
+
+async def test_workers_are_children_of_the_program_and_not_of_the_template() -> None:
+    before = children()
+    async with forked() as context:
+        worker = await context.run_sync(os.getpid)
+        template = template_of(context).process.pid
+        assert children() - before == {worker, template}
+        assert await context.run_sync(os.getppid) == os.getpid()
+        assert await context.run_sync(os.getpid) == worker
+
+
+async def test_a_template_is_no_worker_in_the_statistics() -> None:
+    async with forked() as context:
+        worker = await context.run_sync(os.getpid)
+        (record,) = context.statistics().workers
+        assert (record.pid, record.state, record.jobs) == (worker, "idle", 1)
+        assert record.rss is not None
+        assert context.statistics().idle_workers == 1
+
+
+async def test_no_template_before_the_first_call_and_none_after_the_context() -> None:
+    before = children()
+    async with forked() as context:
+        await trio.lowlevel.checkpoint()
+        assert children() == before
+        await context.run_sync(bool)
+        template = template_of(context).process
+    assert template.exitcode == 0
+    assert children() == before
+
+
+async def test_a_worker_has_one_main_thread_that_knows_its_own_number() -> None:
+    async with forked() as context:
+        pid, native, signalled = await context.run_sync(template_jobs.thread_numbers)
+        assert native == pid
+        assert signalled
+
+
+async def test_nothing_but_its_own_descriptors_is_open_in_a_worker() -> None:
+    async with open_worker_context() as spawning:
+        expected = await spawning.run_sync(template_jobs.open_descriptors)
+    async with forked(retire=object) as context:
+        for _ in range(3):
+            found = await context.run_sync(template_jobs.open_descriptors)
+            # Ctrl+C is swallowed without a thread and its pipe.
+            assert set(found) <= set(expected)
+            assert {0, 1, 2, 3, 4} <= set(found)
+
+
+# --- how they end --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [0, 1, 42, 255])
+async def test_exit_statuses_are_exact(status: int) -> None:
+    async with forked() as context:
+        with pytest.raises(BrokenWorkerError) as told:
+            await context.run_sync(os._exit, status)
+        assert told.value.exitcode == status
+        # The template has not noticed.
+        assert await context.run_sync(int, "5") == 5
+
+
+async def test_a_kill_is_exact() -> None:
+    async with forked() as context:
+        with pytest.raises(BrokenWorkerError, match="SIGKILL") as told:
+            await context.run_sync(jobs.kill_self)
+        assert told.value.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT])
+async def test_signals_are_exact(number: signal.Signals) -> None:
+    async with forked() as context:
+        with pytest.raises(BrokenWorkerError, match=number.name) as told:
+            await context.run_sync(jobs.end_by, number)
+        assert (told.value.exitcode, told.value.signal) == (-number, number)
+
+
+@pytest.mark.parametrize("job", [jobs.segfault, jobs.abort])
+async def test_a_crash_leaves_its_stack(job: Callable[[], None]) -> None:
+    async with forked() as context:
+        for _ in range(2):
+            with pytest.raises(BrokenWorkerError) as told:
+                await context.run_sync(job)
+            assert told.value.crash is not None
+            assert job.__name__ in told.value.crash.stack
+        assert template_of(context)._record is not None
+        assert template_of(context)._record.read() == ""  # type: ignore[union-attr]
+
+
+async def test_a_job_that_takes_too_much_is_ended() -> None:
+    async with forked(memory_limit="300 MB") as context:
+        with pytest.raises(trio_offload.WorkerMemoryError):
+            await context.run_sync(template_jobs.take_memory, 2_000_000_000)
+
+
+async def test_what_it_owes_at_its_end_is_done(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    async with forked() as context:
+        await context.run_sync(template_jobs.leave_debts, str(tmp_path / "file"), str(tmp_path / "thread"))
+    assert (tmp_path / "file").read_text() == "written"
+    assert (tmp_path / "thread").read_text() == "joined"
+    assert capfd.readouterr().out == "at exit\n"
+
+
+# --- what the template hands on ------------------------------------------------------------------
+
+
+async def test_modules_are_imported_once(modules: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    modules("counted", f"open({str(log)!r}, 'a').write('x')")
+    async with forked(forkserver_preload=["counted", "json.tool"], retire=object) as context:
+        for _ in range(3):
+            assert {"counted", "json.tool"} <= set(await context.run_sync(jobs.modules))
+    assert log.read_text() == "x"
+
+
+async def test_what_a_module_prints_while_it_is_imported_comes_once(modules: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    modules("talkative", "import sys; sys.stdout.write('imported ')")
+    async with forked(forkserver_preload=["talkative"], retire=object) as context:
+        for _ in range(3):
+            await context.run_sync(bool)
+    assert capfd.readouterr().out == "imported "
+
+
+async def test_init_runs_in_each_worker_and_not_in_the_template(line: Lifeline) -> None:
+    async with forked(init=functools.partial(template_jobs.say_pid, line.path), retire=object) as context:
+        workers = [await context.run_sync(os.getpid) for _ in range(3)]
+        assert [await line.pid() for _ in range(3)] == workers
+
+
+@pytest.mark.parametrize("preload", [(), ("random",), ("numpy.random",)], ids=str)
+async def test_random_numbers_differ(preload: tuple[str, ...]) -> None:
+    if "numpy.random" in preload:
+        pytest.importorskip("numpy")
+    async with forked(forkserver_preload=preload, retire=object) as context:
+        numbers = [await context.run_sync(template_jobs.random_numbers) for _ in range(4)]
+    for kind in numbers[0]:
+        assert len({number[kind] for number in numbers}) == 4, kind
+
+
+async def test_fork_hooks_run_on_both_sides(modules: Any, line: Lifeline) -> None:
+    modules("hooked", f"import os, template_jobs; template_jobs.hook_forks({line.path!r})")
+    async with forked(forkserver_preload=["hooked"]) as context:
+        worker = await context.run_sync(os.getpid)
+        template = template_of(context).process.pid
+    assert sorted(await line.ended()) == sorted([f"before {template}", f"parent {template}", f"child {worker}"])
+
+
+async def test_handlers_of_pthread_atfork_run(modules: Any, line: Lifeline) -> None:
+    modules("hooked_in_c", "import template_jobs; counts = template_jobs.hook_forks_in_c()")
+    async with forked(forkserver_preload=["hooked_in_c"], retire=object) as context:
+        assert await context.run_sync(template_jobs.counts_in_c) == [1, 0, 1]
+        assert await context.run_sync(template_jobs.counts_in_c) == [2, 1, 1]
+
+
+async def test_numpy_can_be_preloaded_though_it_starts_threads() -> None:
+    pytest.importorskip("numpy")
+    async with forked(forkserver_preload=["numpy"]) as context:
+        assert "numpy" in await context.run_sync(jobs.modules)
+        assert await context.run_sync(template_jobs.multiply_matrices, 300) == 300.0
+
+
+# --- what the parent has when the worker starts --------------------------------------------------
+
+
+async def test_what_has_changed_since_the_template_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: Lifeline, gate: Gate
+) -> None:
+    monkeypatch.setenv("TEMPLATE_KEPT", "kept")
+    monkeypatch.setenv("TEMPLATE_CHANGED", "before")
+    monkeypatch.setenv("TEMPLATE_GONE", "before")
+    async with forked() as context:
+        first = await context.run_sync(template_jobs.surroundings)
+        assert first["environment"] == dict(os.environb)
+        assert first["directory"] == os.getcwd()
+        monkeypatch.setenv("TEMPLATE_CHANGED", "\udc80 after")
+        monkeypatch.setenv("TEMPLATE_NEW", "")
+        monkeypatch.delenv("TEMPLATE_GONE")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["other", "arguments"])
+        monkeypatch.chdir(tmp_path)
+        async with trio.open_nursery() as nursery:
+            # The first worker is busy, so another one is forked.
+            nursery.start_soon(context.run_sync, jobs.pass_gate, line.path, gate.path)
+            await line.pid()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "only in here", UserWarning)
+                second = await context.run_sync(template_jobs.surroundings)
+            gate.open()
+    assert second["pid"] != first["pid"]
+    assert second["environment"] == second["environment_in_c"] == dict(os.environb)
+    assert second["directory"] == str(tmp_path)
+    assert second["path"][0] == str(tmp_path)
+    assert second["argv"] == ["other", "arguments"]
+    assert "only in here" in second["filters"]
+
+
+async def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert await context.run_sync(os.readlink, "/proc/self/cwd") == f"{tmp_path}/gone (deleted)"
+
+
+async def test_standard_streams_are_those_of_the_moment(tmp_path: Path) -> None:
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        kept = os.dup(1)
+        file = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+        try:
+            os.dup2(file, 1)
+            await context.run_sync(print, "into the file")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+            os.close(file)
+    assert (tmp_path / "out").read_text() == "into the file\n"
+
+
+def test_a_stream_that_is_closed_leads_nowhere(tmp_path: Path) -> None:
+    text = """
+    import os, trio, trio_offload, template_jobs
+
+    async def main():
+        async with trio_offload.open_worker_context(worker_type="forkserver", retire=object) as context:
+            await context.run_sync(bool)
+            os.close(0)
+            print(await context.run_sync(os.readlink, "/proc/self/fd/0"))
+
+    trio.run(main)
+    """
+    assert run_script(tmp_path, text, environment=ENVIRONMENT).lines() == ["/dev/null"]
+
+
+def test_the_main_script_is_loaded_on_demand(tmp_path: Path) -> None:
+    text = """
+    import os, sys, trio, trio_offload
+    print("loaded as", __name__, flush=True)
+
+    def job():
+        return __name__
+
+    async def main():
+        async with trio_offload.open_worker_context(worker_type="forkserver", retire=object) as context:
+            print(await context.run_sync(int, "5"), flush=True)
+            print(await context.run_sync(job))
+
+    if __name__ == "__main__":
+        trio.run(main)
+    """
+    assert run_script(tmp_path, text).lines() == ["loaded as __main__", "5", "loaded as __mp_main__", "__mp_main__"]
+
+
+# --- the death of a template ---------------------------------------------------------------------
+
+
+async def test_a_template_that_is_killed_is_replaced(line: Lifeline, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    async with forked() as context:
+        results = []
+
+        async def run_job() -> None:
+            results.append(await context.run_sync(jobs.pass_gate, line.path, gate.path))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_job)
+            worker = await line.pid()
+            template = template_of(context)
+            os.kill(template.process.pid, signal.SIGKILL)
+            with trio.fail_after(PATIENCE):
+                await template.process.wait()
+            # Another one is forked off another template, while the first goes on.
+            assert await context.run_sync(os.getpid) != worker
+            assert template_of(context) is not template
+            gate.open()
+        assert results == [worker]
+        assert "died of SIGKILL" in caplog.text
+
+
+async def test_a_template_that_dies_with_a_request_before_it_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    async with forked() as context:
+        await context.run_sync(bool)
+        template = template_of(context).process
+        os.kill(template.pid, signal.SIGSTOP)
+        await until_stopped(template.pid)
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(PATIENCE):
+                (idle,) = context._cache._idle
+                context._cache._idle.clear()
+                nursery.start_soon(context.run_sync, bool)
+                await wait_all_tasks_blocked()
+                # The request is in the socket, and nobody has read it.
+                os.kill(template.pid, signal.SIGKILL)
+        context._cache._idle.appendleft(idle)
+        assert context.statistics().idle_workers == 2
+        assert template_of(context).process.pid != template.pid
+
+
+async def test_a_template_that_dies_each_time_is_told(modules: Any, caplog: pytest.LogCaptureFixture) -> None:
+    modules("deadly", "import os, signal; os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGKILL))")
+    async with forked(forkserver_preload=["deadly"]) as context:
+        with trio.fail_after(PATIENCE), pytest.raises(WorkerStartError, match=r"while it forked a worker.*SIGKILL"):
+            await context.run_sync(bool)
+        assert context.statistics().running_workers == 0
+
+
+async def test_a_template_that_does_not_answer_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        template = template_of(context).process
+        os.kill(template.pid, signal.SIGSTOP)
+        await until_stopped(template.pid)
+        with trio.fail_after(PATIENCE), trio.move_on_after(0.01) as scope:
+            await context.run_sync(jobs.never, kill_on_cancel=True)
+        assert scope.cancelled_caught
+        assert template.signal is signal.SIGKILL
+        assert await context.run_sync(int, "5") == 5
+
+
+@pytest.mark.parametrize("job", ["idle", "spin", "hold_the_gil", "loop_in_c", "preload"])
+async def test_a_killed_program_takes_all_along(tmp_path: Path, line: Lifeline, job: str) -> None:
+    text = """
+    import functools, sys
+    import trio, trio_offload, jobs, template_jobs
+
+    async def main():
+        modules = ["template_jobs"] if sys.argv[1] != "preload" else ["endless"]
+        async with trio_offload.open_worker_context(worker_type="forkserver", forkserver_preload=modules) as context:
+            await context.run_sync(jobs.hold, sys.argv[2])
+            print("idle", flush=True)
+            if sys.argv[1] != "idle":
+                await context.run_sync(getattr(jobs, sys.argv[1]), sys.argv[2])
+            await trio.sleep_forever()
+
+    trio.run(main)
+    """
+    write(tmp_path / "endless.py", f"import jobs\njobs.hold_the_gil({line.path!r})")
+    script = write(tmp_path / "program.py", text)
+    # The block's end is the proof that nobody is left in the program's session, the template included.
+    with started([sys.executable, script, job, line.path], environment=ENVIRONMENT, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        await line.pid()
+        if job != "preload":
+            assert parent.stdout.readline() == b"idle\n"
+        if job not in ("idle", "preload"):
+            await line.pid()
+        parent.kill()
+        with trio.fail_after(PATIENCE):
+            await line.ended()
+
+
+async def test_a_copy_of_the_program_that_lives_on_does_not_keep_the_template(tmp_path: Path, line: Lifeline) -> None:
+    text = """
+    import ctypes, os, sys
+    import trio, trio_offload
+
+    async def main():
+        async with trio_offload.open_worker_context(worker_type="forkserver", forkserver_preload=["holding"]) as context:
+            await context.run_sync(bool)
+            # A fork in C that runs none of Python's hooks: the copy holds our ends of all sockets.
+            copy = ctypes.CDLL(None).fork()
+            if copy == 0:
+                while True:
+                    ctypes.CDLL(None).pause()
+            print(copy, flush=True)
+            await trio.sleep_forever()
+
+    trio.run(main)
+    """
+    write(tmp_path / "holding.py", f"import jobs\njobs.hold({line.path!r})")
+    script = write(tmp_path / "program.py", text)
+    with started([sys.executable, script], environment=ENVIRONMENT, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        copy = int(parent.stdout.readline())
+        parent.kill()
+        with trio.fail_after(PATIENCE):
+            await line.ended()
+        assert process_state(copy) is not None
+        os.kill(copy, signal.SIGKILL)
+
+
+def test_the_default_context_ends_its_template_at_exit(tmp_path: Path) -> None:
+    text = """
+    import trio, trio_offload
+
+    trio_offload.configure_default_context(worker_type=trio_offload.WorkerType.FORKSERVER, forkserver_preload=["json"])
+    for _ in range(2):
+        print(trio.run(trio_offload.run_sync, int, "5"))
+    """
+    # That nobody is left is seen to by `run`.
+    ended = run_script(tmp_path, text)
+    assert ended.lines() == ["5", "5"]
+    assert ended.stderr == ""
+
+
+def test_a_fork_of_the_program_has_a_template_of_its_own(tmp_path: Path) -> None:
+    text = """
+    import os, sys, trio, trio_offload
+
+    async def parent_of_job():
+        return await trio_offload.run_sync(os.getppid)
+
+    trio_offload.configure_default_context(worker_type="forkserver")
+    assert trio.run(parent_of_job) == os.getpid()
+    child = os.fork()
+    if child == 0:
+        print(trio.run(parent_of_job) == os.getpid(), flush=True)
+        trio_offload._api._default.shutdown()
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+    print(trio.run(parent_of_job) == os.getpid())
+    """
+    assert run_script(tmp_path, text).lines() == ["True", "0", "True"]
+
+
+def test_the_default_context_in_several_threads_at_once(tmp_path: Path) -> None:
+    text = """
+    import os, threading, trio, trio_offload
+    from trio_offload._template import Template
+
+    begun = []
+    begin = Template.begin
+
+    def counted(template):
+        begin(template)
+        begun.append(template)
+
+    Template.begin = counted
+    trio_offload.configure_default_context(worker_type="forkserver")
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(trio.run(trio_offload.run_sync, int, "5"))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(results == [5] * 8, len(begun))
+    """
+    assert run_script(tmp_path, text).lines() == ["True 1"]
+
+
+# --- its start -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "said"),
+    [
+        ("import no_such_module", ModuleNotFoundError, "no_such_module"),
+        ("1 / 0", ZeroDivisionError, "division by zero"),
+        ("raise SystemExit(3)", SystemExit, "3"),
+        ("def :", SyntaxError, "invalid syntax"),
+    ],
+)
+async def test_a_module_that_cannot_be_imported(modules: Any, text: str, cause: type[BaseException], said: str) -> None:
+    modules("broken", text)
+    async with forked(forkserver_preload=["json", "broken"]) as context:
+        for _ in range(2):
+            with pytest.raises(WorkerStartError, match=f"importing broken, of forkserver_preload, raised.*{said}") as told:
+                await context.run_sync(bool)
+            assert isinstance(told.value.__cause__, cause)
+
+
+async def test_a_module_that_is_not_there() -> None:
+    async with forked(forkserver_preload=["no.such.module"]) as context:
+        with pytest.raises(WorkerStartError, match=r"importing no\.such\.module") as told:
+            await context.run_sync(bool)
+        assert isinstance(told.value.__cause__, ModuleNotFoundError)
+
+
+async def test_a_module_that_ends_the_process(modules: Any) -> None:
+    modules("deadly", "import jobs; jobs.segfault()")
+    async with forked(forkserver_preload=["deadly"]) as context:
+        with pytest.raises(WorkerStartError, match=r"(?s)SIGSEGV before it was ready.*deadly\.py") as told:
+            await context.run_sync(bool)
+        assert told.value.signal is signal.SIGSEGV
+
+
+async def test_a_module_that_leaves_a_thread(modules: Any) -> None:
+    modules("threaded", "import threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()")
+    async with forked(forkserver_preload=["json", "threaded"]) as context:
+        with pytest.raises(WorkerStartError, match=r"after threaded, of forkserver_preload=.*threads.*import it in init"):
+            await context.run_sync(bool)
+
+
+async def test_a_thread_that_comes_later_is_told_by_the_worker(modules: Any) -> None:
+    modules("late", "import os, template_jobs; os.register_at_fork(before=template_jobs.start_thread)")
+    async with forked(forkserver_preload=["late"]) as context:
+        with pytest.raises(WorkerStartError, match="threads beside the one that forks"):
+            await context.run_sync(bool)
+
+
+@pytest.mark.parametrize(
+    ("preload", "error", "said"),
+    [
+        ("json", TypeError, "a single string"),
+        (5, TypeError, "not 5"),
+        ([5], TypeError, "not 5"),
+        (["json", ""], ValueError, "not ''"),
+        ([".json"], ValueError, "full names"),
+        (["js on"], ValueError, "full names"),
+        (["__main__"], ValueError, "when a job needs it"),
+    ],
+)
+async def test_what_is_no_list_of_modules(preload: Any, error: type[Exception], said: str) -> None:
+    for opener in (open_worker_context, cache_scope):
+        with pytest.raises(error, match=said):
+            async with opener(worker_type=WorkerType.FORKSERVER, forkserver_preload=preload):
+                pass
+    with pytest.raises(error, match=said):
+        trio_offload.configure_default_context(worker_type=WorkerType.FORKSERVER, forkserver_preload=preload)
+
+
+async def test_the_option_is_for_this_type_only() -> None:
+    with pytest.raises(ValueError, match=r"forkserver_preload is for worker_type=WorkerType\.FORKSERVER"):
+        async with open_worker_context(forkserver_preload=["json"]):
+            pass
+    async with open_worker_context(forkserver_preload=iter(())):
+        pass
+
+
+async def test_without_the_executable_it_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_locate, "way", lambda: _locate.Way("", "", "there is no shared libpython"))
+    async with forked() as context:
+        with pytest.raises(WorkerStartError, match=r"there is no shared libpython\. Use WorkerType\.SPAWN, or"):
+            await context.run_sync(bool)
+
+
+async def test_many_at_once_share_one_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Template] = []
+    begin = Template.begin
+
+    def counted(template: Template) -> None:
+        begin(template)
+        begun.append(template)
+
+    monkeypatch.setattr(Template, "begin", counted)
+    async with forked() as context:
+        assert await context.prewarm(5) == 5
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(functools.partial(context.run_sync, bool, limiter=trio.CapacityLimiter(1)))
+    assert len(begun) == 1
+
+
+async def test_all_who_wait_are_told_of_a_failed_start(modules: Any) -> None:
+    modules("broken", "1 / 0")
+    failures = []
+
+    async def fail(context: WorkerContext) -> None:
+        try:
+            await context.run_sync(bool, limiter=trio.CapacityLimiter(1))
+        except WorkerStartError as error:
+            failures.append(error)
+
+    async with forked(forkserver_preload=["broken"]) as context, trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(fail, context)
+    assert len(set(map(id, failures))) == 4
+    assert all(isinstance(failure.__cause__, ZeroDivisionError) for failure in failures)
+
+
+async def test_a_cancelled_start_goes_on_for_the_others(modules: Any, line: Lifeline, gate: Gate) -> None:
+    modules("slow", f"import jobs; jobs.pass_gate({line.path!r}, {gate.path!r})")
+    results = []
+
+    async def run_job(context: WorkerContext, scope: trio.CancelScope) -> None:
+        with scope:
+            results.append(await context.run_sync(int, "5", kill_on_cancel=True, limiter=trio.CapacityLimiter(1)))
+
+    scopes = [trio.CancelScope() for _ in range(3)]
+    async with forked(forkserver_preload=["slow"]) as context:
+        async with trio.open_nursery() as nursery:
+            for scope in scopes[:2]:
+                nursery.start_soon(run_job, context, scope)
+            template = await line.pid()
+            # Whoever sees to the start, it is one of these.
+            for scope in scopes[:2]:
+                scope.cancel()
+        assert results == []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_job, context, scopes[2])
+            await wait_all_tasks_blocked()
+            gate.open()
+        assert results == [5]
+        assert template_of(context).process.pid == template
+
+
+async def test_a_context_that_closes_ends_a_template_that_is_still_starting(modules: Any, line: Lifeline) -> None:
+    modules("endless", f"import jobs; jobs.hold_for_ever({line.path!r})")
+    async with forked(forkserver_preload=["endless"]) as context:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(context.run_sync, bool, kill_on_cancel=True))
+            template = await line.pid()
+            nursery.cancel_scope.cancel()
+        assert process_state(template) is not None
+    with trio.fail_after(PATIENCE):
+        await line.ended()
+
+
+# --- many of them --------------------------------------------------------------------------------
+
+
+async def test_one_job_workers() -> None:
+    async with forked(retire=object) as context:
+        pids = set()
+
+        async def run_jobs() -> None:
+            for _ in range(50):
+                pids.add(await context.run_sync(os.getpid))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_jobs)
+            nursery.start_soon(run_jobs)
+        assert len(pids) == 100
+
+
+async def test_a_hundred_at_once() -> None:
+    async with forked() as context:
+        assert await context.prewarm(100) == 100
+        assert len({worker.pid for worker in context.statistics().workers}) == 100
+
+
+async def test_spares_are_forked_too() -> None:
+    async with forked(retire=trio_offload.retire_when(jobs=1)) as context:
+        for _ in range(5):
+            await context.run_sync(bool)
+            (spare,) = context._cache._spares
+            pid = await context.run_sync(os.getpid)
+            assert spare.process.pid == pid

@@ -1,0 +1,282 @@
+"""Contract: what of a pickle becomes a segment of its own, the memory that segments are received into, and what is kept of it."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import pickle
+import random
+from typing import Any
+
+import pytest
+
+from trio_offload import _native, _regions
+from trio_offload._regions import Regions
+from trio_offload_worker import _memory, _segments
+from trio_offload_worker._segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
+from trio_offload_worker._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
+
+LARGE = OUT_OF_PICKLE
+PICKLERS = [pickle.Pickler, pickle._Pickler]  # type: ignore[attr-defined]
+
+
+def segments_of(value: Any, pickler: Any = pickle.Pickler) -> tuple[list[bytes], bytes, list[Any]]:
+    """The segments as bytes, their types, and the parts themselves."""
+    collector = Collector()
+    pickler(collector, 5, buffer_callback=collector.take).dump(value)
+    parts, lengths, types = collector.segments()
+    data = b"".join(parts)
+    assert len(data) == sum(lengths)
+    segments = []
+    for length in lengths:
+        segments.append(data[:length])
+        data = data[length:]
+    return segments, types, list(parts)
+
+
+def received(segments: list[bytes], types: bytes) -> Any:
+    """What a receiver makes of them."""
+    makers: dict[int, Any] = {MEMORY: bytearray, BYTES: bytes, BYTEARRAY: bytearray}
+    buffers = [makers[kind](segment) for kind, segment in zip(types or bytes(len(segments)), segments, strict=True)][1:]
+    value = pickle.loads(segments[0], buffers=buffers)
+    for buffer in buffers:
+        if type(value) is type(buffer):
+            break
+    return value
+
+
+class Sub(bytes):
+    pass
+
+
+class Holder:
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Holder) and self.data == other.data
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("pickler", PICKLERS, ids=["in C", "in Python"])
+@pytest.mark.parametrize(
+    ("value", "types"),
+    [
+        (b"x" * LARGE, [BYTES]),
+        (bytearray(b"x") * LARGE, [BYTEARRAY]),
+        (b"x" * (LARGE - 1), []),
+        (bytearray(LARGE - 1), []),
+        ("x" * LARGE, []),
+        ("ä" * LARGE, []),
+        (b"", []),
+        ([1, {"a": b"x" * LARGE, "b": (bytearray(LARGE + 1), "x" * LARGE, b"y" * LARGE)}], [BYTES, BYTEARRAY, BYTES]),
+        (Sub(b"x" * LARGE), [BYTES]),
+        (Holder(b"x" * LARGE), [BYTES]),
+        (pickle.PickleBuffer(bytearray(LARGE)), [MEMORY]),
+        ([b"x" * LARGE, list(range(100_000)), bytearray(LARGE)], [BYTES, BYTEARRAY]),
+        ([list(range(100_000)), b"x" * LARGE], [BYTES]),
+        # What looks like an announcement, at the end of what is none.
+        ([b"B" + LARGE.to_bytes(4, "little"), "x" * LARGE], []),
+        ([b"x" * (LARGE - 5) + b"B" + LARGE.to_bytes(4, "little"), "x" * LARGE], [BYTES]),
+        (["x" * LARGE + "B", b"x" * LARGE], [BYTES]),
+    ],
+)
+def test_large_bytes_and_bytearrays_are_segments(pickler: Any, value: Any, types: list[int]) -> None:
+    segments, found, _ = segments_of(value, pickler)
+    assert list(found[1:]) == ([] if not any(types) else types)
+    assert len(segments) == 1 + len(types)
+    back = received(segments, found)
+    if isinstance(value, pickle.PickleBuffer):
+        value = bytearray(value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@pytest.mark.parametrize("pickler", PICKLERS, ids=["in C", "in Python"])
+def test_one_object_stays_one_object(pickler: Any) -> None:
+    for data in (b"x" * LARGE, bytearray(LARGE)):
+        segments, types, _ = segments_of([data, (data, {"again": data})], pickler)
+        assert len(segments) == 2
+        back = received(segments, types)
+        assert back[0] is back[1][0] is back[1][1]["again"]
+
+
+@pytest.mark.parametrize("pickler", PICKLERS, ids=["in C", "in Python"])
+def test_buffers_and_objects_keep_their_order(pickler: Any) -> None:
+    source = random.Random(5)
+    for _ in range(60):
+        value = []
+        for number in range(source.randrange(1, 9)):
+            data = bytes([number + 1]) * (LARGE + number)
+            make: Any = source.choice(
+                [bytes, bytearray, pickle.PickleBuffer, lambda data: pickle.PickleBuffer(bytearray(data)), list]
+            )
+            value.append(make(data[:70_000]) if make is list else make(data))
+        segments, types, _ = segments_of(value, pickler)
+        back = received(segments, types)
+        assert [bytes(memoryview(one)) if not isinstance(one, list) else bytes(one) for one in back] == [
+            bytes(memoryview(one)) if not isinstance(one, list) else bytes(one) for one in value
+        ]
+
+
+def test_nothing_large_is_copied() -> None:
+    data, array = b"x" * LARGE, bytearray(LARGE)
+    _, _, parts = segments_of([data, array])
+    assert any(part is data for part in parts)
+    with pytest.raises(BufferError):
+        array.append(1)
+    del parts
+    gc.collect()
+    array.append(1)
+
+
+def test_more_objects_than_a_frame_has_segments_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_segments, "MAX_SEGMENTS", 4)
+    value = [bytes([number]) * LARGE for number in range(6)]
+    segments, types, _ = segments_of(value)
+    assert list(types) == [MEMORY, BYTES, BYTES, BYTES]
+    assert received(segments, types) == value
+    mixed = [pickle.PickleBuffer(bytearray(OUT_OF_BAND)), *value]
+    segments, types, _ = segments_of(mixed)
+    assert list(types) == [MEMORY, MEMORY, BYTES, BYTES]
+    assert received(segments, types)[1:] == value
+    assert MAX_SEGMENTS == 65_536
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def fill(target: Any) -> Any:
+    view, take = target
+    view[:] = b"z" * len(view)
+    del view
+    made = take()
+    assert bytes(made) == b"z" * len(made)
+    return made
+
+
+@pytest.fixture(params=["ctypes", "no ctypes"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "no ctypes":
+        monkeypatch.setitem(__import__("sys").modules, "ctypes", None)
+        without = _native.Native()
+        assert not without.can_splice()
+        monkeypatch.setattr(_native, "native", lambda: without)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 2**20, 5_000_000, 17_000_001])
+@pytest.mark.usefixtures("native")
+def test_new_memory_is_of_its_type_and_size(size: int) -> None:
+    for allocate in (_memory.allocate, Regions().allocate):
+        for kind, wanted in ((BYTES, bytes), (BYTEARRAY, bytearray)):
+            made = fill(allocate(size, kind))
+            assert type(made) is wanted
+            assert len(made) == size
+        view, take = allocate(size, MEMORY)
+        assert len(view) == size
+        assert not memoryview(take()).readonly
+
+
+@pytest.mark.parametrize("kind", [MEMORY, BYTES, BYTEARRAY])
+@pytest.mark.usefixtures("native")
+def test_memory_that_is_not_there(kind: int) -> None:
+    for size in (2**47, 2**62):
+        with pytest.raises(MemoryError, match=f"a part of a job's result that has {size} bytes; return less"):
+            Regions().allocate(size, kind)
+
+
+@pytest.mark.parametrize("allocate", [_memory.allocate, Regions().allocate], ids=["plainly", "in a context"])
+def test_bytes_are_filled_where_they_are(allocate: Any) -> None:
+    view, take = allocate(5_000_000, BYTES)
+    address = _native.native().address_of(view)
+    del view
+    made = take()
+    assert _native.native().address_of(memoryview(made)) == address
+
+
+def address_of(target: Any) -> int:
+    return _native.native().address_of(target[0])
+
+
+SIZE = 4 * 2**20
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(_regions, "time", clock)
+    return clock
+
+
+def test_memory_that_was_let_go_of_is_used_again(clock: Clock) -> None:
+    regions = Regions()
+    first = regions.allocate(SIZE, MEMORY)
+    address = address_of(first)
+    other = regions.allocate(SIZE, MEMORY)
+    assert address_of(other) != address
+    del first
+    clock.now += 1
+    again = regions.allocate(SIZE - 5, MEMORY)
+    assert address_of(again) == address
+    assert len(again[0]) == SIZE - 5
+    del again
+    assert address_of(regions.allocate(SIZE // 2 - 5, MEMORY)) != address, "more than half of it would lie idle"
+
+
+def test_memory_in_use_is_never_given_out_again(clock: Clock) -> None:
+    regions = Regions()
+    held = []
+    for number in range(20):
+        view, take = regions.allocate(SIZE, MEMORY)
+        view[:] = bytes([number]) * SIZE
+        held.append(pickle.PickleBuffer(take()))
+        del view, take
+    for number, one in enumerate(held):
+        assert bytes(one.raw()[:10]) == bytes([number]) * 10
+
+
+def test_no_more_is_kept_than_its_bound(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_regions, "_LIMIT", 3 * SIZE)
+    regions = Regions()
+    for size in (SIZE, SIZE, 2 * SIZE, SIZE, 4 * SIZE, SIZE):
+        regions.allocate(size, MEMORY)
+        assert sum(map(len, regions._given)) <= 3 * SIZE
+    assert regions.keeps
+
+
+def test_after_a_pause_nothing_is_kept(clock: Clock) -> None:
+    regions = Regions()
+    for _ in range(3):
+        regions.allocate(SIZE, MEMORY)
+    regions.prune()
+    assert regions.keeps
+    clock.now += 2.5
+    regions.prune()
+    assert not regions.keeps
+    regions.allocate(SIZE, MEMORY)
+    clock.now += 2.5
+    regions.allocate(SIZE, MEMORY)
+    assert len(regions._given) == 1
+
+
+def test_where_a_mapping_cannot_tell_whether_it_is_free_it_is_not_used_again(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(mmap.mmap):
+        def resize(self, newsize: int) -> None:
+            raise SystemError("mmap: resizing not available--no mremap()")
+
+    monkeypatch.setattr(_memory.mmap, "mmap", Other)
+    regions = Regions()
+    for _ in range(3):
+        fill(regions.allocate(SIZE, MEMORY))
+    assert len(regions._given) == 3

@@ -1,0 +1,301 @@
+//! How a template makes a worker out of itself: a child of the template's own parent, with all done that `fork(3)` does.
+//!
+//! `clone(2)` with `CLONE_PARENT` makes a sibling. So the parent program reaps each worker itself and learns exactly how it
+//! ended, a worker's `getppid` is the program, and a template may die without any effect on the workers.
+//! The alternative, the C library's `fork` and a template that reports how its children ended, loses the ending of every
+//! worker that outlives its template, and needs a second kind of reaping, orphan and pidfd on the parent's side.
+//!
+//! The C library's `fork` does some things that the bare call does not, and these are done here:
+//! * The main thread's number is kept in its control block (`pthread_kill`, robust and error-checking mutexes and, before glibc
+//!   2.34, more use it). `CLONE_CHILD_SETTID` writes the new one there, as `fork` has it. The place is not public, but it is the
+//!   one that the C library has told the kernel to clear at the thread's end (`set_tid_address(2)`), and the kernel tells it back.
+//! * The list of robust mutexes is registered anew (`set_robust_list(2)`).
+//! * The handlers of `pthread_atfork(3)` are run: OpenBLAS stops its threads in one. The C library keeps them to itself, so they
+//!   are noted when they are registered: the symbol below comes before the library's own, for all that is loaded.
+//! * The locks of the C library need no care: there is one thread, and it holds none.
+
+use std::ffi::{c_int, c_void};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+/// Which of the two processes this is after a fork.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Template,
+    Worker,
+}
+
+#[derive(Debug, Error)]
+pub enum ForkError {
+    #[error("the template has {} threads beside the one that forks ({}), and a process with threads cannot be forked safely", .0.len(), .0.join(", "))]
+    Threads(Vec<String>),
+    #[error("the system cannot fork a worker off the template: {0}")]
+    System(io::Error),
+    #[error(
+        "this system does not tell where a thread's number is kept (PR_GET_TID_ADDRESS, prctl(2)), without which a worker cannot be forked; use WorkerType.SPAWN"
+    )]
+    NoThreadAddress,
+    #[error("a forkserver needs Linux; use WorkerType.SPAWN")]
+    NotLinux,
+}
+
+type Handler = Option<unsafe extern "C" fn()>;
+
+#[derive(Debug, Clone, Copy)]
+struct Handlers {
+    prepare: Handler,
+    parent: Handler,
+    child: Handler,
+}
+
+static HANDLERS: Mutex<Vec<Handlers>> = Mutex::new(Vec::new());
+static FORKING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a handler is run because a template forks a worker, and not because somebody else forks this process.
+pub(super) fn is_forking() -> bool {
+    FORKING.load(Ordering::Relaxed)
+}
+
+/// What `pthread_atfork` calls. It is called by name, and the executable's own symbol is the first that the loader finds.
+///
+/// # Safety
+/// As `pthread_atfork(3)`: the functions can be called at any fork from now on.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __register_atfork(prepare: Handler, parent: Handler, child: Handler, dso: *mut c_void) -> c_int {
+    type Register = unsafe extern "C" fn(Handler, Handler, Handler, *mut c_void) -> c_int;
+    HANDLERS.lock().unwrap_or_else(PoisonError::into_inner).push(Handlers { prepare, parent, child });
+    // SAFETY: dlsym reads a C string; RTLD_NEXT asks for what this symbol has displaced.
+    let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"__register_atfork".as_ptr()) };
+    if next.is_null() {
+        return libc::ENOMEM;
+    }
+    // SAFETY: the C library's function of this name has had this type since glibc 2.3 (nptl/pthread_atfork.c).
+    let next = unsafe { std::mem::transmute::<*mut c_void, Register>(next) };
+    // SAFETY: the arguments are the caller's own.
+    unsafe { next(prepare, parent, child, dso) }
+}
+
+/// Forks a worker off this process. In the worker its number is written to `birth` before anything else is done, and then `born`
+/// is called. To be called between Python's own preparation for a fork and what it does after one.
+pub fn fork_sibling(birth: BorrowedFd<'_>, born: impl FnOnce()) -> Result<Side, ForkError> {
+    let handlers = Prepared::new();
+    refuse_threads()?;
+    let side = clone_sibling(birth)?;
+    if side == Side::Worker {
+        born();
+    }
+    handlers.finish(side);
+    Ok(side)
+}
+
+/// Whether this process could fork now, once everybody has prepared for it.
+pub fn rehearse() -> Result<(), ForkError> {
+    let _handlers = Prepared::new();
+    refuse_threads()
+}
+
+/// How many threads this process has.
+pub fn thread_count() -> usize {
+    // One system call; the kernel counts a link for each thread (fs/proc/base.c, proc_task_getattr).
+    let links = fs::metadata("/proc/self/task").map_or(0, |status| status.nlink());
+    links.checked_sub(2).and_then(|count| usize::try_from(count).ok()).unwrap_or_default()
+}
+
+/// The handlers have prepared for a fork; when this goes without one, they are told so.
+struct Prepared {
+    handlers: Vec<Handlers>,
+    side: Side,
+}
+
+impl Prepared {
+    fn new() -> Self {
+        let handlers = HANDLERS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        FORKING.store(true, Ordering::Relaxed);
+        // The last to have registered prepares first (pthread_atfork(3)).
+        run(handlers.iter().rev().map(|handlers| handlers.prepare));
+        Self { handlers, side: Side::Template }
+    }
+
+    fn finish(mut self, side: Side) {
+        self.side = side;
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        match self.side {
+            Side::Template => run(self.handlers.iter().map(|handlers| handlers.parent)),
+            Side::Worker => run(self.handlers.iter().map(|handlers| handlers.child)),
+        }
+        FORKING.store(false, Ordering::Relaxed);
+    }
+}
+
+fn run(handlers: impl Iterator<Item = Handler>) {
+    for handler in handlers.flatten() {
+        // SAFETY: it was registered to be called at a fork, on either side, which is what happens here.
+        unsafe { handler() };
+    }
+}
+
+/// A thread that was waited for is counted until the kernel has taken it apart.
+const UNTIL_THREADS_ARE_GONE: Duration = Duration::from_millis(100);
+
+/// Whether this process has one thread only.
+pub fn refuse_threads() -> Result<(), ForkError> {
+    let deadline = Instant::now() + UNTIL_THREADS_ARE_GONE;
+    while thread_count() > 1 {
+        if Instant::now() > deadline {
+            return Err(ForkError::Threads(other_threads()));
+        }
+        thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
+fn other_threads() -> Vec<String> {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let own = std::process::id().to_string();
+    let others = threads.flatten().filter(|thread| thread.file_name().to_str() != Some(own.as_str()));
+    others
+        .map(|thread| fs::read_to_string(thread.path().join("comm")).unwrap_or_default().trim().to_owned())
+        .map(|name| if name.is_empty() { "without a name".to_owned() } else { name })
+        .collect()
+}
+
+#[cfg(target_os = "linux")]
+fn clone_sibling(birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
+    const FLAGS: c_int = libc::CLONE_PARENT | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+    let number = thread_number_address().ok_or(ForkError::NoThreadAddress)?;
+    let robust = robust_list();
+    // SAFETY: without CLONE_VM the new process has a copy of all memory and goes on behind this line on its own copy of the
+    // stack, as after fork(2); what the kernel writes to in it is the place that is its to clear anyhow. There is one thread, so
+    // no lock is held by somebody who is not copied.
+    let pid = unsafe {
+        // The last two arguments change places between the processors (clone(2), «C library/kernel differences»).
+        #[cfg(target_arch = "x86_64")]
+        let pid = libc::syscall(libc::SYS_clone, FLAGS, 0_usize, 0_usize, number, 0_usize);
+        #[cfg(not(target_arch = "x86_64"))]
+        let pid = libc::syscall(libc::SYS_clone, FLAGS, 0_usize, 0_usize, 0_usize, number);
+        pid
+    };
+    match pid {
+        0 => {
+            announce(birth);
+            if let Some((head, length)) = robust {
+                // SAFETY: the same list, in this process's own copy of the memory.
+                unsafe { libc::syscall(libc::SYS_set_robust_list, head, length) };
+            }
+            Ok(Side::Worker)
+        }
+        1.. => Ok(Side::Template),
+        _ => Err(ForkError::System(io::Error::last_os_error())),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn clone_sibling(_birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
+    Err(ForkError::NotLinux)
+}
+
+/// The parent learns the number from the worker itself: a template that dies at this moment has nothing to tell any more.
+fn announce(birth: BorrowedFd<'_>) {
+    // Not `getpid`, which glibc before 2.25 answers from memory, with the template's number.
+    // SAFETY: getpid takes nothing.
+    let pid = i32::try_from(unsafe { libc::syscall(libc::SYS_getpid) }).unwrap_or_default();
+    let bytes = pid.to_be_bytes();
+    // SAFETY: the pointer and the length are those of the array. A pipe takes so few bytes as a whole; a parent that is gone is
+    // found out a moment later.
+    unsafe { libc::write(birth.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    // SAFETY: getpid takes nothing.
+    if unsafe { libc::getpid() } != pid {
+        // An old glibc keeps the process's number too, where this cannot change it: nothing would work.
+        super::exit_now(crate::exit::WRONG_ARGUMENTS);
+    }
+}
+
+/// Where the C library keeps the main thread's number.
+#[cfg(target_os = "linux")]
+fn thread_number_address() -> Option<*mut c_int> {
+    const PR_GET_TID_ADDRESS: c_int = 40;
+    let mut address: *mut c_int = std::ptr::null_mut();
+    // SAFETY: the call writes one pointer to the place given (kernels with CONFIG_CHECKPOINT_RESTORE).
+    let status = unsafe { libc::prctl(PR_GET_TID_ADDRESS, &raw mut address, 0, 0, 0) };
+    if status != 0 || address.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel would write there at the thread's end, so it is memory of this process that stays.
+    let kept = unsafe { address.read() };
+    // SAFETY: gettid takes nothing.
+    (i64::from(kept) == unsafe { libc::syscall(libc::SYS_gettid) }).then_some(address)
+}
+
+#[cfg(target_os = "linux")]
+fn robust_list() -> Option<(*mut c_void, usize)> {
+    let mut head: *mut c_void = std::ptr::null_mut();
+    let mut length = 0_usize;
+    // SAFETY: the call writes a pointer and a length to the places given; 0 is the calling thread (get_robust_list(2)).
+    let status = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut length) };
+    (status == 0 && !head.is_null()).then_some((head, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    static PREPARED: AtomicUsize = AtomicUsize::new(0);
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn prepare() {
+        PREPARED.fetch_add(1, Ordering::SeqCst);
+    }
+
+    extern "C" fn told() {
+        TOLD.fetch_add(1, Ordering::SeqCst);
+    }
+
+    #[test]
+    fn threads_are_counted_and_named() {
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let (ready, begun) = std::sync::mpsc::channel::<()>();
+        let before = thread_count();
+        // It gives itself its name.
+        let work = move || ready.send(()).map(|()| wait.recv().is_err());
+        let thread = thread::Builder::new().name("knitter".to_owned()).spawn(work).unwrap();
+        begun.recv().unwrap();
+        assert!(thread_count() > before.saturating_sub(1) && before >= 1);
+        assert!(other_threads().iter().any(|name| name == "knitter"));
+        drop(done);
+        assert!(thread.join().unwrap().unwrap());
+    }
+
+    #[test]
+    fn a_rehearsal_with_threads_is_refused_and_the_handlers_are_told() {
+        // SAFETY: both functions live as long as the program and do nothing that could go wrong.
+        assert_eq!(unsafe { libc::pthread_atfork(Some(prepare), Some(told), None) }, 0);
+        // The harness itself has a thread for each test.
+        let error = rehearse().unwrap_err();
+        assert!(error.to_string().contains("threads beside the one that forks"), "{error}");
+        assert_eq!((PREPARED.load(Ordering::SeqCst), TOLD.load(Ordering::SeqCst)), (1, 1));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_place_of_the_number_is_the_threads_own() {
+        // SAFETY: gettid takes nothing.
+        let own = unsafe { libc::syscall(libc::SYS_gettid) };
+        let address = thread_number_address().unwrap();
+        // SAFETY: found to be readable by the function itself.
+        assert_eq!(i64::from(unsafe { address.read() }), own);
+    }
+}
