@@ -21,8 +21,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, _channel, _native, open_worker_context
-from trio_offload_worker import _segments
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, _channel, open_worker_context
+from trio_offload_worker import _native, _segments
 from trio_offload_worker._wire import Kind, encode_head
 
 numpy = pytest.importorskip("numpy")

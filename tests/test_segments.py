@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from trio_offload import _native, _regions
+from trio_offload import _regions
 from trio_offload._regions import Regions
-from trio_offload_worker import _memory, _segments
+from trio_offload_worker import _memory, _native, _segments
 from trio_offload_worker._segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
 from trio_offload_worker._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
 
@@ -162,7 +162,8 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setitem(__import__("sys").modules, "ctypes", None)
         without = _native.Native()
         assert not without.can_splice()
-        monkeypatch.setattr(_native, "native", lambda: without)
+        for module in (_native, _memory):
+            monkeypatch.setattr(module, "native", lambda: without)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 2**20, 5_000_000, 17_000_001])
@@ -193,6 +194,20 @@ def test_bytes_are_filled_where_they_are(allocate: Any) -> None:
     del view
     made = take()
     assert _native.native().address_of(memoryview(made)) == address
+
+
+@pytest.mark.parametrize("size", [1000, 2**20, 5_000_000])
+@pytest.mark.parametrize("allocate", [_memory.allocate, Regions().allocate], ids=["plainly", "in a context"])
+@pytest.mark.usefixtures("native")
+def test_memory_that_is_given_up_half_filled_may_be_part_of_a_cycle(allocate: Any, size: int) -> None:
+    """As it is when a task ends with an exception whose traceback leads back to it. pytest reports what a collector ignores."""
+    for kind in (MEMORY, BYTES, BYTEARRAY):
+        cycle: list[Any] = [allocate(size, kind)]
+        cycle.append(cycle[0][0][10:])
+        cycle[1][:3] = b"abc"
+        cycle.append(cycle)
+        del cycle
+    gc.collect()
 
 
 def address_of(target: Any) -> int:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from trio_offload_worker._memory import allocate
+from trio_offload_worker._native import native
 from trio_offload_worker._wire import Buffer, Decoder, Frame
-
-from ._native import native
 
 if TYPE_CHECKING:
     from ._regions import Regions

@@ -10,12 +10,10 @@ from __future__ import annotations
 import mmap
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from trio_offload_worker._memory import HUGE, new_bytes, new_mapping
-from trio_offload_worker._wire import BYTEARRAY, BYTES
-
-from . import _native
+from trio_offload_worker._memory import HUGE, allocate, new_mapping
+from trio_offload_worker._wire import MEMORY
 
 if TYPE_CHECKING:
     from trio_offload_worker._memory import Target
@@ -50,16 +48,8 @@ class Regions:
             ) from None
 
     def _allocate(self, size: int, kind: int) -> Target:
-        if kind == BYTES:
-            if size < _ADVISED:
-                return new_bytes(size)
-            native = _native.native()
-            target = new_bytes(size, native.new_bytes)
-            native.advise_huge_pages(target[0])
-            return target
-        if kind == BYTEARRAY or size < HUGE:
-            made: Any = _native.native().new_bytearray(size) if size >= _ADVISED else bytearray(size)
-            return memoryview(made), lambda: made
+        if kind != MEMORY or size < HUGE:
+            return allocate(size, kind)
         view = memoryview(self._take(size))[:size]
         return view, lambda: view
 
@@ -93,8 +83,6 @@ class Regions:
 
 _LIMIT: Final = 256 * 2**20  # bytes
 _STREAK: Final = 2.0  # seconds between two large results, at most, for the second to use the memory of the first
-# From this size on it pays to go by way of ctypes, whose import takes some milliseconds.
-_ADVISED: Final = 4 * 2**20
 
 
 def _is_free(memory: mmap.mmap) -> bool:

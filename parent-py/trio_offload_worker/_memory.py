@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import _io
 import mmap
 
+from ._native import MADV_HUGEPAGE, native
 from ._wire import BYTEARRAY, BYTES
 
 TYPE_CHECKING = False
@@ -23,28 +23,13 @@ def allocate(size: int, kind: int) -> Target:
         MemoryError, OverflowError, OSError: there is not so much.
     """
     if kind == BYTES:
-        return new_bytes(size)
+        target = native().new_bytes(size) if size >= _FILLED_DIRECTLY else None
+        return _bytes_by_a_copy(size) if target is None else target
     if kind == BYTEARRAY or size < HUGE:
-        made = bytearray(size)
+        made = native().new_bytearray(size) if size >= _FILLED_DIRECTLY else bytearray(size)
         return memoryview(made), lambda: made
     view = memoryview(new_mapping(size))[:size]
     return view, lambda: view
-
-
-def new_bytes(size: int, make: Callable[[int], bytes] = bytes) -> Target:
-    """A ``bytes`` object that can be filled until it is taken; ``make`` gives one that nobody else has.
-
-    A ``BytesIO`` with a ``bytes`` of its own lets that be written to, and then gives it away: there is no copy
-    (Modules/_io/bytesio.c). A Python that worked otherwise would copy, and all would be as right.
-    """
-    stream = _io.BytesIO(make(size))
-    view = stream.getbuffer()
-
-    def take() -> bytes:
-        view.release()
-        return stream.getvalue()
-
-    return view, take
 
 
 def new_mapping(size: int) -> mmap.mmap:
@@ -65,4 +50,15 @@ def new_mapping(size: int) -> mmap.mmap:
 
 HUGE: Final = 2**20  # bytes; from this size on memory is asked for in huge pages
 HUGE_PAGE: Final = 2 * 2**20
-MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
+# From this size on it pays to go by way of ctypes, whose import takes some milliseconds.
+_FILLED_DIRECTLY: Final = 4 * 2**20
+
+
+def _bytes_by_a_copy(size: int) -> Target:
+    """A bytes object, which Python itself has no way to fill.
+
+    ``BytesIO.getbuffer`` comes near to one, but the garbage collector stumbles over what is given up half filled: it closes
+    the stream before the view (Modules/_io/iobase.c), and a BufferError comes up that belongs to nobody.
+    """
+    made = bytearray(size)
+    return memoryview(made), lambda: bytes(made)

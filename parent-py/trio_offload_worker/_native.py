@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 import mmap
 import os
-from typing import Any, Final
 
-from trio_offload_worker._memory import MADV_HUGEPAGE
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from ._memory import Target
+
+MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
 class Native:
@@ -28,6 +33,10 @@ class Native:
         self._new_bytes = _function(
             ctypes.pythonapi, "PyBytes_FromStringAndSize", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
         )
+        self._address_of_bytes = _function(ctypes.pythonapi, "PyBytes_AsString", ctypes.c_void_p, ctypes.py_object)
+        self._view_of = _function(
+            ctypes.pythonapi, "PyMemoryView_FromMemory", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+        )
         self._new_bytearray = _function(
             ctypes.pythonapi, "PyByteArray_FromStringAndSize", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t
         )
@@ -43,14 +52,25 @@ class Native:
             # Where it fails the memory is as good, only slower.
             self._madvise(begin, end - begin, MADV_HUGEPAGE)
 
-    def new_bytes(self, size: int) -> bytes:
-        """A bytes object that holds anything, to be filled before anybody sees it (Doc/c-api/bytes.rst). Python's own way may
-        write zeros first, where it gets memory that has been in use, and the event loop would wait for that.
+    def new_bytes(self, size: int) -> Target | None:
+        """A bytes object that holds anything, and a view to fill it by before anybody sees it (Doc/c-api/bytes.rst).
+
+        None: not to be had. The view does not keep the object, what takes it does.
+
+        Raises:
+            MemoryError, OverflowError: there is not so much memory.
         """
-        if self._ctypes is None or self._new_bytes is None:
-            return bytes(size)
+        if self._ctypes is None or None in (self._new_bytes, self._address_of_bytes, self._view_of):
+            return None
         made: bytes = self._new_bytes(None, size)
-        return made
+        view: memoryview = self._view_of(self._address_of_bytes(made), size, _PYBUF_WRITE)
+        self.advise_huge_pages(view)
+
+        def take() -> bytes:
+            view.release()
+            return made
+
+        return view, take
 
     def new_bytearray(self, size: int) -> bytearray:
         """A bytearray that holds anything: Python's own way would write zeros first (Objects/bytearrayobject.c).
@@ -108,6 +128,7 @@ def native() -> Native:
 
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 _SPLICE_F_NONBLOCK: Final = 2
+_PYBUF_WRITE: Final = 0x200  # Include/cpython/pybuffer.h (Include/cpython/object.h before 3.11)
 
 
 def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
