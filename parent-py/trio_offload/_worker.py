@@ -481,7 +481,8 @@ class Worker:
             self._begin(flight)
         self._flight.append(flight)
         if self._has_watcher and len(self._flight) == 1 and self.process.poll():
-            # Not sent: what it said before it left, or the end of the stream, is all that there is to hear.
+            # What it said before it left, or the end of the stream, is all that there is to hear.
+            flight.sent = False
             return
         if self._unsent:
             self._unsent += parts

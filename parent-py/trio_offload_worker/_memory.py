@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 
-from ._native import MADV_HUGEPAGE, native
 from ._wire import BYTEARRAY, BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
+
+    from ._native import Native
 
     # What is to be filled, and what gives the object once that has been done.
     Target = tuple[memoryview, Callable[[], Any]]
@@ -23,10 +24,10 @@ def allocate(size: int, kind: int) -> Target:
         MemoryError, OverflowError, OSError: there is not so much.
     """
     if kind == BYTES:
-        target = native().new_bytes(size) if size >= _FILLED_DIRECTLY else None
+        target = _native().new_bytes(size) if size >= _FILLED_DIRECTLY else None
         return _bytes_by_a_copy(size) if target is None else target
     if kind == BYTEARRAY or size < HUGE:
-        made = native().new_bytearray(size) if size >= _FILLED_DIRECTLY else bytearray(size)
+        made = _native().new_bytearray(size) if size >= _FILLED_DIRECTLY else bytearray(size)
         return memoryview(made), lambda: made
     view = memoryview(new_mapping(size))[:size]
     return view, lambda: view
@@ -50,8 +51,15 @@ def new_mapping(size: int) -> mmap.mmap:
 
 HUGE: Final = 2**20  # bytes; from this size on memory is asked for in huge pages
 HUGE_PAGE: Final = 2 * 2**20
+MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 # From this size on it pays to go by way of ctypes, whose import takes some milliseconds.
 _FILLED_DIRECTLY: Final = 4 * 2**20
+
+
+def _native() -> Native:
+    from . import _native as module
+
+    return module.native()
 
 
 def _bytes_by_a_copy(size: int) -> Target:

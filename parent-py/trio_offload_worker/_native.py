@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import mmap
 import os
+
+from ._memory import MADV_HUGEPAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
     from ._memory import Target
-
-MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
 class Native:
@@ -25,6 +24,7 @@ class Native:
             self._ctypes: Any = None
             return
         self._ctypes = ctypes
+        self._view_type = _view_type()
         library = ctypes.CDLL(None, use_errno=True)
         self._madvise = _function(library, "madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._vmsplice = _function(
@@ -95,7 +95,7 @@ class Native:
     def address_of(self, memory: memoryview) -> int:
         """Where it lies, also if it cannot be written to."""
         ctypes = self._ctypes
-        view = _view_type()()
+        view = self._view_type()
         get = ctypes.pythonapi.PyObject_GetBuffer
         get.argtypes, get.restype = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int], ctypes.c_int
         get(memory, ctypes.byref(view), 0)
@@ -120,10 +120,15 @@ class Native:
         return count
 
 
-@functools.cache
 def native() -> Native:
     """The functions; ctypes is imported when they are asked for first."""
-    return Native()
+    if not _found:
+        # Two threads may both come here: then either is as good.
+        _found.append(Native())
+    return _found[0]
+
+
+_found: Final[list[Native]] = []
 
 
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -140,7 +145,6 @@ def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
     return function
 
 
-@functools.cache
 def _view_type() -> Any:
     """``Py_buffer`` (Include/cpython/pybuffer.h; part of the stable ABI since 3.11, and the same before)."""
     import ctypes
