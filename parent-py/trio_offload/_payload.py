@@ -23,6 +23,7 @@ import attrs
 from trio_offload_worker._segments import Collector
 from trio_offload_worker._wire import MEMORY, Buffer
 
+from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, ByName
 from ._by_value import ByValue
 from ._errors import add_note
 from ._launch import main_plan
@@ -51,7 +52,18 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     Raises:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
-    return _dump((function, args), function)
+    start = _by_name.start_of(function)
+    if start is None:
+        return _dump((function, args), function)
+    if not args:
+        data = start + CALL_WITHOUT_ARGUMENTS
+        return Payload((data,), (len(data),), function)
+    try:
+        payload = _dump_call(args, function)
+    except Exception as error:
+        return _dump_refused((function, args), function, error, out_of_band=True)
+    payload = _call_with(start, payload)
+    return payload if not mentions_main(payload) else _checked(payload, (function, args), function, out_of_band=True)
 
 
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -146,6 +158,7 @@ _SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: lar
 _MAIN: Final = b"__main__"
 # What was found out about objects, for all threads: as good for one as for another, and gone with the object.
 _by_value: Final = ByValue()
+_by_name: Final = ByName()
 
 
 def _dump(value: Any, function: Callable[..., Any]) -> Payload:
@@ -157,6 +170,20 @@ def _dump(value: Any, function: Callable[..., Any]) -> Payload:
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
     return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+
+
+def _call_with(start: bytes, arguments: Payload) -> Payload:
+    """The call whose pickle starts with ``start``."""
+    parts, lengths = arguments.parts, arguments.lengths
+    outside = len(lengths) - 1
+    if len(parts) == 1 + outside:
+        first = start + parts[0][AFTER_PROTOCOL:-1] + END_OF_CALL
+        return Payload([first, *parts[1:]], [len(first), *lengths[1:]], arguments.function, arguments.types)
+    last = len(parts) - outside - 1
+    sent = [*parts[:last], bytes(parts[last][:-1]) + END_OF_CALL, *parts[last + 1 :]]
+    sent[0] = start + sent[0][AFTER_PROTOCOL:]
+    longer = len(start) - AFTER_PROTOCOL + len(END_OF_CALL) - 1
+    return Payload(sent, [lengths[0] + longer, *lengths[1:]], arguments.function, arguments.types)
 
 
 def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:

@@ -126,8 +126,10 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
     """
     if len(lengths) == 1 and body is None and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
         # By far the most frequent frame: a call without buffers.
-        header = b"\x83" + _SMALL[kind] + encode_uint(id) + b"\x81" + encode_uint(lengths[0])
-        return _PREFIX.pack(MAGIC, len(header), lengths[0]) + header
+        length = lengths[0]
+        end = _ENDS[length] if length < len(_ENDS) else b"\x81" + encode_uint(length)
+        header = b"\x83" + _SMALL[kind] + encode_uint(id) + end
+        return _PREFIX.pack(MAGIC, len(header), length) + header
     payload = sum(lengths)
     if not 0 <= id <= MAX_ID:
         raise ValueError(f"a call's id is between 0 and 2**64 - 1, not {id}")
@@ -161,7 +163,7 @@ class Decoder:
     def __init__(
         self,
         allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]] | None = None,
-        admit: Callable[[Kind], object] = lambda kind: None,
+        admit: Callable[[Kind], object] | None = None,
     ) -> None:
         self._allocate = allocate or _allocate_plainly
         self._admit = admit
@@ -207,7 +209,8 @@ class Decoder:
             self._head = head = self._parse_head()
             if head is None:
                 return None
-            self._admit(head.kind)
+            if self._admit is not None:
+                self._admit(head.kind)
         available = self._end - self._start
         if head.payload > _BORROW_LIMIT and head.payload > available:
             filling = _Filling(head, self._allocate)
@@ -248,26 +251,22 @@ class Decoder:
         if self._end <= start:
             return None
         magic, length, payload = _PREFIX.unpack_from(buffer, self._start)
-        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or start + length + payload > self._end:
+        begin = start + length
+        end = begin + payload
+        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self._end:
             return None
-        header = bytes(buffer[start : start + length])
+        header = bytes(buffer[start:begin])
+        kind = _PLAIN_STARTS.get(header[:2])
         initial = header[2]
-        if header[0] != 0x83 or header[1] not in _KINDS_OF_ONE or initial > 27:
+        if kind is None or initial > 27:
             return None
         at = 3 if initial < 24 else 3 + (1 << (initial - 24))
-        if header[at:] != b"\x81" + encode_uint(payload):
+        if header[at:] != (_ENDS[payload] if payload < len(_ENDS) else b"\x81" + encode_uint(payload)):
             return None
-        kind = _KINDS[header[1]]
-        self._admit(kind)
-        begin = start + length
-        self._start = begin + payload
-        return Frame(
-            kind,
-            initial if at == 3 else int.from_bytes(header[3:at], "big"),
-            [buffer[begin : self._start]],
-            {},
-            borrowed=True,
-        )
+        if self._admit is not None:
+            self._admit(kind)
+        self._start = end
+        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], {}, True)
 
     def _parse_head(self) -> _Head | None:
         available = self._end - self._start
@@ -666,9 +665,11 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.REPORT: (_NONE, (_Field(_FIGURES.name, _FIGURES.what, _FIGURES.fits),)),
 }
 
-# The messages that may be one segment and nothing else; their numbers are below 24, so each is one byte of the header.
-_KINDS_OF_ONE: Final = {
-    int(kind)
+# How the header of a message starts that may be one segment and nothing else; their numbers are below 24, so each is one byte.
+_PLAIN_STARTS: Final = {
+    b"\x83" + _SMALL[kind]: kind
     for kind, (segments, fields) in _SHAPES.items()
     if 1 in segments and not any(field.required for field in fields)
 }
+# And how it ends: the lengths of one short segment.
+_ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(256))

@@ -418,6 +418,13 @@ pub fn receive(socket: BorrowedFd<'_>, into: &mut [MaybeUninit<u8>]) -> io::Resu
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Receives what is there, without waiting: `WouldBlock` if there is nothing. 0: the other end is closed.
+pub fn receive_at_once(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are those of the slice, and recv only writes to it.
+    let count = unsafe { libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
 /// The most descriptors that come with one write: `SCM_MAX_FD` is 253, and a request for a worker has seven.
 #[cfg(target_os = "linux")]
 const MOST_DESCRIPTORS: usize = 16;
