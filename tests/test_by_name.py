@@ -136,12 +136,18 @@ def test_names_of_other_alphabets_are_for_the_pickler(module: types.ModuleType, 
     assert load(dump_call(function, ())) == (function, ())
 
 
-def test_what_is_in_main_is_for_the_pickler(monkeypatch: pytest.MonkeyPatch, names: ByName) -> None:
+@pytest.mark.parametrize("args", [(), (1,), ([1],)], ids=repr)
+def test_what_is_in_a_main_without_a_file_is_refused_as_ever(args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def function() -> None: ...
 
+    monkeypatch.setattr(_payload, "_cloud_pickler", lambda: None)
     function.__module__, function.__qualname__ = "__main__", "function"
     monkeypatch.setattr(sys.modules["__main__"], "function", function, raising=False)
-    assert names.start_of(function) is None
+    monkeypatch.setattr(_payload, "main_plan", lambda: {"kind": "path", "path": "script.py"})
+    assert load(dump_call(function, args)) == (function, args)
+    monkeypatch.setattr(_payload, "main_plan", lambda: {"kind": "none", "why": "was typed in"})
+    with pytest.raises(pickle.PicklingError, match="lives in a __main__ that was typed in"):
+        dump_call(function, args)
 
 
 def test_arguments_that_cannot_be_pickled_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,7 @@ class ByName:
         if type(function) is types.BuiltinFunctionType and type(function.__self__) is not types.ModuleType:
             # A method, which is pickled as one.
             return None
-        if type(module) is not str or not _PLAIN.issuperset(module) or not _PLAIN.issuperset(name) or module == "__main__":
-            # What is in `__main__` may not be found there by a worker.
+        if type(module) is not str or not _PLAIN.issuperset(module) or not _PLAIN.issuperset(name):
             return None
         if "." in name or type(sys.modules.get(module)) is not types.ModuleType:
             return None
@@ -64,6 +63,15 @@ class ByName:
         return known
 
 
+def are_small(args: tuple[Any, ...]) -> bool:
+    """Whether all arguments are numbers and short texts."""
+    for value in args:
+        kind = type(value)
+        if kind not in _NUMBERS and ((kind is not str and kind is not bytes) or len(value) > _SHORT):
+            return False
+    return len(args) <= _SHORT
+
+
 END_OF_CALL: Final = b"\x86."
 """What comes after the arguments: TUPLE2, STOP. Theirs ended with a STOP alone."""
 CALL_WITHOUT_ARGUMENTS: Final = b")" + END_OF_CALL
@@ -72,6 +80,8 @@ AFTER_PROTOCOL: Final = 2
 """Where the pickle of the arguments goes on after it has said its protocol (PROTO), which the start says."""
 
 _MOST: Final = 256
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
+_SHORT: Final = 1000
 # Of these the pickler takes the name (Modules/_pickle.c, `save` and `save_global`).
 _KINDS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
 # The letters of a name that needs no encoding, and that no line ends in.

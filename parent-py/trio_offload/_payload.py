@@ -23,7 +23,7 @@ import attrs
 from trio_offload_worker._segments import Collector
 from trio_offload_worker._wire import MEMORY, Buffer
 
-from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, ByName
+from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, ByName, are_small
 from ._by_value import ByValue
 from ._errors import add_note
 from ._launch import main_plan
@@ -55,14 +55,19 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     start = _by_name.start_of(function)
     if start is None:
         return _dump((function, args), function)
-    if not args:
-        data = start + CALL_WITHOUT_ARGUMENTS
-        return Payload((data,), (len(data),), function)
+    if are_small(args):
+        # Needs no file that large objects go past.
+        call = (
+            start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL
+            if args
+            else start + CALL_WITHOUT_ARGUMENTS
+        )
+        payload = Payload((call,), (len(call),), function)
+        return payload if _MAIN not in call else _checked(payload, (function, args), function, out_of_band=True)
     try:
-        payload = _dump_call(args, function)
+        payload = _call_with(start, _dump_call(args, function))
     except Exception as error:
         return _dump_refused((function, args), function, error, out_of_band=True)
-    payload = _call_with(start, payload)
     return payload if not mentions_main(payload) else _checked(payload, (function, args), function, out_of_band=True)
 
 
