@@ -62,7 +62,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> ByName:
 
 
 @pytest.mark.parametrize("loads", [pickle.loads, pickle._loads], ids=["C", "Python"])  # type: ignore[attr-defined]
-@pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=repr)
+@pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=_payload.function_name)
 def test_a_call_is_what_the_pickler_makes_of_it(function: Any, loads: Any, names: ByName) -> None:
     for args in ARGUMENTS:
         for _ in range(2):
