@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 PYTHON_PROCESS = "python -c pass"
 BARE_FORK = "bare fork, one byte back"
+OWN_FORK = "fork of this program, one byte back"
 
 
 async def cold_start(settings: Settings) -> Samples:
@@ -94,6 +96,7 @@ async def cold_start_forkserver(settings: Settings) -> Samples:
                 for contender in new_pools:
                     durations[contender.name] = await _first_result_here(contender)
                 durations[BARE_FORK] = forks.one()
+                durations[OWN_FORK] = _fork_here()
                 if number:
                     for name, duration in durations.items():
                         samples[name].append(duration)
@@ -104,6 +107,25 @@ async def _first_call(pool: Pool) -> float:
     began = time.perf_counter()
     await pool.call(bool)
     return time.perf_counter() - began
+
+
+def _fork_here() -> float:
+    """The same as in fork.py, with all that a program with Trio has in memory."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # There are threads; the child does nothing that could wait for one.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        began = time.perf_counter()
+        pid = os.fork()
+    if pid == 0:
+        os.write(writing, b".")
+        os._exit(0)
+    os.read(reading, 1)
+    duration = time.perf_counter() - began
+    os.close(reading)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    return duration
 
 
 class _Forks:

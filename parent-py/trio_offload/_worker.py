@@ -255,7 +255,7 @@ class Worker:
 
     def _begin_forked(self, templates: Templates, template: Template, way: _locate.Way) -> bool:
         """Ask the template for a process; whether that could be done."""
-        greeting = self._greeting(way, self._prepare(way), template)
+        functions = self._prepare(way)
         self._started = time.monotonic()
         try:
             begun = template.fork()
@@ -268,7 +268,8 @@ class Worker:
             ) from error
         if begun is None:
             return False
-        self._converse(lambda: greeting, *begun)
+        # Said afterwards, as to one that is spawned.
+        self._converse(lambda: self._greeting(way, functions, template), *begun)
         return True
 
     def _converse(

@@ -76,14 +76,13 @@ impl Meter {
 /// What this process and its descendants hold together.
 #[derive(Debug, Default)]
 pub struct FamilyMeter {
-    system: System,
+    /// Made when it is asked for first: that reads the processors' statistics, and at a worker's start that would be felt.
+    system: Option<System>,
 }
 
 impl FamilyMeter {
-    pub fn new() -> Self {
-        // A descriptor kept for each process would be one that a job finds open.
-        sysinfo::set_open_files_limit(0);
-        Self { system: System::new() }
+    pub const fn new() -> Self {
+        Self { system: None }
     }
 
     /// Whether the family's resident memory is above the limit (bytes), and if so the figure.
@@ -95,8 +94,13 @@ impl FamilyMeter {
         let mut pids = vec![Pid::from_u32(std::process::id())];
         pids.extend(family::descendants().into_iter().filter_map(|pid| u32::try_from(pid).ok()).map(Pid::from_u32));
         let refresh = ProcessRefreshKind::nothing().with_memory().without_tasks();
-        self.system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, refresh);
-        let sum = pids.iter().filter_map(|pid| self.system.process(*pid)).map(sysinfo::Process::memory).sum::<u64>();
+        let system = self.system.get_or_insert_with(|| {
+            // A descriptor kept for each process would be one that a job finds open.
+            sysinfo::set_open_files_limit(0);
+            System::new()
+        });
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, refresh);
+        let sum = pids.iter().filter_map(|pid| system.process(*pid)).map(sysinfo::Process::memory).sum::<u64>();
         if sum <= limit {
             return None;
         }
@@ -105,7 +109,7 @@ impl FamilyMeter {
             // A process that ends between two of these readings leaves its share to those that are read after it, which makes
             // the sum too large and never too small.
             for _ in 0..LOOKS {
-                reached = reached.min(pids.iter().map(|pid| self.share(*pid)).sum());
+                reached = reached.min(pids.iter().map(|pid| share(system, *pid)).sum());
                 if reached <= limit {
                     return None;
                 }
@@ -113,18 +117,18 @@ impl FamilyMeter {
         }
         Some(reached)
     }
+}
 
-    /// What the process holds, shared pages counted by their share; 0 if it has ended.
-    fn share(&self, pid: Pid) -> u64 {
-        match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
-            // Of one that has ended and was not reaped yet the file is empty, or cannot be read (ESRCH).
-            Ok(text) => kilobytes(&text, "Pss:").unwrap_or_default(),
-            // One of another user's (set-uid).
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                self.system.process(pid).map(sysinfo::Process::memory).unwrap_or_default()
-            }
-            Err(_) => 0,
+/// What the process holds, shared pages counted by their share; 0 if it has ended.
+fn share(system: &System, pid: Pid) -> u64 {
+    match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+        // Of one that has ended and was not reaped yet the file is empty, or cannot be read (ESRCH).
+        Ok(text) => kilobytes(&text, "Pss:").unwrap_or_default(),
+        // One of another user's (set-uid).
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            system.process(pid).map(sysinfo::Process::memory).unwrap_or_default()
         }
+        Err(_) => 0,
     }
 }
 
