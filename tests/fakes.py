@@ -176,10 +176,10 @@ class FakeWorker:
 
     async def _pass_gates(self, call: Payload) -> None:
         function, args = pickle.loads(b"".join(call.parts))
-        # A chunk has the function as its helper's first argument, and the items as the second.
+        # A chunk has the function as its helper's first argument, and the items as the first of the second.
         items, number = args, 0
         if function is not pass_gate:
-            items, number = (args[1], args[3]) if len(args) > 1 else ((), 0)
+            items, _, number, *_ = args[1] or ((), None, 0)
         for index, item in enumerate(items):
             self.plan.begun.append((self, item))
             if item in self.plan.breaks_at:

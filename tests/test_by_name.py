@@ -23,6 +23,7 @@ import pytest
 from trio_offload import _payload
 from trio_offload._by_name import ByName
 from trio_offload._payload import Payload, dump_call
+from trio_offload_worker import _chunks
 
 FUNCTIONS: list[Any] = [bool, len, os.getpid, json.dumps, math.sin, decimal.Decimal, operator.add, jobs.echo, Path]
 OTHERS: list[Any] = [[].append, "".join, functools.partial(max, 3), Path("x").joinpath, numpy.add, str.upper, int.from_bytes]
@@ -69,6 +70,14 @@ def test_a_call_is_what_the_pickler_makes_of_it(function: Any, loads: Any, names
             found, got = load(dump_call(function, args), loads)
             assert pickle.dumps((found, got)) == pickle.dumps(pickle.loads(pickle.dumps((function, args))))
     assert (names.start_of(function) is not None) == (function in FUNCTIONS)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=_payload.function_name)
+def test_a_chunk_is_what_the_pickler_makes_of_it(function: Any) -> None:
+    for args in ARGUMENTS:
+        payload = _payload.dump_chunk(_chunks.run, function, args)
+        assert payload.function is function
+        assert pickle.dumps(load(payload)) == pickle.dumps(pickle.loads(pickle.dumps((_chunks.run, (function, args)))))
 
 
 def test_one_object_in_two_places_is_one_object() -> None:

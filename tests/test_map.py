@@ -205,6 +205,46 @@ async def test_an_endless_map_lets_others_have_their_turn(plan: Plan, monkeypatc
                     break
 
 
+async def test_a_token_that_nobody_waits_for_is_kept(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a lane lets go of it, its worker runs dry."""
+    monkeypatch.setattr(_map, "_TURN", 0.0)
+    turns = []
+    serve = _map.Map._serve
+
+    async def counted(self: _map.Map[Any], chunk: Any) -> None:
+        turns.append(chunk)
+        await serve(self, chunk)
+
+    monkeypatch.setattr(_map.Map, "_serve", counted)
+    async with trio_offload.map(map_jobs.double, range(100), limiter=trio.CapacityLimiter(1), window=200) as results:
+        assert await collect(results) == [2 * item for item in range(100)]
+    assert len(turns) == 1
+
+
+async def test_of_many_results_others_have_their_turns_in_between(plan: Plan) -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with (
+        trio.open_nursery() as nursery,
+        trio_offload.map(map_jobs.double, range(50_000), workers=1, chunk_size=50_000) as results,
+    ):
+        assert await results.__anext__() == 0
+        nursery.start_soon(count_turns)
+        before, found = turns, 1
+        async for _ in results:
+            found += 1
+        assert found == 50_000
+        # All were there.
+        assert turns - before >= 50_000 // 2048
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 3])
 async def test_each_worker_in_use_holds_a_token(plan: Plan, tokens: int) -> None:
     limiter = trio.CapacityLimiter(tokens)

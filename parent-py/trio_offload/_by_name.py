@@ -47,6 +47,11 @@ class ByName:
             pass
         return None
 
+    def start_of_two(self, function: Callable[..., Any], first: Callable[..., Any]) -> bytes | None:
+        """The same for a call of ``function`` with ``first`` and one more argument."""
+        start, next_start = self.start_of(function), self.start_of(first)
+        return None if start is None or next_start is None else start + next_start[AFTER_PROTOCOL:]
+
     def _remember(self, function: Callable[..., Any]) -> tuple[str, str, bytes] | None:
         module, name = function.__module__, function.__qualname__
         if type(function) is types.BuiltinFunctionType and type(function.__self__) is not types.ModuleType:
@@ -74,6 +79,8 @@ def are_small(args: tuple[Any, ...]) -> bool:
 
 END_OF_CALL: Final = b"\x86."
 """What comes after the arguments: TUPLE2, STOP. Theirs ended with a STOP alone."""
+END_OF_CALL_OF_TWO: Final = b"\x86" + END_OF_CALL
+"""The same if they are the second of two."""
 CALL_WITHOUT_ARGUMENTS: Final = b")" + END_OF_CALL
 """What comes after the start where there are no arguments: EMPTY_TUPLE."""
 AFTER_PROTOCOL: Final = 2

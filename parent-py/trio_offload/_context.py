@@ -263,8 +263,12 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 return await self._run_in_worker(sync_fn, args, kill_on_cancel or cancellable)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
         try:
-            limiter.acquire_nowait()
+            if limiter.available_tokens < 1:
+                await limiter.acquire()
+            else:
+                limiter.acquire_nowait()
         except trio.WouldBlock:
+            # It is for somebody who waits already.
             await limiter.acquire()
         try:
             return await self._run_in_worker(sync_fn, args, kill_on_cancel or cancellable)

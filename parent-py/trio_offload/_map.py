@@ -386,7 +386,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return True
         self._prepared.add(worker)
         try:
-            worker.start_call(_payload.dump_chunk(callable, self._function, (), to_fork=self._to_fork))
+            worker.start_call(_payload.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork))
             # What comes of it does not matter: the item will find the same.
             await worker.next_answer()
         except CallNotRun:
@@ -432,11 +432,20 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 return
             new = False
             now = trio.current_time()
+            if now >= until and not self._is_waited_for():
+                until = now + _TURN
             self._accept(begun.popleft(), result, now - since, worker.answer_size)
             since = now
             if not answers % _UNINTERRUPTED:
                 # As long as answers are there already, none of them is waited for.
                 await trio.lowlevel.checkpoint()
+
+    def _is_waited_for(self) -> bool:
+        """Whether somebody else may want the token. To let go of it means to let the worker run dry."""
+        limiter = self._limiter
+        if limiter is None:
+            return False
+        return type(limiter) is not trio.CapacityLimiter or limiter.statistics().tasks_waiting > 0
 
     def _begin(self, worker: Worker, chunk: Chunk, begun: collections.deque[Chunk]) -> None:
         """Send a chunk off, unless it has come to nothing."""

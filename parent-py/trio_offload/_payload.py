@@ -23,7 +23,7 @@ import attrs
 from trio_offload_worker._segments import Collector
 from trio_offload_worker._wire import MEMORY, Buffer
 
-from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, ByName, are_small
+from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
 from ._by_value import ByValue
 from ._errors import add_note
 from ._launch import main_plan
@@ -83,8 +83,15 @@ def dump_chunk(
     helper: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], *, to_fork: bool = False
 ) -> Payload:
     """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`."""
-    value = helper, (function, *args)
-    return _dump_to_fork(value, function) if to_fork else _dump(value, function)
+    value = helper, (function, args)
+    start = None if to_fork else _by_name.start_of_two(helper, function)
+    if start is None:
+        return _dump_to_fork(value, function) if to_fork else _dump(value, function)
+    try:
+        payload = _call_with(start, _dump_call(args, function), END_OF_CALL_OF_TWO)
+    except Exception as error:
+        return _dump_refused(value, function, error, out_of_band=True)
+    return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
 
 
 def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
@@ -177,17 +184,17 @@ def _dump(value: Any, function: Callable[..., Any]) -> Payload:
     return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
 
 
-def _call_with(start: bytes, arguments: Payload) -> Payload:
-    """The call whose pickle starts with ``start``."""
+def _call_with(start: bytes, arguments: Payload, end: bytes = END_OF_CALL) -> Payload:
+    """The call whose pickle starts and ends so."""
     parts, lengths = arguments.parts, arguments.lengths
     outside = len(lengths) - 1
     if len(parts) == 1 + outside:
-        first = start + parts[0][AFTER_PROTOCOL:-1] + END_OF_CALL
+        first = start + parts[0][AFTER_PROTOCOL:-1] + end
         return Payload([first, *parts[1:]], [len(first), *lengths[1:]], arguments.function, arguments.types)
     last = len(parts) - outside - 1
-    sent = [*parts[:last], bytes(parts[last][:-1]) + END_OF_CALL, *parts[last + 1 :]]
+    sent = [*parts[:last], bytes(parts[last][:-1]) + end, *parts[last + 1 :]]
     sent[0] = start + sent[0][AFTER_PROTOCOL:]
-    longer = len(start) - AFTER_PROTOCOL + len(END_OF_CALL) - 1
+    longer = len(start) - AFTER_PROTOCOL + len(end) - 1
     return Payload(sent, [lengths[0] + longer, *lengths[1:]], arguments.function, arguments.types)
 
 

@@ -45,22 +45,21 @@ def are_plain(values: Sequence[Any]) -> bool:
 
 def run(
     function: Callable[[Any], Any],
-    items: list[Any] | None,
-    pickled: list[Item] | None,
-    number: int,
-    record: tuple[int, int],
-    budget: float | None,
+    what: tuple[list[Any] | None, list[Item] | None, int, tuple[int, int], float | None],
 ) -> Chunk:
     """Run a chunk.
 
     Args:
         function: what is called with each item.
-        items: the items, if they are plain; else None.
-        pickled: else the items, each pickled by itself.
-        number: the chunk's, by which the parent knows what stands in the record.
-        record: the identity of the record.
-        budget: seconds after which no further item is begun, unless it is the first; None: all are run.
+        what: in this order
+
+            * the items, if they are plain; else None;
+            * else the items, each pickled by itself;
+            * the chunk's number, by which the parent knows what stands in the record;
+            * the identity of the record;
+            * seconds after which no further item is begun, unless it is the first; None: all are run.
     """
+    items, pickled, number, record, budget = what
     global _forked
     _forked = False
     progress = _progress_in(record)
@@ -96,6 +95,10 @@ def run(
     progress[_INDEX] = len(rest)
     chunk.seconds = perf_counter() - began
     return chunk
+
+
+def prepare(function: Callable[[Any], Any], nothing: tuple[()]) -> None:
+    """Called before a chunk is, so that the function has been imported by then."""
 
 
 class Chunk:
