@@ -71,6 +71,7 @@ ROWS = [
     Row("small calls, 4 tasks over 2 workers", "calls/s", "more", throughput, (Goal(TRIO_PARALLEL, 3),)),
     Row("map over 2 workers, item by item", "items/s", "more", MapRate(1), ours=OURS_MAP),
     Row("map over 2 workers, chunks of 100", "items/s", "more", MapRate(100), (Goal(POOL_MAP, 0.8),), ours=OURS_MAP),
+    Row("map over 2 workers, chunks of 1,000", "items/s", "more", MapRate(1000), (Goal(POOL_MAP, 0.8),), ours=OURS_MAP),
     Row("map over 2 workers, chunks as it chooses", "items/s", "more", MapRate(None), (Goal(POOL_MAP, 0.8),), ours=OURS_MAP),
     Row(
         "100 MB NumPy array → worker",
