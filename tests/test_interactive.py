@@ -602,7 +602,7 @@ def test_it_is_found_out_once(picklers: list[str], form: str) -> None:
 def test_it_is_the_functions_sake_and_not_the_arguments(picklers: list[str]) -> None:
     for _ in range(2):
         _payload.dump_call(jobs.echo, (lambda: 5,))
-    _payload.dump_call(jobs.echo, (5,))
+    _payload.dump_call(jobs.echo, ([5],))
     assert picklers == [ORDINARY, CLOUD, ORDINARY, CLOUD, ORDINARY]
     assert known() == 0
 
@@ -653,9 +653,9 @@ async def test_a_function_that_is_out_of_reach_for_a_while(picklers: list[str], 
     async with open_worker_context() as context:
         with monkeypatch.context() as patch:
             patch.setattr(jobs, "echo", lambda value: "patched")
-            assert await context.run_sync(original, 5) == 5
+            assert await context.run_sync(original, [5]) == [5]
             assert known() == 1
-        assert await context.run_sync(original, 6) == 6
+        assert await context.run_sync(original, [6]) == [6]
     assert picklers == [ORDINARY, CLOUD, ORDINARY]
     assert known() == 0
 
@@ -669,11 +669,11 @@ def test_a_main_module_that_gets_a_file(picklers: list[str], monkeypatch: pytest
     function.__module__, function.__qualname__ = "__main__", "of_the_tests"
     monkeypatch.setattr(sys.modules["__main__"], "of_the_tests", function, raising=False)
     for _ in range(2):
-        _payload.dump_call(function, ())
+        _payload.dump_call(function, ([],))
     assert picklers == [ORDINARY, CLOUD, CLOUD]
     plan["kind"] = "path"
     for _ in range(2):
-        _payload.dump_call(function, ())
+        _payload.dump_call(function, ([],))
     assert picklers[3:] == [ORDINARY, ORDINARY]
     assert known() == 0
 

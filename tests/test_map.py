@@ -240,8 +240,8 @@ async def test_of_many_results_others_have_their_turns_in_between(plan: Plan) ->
         async for _ in results:
             found += 1
         assert found == 50_000
-        # All were there.
-        assert turns - before >= 50_000 // 2048
+        # All were there; the task has no turn before its first.
+        assert turns - before >= 50_000 // 2048 - 2
         nursery.cancel_scope.cancel()
 
 

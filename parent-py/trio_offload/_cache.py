@@ -94,6 +94,9 @@ class WorkerCache:
         now = math.nan
         while self._idle:
             try:
+                if self._idle[0].expires_at == math.inf:
+                    # Then none ever does: they all have the same time.
+                    break
                 worker = self._idle.popleft()
             except IndexError:
                 break

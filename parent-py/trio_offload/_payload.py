@@ -53,7 +53,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
     start = _by_name.start_of(function)
-    if start is None:
+    if start is None or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function)
     if are_small(args):
         # Needs no file that large objects go past.
@@ -85,7 +85,7 @@ def dump_chunk(
     """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`."""
     value = helper, (function, args)
     start = None if to_fork else _by_name.start_of_two(helper, function)
-    if start is None:
+    if start is None or (_by_value.known and _by_value.holds(function)):
         return _dump_to_fork(value, function) if to_fork else _dump(value, function)
     try:
         payload = _call_with(start, _dump_call(args, function), END_OF_CALL_OF_TWO)
