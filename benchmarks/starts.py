@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PYTHON_PROCESS = "python -c pass"
 BARE_FORK = "bare fork, one byte back"
+OURS_SPAWN = f"{OURS}, spawn"
 OWN_FORK = "fork of this program, one byte back"
 
 
@@ -166,7 +167,7 @@ class OneJob:
             seconds = max(settings.seconds, 1.5) if settings.scale == "full" else settings.seconds
             for _ in range(max(settings.rounds // 2, 1)):
                 for name, pool in pools.items():
-                    shown = OURS if name == self.names[0] else name.removesuffix(ONE_JOB)
+                    shown = {OURS + ONE_JOB: OURS_SPAWN, self.names[0]: OURS}.get(name, name.removesuffix(ONE_JOB))
                     samples[shown].append(await calls_per_second(pool, seconds, tasks=2))
         return samples
 
