@@ -56,11 +56,12 @@ def run_program(how):
 
 def run_python():
     """A Python that a job starts raises KeyboardInterrupt, as ever."""
+    # In pieces: Python learns of a signal that comes right before a system call only when that returns.
     program = (
         "import time\n"
         "try:\n"
         "    print('running', flush=True)\n"
-        "    time.sleep(1000)\n"
+        "    while True: time.sleep(0.1)\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted', flush=True)\n"
     )
