@@ -8,7 +8,9 @@ import struct
 import sys
 import time
 
-while os.read(0, 1):
+
+def fork_once() -> float:
+    """Fork this process; the seconds until the child's byte had come."""
     reading, writing = os.pipe()
     began = time.perf_counter()
     pid = os.fork()
@@ -20,5 +22,10 @@ while os.read(0, 1):
     os.close(reading)
     os.close(writing)
     os.waitpid(pid, 0)
-    sys.stdout.buffer.write(struct.pack("d", duration))
-    sys.stdout.buffer.flush()
+    return duration
+
+
+if __name__ == "__main__":
+    while os.read(0, 1):
+        sys.stdout.buffer.write(struct.pack("d", fork_once()))
+        sys.stdout.buffer.flush()

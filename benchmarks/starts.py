@@ -34,6 +34,7 @@ from contenders import (
     Pools,
     contenders,
 )
+from fork import fork_once
 from measure import Samples, Settings
 
 if TYPE_CHECKING:
@@ -112,21 +113,10 @@ async def _first_call(pool: Pool) -> float:
 
 def _fork_here() -> float:
     """The same as in fork.py, with all that a program with Trio has in memory."""
-    reading, writing = os.pipe()
     with warnings.catch_warnings():
         # There are threads; the child does nothing that could wait for one.
         warnings.simplefilter("ignore", DeprecationWarning)
-        began = time.perf_counter()
-        pid = os.fork()
-    if pid == 0:
-        os.write(writing, b".")
-        os._exit(0)
-    os.read(reading, 1)
-    duration = time.perf_counter() - began
-    os.close(reading)
-    os.close(writing)
-    os.waitpid(pid, 0)
-    return duration
+        return fork_once()
 
 
 class _Forks:

@@ -53,22 +53,12 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
     start = _by_name.start_of(function)
-    if start is None or (_by_value.known and _by_value.holds(function)):
-        return _dump((function, args), function)
-    if are_small(args):
-        # Needs no file that large objects go past.
-        call = (
-            start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL
-            if args
-            else start + CALL_WITHOUT_ARGUMENTS
-        )
-        payload = Payload((call,), (len(call),), function)
-        return payload if _MAIN not in call else _checked(payload, (function, args), function, out_of_band=True)
-    try:
-        payload = _call_with(start, _dump_call(args, function))
-    except Exception as error:
-        return _dump_refused((function, args), function, error, out_of_band=True)
-    return payload if not mentions_main(payload) else _checked(payload, (function, args), function, out_of_band=True)
+    if start is None or not are_small(args) or (_by_value.known and _by_value.holds(function)):
+        return _dump((function, args), function, start, args)
+    # Needs no file that large objects go past.
+    call = start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else start + CALL_WITHOUT_ARGUMENTS
+    payload = Payload((call,), (len(call),), function)
+    return payload if _MAIN not in call else _checked(payload, (function, args), function, out_of_band=True)
 
 
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -84,14 +74,9 @@ def dump_chunk(
 ) -> Payload:
     """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`."""
     value = helper, (function, args)
-    start = None if to_fork else _by_name.start_of_two(helper, function)
-    if start is None or (_by_value.known and _by_value.holds(function)):
-        return _dump_to_fork(value, function) if to_fork else _dump(value, function)
-    try:
-        payload = _call_with(start, _dump_call(args, function), END_OF_CALL_OF_TWO)
-    except Exception as error:
-        return _dump_refused(value, function, error, out_of_band=True)
-    return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+    if to_fork:
+        return _dump_to_fork(value, function)
+    return _dump(value, function, _by_name.start_of_two(helper, function), args, END_OF_CALL_OF_TWO)
 
 
 def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
@@ -173,18 +158,27 @@ _by_value: Final = ByValue()
 _by_name: Final = ByName()
 
 
-def _dump(value: Any, function: Callable[..., Any]) -> Payload:
-    """Pickle a value with the pickler that it needs; ``function`` is what messages call it by."""
+def _dump(
+    value: Any,
+    function: Callable[..., Any],
+    start: bytes | None = None,
+    args: tuple[Any, ...] = (),
+    end: bytes = END_OF_CALL,
+) -> Payload:
+    """Pickle a value with the pickler that it needs; ``function`` is what messages call it by.
+
+    If it is a call whose pickle starts and ends in a way that is known, only its ``args`` are left for the ordinary pickler.
+    """
     if _by_value.known and _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
         return _dump_by_value(pickler, value, function, out_of_band=True)
     try:
-        payload = _dump_call(value, function)
+        payload = _dump_call(value, function) if start is None else _call_with(start, _dump_call(args, function), end)
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
     return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
 
 
-def _call_with(start: bytes, arguments: Payload, end: bytes = END_OF_CALL) -> Payload:
+def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:
     """The call whose pickle starts and ends so."""
     parts, lengths = arguments.parts, arguments.lengths
     outside = len(lengths) - 1
