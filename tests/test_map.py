@@ -39,7 +39,8 @@ from trio_offload import (
     _map,
     open_worker_context,
 )
-from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Pace
+from trio_offload._map_results import Results
+from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
 from trio_offload._worker import Worker, WorkerSettings
 
 LOOP = _locate.Way("", "", "a test wants it so")
@@ -243,6 +244,41 @@ async def test_of_many_results_others_have_their_turns_in_between(plan: Plan) ->
         # All were there; the task has no turn before its first.
         assert turns - before >= 50_000 // 2048 - 2
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fails_at", [None, 0, 3000, 4999])
+@pytest.mark.parametrize("outcomes", [False, True])
+async def test_items_leave_the_window_as_their_results_are_handed_out(fails_at: int | None, outcomes: bool) -> None:
+    class Work:
+        is_over = True
+
+        def __init__(self) -> None:
+            self.left: list[int] = []
+
+        def problem(self) -> None: ...
+        def stop(self) -> None: ...
+        def stop_after(self, start: int) -> None: ...
+        def note(self, error: BaseException, chunk: Chunk, indexes: list[int]) -> None: ...
+
+        def consumed(self, count: int) -> None:
+            self.left.append(count)
+
+    work = Work()
+    results: Results[Any] = Results(work, ordered=True, outcomes=outcomes)
+    failures: dict[int, BaseException] = {} if fails_at is None else {fails_at: ValueError("its own")}
+    results.deposit(Chunk(0, list(range(5000))), list(range(5000)), failures)
+    found = []
+    try:
+        async for value in results:
+            assert sum(work.left) <= len(found), "only what has been handed out has left"
+            found.append(value)
+    except ValueError:
+        assert fails_at is not None
+        assert not outcomes
+    assert len(found) == (5000 if outcomes or fails_at is None else fails_at)
+    assert sum(work.left) == 5000
+    # In parts, unless there was nothing to hand out.
+    assert max(work.left) < 5000 or not found
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3])
