@@ -93,6 +93,7 @@ class FakeWorker:
         self.progress = Progress()
         self.record_identity = (0, 0)
         self.answer_size = 0
+        self.has_answer = False
 
     async def start(self, *, cancellable: bool) -> None:
         self.begin()
@@ -125,8 +126,10 @@ class FakeWorker:
 
     def start_call(self, call: Payload) -> None:
         expected = State.RUNNING if self.flight else State.IDLE
-        if self.state is not expected or len(self.flight) == MOST_IN_FLIGHT:
-            raise RuntimeError("the worker does not take a call now")
+        if self.state is not expected or len(self.flight) >= MOST_IN_FLIGHT:
+            raise RuntimeError(
+                f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight, or it runs none of these"
+            )
         self.state = State.RUNNING
         self.flight.append(call)
         self.plan.most_in_flight = max(self.plan.most_in_flight, len(self.flight))

@@ -29,6 +29,10 @@ def thread_numbers() -> tuple[int, int | None, bool]:
     return os.getpid(), threading.main_thread().native_id, seen == [signal.SIGUSR1]
 
 
+def attributes_of_sys(*names: str) -> dict[str, Any]:
+    return {name: getattr(sys, name) for name in names}
+
+
 def open_descriptors() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):

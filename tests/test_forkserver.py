@@ -264,6 +264,20 @@ async def test_what_has_changed_since_the_template_started(
     assert "only in here" in second["filters"]
 
 
+async def test_what_a_module_does_to_sys_is_not_the_workers(modules: Any) -> None:
+    modules(
+        "meddles",
+        "import sys\nsys.path.append('/nowhere')\nsys.argv[:] = ['other']\nsys.orig_argv.clear()\n"
+        "sys.warnoptions.append('error')\nsys.pycache_prefix = '/nowhere'\n",
+    )
+    names = ("path", "argv", "orig_argv", "warnoptions", "pycache_prefix")
+    async with forked(forkserver_preload=["meddles"]) as context:
+        assert "meddles" in await context.run_sync(jobs.modules)
+        assert await context.run_sync(template_jobs.attributes_of_sys, *names) == {
+            name: getattr(sys, name) for name in names
+        }
+
+
 async def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with forked(retire=object) as context:
         await context.run_sync(bool)

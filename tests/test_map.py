@@ -41,7 +41,7 @@ from trio_offload import (
 )
 from trio_offload._map_results import Results
 from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
-from trio_offload._worker import Worker, WorkerSettings
+from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 
 LOOP = _locate.Way("", "", "a test wants it so")
 
@@ -760,7 +760,7 @@ async def test_a_call_that_crosses_with_retirement_goes_to_another_worker(plan: 
     assert items_run(plan) == list(range(5)), "each is run once"
     assert len(plan.workers) == (1 if item == 4 else 2)
     if 0 < item < 4:
-        assert plan.most_in_flight == 2
+        assert plan.most_in_flight > 1
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2])
@@ -868,21 +868,31 @@ async def test_the_time_does_not_count_while_the_item_waits(plan: Plan, autojump
 def test_the_pace_begins_with_one_grows_and_shrinks() -> None:
     pace = Pace(None)
     assert pace.size == 1
-    assert not pace.ahead
+    assert pace.in_flight == 1
     sizes = []
     for _ in range(8):
         items = pace.size
         pace.measured(items, items * 1e-6, items * 1e-6, 100)
         sizes.append(pace.size)
     assert sizes == [8, 64, 512, 4096, 16384, 16384, 16384, 16384]
-    assert pace.ahead
+    assert pace.in_flight == 2
     pace.measured(16384, 16.384, 16.384, 100)
     assert pace.size == 20, "of a millisecond each"
-    assert not pace.ahead
+    assert pace.in_flight == 1
     pace.measured(20, 20.0, 20.0, 100)
     assert pace.size == 1
     pace.measured(0, 0.0, 0.0, 0)
     assert pace.size == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, MOST_IN_FLIGHT), (0.0009, MOST_IN_FLIGHT), (0.001, 2), (0.09, 2), (0.1, 1)]
+)
+def test_the_shorter_a_call_the_more_are_sent_ahead(seconds: float, expected: int) -> None:
+    pace = Pace(10)
+    pace.measured(10, seconds, seconds, 100)
+    assert pace.in_flight == expected
+    assert pace.size == 10
 
 
 def test_the_pace_minds_bytes_and_the_time_that_it_takes_to_read() -> None:

@@ -263,8 +263,8 @@ def test_no_more_is_kept_than_its_bound(clock: Clock, monkeypatch: pytest.Monkey
     regions = Regions()
     for size in (SIZE, SIZE, 2 * SIZE, SIZE, 4 * SIZE, SIZE):
         regions.allocate(size, MEMORY)
-        assert sum(map(len, regions._given)) <= 3 * SIZE
-    assert regions.keeps
+        assert sum(map(len, regions.given)) <= 3 * SIZE
+    assert regions.given
 
 
 def test_after_a_pause_nothing_is_kept(clock: Clock) -> None:
@@ -272,14 +272,14 @@ def test_after_a_pause_nothing_is_kept(clock: Clock) -> None:
     for _ in range(3):
         regions.allocate(SIZE, MEMORY)
     regions.prune()
-    assert regions.keeps
+    assert regions.given
     clock.now += 2.5
     regions.prune()
-    assert not regions.keeps
+    assert not regions.given
     regions.allocate(SIZE, MEMORY)
     clock.now += 2.5
     regions.allocate(SIZE, MEMORY)
-    assert len(regions._given) == 1
+    assert len(regions.given) == 1
 
 
 def test_where_a_mapping_cannot_tell_whether_it_is_free_it_is_not_used_again(
@@ -293,4 +293,4 @@ def test_where_a_mapping_cannot_tell_whether_it_is_free_it_is_not_used_again(
     regions = Regions()
     for _ in range(3):
         fill(regions.allocate(SIZE, MEMORY))
-    assert len(regions._given) == 3
+    assert len(regions.given) == 3

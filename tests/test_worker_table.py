@@ -235,6 +235,7 @@ async def test_every_event_with_two_calls_in_flight(peer: Peer, which: str, even
     worker = await bring_to(State.IDLE, peer)
     worker.start_call(CALL)
     worker.start_call(CALL)
+    worker.send_calls()
     assert (await peer.hear(Kind.CALL)).id == THIS_CALL
     assert (await peer.hear(Kind.CALL)).id == THIS_CALL + 1
     if which == "the second":

@@ -37,7 +37,6 @@ class WorkerCache:
     def push(self, worker: Worker) -> None:
         """Take in a worker: an idle one to be used again, any other to be seen off."""
         if worker.state is State.IDLE:
-            self._working.add(worker)
             self._idle.append(worker)
             return
         self._working.discard(worker)
@@ -56,7 +55,7 @@ class WorkerCache:
         return spares
 
     def note_started(self, worker: Worker) -> None:
-        """A worker has been started by who is going to use it."""
+        """A worker takes jobs now."""
         self._working.add(worker)
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:
@@ -67,7 +66,15 @@ class WorkerCache:
 
     def pop(self) -> Worker | None:
         """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
-        worker = self._take()
+        worker: Worker | None
+        try:
+            worker = idle = self._idle.pop()
+        except IndexError:
+            worker = self._pop_spare()
+        else:
+            if idle.state is not State.IDLE or idle.process.ended:
+                # In a fork of the process that started it, a worker has ended.
+                worker = self._take()
         # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
         if self._idle or self._leaving:
             self.prune()
@@ -79,7 +86,6 @@ class WorkerCache:
                 worker = self._idle.pop()
             except IndexError:
                 return self._pop_spare()
-            # In a fork of the process that started it, a worker has ended.
             if worker.state is State.IDLE and not worker.process.ended:
                 return worker
 
@@ -94,17 +100,17 @@ class WorkerCache:
         now = math.nan
         while self._idle:
             try:
-                if self._idle[0].expires_at == math.inf:
+                expires_at = self._idle[0].expires_at
+                if expires_at == math.inf:
                     # Then none ever does: they all have the same time.
+                    break
+                if math.isnan(now):
+                    now = time.monotonic()
+                if expires_at > now:
+                    # The oldest is at the left, so the others have not expired either.
                     break
                 worker = self._idle.popleft()
             except IndexError:
-                break
-            if math.isnan(now):
-                now = time.monotonic()
-            if worker.expires_at > now:
-                # The oldest is at the left, so the others have not expired either.
-                self._idle.appendleft(worker)
                 break
             if worker.hear():
                 # About to time out: it is the worker that decides, and says so. Asked again at the next call.

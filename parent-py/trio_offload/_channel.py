@@ -58,8 +58,12 @@ class Channel:
         self._decoder = Decoder(allocate if regions is None else regions.allocate)
         # Until the system has refused it.
         self._splices = True
+        # After looks in vain so many answers are waited for without a look, and so many have been. They become more each time: for
+        # answers that take long, or come from a worker that has to share a processor with this process, looks cost next to
+        # nothing.
+        self._vain = self._passed_over = 0
 
-    async def send(self, parts: Sequence[Buffer], *, cancellable: bool) -> None:
+    async def send(self, parts: list[Buffer], *, cancellable: bool) -> None:
         """Write one frame, given as its bytes in order.
 
         Not a checkpoint if the socket takes all at once.
@@ -71,7 +75,12 @@ class Channel:
         if rest:
             await self.send_rest(rest, rest is not parts, cancellable=cancellable)
 
-    def send_at_once(self, parts: Sequence[Buffer]) -> Sequence[Buffer]:
+    @property
+    def has_read(self) -> bool:
+        """Whether more has been read than :meth:`receive` has given."""
+        return self._decoder.has_bytes
+
+    def send_at_once(self, parts: list[Buffer]) -> list[Buffer]:
         """Write a small frame, given as its bytes in order; what is left of it. Of a large one that is all of it.
 
         One buffer and one system call: the fastest way for such a frame, and nearly always all there is to do.
@@ -88,7 +97,7 @@ class Channel:
             return parts
         except (BrokenPipeError, ConnectionResetError):
             raise WriteFailed(False) from None
-        return () if count == len(data) else _after([data], count)
+        return [] if count == len(data) else _after([data], count)
 
     async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
         """Write what :meth:`send_at_once` has left; ``sent`` says whether that was only a part. Raises what that raises."""
@@ -190,11 +199,7 @@ class Channel:
         Raises:
             WriteFailed: the other side is gone. ``sent`` is about these parts.
         """
-        rest: list[Buffer]
-        if sum(map(len, parts)) <= _SMALL:
-            rest = [b"".join(parts)]
-        else:
-            rest = [memoryview(part).cast("B") for part in parts if len(part)]
+        rest: list[Buffer] = [memoryview(part).cast("B") for part in parts if len(part)]
         left = _TURN
         try:
             while rest and left > 0:
@@ -237,14 +242,33 @@ class Channel:
                 return False
             raise
 
-    async def receive(self, *, cancellable: bool) -> Frame:
+    async def receive(self, *, cancellable: bool, soon: bool = False) -> Frame:
         """The next frame. A checkpoint, unless the frame has been read already.
+
+        Args:
+            cancellable: whether a cancellation ends this.
+            soon: whether it may well come within the time of a system call or two. Then it is looked for a few times, as often as
+                the other tasks have had a turn, before it is waited for: to be woken costs Trio several times as much as that.
 
         Raises:
             EndOfStream: the other side closed its end between two frames.
             WireError: what it sent is not a frame, or it closed its end inside of one.
         """
-        frame = self._decoder.next_frame()
+        decoder = self._decoder
+        frame = decoder.next_frame() if decoder.has_bytes else None
+        if frame is None and soon:
+            if self._passed_over < self._vain:
+                self._passed_over += 1
+            else:
+                self._passed_over = 0
+                for _ in range(_LOOKS):
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    if self._read():
+                        self._vain = 0
+                        frame = decoder.next_frame()
+                        break
+                else:
+                    self._vain = min(2 * self._vain + 1, _MOST_PASSED_OVER)
         while frame is None:
             # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
             try:
@@ -254,7 +278,7 @@ class Channel:
                     raise
                 await _shielded(trio.lowlevel.wait_readable, self._descriptor)
             self._read()
-            frame = self._decoder.next_frame()
+            frame = decoder.next_frame()
         return frame
 
     def receive_nowait(self) -> Frame | None:
@@ -287,6 +311,8 @@ class Channel:
         return True
 
 
+_LOOKS: Final = 2
+_MOST_PASSED_OVER: Final = 15
 _MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
 _SMALL: Final = 32 * 1024
 # As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have

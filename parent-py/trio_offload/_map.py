@@ -43,7 +43,7 @@ from . import _payload
 from ._errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, add_note
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
-from ._worker import MOST_IN_FLIGHT, CallNotRun, State, Worker, describe_ending, load_exception, logger
+from ._worker import CallNotRun, State, Worker, describe_ending, load_exception, logger
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -233,17 +233,18 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """How many lanes there may be. A limiter's tokens may change meanwhile."""
         if self._options.workers is not None:
             return self._options.workers
-        tokens = self._limiter.total_tokens if isinstance(self._limiter, trio.CapacityLimiter) else math.inf
-        return (os.cpu_count() or 1) if math.isinf(tokens) else max(1, int(tokens))
+        limiter = self._limiter
+        tokens = limiter.total_tokens if type(limiter) is trio.CapacityLimiter else math.inf
+        return (os.cpu_count() or 1) if tokens == math.inf else max(1, int(tokens))
 
     def _window(self) -> int:
         """How many items may be inside."""
         return self._options.window or _WINDOW * self._limit() * self._pace.size
 
-    def _has_room(self) -> bool:
-        """Whether another chunk may be read. One always fits."""
+    def _has_room(self, size: int) -> bool:
+        """Whether another chunk of this size may be read. One always fits."""
         inside = self._source.inside
-        return not inside or inside + self._chunk_size() <= self._window()
+        return not inside or inside + size <= self._window()
 
     def _chunk_size(self) -> int:
         if self._options.window is None:
@@ -309,7 +310,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         size = self._chunk_size()
         if source.is_async:
             return source.take(size)
-        if not self._has_room():
+        if not self._has_room(size):
             return None
         if pace.measures:
             began = time.perf_counter()
@@ -397,26 +398,32 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
 
     async def _feed(self, worker: Worker, first: Chunk, new: bool) -> None:
         """Run chunks in the worker, until there is none, it has left, or its turn is over."""
+        timeout = self._options.timeout
         begun: collections.deque[Chunk] = collections.deque()
         self._begin(worker, first, begun)
         now = since = trio.current_time()
         until = now + _TURN
         for answers in itertools.count(1):
-            if not begun and now < until and self._source.may_have_more and not self._has_room():
+            if not begun and now < until and self._source.may_have_more and not self._has_room(self._chunk_size()):
                 # Most often the consumer has only not had its turn yet.
                 await trio.lowlevel.checkpoint()
-            while len(begun) < (MOST_IN_FLIGHT if self._pace.ahead else 1) and now < until and not self._stopped:
-                chunk = None if self._may_retire and worker.will_retire(len(begun)) else self._take()
-                if chunk is None:
-                    break
-                self._begin(worker, chunk, begun)
-                if len(begun) == 1:
-                    # The time that it took to pickle it is not its own.
-                    since = trio.current_time()
+            # What has been read already comes first: then all that follow go out together.
+            if now < until and not (begun and worker.has_answer):
+                while len(begun) < self._pace.in_flight and not self._stopped:
+                    chunk = None if self._may_retire and worker.will_retire(len(begun)) else self._take()
+                    if chunk is None:
+                        break
+                    self._begin(worker, chunk, begun)
+                    if len(begun) == 1:
+                        # The time that it took to pickle it is not its own.
+                        since = trio.current_time()
             if not begun:
                 return
             try:
-                result = await self._answer(worker, since)
+                if timeout is None:
+                    result = await worker.next_answer()
+                else:
+                    result = await self._answer_in_time(worker, since, timeout)
             except CallNotRun:
                 for chunk in begun:
                     self._send_elsewhere(chunk, worker, new)
@@ -448,31 +455,23 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         return type(limiter) is not trio.CapacityLimiter or limiter.statistics().tasks_waiting > 0
 
     def _begin(self, worker: Worker, chunk: Chunk, begun: collections.deque[Chunk]) -> None:
-        """Send a chunk off, unless it has come to nothing."""
-        payload = self._dump(chunk, worker)
-        if payload is not None:
-            worker.start_call(payload)
-            begun.append(chunk)
-
-    async def _answer(self, worker: Worker, since: float) -> outcome.Outcome[Any]:
-        timeout = self._options.timeout
-        if timeout is None:
-            return await worker.next_answer()
-        with trio.move_on_at(since + timeout):
-            return await worker.next_answer()
-        raise WorkerTimeoutError(
-            f"an item was not finished within {timeout:g} seconds; worker {worker.process.pid}, which ran it, was killed",
-            timeout,
-        )
-
-    def _dump(self, chunk: Chunk, worker: Worker) -> _payload.Payload | None:
-        """The chunk as a call; None if it has come to nothing: its items fail, or are tried one by one."""
+        """Send a chunk off, unless it has come to nothing: its items fail, or are tried one by one."""
         payload = self._pickled(chunk, worker)
         if payload is not None:
             chunk.sent = sum(payload.lengths)
-        return payload
+            worker.start_call(payload)
+            begun.append(chunk)
+
+    async def _answer_in_time(self, worker: Worker, since: float, seconds: float) -> outcome.Outcome[Any]:
+        with trio.move_on_at(since + seconds):
+            return await worker.next_answer()
+        raise WorkerTimeoutError(
+            f"an item was not finished within {seconds:g} seconds; worker {worker.process.pid}, which ran it, was killed",
+            seconds,
+        )
 
     def _pickled(self, chunk: Chunk, worker: Worker) -> _payload.Payload | None:
+        """The chunk as a call; None if it has come to nothing."""
         function, items = self._function, chunk.items
         if len(items) == 1:
             try:
@@ -488,7 +487,11 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             chunk.number = next(self._numbers)
             budget = None if self._options.chunk_size is not None else _BUDGET
             return _payload.dump_chunk(
-                _chunks.run, function, (plain, pickled, chunk.number, worker.record_identity, budget), to_fork=self._to_fork
+                _chunks.run,
+                function,
+                (plain, pickled, chunk.number, worker.record_identity, budget),
+                to_fork=self._to_fork,
+                small=self._source.is_plain,
             )
         except Exception:
             # One of them, or all; each finds out for itself.
@@ -565,7 +568,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return
         values, pickled, failed, done, worked = result.unwrap()
         self._pace.measured(done, worked, seconds, chunk.sent + answer_size)
-        failures = {index: _rebuilt(*failure) for index, failure in failed.items()}
+        failures = {index: _rebuilt(*failure) for index, failure in failed.items()} if failed else {}
         if pickled is not None:
             values = []
             for index, pair in enumerate(pickled):

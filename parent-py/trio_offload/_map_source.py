@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
+from ._worker import MOST_IN_FLIGHT
+
 if TYPE_CHECKING:
     from ._process import WorkerProcess
 
@@ -109,13 +111,13 @@ class Source:
 
 
 class Pace:
-    """How many items a chunk has, and whether the next one is sent before the last is answered."""
+    """How many items a chunk has, and how many chunks a worker gets before it has answered the first of them."""
 
     def __init__(self, chunk_size: int | None) -> None:
         self.measures = chunk_size is None
         self._size = chunk_size or 1
         self._most_read = MOST_ITEMS
-        self.ahead = False
+        self.in_flight = 1
 
     @property
     def size(self) -> int:
@@ -128,8 +130,9 @@ class Pace:
 
     def measured(self, items: int, worked: float, passed: float, size: int) -> None:
         """A chunk of so many items, and so many bytes both ways, was worked on for so many seconds; so many have passed."""
-        # A second call behind a long one would only keep an item from the other workers.
-        self.ahead = passed < _AHEAD
+        # A second call behind a long one would only keep an item from the other workers. Short ones have several behind them: the
+        # parent then often finds more than one answer where it looks for one, and sends as many calls at once.
+        self.in_flight = 1 if passed >= _AHEAD else 2 if passed >= _FAR_AHEAD else MOST_IN_FLIGHT
         if not self.measures or not items:
             return
         wanted = int(min(_TARGET * items / max(worked, 1e-9), MOST_BYTES * items / max(size, 1), MOST_ITEMS))
@@ -146,6 +149,7 @@ _TARGET: Final = 0.02  # seconds that a chunk should last
 _GROWTH: Final = 8
 _LONGEST_READ: Final = 0.001  # seconds
 _AHEAD: Final = 0.1  # seconds; calls that take longer are sent one at a time
+_FAR_AHEAD: Final = 0.001  # seconds; calls that take longer have one behind them
 
 
 # Ctrl+C has to get through to an iterator that does not come to an end.

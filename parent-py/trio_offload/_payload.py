@@ -55,10 +55,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     start = _by_name.start_of(function)
     if start is None or not are_small(args) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
-    # Needs no file that large objects go past.
-    call = start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else start + CALL_WITHOUT_ARGUMENTS
-    payload = Payload((call,), (len(call),), function)
-    return payload if _MAIN not in call else _checked(payload, (function, args), function, out_of_band=True)
+    return _small_call(start, args, END_OF_CALL, (function, args), function)
 
 
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -70,13 +67,24 @@ def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Pa
 
 
 def dump_chunk(
-    helper: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...], *, to_fork: bool = False
+    helper: Callable[..., Any],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    to_fork: bool = False,
+    small: bool = False,
 ) -> Payload:
-    """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`."""
+    """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`.
+
+    If it is known to be ``small``, there is nothing in ``args`` but tuples and lists of numbers.
+    """
     value = helper, (function, args)
     if to_fork:
         return _dump_to_fork(value, function)
-    return _dump(value, function, _by_name.start_of_two(helper, function), args, END_OF_CALL_OF_TWO)
+    start = _by_name.start_of_two(helper, function)
+    if small and start is not None and not (_by_value.known and _by_value.holds(function)):
+        return _small_call(start, args, END_OF_CALL_OF_TWO, value, function)
+    return _dump(value, function, start, args, END_OF_CALL_OF_TWO)
 
 
 def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
@@ -176,6 +184,13 @@ def _dump(
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
     return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+
+
+def _small_call(start: bytes, args: tuple[Any, ...], end: bytes, value: Any, function: Callable[..., Any]) -> Payload:
+    """The call whose pickle starts and ends so. Its arguments need no file that large objects go past."""
+    call = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + end if args else CALL_WITHOUT_ARGUMENTS)
+    payload = Payload((call,), (len(call),), function)
+    return payload if _MAIN not in call else _checked(payload, value, function, out_of_band=True)
 
 
 def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:

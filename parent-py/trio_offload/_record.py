@@ -96,14 +96,17 @@ class RecordFile:
                 self._descriptor = os.dup(file.fileno())
         # The place where a chunk counts its items. Both sides share the position in the file, so all text comes behind it.
         os.write(self._descriptor, bytes(_PROGRESS.size))
+        self._identity: tuple[int, int] | None = None
 
     def fileno(self) -> int:
         return self._descriptor
 
     def identity(self) -> tuple[int, int]:
         """What the worker knows the file by, whatever number it has there."""
-        status = os.fstat(self._descriptor)
-        return status.st_dev, status.st_ino
+        if self._identity is None:
+            status = os.fstat(self._descriptor)
+            self._identity = status.st_dev, status.st_ino
+        return self._identity
 
     def progress(self) -> Progress:
         """How far a chunk has come."""

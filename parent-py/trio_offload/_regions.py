@@ -24,14 +24,10 @@ class Regions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Those that were given out last, in use or not; what is in use is the program's, and never given out again.
-        self._given: list[mmap.mmap] = []
+        # To be read by others, written here only: those that were given out last, in use or not. What is in use is the
+        # program's, and never given out again.
+        self.given: list[mmap.mmap] = []
         self._last = -_STREAK
-
-    @property
-    def keeps(self) -> bool:
-        """Whether something may be kept."""
-        return bool(self._given)
 
     def allocate(self, size: int, kind: int) -> Target:
         """Memory for a segment of this type and of so many bytes.
@@ -57,7 +53,7 @@ class Regions:
         """Keep nothing any longer if the last large result is a while ago."""
         if time.monotonic() - self._last > _STREAK:
             with self._lock:
-                self._given.clear()
+                self.given.clear()
 
     def _take(self, size: int) -> mmap.mmap:
         now = time.monotonic()
@@ -65,16 +61,16 @@ class Regions:
             follows = now - self._last <= _STREAK
             self._last = now
             if not follows:
-                self._given.clear()
+                self.given.clear()
                 return self._remember(new_mapping(size))
-            for index, memory in enumerate(self._given):
+            for index, memory in enumerate(self.given):
                 if size <= len(memory) <= 2 * size and _is_free(memory):
-                    del self._given[index]
+                    del self.given[index]
                     return self._remember(memory)
             return self._remember(new_mapping(size))
 
     def _remember(self, memory: mmap.mmap) -> mmap.mmap:
-        given = self._given
+        given = self.given
         given.append(memory)
         while sum(map(len, given)) > _LIMIT:
             del given[0]

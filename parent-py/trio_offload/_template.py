@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import trio
@@ -28,6 +29,10 @@ from ._worker import State, Worker, WorkerSettings, describe_ending, given_back,
 
 class Template(Worker):
     """The process and the conversation with it. In the state IDLE it forks workers."""
+
+    # The dynamic loader finds every function now, and not each at its first call (ld.so(8)): it would find those of a fork once
+    # more in each worker.
+    _environment_of_start = MappingProxyType({b"LD_BIND_NOW": b"1"})
 
     def __init__(self, modules: tuple[str, ...]) -> None:
         super().__init__(WorkerSettings())
@@ -113,7 +118,8 @@ class Template(Worker):
         return b"", b""
 
     def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
-        hello = {**_launch.hello(way.libpython, given_back(way)), "template": True}
+        changed = given_back(way) | {name: os.environb.get(name) for name in self._environment_of_start}
+        hello = {**_launch.hello(way.libpython, changed), "template": True}
         self._environment = dict(os.environb)
         settings = _launch.current_settings()
         self._applied = _applied_part(settings)

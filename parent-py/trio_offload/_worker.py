@@ -22,7 +22,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
@@ -130,11 +131,14 @@ class _Flight:
 
     number: int
     function: Callable[..., Any]
-    sent: bool = True  # whether the socket may have taken a byte of it
+    sent: bool = False  # whether the socket may have taken a byte of it
 
 
 class Worker:
     """A worker process and the conversation with it."""
+
+    # Variables that are set for its start, and for nothing that comes after it.
+    _environment_of_start: Mapping[bytes, bytes] = MappingProxyType({})
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -246,7 +250,7 @@ class Worker:
         if templates is None:
             functions = self._prepare(way)
             # Said afterwards: while the system loads the program there is time to find out what to say.
-            self._converse(lambda: self._greeting(way, functions), *_spawn(way))
+            self._converse(lambda: self._greeting(way, functions), *_spawn(way, self._environment_of_start))
             return
         template = templates.current()
         if template.state is State.IDLE:
@@ -401,7 +405,7 @@ class Worker:
                     sent = False
                     raise EndOfStream
                 body = {"types": call.types} if call.types else None
-                parts: Sequence[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
+                parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
                 if _launch.changing_state() != self._told:
                     parts = [*self._new_settings(), *parts]
                 try:
@@ -411,7 +415,7 @@ class Worker:
                 except WriteFailed as failure:
                     # That decides nothing: what the worker said before it left does.
                     sent = failure.sent
-                frame = await channel.receive(cancellable=cancellable)
+                frame = await channel.receive(cancellable=cancellable, soon=True)
                 while frame.kind is Kind.REPORT:
                     self._hear_figures(frame)
                     frame = await channel.receive(cancellable=cancellable)
@@ -439,7 +443,7 @@ class Worker:
             raise
         kind = frame.kind
         if frame.id == self._calls and (kind is Kind.RESULT or kind is Kind.RAISED):
-            if self._settings.regions.keeps:
+            if self._settings.regions.given:
                 self._settings.regions.prune()
             if frame.body:
                 self._hear_figures(frame)
@@ -461,35 +465,45 @@ class Worker:
         return await self._refused_call(frame, call.name)
 
     def start_call(self, call: _payload.Payload) -> None:
-        """Begin to send a pickled call. Every call is followed by one :meth:`next_answer`, which does the rest.
+        """Put a pickled call behind those in flight. Every call is followed by one :meth:`next_answer`, which does the rest.
 
-        Beside the call that the worker runs, a second one may be on its way (:data:`MOST_IN_FLIGHT`): it begins with that as
-        soon as it has answered, and nobody has to be awaited in between. What the socket does not take at once
-        is written while the next answer is waited for, so that the two sides never wait for each other to read.
+        Beside the call that the worker runs, others may be on their way, :data:`MOST_IN_FLIGHT` in all: it begins with the next as
+        soon as it has answered one, and nobody has to be awaited in between. All that are started before the next answer is
+        asked for go out in one piece.
         """
-        channel = self._channel
-        expected = State.RUNNING if self._flight else State.IDLE
-        if channel is None or self.state is not expected or len(self._flight) == MOST_IN_FLIGHT:
+        if self._channel is None or self.state is not (State.RUNNING if self._flight else State.IDLE):
             raise RuntimeError("the worker does not take a call now")
+        if len(self._flight) == MOST_IN_FLIGHT:
+            raise RuntimeError(f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight")
         self._calls += 1
         flight = _Flight(self._calls, call.function)
-        body = {"types": call.types} if call.types else None
-        parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
         if _launch.changing_state() != self._told:
-            parts[:0] = self._new_settings()
+            self._unsent += self._new_settings()
+        self._unsent.append(encode_head(Kind.CALL, self._calls, call.lengths, {"types": call.types} if call.types else None))
+        self._unsent += call.parts
         if not self._flight:
             self.state = State.RUNNING
             self._begin(flight)
         self._flight.append(flight)
-        if self._has_watcher and len(self._flight) == 1 and self.process.poll():
+
+    def send_calls(self) -> None:
+        """Write what the socket takes at once of the calls in flight. The rest is written while the next answer is waited for, so
+        that the two sides never wait for each other to read.
+        """
+        channel = self._channel
+        if channel is None or not self._unsent:
+            return
+        if not self._flight[0].sent and self._has_watcher and self.process.poll():
             # What it said before it left, or the end of the stream, is all that there is to hear.
-            flight.sent = False
-            return
-        if self._unsent:
-            self._unsent += parts
-            return
-        self._unsent = parts
-        flight.sent = self._send_some(channel)
+            self._unsent = []
+        elif self._send_some(channel):
+            for flight in self._flight:
+                flight.sent = True
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether an answer, or the beginning of one, has been read already."""
+        return self._channel is not None and self._channel.has_read
 
     async def next_answer(self) -> outcome.Outcome[Any]:
         """What came of the oldest call in flight. A checkpoint unless it is there already; if cancelled the worker is killed.
@@ -504,13 +518,18 @@ class Worker:
             raise RuntimeError("the worker has no call to answer")
         oldest = self._flight[0]
         try:
-            # With two in flight the worker is often done with both by the time that anybody looks.
+            if self._unsent:
+                self.send_calls()
+            # With several in flight the worker is often done with one by the time that anybody looks.
             frame = self._receive_nowait(channel) if len(self._flight) > 1 else None
             if frame is None:
                 if self._unsent:
                     frame = await self._next_frame_while_sending(channel)
                 else:
-                    frame = await self._next_frame(channel, True)
+                    frame = await channel.receive(cancellable=True)
+                    while frame.kind is Kind.REPORT:
+                        self._hear_figures(frame)
+                        frame = await channel.receive(cancellable=True)
         except EndOfStream:
             if not oldest.sent:
                 raise await self._died_idle() from None
@@ -534,7 +553,7 @@ class Worker:
             return await self._refused_call(frame, _payload.function_name(oldest.function), oldest.number)
         if frame.body:
             self._hear_figures(frame)
-        if self._settings.regions.keeps:
+        if self._settings.regions.given:
             self._settings.regions.prune()
         self.answer_size = sum(map(len, frame.segments))
         # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
@@ -795,7 +814,8 @@ class Worker:
     def _send_some(self, channel: Channel) -> bool:
         """Write what the socket takes of the calls in flight; whether it took any, or may take some later."""
         try:
-            self._unsent = channel.send_some(self._unsent)
+            rest = channel.send_at_once(self._unsent)
+            self._unsent = channel.send_some(rest) if rest is self._unsent else rest
         except WriteFailed as failure:
             # That decides nothing: what the worker said before it left does.
             self._unsent = []
@@ -1040,7 +1060,7 @@ def refuse_while_main_loads() -> None:
         )
 
 
-MOST_IN_FLIGHT: Final = 2  # calls
+MOST_IN_FLIGHT: Final = 4  # calls
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _COERCION: Final = b"PYTHONCOERCECLOCALE"
@@ -1069,8 +1089,10 @@ _STAGES: Final = {
 }
 
 
-def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
-    environment = dict(os.environb)
+def _spawn(
+    way: _locate.Way, environment_of_start: Mapping[bytes, bytes] | None = None
+) -> tuple[WorkerProcess, Any, _record.RecordFile]:
+    environment = {**os.environb, **(environment_of_start or {})}
     argv = None
     if way.is_native:
         executable = way.executable

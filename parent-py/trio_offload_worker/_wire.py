@@ -173,6 +173,11 @@ class Decoder:
         self._head: _Head | None = None
         self._filling: _Filling | None = None
 
+    @property
+    def has_bytes(self) -> bool:
+        """Whether there are bytes of a frame that :meth:`next_frame` has not given."""
+        return self._start != self._end
+
     def writable(self) -> memoryview:
         """Where the next bytes go. Never empty; what earlier frames borrowed is overwritten."""
         if self._filling is not None:
@@ -243,7 +248,7 @@ class Decoder:
             raise WireError("torn_frame", "the stream ended inside a frame")
 
     def _plain_frame(self) -> Frame | None:
-        """By far the most frequent frame, one segment and no body, if that is what comes next and it is all there.
+        """By far the most frequent frames, one segment and no body but figures, if that is what comes next and it is all there.
 
         What is not exactly that is judged in the ordinary way, which takes three times as long.
         """
@@ -261,12 +266,20 @@ class Decoder:
         if kind is None or initial > 27:
             return None
         at = 3 if initial < 24 else 3 + (1 << (initial - 24))
-        if header[at:] != (_ENDS[payload] if payload < len(_ENDS) else b"\x81" + encode_uint(payload)):
+        rest = _ENDS[payload] if payload < len(_ENDS) else b"\x81" + encode_uint(payload)
+        body: dict[str, Any] = {}
+        if header[0] == 0x84:
+            rest += _FIGURES_HEAD
+            figures = _decode_figures(header, at + len(rest)) if header.startswith(rest, at) else None
+            if figures is None:
+                return None
+            body["figures"] = figures
+        elif header[at:] != rest:
             return None
         if self._admit is not None:
             self._admit(kind)
         self._start = end
-        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], {}, True)
+        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
 
     def _parse_head(self) -> _Head | None:
         available = self._end - self._start
@@ -313,9 +326,10 @@ class Decoder:
 _PREFIX: Final = struct.Struct(">4sIQ")
 _BUFFER_SIZE: Final = 64 * 1024
 _BORROW_LIMIT: Final = 32 * 1024
-# The header of a frame of one segment: the array, the kind, the id, and the segment's length in an array.
+# The header of a frame of one segment: the array, the kind, the id, the segment's length in an array, and at most a body with
+# figures.
 _SHORTEST_PLAIN: Final = 5
-_LONGEST_PLAIN: Final = 1 + 1 + 9 + 1 + 9
+_LONGEST_PLAIN: Final = 1 + 1 + 9 + 1 + 9 + 10 + 4 * 9
 
 
 class _Head:
@@ -382,15 +396,6 @@ def _check_magic(start: bytes) -> None:
 
 def _parse_header(data: bytes, payload: int) -> _Head:
     try:
-        if data[0] == 0x84 and data[1] == Kind.RESULT:
-            # A frequent one: a result of one segment with figures. What is not exactly that is judged below.
-            id, at = _decode_uint(data, 2)
-            if data[at] == 0x81:
-                length, at = _decode_uint(data, at + 1)
-                if length == payload and data.startswith(_FIGURES_HEAD, at):
-                    figures = _decode_figures(data, at + len(_FIGURES_HEAD))
-                    if figures is not None:
-                        return _Head(Kind.RESULT, id, [length], payload, {"figures": figures})
         items, at = _decode_uint(data, 0, 0x80)
         if items not in (3, 4):
             raise _malformed(f"an array of {items} items; 3 or 4 are allowed")
@@ -485,12 +490,18 @@ def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
 def _decode_figures(data: bytes, at: int) -> list[int] | None:
     """The four unsigned integers that ``data`` ends with; None if that is not what it does."""
     figures = []
-    for _ in range(4):
-        if at >= len(data) or data[at] > 27:
+    while at < len(data):
+        initial = data[at]
+        at += 1
+        if initial < 24:
+            figures.append(initial)
+        elif initial > 27:
             return None
-        figure, at = _decode_uint(data, at)
-        figures.append(figure)
-    return figures if at == len(data) else None
+        else:
+            end = at + (1 << (initial - 24))
+            figures.append(int.from_bytes(data[at:end], "big"))
+            at = end
+    return figures if at == len(data) and len(figures) == 4 else None
 
 
 # A body with figures and nothing else, up to the first of them.
@@ -671,5 +682,7 @@ _PLAIN_STARTS: Final = {
     for kind, (segments, fields) in _SHAPES.items()
     if 1 in segments and not any(field.required for field in fields)
 }
-# And how it ends: the lengths of one short segment.
+# Of those with a body only this one is frequent, and only if it is its figures.
+_PLAIN_STARTS[b"\x84" + _SMALL[Kind.RESULT]] = Kind.RESULT
+# What comes behind the id: the lengths of one short segment.
 _ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(256))

@@ -1,0 +1,263 @@
+"""How fast Trio and Python allow it to be: what a row does, written by hand with nothing beside it.
+
+The workers are trio-offload's own. What is by hand is the parent's side: the least that has to be done for a call, without a
+context, a cache, a state, figures, cancellation or errors. So the difference between this and ours is what all of that costs,
+and the difference between this and the goal is what no pool under Trio can have.
+
+`python benchmarks/bounds.py`, with the environment of `ci/bench` (build/*/venv), prints a table of ratios; a few minutes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import multiprocessing
+import pickle
+import statistics
+import struct
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import jobs
+import trio
+from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, TRIO_THREAD, Pools
+from measure import FULL
+
+from trio_offload._worker import Worker, WorkerSettings
+from trio_offload_worker import _chunks
+from trio_offload_worker._wire import Kind, encode_head
+
+PREFIX = struct.Struct(">4sIQ")
+BY_HAND = "by hand"
+ROUNDS = 11
+# How often an answer is looked for before it is waited for; None of the pools that this is beside does so.
+LOOKS = 2
+
+
+class Hand:
+    """A worker, and its socket to write to and read from by hand."""
+
+    def __init__(self) -> None:
+        self._worker = Worker(WorkerSettings())
+        self.buffer = memoryview(bytearray(65536))
+        self._number = 0
+
+    async def start(self) -> None:
+        await self._worker.start(cancellable=False)
+        channel = self._worker._channel
+        if channel is None:
+            raise RuntimeError("the worker has no socket")
+        self.socket = channel._socket
+        self.record = self._worker.record_identity
+
+    async def end(self) -> None:
+        await self._worker.end()
+
+    def call(self, pickled: bytes) -> bytes:
+        """The frame of a call."""
+        self._number += 1
+        return encode_head(Kind.CALL, self._number, (len(pickled),)) + pickled
+
+    async def answers(self) -> list[Any]:
+        """What has come, once something has: no look at what else stands in the frames than where they end."""
+        for _ in range(LOOKS):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            try:
+                end = self.socket.recv_into(self.buffer)
+                break
+            except BlockingIOError:
+                pass
+        else:
+            await trio.lowlevel.wait_readable(self.socket)
+            end = self.socket.recv_into(self.buffer)
+        at = 0
+        values = []
+        while at < end:
+            _, header, payload = PREFIX.unpack_from(self.buffer, at)
+            begin = at + PREFIX.size + header
+            at = begin + payload
+            values.append(pickle.loads(self.buffer[begin:at]))
+        return values
+
+
+@contextlib.asynccontextmanager
+async def hands(count: int) -> AsyncIterator[list[Hand]]:
+    """So many of them."""
+    made = [Hand() for _ in range(count)]
+    try:
+        for hand in made:
+            await hand.start()
+        yield made
+    finally:
+        for hand in made:
+            await hand.end()
+
+
+def caller(free: list[Hand], limiter: trio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
+    """A pool's `run_sync`, by hand."""
+
+    async def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        async with limiter:
+            hand = free.pop()
+            hand.socket.send(hand.call(pickle.dumps((function, arguments), 5)))
+            (value,) = await hand.answers()
+            free.append(hand)
+            return value
+
+    return call
+
+
+async def rate(call: Callable[..., Awaitable[Any]], tasks: int, seconds: float, *arguments: Any) -> float:
+    """Calls a second."""
+    count = 0
+    until = time.perf_counter() + seconds
+
+    async def caller() -> None:
+        nonlocal count
+        while time.perf_counter() < until:
+            await call(bool, *arguments)
+            count += 1
+
+    began = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for _ in range(tasks):
+            nursery.start_soon(caller)
+    return count / (time.perf_counter() - began)
+
+
+async def in_turns(calls: dict[str, Callable[..., Awaitable[Any]]], tasks: int) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(ROUNDS + 1):
+        for name, call in calls.items():
+            value = await rate(call, tasks, 0.2)
+            if number:
+                rates[name].append(value)
+    return rates
+
+
+def beside(samples: dict[str, list[float]], one: str, other: str) -> float:
+    """How many times the other's the one is, by the medians of both: rates."""
+    return statistics.median(samples[one]) / statistics.median(samples[other])
+
+
+async def single_calls() -> None:
+    async with Pools() as stack, hands(1) as free:
+        pools = await stack.opened(FULL, OURS, ECHO, TRIO_THREAD, workers=1)
+        calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
+        calls[BY_HAND] = caller(free, trio.CapacityLimiter(1))
+        rates = await in_turns(calls, 1)
+    for name in (BY_HAND, OURS):
+        print(f"one call after the other: {name}, {1 / beside(rates, name, ECHO):.2f} x an echo's time")
+
+
+async def four_over_two() -> None:
+    async with Pools() as stack, hands(2) as free:
+        pools = await stack.opened(FULL, OURS, TRIO_PARALLEL, workers=2)
+        calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
+        calls[BY_HAND] = caller(free, trio.CapacityLimiter(2))
+        rates = await in_turns(calls, 4)
+    for name in (BY_HAND, OURS):
+        print(f"4 tasks over 2 workers: {name}, {beside(rates, name, TRIO_PARALLEL):.2f} x trio-parallel's rate")
+
+
+async def two_hundred_over_two() -> None:
+    async with Pools() as stack, hands(200) as free:
+        pools = await stack.opened(FULL, OURS, workers=200)
+        calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
+        calls[BY_HAND] = caller(free, trio.CapacityLimiter(200))
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(calls[OURS], bool)
+        rates: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
+        for number in range(ROUNDS + 1):
+            for tasks in (2, 200):
+                for name, call in calls.items():
+                    value = await rate(call, tasks, 0.4)
+                    if number:
+                        rates[name, tasks].append(value)
+    for name in (BY_HAND, OURS):
+        few, many = (statistics.median(rates[name, tasks]) for tasks in (2, 200))
+        print(f"200 tasks over 200 workers: {name}, {few / many:.2f} x the time of a call of 2 over 2")
+
+
+async def map_by_hand(free: list[Hand], count: int, size: int, in_flight: int = 4) -> AsyncGenerator[Any, None]:
+    """`map`, by hand: so many chunks on their way to each worker, results in the order in which the items came."""
+    items = iter(range(count))
+    chunks = enumerate(iter(lambda: list(itertools.islice(items, size)), []))
+    done: dict[int, list[Any]] = {}
+    changed = trio.lowlevel.ParkingLot()
+
+    async def lane(hand: Hand) -> None:
+        begun: collections.deque[int] = collections.deque()
+        while True:
+            calls = []
+            for index, chunk in itertools.islice(chunks, in_flight - len(begun)):
+                calls.append(
+                    hand.call(pickle.dumps((_chunks.run, (jobs.same, (chunk, None, index + 1, hand.record, None))), 5))
+                )
+                begun.append(index)
+            if calls:
+                hand.socket.send(b"".join(calls))
+            if not begun:
+                return
+            for answer in await hand.answers():
+                done[begun.popleft()] = answer[0]
+            changed.unpark_all()
+
+    async with trio.open_nursery() as nursery:
+        for hand in free:
+            nursery.start_soon(lane, hand)
+        for due in range(-(-count // size)):
+            while due not in done:
+                await changed.park()
+            for value in done.pop(due):
+                yield value
+
+
+async def chunks_of(size: int, count: int = 200_000) -> None:
+    rates: dict[str, list[float]] = collections.defaultdict(list)
+    pool = multiprocessing.get_context("spawn").Pool(2)
+    async with Pools() as stack, hands(2) as free:
+        ours = (await stack.opened(FULL, OURS_MAP, workers=2)).popitem()[1].maps[""]
+        for number in range(ROUNDS + 1):
+            found = 0
+            began = time.perf_counter()
+            async with contextlib.aclosing(map_by_hand(free, count, size)) as results:
+                async for _ in results:
+                    found += 1
+            durations = {BY_HAND: time.perf_counter() - began}
+            began = time.perf_counter()
+            found += await ours(jobs.same, range(count), size)
+            durations[OURS] = time.perf_counter() - began
+            began = time.perf_counter()
+            found += len(pool.map(jobs.same, range(count), size))
+            durations["Pool.map"] = time.perf_counter() - began
+            if found != 3 * count:
+                raise AssertionError(f"{found} results")
+            for name, duration in durations.items():
+                if number:
+                    rates[name].append(count / duration)
+    pool.terminate()
+    pool.join()
+    for name in (BY_HAND, OURS):
+        print(f"map, chunks of {size}: {name}, {beside(rates, name, 'Pool.map'):.2f} x Pool.map's rate")
+
+
+ROWS = {
+    "single": single_calls,
+    "four": four_over_two,
+    "many": two_hundred_over_two,
+    "chunks": lambda: chunks_of(100),
+}
+
+
+async def main() -> None:
+    for name in sys.argv[1:] or ROWS:
+        await ROWS[name]()
+
+
+if __name__ == "__main__":
+    trio.run(main)

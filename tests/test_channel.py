@@ -1,0 +1,119 @@
+"""Contract: when the parent looks for an answer, and when it waits for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_offload._channel import Channel, socket_pair
+from trio_offload_worker._wire import Kind, encode_head
+
+ANSWER = encode_head(Kind.RESULT, 1, (4,)) + b"\x80\x05N."
+
+
+class Line:
+    """A channel, the other end of its socket, and how often the channel has waited."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket_pair()
+        self.channel = Channel(self.ours)
+        self.waits = 0
+
+    async def answer(self, *, at_once: bool) -> bool:
+        """Receive an answer that comes at once, or when nobody looks any more. Whether it was waited for."""
+        before = self.waits
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive)
+            if not at_once:
+                await wait_all_tasks_blocked()
+            self.theirs.send(ANSWER)
+        return self.waits > before
+
+    async def _receive(self) -> None:
+        frame = await self.channel.receive(cancellable=True, soon=True)
+        assert bytes(frame.segments[0]) == ANSWER[-4:]
+
+    def close(self) -> None:
+        self.channel.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    wait_readable = trio.lowlevel.wait_readable
+
+    async def counted(descriptor: Any) -> None:
+        line.waits += 1
+        await wait_readable(descriptor)
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", counted)
+    with closing(Line()) as line:
+        yield line
+
+
+async def test_an_answer_that_comes_soon_is_not_waited_for(line: Line) -> None:
+    assert [await line.answer(at_once=True) for _ in range(5)] == [False] * 5
+
+
+async def test_looks_in_vain_become_rare(line: Line) -> None:
+    """And where one finds something, the next answer is looked for again."""
+    # Counted by what comes at once: where it is looked for it is not waited for.
+    assert await line.answer(at_once=False)
+    assert [await line.answer(at_once=True) for _ in range(3)] == [True, False, False]
+    looked = [await _looks(line) for _ in range(40)]
+    # 0, 1, 3, 7, then always 15 are left out in between.
+    assert [index for index, looks in enumerate(looked) if looks] == [0, 2, 6, 14, 30]
+
+
+async def _looks(line: Line) -> bool:
+    """Let an answer come late; whether it was looked for before it was waited for."""
+    reads = 0
+    read = line.channel._read
+
+    def counted() -> bool:
+        nonlocal reads
+        reads += 1
+        return read()
+
+    line.channel._read = counted  # type: ignore[method-assign]
+    try:
+        assert await line.answer(at_once=False)
+    finally:
+        del line.channel._read
+    return reads > 1
+
+
+async def test_other_tasks_have_their_turn_between_two_looks(line: Line) -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while line.waits == 0:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        nursery.start_soon(line._receive)
+        while line.waits == 0:
+            await trio.lowlevel.checkpoint()
+        line.theirs.send(ANSWER)
+    assert turns >= 2
+
+
+async def test_a_cancellation_is_heard_when_looking_has_come_to_nothing(line: Line) -> None:
+    with trio.move_on_after(0) as scope:
+        await line.channel.receive(cancellable=True, soon=True)
+    assert scope.cancelled_caught
+
+
+async def test_an_answer_that_is_there_is_worth_more_than_a_cancellation(line: Line) -> None:
+    line.theirs.send(ANSWER)
+    with trio.move_on_after(0) as scope:
+        assert (await line.channel.receive(cancellable=True, soon=True)).id == 1
+    assert not scope.cancelled_caught
