@@ -16,9 +16,9 @@ use std::sync::Arc;
 use pyo3::exceptions::{PySystemExit, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyCFunction, PyTuple};
+use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
 use trio_offload_worker::exit::{self, Ending};
-use trio_offload_worker::launch::{self, Surroundings};
+use trio_offload_worker::launch::{self, Surroundings, Watch};
 use trio_offload_worker::memory::{Figures, Meter};
 use trio_offload_worker::message::{
     Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
@@ -33,18 +33,21 @@ use trio_offload_worker::{family, os};
 
 use crate::hooks::{self, Settings};
 use crate::interpreter::ffi::{self, HeldBytes, NewBytes};
-use crate::interpreter::{Interpreter, Prefixes};
+use crate::interpreter::{Interpreter, Prefixes, environment};
 use crate::pickling::{Pickled, Pickling};
 
 pub(crate) struct Worker {
     activity: &'static Activity,
     surroundings: Option<Surroundings>,
     parent: Option<&'static Parent>,
+    watch: Option<Watch>,
     interpreter: Option<Interpreter>,
     python: Option<PythonSide>,
     meter: Meter,
     /// This process is a template, which is watched over by this as long as it does not fork.
     guard: Option<Guard>,
+    /// What a template was told, until it is one.
+    hello: Option<Hello>,
     is_template: bool,
     is_forked: bool,
     /// This process is a worker that a template has just forked.
@@ -65,6 +68,20 @@ struct PythonSide {
     trampoline: PyOnceLock<Py<PyAny>>,
     /// `trio_offload_worker._settings`, while it may still have something to do.
     pending_settings: Option<Py<PyModule>>,
+    /// Of a template, and in its workers.
+    of_template: Option<OfTemplate>,
+}
+
+/// What a template is like when it forks, for its workers to compare with what they are to be like. Whatever they need not ask
+/// Python for spares each of them a dozen pages of memory, which a process that has been forked has to copy.
+struct OfTemplate {
+    hello: Hello,
+    prefixes: Prefixes,
+    /// What a worker calls that has something to catch up with.
+    catch_up: Py<PyAny>,
+    /// It has random numbers that each worker needs others than.
+    is_to_be_seeded: bool,
+    has_multiprocessing: bool,
 }
 
 impl Worker {
@@ -73,10 +90,12 @@ impl Worker {
             activity,
             surroundings: Some(surroundings),
             parent: None,
+            watch: None,
             interpreter: None,
             python: None,
             meter: Meter::default(),
             guard: None,
+            hello: None,
             is_template: false,
             is_forked: false,
             newborn: None,
@@ -132,17 +151,19 @@ impl Executor for Worker {
         let Some(surroundings) = self.surroundings.take() else {
             return Err(Explanation::new("interpreter", "the worker has been started already"));
         };
-        if let Some(interpreter) = &self.interpreter {
+        if let Some((interpreter, python)) = self.interpreter.as_ref().zip(self.python.as_ref()) {
             // Forked: all that is the same in every worker is there.
             let libpython = interpreter.libpython.clone();
-            let prefixes = Interpreter::catch_up(hello)?;
-            self.parent = Some(surroundings.watch(hello, self.activity)?);
+            let prefixes = python.catch_up(hello)?;
+            let (parent, watch) = surroundings.meet(hello)?;
+            (self.parent, self.watch) = (Some(parent), Some(watch));
             return Ok(welcome(&libpython, prefixes));
         }
         let record = surroundings.record();
         if hello.template {
             let (parent, guard) = surroundings.settle_template(hello)?;
             (self.parent, self.guard, self.is_template) = (Some(parent), Some(guard), true);
+            self.hello = Some(hello.clone());
         } else {
             self.parent = Some(surroundings.settle(hello, self.activity)?);
         }
@@ -150,7 +171,9 @@ impl Executor for Worker {
         let libpython = interpreter.libpython.clone();
         self.interpreter = Some(interpreter);
         Interpreter::boot(hello)?;
-        let prefixes = Interpreter::furnish(hello)?;
+        let prefixes = Python::attach(|py| Interpreter::furnish(&py.import("sys")?, hello)).map_err(|error: PyErr| {
+            Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}"))
+        })?;
         Interpreter::report_faults(record)?;
         let python = Python::attach(PythonSide::new)
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
@@ -158,7 +181,16 @@ impl Executor for Worker {
         Ok(welcome(&libpython, prefixes))
     }
 
-    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
+    fn watch(&mut self) -> Result<(), Explanation> {
+        self.watch.take().map_or(Ok(()), |watch| watch.begin(self.activity))
+    }
+
+    fn set_up(
+        &mut self,
+        setup: &Setup,
+        segments: Vec<Segment<'_, NewBytes>>,
+        runs_user_code: bool,
+    ) -> Result<(), Box<Raised<Pickled>>> {
         let Some(python) = &mut self.python else { return Err(Box::new(raised_without_python())) };
         Python::attach(|py| {
             let outcome = python.set_up(py, setup, segments);
@@ -166,7 +198,9 @@ impl Executor for Worker {
                 leave_forked_copy(py, &python.sys, outcome);
             }
             let outcome = outcome.map_err(|error| Box::new(describe(py, error, "setup")));
-            flush(py, &python.sys);
+            if runs_user_code {
+                flush(py, &python.sys);
+            }
             outcome
         })
     }
@@ -239,9 +273,11 @@ impl Executor for Worker {
         if let Some(guard) = self.guard.take() {
             guard.dismiss();
         }
+        let Some(hello) = self.hello.take() else { return Err(Box::new(raised_without_python())) };
         Python::attach(|py| {
             refuse_threads(py, with_thread)?;
-            freeze(py).map_err(|error| Box::new(describe(py, error, "preload")))
+            let outcome = python.remember_template(py, hello).and_then(|()| freeze(py));
+            outcome.map_err(|error| Box::new(describe(py, error, "preload")))
         })
     }
 
@@ -263,7 +299,7 @@ impl Executor for Worker {
                 self.surroundings = Some(surroundings);
                 self.parent = None;
                 (self.is_template, self.is_forked) = (false, true);
-                self.meter = Meter::default();
+                self.meter = Meter::of_newborn();
                 Side::Worker
             }
             (Ok(Side::Worker), taken) => {
@@ -310,6 +346,28 @@ impl PythonSide {
             retire: None,
             trampoline: PyOnceLock::new(),
             pending_settings: None,
+            of_template: None,
+        })
+    }
+
+    /// What has changed in the parent since the template was started from which this process was forked.
+    fn catch_up(&self, hello: &Hello) -> Result<Prefixes, Explanation> {
+        let Some(template) = &self.of_template else {
+            return Err(Explanation::new("interpreter", "a worker was forked off a process that is not a template"));
+        };
+        let lacks_nothing =
+            hello.environment.is_empty() && hello.pycache_prefix == template.hello.pycache_prefix && !template.is_to_be_seeded;
+        if lacks_nothing && Interpreter::is_furnished(hello, &template.hello) {
+            return Ok(template.prefixes.clone());
+        }
+        Python::attach(|py| {
+            if !lacks_nothing {
+                template.catch_up.call1(py, (environment(py, hello)?, hello.pycache_prefix.as_deref()))?;
+            }
+            Interpreter::furnish(self.sys.bind(py), hello)
+        })
+        .map_err(|error: PyErr| {
+            Explanation::new("interpreter", format!("a worker was forked, but it could not be made like its parent: {error}"))
         })
     }
 
@@ -331,7 +389,9 @@ impl PythonSide {
         let settings = if let Some(settings) = &self.settings {
             // Of the template from which this worker was forked, with everything in place.
             settings.replace(pickled.unbind());
-            hooks::adopt_imported(py, settings)?;
+            if self.of_template.as_ref().is_none_or(|template| template.has_multiprocessing) {
+                hooks::adopt_imported(self.sys.bind(py), settings)?;
+            }
             Arc::clone(settings)
         } else {
             let settings = Settings::new(pickled.unbind(), self.pickling.loads_function(py));
@@ -353,7 +413,7 @@ impl PythonSide {
         let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| whole(py, segment));
         settings
             .and_then(|settings| self.take_settings(py, template.eager, settings))
-            .and_then(|()| Interpreter::prepare_workers(py))
+            .and_then(|()| Interpreter::prepare_workers(py).map(drop))
             .and_then(|()| self.trampoline(py).map(drop))
             .map_err(|error| Box::new(describe(py, error, "preload")))?;
         for name in &template.modules {
@@ -374,11 +434,29 @@ impl PythonSide {
         Ok(with_thread)
     }
 
+    /// Everything has been imported: what follows is the same for all workers.
+    fn remember_template(&mut self, py: Python<'_>, hello: Hello) -> PyResult<()> {
+        let sys = self.sys.bind(py);
+        let catch_up = Interpreter::prepare_workers(py)?;
+        // Whatever the imports have done to it.
+        catch_up.call1(py, (PyDict::new(py), hello.pycache_prefix.as_deref()))?;
+        let prefixes = Interpreter::furnish(sys, &hello)?;
+        let modules = sys.getattr("modules")?;
+        self.of_template = Some(OfTemplate {
+            hello,
+            prefixes,
+            catch_up,
+            is_to_be_seeded: modules.contains("numpy.random")?,
+            has_multiprocessing: hooks::has_multiprocessing(sys)?,
+        });
+        Ok(())
+    }
+
     fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
         let Some(settings) = self.settings.clone() else { return Ok(()) };
         let Some(segment) = segments.into_iter().next() else { return Ok(()) };
         settings.replace(whole(py, segment)?.unbind());
-        hooks::adopt_imported(py, &settings)?;
+        hooks::adopt_imported(self.sys.bind(py), &settings)?;
         if eager { self.apply(py, &settings) } else { Ok(()) }
     }
 

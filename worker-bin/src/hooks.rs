@@ -39,7 +39,7 @@ pub(crate) fn install(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> 
     let sys = py.import("sys")?;
     let modules = sys.getattr("modules")?;
     install_main(py, &modules, Arc::clone(settings))?;
-    if adopt_imported(py, settings)? {
+    if adopt_imported(&sys, settings)? {
         // Something that `site` runs has imported it already.
         return Ok(());
     }
@@ -48,12 +48,17 @@ pub(crate) fn install(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> 
 }
 
 /// Gives `multiprocessing` the process's identity if it is imported; whether it is.
-pub(crate) fn adopt_imported(py: Python<'_>, settings: &Settings) -> PyResult<bool> {
-    if !py.import("sys")?.getattr("modules")?.contains("multiprocessing.process")? {
+pub(crate) fn adopt_imported(sys: &Bound<'_, PyModule>, settings: &Settings) -> PyResult<bool> {
+    let py = sys.py();
+    if !has_multiprocessing(sys)? {
         return Ok(false);
     }
     py.import("trio_offload_worker._multiprocessing")?.call_method1("adopt", (settings.get(py)?,))?;
     Ok(true)
+}
+
+pub(crate) fn has_multiprocessing(sys: &Bound<'_, PyModule>) -> PyResult<bool> {
+    sys.getattr("modules")?.contains("multiprocessing.process")
 }
 
 /// Takes a finder out of `sys.meta_path`.

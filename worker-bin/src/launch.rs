@@ -115,17 +115,22 @@ impl Surroundings {
         self.watch(hello, activity)
     }
 
-    /// The same for a worker that was forked: its Python is running, and gets the environment itself.
-    pub fn watch(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
-        let parent = find_parent(hello, Parent::watch)?;
-        let charge = Charge { socket: self.descriptor, outlet: self.outlet, parent, record: self.record };
-        sentinel::start(charge, activity).map_err(|error| {
-            Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}"))
-        })?;
-        if let Some(interrupt_held) = self.interrupt_held {
+    fn watch(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
+        let interrupt_held = self.interrupt_held;
+        let (parent, watch) = Self { interrupt_held: None, ..self }.meet(hello)?;
+        watch.begin(activity)?;
+        if let Some(interrupt_held) = interrupt_held {
             swallow_interrupts(interrupt_held).map_err(|text| Explanation::new("environment", text))?;
         }
         Ok(parent)
+    }
+
+    /// The same for a worker that was forked: its Python is running, and gets the environment itself. The native thread can wait
+    /// until there is something to watch.
+    pub fn meet(self, hello: &Hello) -> Result<(&'static Parent, Watch), Explanation> {
+        let parent = find_parent(hello, Parent::watch)?;
+        let charge = Charge { socket: self.descriptor, outlet: self.outlet, parent, record: self.record };
+        Ok((parent, Watch { charge }))
     }
 
     /// The same for a template, which must not have a thread when it forks: the guard is to be dismissed before. The parent is
@@ -146,6 +151,20 @@ impl Surroundings {
     /// Where Python is to write the stacks when it dies.
     pub fn record(&self) -> RawFd {
         self.record.descriptor()
+    }
+}
+
+/// The native thread, not begun.
+#[derive(Debug)]
+pub struct Watch {
+    charge: Charge,
+}
+
+impl Watch {
+    pub fn begin(self, activity: &'static Activity) -> Result<(), Explanation> {
+        sentinel::start(self.charge, activity).map_err(|error| {
+            Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}"))
+        })
     }
 }
 

@@ -44,7 +44,8 @@ fn serve(socket: i32, record: i32) -> ExitCode {
     let is_forked = newborn.is_some();
     if let Some(newborn) = newborn {
         // A template has forked this process. Its own connection has lost its descriptor to the worker's.
-        std::mem::replace(&mut connection, newborn).into_stream().relinquish();
+        let templates = std::mem::replace(&mut connection, newborn);
+        connection.succeed(templates).relinquish();
         ending = session::run(&mut connection, &mut worker, &ACTIVITY);
     }
     let code = worker.finish(ending);

@@ -11,7 +11,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
@@ -46,25 +47,29 @@ const INTERVAL: Duration = Duration::from_millis(1);
 const PEAK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Meter {
+    /// Of a process that has just been forked, whose peak is what it holds (kernel/fork.c, `dup_mm`).
+    pub fn of_newborn() -> Self {
+        Self { peak_read: Some(Instant::now()), ..Self::default() }
+    }
+
     /// The figures, unless they were read a moment ago; `None` too where the system does not tell them.
     pub fn read_if_due(&mut self) -> Option<Figures> {
         let now = Instant::now();
         if self.read.is_some_and(|read| now.duration_since(read) < INTERVAL) {
             return None;
         }
-        let peak_is_due = self.peak_read.is_none_or(|read| now.duration_since(read) >= PEAK_INTERVAL);
-        self.read_at(now, peak_is_due)
+        self.read_at(now)
     }
 
     /// The figures of this moment.
     pub fn read(&mut self) -> Option<Figures> {
-        self.read_at(Instant::now(), true)
+        self.read_at(Instant::now())
     }
 
-    fn read_at(&mut self, now: Instant, with_peak: bool) -> Option<Figures> {
+    fn read_at(&mut self, now: Instant) -> Option<Figures> {
         let (vms, rss) = sizes()?;
         self.read = Some(now);
-        if with_peak {
+        if self.peak_read.is_none_or(|read| now.duration_since(read) >= PEAK_INTERVAL) {
             self.peak_read = Some(now);
             self.peak = self.peak.max(peak().unwrap_or_default());
         }
@@ -138,7 +143,8 @@ const LOOKS: usize = 3;
 /// The address space and the resident memory, in bytes.
 #[cfg(target_os = "linux")]
 fn sizes() -> Option<(u64, u64)> {
-    sizes_in_statm(&fs::read_to_string("/proc/self/statm").ok()?, os::page_size())
+    let mut memory = [0; 256];
+    sizes_in_statm(front_of("/proc/self/statm", &mut memory)?, os::page_size())
 }
 
 /// Without `/proc`: slower, and right.
@@ -152,7 +158,18 @@ fn sizes() -> Option<(u64, u64)> {
 
 /// The most that was resident, in bytes; `None` where only the readings tell.
 fn peak() -> Option<u64> {
-    kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+    const PATH: &str = "/proc/self/status";
+    const NAME: &str = "VmHWM:";
+    let mut memory = [0; 4096];
+    // Of a user with very many groups the front is their list.
+    kilobytes(front_of(PATH, &mut memory)?, NAME).or_else(|| kilobytes(&fs::read_to_string(PATH).ok()?, NAME))
+}
+
+/// What one read gives of a file. The kernel composes these files at the first one, so to ask for their sizes and their ends as
+/// well, as `fs::read_to_string` does, is most of what that takes.
+fn front_of<'a>(path: &str, memory: &'a mut [u8]) -> Option<&'a str> {
+    let count = File::open(path).ok()?.read(memory).ok()?;
+    str::from_utf8(memory.get(..count)?).ok()
 }
 
 fn sizes_in_statm(text: &str, page: u64) -> Option<(u64, u64)> {

@@ -178,6 +178,10 @@ pub fn start(charge: Charge, activity: &'static Activity) -> io::Result<()> {
     let identity = os::identity_of(writer.as_fd());
     // There is one native thread; were there a second, the first would keep its bell.
     let _ = activity.bell.set(Bell { writer, identity });
+    if activity.duty.get().is_some() {
+        // It has been told what to do before there was anybody to hear it.
+        activity.ring();
+    }
     let _held = os::SignalsHeld::all()?;
     thread::Builder::new()
         .name("sentinel".to_owned())

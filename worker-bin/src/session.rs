@@ -31,8 +31,15 @@ pub trait Executor: Allocator {
 
     /// Becomes the parent's Python, or says why it cannot.
     fn start(&mut self, hello: &Hello) -> Result<Welcome, Explanation>;
-    /// Takes the settings and calls `init`.
-    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, Self::Buffer>>) -> Result<(), Box<Raised<Self::Payload>>>;
+    /// Has the native thread running from now on, if it is not yet. Nothing that is the user's runs before.
+    fn watch(&mut self) -> Result<(), Explanation>;
+    /// Takes the settings and, if that is so, runs what the user has for a start: `init`, for example.
+    fn set_up(
+        &mut self,
+        setup: &Setup,
+        segments: Vec<Segment<'_, Self::Buffer>>,
+        runs_user_code: bool,
+    ) -> Result<(), Box<Raised<Self::Payload>>>;
     /// Takes other settings instead of those of SETUP.
     fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, Self::Buffer>>);
     /// Unpickles, calls, pickles. Nothing that the user's code does keeps it from giving an answer.
@@ -179,7 +186,9 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         match self.executor.start(hello) {
             Ok(welcome) => {
                 self.activity.set(Doing::Waiting);
-                self.say(Message::Welcome(Box::new(welcome)))?;
+                // The parent has said SETUP or TEMPLATE already, and is woken once if that is answered soon.
+                let held = self.connection.hold(Message::Welcome(Box::new(welcome)));
+                self.checked(held)?;
                 self.state = if hello.template { State::AwaitTemplate } else { State::AwaitSetup };
                 Ok(())
             }
@@ -188,6 +197,11 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn set_up(&mut self, setup: &Setup, header: &Header) -> Step {
+        // Behind the settings are `init` and `retire`, if there are any.
+        let runs_user_code = setup.eager || header.lengths.iter().skip(1).any(|length| *length > 0);
+        if runs_user_code {
+            self.prepare_for_user_code()?;
+        }
         let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
@@ -198,7 +212,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             memory_limit: setup.memory_limit,
         });
         self.activity.set(Doing::Busy);
-        let outcome = self.executor.set_up(setup, segments);
+        let outcome = self.executor.set_up(setup, segments, runs_user_code);
         self.activity.set(Doing::Waiting);
         if let Err(raised) = outcome {
             let payload = raised.exception.as_ref().map(|payload| payload as &dyn Payload);
@@ -207,6 +221,8 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         }
         let figures = self.executor.measure(true);
         self.say(Message::Ready(figures))?;
+        // The parent is busy with that now, and the call comes afterwards.
+        self.watch()?;
         self.state = State::Idle;
         let timeout = setup.idle_timeout_ms.map(Duration::from_millis);
         self.timeout_after_call = timeout.filter(|timeout| *timeout < UNTIL_FIRST_CALL);
@@ -214,6 +230,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn become_template(&mut self, template: &Template, header: &Header) -> Step {
+        self.prepare_for_user_code()?;
         let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
@@ -239,6 +256,20 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         match self.executor.fork(fork, descriptors) {
             Side::Template => Ok(()),
             Side::Worker => Err(Ending::Forked),
+        }
+    }
+
+    /// What it runs may take its time, and may never come back.
+    fn prepare_for_user_code(&mut self) -> Step {
+        let sent = self.connection.send_held();
+        self.checked(sent)?;
+        self.watch()
+    }
+
+    fn watch(&mut self) -> Step {
+        match self.executor.watch() {
+            Ok(()) => Ok(()),
+            Err(Explanation { code, message }) => self.abort(&code, message),
         }
     }
 
@@ -323,7 +354,12 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn sent(&mut self, message: Message, id: u64, payload: Option<&dyn Payload>) -> Step {
-        match self.connection.send(message, id, payload) {
+        let sent = self.connection.send(message, id, payload);
+        self.checked(sent)
+    }
+
+    fn checked(&mut self, sent: Result<(), SendError>) -> Step {
+        match sent {
             Ok(()) => Ok(()),
             Err(SendError::Closed) => Err(Ending::ParentClosed),
             Err(error @ (SendError::Wire(_) | SendError::System(_))) => self.abort("socket", error.to_string()),

@@ -83,6 +83,9 @@ pub struct Connection<S> {
     stream: S,
     /// Held while a frame is written: the native thread writes too.
     writing: Arc<Mutex<()>>,
+    /// Frames that go out with the next one.
+    held: Vec<u8>,
+    /// Empty until it is needed.
     buffer: Vec<u8>,
     /// The part of the buffer that has been received and not been used.
     start: usize,
@@ -97,7 +100,7 @@ const PASSING_LIMIT: usize = BUFFER_SIZE / 2;
 
 impl<S: Stream> Connection<S> {
     pub fn new(stream: S) -> Self {
-        Self { stream, writing: Arc::default(), buffer: vec![0; BUFFER_SIZE], start: 0, end: 0 }
+        Self { stream, writing: Arc::default(), held: Vec::new(), buffer: Vec::new(), start: 0, end: 0 }
     }
 
     /// One whose frames do not mix with those of the outlet.
@@ -105,9 +108,13 @@ impl<S: Stream> Connection<S> {
         Self { writing: Arc::clone(&outlet.writing), ..Self::new(stream) }
     }
 
-    /// The stream, without what was read ahead of it.
-    pub fn into_stream(self) -> S {
-        self.stream
+    /// Takes the memory of one that is of no further use, and gives back its stream, without what was read ahead of it.
+    ///
+    /// In a process that has just been forked its pages are there already.
+    pub fn succeed(&mut self, other: Self) -> S {
+        self.buffer = other.buffer;
+        (self.start, self.end) = (0, 0);
+        other.stream
     }
 
     pub fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ReceiveError> {
@@ -140,6 +147,8 @@ impl<S: Stream> Connection<S> {
                 }
                 Progress::Need(length) => {
                     let begun = self.start < self.end;
+                    // Whoever waits has nothing to add.
+                    self.send_held().or_else(unless_closed)?;
                     self.make_room(length);
                     match self.stream.receive(self.buffer.get_mut(self.end..).unwrap_or_default()) {
                         Ok(0) if begun => return Err(WireError::TornFrame.into()),
@@ -193,9 +202,31 @@ impl<S: Stream> Connection<S> {
         let segments = payload.map(Payload::segments).unwrap_or_default();
         let lengths = segments.iter().map(|pieces| pieces.iter().map(|piece| piece.len() as u64).sum()).collect();
         let header = wire::encode(Header { kind: message.kind(), id, lengths, body: message.into_body() })?;
-        let pieces = segments.iter().flatten().copied().filter(|piece| !piece.is_empty());
-        let mut parts: Vec<IoSlice<'_>> = std::iter::once(header.as_slice()).chain(pieces).map(IoSlice::new).collect();
-        let mut rest = parts.as_mut_slice();
+        let pieces = segments.iter().flatten().copied();
+        let held = std::mem::take(&mut self.held);
+        let parts = [held.as_slice(), &header].into_iter().chain(pieces).filter(|part| !part.is_empty());
+        self.write(&mut parts.map(IoSlice::new).collect::<Vec<_>>())
+    }
+
+    /// Has a frame go out with the next one, or before anything is waited for: the other side is woken once.
+    pub fn hold(&mut self, message: Message) -> Result<(), SendError> {
+        let header = wire::encode(Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() })?;
+        self.held.extend(header);
+        Ok(())
+    }
+
+    /// Sends what is held. To be done before anything that may take its time.
+    pub fn send_held(&mut self) -> Result<(), SendError> {
+        let held = std::mem::take(&mut self.held);
+        self.write(&mut [IoSlice::new(&held)])
+    }
+
+    fn write(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), SendError> {
+        let mut rest = parts;
+        IoSlice::advance_slices(&mut rest, 0);
+        if rest.is_empty() {
+            return Ok(());
+        }
         // What it guards is not data: a thread that panicked has ended the process.
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         while !rest.is_empty() {
@@ -261,7 +292,10 @@ impl<S: Stream> Connection<S> {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
-            if length > self.buffer.len() {
+            if self.buffer.is_empty() {
+                // Zeros that the system has made cost nothing until they are overwritten.
+                self.buffer = vec![0; length.max(BUFFER_SIZE)];
+            } else if length > self.buffer.len() {
                 self.buffer.resize(length, 0);
             }
         }
@@ -276,6 +310,15 @@ impl<S: Stream> Connection<S> {
                 self.buffer = vec![0; BUFFER_SIZE];
             }
         }
+    }
+}
+
+/// Whoever goes on to read learns there that the other end is closed.
+fn unless_closed(error: SendError) -> Result<(), ReceiveError> {
+    match error {
+        SendError::Closed => Ok(()),
+        SendError::Wire(error) => Err(error.into()),
+        SendError::System(error) => Err(error.into()),
     }
 }
 

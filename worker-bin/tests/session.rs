@@ -23,6 +23,8 @@ use trio_offload_worker::wire::{self, Header, Kind};
 #[derive(Default)]
 struct Fake {
     refuse: bool,
+    refuse_watch: bool,
+    watches: bool,
     fail_set_up: bool,
     raise: bool,
     settled: Option<Settled>,
@@ -82,7 +84,22 @@ impl Executor for Fake {
         if self.refuse { Err(Explanation::new("interpreter", "no")) } else { Ok(Welcome::default()) }
     }
 
-    fn set_up(&mut self, setup: &Setup, segments: Vec<Segment<'_, HeapBuffer>>) -> Result<(), Box<Raised<Pieces>>> {
+    fn watch(&mut self) -> Result<(), Explanation> {
+        if !std::mem::replace(&mut self.watches, true) {
+            self.note("watch");
+        }
+        if self.refuse_watch { Err(Explanation::new("environment", "no thread")) } else { Ok(()) }
+    }
+
+    fn set_up(
+        &mut self,
+        setup: &Setup,
+        segments: Vec<Segment<'_, HeapBuffer>>,
+        runs_user_code: bool,
+    ) -> Result<(), Box<Raised<Pieces>>> {
+        if runs_user_code {
+            self.note("user code");
+        }
         self.note(format!("set up {:?} {} {}", setup.idle_timeout_ms, setup.eager, lengths(segments)));
         if self.fail_set_up {
             return Err(Box::new(Raised { failure: failure("setup"), exception: Some(Pieces(vec![vec![b"E".to_vec()]])) }));
@@ -198,6 +215,8 @@ struct Run {
     ending: Ending,
     /// Kind, id and message of each frame that the worker said.
     said: Vec<(Kind, u64, Message)>,
+    /// In how many pieces.
+    writes: usize,
     log: Vec<String>,
     timeouts: Vec<Option<Duration>>,
     /// Whether the other side's writes fail from the last words on.
@@ -228,7 +247,7 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
     let mut connection = Connection::new(script);
     let ending = session::run(&mut connection, &mut executor, &activity);
     assert_eq!(activity.get(), if ending == Ending::Forked { Doing::Waiting } else { Doing::Leaving });
-    let Script { sent, timeouts, stopped, .. } = connection.into_stream();
+    let Script { sent, writes, timeouts, stopped, .. } = Connection::new(Script::new([])).succeed(connection);
     let mut replies = Connection::new(Script::cut(&sent, &[], true));
     let mut said = Vec::new();
     while let Next::Header(header) = replies.next_header().unwrap() {
@@ -236,7 +255,7 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
         replies.receive_segments(&header.lengths, &[], &mut Heap).unwrap();
         said.push((header.kind, header.id, message));
     }
-    Run { ending, said, log: log.take(), timeouts, stopped }
+    Run { ending, said, writes, log: log.take(), timeouts, stopped }
 }
 
 fn bytes(parts: &[Vec<u8>]) -> Event {
@@ -254,6 +273,8 @@ fn a_whole_life() {
         run.log(),
         [
             "start 42",
+            "watch",
+            "user code",
             "set up Some(60000) false [1, 0, 2]",
             "call [4]",
             "settle true",
@@ -262,6 +283,41 @@ fn a_whole_life() {
             "settle true"
         ]
     );
+}
+
+/// The user's code may take its time, and may never come back: by then the parent has heard WELCOME, and the thread watches it.
+/// Where there is none the parent is woken once, and the thread begins while it is busy with that.
+#[test]
+fn a_start_without_user_code_is_answered_in_one_piece_and_watched_afterwards() {
+    let eager = Setup { eager: true, ..Setup::default() };
+    let cases = [
+        (frame(Message::Setup(Setup::default()), 0, &[1, 0, 0]), false),
+        (frame(Message::Setup(Setup::default()), 0, &[1, 1, 0]), true),
+        (frame(Message::Setup(Setup::default()), 0, &[1, 0, 1]), true),
+        (frame(Message::Setup(eager), 0, &[1, 0, 0]), true),
+    ];
+    for (setup, is_users) in cases {
+        let run_ = run(Fake::default(), [bytes(&[hello(), setup.clone()])]);
+        assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready]);
+        let place = |what: &str| run_.log.iter().position(|entry| entry.starts_with(what));
+        assert_eq!(place("user code").is_some(), is_users);
+        assert_eq!(place("watch") < place("set up"), is_users);
+        assert_eq!(run_.writes, if is_users { 2 } else { 1 });
+        // What is held goes out before anything is waited for.
+        let run_ = run(Fake::default(), [bytes(&[hello()]), bytes(&[setup])]);
+        assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Ready], 2));
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_be_watched_says_so_and_runs_nothing() {
+    for setup in [setup(), frame(Message::Setup(Setup::default()), 0, &[1, 0, 0])] {
+        let fake = Fake { refuse_watch: true, ..Fake::default() };
+        let run = run(fake, [bytes(&[hello(), setup, call(1)])]);
+        assert_eq!(run.ending, Ending::Aborted);
+        assert_eq!(*run.last(), Message::Aborted(Explanation::new("environment", "no thread")));
+        assert!(!run.log.iter().any(|entry| entry.starts_with("call") || entry == "user code"), "{:?}", run.log);
+    }
 }
 
 #[test]
@@ -319,7 +375,7 @@ fn the_life_of_a_template() {
     let run = run_script(Fake::default(), with_descriptors(events));
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Retired]);
-    assert_eq!(run.log(), ["start 42", "template [\"json\"] true [3]", "fork [0, 2] 6", "fork [0, 2] 6"]);
+    assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork [0, 2] 6", "fork [0, 2] 6"]);
     // Nobody waits for a call, however long.
     assert!(run.timeouts.is_empty());
 }
@@ -331,7 +387,7 @@ fn a_forked_worker_leaves_the_templates_session_without_a_word() {
     let run = run_script(fake, with_descriptors(events));
     assert_eq!((run.ending, run.kinds()), (Ending::Forked, vec![Kind::Welcome, Kind::Ready]));
     // The second request is the template's.
-    assert_eq!(run.log.len(), 3);
+    assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork [0, 2] 6"]);
 }
 
 #[test]
@@ -503,7 +559,7 @@ fn large_segments_arrive_whole_in_memory_of_their_own() {
     let lengths = [70_000, 0, 1, 100_000, HEAP_LIMIT];
     let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(vec![]), 1, &lengths), call(2), retire()])]);
     assert_eq!(run.ending, Ending::Retired);
-    assert_eq!(run.log[2], format!("call {lengths:?}"));
+    assert_eq!(run.log[4], format!("call {lengths:?}"));
 }
 
 #[test]
@@ -512,7 +568,7 @@ fn a_segment_is_received_into_what_it_becomes() {
     let lengths = [10, 300_000, 20, 0];
     let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(types), 1, &lengths), retire()])]);
     assert_eq!(run.ending, Ending::Retired);
-    assert_eq!(run.log[2..4], ["allocate 300000 Bytes", "allocate 0 ByteArray"]);
+    assert_eq!(run.log[4..6], ["allocate 300000 Bytes", "allocate 0 ByteArray"]);
 }
 
 #[test]
@@ -521,15 +577,15 @@ fn kept_memory_is_given_back_when_no_call_comes_and_before_the_next_one_runs() {
     let first = bytes(&[hello(), setup(), call(1)]);
     // The next call is there already: what it did not use goes before it runs.
     let run_ = run(leaving(), [bytes(&[hello(), setup(), call(1), call(2)])]);
-    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
+    assert_eq!(run_.log[4..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
     // It comes in time.
     let run_ = run(leaving(), [first.clone(), bytes(&[call(2)])]);
-    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
+    assert_eq!(run_.log[4..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
     // It does not.
     let mut script = Script::new([first, bytes(&[call(2)]), Event::End]);
     script.comes = [false, false].into();
     let run_ = run_script(leaving(), script);
-    assert_eq!(run_.log[2..], ["call [4]", "settle true", "give back", "call [4]", "settle true", "give back"]);
+    assert_eq!(run_.log[4..], ["call [4]", "settle true", "give back", "call [4]", "settle true", "give back"]);
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(crate) struct Interpreter {
 }
 
 /// What only the running interpreter knows of itself.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Prefixes {
     pub(crate) prefix: Vec<u8>,
     pub(crate) exec_prefix: Vec<u8>,
@@ -65,27 +65,30 @@ impl Interpreter {
     }
 
     /// Puts the lists of `sys` in place and reads where Python has found itself.
-    pub(crate) fn furnish(hello: &Hello) -> Result<Prefixes, Explanation> {
-        Python::attach(|py| {
-            let sys = py.import("sys")?;
-            set_list(&sys, "path", &hello.path)?;
-            // These three are part of the configuration too, but Python adds to them, and the order of what it adds is not
-            // always that of a command line (Python/initconfig.c, config_init_warnoptions).
-            set_list(&sys, "argv", &hello.argv)?;
-            set_list(&sys, "orig_argv", &hello.orig_argv)?;
-            set_list(&sys, "warnoptions", &hello.warnoptions)?;
-            set_digits(&sys, hello)?;
-            let path = |name| PyResult::Ok(sys.getattr(name)?.extract::<PathBuf>()?.into_os_string().into_vec());
-            Ok(Prefixes { prefix: path("prefix")?, exec_prefix: path("exec_prefix")? })
-        })
-        .map_err(|error: PyErr| {
-            Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}"))
-        })
+    pub(crate) fn furnish(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<Prefixes> {
+        set_list(sys, "path", &hello.path)?;
+        // These three are part of the configuration too, but Python adds to them, and the order of what it adds is not
+        // always that of a command line (Python/initconfig.c, config_init_warnoptions).
+        set_list(sys, "argv", &hello.argv)?;
+        set_list(sys, "orig_argv", &hello.orig_argv)?;
+        set_list(sys, "warnoptions", &hello.warnoptions)?;
+        set_digits(sys, hello)?;
+        let path = |name| PyResult::Ok(sys.getattr(name)?.extract::<PathBuf>()?.into_os_string().into_vec());
+        Ok(Prefixes { prefix: path("prefix")?, exec_prefix: path("exec_prefix")? })
     }
 
-    /// Imports into a template what its workers need from the first moment to the last.
-    pub(crate) fn prepare_workers(py: Python<'_>) -> PyResult<()> {
-        py.import(OF_TEMPLATES).map(drop)
+    /// Whether what [`Self::furnish`] did for the other one is what it would do for this one.
+    pub(crate) fn is_furnished(hello: &Hello, other: &Hello) -> bool {
+        hello.path == other.path
+            && hello.argv == other.argv
+            && hello.orig_argv == other.orig_argv
+            && hello.warnoptions == other.warnoptions
+            && wanted_digits(hello) == wanted_digits(other)
+    }
+
+    /// Imports into a template what its workers need from the first moment to the last; what they call first.
+    pub(crate) fn prepare_workers(py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Ok(py.import(OF_TEMPLATES)?.getattr("catch_up")?.unbind())
     }
 
     /// The end of a worker that was forked. False: standard output could not be flushed.
@@ -97,19 +100,6 @@ impl Interpreter {
                 false
             })
         })
-    }
-
-    /// What has changed in the parent since the template was started from which this process was forked.
-    pub(crate) fn catch_up(hello: &Hello) -> Result<Prefixes, Explanation> {
-        Python::attach(|py| {
-            py.import(OF_TEMPLATES)?
-                .call_method1("catch_up", (environment(py, hello)?, hello.pycache_prefix.as_deref()))
-                .map(drop)
-        })
-        .map_err(|error: PyErr| {
-            Explanation::new("interpreter", format!("a worker was forked, but it could not be made like its parent: {error}"))
-        })?;
-        Self::furnish(hello)
     }
 
     /// Lets Python write the stacks of all its threads into the record: when the process dies of a fault, and when the native
@@ -137,7 +127,7 @@ impl Interpreter {
     }
 }
 
-fn environment<'py>(py: Python<'py>, hello: &Hello) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn environment<'py>(py: Python<'py>, hello: &Hello) -> PyResult<Bound<'py, PyDict>> {
     let variables = PyDict::new(py);
     for (name, value) in &hello.environment {
         variables.set_item(PyBytes::new(py, name), value.as_deref().map(|value| PyBytes::new(py, value)))?;
@@ -155,14 +145,17 @@ fn home_hint() -> String {
 
 /// The longest integer that is turned into text or made from it. Before 3.12 it is not part of the configuration.
 fn set_digits(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<()> {
-    let wanted = hello.flags.iter().find(|(name, _)| name == "int_max_str_digits");
-    if let Some((_, wanted)) = wanted
+    if let Some(wanted) = wanted_digits(hello)
         && sys.hasattr("set_int_max_str_digits")?
-        && sys.call_method0("get_int_max_str_digits")?.extract::<i32>()? != *wanted
+        && sys.call_method0("get_int_max_str_digits")?.extract::<i32>()? != wanted
     {
-        sys.call_method1("set_int_max_str_digits", (*wanted,))?;
+        sys.call_method1("set_int_max_str_digits", (wanted,))?;
     }
     Ok(())
+}
+
+fn wanted_digits(hello: &Hello) -> Option<i32> {
+    hello.flags.iter().find(|(name, _)| name == "int_max_str_digits").map(|(_, wanted)| *wanted)
 }
 
 /// In place, because others hold the list; not touched at all where it is right already.

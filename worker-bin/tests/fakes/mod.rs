@@ -23,6 +23,8 @@ pub(crate) enum Event {
 pub(crate) struct Script {
     events: VecDeque<Event>,
     pub(crate) sent: Vec<u8>,
+    /// In how many pieces.
+    pub(crate) writes: usize,
     /// How many bytes each send takes; empty: all of them.
     pub(crate) send_sizes: VecDeque<usize>,
     /// The error of every send, if there is one.
@@ -41,6 +43,7 @@ impl Script {
         Self {
             events: events.into_iter().collect(),
             sent: Vec::new(),
+            writes: 0,
             send_sizes: VecDeque::new(),
             send_error: None,
             timeouts: Vec::new(),
@@ -100,6 +103,7 @@ impl Stream for Script {
         let most = self.send_sizes.pop_front().unwrap_or(usize::MAX);
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).take(most).collect();
         self.sent.extend(&bytes);
+        self.writes += 1;
         Ok(bytes.len())
     }
 
