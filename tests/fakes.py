@@ -99,7 +99,7 @@ class FakeWorker:
         self.begin()
         await self.finish(cancellable=cancellable)
 
-    def begin(self) -> None:
+    def begin(self, call: Payload | None = None) -> None:
         pass
 
     async def finish(self, *, cancellable: bool) -> None:

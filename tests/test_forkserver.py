@@ -699,6 +699,59 @@ async def test_one_job_workers() -> None:
         assert len(pids) == 100
 
 
+# --- the first call, which goes with the greeting ------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"retire": object}, {"idle_timeout": 0.0}, {"init": functools.partial(int, 1)}])
+async def test_the_first_call_is_run_once(tmp_path: Path, options: dict[str, Any]) -> None:
+    journal = tmp_path / "journal"
+    async with forked(**options) as context:
+        for text in ("first", "second"):
+            assert await context.run_sync(jobs.append, str(journal), text) == text
+    assert journal.read_text() == "first\nsecond\n"
+
+
+@pytest.mark.parametrize("size", [10_000, 16_000, 17_000, 100_000, 10_000_000])
+async def test_a_first_call_of_any_size(size: int) -> None:
+    async with forked(retire=object) as context:
+        for _ in range(2):
+            assert await context.run_sync(len, bytes(size)) == size
+
+
+async def test_the_first_call_is_not_run_if_the_start_fails(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    async with forked(init=functools.partial(int, "no number")) as context:
+        with pytest.raises(WorkerStartError, match="raised ValueError"):
+            await context.run_sync(jobs.append, str(journal), "first")
+    async with forked(init=functools.partial(os._exit, 7)) as context:
+        with pytest.raises(WorkerStartError, match="exited with status 7 before it was ready"):
+            await context.run_sync(jobs.append, str(journal), "first")
+    async with forked(memory_limit=1_000_000) as context:
+        with pytest.raises(WorkerStartError, match="no job could ever run"):
+            await context.run_sync(jobs.append, str(journal), "first")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with forked(retire=trio_offload.retire_when(rss=1_000_000)) as context:
+            with pytest.raises(UserWarning, match="under the baseline"):
+                await context.run_sync(jobs.append, str(journal), "first")
+    assert not journal.exists()
+
+
+async def test_a_first_call_that_ends_its_worker() -> None:
+    async with forked() as context:
+        with pytest.raises(BrokenWorkerError, match="while it ran posix._exit"):
+            await context.run_sync(os._exit, 9)
+        assert await context.run_sync(int, "5") == 5
+
+
+async def test_a_first_call_that_is_cancelled(line: Lifeline, gate: Gate) -> None:
+    async with forked() as context, trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(context.run_sync, jobs.pass_gate, line.path, gate.path, kill_on_cancel=True))
+        pid = await line.pid()
+        nursery.cancel_scope.cancel()
+    assert process_state(pid) is None
+
+
 async def test_a_hundred_at_once() -> None:
     async with forked() as context:
         assert await context.prewarm(100) == 100

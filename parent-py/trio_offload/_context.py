@@ -417,7 +417,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 new = worker is None
                 if worker is None:
                     worker = Worker(self._settings)
-                    worker.begin()
+                    worker.begin(call)
                 try:
                     if worker.state is State.STARTING:
                         await worker.finish(cancellable=cancellable)

@@ -162,7 +162,8 @@ class Templates:
         """
         with no_forks:
             template = self._current
-            if template is not None and (template.process.ended or template.state is State.IDLE) and not template.hear():
+            # Whether it still lives is found out when it is asked for a worker.
+            if template is not None and template.process.ended and not template.hear():
                 self._current = None
                 self._leaving.append(template)
                 template = None

@@ -181,6 +181,9 @@ class Worker:
         self.progress = _record.Progress()
         # The bytes of the last answer.
         self.answer_size = 0
+        # The call that is wanted of it first, and the same once it has been sent together with the greeting.
+        self._first_call: _payload.Payload | None = None
+        self._sent_ahead: _payload.Payload | None = None
 
     @property
     def process(self) -> WorkerProcess:
@@ -230,15 +233,17 @@ class Worker:
         self.begin()
         await self.finish(cancellable=cancellable)
 
-    def begin(self) -> None:
+    def begin(self, call: _payload.Payload | None = None) -> None:
         """Start the process and tell it all that it has to know, without waiting for anything.
 
-        If what it is to be forked off is not ready, :meth:`finish` does all that.
+        If what it is to be forked off is not ready, :meth:`finish` does all that. With ``call`` it may be told of that too: then
+        :meth:`run_sync` of the very same comes right after :meth:`finish`.
 
         Raises:
             WorkerStartError: it could not be started; nothing is left of it.
         """
         refuse_while_main_loads()
+        self._first_call = call
         if self._settings.fork:
             self._has_watcher = True
             greeting = self._greeting_of_fork()
@@ -273,8 +278,26 @@ class Worker:
         if begun is None:
             return False
         # Said afterwards, as to one that is spawned.
-        self._converse(lambda: self._greeting(way, functions, template), *begun)
+        self._converse(lambda: self._with_call(self._greeting(way, functions, template)), *begun)
         return True
+
+    def _with_call(self, greeting: list[Buffer]) -> list[Buffer]:
+        """The greeting of a forked worker, and the first call with it if nothing but a failing start can keep that from being run.
+
+        What WELCOME could reveal has been compared when the template was started. But a worker may hold more than it may before
+        it has done anything, and a policy of when to retire may be worth a warning, which may be an error.
+        """
+        call, settings = self._first_call, self._settings
+        if call is None or settings.memory_limit is not None or type(settings.retire) is RetireWhen:
+            return greeting
+        if sum(call.lengths) > _LONGEST_AHEAD:
+            return greeting
+        self._sent_ahead = call
+        self._calls = 1
+        return [*greeting, self._head_of(call), *call.parts]
+
+    def _head_of(self, call: _payload.Payload) -> bytes:
+        return encode_head(Kind.CALL, self._calls, call.lengths, {"types": call.types} if call.types else None)
 
     def _converse(
         self, greeting: Callable[[], list[Buffer]], process: WorkerProcess, ours: Any, record: _record.RecordFile
@@ -312,7 +335,8 @@ class Worker:
             except _NeverForked as lost:
                 template = lost.template
             templates.discard(template)
-            self._process = self._channel = None
+            self._process = self._channel = self._sent_ahead = None
+            self._calls = 0
             if left == 0:
                 self.state = State.ENDED
                 await template._end_gently()
@@ -391,30 +415,33 @@ class Worker:
             # It would not find what the call names in `__main__`, or would find what that was before.
             self.ask_to_retire()
             raise CallNotRun
-        self._calls += 1
+        ahead = self._sent_ahead is call
+        if not ahead:
+            self._calls += 1
         self.state = State.RUNNING
         self._running = call.function
         self._began = time.monotonic()
+        self._sent_ahead = self._first_call = None
         sent = True
         try:
             # In one piece, and no coroutine is made where there is nothing to wait for: here either would be felt.
             gone = self._has_watcher and self.process.poll()
-            frame = await self._already_said(channel) if self._retires or gone else None
+            frame = await self._already_said(channel) if (self._retires and not ahead) or gone else None
             if frame is None:
                 if gone:
                     sent = False
                     raise EndOfStream
-                body = {"types": call.types} if call.types else None
-                parts: list[Buffer] = [encode_head(Kind.CALL, self._calls, call.lengths, body), *call.parts]
-                if _launch.changing_state() != self._told:
-                    parts = [*self._new_settings(), *parts]
-                try:
-                    rest = channel.send_at_once(parts)
-                    if rest:
-                        await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
-                except WriteFailed as failure:
-                    # That decides nothing: what the worker said before it left does.
-                    sent = failure.sent
+                if not ahead:
+                    parts: list[Buffer] = [self._head_of(call), *call.parts]
+                    if _launch.changing_state() != self._told:
+                        parts = [*self._new_settings(), *parts]
+                    try:
+                        rest = channel.send_at_once(parts)
+                        if rest:
+                            await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
+                    except WriteFailed as failure:
+                        # That decides nothing: what the worker said before it left does.
+                        sent = failure.sent
                 frame = await channel.receive(cancellable=cancellable, soon=True)
                 while frame.kind is Kind.REPORT:
                     self._hear_figures(frame)
@@ -479,7 +506,7 @@ class Worker:
         flight = _Flight(self._calls, call.function)
         if _launch.changing_state() != self._told:
             self._unsent += self._new_settings()
-        self._unsent.append(encode_head(Kind.CALL, self._calls, call.lengths, {"types": call.types} if call.types else None))
+        self._unsent.append(self._head_of(call))
         self._unsent += call.parts
         if not self._flight:
             self.state = State.RUNNING
@@ -1061,6 +1088,7 @@ def refuse_while_main_loads() -> None:
 
 
 MOST_IN_FLIGHT: Final = 4  # calls
+_LONGEST_AHEAD: Final = 16 * 1024  # bytes
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _COERCION: Final = b"PYTHONCOERCECLOCALE"

@@ -10,7 +10,6 @@ use std::ffi::CStr;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::sync::Arc;
 
 use pyo3::exceptions::{PySystemExit, PyTypeError};
@@ -153,11 +152,10 @@ impl Executor for Worker {
         };
         if let Some((interpreter, python)) = self.interpreter.as_ref().zip(self.python.as_ref()) {
             // Forked: all that is the same in every worker is there.
-            let libpython = interpreter.libpython.clone();
-            let prefixes = python.catch_up(hello)?;
+            let welcome = welcome(interpreter, python.catch_up(hello)?);
             let (parent, watch) = surroundings.meet(hello)?;
             (self.parent, self.watch) = (Some(parent), Some(watch));
-            return Ok(welcome(&libpython, prefixes));
+            return Ok(welcome);
         }
         let record = surroundings.record();
         if hello.template {
@@ -168,8 +166,7 @@ impl Executor for Worker {
             self.parent = Some(surroundings.settle(hello, self.activity)?);
         }
         let interpreter = Interpreter::start(hello)?;
-        let libpython = interpreter.libpython.clone();
-        self.interpreter = Some(interpreter);
+        let interpreter = self.interpreter.insert(interpreter);
         Interpreter::boot(hello)?;
         let prefixes = Python::attach(|py| Interpreter::furnish(&py.import("sys")?, hello)).map_err(|error: PyErr| {
             Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}"))
@@ -178,7 +175,7 @@ impl Executor for Worker {
         let python = Python::attach(PythonSide::new)
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
-        Ok(welcome(&libpython, prefixes))
+        Ok(welcome(interpreter, prefixes))
     }
 
     fn watch(&mut self) -> Result<(), Explanation> {
@@ -533,13 +530,13 @@ impl PythonSide {
 /// Which of a request's descriptors the worker's number is written to.
 const BIRTH: usize = 2;
 
-fn welcome(libpython: &Path, prefixes: Prefixes) -> Welcome {
+fn welcome(interpreter: &Interpreter, prefixes: Prefixes) -> Welcome {
     Welcome {
         protocol: PROTOCOL_VERSION,
         worker: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id().into(),
-        version: ffi::version(),
-        libpython: libpython.as_os_str().as_bytes().to_vec(),
+        version: interpreter.version.clone(),
+        libpython: interpreter.libpython.as_os_str().as_bytes().to_vec(),
         prefix: prefixes.prefix,
         exec_prefix: prefixes.exec_prefix,
     }

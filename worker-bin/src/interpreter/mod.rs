@@ -27,6 +27,8 @@ pub(crate) fn loaded_library() -> PathBuf {
 #[derive(Debug)]
 pub(crate) struct Interpreter {
     running: ffi::Running,
+    /// As `sys.version` has it.
+    pub(crate) version: String,
     pub(crate) libpython: PathBuf,
 }
 
@@ -40,12 +42,12 @@ pub(crate) struct Prefixes {
 impl Interpreter {
     /// Checks that the library is the parent's and starts it as the parent's Python.
     pub(crate) fn start(hello: &Hello) -> Result<Self, Explanation> {
-        let libpython = loaded_library();
-        check_version(hello, &libpython)?;
+        let (version, libpython) = (ffi::version(), loaded_library());
+        check_version(hello, &version, &libpython)?;
         let running = ffi::Running::start(&Config::from_hello(hello)).map_err(|error| {
             Explanation::new("interpreter", format!("Python did not start in the worker: {error}{}", home_hint()))
         })?;
-        Ok(Self { running, libpython })
+        Ok(Self { running, version, libpython })
     }
 
     /// Does what an app's bootloader would have done by now, if the parent is such an app.
@@ -174,14 +176,13 @@ fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResul
 ///
 /// The builds must be the same to the letter, with one exception: an interpreter that is linked statically may have been
 /// compiled a minute before the shared library that belongs to it. There the version's number and the path decide.
-fn check_version(hello: &Hello, loaded: &Path) -> Result<(), Explanation> {
-    let version = ffi::version();
+fn check_version(hello: &Hello, version: &str, loaded: &Path) -> Result<(), Explanation> {
     if version == hello.version {
         return Ok(());
     }
     let wanted = PathBuf::from(std::ffi::OsStr::from_bytes(&hello.libpython));
     let wanted = std::fs::canonicalize(&wanted).unwrap_or(wanted);
-    if version_number(&version) == version_number(&hello.version) && !wanted.as_os_str().is_empty() && wanted == loaded {
+    if version_number(version) == version_number(&hello.version) && !wanted.as_os_str().is_empty() && wanted == loaded {
         return Ok(());
     }
     let text = format!(
