@@ -14,8 +14,10 @@ import contextlib
 import itertools
 import multiprocessing
 import pickle
+import socket
 import statistics
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -25,7 +27,9 @@ import jobs
 import trio
 from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, TRIO_THREAD, Pools
 from measure import FULL
+from starts import BARE_FORK, _Forks
 
+import trio_offload
 from trio_offload._worker import Worker, WorkerSettings
 from trio_offload_worker import _chunks
 from trio_offload_worker._wire import Kind, encode_head
@@ -246,7 +250,75 @@ async def chunks_of(size: int, count: int = 200_000) -> None:
         print(f"map, chunks of {size}: {name}, {beside(rates, name, 'Pool.map'):.2f} x Pool.map's rate")
 
 
+# The least that forks a worker and runs a call in it: no check for threads, no handlers, no settings, nobody who watches the
+# parent, no figures, nothing flushed, and no knowledge of how the worker ended.
+TEMPLATE = """
+import _pickle, _socket, array, os, sys
+requests = _socket.socket(fileno=0)
+while True:
+    _, ancillary, _, _ = requests.recvmsg(1, _socket.CMSG_SPACE(4))
+    if not ancillary:
+        break
+    descriptor = array.array("i", ancillary[0][2])[0]
+    if os.fork() == 0:
+        line = _socket.socket(fileno=descriptor)
+        function, arguments = _pickle.loads(line.recv(65536))
+        line.send(_pickle.dumps(function(*arguments), 5))
+        os._exit(0)
+    os.close(descriptor)
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+"""
+
+
+class TemplateByHand:
+    def __init__(self) -> None:
+        self._requests, theirs = socket.socketpair()
+        self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", TEMPLATE], stdin=theirs)
+        theirs.close()
+
+    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a call in a process that is forked for it."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        socket.send_fds(self._requests, [b"."], [theirs.fileno()])
+        ours.send(pickle.dumps((function, arguments), 5))
+        theirs.close()
+        await trio.lowlevel.wait_readable(ours)
+        value = pickle.loads(ours.recv(65536))
+        ours.close()
+        return value
+
+    def close(self) -> None:
+        self._requests.close()
+        self._process.wait()
+
+
+async def forked() -> None:
+    """Each after a pause, as in the table: what a process has in the processor's caches is gone by then."""
+    durations: dict[str, list[float]] = collections.defaultdict(list)
+    with contextlib.closing(TemplateByHand()) as template, _Forks() as forks:
+        async with trio_offload.open_worker_context(worker_type=trio_offload.WorkerType.FORKSERVER) as context:
+            await context.run_sync(bool)
+            for _ in range(60):
+                with trio.move_on_after(0.2):
+                    await context.run_sync(jobs.wait, 1000.0, kill_on_cancel=True)
+                for name, call in {OURS: context.run_sync, BY_HAND: template.call}.items():
+                    await trio.sleep(0.2)
+                    began = time.perf_counter()
+                    await call(bool)
+                    durations[name].append(time.perf_counter() - began)
+                await trio.sleep(0.2)
+                durations[BARE_FORK].append(forks.one())
+    for name in (BY_HAND, OURS):
+        print(f"a worker from a template: {name}, {1 / beside(durations, BARE_FORK, name):.2f} x a bare fork's time")
+
+
 ROWS = {
+    "forked": forked,
     "single": single_calls,
     "four": four_over_two,
     "many": two_hundred_over_two,

@@ -739,7 +739,7 @@ async def test_the_first_call_is_not_run_if_the_start_fails(tmp_path: Path) -> N
 
 async def test_a_first_call_that_ends_its_worker() -> None:
     async with forked() as context:
-        with pytest.raises(BrokenWorkerError, match="while it ran posix._exit"):
+        with pytest.raises(BrokenWorkerError, match=r"while it ran posix\._exit"):
             await context.run_sync(os._exit, 9)
         assert await context.run_sync(int, "5") == 5
 
