@@ -699,6 +699,32 @@ async def test_one_job_workers() -> None:
         assert len(pids) == 100
 
 
+def how_many_a_copy_has(descriptors: set[int]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(len(descriptors & template_jobs.open_descriptors().keys()))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+async def test_what_is_made_for_the_next_worker_is_not_in_a_copy_of_the_program(line: Lifeline, gate: Gate) -> None:
+    async with forked() as context:
+        await context.run_sync(bool)
+        # The ends of its socket, its record, and the way of its number.
+        lines = template_of(context)._lines
+        assert lines is not None
+        mine = {lines.ours.fileno(), lines.theirs.fileno(), lines.record.fileno(), lines.written}
+        assert mine <= template_jobs.open_descriptors().keys()
+        assert how_many_a_copy_has(mine) == 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(context.run_sync, jobs.pass_gate, line.path, gate.path)
+            await line.pid()
+            # The first worker is busy, so another one is forked.
+            await context.run_sync(bool)
+            gate.open()
+        assert lines.process in {worker.process for worker in context._cache._idle}
+        assert template_of(context)._lines is not lines
+
+
 # --- the first call, which goes with the greeting ------------------------------------------------
 
 

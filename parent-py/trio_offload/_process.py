@@ -280,8 +280,41 @@ class ForkedProcess(WorkerProcess):
             self._birth = -1
 
 
+class Lines:
+    """What leads to a process that a template is asked for: its socket, its record, and the pipe through which its number comes.
+
+    Made before it is asked for, in a moment in which there is nothing else to do, it is off the way of a start.
+    """
+
+    def __init__(self, template: WorkerProcess) -> None:
+        with no_forks, contextlib.ExitStack() as made:
+            self.ours, self.theirs = socket_pair()
+            made.callback(self.ours.close)
+            made.callback(self.theirs.close)
+            self.record = RecordFile()
+            made.callback(self.record.close)
+            birth, self.written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self.process = ForkedProcess(birth, template)
+            made.pop_all()
+            no_forks.register(self.process, self.ours, self.record, self)
+
+    def pass_on(self) -> None:
+        """The template has its end of all: it is closed here."""
+        self.theirs.close()
+        if self.written != -1:
+            os.close(self.written)
+            self.written = -1
+
+    def close(self) -> None:
+        """There will be no such process."""
+        self.pass_on()
+        self.ours.close()
+        self.record.close()
+        self.process.abandon()
+
+
 def start_forked(
-    template: WorkerProcess, ask: Callable[[list[int], bool, list[int]], bool]
+    lines: Lines, ask: Callable[[list[int], bool, list[int]], bool]
 ) -> tuple[ForkedProcess, socket.socket, RecordFile] | None:
     """Ask a template for a worker: what :func:`start` gives; None if it cannot be asked at this moment.
 
@@ -291,26 +324,25 @@ def start_forked(
     Raises:
         OSError: there are no more descriptors, say.
     """
-    with no_forks, contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
-        ours, theirs = socket_pair()
-        passed.callback(theirs.close)
-        kept.callback(ours.close)
-        record = RecordFile()
-        kept.callback(record.close)
-        birth, written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        passed.callback(os.close, written)
-        process = ForkedProcess(birth, template)
-        kept.callback(process.abandon)
+    asked = False
+    try:
         streams = [number for number in range(3) if _is_inherited(number)]
         directory = _open_directory()
-        if directory is not None:
-            passed.callback(os.close, directory)
-        descriptors = [theirs.fileno(), record.fileno(), written, *streams, *([] if directory is None else [directory])]
-        if not ask(streams, directory is not None, descriptors):
-            return None
-        kept.pop_all()
-        no_forks.register(process, ours, record)
-    return process, ours, record
+        try:
+            descriptors = [lines.theirs.fileno(), lines.record.fileno(), lines.written, *streams]
+            if directory is not None:
+                descriptors.append(directory)
+            with no_forks:
+                asked = ask(streams, directory is not None, descriptors)
+                if asked:
+                    lines.pass_on()
+        finally:
+            if directory is not None:
+                os.close(directory)
+    finally:
+        if not asked:
+            lines.close()
+    return (lines.process, lines.ours, lines.record) if asked else None
 
 
 def _is_inherited(descriptor: int) -> bool:
@@ -434,7 +466,7 @@ class _Handover:
         # Re-entrant, because a signal handler that forks may run inside the critical section.
         self._lock = threading.RLock()
         self._processes: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
-        self._files: weakref.WeakSet[socket.socket | RecordFile] = weakref.WeakSet()
+        self._files: weakref.WeakSet[socket.socket | RecordFile | Lines] = weakref.WeakSet()
         os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child)
 
     def __enter__(self) -> None:
@@ -447,7 +479,7 @@ class _Handover:
         """In a fork that was made inside: whoever runs there may start workers of its own."""
         self._lock.release()
 
-    def register(self, process: WorkerProcess, *files: socket.socket | RecordFile) -> None:
+    def register(self, process: WorkerProcess, *files: socket.socket | RecordFile | Lines) -> None:
         self._processes.add(process)
         self._files.update(files)
 

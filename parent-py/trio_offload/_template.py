@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import trio
@@ -22,17 +21,13 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_hea
 from . import _launch, _locate, _payload
 from ._channel import EndOfStream, WriteFailed
 from ._errors import WorkerStartError
-from ._process import ForkedProcess, no_forks, start_forked
+from ._process import ForkedProcess, Lines, no_forks, start_forked
 from ._record import RecordFile
 from ._worker import State, Worker, WorkerSettings, describe_ending, given_back, load_exception, logger
 
 
 class Template(Worker):
     """The process and the conversation with it. In the state IDLE it forks workers."""
-
-    # The dynamic loader finds every function now, and not each at its first call (ld.so(8)): it would find those of a fork once
-    # more in each worker.
-    _environment_of_start = MappingProxyType({b"LD_BIND_NOW": b"1"})
 
     def __init__(self, modules: tuple[str, ...]) -> None:
         super().__init__(WorkerSettings())
@@ -41,6 +36,8 @@ class Template(Worker):
         self._applied: object = None
         self._hello: dict[str, Any] = {}
         self._encoded_hello = b""
+        # For the next worker.
+        self._lines: Lines | None = None
         # Whether a task sees to its start, and who waits for that.
         self.attended = False
         self.waiting: list[_Waiter] = []
@@ -79,12 +76,24 @@ class Template(Worker):
         channel = self._channel
         if channel is None or self.state is not State.IDLE:
             raise WriteFailed(False)
+        with no_forks:
+            # Two threads may ask at the same time.
+            lines, self._lines = self._lines, None
 
         def ask(streams: list[int], directory: bool, descriptors: list[int]) -> bool:
             head = encode_head(Kind.FORK, 0, (), {"streams": streams, "directory": directory})
             return channel.send_with_descriptors([head], descriptors)
 
-        return start_forked(self.process, ask)
+        return start_forked(lines or Lines(self.process), ask)
+
+    def prepare(self) -> None:
+        """Do what can be done for the next worker before anybody wants one."""
+        with no_forks:
+            if self._lines is None and self.state is State.IDLE:
+                try:
+                    self._lines = Lines(self.process)
+                except OSError:
+                    pass  # No more descriptors. Whoever needs them is told.
 
     def environment_since(self) -> dict[bytes, bytes | None]:
         """The variables that have changed here since it was started; None: it is gone."""
@@ -104,6 +113,13 @@ class Template(Worker):
         """Whether a worker has to act on the settings before its first job: something in them is not what the template has."""
         return bool(settings["coverage"]) or _applied_part(settings) != self._applied
 
+    def _close(self) -> None:
+        super()._close()
+        with no_forks:
+            lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
+
     def describe_death(self) -> str:
         """How it ended, for people."""
         left = f". What it left behind:\n{self._left_behind}" if self._left_behind else ""
@@ -118,8 +134,7 @@ class Template(Worker):
         return b"", b""
 
     def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
-        changed = given_back(way) | {name: os.environb.get(name) for name in self._environment_of_start}
-        hello = {**_launch.hello(way.libpython, changed), "template": True}
+        hello = {**_launch.hello(way.libpython, given_back(way)), "template": True}
         self._environment = dict(os.environb)
         settings = _launch.current_settings()
         self._applied = _applied_part(settings)

@@ -22,8 +22,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
@@ -136,9 +135,6 @@ class _Flight:
 
 class Worker:
     """A worker process and the conversation with it."""
-
-    # Variables that are set for its start, and for nothing that comes after it.
-    _environment_of_start: Mapping[bytes, bytes] = MappingProxyType({})
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -255,7 +251,7 @@ class Worker:
         if templates is None:
             functions = self._prepare(way)
             # Said afterwards: while the system loads the program there is time to find out what to say.
-            self._converse(lambda: self._greeting(way, functions), *_spawn(way, self._environment_of_start))
+            self._converse(lambda: self._greeting(way, functions), *_spawn(way))
             return
         template = templates.current()
         if template.state is State.IDLE:
@@ -370,6 +366,9 @@ class Worker:
                 await channel.send(self._greeting_rest, cancellable=cancellable)
             except WriteFailed:
                 pass  # Why it is gone, its last words or its exit status tell.
+            if self._template is not None:
+                # There is nothing else to do until the worker is ready.
+                self._template.prepare()
             self._check_welcome(await self._receive(cancellable))
             self.state = State.SETTING_UP
             ready = await self._receive(cancellable)
@@ -1117,10 +1116,8 @@ _STAGES: Final = {
 }
 
 
-def _spawn(
-    way: _locate.Way, environment_of_start: Mapping[bytes, bytes] | None = None
-) -> tuple[WorkerProcess, Any, _record.RecordFile]:
-    environment = {**os.environb, **(environment_of_start or {})}
+def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
+    environment = dict(os.environb)
     argv = None
     if way.is_native:
         executable = way.executable
