@@ -4,7 +4,8 @@ The workers are trio-offload's own. What is by hand is the parent's side: the le
 context, a cache, a state, figures, cancellation or errors. So the difference between this and ours is what all of that costs,
 and the difference between this and the goal is what no pool under Trio can have.
 
-`python benchmarks/bounds.py`, with the environment of `ci/bench` (build/*/venv), prints a table of ratios; a few minutes.
+`python benchmarks/bounds.py [--quick] [ROW ...]`, with the environment of `ci/bench` (build/*/venv), prints a table of ratios;
+about two minutes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import attrs
 import jobs
 import trio
-from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, TRIO_THREAD, Pools
+from calls import POOL_MAP
+from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, Pools
 from measure import FULL
-from starts import BARE_FORK, _Forks
+from starts import BARE_FORK, Forks
 
 import trio_offload
 from trio_offload._worker import Worker, WorkerSettings
@@ -36,9 +39,35 @@ from trio_offload_worker._wire import Kind, encode_head
 
 PREFIX = struct.Struct(">4sIQ")
 BY_HAND = "by hand"
-ROUNDS = 11
-# How often an answer is looked for before it is waited for; None of the pools that this is beside does so.
+# How often an answer is looked for before it is waited for, as ours does.
 LOOKS = 2
+
+
+@attrs.frozen
+class Scale:
+    """How much is done."""
+
+    rounds: int
+    seconds: float
+    workers: int
+    items: int
+    starts: int
+
+
+FULL_SCALE = Scale(rounds=11, seconds=0.3, workers=200, items=200_000, starts=60)
+QUICK_SCALE = Scale(rounds=2, seconds=0.02, workers=4, items=1000, starts=2)
+
+
+@attrs.frozen
+class Finding:
+    row: str
+    yardstick: str
+    by_hand: float
+    ours: float
+    goal: str
+
+    def line(self) -> str:
+        return f"| {self.row} | {self.yardstick} | {self.by_hand:.2f} × | {self.ours:.2f} × | {self.goal} |"
 
 
 class Hand:
@@ -132,59 +161,61 @@ async def rate(call: Callable[..., Awaitable[Any]], tasks: int, seconds: float, 
     return count / (time.perf_counter() - began)
 
 
-async def in_turns(calls: dict[str, Callable[..., Awaitable[Any]]], tasks: int) -> dict[str, list[float]]:
+async def in_turns(calls: dict[str, Callable[..., Awaitable[Any]]], tasks: int, scale: Scale) -> dict[str, float]:
+    """Calls a second of each: medians."""
     rates: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(ROUNDS + 1):
+    for number in range(scale.rounds + 1):
         for name, call in calls.items():
-            value = await rate(call, tasks, 0.2)
+            value = await rate(call, tasks, scale.seconds)
             if number:
                 rates[name].append(value)
-    return rates
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def beside(samples: dict[str, list[float]], one: str, other: str) -> float:
-    """How many times the other's the one is, by the medians of both: rates."""
-    return statistics.median(samples[one]) / statistics.median(samples[other])
-
-
-async def single_calls() -> None:
+async def single_calls(scale: Scale) -> Finding:
     async with Pools() as stack, hands(1) as free:
-        pools = await stack.opened(FULL, OURS, ECHO, TRIO_THREAD, workers=1)
+        pools = await stack.opened(FULL, OURS, ECHO, workers=1)
         calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
         calls[BY_HAND] = caller(free, trio.CapacityLimiter(1))
-        rates = await in_turns(calls, 1)
-    for name in (BY_HAND, OURS):
-        print(f"one call after the other: {name}, {1 / beside(rates, name, ECHO):.2f} x an echo's time")
+        rates = await in_turns(calls, 1, scale)
+    return Finding(
+        "warm call", "the time of a bare Trio echo", rates[ECHO] / rates[BY_HAND], rates[ECHO] / rates[OURS], "≤ 1.5 ×"
+    )
 
 
-async def four_over_two() -> None:
+async def four_over_two(scale: Scale) -> Finding:
     async with Pools() as stack, hands(2) as free:
         pools = await stack.opened(FULL, OURS, TRIO_PARALLEL, workers=2)
         calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
         calls[BY_HAND] = caller(free, trio.CapacityLimiter(2))
-        rates = await in_turns(calls, 4)
-    for name in (BY_HAND, OURS):
-        print(f"4 tasks over 2 workers: {name}, {beside(rates, name, TRIO_PARALLEL):.2f} x trio-parallel's rate")
+        rates = await in_turns(calls, 4, scale)
+    theirs = rates[TRIO_PARALLEL]
+    return Finding(
+        "4 tasks over 2 workers", "the rate of trio-parallel", rates[BY_HAND] / theirs, rates[OURS] / theirs, "≥ 3 ×"
+    )
 
 
-async def two_hundred_over_two() -> None:
-    async with Pools() as stack, hands(200) as free:
-        pools = await stack.opened(FULL, OURS, workers=200)
+async def many_over_two(scale: Scale) -> Finding:
+    many = scale.workers
+    async with Pools() as stack, hands(many) as free:
+        pools = await stack.opened(FULL, OURS, workers=many)
         calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
-        calls[BY_HAND] = caller(free, trio.CapacityLimiter(200))
+        calls[BY_HAND] = caller(free, trio.CapacityLimiter(many))
+        # So that all workers are up.
         async with trio.open_nursery() as nursery:
-            for _ in range(200):
-                nursery.start_soon(calls[OURS], bool)
+            for _ in range(many):
+                nursery.start_soon(calls[OURS], time.sleep, 0.5)
         rates: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
-        for number in range(ROUNDS + 1):
-            for tasks in (2, 200):
+        for number in range(scale.rounds + 1):
+            for tasks in (2, many):
                 for name, call in calls.items():
-                    value = await rate(call, tasks, 0.4)
+                    value = await rate(call, tasks, 2 * scale.seconds)
                     if number:
                         rates[name, tasks].append(value)
-    for name in (BY_HAND, OURS):
-        few, many = (statistics.median(rates[name, tasks]) for tasks in (2, 200))
-        print(f"200 tasks over 200 workers: {name}, {few / many:.2f} x the time of a call of 2 over 2")
+    growth = {name: statistics.median(rates[name, 2]) / statistics.median(rates[name, many]) for name in calls}
+    return Finding(
+        f"a call over {many} workers", "the time of one over 2 workers", growth[BY_HAND], growth[OURS], "≤ 1.25 ×"
+    )
 
 
 async def map_by_hand(free: list[Hand], count: int, size: int, in_flight: int = 4) -> AsyncGenerator[Any, None]:
@@ -221,12 +252,13 @@ async def map_by_hand(free: list[Hand], count: int, size: int, in_flight: int = 
                 yield value
 
 
-async def chunks_of(size: int, count: int = 200_000) -> None:
+async def chunks(scale: Scale, size: int = 100) -> Finding:
     rates: dict[str, list[float]] = collections.defaultdict(list)
+    count = scale.items
     pool = multiprocessing.get_context("spawn").Pool(2)
     async with Pools() as stack, hands(2) as free:
-        ours = (await stack.opened(FULL, OURS_MAP, workers=2)).popitem()[1].maps[""]
-        for number in range(ROUNDS + 1):
+        ours = (await stack.opened(FULL, OURS_MAP, workers=2))[OURS_MAP].maps[""]
+        for number in range(scale.rounds + 1):
             found = 0
             began = time.perf_counter()
             async with contextlib.aclosing(map_by_hand(free, count, size)) as results:
@@ -238,7 +270,7 @@ async def chunks_of(size: int, count: int = 200_000) -> None:
             durations[OURS] = time.perf_counter() - began
             began = time.perf_counter()
             found += len(pool.map(jobs.same, range(count), size))
-            durations["Pool.map"] = time.perf_counter() - began
+            durations[POOL_MAP] = time.perf_counter() - began
             if found != 3 * count:
                 raise AssertionError(f"{found} results")
             for name, duration in durations.items():
@@ -246,8 +278,11 @@ async def chunks_of(size: int, count: int = 200_000) -> None:
                     rates[name].append(count / duration)
     pool.terminate()
     pool.join()
-    for name in (BY_HAND, OURS):
-        print(f"map, chunks of {size}: {name}, {beside(rates, name, 'Pool.map'):.2f} x Pool.map's rate")
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    theirs = medians[POOL_MAP]
+    return Finding(
+        f"map, chunks of {size}", "the rate of Pool.map", medians[BY_HAND] / theirs, medians[OURS] / theirs, "≥ 0.8 ×"
+    )
 
 
 # The least that forks a worker and runs a call in it: no check for threads, no handlers, no settings, nobody who watches the
@@ -297,38 +332,39 @@ class TemplateByHand:
         self._process.wait()
 
 
-async def forked() -> None:
+async def forked(scale: Scale) -> Finding:
     """Each after a pause, as in the table: what a process has in the processor's caches is gone by then."""
     durations: dict[str, list[float]] = collections.defaultdict(list)
-    with contextlib.closing(TemplateByHand()) as template, _Forks() as forks:
+    with contextlib.closing(TemplateByHand()) as template, Forks() as forks:
         async with trio_offload.open_worker_context(worker_type=trio_offload.WorkerType.FORKSERVER) as context:
             await context.run_sync(bool)
-            for _ in range(60):
+            for _ in range(scale.starts):
                 with trio.move_on_after(0.2):
+                    # The worker that is there goes.
                     await context.run_sync(jobs.wait, 1000.0, kill_on_cancel=True)
                 for name, call in {OURS: context.run_sync, BY_HAND: template.call}.items():
-                    await trio.sleep(0.2)
+                    await trio.sleep(0.1)
                     began = time.perf_counter()
                     await call(bool)
                     durations[name].append(time.perf_counter() - began)
-                await trio.sleep(0.2)
+                await trio.sleep(0.1)
                 durations[BARE_FORK].append(forks.one())
-    for name in (BY_HAND, OURS):
-        print(f"a worker from a template: {name}, {1 / beside(durations, BARE_FORK, name):.2f} x a bare fork's time")
+    medians = {name: statistics.median(values) for name, values in durations.items()}
+    bare = medians[BARE_FORK]
+    return Finding(
+        "a worker from a template", "the time of a bare fork", medians[BY_HAND] / bare, medians[OURS] / bare, "≤ 2.5 ×"
+    )
 
 
-ROWS = {
-    "forked": forked,
-    "single": single_calls,
-    "four": four_over_two,
-    "many": two_hundred_over_two,
-    "chunks": lambda: chunks_of(100),
-}
+ROWS = {"single": single_calls, "four": four_over_two, "many": many_over_two, "chunks": chunks, "forked": forked}
 
 
 async def main() -> None:
-    for name in sys.argv[1:] or ROWS:
-        await ROWS[name]()
+    arguments = sys.argv[1:]
+    scale = QUICK_SCALE if "--quick" in arguments else FULL_SCALE
+    print("| | beside | by hand | ours | goal |\n|---|---|---|---|---|")
+    for name in [name for name in arguments if name != "--quick"] or ROWS:
+        print((await ROWS[name](scale)).line(), flush=True)
 
 
 if __name__ == "__main__":

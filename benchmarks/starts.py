@@ -87,7 +87,7 @@ async def cold_start_forkserver(settings: Settings) -> Samples:
     """From the call that needs a new worker to its result, with a template that is up."""
     samples: Samples = defaultdict(list)
     new_pools = contenders(settings, EXECUTOR_FORKSERVER, POOL_FORKSERVER)
-    with _Forks() as forks:
+    with Forks() as forks:
         async with Pools() as stack:
             killed = await stack.opened(settings, OURS_FORKSERVER, TRIO_PARALLEL, TRIO_PARALLEL_FORKSERVER)
             for number in range(settings.starts + 1):
@@ -119,7 +119,7 @@ def _fork_here() -> float:
         return fork_once()
 
 
-class _Forks:
+class Forks:
     """fork.py, running."""
 
     def __init__(self) -> None:

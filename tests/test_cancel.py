@@ -17,7 +17,7 @@ from typing import Any
 import jobs
 import pytest
 import trio
-from lifeline import PATIENCE, Gate, Lifeline, wait_for_end
+from lifeline import PATIENCE, Gate, Lifeline, count_descriptors, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import (
@@ -62,7 +62,7 @@ class Driver:
 
 def belongings() -> tuple[set[int], int]:
     """Our children, and how many descriptors are open."""
-    return set(_family.children([os.getpid()])), len(os.listdir("/proc/self/fd"))
+    return set(_family.children([os.getpid()])), count_descriptors()
 
 
 def assert_only_idle_workers(context: WorkerContext, before: tuple[set[int], int]) -> None:
@@ -72,9 +72,8 @@ def assert_only_idle_workers(context: WorkerContext, before: tuple[set[int], int
     if templates is not None and templates._current is not None:
         # A checkpoint may have been before its start.
         idle.append(templates._current.process.pid)
-    children, descriptors = belongings()
-    assert children - before[0] == set(idle)
-    assert descriptors - before[1] == 3 * len(idle)
+    assert belongings()[0] - before[0] == set(idle)
+    assert count_descriptors(context) - before[1] == 3 * len(idle)
     idle_workers = len(context._cache._idle)
     assert context.statistics() == WorkerContextStatistics(idle_workers=idle_workers, running_workers=0)
 

@@ -311,8 +311,9 @@ class Channel:
         return True
 
 
+# Of 4,000 answers of a job that does nothing one look found 22 %, two 96 %, three 98 %.
 _LOOKS: Final = 2
-_MOST_PASSED_OVER: Final = 15
+_MOST_PASSED_OVER: Final = 15  # answers: where looks are always in vain they cost a sixteenth
 _MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
 _SMALL: Final = 32 * 1024
 # As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have
