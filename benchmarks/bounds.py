@@ -4,8 +4,7 @@ The workers are trio-offload's own. What is by hand is the parent's side: the le
 context, a cache, a state, figures, cancellation or errors. So the difference between this and ours is what all of that costs,
 and the difference between this and the goal is what no pool under Trio can have.
 
-`python benchmarks/bounds.py [--quick] [ROW ...]`, with the environment of `ci/bench` (build/*/venv), prints a table of ratios;
-about two minutes.
+`ci/bench --bounds [--quick] [ROW ...]` prints a table of ratios; about two minutes.
 """
 
 from __future__ import annotations
