@@ -55,6 +55,7 @@ class WorkerType(str, enum.Enum):
     (``-X`` and the like), how the standard streams encode and buffer, the seed of ``hash()``, limits (:mod:`resource`), the
     umask, priorities. :mod:`random` and NumPy's global generator are seeded anew in each worker; other generators that a
     preloaded module makes are the same in all of them. Exit handlers of preloaded modules run at the end of each worker.
+    A context keeps three open files for its template, and five for the worker that it forks next.
 
     It needs Linux and the worker executable, see «trio-offload doctor».
     """
