@@ -72,13 +72,13 @@ struct PythonSide {
 }
 
 /// What a template is like when it forks, for its workers to compare with what they are to be like. Whatever they need not ask
-/// Python for spares each of them a dozen pages of memory, which a process that has been forked has to copy.
+/// Python for spares each of them pages of memory that it would have to copy.
 struct OfTemplate {
     hello: Hello,
     prefixes: Prefixes,
     /// What a worker calls that has something to catch up with.
     catch_up: Py<PyAny>,
-    /// It has random numbers that each worker needs others than.
+    /// Each worker needs random numbers of its own.
     is_to_be_seeded: bool,
     has_multiprocessing: bool,
 }
@@ -188,6 +188,7 @@ impl Executor for Worker {
         segments: Vec<Segment<'_, NewBytes>>,
         runs_user_code: bool,
     ) -> Result<(), Box<Raised<Pickled>>> {
+        let is_forked = self.is_forked;
         let Some(python) = &mut self.python else { return Err(Box::new(raised_without_python())) };
         Python::attach(|py| {
             let outcome = python.set_up(py, setup, segments);
@@ -195,7 +196,8 @@ impl Executor for Worker {
                 leave_forked_copy(py, &python.sys, outcome);
             }
             let outcome = outcome.map_err(|error| Box::new(describe(py, error, "setup")));
-            if runs_user_code {
+            // What `site` or `init` has printed. A template has flushed before it forked.
+            if runs_user_code || !is_forked {
                 flush(py, &python.sys);
             }
             outcome
