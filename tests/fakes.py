@@ -66,6 +66,9 @@ class Plan:
         # The items that have passed their gates or broken their worker, in order; how many calls one worker had at most.
         self.begun: list[tuple[FakeWorker, Any]] = []
         self.most_in_flight = 0
+        # Whether an answer is there whenever somebody asks; how many calls were in flight at each start of one.
+        self.has_answers = False
+        self.flights: list[int] = []
 
     def gate(self, item: Any) -> trio.Event:
         return self.gates.setdefault(item, trio.Event())
@@ -93,7 +96,6 @@ class FakeWorker:
         self.progress = Progress()
         self.record_identity = (0, 0)
         self.answer_size = 0
-        self.has_answer = False
 
     async def start(self, *, cancellable: bool) -> None:
         self.begin()
@@ -131,8 +133,13 @@ class FakeWorker:
                 f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight, or it runs none of these"
             )
         self.state = State.RUNNING
+        self.plan.flights.append(len(self.flight))
         self.flight.append(call)
         self.plan.most_in_flight = max(self.plan.most_in_flight, len(self.flight))
+
+    @property
+    def has_answer(self) -> bool:
+        return self.plan.has_answers and bool(self.flight)
 
     async def next_answer(self) -> outcome.Outcome[Any]:
         if not self.flight:

@@ -19,7 +19,7 @@ import jobs
 import pytest
 import template_jobs
 import trio
-from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped
+from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped, wait_for_end
 from running import plain_environment, run_script, started, write
 from trio.testing import wait_all_tasks_blocked
 
@@ -33,7 +33,10 @@ from trio_offload import (
     cache_scope,
     open_worker_context,
 )
+from trio_offload._cache import WorkerCache
+from trio_offload._payload import dump_call
 from trio_offload._template import Template
+from trio_offload._worker import Worker, WorkerSettings
 from trio_offload_worker import _family
 
 ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
@@ -761,6 +764,44 @@ async def test_the_first_call_is_not_run_if_the_start_fails(tmp_path: Path) -> N
             with pytest.raises(UserWarning, match="under the baseline"):
                 await context.run_sync(jobs.append, str(journal), "first")
     assert not journal.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument", "goes_along"),
+    [
+        ({}, b"", True),
+        ({"retire": object, "init": bool, "idle_timeout": 0.0}, b"", True),
+        ({}, bytes(20_000), False),
+        ({"memory_limit": 10**12}, b"", False),
+        ({"retire": trio_offload.retire_when(rss=10**12)}, b"", False),
+    ],
+)
+def test_which_first_call_goes_along(settings: dict[str, Any], argument: bytes, goes_along: bool) -> None:
+    worker = Worker(WorkerSettings(**settings))
+    call = dump_call(len, (argument,))
+    worker._first_call = call
+    assert worker._with_call([b"greeting"])[2:] == ([*call.parts] if goes_along else [])
+    assert worker._sent_ahead is (call if goes_along else None)
+
+
+@pytest.mark.parametrize("retire", [bool, object])
+async def test_a_first_call_that_has_ended_its_worker_before_anybody_looks(
+    retire: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker has begun with it, so it is not run again."""
+    async with forked(retire=retire) as context:
+        await context.run_sync(bool)
+        for worker in context._cache._idle:
+            await worker.end()
+        note_started = WorkerCache.note_started
+
+        def note_late(cache: WorkerCache, worker: Worker) -> None:
+            wait_for_end(worker.process.pid)
+            note_started(cache, worker)
+
+        monkeypatch.setattr(WorkerCache, "note_started", note_late)
+        with pytest.raises(BrokenWorkerError, match="while it ran"):
+            await context.run_sync(os._exit, 9)
 
 
 async def test_a_first_call_that_ends_its_worker() -> None:

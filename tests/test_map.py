@@ -818,6 +818,16 @@ async def test_a_worker_that_breaks_in_a_chunk_nobody_knows_where(plan: Plan) ->
     assert "(items 0 to 3 of a map of map_jobs.double)" in notes_of(found[0].error)
 
 
+async def test_what_has_been_read_comes_before_anything_new_is_sent(plan: Plan) -> None:
+    plan.has_answers = True
+    async with trio_offload.map(map_jobs.double, range(30), workers=1) as results:
+        assert await collect(results) == [2 * number for number in range(30)]
+    # Each group begins when all of the one before it have been answered.
+    assert plan.flights[0] == 0
+    assert all(after in (0, before + 1) for before, after in itertools.pairwise(plan.flights))
+    assert plan.most_in_flight > 1
+
+
 async def test_a_foreseen_retirement_has_nothing_sent_ahead(plan: Plan) -> None:
     plan.foreseen = True
     policy = trio_offload.retire_when(jobs=1)
