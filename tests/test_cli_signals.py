@@ -6,6 +6,7 @@ send it. Afterwards nothing of that session may run, nor what a job had put into
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -133,6 +134,23 @@ def test_a_second_ctrl_c_changes_nothing(folder: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         os.killpg(process.pid, signal.SIGINT)
         process.wait(PATIENCE)
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.returncode == 130
+        assert_nothing_runs(process)
+
+
+def test_any_number_of_ctrl_c_changes_nothing(folder: Path) -> None:
+    """Also on the last steps of the process, when it watches no signals any more."""
+    with started(folder, "map", "jobs:hold", "a", "hold", "--workers", "2", stdin=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["value"] == "a"
+        wait_for_files(folder, ["started-hold"])
+        for _ in range(5000):
+            os.kill(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.002)
+                break
         assert process.stderr is not None
         assert process.stderr.read() == b""
         assert process.returncode == 130

@@ -179,15 +179,21 @@ class _Run:
         if not watched:
             task_status.started()
             return
-        with trio.open_signal_receiver(*watched) as signals:
-            task_status.started()
-            async for number in signals:
-                ending = endings[signal.Signals(number)]
-                self._bar.close()
-                if self._exit_soon is None:
-                    self._exit_soon = _exit_soon(ending)
-                self._everything_scope.deadline = trio.current_time() + _STOP_WRITING
-                self.stop(ending)
+        try:
+            with trio.open_signal_receiver(*watched) as signals:
+                task_status.started()
+                async for number in signals:
+                    ending = endings[signal.Signals(number)]
+                    self._bar.close()
+                    if self._exit_soon is None:
+                        self._exit_soon = _exit_soon(ending)
+                    self._everything_scope.deadline = trio.current_time() + _STOP_WRITING
+                    self.stop(ending)
+        finally:
+            if self._exit_soon is not None:
+                # The process is as good as ended, with the status of the first one. Another would kill it on its last steps.
+                for number in watched:
+                    signal.signal(number, signal.SIG_IGN)
 
     async def _read(self) -> None:
         await self._function_found.wait()
