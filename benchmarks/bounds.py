@@ -20,16 +20,16 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import attrs
 import jobs
 import trio
 from calls import POOL_MAP
-from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, Pools
+from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, Call, Pools
 from measure import FULL
-from starts import BARE_FORK, Forks
+from starts import BARE_FORK, Forks, calls_per_second
 
 import trio_offload
 from trio_offload._worker import Worker, WorkerSettings
@@ -128,7 +128,7 @@ async def hands(count: int) -> AsyncIterator[list[Hand]]:
             await hand.end()
 
 
-def caller(free: list[Hand], limiter: trio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
+def caller(free: list[Hand], limiter: trio.CapacityLimiter) -> Call:
     """A pool's `run_sync`, by hand."""
 
     async def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -142,52 +142,29 @@ def caller(free: list[Hand], limiter: trio.CapacityLimiter) -> Callable[..., Awa
     return call
 
 
-async def rate(call: Callable[..., Awaitable[Any]], tasks: int, seconds: float, *arguments: Any) -> float:
-    """Calls a second."""
-    count = 0
-    until = time.perf_counter() + seconds
-
-    async def caller() -> None:
-        nonlocal count
-        while time.perf_counter() < until:
-            await call(bool, *arguments)
-            count += 1
-
-    began = time.perf_counter()
-    async with trio.open_nursery() as nursery:
-        for _ in range(tasks):
-            nursery.start_soon(caller)
-    return count / (time.perf_counter() - began)
-
-
-async def in_turns(calls: dict[str, Callable[..., Awaitable[Any]]], tasks: int, scale: Scale) -> dict[str, float]:
-    """Calls a second of each: medians."""
-    rates: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(scale.rounds + 1):
-        for name, call in calls.items():
-            value = await rate(call, tasks, scale.seconds)
-            if number:
-                rates[name].append(value)
+async def rates_beside(yardstick: str, workers: int, tasks: int, scale: Scale) -> dict[str, float]:
+    """Calls a second: ours, by hand, and the yardstick's, by turns; medians."""
+    async with Pools() as stack, hands(workers) as free:
+        pools = await stack.opened(FULL, OURS, yardstick, workers=workers)
+        calls: dict[str, Call] = {name: pool.call for name, pool in pools.items()}
+        calls[BY_HAND] = caller(free, trio.CapacityLimiter(workers))
+        rates: dict[str, list[float]] = collections.defaultdict(list)
+        for number in range(scale.rounds + 1):
+            for name, call in calls.items():
+                value = await calls_per_second(call, scale.seconds, tasks)
+                if number:
+                    rates[name].append(value)
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
 async def single_calls(scale: Scale) -> Finding:
-    async with Pools() as stack, hands(1) as free:
-        pools = await stack.opened(FULL, OURS, ECHO, workers=1)
-        calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
-        calls[BY_HAND] = caller(free, trio.CapacityLimiter(1))
-        rates = await in_turns(calls, 1, scale)
-    return Finding(
-        "warm call", "the time of a bare Trio echo", rates[ECHO] / rates[BY_HAND], rates[ECHO] / rates[OURS], "≤ 1.5 ×"
-    )
+    rates = await rates_beside(ECHO, 1, 1, scale)
+    echo = rates[ECHO]
+    return Finding("warm call", "the time of a bare Trio echo", echo / rates[BY_HAND], echo / rates[OURS], "≤ 1.5 ×")
 
 
 async def four_over_two(scale: Scale) -> Finding:
-    async with Pools() as stack, hands(2) as free:
-        pools = await stack.opened(FULL, OURS, TRIO_PARALLEL, workers=2)
-        calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
-        calls[BY_HAND] = caller(free, trio.CapacityLimiter(2))
-        rates = await in_turns(calls, 4, scale)
+    rates = await rates_beside(TRIO_PARALLEL, 2, 4, scale)
     theirs = rates[TRIO_PARALLEL]
     return Finding(
         "4 tasks over 2 workers", "the rate of trio-parallel", rates[BY_HAND] / theirs, rates[OURS] / theirs, "≥ 3 ×"
@@ -198,7 +175,7 @@ async def many_over_two(scale: Scale) -> Finding:
     many = scale.workers
     async with Pools() as stack, hands(many) as free:
         pools = await stack.opened(FULL, OURS, workers=many)
-        calls: dict[str, Any] = {name: pool.call for name, pool in pools.items()}
+        calls: dict[str, Call] = {name: pool.call for name, pool in pools.items()}
         calls[BY_HAND] = caller(free, trio.CapacityLimiter(many))
         # So that all workers are up.
         async with trio.open_nursery() as nursery:
@@ -208,7 +185,7 @@ async def many_over_two(scale: Scale) -> Finding:
         for number in range(scale.rounds + 1):
             for tasks in (2, many):
                 for name, call in calls.items():
-                    value = await rate(call, tasks, 2 * scale.seconds)
+                    value = await calls_per_second(call, 2 * scale.seconds, tasks)
                     if number:
                         rates[name, tasks].append(value)
     growth = {name: statistics.median(rates[name, 2]) / statistics.median(rates[name, many]) for name in calls}

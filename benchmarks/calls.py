@@ -57,7 +57,7 @@ async def throughput(settings: Settings) -> Samples:
         pools = await stack.opened(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY, workers=2)
         for number in range(settings.rounds + 1):
             for name, pool in pools.items():
-                rate = await calls_per_second(pool, settings.seconds, tasks=4)
+                rate = await calls_per_second(pool.call, settings.seconds, tasks=4)
                 if number:
                     samples[name].append(rate)
     return samples

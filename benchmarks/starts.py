@@ -29,6 +29,7 @@ from contenders import (
     TRIO_PARALLEL,
     TRIO_PARALLEL_FORKSERVER,
     WITHOUT_REPORTS,
+    Call,
     Contender,
     Pool,
     Pools,
@@ -158,18 +159,18 @@ class OneJob:
             for _ in range(max(settings.rounds // 2, 1)):
                 for name, pool in pools.items():
                     shown = {OURS + ONE_JOB: OURS_SPAWN, self.names[0]: OURS}.get(name, name.removesuffix(ONE_JOB))
-                    samples[shown].append(await calls_per_second(pool, seconds, tasks=2))
+                    samples[shown].append(await calls_per_second(pool.call, seconds, tasks=2))
         return samples
 
 
-async def calls_per_second(pool: Pool, seconds: float, tasks: int) -> float:
+async def calls_per_second(call: Call, seconds: float, tasks: int) -> float:
     done = 0
     end = time.perf_counter() + seconds
 
     async def caller() -> None:
         nonlocal done
         while time.perf_counter() < end:
-            await pool.call(bool)
+            await call(bool)
             done += 1
 
     began = time.perf_counter()

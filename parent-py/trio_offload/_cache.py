@@ -66,15 +66,7 @@ class WorkerCache:
 
     def pop(self) -> Worker | None:
         """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
-        worker: Worker | None
-        try:
-            worker = idle = self._idle.pop()
-        except IndexError:
-            worker = self._pop_spare()
-        else:
-            if idle.state is not State.IDLE or idle.process.ended:
-                # In a fork of the process that started it, a worker has ended.
-                worker = self._take()
+        worker = self._take()
         # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
         if self._idle or self._leaving:
             self.prune()
@@ -86,6 +78,7 @@ class WorkerCache:
                 worker = self._idle.pop()
             except IndexError:
                 return self._pop_spare()
+            # In a fork of the process that started it, a worker has ended.
             if worker.state is State.IDLE and not worker.process.ended:
                 return worker
 

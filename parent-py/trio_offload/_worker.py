@@ -552,10 +552,7 @@ class Worker:
                 if self._unsent:
                     frame = await self._next_frame_while_sending(channel)
                 else:
-                    frame = await channel.receive(cancellable=True)
-                    while frame.kind is Kind.REPORT:
-                        self._hear_figures(frame)
-                        frame = await channel.receive(cancellable=True)
+                    frame = await self._next_frame(channel, True)
         except EndOfStream:
             if not oldest.sent:
                 raise await self._died_idle() from None
