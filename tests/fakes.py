@@ -202,6 +202,9 @@ class FakeWorker:
     def will_retire(self, ahead: int = 0) -> bool:
         return self.plan.foreseen
 
+    def fork_next(self) -> None:
+        pass
+
     def statistics(self) -> WorkerStatistics:
         running = self.state is State.RUNNING
         return WorkerStatistics(

@@ -90,10 +90,10 @@ def process_state(pid: int) -> str | None:
 
 
 def count_descriptors(context: WorkerContext | None = None) -> int:
-    """How many descriptors are open here, without the five that are there for the worker that the context forks next."""
+    """How many descriptors are open here, without the three of the worker that the context has forked ahead."""
     templates = None if context is None else context._settings.templates
     template = None if templates is None else templates._current
-    ahead = 0 if template is None or template._lines is None else 5
+    ahead = 0 if template is None or template._reserve is None else 3
     return len(os.listdir("/proc/self/fd")) - ahead
 
 

@@ -34,7 +34,9 @@ from trio_offload import (
     open_worker_context,
 )
 from trio_offload._cache import WorkerCache
+from trio_offload._channel import Channel
 from trio_offload._payload import dump_call
+from trio_offload._process import Lines
 from trio_offload._template import Template
 from trio_offload._worker import Worker, WorkerSettings
 from trio_offload_worker import _family
@@ -69,6 +71,23 @@ def children() -> set[int]:
     return set(_family.children([os.getpid()]))
 
 
+async def reserve_of(context: WorkerContext) -> Lines:
+    """The process that the template has forked ahead, once it is there."""
+    await wait_all_tasks_blocked()
+    reserve = template_of(context)._reserve
+    assert reserve is not None
+    with trio.fail_after(PATIENCE):
+        while not reserve.process.note_birth():
+            await trio.lowlevel.wait_readable(reserve.process._birth)
+    return reserve
+
+
+@pytest.fixture
+def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker is forked when it is wanted."""
+    monkeypatch.setattr(Template, "fork_reserve", lambda template: None)
+
+
 # --- who is whose child --------------------------------------------------------------------------
 
 
@@ -77,14 +96,16 @@ async def test_workers_are_children_of_the_program_and_not_of_the_template() -> 
     async with forked() as context:
         worker = await context.run_sync(os.getpid)
         template = template_of(context).process.pid
-        assert children() - before == {worker, template}
+        reserve = (await reserve_of(context)).process.pid
+        assert children() - before == {worker, template, reserve}
         assert await context.run_sync(os.getppid) == os.getpid()
         assert await context.run_sync(os.getpid) == worker
 
 
-async def test_a_template_is_no_worker_in_the_statistics() -> None:
+async def test_a_template_and_a_reserve_are_no_workers_in_the_statistics() -> None:
     async with forked() as context:
         worker = await context.run_sync(os.getpid)
+        await reserve_of(context)
         (record,) = context.statistics().workers
         assert (record.pid, record.state, record.jobs) == (worker, "idle", 1)
         assert record.rss is not None
@@ -215,7 +236,9 @@ async def test_fork_hooks_run_on_both_sides(modules: Any, line: Lifeline) -> Non
     async with forked(forkserver_preload=["hooked"]) as context:
         worker = await context.run_sync(os.getpid)
         template = template_of(context).process.pid
-    assert sorted(await line.ended()) == sorted([f"before {template}", f"parent {template}", f"child {worker}"])
+        reserve = (await reserve_of(context)).process.pid
+    expected = [f"before {template}", f"parent {template}"] * 2 + [f"child {worker}", f"child {reserve}"]
+    assert sorted(await line.ended()) == sorted(expected)
 
 
 async def test_handlers_of_pthread_atfork_run(modules: Any, line: Lifeline) -> None:
@@ -364,7 +387,9 @@ async def test_a_template_that_is_killed_is_replaced(line: Lifeline, gate: Gate,
         assert "died of SIGKILL" in caplog.text
 
 
-async def test_a_template_that_dies_with_a_request_before_it_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_template_that_dies_with_a_request_before_it_is_replaced(
+    no_reserve: None, caplog: pytest.LogCaptureFixture
+) -> None:
     async with forked() as context:
         await context.run_sync(bool)
         template = template_of(context).process
@@ -391,7 +416,7 @@ async def test_a_template_that_dies_each_time_is_told(modules: Any, caplog: pyte
         assert context.statistics().running_workers == 0
 
 
-async def test_a_template_that_does_not_answer_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_template_that_does_not_answer_is_given_up(no_reserve: None, caplog: pytest.LogCaptureFixture) -> None:
     async with forked(retire=object) as context:
         await context.run_sync(bool)
         template = template_of(context).process
@@ -439,11 +464,13 @@ async def test_a_killed_program_takes_all_along(tmp_path: Path, line: Lifeline, 
 async def test_a_copy_of_the_program_that_lives_on_does_not_keep_the_template(tmp_path: Path, line: Lifeline) -> None:
     text = """
     import ctypes, os, sys
-    import trio, trio_offload
+    import trio, trio.testing, trio_offload
 
     async def main():
         async with trio_offload.open_worker_context(worker_type="forkserver", forkserver_preload=["holding"]) as context:
             await context.run_sync(bool)
+            # So that a worker has been forked ahead.
+            await trio.testing.wait_all_tasks_blocked()
             # A fork in C that runs none of Python's hooks: the copy holds our ends of all sockets.
             copy = ctypes.CDLL(None).fork()
             if copy == 0:
@@ -709,23 +736,124 @@ def how_many_a_copy_has(descriptors: set[int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-async def test_what_is_made_for_the_next_worker_is_not_in_a_copy_of_the_program(line: Lifeline, gate: Gate) -> None:
+# --- the one that is forked ahead ----------------------------------------------------------------
+
+
+async def test_the_next_worker_is_there_already() -> None:
+    async with forked(retire=object) as context:
+        for _ in range(3):
+            await context.run_sync(bool)
+            reserve = await reserve_of(context)
+            assert await context.run_sync(os.getpid) == reserve.process.pid
+        last = await reserve_of(context)
+    assert last.process.exitcode == 0
+
+
+async def test_a_reserve_is_not_in_a_copy_of_the_program() -> None:
     async with forked() as context:
         await context.run_sync(bool)
-        # The ends of its socket, its record, and the way of its number.
-        lines = template_of(context)._lines
-        assert lines is not None
-        mine = {lines.ours.fileno(), lines.theirs.fileno(), lines.record.fileno(), lines.written}
+        reserve = await reserve_of(context)
+        mine = {reserve.ours.fileno(), reserve.record.fileno(), reserve.process._pidfd}
         assert mine <= template_jobs.open_descriptors().keys()
         assert how_many_a_copy_has(mine) == 0
+        assert not reserve.process.ended
+
+
+async def test_a_reserve_that_nobody_wants_runs_nothing(modules: Any, line: Lifeline) -> None:
+    modules("owes", f"import atexit, template_jobs; atexit.register(template_jobs.say_pid, {line.path!r})")
+    async with forked(forkserver_preload=["owes"]) as context:
+        worker = await context.run_sync(os.getpid)
+        await reserve_of(context)
+        template = template_of(context).process.pid
+    assert sorted(map(int, await line.ended())) == sorted([worker, template])
+
+
+async def test_a_reserve_that_was_killed_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        reserve = await reserve_of(context)
+        os.kill(reserve.process.pid, signal.SIGKILL)
+        wait_for_end(reserve.process.pid)
+        assert await context.run_sync(os.getpid) != reserve.process.pid
+        await reserve_of(context)
+        assert await context.run_sync(int, "5") == 5
+    assert f"worker {reserve.process.pid}, which was forked ahead, died of SIGKILL" in caplog.text
+    assert reserve.process.ended
+
+
+async def test_a_reserve_outlives_its_template(caplog: pytest.LogCaptureFixture) -> None:
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        reserve, template = await reserve_of(context), template_of(context)
+        os.kill(template.process.pid, signal.SIGKILL)
+        wait_for_end(template.process.pid)
+        # Nobody has noticed that yet.
+        assert await context.run_sync(os.getpid) == reserve.process.pid
+        await wait_all_tasks_blocked()
+        assert await context.run_sync(int, "5") == 5
+        assert template_of(context) is not template
+    assert "the template of the workers ended" in caplog.text
+
+
+async def test_a_reserve_goes_with_a_template_that_has_proved_dead(caplog: pytest.LogCaptureFixture) -> None:
+    async with forked() as context:
+        await context.run_sync(bool)
+        reserve, template = await reserve_of(context), template_of(context)
+        os.kill(template.process.pid, signal.SIGKILL)
+        with trio.fail_after(PATIENCE):
+            await template.process.wait()
+        assert await context.prewarm(2) == 1
+        with trio.fail_after(PATIENCE):
+            await reserve.process.wait()
+        assert reserve.process.exitcode == 0
+        assert template_of(context) is not template
+
+
+async def test_a_reserve_that_is_not_forked_yet_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        reserve, template = await reserve_of(context), template_of(context).process
+        os.kill(template.pid, signal.SIGSTOP)
+        await until_stopped(template.pid)
+        assert await context.run_sync(os.getpid) == reserve.process.pid
+        # The request for the next one is in the socket.
+        await wait_all_tasks_blocked()
+        results = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(context.run_sync, jobs.pass_gate, line.path, gate.path)
-            await line.pid()
-            # The first worker is busy, so another one is forked.
-            await context.run_sync(bool)
-            gate.open()
-        assert lines.process in {worker.process for worker in context._cache._idle}
-        assert template_of(context)._lines is not lines
+            nursery.start_soon(lambda: _append(results, context.run_sync(int, "5")))
+            await wait_all_tasks_blocked()
+            assert results == []
+            os.kill(template.pid, signal.SIGCONT)
+        assert results == [5]
+
+
+async def _append(results: list[Any], awaitable: Any) -> None:
+    results.append(await awaitable)
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["forked ahead", "forked when it is wanted"])
+async def test_a_greeting_waits_while_too_many_descriptors_are_on_their_way(
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ahead:
+        monkeypatch.setattr(Template, "fork_reserve", lambda template: None)
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        if ahead:
+            await reserve_of(context)
+        send = Channel.send_with_descriptors
+        refused = []
+
+        def send_sometimes(channel: Channel, parts: Any, descriptors: Any) -> Any:
+            # Three go with a request.
+            if len(descriptors) > 3 and len(refused) < 3:
+                refused.append(len(descriptors))
+                return None
+            return send(channel, parts, descriptors)
+
+        monkeypatch.setattr(Channel, "send_with_descriptors", send_sometimes)
+        assert await context.run_sync(int, "5") == 5
+        assert len(refused) == 3
 
 
 # --- the first call, which goes with the greeting ------------------------------------------------

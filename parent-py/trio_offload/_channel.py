@@ -224,22 +224,21 @@ class Channel:
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
 
-    def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> bool:
-        """Write one small frame that takes descriptors along (unix(7), ``SCM_RIGHTS``); false: not at this moment.
+    def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> list[Buffer] | None:
+        """As :meth:`send_partly`, and the first byte takes descriptors along (unix(7), ``SCM_RIGHTS``); None: not at this moment.
 
         Raises:
             WriteFailed: the other side is gone.
         """
-        data = b"".join(parts)
+        rest: list[Buffer] = [b"".join(parts)]
         try:
-            # The system takes so few bytes as a whole or not at all (net/unix/af_unix.c, unix_stream_sendmsg).
-            return socket.send_fds(self._socket, [data], descriptors) == len(data)
+            return _after(rest, socket.send_fds(self._socket, rest, descriptors))
         except (BrokenPipeError, ConnectionResetError):
             raise WriteFailed(False) from None
         except OSError as error:
             # The socket is full, or more descriptors are on their way than this user may have open (RLIMIT_NOFILE).
             if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS):
-                return False
+                return None
             raise
 
     async def receive(self, *, cancellable: bool, soon: bool = False) -> Frame:

@@ -55,7 +55,8 @@ class WorkerType(str, enum.Enum):
     (``-X`` and the like), how the standard streams encode and buffer, the seed of ``hash()``, limits (:mod:`resource`), the
     umask, priorities. :mod:`random` and NumPy's global generator are seeded anew in each worker; other generators that a
     preloaded module makes are the same in all of them. Exit handlers of preloaded modules run at the end of each worker.
-    A context keeps three open files for its template, and five for the worker that it forks next.
+    A context keeps two processes beside its workers: the template, and one that is forked ahead and becomes the next worker. That one
+    is told nothing before it does. They take three open files each.
 
     It needs Linux and the worker executable, see «trio-offload doctor».
     """
@@ -393,6 +394,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                 await trio.lowlevel.checkpoint()
             for worker in begun:
                 await worker.finish(cancellable=True)
+                worker.fork_next()
                 cache.note_started(worker)
                 cache.push(worker)
                 ready += 1
@@ -425,6 +427,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                         cache.note_started(worker)
                         self._warn_of_baseline(worker)
                     result = await worker.run_sync(call, cancellable=cancellable)
+                    if new:
+                        worker.fork_next()
                     if self.retire is not bool and worker.will_retire():
                         # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
                         worker.ask_to_retire()
@@ -468,6 +472,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             except BaseException:
                 self._cache.push(worker)
                 raise
+            worker.fork_next()
             self._cache.note_started(worker)
             self._warn_of_baseline(worker)
         return worker, new

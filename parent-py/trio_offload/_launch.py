@@ -17,13 +17,16 @@ from . import _frozen
 from ._strays import Source, Strays
 
 
-def hello(libpython: str, environment: dict[bytes, bytes | None], *, forked: bool = False) -> dict[str, Any]:
+def hello(
+    libpython: str, environment: dict[bytes, bytes | None], *, forked: tuple[list[int], bool] | None = None
+) -> dict[str, Any]:
     """The body of a HELLO.
 
     Args:
         libpython: the path of the libpython that belongs to this interpreter; empty if it has none.
         environment: the variables that were changed to start the worker, with the values that they get back.
-        forked: the worker is forked off a template, which has had all that Python needs to start.
+        forked: the worker is forked off a template, which has had all that Python needs to start. Which of the standard streams
+            come along, and whether the working directory does.
     """
     return {
         "protocol": PROTOCOL_VERSION,
@@ -43,7 +46,8 @@ def hello(libpython: str, environment: dict[bytes, bytes | None], *, forked: boo
         ],
         "pycache_prefix": None if sys.pycache_prefix is None else os.fsencode(sys.pycache_prefix),
         "flags": _flags(),
-        **({} if forked else _frozen.hello_keys()),
+        **(_frozen.hello_keys() if forked is None else {"streams": forked[0]}),
+        **({"directory": True} if forked is not None and forked[1] else {}),
     }
 
 

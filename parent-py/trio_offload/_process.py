@@ -9,8 +9,8 @@ What this module guarantees:
   hold the worker's end open, and the worker's death would not be the end of the stream. (A fork in C that does not run
   Python's fork hooks is beyond this.)
 * A fork of this process inherits no worker: its copies of the descriptors are closed in the child.
-* A worker that a template forks is a child of this process too, and all of the above is true of it. It is known by a pipe until
-  it has told its number; one that is to be ended before that is ended as soon as it has.
+* A worker that a template forks is a child of this process too, and all of the above is true of it, also while nobody wants it
+  yet. It is known by a pipe until it has told its number; one that is to be ended before that is ended as soon as it has.
 * A process is ended with its descendants. The worker is a child subreaper (prctl(2)), so they stay below it whatever
   they do; it is stopped first, so that it cannot start another while they are being collected: the kernel refuses to
   fork under a pending signal (copy_process() in kernel/fork.c).
@@ -35,6 +35,7 @@ import trio
 from trio_offload_worker._family import end_family, open_pidfd
 
 from ._channel import socket_pair
+from ._oom import OomKills
 from ._record import RecordFile
 
 WORKER_DESCRIPTOR: Final = 3
@@ -215,6 +216,10 @@ class ForkedProcess(WorkerProcess):
     @property
     def is_known(self) -> bool:
         """Whether it has told its number. It has when anything else is heard of it."""
+        return self.note_birth()
+
+    def note_birth(self) -> bool:
+        """Take in its number if it has told it; whether it has."""
         with self._lock:
             return self.pid != 0 or (not self.ended and self._is_born())
 
@@ -283,10 +288,12 @@ class ForkedProcess(WorkerProcess):
 class Lines:
     """What leads to a process that a template is asked for: its socket, its record, and the pipe through which its number comes.
 
-    Made before it is asked for, in a moment in which there is nothing else to do, it is off the way of a start.
+    The process may be asked for long before there is anything to tell it. Then ``oom_kills`` has been counted already: it is what
+    takes longest of all that the parent does for a start.
     """
 
-    def __init__(self, template: WorkerProcess) -> None:
+    def __init__(self, template: WorkerProcess, oom_kills: OomKills | None = None) -> None:
+        self.oom_kills: Final = oom_kills
         with no_forks, contextlib.ExitStack() as made:
             self.ours, self.theirs = socket_pair()
             made.callback(self.ours.close)
@@ -298,7 +305,23 @@ class Lines:
             made.pop_all()
             no_forks.register(self.process, self.ours, self.record, self)
 
-    def pass_on(self) -> None:
+    def ask(self, send: Callable[[list[int]], bool]) -> bool:
+        """Ask for the process; false: that cannot be done at this moment, and there will be none.
+
+        ``send`` is called with the template's ends in the order of PROTOCOL.md, and says whether it has sent them.
+        """
+        asked = False
+        try:
+            with no_forks:
+                asked = send([self.theirs.fileno(), self.record.fileno(), self.written])
+                if asked:
+                    self._pass_on()
+        finally:
+            if not asked:
+                self.close()
+        return asked
+
+    def _pass_on(self) -> None:
         """The template has its end of all: it is closed here."""
         self.theirs.close()
         if self.written != -1:
@@ -306,43 +329,24 @@ class Lines:
             self.written = -1
 
     def close(self) -> None:
-        """There will be no such process."""
-        self.pass_on()
+        """There will be no such process, or it is not ours: this is a fork of the program."""
+        self._pass_on()
         self.ours.close()
         self.record.close()
         self.process.abandon()
 
 
-def start_forked(
-    lines: Lines, ask: Callable[[list[int], bool, list[int]], bool]
-) -> tuple[ForkedProcess, socket.socket, RecordFile] | None:
-    """Ask a template for a worker: what :func:`start` gives; None if it cannot be asked at this moment.
-
-    ``ask`` is called with the numbers of the standard streams that are open here, whether the working directory is passed too,
-    and all descriptors in the order of PROTOCOL.md. It says whether it has sent them.
-
-    Raises:
-        OSError: there are no more descriptors, say.
+@contextlib.contextmanager
+def surroundings() -> Iterator[tuple[list[int], int | None]]:
+    """What a forked worker takes over from this process as it is now: the numbers of the standard streams that are open, and a
+    descriptor of the working directory, which is closed afterwards.
     """
-    asked = False
+    directory = _open_directory()
     try:
-        streams = [number for number in range(3) if _is_inherited(number)]
-        directory = _open_directory()
-        try:
-            descriptors = [lines.theirs.fileno(), lines.record.fileno(), lines.written, *streams]
-            if directory is not None:
-                descriptors.append(directory)
-            with no_forks:
-                asked = ask(streams, directory is not None, descriptors)
-                if asked:
-                    lines.pass_on()
-        finally:
-            if directory is not None:
-                os.close(directory)
+        yield [number for number in range(3) if _is_inherited(number)], directory
     finally:
-        if not asked:
-            lines.close()
-    return (lines.process, lines.ours, lines.record) if asked else None
+        if directory is not None:
+            os.close(directory)
 
 
 def _is_inherited(descriptor: int) -> bool:

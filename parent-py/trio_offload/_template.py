@@ -5,6 +5,8 @@ What is guaranteed:
 * A context has one template at a time, however many tasks, in however many threads, want a worker. It is started when the
   first of them does, and started anew when it has ended; its workers are children of this process and live on.
 * Whoever waits for a template may be cancelled: the start goes on, and the next who waits sees to it.
+* Once a worker has been started the next one is forked ahead, and waits for somebody to want it without a word said to it: the
+  «reserve», one process at most. It goes with its template, and is replaced if it has ended.
 * A fork of this process has no template: it starts one of its own.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import trio
@@ -21,8 +24,8 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_hea
 from . import _launch, _locate, _payload
 from ._channel import EndOfStream, WriteFailed
 from ._errors import WorkerStartError
-from ._process import ForkedProcess, Lines, no_forks, start_forked
-from ._record import RecordFile
+from ._oom import count_kills
+from ._process import Lines, no_forks
 from ._worker import State, Worker, WorkerSettings, describe_ending, given_back, load_exception, logger
 
 
@@ -34,10 +37,11 @@ class Template(Worker):
         self._modules = modules
         self._environment: dict[bytes, bytes] = {}
         self._applied: object = None
-        self._hello: dict[str, Any] = {}
-        self._encoded_hello = b""
-        # For the next worker.
-        self._lines: Lines | None = None
+        self._libpython = ""
+        # What the last worker was told, and the frames of that.
+        self._said: object = None
+        self._frames_said: list[Buffer] = []
+        self._reserve: Lines | None = None
         # Whether a task sees to its start, and who waits for that.
         self.attended = False
         self.waiting: list[_Waiter] = []
@@ -66,34 +70,44 @@ class Template(Worker):
         self._become_idle()
         self.expires_at = math.inf
 
-    def fork(self) -> tuple[ForkedProcess, Any, RecordFile] | None:
+    def fork(self) -> Lines | None:
         """Ask for a worker; None if that cannot be done at this moment.
 
         Raises:
             WriteFailed: it has ended.
             OSError: there are no more descriptors here.
         """
-        channel = self._channel
-        if channel is None or self.state is not State.IDLE:
-            raise WriteFailed(False)
+        return self._ask(Lines(self.process))
+
+    def take_reserve(self) -> Lines | None:
+        """The process that was forked ahead, which is the caller's from now on; None: there is none."""
         with no_forks:
             # Two threads may ask at the same time.
-            lines, self._lines = self._lines, None
+            reserve, self._reserve = self._reserve, None
+        # In a fork of the process that started it, it has ended.
+        return None if reserve is None or reserve.process.ended else reserve
 
-        def ask(streams: list[int], directory: bool, descriptors: list[int]) -> bool:
-            head = encode_head(Kind.FORK, 0, (), {"streams": streams, "directory": directory})
-            return channel.send_with_descriptors([head], descriptors)
-
-        return start_forked(lines or Lines(self.process), ask)
-
-    def prepare(self) -> None:
-        """Do what can be done for the next worker before anybody wants one."""
+    def fork_reserve(self) -> None:
+        """Have the next worker forked, unless there is one already or it cannot be done just now: then there is none."""
+        if self._reserve is not None or self.state is not State.IDLE:
+            return
+        oom_kills = count_kills()
         with no_forks:
-            if self._lines is None and self.state is State.IDLE:
+            if self._reserve is None:
                 try:
-                    self._lines = Lines(self.process)
-                except OSError:
-                    pass  # No more descriptors. Whoever needs them is told.
+                    self._reserve = self._ask(Lines(self.process, oom_kills))
+                except (OSError, WriteFailed):
+                    pass  # Whoever needs one is told.
+
+    def _ask(self, lines: Lines) -> Lines | None:
+        channel = self._channel
+        if channel is None or self.state is not State.IDLE:
+            lines.close()
+            raise WriteFailed(False)
+        # So few bytes the system takes as a whole or not at all (net/unix/af_unix.c, unix_stream_sendmsg).
+        head = encode_head(Kind.FORK, 0, ())
+        asked = lines.ask(lambda descriptors: channel.send_with_descriptors([head], descriptors) is not None)
+        return lines if asked else None
 
     def environment_since(self) -> dict[bytes, bytes | None]:
         """The variables that have changed here since it was started; None: it is gone."""
@@ -103,22 +117,21 @@ class Template(Worker):
         }
         return changed | dict.fromkeys(self._environment.keys() - now.keys())
 
-    def encoded_hello(self, body: dict[str, Any]) -> bytes:
-        """The frame of a worker's HELLO. It is seldom another one than the last, and takes longer to encode than to compare."""
-        if body != self._hello:
-            self._hello, self._encoded_hello = body, encode_head(Kind.HELLO, 0, (), body)
-        return self._encoded_hello
+    def hello_of_worker(self, streams: list[int], directory: bool) -> dict[str, Any]:
+        """The body of its HELLO. The arguments say which descriptors go with it."""
+        return _launch.hello(self._libpython, self.environment_since(), forked=(streams, directory))
+
+    def frames_said(self, what: object, encode: Callable[[], list[Buffer]]) -> list[Buffer]:
+        """What a worker is told at its start, encoded. It is seldom anything else than the last time, and takes longer to encode than
+        to compare.
+        """
+        if what != self._said:
+            self._said, self._frames_said = what, encode()
+        return self._frames_said
 
     def must_be_applied(self, settings: dict[str, Any]) -> bool:
         """Whether a worker has to act on the settings before its first job: something in them is not what the template has."""
         return bool(settings["coverage"]) or _applied_part(settings) != self._applied
-
-    def _close(self) -> None:
-        super()._close()
-        with no_forks:
-            lines, self._lines = self._lines, None
-        if lines is not None:
-            lines.close()
 
     def describe_death(self) -> str:
         """How it ended, for people."""
@@ -133,7 +146,8 @@ class Template(Worker):
             )
         return b"", b""
 
-    def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
+    def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
+        self._libpython = way.libpython
         hello = {**_launch.hello(way.libpython, given_back(way)), "template": True}
         self._environment = dict(os.environb)
         settings = _launch.current_settings()
@@ -167,7 +181,8 @@ class Templates:
         self._modules: Final = modules
         # All that is in here is changed under `no_forks`: a lock that a fork of this process finds free, in any thread.
         self._current: Template | None = None
-        self._leaving: list[Template] = []
+        # Templates, and reserves that nobody wanted.
+        self._leaving: list[Worker] = []
 
     def current(self) -> Template:
         """The template, begun now if there is none.
@@ -179,8 +194,7 @@ class Templates:
             template = self._current
             # Whether it still lives is found out when it is asked for a worker.
             if template is not None and template.process.ended and not template.hear():
-                self._current = None
-                self._leaving.append(template)
+                self.discard(template)
                 template = None
             if template is None or template.state is State.ENDED:
                 template = Template(self._modules)
@@ -219,21 +233,35 @@ class Templates:
             if self._current is template:
                 self._current = None
                 self._leaving.append(template)
+                self._dismiss_reserve(template)
 
-    def dismiss(self) -> list[Template]:
+    def see_off(self, reserve: Lines) -> None:
+        """A reserve has proved to have ended, or is not wanted any more."""
+        worker = Worker(WorkerSettings())
+        worker.leave_unused(reserve)
+        with no_forks:
+            self._leaving.append(worker)
+
+    def _dismiss_reserve(self, template: Template) -> None:
+        reserve = template.take_reserve()
+        if reserve is not None:
+            self.see_off(reserve)
+
+    def dismiss(self) -> list[Worker]:
         """Ask all to leave. They are to be waited for; afterwards there may be another one."""
         with no_forks:
-            templates, self._leaving = self._leaving, []
             template, self._current = self._current, None
-        if template is not None and template.state is not State.ENDED:
-            templates.append(template)
-        for template in templates:
-            if template.hear():
-                template.ask_to_retire()
-            elif not _has_gone(template):
+            if template is not None and template.state is not State.ENDED:
+                self._leaving.append(template)
+                self._dismiss_reserve(template)
+            leaving, self._leaving = self._leaving, []
+        for worker in leaving:
+            if worker.hear():
+                worker.ask_to_retire()
+            elif not _has_gone(worker) and not worker.given_up:
                 # It is starting, or about to exit, and nobody needs it.
-                template.give_up()
-        return [template for template in templates if template.state is not State.ENDED]
+                worker.give_up()
+        return [worker for worker in leaving if worker.state is not State.ENDED]
 
     async def _attend(self, template: Template, cancellable: bool) -> None:
         failure: WorkerStartError | None = None
@@ -251,12 +279,15 @@ class Templates:
                 waiter.wake(failure)
 
 
-def _has_gone(template: Template) -> bool:
-    """Whether a template on its way out has ended. By itself it does not, so that is worth a word."""
-    if not template.gone():
+def _has_gone(worker: Worker) -> bool:
+    """Whether a template on its way out, or a reserve, has ended. By itself it does not, so that is worth a word."""
+    if not worker.gone():
         return False
-    if template.process.exitcode is not None:
-        logger.warning("the template of the workers ended: %s", template.describe_death())
+    if isinstance(worker, Template):
+        if worker.process.exitcode is not None:
+            logger.warning("the template of the workers ended: %s", worker.describe_death())
+    elif worker.process.exitcode:
+        logger.warning("worker %s, which was forked ahead, %s", worker.process.pid, describe_ending(worker.process))
     return True
 
 

@@ -14,6 +14,7 @@ The parent's half of the state table in PROTOCOL.md is here. What a worker guara
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import errno
 import logging
@@ -22,7 +23,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
@@ -35,12 +36,13 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_hea
 from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
+from ._process import surroundings
 from ._regions import Regions
 from ._sizes import readable_size
 
 if TYPE_CHECKING:
     from . import _forked
-    from ._process import WorkerProcess
+    from ._process import Lines, WorkerProcess
     from ._template import Template, Templates
     from ._trace import TraceWriter
 
@@ -158,6 +160,8 @@ class Worker:
         # What it held before its first job, in bytes.
         self.baseline = 0
         self._greeting_rest: list[Buffer] = []
+        # Of a forked worker: says the greeting, unless that cannot be done at this moment; None once it has been said.
+        self._greet: Callable[[], bool] | None = None
         # Of a fork: what it finds in its ``__main__``.
         self._definitions: _forked.Definitions | None = None
         self._began = self._started
@@ -245,25 +249,48 @@ class Worker:
             greeting = self._greeting_of_fork()
             self._converse(lambda: greeting, *self._fork())
             return
-        way = _locate.way()
-        self._has_watcher = not way.is_native
         templates = self._settings.templates
         if templates is None:
+            way = _locate.way()
+            self._has_watcher = not way.is_native
             functions = self._prepare(way)
             # Said afterwards: while the system loads the program there is time to find out what to say.
-            self._converse(lambda: self._greeting(way, functions), *_spawn(way))
+            self._converse(lambda: self._greeting(way, *functions), *_spawn(way))
             return
         template = templates.current()
         if template.state is State.IDLE:
             # If it cannot be asked just now, or has died a moment ago, `finish` goes on with that.
-            self._begin_forked(templates, template, way)
+            self._begin_forked(templates, template)
 
-    def _begin_forked(self, templates: Templates, template: Template, way: _locate.Way) -> bool:
-        """Ask the template for a process; whether that could be done."""
-        functions = self._prepare(way)
+    def _begin_forked(self, templates: Templates, template: Template) -> bool:
+        """Take the process that the template has forked ahead, or ask it for one; whether that could be done."""
+        functions = self._pickled_functions()
         self._started = time.monotonic()
+        self._template = template
+
+        def greeting(streams: list[int], directory: bool) -> list[Buffer]:
+            settings = _launch.current_settings()
+            hello = template.hello_of_worker(streams, directory)
+            frames = template.frames_said(
+                (hello, settings, *functions),
+                lambda: self._frames(
+                    encode_head(Kind.HELLO, 0, (), hello), settings, template.must_be_applied(settings), *functions
+                ),
+            )
+            self._told = _launch.changing_state()
+            return self._with_call(frames)
+
+        reserve = template.take_reserve()
+        if reserve is not None:
+            try:
+                self._converse_forked(greeting, reserve)
+                return True
+            except WriteFailed:
+                # Somebody has ended it. Nothing is lost: nobody had told it anything.
+                self._process = self._channel = self._record = None
+                templates.see_off(reserve)
         try:
-            begun = template.fork()
+            lines = template.fork()
         except WriteFailed:
             templates.discard(template)
             return False
@@ -271,11 +298,39 @@ class Worker:
             raise WorkerStartError(
                 f"a worker could not be forked: {os.strerror(error.errno or 0)}. {_SPAWN_REMEDIES.get(error.errno or 0, '')}"
             ) from error
-        if begun is None:
+        if lines is None:
             return False
-        # Said afterwards, as to one that is spawned.
-        self._converse(lambda: self._with_call(self._greeting(way, functions, template)), *begun)
+        try:
+            # Said afterwards, as to one that is spawned.
+            self._converse_forked(greeting, lines)
+        except WriteFailed:
+            pass  # It has refused, or the template has died; `finish` hears which.
         return True
+
+    def _converse_forked(self, greeting: Callable[[list[int], bool], list[Buffer]], lines: Lines) -> None:
+        """Say the greeting to a process that a template has been asked for.
+
+        Raises:
+            WriteFailed: it is not there, or not any more.
+        """
+
+        def greet() -> bool:
+            with surroundings() as (streams, directory):
+                frames = greeting(streams, directory is not None)
+                rest = channel.send_with_descriptors(frames, streams if directory is None else [*streams, directory])
+            if rest is None:
+                return False
+            self._greeting_rest = rest
+            return True
+
+        with self._ended_by_failure(lines.process):
+            self._process, self._record = lines.process, lines.record
+            self._channel = channel = Channel(lines.ours, self._settings.regions)
+            self._greet = None if greet() else greet
+            self._oom_kills = lines.oom_kills or _oom.count_kills()
+            self._stderr_size = _record.stderr_size()
+            # Of one that was forked ahead the number is there, and this is a better moment to read it than any later one.
+            lines.process.note_birth()
 
     def _with_call(self, greeting: list[Buffer]) -> list[Buffer]:
         """The greeting of a forked worker, and the first call with it if nothing but a failing start can keep that from being run.
@@ -299,18 +354,40 @@ class Worker:
         self, greeting: Callable[[], list[Buffer]], process: WorkerProcess, ours: Any, record: _record.RecordFile
     ) -> None:
         """Say the greeting to the process that has been started."""
-        self._process, self._record = process, record
-        try:
+        with self._ended_by_failure(process):
+            self._process, self._record = process, record
             self._channel = Channel(ours, self._settings.regions)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
             self._greeting_rest = self._channel.send_partly(greeting())
             # After the greeting: the worker is busy with it for longer than this takes.
             self._oom_kills = _oom.count_kills()
             self._stderr_size = _record.stderr_size()
+
+    @contextlib.contextmanager
+    def _ended_by_failure(self, process: WorkerProcess) -> Iterator[None]:
+        """Whatever goes wrong between the start of a process and its greeting, no process is left."""
+        try:
+            yield
+        except WriteFailed:
+            raise
         except BaseException:
-            self._process.kill()
+            process.kill()
             self.wait_sync(math.inf)
             raise
+
+    def leave_unused(self, lines: Lines) -> None:
+        """Become the handle of a process that was forked ahead and that nobody has a use for. It leaves; a wait must follow."""
+        self._process, self._record = lines.process, lines.record
+        self._channel = Channel(lines.ours)
+        self._leave()
+        self.given_up = True
+        # The end of its stream is all that it needs to hear.
+        self._channel.close()
+
+    def fork_next(self) -> None:
+        """Have the next worker forked ahead, once whoever waits for this one has gone on."""
+        if self._template is not None:
+            trio.lowlevel.current_trio_token().run_sync_soon(self._template.fork_reserve, idempotent=True)
 
     async def finish(self, *, cancellable: bool) -> None:
         """Bring the process to where it takes jobs.
@@ -331,7 +408,7 @@ class Worker:
             except _NeverForked as lost:
                 template = lost.template
             templates.discard(template)
-            self._process = self._channel = self._sent_ahead = None
+            self._process = self._channel = self._sent_ahead = self._greet = None
             self._calls = 0
             if left == 0:
                 self.state = State.ENDED
@@ -345,10 +422,9 @@ class Worker:
 
     async def _begin_when_ready(self, templates: Templates, cancellable: bool) -> None:
         try:
-            way = _locate.way()
             while True:
-                self._template = await templates.ready(cancellable=cancellable)
-                if self._begin_forked(templates, self._template, way):
+                template = await templates.ready(cancellable=cancellable)
+                if self._begin_forked(templates, template):
                     return
                 # Either the next look finds another template, or this one has more requests before it than the system holds.
                 with trio.CancelScope(shield=not cancellable):
@@ -363,15 +439,19 @@ class Worker:
             raise RuntimeError("the worker is not starting")
         try:
             try:
+                while self._greet is not None and not self._greet():
+                    with trio.CancelScope(shield=not cancellable):
+                        await trio.sleep(_CROWDED_PAUSE)
+                self._greet = None
                 await channel.send(self._greeting_rest, cancellable=cancellable)
             except WriteFailed:
                 pass  # Why it is gone, its last words or its exit status tell.
-            if self._template is not None:
-                # There is nothing else to do until the worker is ready.
-                self._template.prepare()
-            self._check_welcome(await self._receive(cancellable))
+            if self._template is None:
+                self._check_welcome(await self._receive(cancellable))
             self.state = State.SETTING_UP
             ready = await self._receive(cancellable)
+            if not self.process.is_known:
+                raise RuntimeError("a worker has told something before its number")
             self._hear_figures(ready)
             self._check_baseline()
         except (EndOfStream, WireError) as error:
@@ -668,23 +748,20 @@ class Worker:
         return True
 
     def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
-        """``init`` and ``retire``, pickled. What cannot be is found here, before anything is started."""
+        """What is to be done and can fail before anything is started; ``init`` and ``retire``, pickled."""
+        return self._pickled_functions()
+
+    def _pickled_functions(self) -> tuple[bytes, bytes]:
         return (
             b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
             _payload.dump_callable(self._settings.retire) if self._retires else b"",
         )
 
-    def _greeting(self, way: _locate.Way, functions: tuple[bytes, bytes], template: Template | None = None) -> list[Buffer]:
+    def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
         """HELLO and SETUP as bytes."""
-        self._template = template
         settings = _launch.current_settings()
-        if template is None:
-            hello = encode_head(Kind.HELLO, 0, (), _launch.hello(way.libpython, given_back(way)))
-            eager = _launch.must_be_applied(settings)
-        else:
-            hello = template.encoded_hello(_launch.hello(way.libpython, template.environment_since(), forked=True))
-            eager = template.must_be_applied(settings)
-        return self._frames(hello, settings, eager, *functions)
+        hello = encode_head(Kind.HELLO, 0, (), _launch.hello(way.libpython, given_back(way)))
+        return self._frames(hello, settings, _launch.must_be_applied(settings), init, retire)
 
     def _greeting_of_fork(self) -> list[Buffer]:
         from . import _forked
@@ -728,16 +805,15 @@ class Worker:
         if self._channel is None:
             raise RuntimeError("the worker has not been started")
         frame = await self._next_frame(self._channel, cancellable)
-        known = self.process.is_known
         expected = Kind.WELCOME if self.state is State.STARTING else Kind.READY
         if frame.kind is expected:
             return frame
         if frame.kind is Kind.SETUP_FAILED and self.state is State.SETTING_UP:
             await self._refuse_setup(frame)
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
-            await self._end_gently()
             # What a template refuses has no process.
-            processes = [self.process] if known else []
+            processes = [self.process] if self.process.is_known else []
+            await self._end_gently()
             raise WorkerStartError(
                 f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", *processes
             )

@@ -635,6 +635,8 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _Field("search_path", "an array of byte strings", _is_array_of_bytes, required=False),
             _Field("bundle", "a bundle", _is_bundle, required=False),
             _Field("template", "a boolean", _is_boolean, required=False),
+            _Field("streams", "some of 0, 1 and 2 in their order", _are_streams, required=False),
+            _Field("directory", "a boolean", _is_boolean, required=False),
         ),
     ),
     Kind.SETUP: (
@@ -650,13 +652,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.RETIRE: (_NONE, ()),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
     Kind.TEMPLATE: (range(1, 2), (_EAGER, _Field("modules", "an array of text", _is_array_of_text))),
-    Kind.FORK: (
-        _NONE,
-        (
-            _Field("streams", "some of 0, 1 and 2 in their order", _are_streams),
-            _Field("directory", "a boolean", _is_boolean),
-        ),
-    ),
+    Kind.FORK: (_NONE, ()),
     Kind.WELCOME: (
         _NONE,
         (

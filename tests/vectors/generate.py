@@ -370,11 +370,16 @@ def messages() -> None:
         "a TEMPLATE that imports nothing",
         frame(TEMPLATE, segments=[b"x"], body={"eager": True, "modules": []}),
     )
-    good("fork", "a FORK with all that can come with it", frame(FORK, body={"streams": [0, 1, 2], "directory": True}))
+    good("fork", "a FORK", frame(FORK))
     good(
-        "fork-bare",
-        "a FORK of a parent without streams or a directory",
-        frame(FORK, body={"streams": [], "directory": False}),
+        "hello-forked",
+        "a HELLO with which all comes that a forked worker takes over",
+        frame(HELLO, body=hello_body(streams=[0, 1, 2], directory=True)),
+    )
+    good(
+        "hello-forked-bare",
+        "a HELLO to a forked worker from a parent without streams or a directory",
+        frame(HELLO, body=hello_body(streams=[])),
     )
     good("hello-template", "a HELLO that makes a template", frame(HELLO, body=hello_body() | {"template": True}))
     good(
@@ -978,7 +983,7 @@ def body_errors() -> None:
         "retire": (RETIRE, [], {}),
         "settings": (SETTINGS, [b"\x80\x05}."], {"eager": False}),
         "template": (TEMPLATE, [b"\x80\x05}."], {"eager": False, "modules": ["json"]}),
-        "fork": (FORK, [], {"streams": [0, 1, 2], "directory": True}),
+        "fork": (FORK, [], {}),
         "welcome": (WELCOME, [], WELCOME_BODY),
         "refused": (REFUSED, [], ABORTED_BODY),
         "ready": (READY, [], {}),
@@ -1058,17 +1063,6 @@ def body_errors() -> None:
         "template": {
             "eager": [("integer", 1), ("null", None)],
             "modules": [("text", "json"), ("bytes-item", [b"json"]), ("null", None), ("nested", [["json"]])],
-        },
-        "fork": {
-            "streams": [
-                ("three", [3]),
-                ("twice", [1, 1]),
-                ("backwards", [2, 1]),
-                ("text", ["0"]),
-                ("true", [True]),
-                ("null", None),
-            ],
-            "directory": [("integer", 1), ("null", None)],
         },
         "ready": {"figures": not_figures},
         "call": {"types": not_types},
@@ -1194,6 +1188,15 @@ def body_errors() -> None:
         "home": [("text", "/opt"), ("null", None)],
         "search_path": [("bytes", b"/opt"), ("null", None), ("text-item", ["/opt"])],
         "bundle": [("null", None), ("array", []), ("empty", {}), ("text", "PyInstaller")],
+        "streams": [
+            ("three", [3]),
+            ("twice", [1, 1]),
+            ("backwards", [2, 1]),
+            ("text", ["0"]),
+            ("true", [True]),
+            ("null", None),
+        ],
+        "directory": [("integer", 1), ("null", None)],
     }
     for name, keys in wrong.items():
         kind, segments, body = whole[name]

@@ -20,11 +20,11 @@ use trio_offload_worker::exit::{self, Ending};
 use trio_offload_worker::launch::{self, Surroundings, Watch};
 use trio_offload_worker::memory::{Figures, Meter};
 use trio_offload_worker::message::{
-    Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
+    Explanation, Failure, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
 };
 use trio_offload_worker::os::fork::{self, ForkError, Side};
 use trio_offload_worker::regions::Regions;
-use trio_offload_worker::sentinel::{self, Activity, Guard, Parent};
+use trio_offload_worker::sentinel::{self, Activity, Guard, Parent, Standby};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
 use trio_offload_worker::transport::{Allocator, Connection, Segment, Socket};
 use trio_offload_worker::wire::{self, Header};
@@ -40,6 +40,7 @@ pub(crate) struct Worker {
     surroundings: Option<Surroundings>,
     parent: Option<&'static Parent>,
     watch: Option<Watch>,
+    standby: Option<Standby>,
     interpreter: Option<Interpreter>,
     python: Option<PythonSide>,
     meter: Meter,
@@ -75,7 +76,6 @@ struct PythonSide {
 /// Python for spares each of them pages of memory that it would have to copy.
 struct OfTemplate {
     hello: Hello,
-    prefixes: Prefixes,
     /// What a worker calls that has something to catch up with.
     catch_up: Py<PyAny>,
     /// Each worker needs random numbers of its own.
@@ -90,6 +90,7 @@ impl Worker {
             surroundings: Some(surroundings),
             parent: None,
             watch: None,
+            standby: None,
             interpreter: None,
             python: None,
             meter: Meter::default(),
@@ -107,6 +108,19 @@ impl Worker {
         self.newborn.take()
     }
 
+    /// Goes the way of a job once, before there is one. A process that has just been forked shares all memory with its template, and
+    /// finds or copies each page when it touches it first; what is touched here no caller waits for.
+    pub(crate) fn rehearse(&mut self) {
+        /// `(bool, ())`
+        const NOTHING: &[u8] = b"\x80\x05cbuiltins\nbool\n)\x86.";
+        if let Some(python) = &self.python {
+            Python::attach(|py| drop(python.call(py, vec![Segment::Passing(NOTHING)])));
+        }
+        let _ = Meter::of_newborn().read();
+        // Without one the start tries again, and says why it cannot.
+        self.standby = Standby::start(self.activity).ok();
+    }
+
     /// Ends Python in order and gives the exit code.
     pub(crate) fn finish(mut self, ending: Ending) -> i32 {
         if let Some(guard) = self.guard.take() {
@@ -114,6 +128,11 @@ impl Worker {
         }
         if let Some(parent) = self.parent.filter(|_| self.is_template) {
             sentinel::end_with_parent(parent);
+        }
+        if self.is_forked && self.parent.is_none() {
+            // Nobody has said what it was forked for: there is nothing of a worker's in it that could be owed.
+            std::mem::forget((self.python.take(), self.interpreter.take()));
+            return ending.code();
         }
         let flushed = if self.is_forked {
             // Nothing of Python's is dropped: its end is the process's.
@@ -146,16 +165,17 @@ impl Allocator for Worker {
 impl Executor for Worker {
     type Payload = Pickled;
 
-    fn start(&mut self, hello: &Hello) -> Result<Welcome, Explanation> {
+    fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation> {
         let Some(surroundings) = self.surroundings.take() else {
             return Err(Explanation::new("interpreter", "the worker has been started already"));
         };
-        if let Some((interpreter, python)) = self.interpreter.as_ref().zip(self.python.as_ref()) {
+        if let Some(python) = &self.python {
             // Forked: all that is the same in every worker is there.
-            let welcome = welcome(interpreter, python.catch_up(hello)?);
+            launch::settle_in(hello, descriptors).map_err(|error| Explanation::new("environment", error.to_string()))?;
+            python.catch_up(hello)?;
             let (parent, watch) = surroundings.meet(hello)?;
             (self.parent, self.watch) = (Some(parent), Some(watch));
-            return Ok(welcome);
+            return Ok(None);
         }
         let record = surroundings.record();
         if hello.template {
@@ -175,11 +195,11 @@ impl Executor for Worker {
         let python = Python::attach(PythonSide::new)
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
-        Ok(welcome(interpreter, prefixes))
+        Ok(Some(welcome(interpreter, prefixes)))
     }
 
     fn watch(&mut self) -> Result<(), Explanation> {
-        self.watch.take().map_or(Ok(()), |watch| watch.begin(self.activity))
+        self.watch.take().map_or(Ok(()), |watch| watch.begin(self.standby.take(), self.activity))
     }
 
     fn set_up(
@@ -280,14 +300,14 @@ impl Executor for Worker {
         })
     }
 
-    fn fork(&mut self, fork: &Fork, mut descriptors: Vec<OwnedFd>) -> Side {
+    fn fork(&mut self, mut descriptors: Vec<OwnedFd>) -> Side {
         let Some(python) = &self.python else { return Side::Template };
         let birth = descriptors.remove(BIRTH);
         let mut taken = None;
         let outcome = Python::attach(|py| {
             // What is still to be written would be written by each worker.
             flush(py, &python.sys);
-            ffi::fork(py, birth.as_fd(), || taken = Some(launch::take_over(fork, std::mem::take(&mut descriptors))))
+            ffi::fork(py, birth.as_fd(), || taken = Some(launch::take_over(std::mem::take(&mut descriptors))))
         });
         if let (Err(error), Some(socket)) = (&outcome, descriptors.first()) {
             refuse(socket, error);
@@ -350,20 +370,20 @@ impl PythonSide {
     }
 
     /// What has changed in the parent since the template was started from which this process was forked.
-    fn catch_up(&self, hello: &Hello) -> Result<Prefixes, Explanation> {
+    fn catch_up(&self, hello: &Hello) -> Result<(), Explanation> {
         let Some(template) = &self.of_template else {
             return Err(Explanation::new("interpreter", "a worker was forked off a process that is not a template"));
         };
         let lacks_nothing =
             hello.environment.is_empty() && hello.pycache_prefix == template.hello.pycache_prefix && !template.is_to_be_seeded;
         if lacks_nothing && Interpreter::is_furnished(hello, &template.hello) {
-            return Ok(template.prefixes.clone());
+            return Ok(());
         }
         Python::attach(|py| {
             if !lacks_nothing {
                 template.catch_up.call1(py, (environment(py, hello)?, hello.pycache_prefix.as_deref()))?;
             }
-            Interpreter::furnish(self.sys.bind(py), hello)
+            Interpreter::furnish(self.sys.bind(py), hello).map(drop)
         })
         .map_err(|error: PyErr| {
             Explanation::new("interpreter", format!("a worker was forked, but it could not be made like its parent: {error}"))
@@ -439,11 +459,10 @@ impl PythonSide {
         let catch_up = Interpreter::prepare_workers(py)?;
         // Whatever the imports have done to it.
         catch_up.call1(py, (PyDict::new(py), hello.pycache_prefix.as_deref()))?;
-        let prefixes = Interpreter::furnish(sys, &hello)?;
+        Interpreter::furnish(sys, &hello)?;
         let modules = sys.getattr("modules")?;
         self.of_template = Some(OfTemplate {
             hello,
-            prefixes,
             catch_up,
             is_to_be_seeded: modules.contains("numpy.random")?,
             has_multiprocessing: hooks::has_multiprocessing(sys)?,

@@ -9,10 +9,10 @@ use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use crate::error::LaunchError;
-use crate::message::{Explanation, Fork, Hello};
+use crate::message::{Explanation, Hello};
 use crate::os::{self, SignalsHeld};
 use crate::record::{self, Record};
-use crate::sentinel::{self, Activity, Charge, Guard, Parent};
+use crate::sentinel::{Activity, Charge, Guard, Parent, Standby};
 use crate::transport::{Connection, Outlet, Socket};
 
 /// What the command line asks for.
@@ -71,9 +71,9 @@ pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surr
     Ok(surround(socket, record, Some(interrupt_held)))
 }
 
-/// Makes a process that a template has just forked ready for its parent: it gets what came with the request in place of
-/// what was the template's. Signals, and what is closed in children, are arranged already.
-pub fn take_over(fork: &Fork, descriptors: Vec<OwnedFd>) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
+/// Makes a process that a template has just forked ready for its parent: it gets the socket and the record that came with the request
+/// in place of the template's. Signals, and what is closed in children, are arranged already; the rest comes with HELLO.
+pub fn take_over(descriptors: Vec<OwnedFd>) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
     const SOCKET: RawFd = 3;
     const RECORD: RawFd = 4;
     let system = |what| move |source| LaunchError::System { what, source };
@@ -81,22 +81,31 @@ pub fn take_over(fork: &Fork, descriptors: Vec<OwnedFd>) -> Result<(Connection<S
     let mut next = || descriptors.next().ok_or(LaunchError::NoSocket(SOCKET));
     os::put_in_place(next()?.as_fd(), SOCKET).map_err(system("taking the socket"))?;
     os::put_in_place(next()?.as_fd(), RECORD).map_err(system("taking the record"))?;
-    for stream in 0..3 {
-        let number = RawFd::try_from(stream).unwrap_or_default();
-        if fork.streams.contains(&stream) {
-            os::put_in_place(next()?.as_fd(), number).map_err(system("taking a standard stream"))?;
-        } else {
-            os::put_null_in_place(number).map_err(system("replacing a standard stream that is closed"))?;
-        }
-    }
-    if fork.directory {
-        os::change_directory(next()?.as_fd()).map_err(system("changing to the parent's directory"))?;
-    }
     let socket: OwnedFd = os::adopt(SOCKET).map_err(system("taking the socket"))?;
     let record: OwnedFd = os::adopt(RECORD).map_err(|_| LaunchError::NoRecord(RECORD))?;
     // Not inherited (prctl(2)).
     os::become_subreaper().map_err(system("becoming a subreaper"))?;
-    Ok(surround(socket, record, None))
+    let (mut connection, surroundings) = surround(socket, record, None);
+    connection.expect_descriptors(true);
+    Ok((connection, surroundings))
+}
+
+/// Gives a forked worker the standard streams and the working directory that have come with its HELLO, in place of the template's.
+pub fn settle_in(hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<(), LaunchError> {
+    let system = |what| move |source| LaunchError::System { what, source };
+    let mut descriptors = descriptors.into_iter();
+    for stream in 0..3 {
+        let number = RawFd::try_from(stream).unwrap_or_default();
+        let comes = hello.streams.as_ref().is_some_and(|streams| streams.contains(&stream));
+        match comes.then(|| descriptors.next()).flatten() {
+            Some(descriptor) => os::put_in_place(descriptor.as_fd(), number).map_err(system("taking a standard stream"))?,
+            None => os::put_null_in_place(number).map_err(system("replacing a standard stream that is closed"))?,
+        }
+    }
+    if let Some(directory) = descriptors.next() {
+        os::change_directory(directory.as_fd()).map_err(system("changing to the parent's directory"))?;
+    }
+    Ok(())
 }
 
 fn surround(socket: OwnedFd, record: OwnedFd, interrupt_held: Option<SignalsHeld>) -> (Connection<Socket>, Surroundings) {
@@ -118,7 +127,7 @@ impl Surroundings {
     fn watch(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
         let interrupt_held = self.interrupt_held;
         let (parent, watch) = Self { interrupt_held: None, ..self }.meet(hello)?;
-        watch.begin(activity)?;
+        watch.begin(None, activity)?;
         if let Some(interrupt_held) = interrupt_held {
             swallow_interrupts(interrupt_held).map_err(|text| Explanation::new("environment", text))?;
         }
@@ -154,17 +163,20 @@ impl Surroundings {
     }
 }
 
-/// The native thread, not begun.
+/// What the native thread is to watch.
 #[derive(Debug)]
 pub struct Watch {
     charge: Charge,
 }
 
 impl Watch {
-    pub fn begin(self, activity: &'static Activity) -> Result<(), Explanation> {
-        sentinel::start(self.charge, activity).map_err(|error| {
+    /// Has the thread watch that stands by, or one that is started now.
+    pub fn begin(self, standby: Option<Standby>, activity: &'static Activity) -> Result<(), Explanation> {
+        let standby = standby.map_or_else(|| Standby::start(activity), Ok).map_err(|error| {
             Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}"))
-        })
+        })?;
+        standby.watch(self.charge);
+        Ok(())
     }
 }
 

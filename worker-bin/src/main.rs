@@ -46,6 +46,7 @@ fn serve(socket: i32, record: i32) -> ExitCode {
         // A template has forked this process. Its own connection has lost its descriptor to the worker's.
         let templates = std::mem::replace(&mut connection, newborn);
         connection.succeed(templates).relinquish();
+        worker.rehearse();
         ending = session::run(&mut connection, &mut worker, &ACTIVITY);
     }
     let code = worker.finish(ending);

@@ -26,7 +26,8 @@ pub enum Message {
     },
     /// In place of SETUP: do not take calls but fork workers.
     Template(Template),
-    Fork(Fork),
+    /// A request for a worker; descriptors come with it.
+    Fork,
     Welcome(Box<Welcome>),
     Refused(Explanation),
     /// The figures are those before the first job.
@@ -87,6 +88,11 @@ pub struct Hello {
     pub bundle: Option<Bundle>,
     /// This process is to be a template, from which workers are forked.
     pub template: bool,
+    /// To a forked worker: which of the three standard streams come with the frame as descriptors, in this order; the others are
+    /// closed in the parent.
+    pub streams: Option<Vec<u64>>,
+    /// The parent's working directory comes behind them.
+    pub directory: bool,
 }
 
 /// What PyInstaller's bootloader would have handed to the app. Code is as `marshal` writes it.
@@ -130,22 +136,8 @@ pub struct Template {
     pub modules: Vec<String>,
 }
 
-/// A request for a worker. What it is to have comes with the frame as descriptors: its socket, its record, the pipe that its
-/// number is written to, then what the fields name.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Fork {
-    /// Which of the three standard streams come, in this order; the others are closed in the parent.
-    pub streams: Vec<u64>,
-    /// The parent's working directory comes last.
-    pub directory: bool,
-}
-
-impl Fork {
-    /// How many descriptors come with it.
-    pub fn descriptors(&self) -> usize {
-        3 + self.streams.len() + usize::from(self.directory)
-    }
-}
+/// How many descriptors come with a FORK: the worker's socket, its record, and the pipe that its number is written to.
+pub const FORK_DESCRIPTORS: usize = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Welcome {
@@ -232,10 +224,7 @@ impl Message {
                 eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)?,
                 modules: fields.required("modules", "modules is missing or not an array of text", |value| list(value, text))?,
             }),
-            Kind::Fork => Self::Fork(Fork {
-                streams: fields.required("streams", "streams is missing or not some of 0, 1 and 2 in their order", streams)?,
-                directory: fields.required("directory", "directory is missing or not a truth value", Value::as_bool)?,
-            }),
+            Kind::Fork => Self::Fork,
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
             Kind::Ready => Self::Ready(Figures::read_optional(&fields)?),
@@ -256,7 +245,7 @@ impl Message {
             Self::Retire => Kind::Retire,
             Self::Settings { .. } => Kind::Settings,
             Self::Template(_) => Kind::Template,
-            Self::Fork(_) => Kind::Fork,
+            Self::Fork => Kind::Fork,
             Self::Welcome(_) => Kind::Welcome,
             Self::Refused(_) => Kind::Refused,
             Self::Ready(_) => Kind::Ready,
@@ -272,7 +261,7 @@ impl Message {
     /// The body as it is written, its keys in the order of PROTOCOL.md.
     pub fn into_body(self) -> Body {
         match self {
-            Self::Retire => Body::new(),
+            Self::Retire | Self::Fork => Body::new(),
             Self::Call(types) => write_types(&types).into_iter().collect(),
             Self::Ready(figures) => figures.map(Figures::write).into_iter().collect(),
             Self::Result(types, figures) => write_types(&types).into_iter().chain(figures.map(Figures::write)).collect(),
@@ -293,10 +282,6 @@ impl Message {
             Self::Template(template) => {
                 let modules = template.modules.into_iter().map(Value::Text).collect();
                 body([("eager", Value::from(template.eager)), ("modules", Value::Array(modules))])
-            }
-            Self::Fork(fork) => {
-                let streams = fork.streams.into_iter().map(Value::from).collect();
-                body([("streams", Value::Array(streams)), ("directory", Value::from(fork.directory))])
             }
             Self::Welcome(welcome) => welcome.write(),
             Self::Refused(explanation) | Self::Aborted(explanation) => {
@@ -345,7 +330,14 @@ impl Hello {
             search_path: fields.optional("search_path", "search_path is not an array of bytes", byte_strings)?,
             bundle: fields.optional("bundle", "bundle is not what a bundle is", Bundle::read)?,
             template: fields.optional("template", "template is not a truth value", Value::as_bool)?.unwrap_or_default(),
+            streams: fields.optional("streams", "streams is not some of 0, 1 and 2 in their order", streams)?,
+            directory: fields.optional("directory", "directory is not a truth value", Value::as_bool)?.unwrap_or_default(),
         })
+    }
+
+    /// How many descriptors come with it.
+    pub fn descriptors(&self) -> usize {
+        self.streams.as_ref().map_or(0, Vec::len) + usize::from(self.directory)
     }
 
     fn write(self) -> Body {
@@ -375,6 +367,8 @@ impl Hello {
             ("search_path", self.search_path.map(byte_array)),
             ("bundle", self.bundle.map(Bundle::write)),
             ("template", self.template.then_some(Value::from(true))),
+            ("streams", self.streams.map(|streams| Value::Array(streams.into_iter().map(Value::from).collect()))),
+            ("directory", self.directory.then_some(Value::from(true))),
         ];
         let optional = optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         always.into_iter().chain(optional).collect()

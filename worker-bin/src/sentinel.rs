@@ -17,6 +17,7 @@ use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -172,22 +173,39 @@ pub struct Charge {
     pub record: &'static Record,
 }
 
-/// Starts the thread. Signals are held back around it, so that it never gets one.
-pub fn start(charge: Charge, activity: &'static Activity) -> io::Result<()> {
-    let (reader, writer) = io::pipe()?;
-    let identity = os::identity_of(writer.as_fd());
-    // There is one native thread; were there a second, the first would keep its bell.
-    let _ = activity.bell.set(Bell { writer, identity });
-    if activity.duty.get().is_some() {
-        // It has been told what to do before there was anybody to hear it.
-        activity.ring();
+/// The thread, with nothing to watch yet. To start it takes longer than most jobs, so a worker that was forked ahead has one already.
+#[derive(Debug)]
+pub struct Standby {
+    activity: &'static Activity,
+    charge: Sender<Charge>,
+}
+
+impl Standby {
+    /// Starts it. Signals are held back around that, so that it never gets one.
+    pub fn start(activity: &'static Activity) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        let identity = os::identity_of(writer.as_fd());
+        // There is one native thread; were there a second, the first would keep its bell.
+        let _ = activity.bell.set(Bell { writer, identity });
+        let (sender, charge) = mpsc::channel();
+        let _held = os::SignalsHeld::all()?;
+        thread::Builder::new().name("sentinel".to_owned()).stack_size(STACK_SIZE).spawn(move || {
+            if let Ok(charge) = charge.recv() {
+                Sentinel::new(charge, activity, reader).watch();
+            }
+        })?;
+        Ok(Self { activity, charge: sender })
     }
-    let _held = os::SignalsHeld::all()?;
-    thread::Builder::new()
-        .name("sentinel".to_owned())
-        .stack_size(STACK_SIZE)
-        .spawn(move || Sentinel::new(charge, activity, reader).watch())
-        .map(drop)
+
+    /// From now on it watches.
+    pub fn watch(self, charge: Charge) {
+        if self.activity.duty.get().is_some() {
+            // It has been told what to do before there was anybody to hear it.
+            self.activity.ring();
+        }
+        // It ends with the process only, so there is somebody to receive this.
+        let _ = self.charge.send(charge);
+    }
 }
 
 /// Watches over a template as long as it runs other people's code and forks nobody: while it starts, and while it ends.

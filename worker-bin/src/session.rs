@@ -18,7 +18,9 @@ use std::time::Duration;
 use crate::error::{ReceiveError, SendError};
 use crate::exit::Ending;
 use crate::memory::Figures;
-use crate::message::{Explanation, Failure, Fork, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome};
+use crate::message::{
+    Explanation, FORK_DESCRIPTORS, Failure, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome,
+};
 use crate::os::fork::Side;
 use crate::regions;
 use crate::sentinel::{Activity, Doing, Duty};
@@ -29,8 +31,9 @@ use crate::wire::Header;
 pub trait Executor: Allocator {
     type Payload: Payload;
 
-    /// Becomes the parent's Python, or says why it cannot.
-    fn start(&mut self, hello: &Hello) -> Result<Welcome, Explanation>;
+    /// Becomes the parent's Python, or says why it cannot. Gets the descriptors that HELLO says have come with it. `None`: it is what
+    /// its template was, and the parent knows that.
+    fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation>;
     /// Has the native thread running from now on, if it is not yet. Nothing that is the user's runs before.
     fn watch(&mut self) -> Result<(), Explanation>;
     /// Takes the settings and, if that is so, runs what the user has for a start: `init`, for example.
@@ -55,7 +58,7 @@ pub trait Executor: Allocator {
         segments: Vec<Segment<'_, Self::Buffer>>,
     ) -> Result<(), Box<Raised<Self::Payload>>>;
     /// Forks a worker, which gets the descriptors. Where that fails the worker's own socket says so.
-    fn fork(&mut self, fork: &Fork, descriptors: Vec<OwnedFd>) -> Side;
+    fn fork(&mut self, descriptors: Vec<OwnedFd>) -> Side;
     /// What the process holds. Unless it is to be told at once it may be `None`, because it was told a moment ago.
     fn measure(&mut self, at_once: bool) -> Option<Figures>;
     /// Whether memory is kept for the next call.
@@ -162,7 +165,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             (State::Idle, Message::Call(types)) => self.call(&header, &types),
             (State::Idle, Message::Settings { eager }) => self.replace_settings(eager, &header),
             (State::AwaitTemplate, Message::Template(template)) => self.become_template(&template, &header),
-            (State::Template, Message::Fork(fork)) => self.fork(&fork),
+            (State::Template, Message::Fork) => self.fork(),
             (State::AwaitSetup | State::Idle | State::AwaitTemplate | State::Template, Message::Retire) => self.retire("asked"),
             (state, message) => {
                 let text = format!(
@@ -182,13 +185,19 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             );
             return self.refuse(Explanation::new("protocol_version", text));
         }
+        let Some(descriptors) = self.connection.take_descriptors(hello.descriptors()) else {
+            return self.miss_descriptors("a HELLO");
+        };
+        self.connection.expect_descriptors(false);
         self.activity.set(Doing::Busy);
-        match self.executor.start(hello) {
+        match self.executor.start(hello, descriptors) {
             Ok(welcome) => {
                 self.activity.set(Doing::Waiting);
-                // The parent has said SETUP or TEMPLATE already, and is woken once if that is answered soon.
-                let held = self.connection.hold(Message::Welcome(Box::new(welcome)));
-                self.checked(held)?;
+                if let Some(welcome) = welcome {
+                    // The parent has said SETUP or TEMPLATE already, and is woken once if that is answered soon.
+                    let held = self.connection.hold(Message::Welcome(Box::new(welcome)));
+                    self.checked(held)?;
+                }
                 self.state = if hello.template { State::AwaitTemplate } else { State::AwaitSetup };
                 Ok(())
             }
@@ -241,22 +250,26 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             return Err(Ending::SetupFailed);
         }
         // Before READY: the first request may come with the next byte.
-        self.connection.take_descriptors(0);
+        self.connection.expect_descriptors(true);
         let figures = self.executor.measure(true);
         self.say(Message::Ready(figures))?;
         self.state = State::Template;
         Ok(())
     }
 
-    fn fork(&mut self, fork: &Fork) -> Step {
-        let Some(descriptors) = self.connection.take_descriptors(fork.descriptors()) else {
-            let text = "a request for a worker came without the descriptors that belong to it; this is an error in trio-offload";
-            return self.abort("descriptors_missing", text.to_owned());
+    fn fork(&mut self) -> Step {
+        let Some(descriptors) = self.connection.take_descriptors(FORK_DESCRIPTORS) else {
+            return self.miss_descriptors("a request for a worker");
         };
-        match self.executor.fork(fork, descriptors) {
+        match self.executor.fork(descriptors) {
             Side::Template => Ok(()),
             Side::Worker => Err(Ending::Forked),
         }
+    }
+
+    fn miss_descriptors(&mut self, what: &str) -> Step {
+        let text = format!("{what} came without the descriptors that belong to it; this is an error in trio-offload");
+        self.abort("descriptors_missing", text)
     }
 
     /// What it runs may take its time, and may never come back.

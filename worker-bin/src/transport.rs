@@ -33,8 +33,9 @@ pub trait Stream {
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
     /// Lets the other side's writes fail from now on, those that wait for room too. What was sent to it stays to be read.
     fn stop_receiving(&mut self) -> io::Result<()>;
-    /// The next descriptors of those that have come with the bytes; `None`: there are not so many. The first question, for none,
-    /// has the stream keep them from then on.
+    /// Whether descriptors that come with the bytes are kept from now on.
+    fn expect_descriptors(&mut self, _expected: bool) {}
+    /// The next of those that were kept; `None`: there are not so many.
     fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
         (count == 0).then(Vec::new)
     }
@@ -119,6 +120,11 @@ impl<S: Stream> Connection<S> {
 
     pub fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ReceiveError> {
         Ok(self.stream.set_receive_timeout(timeout)?)
+    }
+
+    /// Whether frames bring descriptors from now on.
+    pub fn expect_descriptors(&mut self, expected: bool) {
+        self.stream.expect_descriptors(expected);
     }
 
     /// The descriptors that came with the frame whose header came last; as [`Stream::take_descriptors`].
@@ -392,12 +398,13 @@ pub struct Socket {
     expectation: Expectation,
 }
 
-/// What a template's socket has more than a worker's.
+/// What the socket has more where nobody else sees to the parent's end: a template's, and that of a worker which has been forked and
+/// waits for its HELLO.
 #[derive(Debug)]
 struct Requests {
     /// What has come with the bytes.
     descriptors: VecDeque<OwnedFd>,
-    /// A process that the parent has forked may hold a copy of its end, and a template has no native thread to find out.
+    /// A process that the parent has forked may hold a copy of its end, and there is no native thread to find out.
     parent: os::ParentWatch,
 }
 
@@ -586,10 +593,16 @@ impl Stream for Socket {
         self.stream.shutdown(Shutdown::Read)
     }
 
+    fn expect_descriptors(&mut self, expected: bool) {
+        self.requests = expected.then(|| Requests { descriptors: VecDeque::new(), parent: os::ParentWatch::new() });
+    }
+
     fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
-        let requests =
-            self.requests.get_or_insert_with(|| Requests { descriptors: VecDeque::new(), parent: os::ParentWatch::new() });
-        (requests.descriptors.len() >= count).then(|| requests.descriptors.drain(..count).collect())
+        let kept = self.requests.as_mut().map(|requests| &mut requests.descriptors);
+        match kept {
+            Some(kept) => (kept.len() >= count).then(|| kept.drain(..count).collect()),
+            None => (count == 0).then(Vec::new),
+        }
     }
 }
 

@@ -9,8 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use trio_offload_worker::memory::Figures;
 use trio_offload_worker::message::{
-    Bundle, Explanation, Failure, Fork, Hello, Message, Script as BootScript, SegmentType, Setup, TEXT_LIMIT, Template, Welcome,
-    clip,
+    Bundle, Explanation, Failure, Hello, Message, Script as BootScript, SegmentType, Setup, TEXT_LIMIT, Template, Welcome, clip,
 };
 use trio_offload_worker::transport::{Connection, Next, Segment};
 use trio_offload_worker::wire::{self, Header, Kind, Progress};
@@ -30,7 +29,8 @@ fn hello() -> impl Strategy<Value = Message> {
     let second = (byte_strings(), byte_strings(), byte_strings(), byte_strings(), byte_strings());
     let third = (any::<Option<Vec<u8>>>(), vec(("[a-z_]{1,12}", any::<i32>()), 0..6));
     let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()), any::<bool>());
-    (first, second, third, fourth).prop_map(|(first, second, third, fourth)| {
+    let fifth = (prop::option::of(proptest::sample::subsequence(vec![0_u64, 1, 2], 0..=3)), any::<bool>());
+    (first, second, third, fourth, fifth).prop_map(|(first, second, third, fourth, (streams, directory))| {
         let (protocol, parent_pid, version, libpython, environment) = first;
         let (argv, orig_argv, path, warnoptions, xoptions) = second;
         let (pycache_prefix, flags) = third;
@@ -53,6 +53,8 @@ fn hello() -> impl Strategy<Value = Message> {
             search_path,
             bundle,
             template,
+            streams,
+            directory,
         }))
     })
 }
@@ -77,8 +79,6 @@ fn message() -> impl Strategy<Value = Message> {
     let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}", proptest::option::of("[a-z.]{0,9}"))
         .prop_map(|(stage, type_name, message, traceback, module)| Failure { stage, type_name, message, traceback, module });
     let template = (any::<bool>(), vec("[a-z.]{0,9}", 0..4)).prop_map(|(eager, modules)| Template { eager, modules });
-    let fork = (proptest::sample::subsequence(vec![0_u64, 1, 2], 0..=3), any::<bool>())
-        .prop_map(|(streams, directory)| Fork { streams, directory });
     let explanation = (".{0,9}", ".{0,30}").prop_map(|(code, message)| Explanation { code, message });
     let welcome = (any::<u64>(), any::<u64>(), ".{0,30}", vec(any::<u8>(), 0..30)).prop_map(|(protocol, pid, text, bytes)| {
         let (libpython, prefix, exec_prefix) = (bytes.clone(), bytes.clone(), bytes);
@@ -94,7 +94,7 @@ fn message() -> impl Strategy<Value = Message> {
         ),
         any::<bool>().prop_map(|eager| Message::Settings { eager }),
         template.prop_map(Message::Template),
-        fork.prop_map(Message::Fork),
+        Just(Message::Fork),
         explanation.clone().prop_map(Message::Refused),
         explanation.prop_map(Message::Aborted),
         failure.clone().prop_map(Message::SetupFailed),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
 use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{Explanation, Failure, Fork, Hello, Message, SegmentType, Setup, Template, Welcome};
+use trio_offload_worker::message::{Explanation, Failure, Hello, Message, SegmentType, Setup, Template, Welcome};
 use trio_offload_worker::os::fork::Side;
 use trio_offload_worker::sentinel::{Activity, Doing};
 use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
@@ -31,6 +31,8 @@ struct Fake {
     figures: Option<Figures>,
     /// Which side each fork is to find itself on, the last first; all others on the template's.
     forks: Vec<Side>,
+    /// Its template has told the parent all that WELCOME would.
+    is_forked: bool,
     /// Each call leaves memory behind that is kept for the next.
     leaves_memory: bool,
     keeps_memory: bool,
@@ -79,9 +81,15 @@ fn failure(stage: &str) -> Failure {
 impl Executor for Fake {
     type Payload = Pieces;
 
-    fn start(&mut self, hello: &Hello) -> Result<Welcome, Explanation> {
+    fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation> {
         self.note(format!("start {}", hello.parent_pid));
-        if self.refuse { Err(Explanation::new("interpreter", "no")) } else { Ok(Welcome::default()) }
+        if !descriptors.is_empty() {
+            self.note(format!("descriptors {}", descriptors.len()));
+        }
+        if self.refuse {
+            return Err(Explanation::new("interpreter", "no"));
+        }
+        Ok((!self.is_forked).then(Welcome::default))
     }
 
     fn watch(&mut self) -> Result<(), Explanation> {
@@ -142,8 +150,8 @@ impl Executor for Fake {
         Ok(())
     }
 
-    fn fork(&mut self, fork: &Fork, descriptors: Vec<OwnedFd>) -> Side {
-        self.note(format!("fork {:?} {}", fork.streams, descriptors.len()));
+    fn fork(&mut self, descriptors: Vec<OwnedFd>) -> Side {
+        self.note(format!("fork {}", descriptors.len()));
         self.forks.pop().unwrap_or(Side::Template)
     }
 
@@ -208,7 +216,7 @@ fn template() -> Vec<u8> {
 }
 
 fn fork() -> Vec<u8> {
-    frame(Message::Fork(Fork { streams: vec![0, 2], directory: true }), 0, &[])
+    frame(Message::Fork, 0, &[])
 }
 
 struct Run {
@@ -375,7 +383,7 @@ fn the_life_of_a_template() {
     let run = run_script(Fake::default(), with_descriptors(events));
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Retired]);
-    assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork [0, 2] 6", "fork [0, 2] 6"]);
+    assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork 3", "fork 3"]);
     // Nobody waits for a call, however long.
     assert!(run.timeouts.is_empty());
 }
@@ -387,7 +395,7 @@ fn a_forked_worker_leaves_the_templates_session_without_a_word() {
     let run = run_script(fake, with_descriptors(events));
     assert_eq!((run.ending, run.kinds()), (Ending::Forked, vec![Kind::Welcome, Kind::Ready]));
     // The second request is the template's.
-    assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork [0, 2] 6"]);
+    assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork 3"]);
 }
 
 #[test]
@@ -396,6 +404,30 @@ fn a_request_without_its_descriptors_ends_the_template() {
     assert_eq!(run.ending, Ending::Aborted);
     let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };
     assert_eq!(explanation.code, "descriptors_missing");
+}
+
+/// What a forked worker is told first.
+fn forked_hello() -> Vec<u8> {
+    let (streams, directory) = (Some(vec![0, 2]), true);
+    let hello = Hello { protocol: 1, parent_pid: 42, streams, directory, ..Hello::default() };
+    frame(Message::Hello(Box::new(hello)), 0, &[])
+}
+
+#[test]
+fn a_forked_worker_takes_what_comes_with_its_hello_and_says_no_welcome() {
+    let fake = Fake { is_forked: true, ..Fake::default() };
+    let run = run_script(fake, with_descriptors([bytes(&[forked_hello(), setup(), call(1), retire()])]));
+    assert_eq!(run.kinds(), [Kind::Ready, Kind::Result, Kind::Retired]);
+    assert_eq!(run.log()[..2], ["start 42", "descriptors 3"]);
+}
+
+#[test]
+fn a_hello_without_its_descriptors_ends_the_worker() {
+    let run = run(Fake { is_forked: true, ..Fake::default() }, [bytes(&[forked_hello(), setup()])]);
+    assert_eq!(run.ending, Ending::Aborted);
+    let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };
+    assert_eq!(explanation.code, "descriptors_missing");
+    assert!(run.log.is_empty());
 }
 
 #[test]
