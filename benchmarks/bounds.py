@@ -132,12 +132,19 @@ def caller(free: list[Hand], limiter: trio.CapacityLimiter) -> Call:
     """A pool's `run_sync`, by hand."""
 
     async def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        async with limiter:
+        # Not by ``async with``, which is a checkpoint more where a token is free.
+        if limiter.available_tokens < 1:
+            await limiter.acquire()
+        else:
+            limiter.acquire_nowait()
+        try:
             hand = free.pop()
             hand.socket.send(hand.call(pickle.dumps((function, arguments), 5)))
             (value,) = await hand.answers()
             free.append(hand)
             return value
+        finally:
+            limiter.release()
 
     return call
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from trio_offload import (
     WorkerContext,
     WorkerStartError,
     WorkerType,
+    _launch,
     _locate,
     cache_scope,
     open_worker_context,
@@ -288,6 +290,19 @@ async def test_what_has_changed_since_the_template_started(
     assert second["path"][0] == str(tmp_path)
     assert second["argv"] == ["other", "arguments"]
     assert "only in here" in second["filters"]
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_the_environment_is_the_one_that_python_shows(behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPLATE_NEW", "\udc80")
+    expected = dict(os.environb)
+    if not behind:
+        monkeypatch.setattr(os, "environb", types.MappingProxyType(expected))
+    found = _launch.environment()
+    assert found == expected
+    assert found[b"TEMPLATE_NEW"] == b"\x80"
+    found.clear()
+    assert b"TEMPLATE_NEW" in os.environb
 
 
 async def test_what_a_module_does_to_sys_is_not_the_workers(modules: Any) -> None:

@@ -51,6 +51,14 @@ def hello(
     }
 
 
+def environment() -> dict[bytes, bytes]:
+    """A copy of :data:`os.environb`."""
+    # That reads itself with Python code, at a microsecond for each variable, which the start of a forked worker would feel. The
+    # dictionary behind it is not public; should a later Python have none, the copy is made in the public way.
+    behind = getattr(os.environb, "_data", None)
+    return behind.copy() if type(behind) is dict else dict(os.environb)
+
+
 def loop_command() -> list[str]:
     """The command line of a worker that is a loop in Python: this interpreter, under the name and with the switches that it has."""
     from . import __version__

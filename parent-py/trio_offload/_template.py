@@ -13,7 +13,6 @@ What is guaranteed:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
@@ -111,7 +110,9 @@ class Template(Worker):
 
     def environment_since(self) -> dict[bytes, bytes | None]:
         """The variables that have changed here since it was started; None: it is gone."""
-        now = dict(os.environb)
+        now = _launch.environment()
+        if now == self._environment:
+            return {}
         changed: dict[bytes, bytes | None] = {
             name: value for name, value in now.items() if self._environment.get(name) != value
         }
@@ -149,7 +150,7 @@ class Template(Worker):
     def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
         self._libpython = way.libpython
         hello = {**_launch.hello(way.libpython, given_back(way)), "template": True}
-        self._environment = dict(os.environb)
+        self._environment = _launch.environment()
         settings = _launch.current_settings()
         self._applied = _applied_part(settings)
         segment = _payload.dump_settings(settings)

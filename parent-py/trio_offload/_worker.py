@@ -1190,7 +1190,7 @@ _STAGES: Final = {
 
 
 def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
-    environment = dict(os.environb)
+    environment = _launch.environment()
     argv = None
     if way.is_native:
         executable = way.executable

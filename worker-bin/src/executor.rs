@@ -27,7 +27,7 @@ use trio_offload_worker::regions::Regions;
 use trio_offload_worker::sentinel::{self, Activity, Guard, Parent, Standby};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
 use trio_offload_worker::transport::{Allocator, Connection, Segment, Socket};
-use trio_offload_worker::wire::{self, Header};
+use trio_offload_worker::wire::{self, Header, Progress};
 use trio_offload_worker::{family, os};
 
 use crate::hooks::{self, Settings};
@@ -108,13 +108,23 @@ impl Worker {
         self.newborn.take()
     }
 
-    /// Goes the way of a job once, before there is one. A process that has just been forked shares all memory with its template, and
+    /// Goes the way of a greeting and a job once, before there are any. A process that has just been forked shares all memory with its template, and
     /// finds or copies each page when it touches it first; what is touched here no caller waits for.
     pub(crate) fn rehearse(&mut self) {
         /// `(bool, ())`
         const NOTHING: &[u8] = b"\x80\x05cbuiltins\nbool\n)\x86.";
         if let Some(python) = &self.python {
-            Python::attach(|py| drop(python.call(py, vec![Segment::Passing(NOTHING)])));
+            if let Some(template) = &python.of_template {
+                let hello = Hello { bundle: None, ..template.hello.clone() };
+                let _ = wire::encode(header_of(Message::Hello(Box::new(hello)))).and_then(|bytes| match wire::parse(&bytes)? {
+                    Progress::Ready { header, .. } => Message::from_header(&header).map(drop),
+                    Progress::Need(_) => Ok(()),
+                });
+            }
+            Python::attach(|py| {
+                drop(python.call(py, vec![Segment::Passing(NOTHING)]));
+                flush(py, &python.sys);
+            });
         }
         let _ = Meter::of_newborn().read();
         // Without one the start tries again, and says why it cannot.
@@ -566,11 +576,14 @@ fn welcome(interpreter: &Interpreter, prefixes: Prefixes) -> Welcome {
 /// Tells the parent on the worker's own socket that there is none.
 fn refuse(socket: &OwnedFd, error: &ForkError) {
     let message = Message::Refused(Explanation::new("fork", error.to_string()));
-    let header = Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() };
-    if let Ok(bytes) = wire::encode(header) {
+    if let Ok(bytes) = wire::encode(header_of(message)) {
         // A parent that does not read this finds the end of the stream.
         let _ = os::send_at_once(socket.as_raw_fd(), &bytes);
     }
+}
+
+fn header_of(message: Message) -> Header {
+    Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() }
 }
 
 /// A thread whose module has it stopped before a fork, as OpenBLAS does, is none by the time that counts.
