@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload._channel import Channel, socket_pair
-from trio_offload_worker._wire import Kind, encode_head
+from trio_offload_worker._wire import Frame, Kind, encode_head
 
 ANSWER = encode_head(Kind.RESULT, 1, (4,)) + b"\x80\x05N."
 
@@ -75,7 +75,7 @@ async def _looks(line: Line) -> bool:
     reads = 0
     read = line.channel._read
 
-    def counted() -> bool:
+    def counted() -> Frame | None:
         nonlocal reads
         reads += 1
         return read()

@@ -226,6 +226,54 @@ def test_random_bytes_give_frames_or_a_named_error() -> None:
         decode([bytes(data)], True)
 
 
+FIGURES = {"figures": [11_000_000, 12_345_678, 250_000_000, 70_000]}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode_head(Kind.RESULT, 70_000, [4], FIGURES) + b"abcd",
+        encode_head(Kind.RESULT, 7, [300], FIGURES) + bytes(300),
+        encode_head(Kind.RESULT, 70_000, [4]) + b"abcd",
+        encode_head(Kind.CALL, 300, [30]) + bytes(30),
+    ],
+    ids=["figures", "figures and a longer segment", "a result", "a call"],
+)
+def test_a_frequent_frame_with_a_wrong_byte_is_judged_as_any_other(frame: bytes) -> None:
+    """There is a short way for such frames if they come whole: byte by byte they go the long one, and both must agree."""
+    header = 16 + int.from_bytes(frame[4:8], "big")
+    right = 0
+    for position in range(16, header):
+        for value in (*range(32), 0x80, 0x81, 0x83, 0x84, 0xA1, 0xFF):
+            data = frame[:position] + bytes([value]) + frame[position + 1 :] + encode_head(Kind.READY, 0, ())
+            whole = decode([data], True)
+            assert whole == decode([data[i : i + 1] for i in range(len(data))], True), (position, value)
+            right += whole.error is None
+    assert right > 32
+
+
+def test_what_was_written_may_be_said_when_a_frame_is_asked_for() -> None:
+    plain = encode_head(Kind.RESULT, 1, [4], FIGURES) + b"abcd"
+    large = encode_head(Kind.RESULT, 2, [70_000, 3]) + bytes(70_000) + b"xyz"
+    data = memoryview(plain + large + plain)
+    for step in (7, len(plain), 40_000):
+        decoder = Decoder()
+        ids = []
+        for at in range(0, len(data), step):
+            rest = data[at : at + step]
+            while rest:
+                target = decoder.writable()
+                count = min(len(target), len(rest))
+                target[:count] = rest[:count]
+                rest = rest[count:]
+                frame = decoder.next_frame(count)
+                while frame is not None:
+                    ids.append(frame.id)
+                    frame = decoder.next_frame()
+        assert ids == [1, 2, 1]
+        assert not decoder.has_bytes
+
+
 @pytest.mark.parametrize(
     ("id", "lengths", "body", "words"),
     [

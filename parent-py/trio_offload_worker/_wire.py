@@ -127,7 +127,7 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
     if len(lengths) == 1 and body is None and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
         # By far the most frequent frame: a call without buffers.
         length = lengths[0]
-        end = _ENDS[length] if length < len(_ENDS) else b"\x81" + encode_uint(length)
+        end = _ENDS[length] if length < _MANY_ENDS else b"\x81" + encode_uint(length)
         header = b"\x83" + _SMALL[kind] + encode_uint(id) + end
         return _PREFIX.pack(MAGIC, len(header), length) + header
     payload = sum(lengths)
@@ -196,21 +196,57 @@ class Decoder:
         else:
             self._end += count
 
-    def next_frame(self) -> Frame | None:
-        """The next whole frame, or None if more bytes are needed.
+    def next_frame(self, count: int = 0) -> Frame | None:
+        """The next whole frame, or None if more bytes are needed. With a ``count`` it is :meth:`wrote` and this in one.
 
         Raises:
             WireError: the bytes are not a frame.
         """
         if self._filling is not None:
+            if count:
+                self._filling.advance(count)
             return self._finish_filling(self._filling)
+        self._end += count
+        if self._head is not None or self._end - self._start <= _PREFIX.size:
+            return self._any_frame()
+        # By far the most frequent frames: one segment, no body but figures, and all of it is there. What is not exactly that is
+        # judged in the ordinary way, which takes three times as long. No function is called here that can be done without: of
+        # what a small call costs the parent, most is the number of Python's steps.
+        buffer, start = self._buffer, self._start + _PREFIX.size
+        magic, length, payload = _PREFIX.unpack_from(buffer, self._start)
+        begin = start + length
+        end = begin + payload
+        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self._end:
+            return self._any_frame()
+        header = bytes(buffer[start:begin])
+        initial = header[2]
+        try:
+            kind = _PLAIN_STARTS[header[:2]]
+        except KeyError:
+            return self._any_frame()
+        if initial > 27:
+            return self._any_frame()
+        at = 3 if initial < 24 else 3 + (1 << (initial - 24))
+        rest = _ENDS[payload] if payload < _MANY_ENDS else b"\x81" + encode_uint(payload)
+        body: dict[str, Any] = {}
+        if header[0] == 0x84:
+            figures = _figures_after(header, at, rest + _FIGURES_HEAD)
+            if figures is None:
+                return self._any_frame()
+            body["figures"] = figures
+        elif header[at:] != rest:
+            return self._any_frame()
+        if self._admit is not None:
+            self._admit(kind)
+        self._start = end
+        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
+
+    def _any_frame(self) -> Frame | None:
+        """The next frame, whatever it is, while none is being filled."""
         head = self._head
         if head is None:
             if self._start == self._end:
                 return None
-            frame = self._plain_frame()
-            if frame is not None:
-                return frame
             self._head = head = self._parse_head()
             if head is None:
                 return None
@@ -246,40 +282,6 @@ class Decoder:
         """
         if self._head is not None or self._start != self._end:
             raise WireError("torn_frame", "the stream ended inside a frame")
-
-    def _plain_frame(self) -> Frame | None:
-        """By far the most frequent frames, one segment and no body but figures, if that is what comes next and it is all there.
-
-        What is not exactly that is judged in the ordinary way, which takes three times as long.
-        """
-        buffer, start = self._buffer, self._start + _PREFIX.size
-        if self._end <= start:
-            return None
-        magic, length, payload = _PREFIX.unpack_from(buffer, self._start)
-        begin = start + length
-        end = begin + payload
-        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self._end:
-            return None
-        header = bytes(buffer[start:begin])
-        kind = _PLAIN_STARTS.get(header[:2])
-        initial = header[2]
-        if kind is None or initial > 27:
-            return None
-        at = 3 if initial < 24 else 3 + (1 << (initial - 24))
-        rest = _ENDS[payload] if payload < len(_ENDS) else b"\x81" + encode_uint(payload)
-        body: dict[str, Any] = {}
-        if header[0] == 0x84:
-            rest += _FIGURES_HEAD
-            figures = _decode_figures(header, at + len(rest)) if header.startswith(rest, at) else None
-            if figures is None:
-                return None
-            body["figures"] = figures
-        elif header[at:] != rest:
-            return None
-        if self._admit is not None:
-            self._admit(kind)
-        self._start = end
-        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
 
     def _parse_head(self) -> _Head | None:
         available = self._end - self._start
@@ -487,8 +489,16 @@ def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
     return int.from_bytes(data[at + 1 : end], "big"), end
 
 
-def _decode_figures(data: bytes, at: int) -> list[int] | None:
-    """The four unsigned integers that ``data`` ends with; None if that is not what it does."""
+def _figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
+    """The four unsigned integers that ``data`` ends with if ``head`` is at ``at``; None if that is not what it does."""
+    if data[at : -_FOUR.size] == head:
+        first, rss, second, peak, third, size, fourth, time = _FOUR.unpack_from(data, len(data) - _FOUR.size)
+        # Of a worker that has run for a while, and holds less than 4 GiB, these are four bytes each.
+        if first == second == third == fourth == 0x1A:
+            return [rss, peak, size, time]
+    if not data.startswith(head, at):
+        return None
+    at += len(head)
     figures = []
     while at < len(data):
         initial = data[at]
@@ -504,6 +514,7 @@ def _decode_figures(data: bytes, at: int) -> list[int] | None:
     return figures if at == len(data) and len(figures) == 4 else None
 
 
+_FOUR: Final = struct.Struct(">" + 4 * "BI")
 # A body with figures and nothing else, up to the first of them.
 _FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
 
@@ -685,4 +696,5 @@ _PLAIN_STARTS: Final = {
 # Of those with a body only this one is frequent, and only if it is its figures.
 _PLAIN_STARTS[b"\x84" + _SMALL[Kind.RESULT]] = Kind.RESULT
 # What comes behind the id: the lengths of one short segment.
-_ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(256))
+_MANY_ENDS: Final = 256
+_ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(_MANY_ENDS))
