@@ -53,7 +53,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
     start = _by_name.start_of(function)
-    if start is None or not are_small(args) or (_by_value.known and _by_value.holds(function)):
+    if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
     return _small_call(start, args, END_OF_CALL, (function, args), function)
 
