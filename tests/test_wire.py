@@ -16,6 +16,7 @@ from trio_offload_worker._memory import allocate
 from trio_offload_worker._wire import (
     BYTEARRAY,
     BYTES,
+    MAGIC,
     MAX_HEADER,
     MAX_ID,
     MAX_PAYLOAD,
@@ -224,6 +225,16 @@ def test_random_bytes_give_frames_or_a_named_error() -> None:
         for _ in range(source.randrange(4)):
             data[source.randrange(len(data))] = source.randrange(256)
         decode([bytes(data)], True)
+
+
+def test_the_short_way_to_a_head_gives_what_the_long_one_gives() -> None:
+    """The ways part at these numbers; a body takes the long one."""
+    edges = [0, 1, 23, 24, 25, 255, 256, 257, 65_535, 65_536, 2**32 - 1, 2**32, MAX_ID]
+    for id in edges:
+        for length in [edge for edge in edges if edge <= MAX_PAYLOAD]:
+            header = cbor2.dumps([int(Kind.CALL), id, [length]])
+            prefix = MAGIC + len(header).to_bytes(4, "big") + length.to_bytes(8, "big")
+            assert encode_head(Kind.CALL, id, (length,)) == prefix + header
 
 
 FIGURES = {"figures": [11_000_000, 12_345_678, 250_000_000, 70_000]}

@@ -535,3 +535,52 @@ async def test_an_exception_that_did_not_make_the_journey_is_stood_in_for(
     worker.ask_to_retire()
     peer.end()
     await worker.wait()
+
+
+@pytest.mark.parametrize("taken", [0, 9])
+async def test_a_small_call_that_the_socket_does_not_take_at_once(
+    peer: Peer, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    channel = worker._channel
+    assert channel is not None
+    send_small = channel.send_small
+
+    def send_some(data: bytes) -> bytes:
+        return send_small(data[:taken]) + data[taken:] if taken else data
+
+    monkeypatch.setattr(channel, "send_small", send_some)
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        outcomes.append(await worker.run_sync(CALL, cancellable=True))
+
+    assert CALL.small
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        heard = await peer.hear(Kind.CALL)
+        assert (heard.id, bytes(heard.segments[0])) == (THIS_CALL, CALL.parts[0])
+        peer.say(EVENTS["RESULT"])
+    assert outcomes == [Value(5)]
+    worker.ask_to_retire()
+    peer.end()
+    await worker.wait()
+
+
+@pytest.mark.parametrize("taken", [0, 9])
+async def test_the_end_of_a_worker_while_a_small_call_waits_for_room(
+    peer: Peer, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent of the call decides whether it may be run by another worker."""
+    worker = await bring_to(State.IDLE, peer)
+    channel = worker._channel
+    assert channel is not None
+
+    def send_some(data: bytes) -> bytes:
+        peer.end()
+        return data[taken:]
+
+    monkeypatch.setattr(channel, "send_small", send_some)
+    result = await capture(lambda: worker.run_sync(CALL, cancellable=True))
+    assert type(result) is (BrokenWorkerError if taken else CallNotRun)
+    assert worker.process.exitcode == 0

@@ -91,13 +91,23 @@ class Channel:
         if sum(map(len, parts)) > _SMALL:
             return parts
         data = b"".join(parts)
+        rest = self.send_small(data)
+        if not rest:
+            return []
+        return parts if len(rest) == len(data) else [rest]
+
+    def send_small(self, data: bytes) -> bytes:
+        """Write what can be taken at once of a small frame in one piece; the rest.
+
+        Raises:
+            WriteFailed: the other side is gone.
+        """
         try:
-            count = self._socket.send(data)
+            return data[self._socket.send(data) :]
         except BlockingIOError:
-            return parts
+            return data
         except (BrokenPipeError, ConnectionResetError):
             raise WriteFailed(False) from None
-        return [] if count == len(data) else _after([data], count)
 
     async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
         """Write what :meth:`send_at_once` has left; ``sent`` says whether that was only a part. Raises what that raises."""

@@ -256,21 +256,22 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         Raises:
             trio.ClosedResourceError: the context is closed, or about to be.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
         if limiter is None:
             limiter = current_default_worker_limiter()
         if type(limiter) is not trio.CapacityLimiter:
+            await trio.lowlevel.checkpoint_if_cancelled()
             async with limiter:
                 return await self._run_in_worker(sync_fn, args, kill_on_cancel or cancellable)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
-        try:
-            if limiter.available_tokens < 1:
-                await limiter.acquire()
-            else:
-                limiter.acquire_nowait()
-        except trio.WouldBlock:
-            # It is for somebody who waits already.
+        if limiter.borrowed_tokens >= limiter.total_tokens:
             await limiter.acquire()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            try:
+                limiter.acquire_nowait()
+            except trio.WouldBlock:
+                # It is for somebody who waits already.
+                await limiter.acquire()
         try:
             return await self._run_in_worker(sync_fn, args, kill_on_cancel or cancellable)
         finally:

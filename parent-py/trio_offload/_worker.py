@@ -431,13 +431,19 @@ class Worker:
                     sent = False
                     raise EndOfStream
                 if not ahead:
-                    parts: list[Buffer] = [self._head_of(call), *call.parts]
-                    if _launch.changing_state() != self._told:
-                        parts = [*self._new_settings(), *parts]
+                    news = self._new_settings() if _launch.changing_state() != self._told else []
                     try:
-                        rest = channel.send_at_once(parts)
-                        if rest:
-                            await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
+                        if call.small and not news:
+                            # By far the most: it takes no list of parts.
+                            data = encode_head(Kind.CALL, self._calls, call.lengths) + call.parts[0]
+                            unsent = channel.send_small(data)
+                            if unsent:
+                                await channel.send_rest([unsent], len(unsent) < len(data), cancellable=cancellable)
+                        else:
+                            parts = [*news, self._head_of(call), *call.parts]
+                            rest = channel.send_at_once(parts)
+                            if rest:
+                                await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
                     except WriteFailed as failure:
                         # That decides nothing: what the worker said before it left does.
                         sent = failure.sent
