@@ -425,7 +425,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                         await worker.finish(cancellable=cancellable)
                         cache.note_started(worker)
                         self._warn_of_baseline(worker)
-                    result = await worker.run_sync(call, cancellable=cancellable)
+                    value, error = await worker.run_sync(call, cancellable=cancellable)
                     if self.retire is not bool and worker.will_retire():
                         # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
                         worker.ask_to_retire()
@@ -446,10 +446,14 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                     continue
                 finally:
                     cache.push(worker)
-                value: ResultType
-                # Not by `unwrap`, which notes that it was called: that takes longer than all of this method's own steps.
-                value = result.value if isinstance(result, outcome.Value) else result.unwrap()
-                return value
+                if error is None:
+                    result: ResultType = value
+                    return result
+                try:
+                    raise error
+                finally:
+                    # It refers to this frame, so it would live until the cycle is found.
+                    error = None
         finally:
             calls.leave(key)
 
