@@ -78,7 +78,7 @@ class Channel:
     @property
     def has_read(self) -> bool:
         """Whether more has been read than :meth:`receive` has given."""
-        return self._decoder.has_bytes
+        return self._decoder.start != self._decoder.end
 
     def send_at_once(self, parts: list[Buffer]) -> list[Buffer]:
         """Write a small frame, given as its bytes in order; what is left of it. Of a large one that is all of it.
@@ -264,7 +264,8 @@ class Channel:
             EndOfStream: the other side closed its end between two frames.
             WireError: what it sent is not a frame, or it closed its end inside of one.
         """
-        frame = self._decoder.next_frame() if self._decoder.has_bytes else None
+        decoder = self._decoder
+        frame = decoder.next_frame() if decoder.start != decoder.end else None
         if frame is None and soon:
             if self._passed_over < self._vain:
                 self._passed_over += 1
@@ -318,7 +319,7 @@ class Channel:
         """
         target = self._decoder.writable()
         try:
-            count = self._socket.recv_into(target if len(target) <= _TURN else target[:_TURN])
+            count = self._socket.recv_into(target if target.nbytes <= _TURN else target[:_TURN])
         except ConnectionResetError:
             # How a Unix socket says that the other side closed its end before it had read everything from us.
             count = 0

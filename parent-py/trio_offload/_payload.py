@@ -136,7 +136,10 @@ def load(segments: Sequence[Any]) -> Any:
     # whichever that is just now.
     modules = sys.modules
     main = modules["__main__"]
-    if modules.get("__mp_main__") is not main:
+    try:
+        if modules["__mp_main__"] is not main:
+            modules["__mp_main__"] = main
+    except KeyError:
         modules["__mp_main__"] = main
     if len(segments) == 1:
         return pickle.loads(segments[0])

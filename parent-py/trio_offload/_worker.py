@@ -791,9 +791,9 @@ class Worker:
             self._hear_figures(frame)
 
     def _hear_figures(self, frame: Frame) -> None:
-        figures = frame.body.get("figures")
-        if figures is not None:
-            self._figures = figures
+        body = frame.body
+        if "figures" in body:
+            self._figures = figures = body["figures"]
             if self._settings.trace is not None:
                 self._settings.trace.memory(self.process.pid, time.monotonic(), figures[0])
 

@@ -174,33 +174,29 @@ class Decoder:
         self._allocate = allocate or _allocate_plainly
         self._admit = admit
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
-        self._start = 0
-        self._end = 0
+        # What has been read and not given lies between the two. To be read by others, written here only.
+        self.start = 0
+        self.end = 0
         self._head: _Head | None = None
         self._filling: _Filling | None = None
-
-    @property
-    def has_bytes(self) -> bool:
-        """Whether there are bytes of a frame that :meth:`next_frame` has not given."""
-        return self._start != self._end
 
     def writable(self) -> memoryview:
         """Where the next bytes go. Never empty; what earlier frames borrowed is overwritten."""
         if self._filling is not None:
             return self._filling.target
-        if self._start == self._end:
-            self._start = self._end = 0
+        if self.start == self.end:
+            self.start = self.end = 0
             return self._buffer
-        if self._end == len(self._buffer):
+        if self.end == len(self._buffer):
             self._make_room(len(self._buffer))
-        return self._buffer[self._end :]
+        return self._buffer[self.end :]
 
     def wrote(self, count: int) -> None:
         """``count`` bytes, at least one, have been put into :meth:`writable`."""
         if self._filling is not None:
             self._filling.advance(count)
         else:
-            self._end += count
+            self.end += count
 
     def next_frame(self, count: int = 0) -> Frame | None:
         """The next whole frame, or None if more bytes are needed. With a ``count`` it is :meth:`wrote` and this in one.
@@ -212,17 +208,17 @@ class Decoder:
             if count:
                 self._filling.advance(count)
             return self._finish_filling(self._filling)
-        self._end += count
-        if self._head is not None or self._end - self._start <= _PREFIX.size:
+        self.end += count
+        if self._head is not None or self.end - self.start <= _PREFIX.size:
             return self._any_frame()
         # By far the most frequent frames: one segment, no body but figures, and all of it is there. What is not exactly that is
         # judged in the ordinary way, which takes three times as long. No function is called here that can be done without: of
         # what a small call costs the parent, most is the number of Python's steps.
-        buffer, start = self._buffer, self._start + _PREFIX.size
-        magic, length, payload = _PREFIX.unpack_from(buffer, self._start)
+        buffer, start = self._buffer, self.start + _PREFIX.size
+        magic, length, payload = _PREFIX.unpack_from(buffer, self.start)
         begin = start + length
         end = begin + payload
-        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self._end:
+        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self.end:
             return self._any_frame()
         header = bytes(buffer[start:begin])
         initial = header[2]
@@ -244,31 +240,31 @@ class Decoder:
             return self._any_frame()
         if self._admit is not None:
             self._admit(kind)
-        self._start = end
+        self.start = end
         return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
 
     def _any_frame(self) -> Frame | None:
         """The next frame, whatever it is, while none is being filled."""
         head = self._head
         if head is None:
-            if self._start == self._end:
+            if self.start == self.end:
                 return None
             self._head = head = self._parse_head()
             if head is None:
                 return None
             if self._admit is not None:
                 self._admit(head.kind)
-        available = self._end - self._start
+        available = self.end - self.start
         if head.payload > _BORROW_LIMIT and head.payload > available:
             filling = _Filling(head, self._allocate)
-            self._start += filling.absorb(self._buffer[self._start : self._end])
+            self.start += filling.absorb(self._buffer[self.start : self.end])
             self._filling = filling
             return self._finish_filling(filling)
         if available < head.payload:
             self._make_room(head.payload)
             return None
         segments: list[Any] = []
-        at = self._start
+        at = self.start
         types = head.body.get("types")
         for length in head.lengths:
             segment: Any = self._buffer[at : at + length]
@@ -276,7 +272,7 @@ class Decoder:
             if segments:
                 segment = bytes(segment) if types and types[len(segments)] == BYTES else bytearray(segment)
             segments.append(segment)
-        self._start = at
+        self.start = at
         self._head = None
         return Frame(head.kind, head.id, segments, head.body, bool(segments))
 
@@ -286,15 +282,15 @@ class Decoder:
         Raises:
             WireError: it ended inside a frame.
         """
-        if self._head is not None or self._start != self._end:
+        if self._head is not None or self.start != self.end:
             raise WireError("torn_frame", "the stream ended inside a frame")
 
     def _parse_head(self) -> _Head | None:
-        available = self._end - self._start
+        available = self.end - self.start
         if available < _PREFIX.size:
-            _check_magic(bytes(self._buffer[self._start : self._end]))
+            _check_magic(bytes(self._buffer[self.start : self.end]))
             return None
-        magic, length, payload = _PREFIX.unpack_from(self._buffer, self._start)
+        magic, length, payload = _PREFIX.unpack_from(self._buffer, self.start)
         if magic != MAGIC:
             _check_magic(magic)
         if not 0 < length <= MAX_HEADER:
@@ -304,20 +300,20 @@ class Decoder:
         if available < _PREFIX.size + length:
             self._make_room(_PREFIX.size + length)
             return None
-        start = self._start + _PREFIX.size
+        start = self.start + _PREFIX.size
         head = _parse_header(bytes(self._buffer[start : start + length]), payload)
-        self._start = start + length
+        self.start = start + length
         return head
 
     def _make_room(self, wanted: int) -> None:
         """Move what is there to the front of a buffer that can hold ``wanted`` bytes from ``_start`` on."""
-        if self._start + wanted <= len(self._buffer) and self._end < len(self._buffer):
+        if self.start + wanted <= len(self._buffer) and self.end < len(self._buffer):
             return
-        rest = bytes(self._buffer[self._start : self._end])
+        rest = bytes(self._buffer[self.start : self.end])
         if wanted > len(self._buffer):
             self._buffer = memoryview(bytearray(wanted))
         self._buffer[: len(rest)] = rest
-        self._start, self._end = 0, len(rest)
+        self.start, self.end = 0, len(rest)
 
     def _finish_filling(self, filling: _Filling) -> Frame | None:
         if not filling.complete:
@@ -325,9 +321,9 @@ class Decoder:
         head = filling.head
         segments = filling.take()
         self._filling = self._head = None
-        if len(self._buffer) > _BUFFER_SIZE and self._start == self._end:
+        if len(self._buffer) > _BUFFER_SIZE and self.start == self.end:
             self._buffer = memoryview(bytearray(_BUFFER_SIZE))
-            self._start = self._end = 0
+            self.start = self.end = 0
         return Frame(head.kind, head.id, segments, head.body)
 
 
