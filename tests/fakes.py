@@ -116,7 +116,7 @@ class FakeWorker:
             raise
         self.state = State.IDLE
 
-    async def run_sync(self, call: Payload, *, cancellable: bool) -> outcome.Outcome[Any]:
+    async def run_sync(self, call: Payload, *, cancellable: bool) -> tuple[Any, BaseException | None]:
         if self.state is not State.IDLE:
             raise RuntimeError("the worker is not idle")
         if self.retired:
@@ -124,7 +124,7 @@ class FakeWorker:
         self.state = State.RUNNING
         result = await self._run(call, cancellable)
         self.state = State.IDLE
-        return result
+        return (result.value, None) if isinstance(result, outcome.Value) else (None, result.error)
 
     def start_call(self, call: Payload) -> None:
         expected = State.RUNNING if self.flight else State.IDLE

@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload._channel import Channel, socket_pair
-from trio_offload_worker._wire import Kind, encode_head
+from trio_offload._channel import Channel, WriteFailed, socket_pair
+from trio_offload_worker._wire import Buffer, Frame, Kind, encode_head
 
 ANSWER = encode_head(Kind.RESULT, 1, (4,)) + b"\x80\x05N."
 
@@ -75,7 +75,7 @@ async def _looks(line: Line) -> bool:
     reads = 0
     read = line.channel._read
 
-    def counted() -> bool:
+    def counted() -> Frame | None:
         nonlocal reads
         reads += 1
         return read()
@@ -117,3 +117,37 @@ async def test_an_answer_that_is_there_is_worth_more_than_a_cancellation(line: L
     with trio.move_on_after(0) as scope:
         assert (await line.channel.receive(cancellable=True, soon=True)).id == 1
     assert not scope.cancelled_caught
+
+
+@pytest.mark.parametrize("left", [0, 1, 300], ids=["all of it", "all but a byte", "nothing"])
+def test_a_small_frame_goes_as_far_as_there_is_room(line: Line, left: int) -> None:
+    frame = encode_head(Kind.CALL, 1, (300,)) + bytes(range(256)) + bytes(44)
+    taken = len(frame) - left
+
+    class Full:
+        """A socket that takes so much and no more."""
+
+        def send(self, data: bytes) -> int:
+            if not taken:
+                raise BlockingIOError
+            return line.ours.send(data[:taken])
+
+    taken = 0 if left == 300 else taken
+    line.channel._socket = Full()  # type: ignore[assignment]
+    try:
+        assert line.channel.send_small(frame) == frame[taken:]
+        parts: list[Buffer] = [frame[:20], frame[20:]]
+        rest = line.channel.send_at_once(parts)
+        assert b"".join(rest) == frame[taken:]
+        assert (rest is parts) == (taken == 0)
+    finally:
+        line.channel._socket = line.ours
+    line.ours.send(b".")
+    assert line.theirs.recv(2000) == 2 * frame[:taken] + b"."
+
+
+def test_a_small_frame_to_nobody(line: Line) -> None:
+    line.theirs.close()
+    with pytest.raises(WriteFailed) as caught:
+        line.channel.send_small(b"frame")
+    assert not caught.value.sent

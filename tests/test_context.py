@@ -48,15 +48,37 @@ async def test_the_last_idle_worker_is_used_first(plan: Plan) -> None:
     assert all(worker.state.name == "ENDED" for worker in plan.workers)
 
 
-async def test_entry_is_a_checkpoint_and_cancellation_there_takes_nothing(plan: Plan) -> None:
+@pytest.mark.parametrize("taken", [0, 1], ids=["a token is free", "none is free"])
+async def test_entry_is_a_checkpoint_and_cancellation_there_takes_nothing(plan: Plan, taken: int) -> None:
     limiter = trio.CapacityLimiter(1)
+    for _ in range(taken):
+        limiter.acquire_on_behalf_of_nowait(object())
     async with open_worker_context() as context:
         with trio.CancelScope() as scope:
             scope.cancel()
             await context.run_sync(bool, limiter=limiter)
         assert scope.cancelled_caught
     assert not plan.workers
-    assert limiter.borrowed_tokens == 0
+    assert limiter.borrowed_tokens == taken
+    assert limiter.statistics().tasks_waiting == 0
+
+
+async def test_cancellation_comes_before_a_limiter_of_another_kind(plan: Plan) -> None:
+    entered = 0
+
+    @asynccontextmanager
+    async def counting() -> Any:
+        nonlocal entered
+        entered += 1
+        yield
+
+    async with open_worker_context() as context:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await context.run_sync(bool, limiter=counting())
+        assert scope.cancelled_caught
+        assert await context.run_sync(int, "5", limiter=counting()) == 5
+    assert entered == 1
 
 
 @pytest.mark.parametrize("option", ["kill_on_cancel", "cancellable"])

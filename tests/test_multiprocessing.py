@@ -7,6 +7,7 @@ import multiprocessing.managers
 import os
 import sys
 import time
+import types
 from collections.abc import Iterator
 from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
@@ -17,7 +18,7 @@ import trio
 from programs import multiprocessing_jobs as jobs
 from running import PROGRAMS, Ended, run, write
 
-from trio_offload import BrokenWorkerError, WorkerContext, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, _launch, open_worker_context
 
 METHODS = ["spawn", "fork", "forkserver"]
 PATIENCE = 60.0
@@ -83,6 +84,35 @@ async def test_a_managers_lock_keeps_workers_apart(context: WorkerContext, manag
         for _ in range(3):
             nursery.start_soon(context.run_sync, jobs.increment, lock, namespace, 10)
     assert namespace.value == 30
+
+
+def test_what_is_looked_at_before_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of its own import a module has no contents; and each may become another one at any time."""
+    for name in ("multiprocessing.process", "multiprocessing.resource_tracker"):
+        monkeypatch.delitem(sys.modules, name)
+    authkey, descriptor, strays, number = _launch.changing_state()
+    assert (authkey, descriptor) == (None, None)
+    processes: Any = types.ModuleType("multiprocessing.process")
+    trackers: Any = types.ModuleType("multiprocessing.resource_tracker")
+    monkeypatch.setitem(sys.modules, "multiprocessing.process", processes)
+    monkeypatch.setitem(sys.modules, "multiprocessing.resource_tracker", trackers)
+    assert _launch.changing_state() == (None, None, strays, number)
+    processes.current_process = lambda: types.SimpleNamespace(authkey=b"a key")
+    assert _launch.changing_state() == (b"a key", None, strays, number)
+    trackers._resource_tracker = types.SimpleNamespace(_fd=7)
+    assert _launch.changing_state() == (b"a key", 7, strays, number)
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    assert _launch.changing_state() == (b"a key", 7, strays, number + 1)
+    assert _launch.changing_state() == (b"a key", 7, strays, number + 1)
+    monkeypatch.delitem(sys.modules, "__main__")
+    assert _launch.changing_state() == (b"a key", 7, strays, number + 2)
+    monkeypatch.undo()
+    assert _launch.changing_state() == (
+        multiprocessing.current_process().authkey,
+        resource_tracker._resource_tracker._fd,  # type: ignore[attr-defined]
+        strays,
+        number + 3,
+    )
 
 
 ORDERS = {

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -296,3 +297,15 @@ async def test_the_names_of_python_2_are_there_for_who_needs_them(context: Worke
     assert b"__builtin__\nxrange" in written
     assert read == range(3)
     assert changed
+
+
+async def test_an_exception_is_gone_as_soon_as_nobody_has_it(context: WorkerContext) -> None:
+    """Its traceback has the frames through which it came, and they do not have it any more."""
+    gc.disable()
+    try:
+        error: BaseException | None = await raised_by(context, int, "no number at all")
+        text = str(error)
+        error = None
+        assert not [found for found in gc.get_objects() if type(found) is ValueError and str(found) == text]
+    finally:
+        gc.enable()

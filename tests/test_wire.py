@@ -16,6 +16,7 @@ from trio_offload_worker._memory import allocate
 from trio_offload_worker._wire import (
     BYTEARRAY,
     BYTES,
+    MAGIC,
     MAX_HEADER,
     MAX_ID,
     MAX_PAYLOAD,
@@ -224,6 +225,64 @@ def test_random_bytes_give_frames_or_a_named_error() -> None:
         for _ in range(source.randrange(4)):
             data[source.randrange(len(data))] = source.randrange(256)
         decode([bytes(data)], True)
+
+
+def test_the_short_way_to_a_head_gives_what_the_long_one_gives() -> None:
+    """The ways part at these numbers; a body takes the long one."""
+    edges = [0, 1, 23, 24, 25, 255, 256, 257, 65_535, 65_536, 2**32 - 1, 2**32, MAX_ID]
+    for id in edges:
+        for length in [edge for edge in edges if edge <= MAX_PAYLOAD]:
+            header = cbor2.dumps([int(Kind.CALL), id, [length]])
+            prefix = MAGIC + len(header).to_bytes(4, "big") + length.to_bytes(8, "big")
+            assert encode_head(Kind.CALL, id, (length,)) == prefix + header
+
+
+FIGURES = {"figures": [11_000_000, 12_345_678, 250_000_000, 70_000]}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode_head(Kind.RESULT, 70_000, [4], FIGURES) + b"abcd",
+        encode_head(Kind.RESULT, 7, [300], FIGURES) + bytes(300),
+        encode_head(Kind.RESULT, 70_000, [4]) + b"abcd",
+        encode_head(Kind.CALL, 300, [30]) + bytes(30),
+    ],
+    ids=["figures", "figures and a longer segment", "a result", "a call"],
+)
+def test_a_frequent_frame_with_a_wrong_byte_is_judged_as_any_other(frame: bytes) -> None:
+    """There is a short way for such frames if they come whole: byte by byte they go the long one, and both must agree."""
+    header = 16 + int.from_bytes(frame[4:8], "big")
+    right = 0
+    for position in range(16, header):
+        for value in (*range(32), 0x80, 0x81, 0x83, 0x84, 0xA1, 0xFF):
+            data = frame[:position] + bytes([value]) + frame[position + 1 :] + encode_head(Kind.READY, 0, ())
+            whole = decode([data], True)
+            assert whole == decode([data[i : i + 1] for i in range(len(data))], True), (position, value)
+            right += whole.error is None
+    assert right > 32
+
+
+def test_what_was_written_may_be_said_when_a_frame_is_asked_for() -> None:
+    plain = encode_head(Kind.RESULT, 1, [4], FIGURES) + b"abcd"
+    large = encode_head(Kind.RESULT, 2, [70_000, 3]) + bytes(70_000) + b"xyz"
+    data = memoryview(plain + large + plain)
+    for step in (7, len(plain), 40_000):
+        decoder = Decoder()
+        ids = []
+        for at in range(0, len(data), step):
+            rest = data[at : at + step]
+            while rest:
+                target = decoder.writable()
+                count = min(len(target), len(rest))
+                target[:count] = rest[:count]
+                rest = rest[count:]
+                frame = decoder.next_frame(count)
+                while frame is not None:
+                    ids.append(frame.id)
+                    frame = decoder.next_frame()
+        assert ids == [1, 2, 1]
+        assert decoder.start == decoder.end
 
 
 @pytest.mark.parametrize(

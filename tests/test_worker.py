@@ -19,7 +19,7 @@ import jobs
 import pytest
 import trio
 from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
-from outcome import Error, Value
+from outcome import Value
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, _locate, open_worker_context
@@ -128,7 +128,7 @@ async def test_a_started_worker_is_idle_and_answers_calls_again_and_again(side: 
     assert worker.hear()
     assert not worker.process.ended
     for _ in range(3):
-        assert await worker.run_sync(CALL, cancellable=True) == Value(5)
+        assert await worker.run_sync(CALL, cancellable=True) == (5, None)
         assert worker.state is State.IDLE
     await see_off(worker)
 
@@ -136,11 +136,11 @@ async def test_a_started_worker_is_idle_and_answers_calls_again_and_again(side: 
 async def test_what_a_job_raises_is_an_outcome_and_the_worker_lives_on(side: Any) -> None:
     worker = side.make()
     await worker.start(cancellable=False)
-    result = await worker.run_sync(dump_call(divmod, (1, 0)), cancellable=False)
-    assert isinstance(result, Error)
-    assert isinstance(result.error, ZeroDivisionError)
+    value, error = await worker.run_sync(dump_call(divmod, (1, 0)), cancellable=False)
+    assert value is None
+    assert isinstance(error, ZeroDivisionError)
     assert worker.state is State.IDLE
-    assert await worker.run_sync(CALL, cancellable=False) == Value(5)
+    assert await worker.run_sync(CALL, cancellable=False) == (5, None)
     await see_off(worker)
 
 
@@ -237,7 +237,7 @@ async def test_a_call_that_may_not_be_cancelled_runs_to_its_end(side: Any) -> No
     async with trio.open_nursery() as nursery:
 
         async def call() -> None:
-            assert isinstance(await worker.run_sync(side.waiting_call(), cancellable=False), Value)
+            assert (await worker.run_sync(side.waiting_call(), cancellable=False))[1] is None
             assert worker.state is State.IDLE
             seen.append("finished")
 
@@ -282,7 +282,7 @@ async def test_a_second_call_may_be_in_flight_and_the_answers_come_in_order(side
         assert isinstance((await worker.next_answer()).error, ZeroDivisionError)
         assert await worker.next_answer() == Value(7)
         assert worker.state is State.IDLE
-    assert await worker.run_sync(CALL, cancellable=False) == Value(5)
+    assert await worker.run_sync(CALL, cancellable=False) == (5, None)
     await see_off(worker)
 
 
@@ -472,7 +472,7 @@ async def test_a_new_worker_does_not_time_out_before_its_first_call(starts: list
     await worker.start(cancellable=False)
     await trio.sleep(0.2)
     assert worker.hear()
-    assert await worker.run_sync(CALL, cancellable=False) == Value(5)
+    assert await worker.run_sync(CALL, cancellable=False) == (5, None)
     wait_for_end(worker.process.pid)
     assert not worker.hear()
     assert worker.gone()

@@ -18,7 +18,7 @@ import jobs
 import pytest
 import trio
 from lifeline import PATIENCE
-from outcome import Value
+from outcome import Error, Outcome, Value
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _process, _worker
@@ -210,6 +210,15 @@ async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, expec
     return outcomes[0] if outcomes else None
 
 
+async def run(worker: Worker) -> Outcome[Any]:
+    """A call, as :meth:`Worker.next_answer` tells what came of one."""
+    value, error = await worker.run_sync(CALL, cancellable=True)
+    if error is None:
+        return Value(value)
+    assert value is None
+    return Error(error)
+
+
 @pytest.mark.parametrize(("state", "event", "expected"), CELLS)
 async def test_every_event_in_every_state(peer: Peer, state: State, event: str, expected: str) -> None:
     if state is State.STARTING:
@@ -220,7 +229,7 @@ async def test_every_event_in_every_state(peer: Peer, state: State, event: str, 
         worker, outcome = await _idle(peer, event, expected)
     else:
         worker = await bring_to(State.IDLE, peer)
-        outcome = await outcome_of(lambda: worker.run_sync(CALL, cancellable=True), peer, event, expected, Kind.CALL)
+        outcome = await outcome_of(lambda: run(worker), peer, event, expected, Kind.CALL)
     await _check(peer, worker, state, event, expected, outcome)
 
 
@@ -285,7 +294,7 @@ async def test_a_report_changes_no_state(peer: Peer) -> None:
         await wait_all_tasks_blocked()
         assert (worker.state, worker.statistics().state, worker.statistics().rss) == (State.RUNNING, "running", 21)
         peer.say(frame(Kind.REPORT, body={"figures": [31, 32, 33, 34]}) + EVENTS["RESULT"])
-    assert outcomes == [Value(5)]
+    assert outcomes == [(5, None)]
     told = worker.statistics()
     assert (told.state, told.rss, told.peak_rss, told.vms, told.cpu_time) == ("idle", 31, 32, 33, 34e-6)
     assert (told.jobs, told.function) == (1, None)
@@ -427,7 +436,7 @@ async def test_an_answer_may_come_in_pieces(peer: Peer) -> None:
             assert not outcomes
             peer.say(bytes((byte,)))
             await wait_all_tasks_blocked()
-    assert outcomes == [Value(5)]
+    assert outcomes == [(5, None)]
     worker.ask_to_retire()
     peer.end()
     await worker.wait()
@@ -526,7 +535,8 @@ async def test_an_exception_that_did_not_make_the_journey_is_stood_in_for(
         nursery.start_soon(run)
         await peer.hear(Kind.CALL)
         peer.say(frame(Kind.RAISED, THIS_CALL, segments, FAILURE | {"stage": "call"}))
-    error = outcomes[0].error
+    value, error = outcomes[0]
+    assert value is None
     assert type(error) is RemoteError
     assert (error.type_name, error.message) == ("ValueError", "no")
     assert FAILURE["traceback"] in str(error)
@@ -535,3 +545,52 @@ async def test_an_exception_that_did_not_make_the_journey_is_stood_in_for(
     worker.ask_to_retire()
     peer.end()
     await worker.wait()
+
+
+@pytest.mark.parametrize("taken", [0, 9])
+async def test_a_small_call_that_the_socket_does_not_take_at_once(
+    peer: Peer, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    channel = worker._channel
+    assert channel is not None
+    send_small = channel.send_small
+
+    def send_some(data: bytes) -> bytes:
+        return send_small(data[:taken]) + data[taken:] if taken else data
+
+    monkeypatch.setattr(channel, "send_small", send_some)
+    outcomes: list[Any] = []
+
+    async def run() -> None:
+        outcomes.append(await worker.run_sync(CALL, cancellable=True))
+
+    assert CALL.small
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        heard = await peer.hear(Kind.CALL)
+        assert (heard.id, bytes(heard.segments[0])) == (THIS_CALL, CALL.parts[0])
+        peer.say(EVENTS["RESULT"])
+    assert outcomes == [(5, None)]
+    worker.ask_to_retire()
+    peer.end()
+    await worker.wait()
+
+
+@pytest.mark.parametrize("taken", [0, 9])
+async def test_the_end_of_a_worker_while_a_small_call_waits_for_room(
+    peer: Peer, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent of the call decides whether it may be run by another worker."""
+    worker = await bring_to(State.IDLE, peer)
+    channel = worker._channel
+    assert channel is not None
+
+    def send_some(data: bytes) -> bytes:
+        peer.end()
+        return data[taken:]
+
+    monkeypatch.setattr(channel, "send_small", send_some)
+    result = await capture(lambda: worker.run_sync(CALL, cancellable=True))
+    assert type(result) is (BrokenWorkerError if taken else CallNotRun)
+    assert worker.process.exitcode == 0

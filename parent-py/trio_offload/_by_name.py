@@ -34,12 +34,13 @@ class ByName:
         kind = type(function)
         if kind not in _KINDS or kind in copyreg.dispatch_table:
             return None
-        known = self._known.get(function)
-        if known is None:
+        try:
+            module, name, start = self._known[function]
+        except KeyError:
             known = self._remember(function)
             if known is None:
                 return None
-        module, name, start = known
+            module, name, start = known
         try:
             if sys.modules[module].__dict__[name] is function:
                 return start

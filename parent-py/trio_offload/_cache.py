@@ -90,14 +90,14 @@ class WorkerCache:
 
     def prune(self) -> None:
         """See off workers that may have timed out. Nearly free while none has: it is done whenever one is taken."""
-        now = math.nan
+        now: float | None = None
         while self._idle:
             try:
                 expires_at = self._idle[0].expires_at
                 if expires_at == math.inf:
                     # Then none ever does: they all have the same time.
                     break
-                if math.isnan(now):
+                if now is None:
                     now = time.monotonic()
                 if expires_at > now:
                     # The oldest is at the left, so the others have not expired either.

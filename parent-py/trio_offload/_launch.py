@@ -136,7 +136,8 @@ def current_settings() -> dict[str, Any]:
     return {
         "main": main_plan(),
         "main_number": main_number,
-        "authkey": authkey,
+        # Of multiprocessing's own type for it, which refuses to be pickled.
+        "authkey": None if authkey is None else bytes(authkey),
         "resource_tracker": resource_tracker,
         "parent": {
             "name": processes.current_process().name if processes is not None else "MainProcess",
@@ -156,17 +157,31 @@ def must_be_applied(settings: dict[str, Any]) -> bool:
 def changing_state() -> tuple[bytes | None, int | None, dict[str, Source], int]:
     """What may change while a worker lives: ``authkey``, ``resource_tracker``, ``modules`` and ``main_number``.
 
-    Of :func:`current_settings`. Looked at before every call, so it imports nothing.
+    Of :func:`current_settings`. Looked at before every call, so it imports nothing, and calls no function that it can do without.
     """
-    modules = _strays.find()
-    main_number = _main_modules.count()
-    processes = sys.modules.get("multiprocessing.process")
-    # In the middle of its own import the module is there and its contents are not.
-    current = getattr(processes, "current_process", None)
-    if current is None:
-        return None, None, modules, main_number
-    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
-    return bytes(current().authkey), getattr(tracker, "_fd", None), modules, main_number
+    strays = _strays.find()
+    modules = sys.modules
+    try:
+        if modules["__main__"] is not _main_modules.last:
+            _main_modules.note(modules["__main__"])
+    except KeyError:
+        _main_modules.note(None)
+    processes = modules.get("multiprocessing.process")
+    if processes is None:
+        return None, None, strays, _main_modules.number
+    try:
+        current_process = processes.current_process
+    except AttributeError:
+        # In the middle of its own import the module is there and its contents are not.
+        return None, None, strays, _main_modules.number
+    descriptor = None
+    trackers = modules.get("multiprocessing.resource_tracker")
+    if trackers is not None:
+        try:
+            descriptor = trackers._resource_tracker._fd
+        except AttributeError:
+            pass  # The same.
+    return current_process().authkey, descriptor, strays, _main_modules.number
 
 
 def main_plan() -> dict[str, Any]:
@@ -201,18 +216,18 @@ def main_plan() -> dict[str, Any]:
 class _MainModules:
     """How many modules have been ``__main__`` so far, as far as anybody has looked."""
 
-    __slots__ = ("_last", "_number")
+    __slots__ = ("last", "number")
 
     def __init__(self) -> None:
-        self._last: object = None
-        self._number = 0
+        # To be read by others, written here only.
+        self.last: object = None
+        self.number = 0
 
-    def count(self) -> int:
-        main = sys.modules.get("__main__")
-        if main is not self._last:
-            self._last = main
-            self._number += 1
-        return self._number
+    def note(self, main: object) -> None:
+        """Somebody has looked, and found this one."""
+        if main is not self.last:
+            self.last = main
+            self.number += 1
 
 
 # Since Python 3.13 the prompt is a module that runs as __main__, and what is typed in becomes part of it.

@@ -32,13 +32,14 @@ from ._launch import main_plan
 @attrs.define
 class Payload:
     """A pickled call: ``parts`` in the order in which they are written, the length of each segment in bytes, and their types
-    if one of them is not memory.
+    if one of them is not memory. A ``small`` one is a single ``bytes``, which may be copied for a shorter way.
     """
 
     parts: Sequence[Buffer]
     lengths: Sequence[int]
     function: Callable[..., Any]
     types: bytes = b""
+    small: bool = False
 
     @property
     def name(self) -> str:
@@ -53,7 +54,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
         Exception: whatever the pickler raises, with a note that says what would help.
     """
     start = _by_name.start_of(function)
-    if start is None or not are_small(args) or (_by_value.known and _by_value.holds(function)):
+    if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
     return _small_call(start, args, END_OF_CALL, (function, args), function)
 
@@ -135,7 +136,10 @@ def load(segments: Sequence[Any]) -> Any:
     # whichever that is just now.
     modules = sys.modules
     main = modules["__main__"]
-    if modules.get("__mp_main__") is not main:
+    try:
+        if modules["__mp_main__"] is not main:
+            modules["__mp_main__"] = main
+    except KeyError:
         modules["__mp_main__"] = main
     if len(segments) == 1:
         return pickle.loads(segments[0])
@@ -160,6 +164,7 @@ def function_name(function: Callable[..., Any]) -> str:
 
 _PROTOCOL: Final = 5
 _SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
+_COPIED: Final = 4096  # bytes
 _MAIN: Final = b"__main__"
 # What was found out about objects, for all threads: as good for one as for another, and gone with the object.
 _by_value: Final = ByValue()
@@ -189,7 +194,8 @@ def _dump(
 def _small_call(start: bytes, args: tuple[Any, ...], end: bytes, value: Any, function: Callable[..., Any]) -> Payload:
     """The call whose pickle starts and ends so. Its arguments need no file that large objects go past."""
     call = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + end if args else CALL_WITHOUT_ARGUMENTS)
-    payload = Payload((call,), (len(call),), function)
+    size = len(call)
+    payload = Payload((call,), (size,), function, b"", size <= _COPIED)
     return payload if _MAIN not in call else _checked(payload, value, function, out_of_band=True)
 
 

@@ -2,7 +2,7 @@
 
 The parent's half of the state table in PROTOCOL.md is here. What a worker guarantees to whoever uses it:
 
-* :meth:`Worker.run_sync` either returns the outcome of the call, and the worker is idle again; or raises
+* :meth:`Worker.run_sync` either returns what came of the call, and the worker is idle again; or raises
   :class:`CallNotRun`, the call has not begun, and the worker has ended or is on its way out; or raises
   :class:`~trio_offload.BrokenWorkerError`. In that case, and whenever anything else comes out of it (a cancellation,
   say), the process has ended and has been reaped, together with whatever it had started.
@@ -478,10 +478,10 @@ class Worker:
         self.given_up = True
         self.kill()
 
-    async def run_sync(self, call: _payload.Payload, *, cancellable: bool) -> outcome.Outcome[Any]:
-        """Run a pickled call in the worker.
+    async def run_sync(self, call: _payload.Payload, *, cancellable: bool) -> tuple[Any, BaseException | None]:
+        """Run a pickled call in the worker: what it returned and None, or None and what it raised.
 
-        A checkpoint. If it is cancelled, which it can be only if ``cancellable``, the worker is killed.
+        (To make an ``outcome.Value`` takes as long as to unpickle what is in it.) A checkpoint. If it is cancelled, which it can be only if ``cancellable``, the worker is killed.
 
         Raises:
             CallNotRun: the worker had left; nothing was run.
@@ -511,13 +511,19 @@ class Worker:
                     sent = False
                     raise EndOfStream
                 if not ahead:
-                    parts: list[Buffer] = [self._head_of(call), *call.parts]
-                    if _launch.changing_state() != self._told:
-                        parts = [*self._new_settings(), *parts]
+                    news = self._new_settings() if _launch.changing_state() != self._told else []
                     try:
-                        rest = channel.send_at_once(parts)
-                        if rest:
-                            await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
+                        if call.small and not news:
+                            # By far the most: it takes no list of parts.
+                            data = encode_head(Kind.CALL, self._calls, call.lengths) + call.parts[0]
+                            unsent = channel.send_small(data)
+                            if unsent:
+                                await channel.send_rest([unsent], len(unsent) < len(data), cancellable=cancellable)
+                        else:
+                            parts = [*news, self._head_of(call), *call.parts]
+                            rest = channel.send_at_once(parts)
+                            if rest:
+                                await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
                     except WriteFailed as failure:
                         # That decides nothing: what the worker said before it left does.
                         sent = failure.sent
@@ -554,15 +560,15 @@ class Worker:
             if frame.body:
                 self._hear_figures(frame)
             # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
-            result: outcome.Outcome[Any]
+            result: tuple[Any, BaseException | None]
             if kind is Kind.RESULT:
                 try:
-                    result = outcome.Value(_payload.load(frame.segments))
+                    result = _payload.load(frame.segments), None
                 except BaseException as error:
                     add_note(error, "(while unpickling the result of a job)")
-                    result = outcome.Error(error)
+                    result = None, error
             else:
-                result = outcome.Error(load_exception(frame))
+                result = None, load_exception(frame)
             self._jobs += 1
             if self._settings.trace is not None:
                 self._trace_job("ok" if kind is Kind.RESULT else "raised")
@@ -861,9 +867,9 @@ class Worker:
             self._hear_figures(frame)
 
     def _hear_figures(self, frame: Frame) -> None:
-        figures = frame.body.get("figures")
-        if figures is not None:
-            self._figures = figures
+        body = frame.body
+        if "figures" in body:
+            self._figures = figures = body["figures"]
             if self._settings.trace is not None:
                 self._settings.trace.memory(self.process.pid, time.monotonic(), figures[0])
 

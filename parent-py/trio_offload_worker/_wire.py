@@ -127,7 +127,13 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
     if len(lengths) == 1 and body is None and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
         # By far the most frequent frame: a call without buffers.
         length = lengths[0]
-        end = _ENDS[length] if length < len(_ENDS) else b"\x81" + encode_uint(length)
+        if length < _MANY_ENDS and 0x100 <= id < 0x100000000:
+            # Its prefix and the items before the length in one.
+            end_size = 2 if length < 24 else 3
+            if id < 0x10000:
+                return _HEAD_2.pack(MAGIC, 5 + end_size, length, 0x83, kind, 0x19, id) + _ENDS[length]
+            return _HEAD_4.pack(MAGIC, 7 + end_size, length, 0x83, kind, 0x1A, id) + _ENDS[length]
+        end = _ENDS[length] if length < _MANY_ENDS else b"\x81" + encode_uint(length)
         header = b"\x83" + _SMALL[kind] + encode_uint(id) + end
         return _PREFIX.pack(MAGIC, len(header), length) + header
     payload = sum(lengths)
@@ -168,65 +174,97 @@ class Decoder:
         self._allocate = allocate or _allocate_plainly
         self._admit = admit
         self._buffer = memoryview(bytearray(_BUFFER_SIZE))
-        self._start = 0
-        self._end = 0
+        # What has been read and not given lies between the two. To be read by others, written here only.
+        self.start = 0
+        self.end = 0
         self._head: _Head | None = None
         self._filling: _Filling | None = None
-
-    @property
-    def has_bytes(self) -> bool:
-        """Whether there are bytes of a frame that :meth:`next_frame` has not given."""
-        return self._start != self._end
 
     def writable(self) -> memoryview:
         """Where the next bytes go. Never empty; what earlier frames borrowed is overwritten."""
         if self._filling is not None:
             return self._filling.target
-        if self._start == self._end:
-            self._start = self._end = 0
+        if self.start == self.end:
+            self.start = self.end = 0
             return self._buffer
-        if self._end == len(self._buffer):
+        if self.end == len(self._buffer):
             self._make_room(len(self._buffer))
-        return self._buffer[self._end :]
+        return self._buffer[self.end :]
 
     def wrote(self, count: int) -> None:
         """``count`` bytes, at least one, have been put into :meth:`writable`."""
         if self._filling is not None:
             self._filling.advance(count)
         else:
-            self._end += count
+            self.end += count
 
-    def next_frame(self) -> Frame | None:
-        """The next whole frame, or None if more bytes are needed.
+    def next_frame(self, count: int = 0) -> Frame | None:
+        """The next whole frame, or None if more bytes are needed. With a ``count`` it is :meth:`wrote` and this in one.
 
         Raises:
             WireError: the bytes are not a frame.
         """
         if self._filling is not None:
+            if count:
+                self._filling.advance(count)
             return self._finish_filling(self._filling)
+        self.end += count
+        if self._head is not None or self.end - self.start <= _PREFIX.size:
+            return self._any_frame()
+        # By far the most frequent frames: one segment, no body but figures, and all of it is there. What is not exactly that is
+        # judged in the ordinary way, which takes three times as long. No function is called here that can be done without: of
+        # what a small call costs the parent, most is the number of Python's steps.
+        buffer, start = self._buffer, self.start + _PREFIX.size
+        magic, length, payload = _PREFIX.unpack_from(buffer, self.start)
+        begin = start + length
+        end = begin + payload
+        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self.end:
+            return self._any_frame()
+        header = bytes(buffer[start:begin])
+        initial = header[2]
+        try:
+            kind = _PLAIN_STARTS[header[:2]]
+        except KeyError:
+            return self._any_frame()
+        if initial > 27:
+            return self._any_frame()
+        at = 3 if initial < 24 else 3 + (1 << (initial - 24))
+        rest = _ENDS[payload] if payload < _MANY_ENDS else b"\x81" + encode_uint(payload)
+        body: dict[str, Any] = {}
+        if header[0] == 0x84:
+            figures = _figures_after(header, at, rest + _FIGURES_HEAD)
+            if figures is None:
+                return self._any_frame()
+            body["figures"] = figures
+        elif header[at:] != rest:
+            return self._any_frame()
+        if self._admit is not None:
+            self._admit(kind)
+        self.start = end
+        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
+
+    def _any_frame(self) -> Frame | None:
+        """The next frame, whatever it is, while none is being filled."""
         head = self._head
         if head is None:
-            if self._start == self._end:
+            if self.start == self.end:
                 return None
-            frame = self._plain_frame()
-            if frame is not None:
-                return frame
             self._head = head = self._parse_head()
             if head is None:
                 return None
             if self._admit is not None:
                 self._admit(head.kind)
-        available = self._end - self._start
+        available = self.end - self.start
         if head.payload > _BORROW_LIMIT and head.payload > available:
             filling = _Filling(head, self._allocate)
-            self._start += filling.absorb(self._buffer[self._start : self._end])
+            self.start += filling.absorb(self._buffer[self.start : self.end])
             self._filling = filling
             return self._finish_filling(filling)
         if available < head.payload:
             self._make_room(head.payload)
             return None
         segments: list[Any] = []
-        at = self._start
+        at = self.start
         types = head.body.get("types")
         for length in head.lengths:
             segment: Any = self._buffer[at : at + length]
@@ -234,7 +272,7 @@ class Decoder:
             if segments:
                 segment = bytes(segment) if types and types[len(segments)] == BYTES else bytearray(segment)
             segments.append(segment)
-        self._start = at
+        self.start = at
         self._head = None
         return Frame(head.kind, head.id, segments, head.body, bool(segments))
 
@@ -244,49 +282,15 @@ class Decoder:
         Raises:
             WireError: it ended inside a frame.
         """
-        if self._head is not None or self._start != self._end:
+        if self._head is not None or self.start != self.end:
             raise WireError("torn_frame", "the stream ended inside a frame")
 
-    def _plain_frame(self) -> Frame | None:
-        """By far the most frequent frames, one segment and no body but figures, if that is what comes next and it is all there.
-
-        What is not exactly that is judged in the ordinary way, which takes three times as long.
-        """
-        buffer, start = self._buffer, self._start + _PREFIX.size
-        if self._end <= start:
-            return None
-        magic, length, payload = _PREFIX.unpack_from(buffer, self._start)
-        begin = start + length
-        end = begin + payload
-        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self._end:
-            return None
-        header = bytes(buffer[start:begin])
-        kind = _PLAIN_STARTS.get(header[:2])
-        initial = header[2]
-        if kind is None or initial > 27:
-            return None
-        at = 3 if initial < 24 else 3 + (1 << (initial - 24))
-        rest = _ENDS[payload] if payload < len(_ENDS) else b"\x81" + encode_uint(payload)
-        body: dict[str, Any] = {}
-        if header[0] == 0x84:
-            rest += _FIGURES_HEAD
-            figures = _decode_figures(header, at + len(rest)) if header.startswith(rest, at) else None
-            if figures is None:
-                return None
-            body["figures"] = figures
-        elif header[at:] != rest:
-            return None
-        if self._admit is not None:
-            self._admit(kind)
-        self._start = end
-        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
-
     def _parse_head(self) -> _Head | None:
-        available = self._end - self._start
+        available = self.end - self.start
         if available < _PREFIX.size:
-            _check_magic(bytes(self._buffer[self._start : self._end]))
+            _check_magic(bytes(self._buffer[self.start : self.end]))
             return None
-        magic, length, payload = _PREFIX.unpack_from(self._buffer, self._start)
+        magic, length, payload = _PREFIX.unpack_from(self._buffer, self.start)
         if magic != MAGIC:
             _check_magic(magic)
         if not 0 < length <= MAX_HEADER:
@@ -296,20 +300,20 @@ class Decoder:
         if available < _PREFIX.size + length:
             self._make_room(_PREFIX.size + length)
             return None
-        start = self._start + _PREFIX.size
+        start = self.start + _PREFIX.size
         head = _parse_header(bytes(self._buffer[start : start + length]), payload)
-        self._start = start + length
+        self.start = start + length
         return head
 
     def _make_room(self, wanted: int) -> None:
         """Move what is there to the front of a buffer that can hold ``wanted`` bytes from ``_start`` on."""
-        if self._start + wanted <= len(self._buffer) and self._end < len(self._buffer):
+        if self.start + wanted <= len(self._buffer) and self.end < len(self._buffer):
             return
-        rest = bytes(self._buffer[self._start : self._end])
+        rest = bytes(self._buffer[self.start : self.end])
         if wanted > len(self._buffer):
             self._buffer = memoryview(bytearray(wanted))
         self._buffer[: len(rest)] = rest
-        self._start, self._end = 0, len(rest)
+        self.start, self.end = 0, len(rest)
 
     def _finish_filling(self, filling: _Filling) -> Frame | None:
         if not filling.complete:
@@ -317,13 +321,16 @@ class Decoder:
         head = filling.head
         segments = filling.take()
         self._filling = self._head = None
-        if len(self._buffer) > _BUFFER_SIZE and self._start == self._end:
+        if len(self._buffer) > _BUFFER_SIZE and self.start == self.end:
             self._buffer = memoryview(bytearray(_BUFFER_SIZE))
-            self._start = self._end = 0
+            self.start = self.end = 0
         return Frame(head.kind, head.id, segments, head.body)
 
 
 _PREFIX: Final = struct.Struct(">4sIQ")
+# The same with the header's array, its kind, and an id of two or four bytes.
+_HEAD_2: Final = struct.Struct(">4sIQBBBH")
+_HEAD_4: Final = struct.Struct(">4sIQBBBI")
 _BUFFER_SIZE: Final = 64 * 1024
 _BORROW_LIMIT: Final = 32 * 1024
 # The header of a frame of one segment: the array, the kind, the id, the segment's length in an array, and at most a body with
@@ -487,8 +494,16 @@ def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
     return int.from_bytes(data[at + 1 : end], "big"), end
 
 
-def _decode_figures(data: bytes, at: int) -> list[int] | None:
-    """The four unsigned integers that ``data`` ends with; None if that is not what it does."""
+def _figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
+    """The four unsigned integers that ``data`` ends with if ``head`` is at ``at``; None if that is not what it does."""
+    if data[at : -_FOUR.size] == head:
+        first, rss, second, peak, third, size, fourth, time = _FOUR.unpack_from(data, -_FOUR.size)
+        # Of a worker that has run for a while, and holds less than 4 GiB, these are four bytes each.
+        if first == second == third == fourth == 0x1A:
+            return [rss, peak, size, time]
+    if not data.startswith(head, at):
+        return None
+    at += len(head)
     figures = []
     while at < len(data):
         initial = data[at]
@@ -504,6 +519,7 @@ def _decode_figures(data: bytes, at: int) -> list[int] | None:
     return figures if at == len(data) and len(figures) == 4 else None
 
 
+_FOUR: Final = struct.Struct(">" + 4 * "BI")
 # A body with figures and nothing else, up to the first of them.
 _FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
 
@@ -681,4 +697,5 @@ _PLAIN_STARTS: Final = {
 # Of those with a body only this one is frequent, and only if it is its figures.
 _PLAIN_STARTS[b"\x84" + _SMALL[Kind.RESULT]] = Kind.RESULT
 # What comes behind the id: the lengths of one short segment.
-_ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(256))
+_MANY_ENDS: Final = 256
+_ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(_MANY_ENDS))
