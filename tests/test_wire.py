@@ -232,9 +232,11 @@ def test_the_short_way_to_a_head_gives_what_the_long_one_gives() -> None:
     edges = [0, 1, 23, 24, 25, 255, 256, 257, 65_535, 65_536, 2**32 - 1, 2**32, MAX_ID]
     for id in edges:
         for length in [edge for edge in edges if edge <= MAX_PAYLOAD]:
-            header = cbor2.dumps([int(Kind.CALL), id, [length]])
-            prefix = MAGIC + len(header).to_bytes(4, "big") + length.to_bytes(8, "big")
-            assert encode_head(Kind.CALL, id, (length,)) == prefix + header
+            # The number of the second takes two bytes.
+            for kind in (Kind.CALL, Kind.REPORT):
+                header = cbor2.dumps([int(kind), id, [length]])
+                prefix = MAGIC + len(header).to_bytes(4, "big") + length.to_bytes(8, "big")
+                assert encode_head(kind, id, (length,)) == prefix + header
 
 
 FIGURES = {"figures": [11_000_000, 12_345_678, 250_000_000, 70_000]}

@@ -479,9 +479,10 @@ class Worker:
         self.kill()
 
     async def run_sync(self, call: _payload.Payload, *, cancellable: bool) -> tuple[Any, BaseException | None]:
-        """Run a pickled call in the worker: what it returned and None, or None and what it raised.
+        """Run a pickled call in the worker: what it returned and None, or None and what it raised. (To make an ``outcome.Value``
+        takes as long as to unpickle what is in it.)
 
-        (To make an ``outcome.Value`` takes as long as to unpickle what is in it.) A checkpoint. If it is cancelled, which it can be only if ``cancellable``, the worker is killed.
+        A checkpoint. If it is cancelled, which it can be only if ``cancellable``, the worker is killed.
 
         Raises:
             CallNotRun: the worker had left; nothing was run.

@@ -124,8 +124,8 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
     Raises:
         ValueError: a value is out of the protocol's bounds.
     """
-    if len(lengths) == 1 and body is None and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
-        # By far the most frequent frame: a call without buffers.
+    if len(lengths) == 1 and body is None and kind < 24 and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
+        # By far the most frequent frame: a call without buffers. Its kind is one byte.
         length = lengths[0]
         if length < _MANY_ENDS and 0x100 <= id < 0x100000000:
             # Its prefix and the items before the length in one.
@@ -306,7 +306,7 @@ class Decoder:
         return head
 
     def _make_room(self, wanted: int) -> None:
-        """Move what is there to the front of a buffer that can hold ``wanted`` bytes from ``_start`` on."""
+        """Move what is there to the front of a buffer that can hold ``wanted`` bytes from ``start`` on."""
         if self.start + wanted <= len(self._buffer) and self.end < len(self._buffer):
             return
         rest = bytes(self._buffer[self.start : self.end])
