@@ -267,17 +267,18 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                     sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=_PASSED
                 )
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
+        task = trio.lowlevel.current_task()
         if limiter is _PASSED:
             pass
         elif limiter.borrowed_tokens >= limiter.total_tokens:
-            await limiter.acquire()
+            await limiter.acquire_on_behalf_of(task)
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
             try:
-                limiter.acquire_nowait()
+                limiter.acquire_on_behalf_of_nowait(task)
             except trio.WouldBlock:
                 # It is for somebody who waits already.
-                await limiter.acquire()
+                await limiter.acquire_on_behalf_of(task)
         calls, cache = self._calls, self._cache
         key = None
         try:
@@ -328,7 +329,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             if key is not None:
                 calls.leave(key)
             if limiter is not _PASSED:
-                limiter.release()
+                limiter.release_on_behalf_of(task)
 
     @overload
     def map(
