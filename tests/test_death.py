@@ -103,14 +103,14 @@ async def test_killed_in_the_middle_of_a_large_reply(monkeypatch: pytest.MonkeyP
         dead: list[int] = []
         read = _channel.Channel._read
 
-        def kill_after_first_read(channel: Any) -> bool:
-            there_was_something = read(channel)
+        def kill_after_first_read(channel: Any) -> Any:
+            frame = read(channel)
             # Far more than a socket holds is still to come. As long as we read, a writer that does not have to
             # wait does not notice the signal either; so nothing more is read before it is dead.
-            if there_was_something and not dead:
+            if not dead:
                 os.kill(pid, signal.SIGKILL)
                 dead.extend(select.select([descriptor], [], [], PATIENCE)[0])
-            return there_was_something
+            return frame
 
         with monkeypatch.context() as patch:
             patch.setattr(_channel.Channel, "_read", kill_after_first_read)
