@@ -8,7 +8,6 @@ import pickle
 import threading
 from typing import Any
 
-import outcome
 import trio
 
 from trio_offload import BrokenWorkerError
@@ -124,7 +123,7 @@ class FakeWorker:
         self.state = State.RUNNING
         result = await self._run(call, cancellable)
         self.state = State.IDLE
-        return (result.value, None) if isinstance(result, outcome.Value) else (None, result.error)
+        return result
 
     def start_call(self, call: Payload) -> None:
         expected = State.RUNNING if self.flight else State.IDLE
@@ -141,7 +140,7 @@ class FakeWorker:
     def has_answer(self) -> bool:
         return self.plan.has_answers and bool(self.flight)
 
-    async def next_answer(self) -> outcome.Outcome[Any]:
+    async def next_answer(self) -> tuple[Any, BaseException | None]:
         if not self.flight:
             raise RuntimeError("the worker has no call to answer")
         if self.retired:
@@ -157,7 +156,7 @@ class FakeWorker:
         self.state = State.RETIRING
         raise CallNotRun
 
-    async def _run(self, call: Payload, cancellable: bool) -> outcome.Outcome[Any]:
+    async def _run(self, call: Payload, cancellable: bool) -> tuple[Any, BaseException | None]:
         self.plan.calls.append((self, call.function))
         self.plan.running += 1
         try:
@@ -178,11 +177,11 @@ class FakeWorker:
         finally:
             self.plan.running -= 1
 
-        def job() -> Any:
+        try:
             function, args = pickle.loads(b"".join(call.parts))
-            return pickle.loads(pickle.dumps(function(*args), 5))
-
-        return outcome.capture(job)
+            return pickle.loads(pickle.dumps(function(*args), 5)), None
+        except Exception as error:
+            return None, error
 
     async def _pass_gates(self, call: Payload) -> None:
         function, args = pickle.loads(b"".join(call.parts))

@@ -980,6 +980,18 @@ async def test_many_items(kind: str, chunk_size: Any, ordered: bool) -> None:
     assert (found if ordered else sorted(found)) == list(range(0, 4000, 2))
 
 
+@pytest.mark.parametrize(
+    "items",
+    [list(range(300)), range(2**70, 2**70 + 900, 3), range(50, -250, -1), range(0), range(1)],
+    ids=["a list", "a far range", "a range that falls", "an empty range", "a range of one"],
+)
+@pytest.mark.parametrize("chunk_size", [7, 300])
+async def test_a_range_travels_as_one_and_gives_what_a_list_does(kind: str, items: Any, chunk_size: int) -> None:
+    async with open_worker_context() as context:
+        async with context.map(map_jobs.double, items, workers=2, chunk_size=chunk_size) as results:
+            assert await collect(results) == [2 * number for number in items]
+
+
 @pytest.mark.leaves_default_workers
 async def test_the_default_context_and_a_scope() -> None:
     async with trio_offload.map(map_jobs.pid_and, range(4), workers=1) as results:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -210,9 +210,9 @@ async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, expec
     return outcomes[0] if outcomes else None
 
 
-async def run(worker: Worker) -> Outcome[Any]:
-    """A call, as :meth:`Worker.next_answer` tells what came of one."""
-    value, error = await worker.run_sync(CALL, cancellable=True)
+async def told(answer: Awaitable[tuple[Any, BaseException | None]]) -> Outcome[Any]:
+    """What came of a call."""
+    value, error = await answer
     if error is None:
         return Value(value)
     assert value is None
@@ -229,7 +229,7 @@ async def test_every_event_in_every_state(peer: Peer, state: State, event: str, 
         worker, outcome = await _idle(peer, event, expected)
     else:
         worker = await bring_to(State.IDLE, peer)
-        outcome = await outcome_of(lambda: run(worker), peer, event, expected, Kind.CALL)
+        outcome = await outcome_of(lambda: told(worker.run_sync(CALL, cancellable=True)), peer, event, expected, Kind.CALL)
     await _check(peer, worker, state, event, expected, outcome)
 
 
@@ -249,15 +249,15 @@ async def test_every_event_with_two_calls_in_flight(peer: Peer, which: str, even
     assert (await peer.hear(Kind.CALL)).id == THIS_CALL + 1
     if which == "the second":
         peer.say(frame(Kind.RESULT, THIS_CALL, (pickled(4),)))
-        assert await worker.next_answer() == Value(4)
+        assert await worker.next_answer() == (4, None)
         assert worker.state is State.RUNNING
         # What answers the second call is what answered another one before.
         expected = {"RESULT": "killed", "RAISED": "killed", "RESULT of another call": "value"}.get(event, expected)
-    outcome = await outcome_of(worker.next_answer, peer, event, expected)
+    outcome = await outcome_of(lambda: told(worker.next_answer()), peer, event, expected)
     if which == "the first" and expected in ("value", "error"):
         assert worker.state is State.RUNNING
         peer.say(frame(Kind.RESULT, THIS_CALL + 1, (pickled(6),)))
-        assert await worker.next_answer() == Value(6)
+        assert await worker.next_answer() == (6, None)
     await _check(peer, worker, State.RUNNING, event, expected, outcome)
 
 

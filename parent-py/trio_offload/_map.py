@@ -29,11 +29,10 @@ import os
 import reprlib
 import time
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 import attrs
-import outcome
 import trio
 
 from trio_offload_worker import _chunks
@@ -241,16 +240,21 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """How many items may be inside."""
         return self._options.window or _WINDOW * self._limit() * self._pace.size
 
-    def _has_room(self, size: int) -> bool:
-        """Whether another chunk of this size may be read. One always fits."""
-        inside = self._source.inside
-        return not inside or inside + size <= self._window()
-
     def _chunk_size(self) -> int:
         if self._options.window is None:
             return self._pace.size
         # Every lane should get something of a window that is small.
         return min(self._pace.size, max(1, self._options.window // self._limit()))
+
+    def _room(self) -> int:
+        """How many items the next chunk may have; 0: there is no room for one. There always is if there is no other."""
+        inside = self._source.inside
+        if self._options.window is None:
+            size = self._pace.size
+            # As by the other two methods, in a step instead of three: it is asked for each chunk.
+            return size if not inside or inside + size <= _WINDOW * self._limit() * size else 0
+        size = self._chunk_size()
+        return size if not inside or inside + size <= self._window() else 0
 
     def _add_lane(self) -> None:
         """One more lane, if it could find something to do. Each adds the next when it has found something itself."""
@@ -307,10 +311,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         if self._again:
             return heapq.heappop(self._again)[1]
         source, pace = self._source, self._pace
-        size = self._chunk_size()
         if source.is_async:
-            return source.take(size)
-        if not self._has_room(size):
+            return source.take(self._chunk_size())
+        size = self._room()
+        if not size:
             return None
         if pace.measures:
             began = time.perf_counter()
@@ -400,11 +404,14 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """Run chunks in the worker, until there is none, it has left, or its turn is over."""
         timeout = self._options.timeout
         begun: collections.deque[Chunk] = collections.deque()
-        self._begin(worker, first, begun)
-        now = since = trio.current_time()
+        record = worker.record_identity
+        self._begin(worker, record, first, begun)
+        # Trio's clock is what deadlines are by; Python's takes a quarter of the time.
+        clock = time.perf_counter if timeout is None else trio.current_time
+        now = since = clock()
         until = now + _TURN
         for answers in itertools.count(1):
-            if not begun and now < until and self._source.may_have_more and not self._has_room(self._chunk_size()):
+            if not begun and now < until and self._source.may_have_more and not self._room():
                 # Most often the consumer has only not had its turn yet.
                 await trio.lowlevel.checkpoint()
             # What has been read already comes first: then all that follow go out together.
@@ -413,10 +420,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                     chunk = None if self._may_retire and worker.will_retire(len(begun)) else self._take()
                     if chunk is None:
                         break
-                    self._begin(worker, chunk, begun)
+                    self._begin(worker, record, chunk, begun)
                     if len(begun) == 1:
                         # The time that it took to pickle it is not its own.
-                        since = trio.current_time()
+                        since = clock()
             if not begun:
                 return
             try:
@@ -438,7 +445,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                     self._fail_all(chunk, error)
                 return
             new = False
-            now = trio.current_time()
+            now = clock()
             if now >= until and not self._is_waited_for():
                 until = now + _TURN
             self._accept(begun.popleft(), result, now - since, worker.answer_size)
@@ -454,15 +461,15 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return False
         return type(limiter) is not trio.CapacityLimiter or limiter.statistics().tasks_waiting > 0
 
-    def _begin(self, worker: Worker, chunk: Chunk, begun: collections.deque[Chunk]) -> None:
+    def _begin(self, worker: Worker, record: tuple[int, int], chunk: Chunk, begun: collections.deque[Chunk]) -> None:
         """Send a chunk off, unless it has come to nothing: its items fail, or are tried one by one."""
-        payload = self._pickled(chunk, worker)
+        payload = self._pickled(chunk, record)
         if payload is not None:
             chunk.sent = sum(payload.lengths)
             worker.start_call(payload)
             begun.append(chunk)
 
-    async def _answer_in_time(self, worker: Worker, since: float, seconds: float) -> outcome.Outcome[Any]:
+    async def _answer_in_time(self, worker: Worker, since: float, seconds: float) -> tuple[Any, BaseException | None]:
         with trio.move_on_at(since + seconds):
             return await worker.next_answer()
         raise WorkerTimeoutError(
@@ -470,8 +477,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             seconds,
         )
 
-    def _pickled(self, chunk: Chunk, worker: Worker) -> _payload.Payload | None:
-        """The chunk as a call; None if it has come to nothing."""
+    def _pickled(self, chunk: Chunk, record: tuple[int, int]) -> _payload.Payload | None:
+        """The chunk as a call to the worker with this record; None if it has come to nothing."""
         function, items = self._function, chunk.items
         if len(items) == 1:
             try:
@@ -480,7 +487,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 self._results.deposit(chunk, [], {0: error})
                 return None
         try:
-            plain: list[Any] | None = items
+            plain: Sequence[Any] | None = items
             pickled = None
             if not self._source.is_plain and not _chunks.are_plain(items):
                 plain, pickled = None, [_payload.dump_item(item, function, to_fork=self._to_fork) for item in items]
@@ -489,7 +496,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return _payload.dump_chunk(
                 _chunks.run,
                 function,
-                (plain, pickled, chunk.number, worker.record_identity, budget),
+                (plain, pickled, chunk.number, record, budget),
                 to_fork=self._to_fork,
                 small=self._source.is_plain,
             )
@@ -551,22 +558,20 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             chunk.items = chunk.items[:end]
         self._results.deposit(chunk, [], failures)
 
-    def _accept(self, chunk: Chunk, result: outcome.Outcome[Any], seconds: float, answer_size: int) -> None:
+    def _accept(self, chunk: Chunk, result: tuple[Any, BaseException | None], seconds: float, answer_size: int) -> None:
         """The worker has answered."""
         count = len(chunk.items)
+        value, error = result
+        if error is not None:
+            # If there are several it was no item's fault: the function could not be unpickled, say.
+            self._pace.measured(count, seconds, seconds, chunk.sent + answer_size)
+            self._fail_all(chunk, error)
+            return
         if count == 1:
             self._pace.measured(1, seconds, seconds, chunk.sent + answer_size)
-            if isinstance(result, outcome.Error):
-                self._results.deposit(chunk, [], {0: result.error})
-            else:
-                self._results.deposit(chunk, [result.unwrap()], {})
+            self._results.deposit(chunk, [value], {})
             return
-        if isinstance(result, outcome.Error):
-            # It was no item's fault: the function could not be unpickled, say.
-            self._pace.measured(count, seconds, seconds, chunk.sent + answer_size)
-            self._fail_all(chunk, result.error)
-            return
-        values, pickled, failed, done, worked = result.unwrap()
+        values, pickled, failed, done, worked = value
         self._pace.measured(done, worked, seconds, chunk.sent + answer_size)
         failures = {index: _rebuilt(*failure) for index, failure in failed.items()} if failed else {}
         if pickled is not None:
@@ -576,9 +581,9 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 if pair is not None:
                     try:
                         value = _payload.load_item(*pair)
-                    except BaseException as error:
-                        add_note(error, "(while unpickling the result of a job)")
-                        failures[index] = error
+                    except BaseException as problem:
+                        add_note(problem, "(while unpickling the result of a job)")
+                        failures[index] = problem
                 values.append(value)
         if done < count:
             self._put_back(Chunk(chunk.start + done, chunk.items[done:]))

@@ -164,6 +164,14 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         left = _AT_ONCE
         while self._ready and self._error is None and left > 0:
             batch = self._ready[0]
+            if batch.is_whole and len(batch.values) <= left:
+                # Most often.
+                values.append(batch.values)
+                left -= len(batch.values)
+                self._count += batch.count
+                self._error = batch.error
+                self._ready.popleft()
+                continue
             part, count = batch.take(left)
             values.append(part)
             left -= len(part)
@@ -199,6 +207,8 @@ class _Batch:
     values: list[Any]
     error: BaseException | None
     count: int
+    is_whole: bool = True
+    """Whether none has been taken."""
     _taken: int = 0
 
     @property
@@ -210,6 +220,7 @@ class _Batch:
         """Up to so many of the values, and how many items have left the window with them."""
         first, last = self._taken, min(self._taken + most, len(self.values))
         self._taken = last
+        self.is_whole = False
         # With the last go the items that have no value.
         count = last - first if last < len(self.values) else self.count - first
         return (self.values if last - first == len(self.values) else self.values[first:last]), count

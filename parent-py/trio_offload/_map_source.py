@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -22,7 +22,7 @@ class Chunk:
 
     start: int
     """The index of the first item in the whole."""
-    items: list[Any]
+    items: Sequence[Any]
     number: int = 0
     """What the worker writes into its record beside the progress."""
     sent: int = 0
@@ -36,7 +36,7 @@ class Source:
 
     def __init__(self, items: Any) -> None:
         self.is_async = isinstance(items, AsyncIterable)
-        # Whether there is no need to look what is in it.
+        # Whether there is no need to look what is in it. What is taken of it is a range too: that travels as three numbers.
         self.is_plain = type(items) is range
         self._items = items
         self._iterator: Any = None
@@ -56,6 +56,12 @@ class Source:
         """The next ``count`` items of an ordinary iterable, or as many as there are; None: no more."""
         if self.exhausted:
             return None
+        if self.is_plain:
+            chunk = self._chunk(self._items[self._taken : self._taken + count])
+            taken = 0 if chunk is None else len(chunk.items)
+            self.exhausted = taken < count
+            self.inside += taken
+            return chunk
         items: list[Any] = []
         try:
             if self._iterator is None:
@@ -102,7 +108,7 @@ class Source:
         if isinstance(iterator, AsyncGenerator):
             await iterator.aclose()
 
-    def _chunk(self, items: list[Any]) -> Chunk | None:
+    def _chunk(self, items: Sequence[Any]) -> Chunk | None:
         if not items:
             return None
         chunk = Chunk(self._taken, items)
@@ -115,18 +121,17 @@ class Pace:
 
     def __init__(self, chunk_size: int | None) -> None:
         self.measures = chunk_size is None
-        self._size = chunk_size or 1
-        self._most_read = MOST_ITEMS
+        # How many items the next chunk should have.
+        self.size = chunk_size or 1
         self.in_flight = 1
-
-    @property
-    def size(self) -> int:
-        """How many items the next chunk should have."""
-        return min(self._size, self._most_read) if self.measures else self._size
+        self._wanted = self.size
+        self._most_read = MOST_ITEMS
 
     def read(self, items: int, seconds: float) -> None:
         """It has taken so long to read so many items, and nothing else could run meanwhile."""
-        self._most_read = max(1, int(min(MOST_ITEMS, items * _LONGEST_READ / max(seconds, 1e-9))))
+        if self.measures:
+            self._most_read = max(1, int(min(MOST_ITEMS, items * _LONGEST_READ / max(seconds, 1e-9))))
+            self.size = min(self._wanted, self._most_read)
 
     def measured(self, items: int, worked: float, passed: float, size: int) -> None:
         """A chunk of so many items, and so many bytes both ways, was worked on for so many seconds; so many have passed."""
@@ -136,11 +141,12 @@ class Pace:
         if not self.measures or not items:
             return
         wanted = int(min(_TARGET * items / max(worked, 1e-9), MOST_BYTES * items / max(size, 1), MOST_ITEMS))
-        if wanted < self._size:
-            self._size = max(1, wanted)
+        if wanted < self._wanted:
+            self._wanted = max(1, wanted)
         else:
             # One measurement is not believed further than this, and a chunk that was cut off says little of larger ones.
-            self._size = max(self._size, min(wanted, items * _GROWTH))
+            self._wanted = max(self._wanted, min(wanted, items * _GROWTH))
+        self.size = min(self._wanted, self._most_read)
 
 
 MOST_ITEMS: Final = 16_384

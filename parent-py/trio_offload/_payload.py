@@ -77,7 +77,7 @@ def dump_chunk(
 ) -> Payload:
     """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`.
 
-    If it is known to be ``small``, there is nothing in ``args`` but tuples and lists of numbers.
+    If it is known to be ``small``, there is nothing in ``args`` but tuples and ranges of numbers.
     """
     value = helper, (function, args)
     if to_fork:

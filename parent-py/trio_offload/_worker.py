@@ -618,8 +618,8 @@ class Worker:
         """Whether an answer, or the beginning of one, has been read already."""
         return self._channel is not None and self._channel.has_read
 
-    async def next_answer(self) -> outcome.Outcome[Any]:
-        """What came of the oldest call in flight. A checkpoint unless it is there already; if cancelled the worker is killed.
+    async def next_answer(self) -> tuple[Any, BaseException | None]:
+        """What came of the oldest call in flight, as from :meth:`run_sync`. A checkpoint unless it is there already; if cancelled the worker is killed.
 
         Raises:
             CallNotRun: none of the calls in flight was run.
@@ -665,17 +665,18 @@ class Worker:
             self._hear_figures(frame)
         if self._settings.regions.given:
             self._settings.regions.prune()
-        self.answer_size = sum(map(len, frame.segments))
+        segments = frame.segments
+        self.answer_size = len(segments[0]) if len(segments) == 1 else sum(map(len, segments))
         # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
-        result: outcome.Outcome[Any]
+        result: tuple[Any, BaseException | None]
         if frame.kind is Kind.RESULT:
             try:
-                result = outcome.Value(_payload.load(frame.segments))
+                result = _payload.load(segments), None
             except BaseException as error:
                 add_note(error, "(while unpickling the result of a job)")
-                result = outcome.Error(error)
+                result = None, error
         else:
-            result = outcome.Error(load_exception(frame))
+            result = None, load_exception(frame)
         self._jobs += 1
         if self._settings.trace is not None:
             self._trace_job("ok" if frame.kind is Kind.RESULT else "raised")

@@ -45,7 +45,7 @@ def are_plain(values: Sequence[Any]) -> bool:
 
 def run(
     function: Callable[[Any], Any],
-    what: tuple[list[Any] | None, list[Item] | None, int, tuple[int, int], float | None],
+    what: tuple[list[Any] | range | None, list[Item] | None, int, tuple[int, int], float | None],
 ) -> Chunk:
     """Run a chunk.
 
@@ -53,7 +53,7 @@ def run(
         function: what is called with each item.
         what: in this order
 
-            * the items, if they are plain; else None;
+            * the items, if they are plain, as a list or a range; else None;
             * else the items, each pickled by itself;
             * the chunk's number, by which the parent knows what stands in the record;
             * the identity of the record;
@@ -73,7 +73,9 @@ def run(
     until = began + (_FOR_EVER if budget is None else budget)
     if any(function is builtin for builtin in _LOOK_AT_THEIR_CALLER):
         function = _called_from_main(function)
-    rest: Any = items if pickled is None else pickled
+    rest: Any = pickled
+    if pickled is None:
+        rest = list(items) if type(items) is range else items
     run_some: Any = _run_plain if pickled is None else _run_pickled
     step, last = _STEP, began
     done = 0
