@@ -227,6 +227,29 @@ def run_from_killers(path: str, generations: int) -> NoReturn:
         signal.pause()
 
 
+def start_one_late(path: str, gate: str) -> NoReturn:
+    """Once the test has opened the gate a child, and the stop that somebody has asked for."""
+    pass_gate(path, gate)
+    line = take_line(path)
+    if os.fork() == 0:
+        os.write(line, b"%d\n" % os.getpid())
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while True:
+        signal.pause()
+
+
+def start_with_vfork(path: str) -> NoReturn:
+    """A child that has this process's memory for ever, so that this process cannot go on."""
+    import ctypes
+
+    line = take_line(path)
+    if ctypes.PyDLL(None).vfork() == 0:
+        os.write(line, b"%d\n" % os.getpid())
+    while True:
+        signal.pause()
+
+
 def start_many(path: str, count: int) -> NoReturn:
     line = take_line(path)
     for _ in range(count):

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import jobs
 import pytest
 import trio
-from lifeline import PATIENCE, Lifeline, process_state, until_stopped, wait_for_end
+from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError, _process
@@ -318,6 +318,50 @@ async def test_one_that_forks_faster_than_one_looks_is_caught(begin: Begin, line
     await line.pid()
     await line.pid()
     process.kill()
+    await ended(process)
+    await line.ended()
+
+
+async def test_a_fork_under_way_when_one_looks_is_caught(
+    family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is in the middle of a fork stops after it, however long ago it was told to."""
+    process = begin.subreaper(f'jobs.start_one_late("{line.path}", "{gate.path}")')
+    look = _family.new_children
+    looks: list[list[int]] = []
+
+    def look_too_early(parents: list[int], known: Collection[int]) -> list[int]:
+        looks.append(look(parents, known))
+        if len(looks) == 1:
+            gate.open()
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        return looks[-1]
+
+    def stop_later(number: int) -> None:
+        if number != signal.SIGSTOP:
+            os.kill(process.pid, number)
+
+    monkeypatch.setattr(_family, "new_children", look_too_early)
+    _family.end_family(process.pid, stop_later)
+    await ended(process)
+    await line.ended()
+    assert looks[0] == []
+    assert sum(map(len, looks)) == 1
+
+
+async def test_one_that_waits_for_a_vfork_is_not_waited_for(
+    begin: Begin, line: Lifeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = begin.subreaper(f'jobs.start_with_vfork("{line.path}")')
+    assert process_state(await line.pid()) is not None
+    with trio.fail_after(PATIENCE):
+        while process_state(process.pid) != "D":  # noqa: ASYNC110 - nothing else tells that it has come that far
+            await trio.sleep(0.001)
+    monkeypatch.setattr(_family, "_STOP_PATIENCE", PATIENCE)
+    monkeypatch.setattr(_family, "_MOST_ROUNDS", 10**9)
+    begun = time.monotonic()
+    process.kill()
+    assert time.monotonic() - begun < PATIENCE / 2
     await ended(process)
     await line.ended()
 

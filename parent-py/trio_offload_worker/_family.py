@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,22 +27,34 @@ def end_family(root: int, signal_root: Callable[[int], None], spared: Collection
     new: a descendant whose parent ends in between becomes a child of the root, which is a subreaper. A stopped process
     reaps nobody, so the numbers below it stay valid; pidfds help against what is not ours to stop (a set-uid program),
     as far as there are descriptors for them.
+
+    Who is told to stop does so on its way out of the kernel, and may be in the middle of a fork there: what that brings
+    to light is listed only afterwards. So the last round is one before which all had come to a stop.
     """
     signal_root(_signal.SIGSTOP)
     family: set[int] = set()
     known = set(spared)
     pidfds: dict[int, int] = {}
     latest: list[int] = []
-    # Every round finds somebody or is the last; the bound is for a kernel on which we are slower than what we chase.
+    # Told to stop, and not known to have done it. Who ends its own family does not stop.
+    moving = {root} - {os.getpid()}
+    begun = time.monotonic()
+    # The bound is for a kernel on which we are slower than what we chase.
     for _ in range(_MOST_ROUNDS):
         # Below what was found last first: one that forks its successor and ends, over and over, is only a step ahead.
-        found = new_children([root, *latest], known) or new_children([root, *family], known)
+        found = new_children([root, *latest], known) or (family and new_children([root, *family], known))
         if not found:
-            break
+            if not moving:
+                break
+            while moving := {pid for pid in moving if _moves(pid, time.monotonic() - begun)}:
+                # Whoever is to come to a stop may be waiting for this very processor.
+                time.sleep(_STOP_INTERVAL)
+            continue
         # The newest first, for the same reason.
         for child in reversed(found):
             pidfd = open_pidfd(child)
-            _signal_descendant(child, pidfd, _signal.SIGSTOP)
+            if _signal_descendant(child, pidfd, _signal.SIGSTOP):
+                moving.add(child)
             if pidfd is not None:
                 pidfds[child] = pidfd
             elif pidfds:
@@ -106,8 +119,11 @@ def children_by_scan(parents: list[int]) -> list[int]:
     return found
 
 
-def stat_fields(pid: int) -> list[bytes] | None:
-    """The fields of ``/proc/pid/stat`` from the third on, the state (proc(5)); None if there is no such process."""
+def stat_fields(pid: int | str) -> list[bytes] | None:
+    """The fields of ``/proc/pid/stat`` from the third on, the state (proc(5)); None if there is no such process.
+
+    Of a thread, if the argument is ``"pid/task/tid"``.
+    """
     try:
         # The name, in parentheses, may contain anything; the state and the parent's number follow it.
         return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
@@ -115,7 +131,42 @@ def stat_fields(pid: int) -> list[bytes] | None:
         return None
 
 
-_MOST_ROUNDS: Final = 1000
+_MOST_ROUNDS: Final = 3000
+
+# How long one that has been told to stop is waited for, in seconds: it does so as soon as it runs, and on a busy machine that
+# may take. One that sleeps in the kernel may sleep for ever (a parent of vfork does until its child, which is stopped, has
+# gone on), and has hardly begun to fork.
+_STOP_PATIENCE: Final = 0.2
+_SLEEP_PATIENCE: Final = 0.005
+_STOP_INTERVAL: Final = 0.00001
+
+
+def _moves(pid: int, since: float) -> bool:
+    """Whether a thread of a process that was told to stop that long ago (seconds) may still come out of a fork with a child."""
+    if since > _STOP_PATIENCE or _has_told(pid):
+        return False
+    still = _AT_REST if since <= _SLEEP_PATIENCE else _AT_REST + _ASLEEP
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            fields = stat_fields(f"{pid}/task/{thread}")
+            if fields is not None and fields[0] not in still:
+                return True
+    except OSError:
+        pass  # It has ended.
+    return False
+
+
+def _has_told(pid: int) -> bool:
+    """Whether a child of this process has come to a stop, all its threads (wait(2)). A tenth of the time of a look at each."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+# States in /proc/pid/stat (proc(5)): stopped, traced, a zombie, dead; and in a sleep that no signal but SIGKILL ends.
+_AT_REST: Final = b"TtZXx"
+_ASLEEP: Final = b"D"
 
 
 def _read(path: str) -> bytes:
@@ -130,7 +181,8 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
+def _signal_descendant(pid: int, pidfd: int | None, number: int) -> bool:
+    """Whether it gets the signal."""
     try:
         if pidfd is not None:
             _signal.pidfd_send_signal(pidfd, number)
@@ -138,4 +190,5 @@ def _signal_descendant(pid: int, pidfd: int | None, number: int) -> None:
             os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
         # Gone by itself, or set-uid to somebody whom we may not signal.
-        pass
+        return False
+    return True

@@ -8,6 +8,9 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::str::SplitAsciiWhitespace;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::os;
 
@@ -16,21 +19,58 @@ use crate::os;
 /// Each is stopped when it is found, and the search is repeated until it finds nobody new: one that is stopped can start
 /// nothing more, so what was started while the walk was under way is found by the next one. A pid cannot come to mean another
 /// process meanwhile: descendants are reaped by their own parents, which are stopped, or by this process, which is ending.
+///
+/// Who is told to stop does so on its way out of the kernel, and may be in the middle of a fork there. So the last walk is one
+/// before which all had come to a stop.
 pub fn end_descendants() {
     let mut known = HashSet::new();
-    // Each round finds somebody new or is the last; the bound is against a process table that lies.
-    for _ in 0..1000 {
+    let mut moving = Vec::new();
+    let begun = Instant::now();
+    // The bound is against a process table that lies.
+    for _ in 0..MOST_WALKS {
+        moving.retain(|pid| moves(*pid, begun.elapsed()));
         let found: Vec<i32> = descendants().into_iter().filter(|pid| known.insert(*pid)).collect();
         if found.is_empty() {
-            break;
+            if moving.is_empty() {
+                break;
+            }
+            thread::sleep(STOP_INTERVAL);
         }
         for pid in found {
-            os::send_signal(pid, os::STOP);
+            if os::send_signal(pid, os::STOP) {
+                moving.push(pid);
+            }
         }
     }
     for pid in known {
         os::send_signal(pid, os::KILL);
     }
+}
+
+const MOST_WALKS: u32 = 3000;
+
+/// How long one that has been told to stop is waited for; it does so as soon as it runs.
+const STOP_PATIENCE: Duration = Duration::from_millis(200);
+
+/// The same for one that sleeps in the kernel. It may do so for ever (a parent of vfork does until its child, which is stopped,
+/// has gone on), and has hardly begun to fork.
+const SLEEP_PATIENCE: Duration = Duration::from_millis(5);
+
+const STOP_INTERVAL: Duration = Duration::from_micros(100);
+
+/// Whether a thread of a process that was told to stop that long ago may still come out of a fork with a child.
+fn moves(pid: i32, since: Duration) -> bool {
+    if since > STOP_PATIENCE {
+        return false;
+    }
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let mut lines = threads.flatten().filter_map(|thread| fs::read(thread.path().join("stat")).ok());
+    lines.any(|line| match fields_of_stat(&line).and_then(|mut fields| fields.next()) {
+        // Stopped, traced, a zombie, dead (proc(5)).
+        Some("T" | "t" | "Z" | "X" | "x") | None => false,
+        Some("D") => since <= SLEEP_PATIENCE,
+        Some(_) => true,
+    })
 }
 
 /// The process ids of all descendants that are there now.
@@ -73,16 +113,22 @@ fn parent_table() -> Vec<(i32, i32)> {
     .collect()
 }
 
-/// The fourth field. The second, the program's name in brackets, may hold blanks and brackets itself: count from its end.
 fn parent_in_stat(line: &[u8]) -> Option<i32> {
+    fields_of_stat(line)?.nth(1)?.parse().ok()
+}
+
+/// The fields from the third on, the state. The second, the program's name in brackets, may hold blanks and brackets itself:
+/// count from its end.
+fn fields_of_stat(line: &[u8]) -> Option<SplitAsciiWhitespace<'_>> {
     let name_end = line.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(line.get(name_end + 1..)?).ok()?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+    Some(std::str::from_utf8(line.get(name_end + 1..)?).ok()?.split_ascii_whitespace())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parent_in_stat;
+    use super::{STOP_PATIENCE, moves, parent_in_stat};
+    use std::process::{Command, id};
+    use std::time::Duration;
 
     #[test]
     fn the_parent_is_found_behind_any_name() {
@@ -90,5 +136,20 @@ mod tests {
         assert_eq!(parent_in_stat(b"12 (a ) S 9 (b)) R 8 1"), Some(8));
         assert_eq!(parent_in_stat(b"12 (sh"), None);
         assert_eq!(parent_in_stat(b""), None);
+    }
+
+    #[test]
+    fn one_that_runs_is_waited_for_but_not_for_ever() {
+        let own = i32::try_from(id()).unwrap();
+        assert!(moves(own, Duration::ZERO));
+        assert!(!moves(own, STOP_PATIENCE * 2));
+    }
+
+    #[test]
+    fn one_that_has_ended_is_not_waited_for() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        child.wait().unwrap();
+        assert!(!moves(pid, Duration::ZERO));
     }
 }

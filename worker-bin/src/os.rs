@@ -347,11 +347,11 @@ pub fn ask_for_stacks() {
 
 /// Sends a signal to one process. The caller answers for the number's still being that process's: a descendant of a
 /// subreaper that was found under it cannot have been reaped by anyone but this process.
-pub fn send_signal(pid: i32, signal: i32) {
-    if pid > 1 {
-        // SAFETY: kill takes two integers; a failure (the process is gone) needs no answer.
-        unsafe { libc::kill(pid, signal) };
-    }
+///
+/// Whether it gets it: it may be gone, or set-uid to somebody whom this process may not signal.
+pub fn send_signal(pid: i32, signal: i32) -> bool {
+    // SAFETY: kill takes two integers.
+    pid > 1 && unsafe { libc::kill(pid, signal) } == 0
 }
 
 pub const STOP: i32 = libc::SIGSTOP;
