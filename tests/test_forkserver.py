@@ -5,6 +5,7 @@ What they have in common with all others is tested with the others; see the fixt
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -32,6 +33,7 @@ from trio_offload import (
     WorkerType,
     _launch,
     _locate,
+    _process,
     cache_scope,
     open_worker_context,
 )
@@ -440,6 +442,9 @@ async def test_a_template_that_does_not_answer_is_given_up(no_reserve: None, cap
         with trio.fail_after(PATIENCE), trio.move_on_after(0.01) as scope:
             await context.run_sync(jobs.never, kill_on_cancel=True)
         assert scope.cancelled_caught
+        # It has closed what it had open, which comes before its end.
+        with trio.fail_after(PATIENCE):
+            await template.wait()
         assert template.signal is signal.SIGKILL
         assert await context.run_sync(int, "5") == 5
 
@@ -840,6 +845,31 @@ async def test_a_reserve_that_is_not_forked_yet_is_waited_for(caplog: pytest.Log
             assert results == []
             os.kill(template.pid, signal.SIGCONT)
         assert results == [5]
+
+
+async def test_there_is_one_after_a_call_without_a_result_too(line: Lifeline) -> None:
+    async with forked() as context:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(functools.partial(context.run_sync, jobs.hold_for_ever, line.path, kill_on_cancel=True))
+            await line.pid()
+            nursery.cancel_scope.cancel()
+        reserve = await reserve_of(context)
+        assert await context.run_sync(os.getpid) == reserve.process.pid
+
+
+async def test_no_worker_is_in_another_directory_because_there_are_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        reserve = await reserve_of(context)
+        with monkeypatch.context() as patch:
+            patch.setattr(_process, "_open_directory", fail)
+            with pytest.raises(WorkerStartError, match=r"Too many open files.*ulimit -n"):
+                await context.run_sync(bool)
+        assert reserve.process.ended
+        assert await context.run_sync(int, "5") == 5
 
 
 async def _append(results: list[Any], awaitable: Any) -> None:

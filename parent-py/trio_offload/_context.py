@@ -295,8 +295,6 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                     if worker.state is State.STARTING:
                         await self._finish(worker, kill_on_cancel or cancellable)
                     value, error = await worker.run_sync(call, cancellable=kill_on_cancel or cancellable)
-                    if new:
-                        worker.fork_next()
                     if self.retire is not bool and worker.will_retire():
                         # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
                         worker.ask_to_retire()
@@ -317,6 +315,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                     continue
                 finally:
                     cache.push(worker)
+                    if new:
+                        worker.fork_next()
                 if error is None:
                     result: ResultType = value
                     return result

@@ -295,9 +295,7 @@ class Worker:
             templates.discard(template)
             return False
         except OSError as error:
-            raise WorkerStartError(
-                f"a worker could not be forked: {os.strerror(error.errno or 0)}. {_SPAWN_REMEDIES.get(error.errno or 0, '')}"
-            ) from error
+            raise _not_forked(error) from error
         if lines is None:
             return False
         try:
@@ -315,9 +313,12 @@ class Worker:
         """
 
         def greet() -> bool:
-            with surroundings() as (streams, directory):
-                frames = greeting(streams, directory is not None)
-                rest = channel.send_with_descriptors(frames, streams if directory is None else [*streams, directory])
+            try:
+                with surroundings() as (streams, directory):
+                    frames = greeting(streams, directory is not None)
+                    rest = channel.send_with_descriptors(frames, streams if directory is None else [*streams, directory])
+            except OSError as error:
+                raise _not_forked(error) from error
             if rest is None:
                 return False
             self._greeting_rest = rest
@@ -385,7 +386,7 @@ class Worker:
         self._channel.close()
 
     def fork_next(self) -> None:
-        """Have the next worker forked ahead, once whoever waits for this one has gone on."""
+        """Have the next worker forked ahead, once whoever waited for this one has gone on."""
         if self._template is not None:
             trio.lowlevel.current_trio_token().run_sync_soon(self._template.fork_reserve, idempotent=True)
 
@@ -1227,6 +1228,11 @@ def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
             f"a worker could not be started as {executable}: {os.strerror(error.errno or 0)}. "
             + _SPAWN_REMEDIES.get(error.errno or 0, "Reinstalling trio-offload may help.")
         ) from error
+
+
+def _not_forked(error: OSError) -> WorkerStartError:
+    code = error.errno or 0
+    return WorkerStartError(f"a worker could not be forked: {os.strerror(code)}. {_SPAWN_REMEDIES.get(code, '')}".rstrip())
 
 
 def given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
