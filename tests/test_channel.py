@@ -10,10 +10,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload._channel import Channel, WriteFailed, socket_pair
-from trio_offload_worker._wire import Buffer, Frame, Kind, encode_head
+from trio_offload._channel import Channel, EndOfStream, WriteFailed, socket_pair
+from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
 ANSWER = encode_head(Kind.RESULT, 1, (4,)) + b"\x80\x05N."
+_, START = encode_call(1, b"")
+FIGURES = {"figures": [1, 2, 3, 4]}
 
 
 class Line:
@@ -35,8 +37,8 @@ class Line:
         return self.waits > before
 
     async def _receive(self) -> None:
-        frame = await self.channel.receive(cancellable=True, soon=True)
-        assert bytes(frame.segments[0]) == ANSWER[-4:]
+        answer = await self.channel.receive_result(START, cancellable=True)
+        assert bytes(answer.segments[0] if isinstance(answer, Frame) else answer) == ANSWER[-4:]
 
     def close(self) -> None:
         self.channel.close()
@@ -73,18 +75,18 @@ async def test_looks_in_vain_become_rare(line: Line) -> None:
 async def _looks(line: Line) -> bool:
     """Let an answer come late; whether it was looked for before it was waited for."""
     reads = 0
-    read = line.channel._read
 
-    def counted() -> Frame | None:
-        nonlocal reads
-        reads += 1
-        return read()
+    class Counting:
+        def recv_into(self, target: memoryview) -> int:
+            nonlocal reads
+            reads += 1
+            return line.ours.recv_into(target)
 
-    line.channel._read = counted  # type: ignore[method-assign]
+    line.channel._socket = Counting()  # type: ignore[assignment]
     try:
         assert await line.answer(at_once=False)
     finally:
-        del line.channel._read
+        line.channel._socket = line.ours
     return reads > 1
 
 
@@ -108,15 +110,50 @@ async def test_other_tasks_have_their_turn_between_two_looks(line: Line) -> None
 
 async def test_a_cancellation_is_heard_when_looking_has_come_to_nothing(line: Line) -> None:
     with trio.move_on_after(0) as scope:
-        await line.channel.receive(cancellable=True, soon=True)
+        await line.channel.receive_result(START, cancellable=True)
     assert scope.cancelled_caught
 
 
-async def test_an_answer_that_is_there_is_worth_more_than_a_cancellation(line: Line) -> None:
+@pytest.mark.parametrize("start", [START, b""])
+async def test_an_answer_that_is_there_is_worth_more_than_a_cancellation(line: Line, start: bytes) -> None:
     line.theirs.send(ANSWER)
     with trio.move_on_after(0) as scope:
-        assert (await line.channel.receive(cancellable=True, soon=True)).id == 1
+        answer = await line.channel.receive_result(start, cancellable=True)
     assert not scope.cancelled_caught
+    # Only what starts as it was said is no frame.
+    assert isinstance(answer, Frame) == (start == b"")
+
+
+async def test_what_has_been_read_in_part_comes_first(line: Line) -> None:
+    """A result that came together with another frame, and one that came in two pieces."""
+    report = encode_head(Kind.REPORT, 0, (), FIGURES)
+    line.theirs.send(report + ANSWER + ANSWER[:20])
+    kinds = []
+    for _ in range(2):
+        frame = await line.channel.receive_result(START, cancellable=True)
+        assert isinstance(frame, Frame)
+        kinds.append(frame.kind)
+    assert kinds == [Kind.REPORT, Kind.RESULT]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line._receive)
+        await wait_all_tasks_blocked()
+        line.theirs.send(ANSWER[20:])
+    assert not line.channel.has_read
+    assert not await line.answer(at_once=True)
+
+
+async def test_an_end_in_the_middle_of_a_frame_is_an_error(line: Line) -> None:
+    line.theirs.send(ANSWER[:20])
+    line.theirs.close()
+    with pytest.raises(WireError, match="torn"):
+        await line.channel.receive_result(START, cancellable=True)
+
+
+async def test_an_end_of_the_stream_is_found_by_looking(line: Line) -> None:
+    line.theirs.close()
+    with pytest.raises(EndOfStream):
+        await line.channel.receive_result(START, cancellable=True)
+    assert line.waits == 0
 
 
 @pytest.mark.parametrize("left", [0, 1, 300], ids=["all of it", "all but a byte", "nothing"])

@@ -26,6 +26,7 @@ from trio_offload_worker._wire import (
     Frame,
     Kind,
     WireError,
+    encode_call,
     encode_head,
 )
 
@@ -239,7 +240,53 @@ def test_the_short_way_to_a_head_gives_what_the_long_one_gives() -> None:
                 assert encode_head(kind, id, (length,)) == prefix + header
 
 
+def test_the_short_way_to_a_call_gives_what_the_long_one_gives() -> None:
+    for id in (1, 23, 24, 255, 256, 65_535, 65_536, 2**32, MAX_ID):
+        for length in (1, 23, 24, 255, 256, 4096):
+            data, start = encode_call(id, bytes(length))
+            assert data == encode_head(Kind.CALL, id, (length,)) + bytes(length)
+            result = encode_head(Kind.RESULT, id, (length,)) + b"r" * length
+            decoder = Decoder()
+            decoder.buffer[: len(result)] = result
+            segment = decoder.plain_result(len(result), start)
+            assert segment is not None
+            assert segment == result[-length:]
+            assert decoder.start == decoder.end
+
+
 FIGURES = {"figures": [11_000_000, 12_345_678, 250_000_000, 70_000]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode_head(Kind.RESULT, 301, [4]) + b"abcd",
+        encode_head(Kind.RAISED, 300, [4], {"stage": "call", "type": "t", "message": "m", "traceback": ""}) + b"abcd",
+        encode_head(Kind.RESULT, 300, [4], FIGURES) + b"abcd",
+        encode_head(Kind.RESULT, 300, [2, 2]) + b"abcd",
+        encode_head(Kind.RESULT, 300, [4]) + b"abcd" + encode_head(Kind.REPORT, 0, (), FIGURES),
+        encode_head(Kind.RESULT, 300, [4]) + b"abc",
+        encode_head(Kind.RESULT, 300, [4])[:10],
+        b"t",
+        b"no frame at all, and long enough for one",
+        b"tro\x02" + encode_head(Kind.RESULT, 300, [4])[4:] + b"abcd",
+    ],
+)
+def test_what_is_not_exactly_a_plain_result_is_judged_as_any_other(data: bytes) -> None:
+    _, start = encode_call(300, b"pickled")
+    decoder = Decoder()
+    # What an earlier, longer frame has left.
+    decoder.buffer[:100] = b"\xff" * 100
+    decoder.buffer[: len(data)] = data
+    assert decoder.plain_result(len(data), start) is None
+    frames = []
+    error = None
+    try:
+        while (frame := decoder.next_frame()) is not None:
+            frames.append(observed(frame))
+    except WireError as wrong:
+        error = wrong.code
+    assert Outcome(frames, error) == decode([data], False)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import trio
 
 from ._errors import BrokenWorkerError
 from ._process import WorkerProcess
-from ._worker import State, Worker, WorkerStatistics, describe_ending, logger
+from ._worker import ENDED, IDLE, RUNNING, STARTING, Worker, WorkerStatistics, describe_ending, logger
 
 
 class WorkerCache:
@@ -36,11 +36,11 @@ class WorkerCache:
 
     def push(self, worker: Worker) -> None:
         """Take in a worker: an idle one to be used again, any other to be seen off."""
-        if worker.state is State.IDLE:
+        if worker.state is IDLE:
             self._idle.append(worker)
             return
         self._working.discard(worker)
-        if worker.state is not State.ENDED:
+        if worker.state is not ENDED:
             self._leaving.add(worker)
 
     def push_spare(self, worker: Worker) -> None:
@@ -61,26 +61,23 @@ class WorkerCache:
     def statistics(self) -> tuple[WorkerStatistics, ...]:
         """What is known of each worker that is idle or runs a job, the oldest first."""
         # A copy in one step, whatever other threads do meanwhile.
-        workers = [worker for worker in tuple(self._working) if worker.state in (State.IDLE, State.RUNNING)]
+        workers = [worker for worker in tuple(self._working) if worker.state in (IDLE, RUNNING)]
         return tuple(sorted((worker.statistics() for worker in workers), key=lambda record: -record.age))
 
     def pop(self) -> Worker | None:
         """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
-        worker = self._take()
-        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
-        if self._idle or self._leaving:
-            self.prune()
-        return worker
-
-    def _take(self) -> Worker | None:
         while True:
             try:
                 worker = self._idle.pop()
             except IndexError:
                 return self._pop_spare()
             # In a fork of the process that started it, a worker has ended.
-            if worker.state is State.IDLE and not worker.process.ended:
-                return worker
+            if worker.state is IDLE and not worker.process.ended:
+                break
+        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
+        if self._idle or self._leaving:
+            self.prune()
+        return worker
 
     def _pop_spare(self) -> Worker | None:
         try:
@@ -162,8 +159,8 @@ class WorkerCache:
 
     def dismiss(self) -> None:
         """Ask all idle workers to leave, without waiting for it."""
-        while (worker := self._take()) is not None:
-            if worker.state is State.STARTING:
+        while (worker := self.pop()) is not None:
+            if worker.state is STARTING:
                 worker.give_up()
             else:
                 worker.hear()

@@ -10,9 +10,10 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
+from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_offload_worker._memory import allocate
 from trio_offload_worker._native import native
@@ -251,13 +252,11 @@ class Channel:
                 return None
             raise
 
-    async def receive(self, *, cancellable: bool, soon: bool = False) -> Frame:
+    async def receive(self, *, cancellable: bool) -> Frame:
         """The next frame. A checkpoint, unless the frame has been read already.
 
         Args:
             cancellable: whether a cancellation ends this.
-            soon: whether it may well come within the time of a system call or two. Then it is looked for a few times, as often as
-                the other tasks have had a turn, before it is waited for: to be woken costs Trio several times as much as that.
 
         Raises:
             EndOfStream: the other side closed its end between two frames.
@@ -265,21 +264,6 @@ class Channel:
         """
         decoder = self._decoder
         frame = decoder.next_frame() if decoder.start != decoder.end else None
-        if frame is None and soon:
-            if self._passed_over < self._vain:
-                self._passed_over += 1
-            else:
-                self._passed_over = 0
-                for _ in range(_LOOKS):
-                    await trio.lowlevel.cancel_shielded_checkpoint()
-                    try:
-                        frame = self._read()
-                    except BlockingIOError:
-                        continue
-                    self._vain = 0
-                    break
-                else:
-                    self._vain = min(2 * self._vain + 1, _MOST_PASSED_OVER)
         while frame is None:
             # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
             try:
@@ -293,6 +277,36 @@ class Channel:
             except BlockingIOError:
                 pass  # Trio may say that there is something to read where there is nothing.
         return frame
+
+    async def receive_result(self, start: bytes, *, cancellable: bool) -> Frame | memoryview:
+        """As :meth:`receive`, for what may well come within the time of a system call or two.
+
+        So it is looked for a few times, as often as the other tasks have had a turn, before it is waited for: to be woken costs Trio
+        several times as much as that. And if its header starts so, and goes on with one segment and nothing else, no frame is made
+        for it: then this is the segment, borrowed as a frame's.
+        """
+        decoder = self._decoder
+        if decoder.start != decoder.end or decoder.head is not None:
+            return await self.receive(cancellable=cancellable)
+        if self._passed_over < self._vain:
+            self._passed_over += 1
+            return await self.receive(cancellable=cancellable)
+        self._passed_over = 0
+        for _ in _LOOKS:
+            await cancel_shielded_checkpoint()
+            try:
+                count = self._socket.recv_into(decoder.buffer)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                count = 0
+            self._vain = 0
+            if count == 0:
+                self._ended()
+            segment = decoder.plain_result(count, start)
+            return await self.receive(cancellable=cancellable) if segment is None else segment
+        self._vain = min(2 * self._vain + 1, _MOST_PASSED_OVER)
+        return await self.receive(cancellable=cancellable)
 
     def receive_nowait(self) -> Frame | None:
         """The next frame if it is there, else None. Raises what :meth:`receive` raises."""
@@ -320,16 +334,21 @@ class Channel:
         try:
             count = self._socket.recv_into(target if target.nbytes <= _TURN else target[:_TURN])
         except ConnectionResetError:
-            # How a Unix socket says that the other side closed its end before it had read everything from us.
             count = 0
         if count == 0:
-            self._decoder.end_of_stream()
-            raise EndOfStream
+            self._ended()
         return self._decoder.next_frame(count)
+
+    def _ended(self) -> NoReturn:
+        """There was nothing more to read; or there was an error, which is how a Unix socket says that the other side closed its
+        end before it had read everything from us.
+        """
+        self._decoder.end_of_stream()
+        raise EndOfStream
 
 
 # Of 4,000 answers of a job that does nothing one look found 22 %, two 96 %, three 98 %.
-_LOOKS: Final = 2
+_LOOKS: Final = range(2)
 _MOST_PASSED_OVER: Final = 15  # answers: where looks are always in vain they cost a sixteenth
 _MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
 _SMALL: Final = 32 * 1024

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 import attrs
 import outcome
 import trio
+from trio import CapacityLimiter
+from trio.lowlevel import checkpoint_if_cancelled, current_task
 
 from trio_offload_worker._retire import RetireWhen
 
@@ -25,7 +27,7 @@ from ._payload import dump_call, dump_call_to_fork
 from ._sizes import parse_size, readable_size
 from ._template import Templates
 from ._trace import TraceWriter
-from ._worker import CallNotRun, State, Worker, WorkerSettings, WorkerStatistics, logger
+from ._worker import STARTING, CallNotRun, Worker, WorkerSettings, WorkerStatistics, logger
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -259,21 +261,21 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         """
         if limiter is None:
             limiter = current_default_worker_limiter()
-        if type(limiter) is not trio.CapacityLimiter:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        if type(limiter) is not CapacityLimiter:
+            await checkpoint_if_cancelled()
             async with limiter:
                 # This once more and not in a method of its own: through each coroutine on its way up Trio goes at every step.
                 return await self.run_sync(
                     sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=_PASSED
                 )
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
-        task = trio.lowlevel.current_task()
+        task = current_task()
         if limiter is _PASSED:
             pass
         elif limiter.borrowed_tokens >= limiter.total_tokens:
             await limiter.acquire_on_behalf_of(task)
         else:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await checkpoint_if_cancelled()
             try:
                 limiter.acquire_on_behalf_of_nowait(task)
             except trio.WouldBlock:
@@ -292,7 +294,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
                     worker = Worker(self._settings)
                     worker.begin(call)
                 try:
-                    if worker.state is State.STARTING:
+                    if worker.state is STARTING:
                         await self._finish(worker, kill_on_cancel or cancellable)
                     value, error = await worker.run_sync(call, cancellable=kill_on_cancel or cancellable)
                     if self.retire is not bool and worker.will_retire():
@@ -471,7 +473,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         if worker is None:
             worker = Worker(self._settings)
             worker.begin()
-        if worker.state is State.STARTING:
+        if worker.state is STARTING:
             try:
                 await self._finish(worker, True)
             except BaseException:

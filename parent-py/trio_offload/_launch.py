@@ -159,8 +159,8 @@ def changing_state() -> tuple[bytes | None, int | None, dict[str, Source], int]:
 
     Of :func:`current_settings`. Looked at before every call, so it imports nothing, and calls no function that it can do without.
     """
-    strays = _strays.find()
     modules = sys.modules
+    strays = _strays.find()
     try:
         if modules["__main__"] is not _main_modules.last:
             _main_modules.note(modules["__main__"])
@@ -169,19 +169,15 @@ def changing_state() -> tuple[bytes | None, int | None, dict[str, Source], int]:
     processes = modules.get("multiprocessing.process")
     if processes is None:
         return None, None, strays, _main_modules.number
+    authkey = descriptor = None
     try:
-        current_process = processes.current_process
-    except AttributeError:
-        # In the middle of its own import the module is there and its contents are not.
-        return None, None, strays, _main_modules.number
-    descriptor = None
-    trackers = modules.get("multiprocessing.resource_tracker")
-    if trackers is not None:
-        try:
+        authkey = processes.current_process().authkey
+        trackers = modules.get("multiprocessing.resource_tracker")
+        if trackers is not None:
             descriptor = trackers._resource_tracker._fd
-        except AttributeError:
-            pass  # The same.
-    return current_process().authkey, descriptor, strays, _main_modules.number
+    except AttributeError:
+        pass  # In the middle of its own import a module is there and its contents are not.
+    return authkey, descriptor, strays, _main_modules.number
 
 
 def main_plan() -> dict[str, Any]:

@@ -42,7 +42,7 @@ from . import _payload
 from ._errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, add_note
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
-from ._worker import CallNotRun, State, Worker, describe_ending, load_exception, logger
+from ._worker import IDLE, RUNNING, CallNotRun, Worker, describe_ending, load_exception, logger
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -373,10 +373,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 if await self._prepare(worker, chunk, new):
                     await self._feed(worker, chunk, new)
             finally:
-                if worker.state is State.RUNNING:
+                if worker.state is RUNNING:
                     # Cancelled between two answers.
                     await worker.end()
-                if worker.state is State.IDLE and worker.will_retire():
+                if worker.state is IDLE and worker.will_retire():
                     # As after a call of `run_sync`: until it says so it would count as idle, and be sent calls.
                     worker.ask_to_retire()
                     context._begin_spare()
@@ -398,7 +398,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             self._send_elsewhere(chunk, worker, new)
         except BrokenWorkerError as error:
             self._fail_all(chunk, error)
-        return worker.state is State.IDLE
+        return worker.state is IDLE
 
     async def _feed(self, worker: Worker, first: Chunk, new: bool) -> None:
         """Run chunks in the worker, until there is none, it has left, or its turn is over."""

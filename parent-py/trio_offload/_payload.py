@@ -196,7 +196,8 @@ def _small_call(start: bytes, args: tuple[Any, ...], end: bytes, value: Any, fun
     call = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + end if args else CALL_WITHOUT_ARGUMENTS)
     size = len(call)
     payload = Payload((call,), (size,), function, b"", size <= _COPIED)
-    return payload if _MAIN not in call else _checked(payload, value, function, out_of_band=True)
+    # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
+    return payload if call.find(_MAIN) < 0 else _checked(payload, value, function, out_of_band=True)
 
 
 def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:

@@ -25,7 +25,18 @@ from ._channel import EndOfStream, WriteFailed
 from ._errors import WorkerStartError
 from ._oom import count_kills
 from ._process import Lines, no_forks
-from ._worker import State, Worker, WorkerSettings, describe_ending, given_back, load_exception, logger
+from ._worker import (
+    ENDED,
+    IDLE,
+    SETTING_UP,
+    STARTING,
+    Worker,
+    WorkerSettings,
+    describe_ending,
+    given_back,
+    load_exception,
+    logger,
+)
 
 
 class Template(Worker):
@@ -51,14 +62,14 @@ class Template(Worker):
         if channel is None:
             raise RuntimeError("the template has not been begun")
         try:
-            if self.state is State.STARTING:
+            if self.state is STARTING:
                 rest, self._greeting_rest = self._greeting_rest, []
                 try:
                     await channel.send(rest, cancellable=False)
                 except WriteFailed:
                     pass  # Why it is gone, its last words or its exit status tell.
                 self._check_welcome(await self._receive(cancellable))
-                self.state = State.SETTING_UP
+                self.state = SETTING_UP
             await self._receive(cancellable)
         except (EndOfStream, WireError) as error:
             await (self._end_gently() if isinstance(error, EndOfStream) else self._end())
@@ -88,7 +99,7 @@ class Template(Worker):
 
     def fork_reserve(self) -> None:
         """Have the next worker forked, unless there is one already or it cannot be done just now: then there is none."""
-        if self._reserve is not None or self.state is not State.IDLE:
+        if self._reserve is not None or self.state is not IDLE:
             return
         oom_kills = count_kills()
         with no_forks:
@@ -100,7 +111,7 @@ class Template(Worker):
 
     def _ask(self, lines: Lines) -> Lines | None:
         channel = self._channel
-        if channel is None or self.state is not State.IDLE:
+        if channel is None or self.state is not IDLE:
             lines.close()
             raise WriteFailed(False)
         # So few bytes the system takes as a whole or not at all (net/unix/af_unix.c, unix_stream_sendmsg).
@@ -197,7 +208,7 @@ class Templates:
             if template is not None and template.process.ended and not template.hear():
                 self.discard(template)
                 template = None
-            if template is None or template.state is State.ENDED:
+            if template is None or template.state is ENDED:
                 template = Template(self._modules)
                 template.begin()
                 self._current = template
@@ -214,7 +225,7 @@ class Templates:
         while True:
             with no_forks:
                 template = self.current()
-                if template.state is State.IDLE:
+                if template.state is IDLE:
                     return template
                 attends = not template.attended
                 template.attended = True
@@ -252,7 +263,7 @@ class Templates:
         """Ask all to leave. They are to be waited for; afterwards there may be another one."""
         with no_forks:
             template, self._current = self._current, None
-            if template is not None and template.state is not State.ENDED:
+            if template is not None and template.state is not ENDED:
                 self._leaving.append(template)
                 self._dismiss_reserve(template)
             leaving, self._leaving = self._leaving, []
@@ -262,7 +273,7 @@ class Templates:
             elif not _has_gone(worker) and not worker.given_up:
                 # It is starting, or about to exit, and nobody needs it.
                 worker.give_up()
-        return [worker for worker in leaving if worker.state is not State.ENDED]
+        return [worker for worker in leaving if worker.state is not ENDED]
 
     async def _attend(self, template: Template, cancellable: bool) -> None:
         failure: WorkerStartError | None = None

@@ -31,7 +31,7 @@ import outcome
 import trio
 
 from trio_offload_worker._retire import RetireWhen
-from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_head
+from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
 from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
@@ -70,6 +70,16 @@ class State(enum.Enum):
     RUNNING = enum.auto()
     RETIRING = enum.auto()
     ENDED = enum.auto()
+
+
+# By these names, because the enumerations of Python 3.11 and older look a member up in a way that a call would feel: it does so six
+# times.
+STARTING: Final = State.STARTING
+SETTING_UP: Final = State.SETTING_UP
+IDLE: Final = State.IDLE
+RUNNING: Final = State.RUNNING
+RETIRING: Final = State.RETIRING
+ENDED: Final = State.ENDED
 
 
 @attrs.frozen
@@ -143,7 +153,7 @@ class Worker:
         self._process: WorkerProcess | None = None
         self._channel: Channel | None = None
         # To be read by others, written here only.
-        self.state = State.STARTING
+        self.state = STARTING
         self._calls = 0
         self._told: tuple[Any, ...] = ()
         self._retires = settings.retire is not bool
@@ -218,7 +228,7 @@ class Worker:
         figures = self.figures
         return WorkerStatistics(
             pid=self.process.pid,
-            state="running" if self.state is State.RUNNING else "idle",
+            state="running" if self.state is RUNNING else "idle",
             jobs=self._jobs,
             rss=figures.rss,
             peak_rss=figures.peak_rss,
@@ -258,7 +268,7 @@ class Worker:
             self._converse(lambda: self._greeting(way, *functions), *_spawn(way))
             return
         template = templates.current()
-        if template.state is State.IDLE:
+        if template.state is IDLE:
             # If it cannot be asked just now, or has died a moment ago, `finish` goes on with that.
             self._begin_forked(templates, template)
 
@@ -412,14 +422,14 @@ class Worker:
             self._process = self._channel = self._sent_ahead = self._greet = None
             self._calls = 0
             if left == 0:
-                self.state = State.ENDED
+                self.state = ENDED
                 await template._end_gently()
                 raise WorkerStartError(
                     f"{_MOST_TEMPLATES} times the template of the workers died while it forked a worker; the last of them: "
                     f"{template.describe_death()}",
                     template.process,
                 )
-            self.state = State.STARTING
+            self.state = STARTING
 
     async def _begin_when_ready(self, templates: Templates, cancellable: bool) -> None:
         try:
@@ -431,12 +441,12 @@ class Worker:
                 with trio.CancelScope(shield=not cancellable):
                     await trio.sleep(_CROWDED_PAUSE)
         except BaseException:
-            self.state = State.ENDED
+            self.state = ENDED
             raise
 
     async def _finish(self, cancellable: bool) -> None:
         channel = self._channel
-        if channel is None or self.state is not State.STARTING:
+        if channel is None or self.state is not STARTING:
             raise RuntimeError("the worker is not starting")
         try:
             try:
@@ -449,7 +459,7 @@ class Worker:
                 pass  # Why it is gone, its last words or its exit status tell.
             if self._template is None:
                 self._check_welcome(await self._receive(cancellable))
-            self.state = State.SETTING_UP
+            self.state = SETTING_UP
             ready = await self._receive(cancellable)
             if not self.process.is_known:
                 raise RuntimeError("a worker has told something before its number")
@@ -490,49 +500,58 @@ class Worker:
             BrokenWorkerError: the worker ended, or had to be ended, before it answered.
         """
         channel = self._channel
-        if channel is None or self.state is not State.IDLE:
+        if channel is None or self.state is not IDLE:
             raise RuntimeError("the worker is not idle")
         if self._definitions is not None and _payload.mentions_main(call) and not self._definitions.are_current():
             # It would not find what the call names in `__main__`, or would find what that was before.
             self.ask_to_retire()
             raise CallNotRun
-        ahead = self._sent_ahead is call
+        ahead = False
+        if self._first_call is not None:
+            ahead = self._sent_ahead is call
+            self._sent_ahead = self._first_call = None
         if not ahead:
             self._calls += 1
-        self.state = State.RUNNING
+        self.state = RUNNING
         self._running = call.function
         self._began = time.monotonic()
-        self._sent_ahead = self._first_call = None
         sent = True
+        # How the header of a plain result starts, where that is worth a shorter way.
+        start = b""
+        # Either a frame, or of a plain result its one segment.
+        answer: Frame | memoryview | None = None
         try:
             # In one piece, and no coroutine is made where there is nothing to wait for: here either would be felt.
-            gone = self._has_watcher and self.process.poll()
-            frame = await self._already_said(channel) if (self._retires and not ahead) or gone else None
-            if frame is None:
+            gone = False
+            if self._has_watcher or self._retires:
+                gone = self._has_watcher and self.process.poll()
+                if gone or (self._retires and not ahead):
+                    answer = await self._already_said(channel)
+            if answer is None:
                 if gone:
                     sent = False
                     raise EndOfStream
                 if not ahead:
-                    news = self._new_settings() if _launch.changing_state() != self._told else []
+                    news = self._new_settings() if _launch.changing_state() != self._told else None
                     try:
-                        if call.small and not news:
+                        if call.small and news is None:
                             # By far the most: it takes no list of parts.
-                            data = encode_head(Kind.CALL, self._calls, call.lengths) + call.parts[0]
+                            data, start = encode_call(self._calls, call.parts[0])
                             unsent = channel.send_small(data)
                             if unsent:
                                 await channel.send_rest([unsent], len(unsent) < len(data), cancellable=cancellable)
                         else:
-                            parts = [*news, self._head_of(call), *call.parts]
+                            parts = [*(news or ()), self._head_of(call), *call.parts]
                             rest = channel.send_at_once(parts)
                             if rest:
                                 await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
                     except WriteFailed as failure:
                         # That decides nothing: what the worker said before it left does.
                         sent = failure.sent
-                frame = await channel.receive(cancellable=cancellable, soon=True)
-                while frame.kind is Kind.REPORT:
-                    self._hear_figures(frame)
-                    frame = await channel.receive(cancellable=cancellable)
+                answer = await channel.receive_result(start, cancellable=cancellable)
+                while type(answer) is Frame and answer.kind is Kind.REPORT:
+                    self._hear_figures(answer)
+                    answer = await channel.receive(cancellable=cancellable)
         except EndOfStream:
             await self._end_gently()
             if not sent:
@@ -555,28 +574,33 @@ class Worker:
             self._trace_job("cancelled")
             await self._end()
             raise
-        kind = frame.kind
-        if frame.id == self._calls and (kind is Kind.RESULT or kind is Kind.RAISED):
-            if self._settings.regions.given:
-                self._settings.regions.prune()
-            if frame.body:
-                self._hear_figures(frame)
-            # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
-            result: tuple[Any, BaseException | None]
-            if kind is Kind.RESULT:
-                try:
-                    result = _payload.load(frame.segments), None
-                except BaseException as error:
-                    add_note(error, "(while unpickling the result of a job)")
-                    result = None, error
-            else:
-                result = None, load_exception(frame)
-            self._jobs += 1
-            if self._settings.trace is not None:
-                self._trace_job("ok" if kind is Kind.RESULT else "raised")
-            self._become_idle()
-            return result
-        return await self._refused_call(frame, call.name)
+        # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
+        raised: Frame | None = None
+        if type(answer) is memoryview:
+            segments: list[Any] = [answer]
+        elif answer.id == self._calls and (answer.kind is Kind.RESULT or answer.kind is Kind.RAISED):
+            segments = answer.segments
+            raised = answer if answer.kind is Kind.RAISED else None
+            if answer.body:
+                self._hear_figures(answer)
+        else:
+            return await self._refused_call(answer, call.name)
+        if self._settings.regions.given:
+            self._settings.regions.prune()
+        result: tuple[Any, BaseException | None]
+        if raised is not None:
+            result = None, load_exception(raised)
+        else:
+            try:
+                result = _payload.load(segments), None
+            except BaseException as error:
+                add_note(error, "(while unpickling the result of a job)")
+                result = None, error
+        self._jobs += 1
+        if self._settings.trace is not None:
+            self._trace_job("ok" if raised is None else "raised")
+        self._become_idle()
+        return result
 
     def start_call(self, call: _payload.Payload) -> None:
         """Put a pickled call behind those in flight. Every call is followed by one :meth:`next_answer`, which does the rest.
@@ -585,7 +609,7 @@ class Worker:
         soon as it has answered one, and nobody has to be awaited in between. All that are started before the next answer is
         asked for go out in one piece.
         """
-        if self._channel is None or self.state is not (State.RUNNING if self._flight else State.IDLE):
+        if self._channel is None or self.state is not (RUNNING if self._flight else IDLE):
             raise RuntimeError("the worker does not take a call now")
         if len(self._flight) == MOST_IN_FLIGHT:
             raise RuntimeError(f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight")
@@ -596,7 +620,7 @@ class Worker:
         self._unsent.append(self._head_of(call))
         self._unsent += call.parts
         if not self._flight:
-            self.state = State.RUNNING
+            self.state = RUNNING
             self._begin(flight)
         self._flight.append(flight)
 
@@ -706,7 +730,7 @@ class Worker:
 
     def hear(self) -> bool:
         """Take in, without waiting, what an idle worker has said; whether it still takes jobs."""
-        if self.state is State.IDLE and self._channel is not None:
+        if self.state is IDLE and self._channel is not None:
             if self.process.ended:
                 # In a fork of the process that started it; the channel is closed there.
                 self._leave()
@@ -722,11 +746,11 @@ class Worker:
                     self._leave()
                 elif frame is not None:
                     self._reject(frame.kind.name)
-        return self.state is State.IDLE
+        return self.state is IDLE
 
     def ask_to_retire(self) -> None:
         """Tell an idle worker to leave. It may have left already."""
-        if self.state is State.IDLE and self._channel is not None:
+        if self.state is IDLE and self._channel is not None:
             self._channel.send_nowait([encode_head(Kind.RETIRE, 0, ())])
             self._leave()
 
@@ -814,10 +838,10 @@ class Worker:
         if self._channel is None:
             raise RuntimeError("the worker has not been started")
         frame = await self._next_frame(self._channel, cancellable)
-        expected = Kind.WELCOME if self.state is State.STARTING else Kind.READY
+        expected = Kind.WELCOME if self.state is STARTING else Kind.READY
         if frame.kind is expected:
             return frame
-        if frame.kind is Kind.SETUP_FAILED and self.state is State.SETTING_UP:
+        if frame.kind is Kind.SETUP_FAILED and self.state is SETTING_UP:
             await self._refuse_setup(frame)
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             # What a template refuses has no process.
@@ -856,7 +880,7 @@ class Worker:
     async def _next_frame(self, channel: Channel, cancellable: bool) -> Frame:
         """The next frame that is not a report."""
         frame = await channel.receive(cancellable=cancellable)
-        while frame.kind is Kind.REPORT and self.state is not State.STARTING:
+        while frame.kind is Kind.REPORT and self.state is not STARTING:
             self._hear_figures(frame)
             frame = await channel.receive(cancellable=cancellable)
         return frame
@@ -1051,12 +1075,12 @@ class Worker:
         return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
 
     def _become_idle(self) -> None:
-        self.state = State.IDLE
+        self.state = IDLE
         self._running = None
         self.expires_at = time.monotonic() + self._settings.idle_timeout
 
     def _leave(self) -> None:
-        self.state = State.RETIRING
+        self.state = RETIRING
         self.expires_at = -math.inf
 
     def _reject(self, what: str) -> None:
@@ -1067,7 +1091,7 @@ class Worker:
 
     async def _end(self) -> None:
         """Kill the process with its descendants, wait for it, and let go of everything."""
-        self.state = State.ENDED
+        self.state = ENDED
         try:
             if self._process is not None:
                 self._process.kill()
@@ -1085,7 +1109,7 @@ class Worker:
             await self._end()
 
     def _close(self) -> None:
-        self.state = State.ENDED
+        self.state = ENDED
         if self._channel is not None:
             self._channel.close()
         if self._record is not None:
