@@ -14,6 +14,7 @@ from trio_offload import BrokenWorkerError
 from trio_offload._payload import Payload
 from trio_offload._record import Progress
 from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, WorkerSettings, WorkerStatistics
+from trio_offload_worker import _chunks
 
 
 def block() -> None:
@@ -188,7 +189,8 @@ class FakeWorker:
         # A chunk has the function as its helper's first argument, and the items as the first of the second.
         items, number = args, 0
         if function is not pass_gate:
-            items, _, number, *_ = args[1] or ((), None, 0)
+            items, _, number, *_ = args[1] or ([], None, 0)
+            items = _chunks.items_in(items)
         for index, item in enumerate(items):
             self.plan.begun.append((self, item))
             if item in self.plan.breaks_at:

@@ -489,7 +489,9 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         try:
             plain: Sequence[Any] | None = items
             pickled = None
-            if not self._source.is_plain and not _chunks.are_plain(items):
+            if type(items) is range:
+                plain = items.start, items.stop, items.step
+            elif not _chunks.are_plain(items):
                 plain, pickled = None, [_payload.dump_item(item, function, to_fork=self._to_fork) for item in items]
             chunk.number = next(self._numbers)
             budget = None if self._options.chunk_size is not None else _BUDGET

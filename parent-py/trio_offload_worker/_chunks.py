@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     Item = tuple[bytes, list[Any]]
     """The pickle of an argument or a result, and its buffers."""
+    Outcome = tuple[list[Any] | None, list[Item | None] | None, dict[int, Any], int, float]
 
 
 def are_plain(values: Sequence[Any]) -> bool:
@@ -43,17 +44,22 @@ def are_plain(values: Sequence[Any]) -> bool:
     return set(map(type, chain.from_iterable(value for value in values if type(value) is tuple))) <= _PLAIN
 
 
+def items_in(plain: list[Any] | tuple[int, int, int]) -> list[Any]:
+    """A list, or of a range its start, stop and step: to find the class by its name takes as long as forty numbers."""
+    return list(range(*plain)) if type(plain) is tuple else plain
+
+
 def run(
     function: Callable[[Any], Any],
-    what: tuple[list[Any] | range | None, list[Item] | None, int, tuple[int, int], float | None],
-) -> Chunk:
-    """Run a chunk.
+    what: tuple[list[Any] | tuple[int, int, int] | None, list[Item] | None, int, tuple[int, int], float | None],
+) -> Chunk | Outcome:
+    """Run a chunk; what came of it, as that is pickled if nothing can go wrong with it.
 
     Args:
         function: what is called with each item.
         what: in this order
 
-            * the items, if they are plain, as a list or a range; else None;
+            * the items, if they are plain, as :func:`items_in` takes them; else None;
             * else the items, each pickled by itself;
             * the chunk's number, by which the parent knows what stands in the record;
             * the identity of the record;
@@ -73,9 +79,7 @@ def run(
     until = began + (_FOR_EVER if budget is None else budget)
     if any(function is builtin for builtin in _LOOK_AT_THEIR_CALLER):
         function = _called_from_main(function)
-    rest: Any = pickled
-    if pickled is None:
-        rest = list(items) if type(items) is range else items
+    rest: Any = pickled if items is None else items_in(items)
     run_some: Any = _run_plain if pickled is None else _run_pickled
     step, last = _STEP, began
     done = 0
@@ -96,7 +100,7 @@ def run(
         last = now
     progress[_INDEX] = len(rest)
     chunk.seconds = perf_counter() - began
-    return chunk
+    return chunk if chunk.errors or not are_plain(chunk.results) else chunk.outcome(chunk.results, None, {})
 
 
 def prepare(function: Callable[[Any], Any], nothing: tuple[()]) -> None:
@@ -104,7 +108,7 @@ def prepare(function: Callable[[Any], Any], nothing: tuple[()]) -> None:
 
 
 class Chunk:
-    """What came of a chunk. It pickles as a tuple: ``(results or None, pickled results or None, failures, count, seconds)``.
+    """What came of a chunk. It pickles as an :data:`Outcome`: ``(results or None, pickled results or None, failures, count, seconds)``.
 
     ``count`` items have been run, the first of the chunk. In the place of one that failed there is None, and ``failures``
     has its index: ``(stage, segments, type, message, traceback)``, as in a RAISED of PROTOCOL.md.
@@ -123,13 +127,16 @@ class Chunk:
         BaseException.with_traceback(error, None)
         self.results.append(None)
 
+    def outcome(self, results: list[Any] | None, pickled: list[Item | None] | None, failures: dict[int, Any]) -> Outcome:
+        return results, pickled, failures, len(self.results), self.seconds
+
     def __reduce__(self) -> tuple[Any, ...]:
         results: list[Any] | None = self.results
         pickled: list[Item | None] | None = None
         if not are_plain(self.results):
             results, pickled = None, [self._dump(index) for index in range(len(self.results))]
         failures = {index: _describe(*failure) for index, failure in self.errors.items()}
-        return tuple, ((results, pickled, failures, len(self.results), self.seconds),)
+        return tuple, (self.outcome(results, pickled, failures),)
 
     def _dump(self, index: int) -> Item | None:
         if index in self.errors:
