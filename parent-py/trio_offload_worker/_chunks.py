@@ -46,7 +46,7 @@ def are_plain(values: Sequence[Any]) -> bool:
 
 def items_in(plain: list[Any] | tuple[int, int, int]) -> list[Any]:
     """A list, or of a range its start, stop and step: to find the class by its name takes as long as forty numbers."""
-    return list(range(*plain)) if type(plain) is tuple else plain
+    return list(range(*plain)) if isinstance(plain, tuple) else plain
 
 
 def run(
