@@ -617,8 +617,12 @@ class Worker:
         flight = _Flight(self._calls, call.function)
         if _launch.changing_state() != self._told:
             self._unsent += self._new_settings()
-        self._unsent.append(self._head_of(call))
-        self._unsent += call.parts
+        if call.small:
+            data, _ = encode_call(self._calls, call.parts[0])
+            self._unsent.append(data)
+        else:
+            self._unsent.append(self._head_of(call))
+            self._unsent += call.parts
         if not self._flight:
             self.state = RUNNING
             self._begin(flight)

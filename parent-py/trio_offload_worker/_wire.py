@@ -125,14 +125,8 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
         ValueError: a value is out of the protocol's bounds.
     """
     if len(lengths) == 1 and body is None and kind < 24 and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
-        # By far the most frequent frame: a call without buffers. Its kind is one byte.
+        # Without buffers, as most are. Its kind is one byte.
         length = lengths[0]
-        if length < _MANY_ENDS and 0x100 <= id < 0x100000000:
-            # Its prefix and the items before the length in one.
-            end_size = 2 if length < 24 else 3
-            if id < 0x10000:
-                return _HEAD_2.pack(MAGIC, 5 + end_size, length, 0x83, kind, 0x19, id) + _ENDS[length]
-            return _HEAD_4.pack(MAGIC, 7 + end_size, length, 0x83, kind, 0x1A, id) + _ENDS[length]
         end = _ENDS[length] if length < _MANY_ENDS else b"\x81" + encode_uint(length)
         header = b"\x83" + _SMALL[kind] + encode_uint(id) + end
         return _PREFIX.pack(MAGIC, len(header), length) + header
@@ -363,9 +357,6 @@ _UINT_2: Final = struct.Struct(">BH")
 # A header of three items, and its kind.
 _CALL: Final = b"\x83" + _SMALL[Kind.CALL]
 _RESULT: Final = b"\x83" + _SMALL[Kind.RESULT]
-# The same with the header's array, its kind, and an id of two or four bytes.
-_HEAD_2: Final = struct.Struct(">4sIQBBBH")
-_HEAD_4: Final = struct.Struct(">4sIQBBBI")
 _BUFFER_SIZE: Final = 64 * 1024
 _BORROW_LIMIT: Final = 32 * 1024
 # The header of a frame of one segment: the array, the kind, the id, the segment's length in an array, and at most a body with
