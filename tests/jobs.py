@@ -239,6 +239,13 @@ def start_one_late(path: str, gate: str) -> NoReturn:
         signal.pause()
 
 
+def have_one_start_one_late(path: str, gate: str) -> NoReturn:
+    if os.fork() == 0:
+        start_one_late(path, gate)
+    while True:
+        signal.pause()
+
+
 def start_with_vfork(path: str) -> NoReturn:
     """A child that has this process's memory for ever, so that this process cannot go on."""
     import ctypes

@@ -326,27 +326,57 @@ async def test_a_fork_under_way_when_one_looks_is_caught(
     family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is in the middle of a fork stops after it, however long ago it was told to."""
-    process = begin.subreaper(f'jobs.start_one_late("{line.path}", "{gate.path}")')
+    process = begin.subreaper(f'jobs.have_one_start_one_late("{line.path}", "{gate.path}")')
+    late = await line.pid()
     look = _family.new_children
+    signal_descendant = _family._signal_descendant
     looks: list[list[int]] = []
 
     def look_too_early(parents: list[int], known: Collection[int]) -> list[int]:
         looks.append(look(parents, known))
-        if len(looks) == 1:
+        if looks == [[late], [], []]:
             gate.open()
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            while process_state(late) != "T":
+                time.sleep(0.001)
         return looks[-1]
 
-    def stop_later(number: int) -> None:
-        if number != signal.SIGSTOP:
-            os.kill(process.pid, number)
+    def stop_later(pid: int, pidfd: int | None, number: int) -> bool:
+        return (pid == late and number == signal.SIGSTOP) or signal_descendant(pid, pidfd, number)
 
     monkeypatch.setattr(_family, "new_children", look_too_early)
+    monkeypatch.setattr(_family, "_signal_descendant", stop_later)
+    process.kill()
+    await ended(process)
+    await line.ended()
+    assert looks[:3] == [[late], [], []]
+    assert sum(map(len, looks)) == 2
+
+
+async def test_nobody_looks_below_one_that_has_not_stopped(
+    family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same of the root, which is waited for before all else."""
+    process = begin.subreaper(f'jobs.start_one_late("{line.path}", "{gate.path}")')
+    await line.pid()
+    look = _family.new_children
+    states: list[str | None] = []
+
+    def look_at_state_too(parents: list[int], known: Collection[int]) -> list[int]:
+        states.append(process_state(process.pid))
+        return look(parents, known)
+
+    def stop_later(number: int) -> None:
+        if number == signal.SIGSTOP:
+            gate.open()
+        else:
+            os.kill(process.pid, number)
+
+    monkeypatch.setattr(_family, "_STOP_PATIENCE", PATIENCE)
+    monkeypatch.setattr(_family, "new_children", look_at_state_too)
     _family.end_family(process.pid, stop_later)
     await ended(process)
     await line.ended()
-    assert looks[0] == []
-    assert sum(map(len, looks)) == 1
+    assert set(states) == {"T"}
 
 
 async def test_one_that_waits_for_a_vfork_is_not_waited_for(

@@ -36,9 +36,12 @@ def end_family(root: int, signal_root: Callable[[int], None], spared: Collection
     known = set(spared)
     pidfds: dict[int, int] = {}
     latest: list[int] = []
-    # Told to stop, and not known to have done it. Who ends its own family does not stop.
-    moving = {root} - {os.getpid()}
     begun = time.monotonic()
+    if root != os.getpid():
+        # First of all, and asleep: its threads may be waiting for this very processor, and then do so during the kill too.
+        _let_stop({root}, begun)
+    # Told to stop, and not known to have done it.
+    moving: set[int] = set()
     # The bound is for a kernel on which we are slower than what we chase.
     for _ in range(_MOST_ROUNDS):
         # Below what was found last first: one that forks its successor and ends, over and over, is only a step ahead.
@@ -46,9 +49,8 @@ def end_family(root: int, signal_root: Callable[[int], None], spared: Collection
         if not found:
             if not moving:
                 break
-            while moving := {pid for pid in moving if _moves(pid, time.monotonic() - begun)}:
-                # Whoever is to come to a stop may be waiting for this very processor.
-                time.sleep(_STOP_INTERVAL)
+            _let_stop(moving, begun)
+            moving = set()
             continue
         # The newest first, for the same reason.
         for child in reversed(found):
@@ -138,13 +140,24 @@ _MOST_ROUNDS: Final = 3000
 # gone on), and has hardly begun to fork.
 _STOP_PATIENCE: Final = 0.2
 _SLEEP_PATIENCE: Final = 0.005
+_TELL_PATIENCE: Final = 0.001
 _STOP_INTERVAL: Final = 0.00001
+
+
+def _let_stop(moving: set[int], begun: float) -> None:
+    """Wait until nobody moves who was told to stop at that moment."""
+    while moving := {pid for pid in moving if _moves(pid, time.monotonic() - begun)}:
+        time.sleep(_STOP_INTERVAL)
 
 
 def _moves(pid: int, since: float) -> bool:
     """Whether a thread of a process that was told to stop that long ago (seconds) may still come out of a fork with a child."""
-    if since > _STOP_PATIENCE or _has_told(pid):
+    if since > _STOP_PATIENCE:
         return False
+    # The cheap way first: a look at each thread keeps them from this processor.
+    told = _has_told(pid)
+    if told or (told is False and since < _TELL_PATIENCE):
+        return not told
     still = _AT_REST if since <= _SLEEP_PATIENCE else _AT_REST + _ASLEEP
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -156,12 +169,12 @@ def _moves(pid: int, since: float) -> bool:
     return False
 
 
-def _has_told(pid: int) -> bool:
-    """Whether a child of this process has come to a stop, all its threads (wait(2)). A tenth of the time of a look at each."""
+def _has_told(pid: int) -> bool | None:
+    """Whether a child of this process has come to a stop, all its threads (wait(2)); None: it is none."""
     try:
         return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
-        return False
+        return None
 
 
 # States in /proc/pid/stat (proc(5)): stopped, traced, a zombie, dead; and in a sleep that no signal but SIGKILL ends.
