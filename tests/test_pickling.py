@@ -6,15 +6,21 @@
 from __future__ import annotations
 
 import gc
+import http
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import bad_jobs
 import jobs
+import numpy
+import outcome as outcomes
 import pytest
+import trio
 
 from trio_offload import RemoteError, WorkerContext, open_worker_context
 
@@ -200,6 +206,54 @@ async def test_an_exception_is_not_shared_between_two_calls(context: WorkerConte
     assert len(traceback.extract_tb(first.__traceback__)) == len(traceback.extract_tb(second.__traceback__))
 
 
+# --- functions that are sent by their name --------------------------------------------------------
+
+CHANGES = {
+    "replaced": ("jobs.echo = jobs.raise_it", "TypeError"),
+    "computed": ("del jobs.echo; jobs.__getattr__ = lambda name: bool", True),
+    "removed": ("del jobs.echo", "AttributeError"),
+    "imported anew": ("del jobs.echo; del sys.modules['jobs']", 5),
+    "another module": ("sys.modules['jobs'] = types.SimpleNamespace(echo=bool)", True),
+    "no module": ("sys.modules['jobs'] = None", "ModuleNotFoundError"),
+}
+
+
+@pytest.mark.parametrize(("change", "outcome"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("calls", [0, 1, 3])
+async def test_a_name_stands_for_what_the_module_has_by_it_now(
+    context: WorkerContext, calls: int, change: str, outcome: Any
+) -> None:
+    """The worker's module, however often the name has come before: in a call, and in a chunk."""
+    limiter = trio.CapacityLimiter(1)
+
+    async def answers() -> list[Any]:
+        try:
+            found = [await context.run_sync(jobs.echo, 5, limiter=limiter)]
+        except Exception as error:
+            found = [type(error).__name__]
+        async with context.map(jobs.echo, [5, 5, 5], chunk_size=3, limiter=limiter, return_outcomes=True) as results:
+            async for result in results:
+                found.append(type(result.error).__name__ if isinstance(result, outcomes.Error) else result.unwrap())
+        return found
+
+    for _ in range(calls):
+        assert await answers() == [5] * 4
+    await context.run_sync(exec, f"import jobs, sys, types; {change}", limiter=limiter)
+    for _ in range(3):
+        assert await answers() == [outcome] * 4
+
+
+async def test_more_names_than_are_remembered(
+    context: WorkerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 600
+    (tmp_path / "many.py").write_text("".join(f"def function{number}(): return {number}\n" for number in range(count)))
+    monkeypatch.syspath_prepend(tmp_path)
+    many = importlib.import_module("many")
+    for number in [*range(count), *range(count)]:
+        assert await context.run_sync(getattr(many, f"function{number}")) == number
+
+
 # --- values --------------------------------------------------------------------------------------
 
 SELF_REFERENCE: list[Any] = []
@@ -213,8 +267,21 @@ SELF_REFERENCE.append(SELF_REFERENCE)
         True,
         0,
         -(2**70),
+        False,
+        1,
+        2**31 - 1,
+        2**31,
+        -(2**31),
+        -(2**31) - 1,
+        2**63 - 1,
+        2**63,
+        -(2**63),
+        http.HTTPStatus.OK,
         1.5,
+        -0.0,
+        5e-324,
         float("inf"),
+        numpy.float64(1.5),
         "",
         "text ä \ud800",
         b"",
@@ -232,6 +299,7 @@ SELF_REFERENCE.append(SELF_REFERENCE)
 async def test_a_value_comes_back_as_it_was(context: WorkerContext, value: Any) -> None:
     back = await context.run_sync(jobs.echo, value)
     assert back == value
+    assert repr(back) == repr(value)
     assert type(back) is type(value)
 
 

@@ -1,5 +1,6 @@
 //! The worker executable of trio-offload: parse, start, serve, exit.
 
+mod by_name;
 mod executor;
 mod hooks;
 mod interpreter;

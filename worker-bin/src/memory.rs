@@ -215,7 +215,7 @@ mod tests {
         let mut meter = Meter::default();
         let before = meter.read_if_due().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let block = vec![1_u8; 64 << 20];
+        let block = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = loop {
             if let Some(figures) = meter.read_if_due() {
                 break figures;
