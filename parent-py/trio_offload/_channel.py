@@ -61,8 +61,9 @@ class Channel:
         self._splices = True
         # After looks in vain so many answers are waited for without a look, and so many have been. They become more each time: for
         # answers that take long, or come from a worker that has to share a processor with this process, looks cost next to
-        # nothing.
-        self._vain = self._passed_over = 0
+        # nothing. To be read by others, written here only.
+        self.vain = 0
+        self._passed_over = 0
 
     async def send(self, parts: list[Buffer], *, cancellable: bool) -> None:
         """Write one frame, given as its bytes in order.
@@ -278,35 +279,51 @@ class Channel:
                 pass  # Trio may say that there is something to read where there is nothing.
         return frame
 
-    async def receive_result(self, start: bytes, *, cancellable: bool) -> Frame | memoryview:
-        """As :meth:`receive`, for what may well come within the time of a system call or two.
+    def look(self, start: bytes) -> memoryview | None:
+        """Read what is there of a result, if its header starts so and goes on with one segment and nothing else: that segment, borrowed as
+        a frame's. No frame is made for it, as most results are such. None: that is not so, and :meth:`receive_result` has to follow.
 
-        So it is looked for a few times, as often as the other tasks have had a turn, before it is waited for: to be woken costs Trio
-        several times as much as that. And if its header starts so, and goes on with one segment and nothing else, no frame is made
-        for it: then this is the segment, borrowed as a frame's.
+        For right after a call and a turn of the other tasks, unless looks have been in :attr:`vain`.
         """
         decoder = self._decoder
         if decoder.start != decoder.end or decoder.head is not None:
-            return await self.receive(cancellable=cancellable)
-        if self._passed_over < self._vain:
-            self._passed_over += 1
-            return await self.receive(cancellable=cancellable)
-        self._passed_over = 0
-        for _ in _LOOKS:
-            await cancel_shielded_checkpoint()
-            try:
-                count = self._socket.recv_into(decoder.buffer)
-            except BlockingIOError:
-                continue
-            except ConnectionResetError:
-                count = 0
-            self._vain = 0
-            if count == 0:
-                self._ended()
-            segment = decoder.plain_result(count, start)
-            return await self.receive(cancellable=cancellable) if segment is None else segment
-        self._vain = min(2 * self._vain + 1, _MOST_PASSED_OVER)
-        return await self.receive(cancellable=cancellable)
+            return None
+        try:
+            count = self._socket.recv_into(decoder.buffer)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            count = 0
+        if count == 0:
+            self._ended()
+        return decoder.plain_result(count, start)
+
+    async def receive_result(self, start: bytes, looked: bool, *, cancellable: bool) -> Frame | memoryview:
+        """As :meth:`receive`, for what may well come within the time of a system call or two.
+
+        So it is looked for a few times, as often as the other tasks have had a turn, before it is waited for: to be woken costs Trio
+        several times as much as that. ``looked``: that has been done once.
+        """
+        segment = None
+        if not self._is_inside:
+            if not looked and self._passed_over < self.vain:
+                self._passed_over += 1
+                return await self.receive(cancellable=cancellable)
+            self._passed_over = 0
+            found = False
+            for _ in _LOOKS[looked:]:
+                await cancel_shielded_checkpoint()
+                segment = self.look(start)
+                found = segment is not None or self._is_inside
+                if found:
+                    break
+            self.vain = 0 if found else min(2 * self.vain + 1, _MOST_PASSED_OVER)
+        return await self.receive(cancellable=cancellable) if segment is None else segment
+
+    @property
+    def _is_inside(self) -> bool:
+        """Whether something has been read that has not been given yet, be it only a part of a frame."""
+        return self._decoder.start != self._decoder.end or self._decoder.head is not None
 
     def receive_nowait(self) -> Frame | None:
         """The next frame if it is there, else None. Raises what :meth:`receive` raises."""
@@ -347,7 +364,7 @@ class Channel:
         raise EndOfStream
 
 
-# Of 4,000 answers of a job that does nothing one look found 22 %, two 96 %, three 98 %.
+# Of 5,000 answers of a job that does nothing one look found 96 to 98 %, two more than 99 %.
 _LOOKS: Final = range(2)
 _MOST_PASSED_OVER: Final = 15  # answers: where looks are always in vain they cost a sixteenth
 _MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)

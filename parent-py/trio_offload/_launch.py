@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import trio_offload_worker
 from trio_offload_worker._wire import PROTOCOL_VERSION
@@ -154,30 +154,36 @@ def must_be_applied(settings: dict[str, Any]) -> bool:
     return settings["warning_filters"] is not None or bool(settings["modules"]) or settings["coverage"]
 
 
-def changing_state() -> tuple[bytes | None, int | None, dict[str, Source], int]:
-    """What may change while a worker lives: ``authkey``, ``resource_tracker``, ``modules`` and ``main_number``.
+ChangingState: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], int]"
+"""``authkey``, ``resource_tracker``, ``modules`` and ``main_number`` of :func:`current_settings`."""
 
-    Of :func:`current_settings`. Looked at before every call, so it imports nothing, and calls no function that it can do without.
+
+def changing_state() -> ChangingState:
+    """What may change while a worker lives. As long as it does not, it is the very same object.
+
+    Looked at before every call, so it imports nothing, and calls no function that it can do without.
     """
     modules = sys.modules
-    strays = _strays.find()
+    count, last, main, processes, authkey, trackers, descriptor, state = _last_look.found
     try:
-        if modules["__main__"] is not _main_modules.last:
-            _main_modules.note(modules["__main__"])
-    except KeyError:
-        _main_modules.note(None)
-    processes = modules.get("multiprocessing.process")
-    if processes is None:
-        return None, None, strays, _main_modules.number
-    authkey = descriptor = None
-    try:
-        authkey = processes.current_process().authkey
-        trackers = modules.get("multiprocessing.resource_tracker")
-        if trackers is not None:
-            descriptor = trackers._resource_tracker._fd
-    except AttributeError:
-        pass  # In the middle of its own import a module is there and its contents are not.
-    return authkey, descriptor, strays, _main_modules.number
+        if (
+            len(modules) == count
+            and modules["__main__"] is main
+            # A module that is added is the last one, and changes the number too unless another one has gone.
+            and next(reversed(modules)) is last
+            and modules.get("multiprocessing.process") is processes
+        ):
+            if processes is None:
+                return state
+            if (
+                processes.current_process().authkey is authkey
+                and modules.get("multiprocessing.resource_tracker") is trackers
+                and (trackers is None or trackers._resource_tracker._fd == descriptor)
+            ):
+                return state
+    except (AttributeError, KeyError, RuntimeError):
+        pass  # In the middle of an import, or of a change by another thread.
+    return _last_look.again()
 
 
 def main_plan() -> dict[str, Any]:
@@ -226,10 +232,51 @@ class _MainModules:
             self.number += 1
 
 
+class _LastLook:
+    """What :func:`changing_state` found last, and what it would find otherwise if anything had changed."""
+
+    __slots__ = ("found",)
+
+    def __init__(self) -> None:
+        # In one piece: several threads may look. The number of modules, the last one's name, the main module, multiprocessing's module
+        # for processes, its authkey, its module for the resource tracker, the descriptor, and what all this comes to.
+        self.found: tuple[int, str | None, Any, Any, bytes | None, Any, int | None, ChangingState] = (
+            -1, None, None, None, None, None, None, (None, None, {}, 0),
+        )  # fmt: skip
+
+    def again(self) -> ChangingState:
+        modules = sys.modules
+        count = len(modules)
+        try:
+            last = next(reversed(modules))
+        except RuntimeError:
+            # Another thread has added one between the two steps of this.
+            last = None
+        main = modules.get("__main__")
+        _main_modules.note(main)
+        strays = _strays.find()
+        processes, trackers = modules.get("multiprocessing.process"), modules.get("multiprocessing.resource_tracker")
+        authkey = descriptor = None
+        if processes is not None:
+            try:
+                authkey = processes.current_process().authkey
+                if trackers is not None:
+                    descriptor = trackers._resource_tracker._fd
+            except AttributeError:
+                pass  # In the middle of its own import a module is there and its contents are not.
+        state = authkey, descriptor, strays, _main_modules.number
+        before = self.found[-1]
+        if state == before:
+            state = before
+        self.found = count, last, main, processes, authkey, trackers, descriptor, state
+        return state
+
+
 # Since Python 3.13 the prompt is a module that runs as __main__, and what is typed in becomes part of it.
 _PROMPT: Final = "_pyrepl.__main__"
 _strays: Final = Strays()
 _main_modules: Final = _MainModules()
+_last_look: Final = _LastLook()
 
 # A script's __file__ may be relative to the directory in which Python was started.
 _FIRST_DIRECTORY: Final = os.getcwd() if os.path.isdir(".") else "/"

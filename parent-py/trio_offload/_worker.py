@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 import attrs
 import outcome
 import trio
+from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_offload_worker._retire import RetireWhen
 from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
@@ -155,7 +156,7 @@ class Worker:
         # To be read by others, written here only.
         self.state = STARTING
         self._calls = 0
-        self._told: tuple[Any, ...] = ()
+        self._told: _launch.ChangingState | None = None
         self._retires = settings.retire is not bool
         self._record: _record.RecordFile | None = None
         self._left_behind = ""
@@ -532,7 +533,7 @@ class Worker:
                     sent = False
                     raise EndOfStream
                 if not ahead:
-                    news = self._new_settings() if _launch.changing_state() != self._told else None
+                    news = self._new_settings() if _launch.changing_state() is not self._told else None
                     try:
                         if call.small and news is None:
                             # By far the most: it takes no list of parts.
@@ -548,7 +549,12 @@ class Worker:
                     except WriteFailed as failure:
                         # That decides nothing: what the worker said before it left does.
                         sent = failure.sent
-                answer = await channel.receive_result(start, cancellable=cancellable)
+                looked = channel.vain == 0
+                if looked:
+                    await cancel_shielded_checkpoint()
+                    answer = channel.look(start)
+                if answer is None:
+                    answer = await channel.receive_result(start, looked, cancellable=cancellable)
                 while type(answer) is Frame and answer.kind is Kind.REPORT:
                     self._hear_figures(answer)
                     answer = await channel.receive(cancellable=cancellable)
@@ -615,7 +621,7 @@ class Worker:
             raise RuntimeError(f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight")
         self._calls += 1
         flight = _Flight(self._calls, call.function)
-        if _launch.changing_state() != self._told:
+        if _launch.changing_state() is not self._told:
             self._unsent += self._new_settings()
         if call.small:
             data, _ = encode_call(self._calls, call.parts[0])

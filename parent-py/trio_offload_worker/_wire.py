@@ -153,8 +153,12 @@ def encode_call(id: int, pickled: Buffer) -> tuple[bytes, bytes]:
     The same as :func:`encode_head` gives, in half the steps: most of all calls are such.
     """
     length = len(pickled)
-    number = _UINT_2.pack(0x19, id) if 0x100 <= id < 0x10000 else encode_uint(id)
-    header = _CALL + number + (_ENDS[length] if length < _MANY_ENDS else b"\x81" + encode_uint(length))
+    if 0x100 <= id < 0x10000 and length < _MANY_ENDS:
+        number = _UINT_2.pack(0x19, id)
+        start, end = _CALLS[length]
+        return b"".join((start, number, end, pickled)), _RESULT + number
+    number = encode_uint(id)
+    header = _CALL + number + b"\x81" + encode_uint(length)
     return _PREFIX.pack(MAGIC, len(header), length) + header + pickled, _RESULT + number
 
 
@@ -725,3 +729,7 @@ _PLAIN_STARTS[b"\x84" + _SMALL[Kind.RESULT]] = Kind.RESULT
 # What comes behind the id: the lengths of one short segment.
 _MANY_ENDS: Final = 256
 _ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(_MANY_ENDS))
+# What is around the number of a call, if that has two bytes, in the frame of one segment so long.
+_CALLS: Final = tuple(
+    (_PREFIX.pack(MAGIC, len(_CALL) + _UINT_2.size + len(end), length) + _CALL, end) for length, end in enumerate(_ENDS)
+)
