@@ -9,6 +9,8 @@ import random
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from trio_offload import _regions
 from trio_offload._regions import Regions
@@ -233,6 +235,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_memory_that_was_let_go_of_is_used_again(clock: Clock) -> None:
     regions = Regions()
+    regions.allocate(SIZE, MEMORY)
     first = regions.allocate(SIZE, MEMORY)
     address = address_of(first)
     other = regions.allocate(SIZE, MEMORY)
@@ -267,19 +270,48 @@ def test_no_more_is_kept_than_its_bound(clock: Clock, monkeypatch: pytest.Monkey
     assert regions.given
 
 
-def test_after_a_pause_nothing_is_kept(clock: Clock) -> None:
+def test_one_alone_leaves_nothing_behind(clock: Clock) -> None:
     regions = Regions()
-    for _ in range(3):
+    for _ in range(2):
         regions.allocate(SIZE, MEMORY)
-    regions.prune()
-    assert regions.given
-    clock.now += 2.5
-    regions.prune()
+        assert not regions.given
+        clock.now += 5.5
+
+
+async def test_after_a_pause_nothing_is_kept(clock: Clock, autojump_clock: MockClock) -> None:
+    regions = Regions()
+
+    async def take(pause: float) -> int:
+        clock.now += pause
+        await trio.sleep(pause)
+        regions.allocate(SIZE, MEMORY)
+        if regions.given:
+            regions.release_later()
+        return len(regions.given)
+
+    assert [await take(1), await take(1), await take(4), await take(4), await take(4.9)] == [0, 1, 1, 1, 1]
+    await trio.sleep(10)
     assert not regions.given
-    regions.allocate(SIZE, MEMORY)
-    clock.now += 2.5
-    regions.allocate(SIZE, MEMORY)
-    assert len(regions.given) == 1
+    clock.now += 10
+    # And the same once more.
+    assert [await take(1), await take(1)] == [0, 1]
+    await trio.sleep(10)
+    assert not regions.given
+
+
+def test_what_is_kept_is_gone_with_the_run(clock: Clock) -> None:
+    regions = Regions()
+
+    async def take() -> None:
+        for _ in range(2):
+            regions.allocate(SIZE, MEMORY)
+        regions.release_later()
+        assert regions.given
+
+    for _ in range(2):
+        trio.run(take)
+        assert not regions.given
+        clock.now += 10
 
 
 def test_where_a_mapping_cannot_tell_whether_it_is_free_it_is_not_used_again(
@@ -291,6 +323,6 @@ def test_where_a_mapping_cannot_tell_whether_it_is_free_it_is_not_used_again(
 
     monkeypatch.setattr(_memory.mmap, "mmap", Other)
     regions = Regions()
-    for _ in range(3):
+    for _ in range(4):
         fill(regions.allocate(SIZE, MEMORY))
     assert len(regions.given) == 3

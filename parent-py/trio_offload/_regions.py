@@ -2,7 +2,8 @@
 
 The system fills every page with zeros before a program may write to it, which for a large array takes half as long again as
 to receive it. So, while large results come one soon after the other, the memory of those that the program has let go of
-is used again. What is kept is bounded (``_LIMIT``), and a result that comes alone leaves nothing behind.
+is used again. What is kept is bounded (``_LIMIT``) and given back when there have been none for a while, and a result that comes
+alone leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import mmap
 import threading
 import time
 from typing import TYPE_CHECKING, Final
+
+import trio
 
 from trio_offload_worker._memory import HUGE, allocate, new_mapping
 from trio_offload_worker._wire import MEMORY
@@ -28,6 +31,7 @@ class Regions:
         # program's, and never given out again.
         self.given: list[mmap.mmap] = []
         self._last = -_STREAK
+        self._is_watched = False
 
     def allocate(self, size: int, kind: int) -> Target:
         """Memory for a segment of this type and of so many bytes.
@@ -49,11 +53,23 @@ class Regions:
         view = memoryview(self._take(size))[:size]
         return view, lambda: view
 
-    def prune(self) -> None:
-        """Keep nothing any longer if the last large result is a while ago."""
-        if time.monotonic() - self._last > _STREAK:
+    def release_later(self) -> None:
+        """Have what is kept given back once no large result has come for a while. Inside of Trio; may be said again and again."""
+        if not self._is_watched:
+            self._is_watched = True
+            trio.lowlevel.spawn_system_task(self._release)
+
+    async def _release(self) -> None:
+        try:
+            last = None
+            # Not by the time that is left: Trio's clock may be one that jumps.
+            while last != self._last:
+                last = self._last
+                await trio.sleep(_STREAK)
+        finally:
             with self._lock:
                 self.given.clear()
+                self._is_watched = False
 
     def _take(self, size: int) -> mmap.mmap:
         now = time.monotonic()
@@ -62,7 +78,7 @@ class Regions:
             self._last = now
             if not follows:
                 self.given.clear()
-                return self._remember(new_mapping(size))
+                return new_mapping(size)
             for index, memory in enumerate(self.given):
                 if size <= len(memory) <= 2 * size and _is_free(memory):
                     del self.given[index]
@@ -78,7 +94,7 @@ class Regions:
 
 
 _LIMIT: Final = 256 * 2**20  # bytes
-_STREAK: Final = 2.0  # seconds between two large results, at most, for the second to use the memory of the first
+_STREAK: Final = 5.0  # seconds between two large results, at most, for the second to use the memory of the first
 
 
 def _is_free(memory: mmap.mmap) -> bool:

@@ -592,7 +592,7 @@ class Worker:
         else:
             return await self._refused_call(answer, call.name)
         if self._settings.regions.given:
-            self._settings.regions.prune()
+            self._settings.regions.release_later()
         result: tuple[Any, BaseException | None]
         if raised is not None:
             result = None, load_exception(raised)
@@ -699,7 +699,7 @@ class Worker:
         if frame.body:
             self._hear_figures(frame)
         if self._settings.regions.given:
-            self._settings.regions.prune()
+            self._settings.regions.release_later()
         segments = frame.segments
         self.answer_size = len(segments[0]) if len(segments) == 1 else sum(map(len, segments))
         # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.

@@ -17,7 +17,7 @@ use crate::os::Mapping;
 
 /// How long a worker waits for the next call before it gives the memory back. A program that calls again and again does so
 /// within a fraction of this.
-pub const KEPT_FOR: Duration = Duration::from_secs(2);
+pub const KEPT_FOR: Duration = Duration::from_secs(5);
 
 /// The most that is kept, in bytes.
 const LIMIT: usize = 1 << 29;
