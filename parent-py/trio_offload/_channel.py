@@ -265,18 +265,24 @@ class Channel:
         """
         decoder = self._decoder
         frame = decoder.next_frame() if decoder.start != decoder.end else None
+        more = False
         while frame is None:
-            # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
+            if more:
+                await _let_others_run(cancellable)
+            else:
+                # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
+                try:
+                    await trio.lowlevel.wait_readable(self._descriptor)
+                except trio.Cancelled:
+                    if cancellable:
+                        raise
+                    await _shielded(trio.lowlevel.wait_readable, self._descriptor)
             try:
-                await trio.lowlevel.wait_readable(self._descriptor)
-            except trio.Cancelled:
-                if cancellable:
-                    raise
-                await _shielded(trio.lowlevel.wait_readable, self._descriptor)
-            try:
-                frame = self._read()
+                # A whole turn's worth of a large frame: there will be more, and to be woken for that costs several times as much as
+                # to look.
+                more, frame = self._read()
             except BlockingIOError:
-                pass  # Trio may say that there is something to read where there is nothing.
+                more = False  # Trio may say that there is something to read where there is nothing.
         return frame
 
     def look(self, start: bytes) -> memoryview | None:
@@ -330,7 +336,7 @@ class Channel:
         frame = self._decoder.next_frame()
         try:
             while frame is None:
-                frame = self._read()
+                _, frame = self._read()
         except BlockingIOError:
             return None
         return frame
@@ -341,8 +347,8 @@ class Channel:
             _notify_closing(self._descriptor)
             self._socket.close()
 
-    def _read(self) -> Frame | None:
-        """Read once; the next frame, if that is whole now.
+    def _read(self) -> tuple[bool, Frame | None]:
+        """Read once; whether that was as much as is read at once, and the next frame, if that is whole now.
 
         Raises:
             BlockingIOError: there was nothing to read.
@@ -354,7 +360,7 @@ class Channel:
             count = 0
         if count == 0:
             self._ended()
-        return self._decoder.next_frame(count)
+        return count == _TURN, self._decoder.next_frame(count)
 
     def _ended(self) -> NoReturn:
         """There was nothing more to read; or there was an error, which is how a Unix socket says that the other side closed its
