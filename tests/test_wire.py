@@ -248,13 +248,35 @@ def test_the_short_way_to_a_call_gives_what_the_long_one_gives() -> None:
             result = encode_head(Kind.RESULT, id, (length,)) + b"r" * length
             decoder = Decoder()
             decoder.buffer[: len(result)] = result
-            segment = decoder.plain_result(len(result), start)
+            segment = decoder.plain_result(start, len(result))
             assert segment is not None
             assert segment == result[-length:]
             assert decoder.start == decoder.end
 
 
 FIGURES = {"figures": [11_000_000, 12_345_678, 250_000_000, 70_000]}
+
+
+def test_plain_results_of_a_row() -> None:
+    """What follows one is pending, be it whole or not."""
+    starts = [encode_call(id, b"pickled")[1] for id in (300, 301, 302)]
+    results = [encode_head(Kind.RESULT, id, [4]) + b"%04d" % id for id in (300, 301, 302)]
+    report = encode_head(Kind.REPORT, 0, (), FIGURES)
+    data = results[0] + results[1] + report + results[2][:-1]
+    decoder = Decoder()
+    decoder.buffer[: len(data)] = data
+    assert decoder.plain_result(starts[1], len(data)) is None, "it is not the first"
+    assert decoder.plain_result(starts[0]) == b"0300"
+    assert decoder.plain_result(starts[1]) == b"0301"
+    assert decoder.plain_result(starts[2]) is None
+    frame = decoder.next_frame()
+    assert frame is not None
+    assert observed(frame) == observed(Frame(Kind.REPORT, 0, [], FIGURES))
+    assert decoder.plain_result(starts[2]) is None
+    decoder.writable()[:1] = results[2][-1:]
+    decoder.wrote(1)
+    assert decoder.plain_result(starts[2]) == b"0302"
+    assert decoder.next_frame() is None
 
 
 @pytest.mark.parametrize(
@@ -264,7 +286,6 @@ FIGURES = {"figures": [11_000_000, 12_345_678, 250_000_000, 70_000]}
         encode_head(Kind.RAISED, 300, [4], {"stage": "call", "type": "t", "message": "m", "traceback": ""}) + b"abcd",
         encode_head(Kind.RESULT, 300, [4], FIGURES) + b"abcd",
         encode_head(Kind.RESULT, 300, [2, 2]) + b"abcd",
-        encode_head(Kind.RESULT, 300, [4]) + b"abcd" + encode_head(Kind.REPORT, 0, (), FIGURES),
         encode_head(Kind.RESULT, 300, [4]) + b"abc",
         encode_head(Kind.RESULT, 300, [4])[:10],
         b"t",
@@ -278,7 +299,7 @@ def test_what_is_not_exactly_a_plain_result_is_judged_as_any_other(data: bytes) 
     # What an earlier, longer frame has left.
     decoder.buffer[:100] = b"\xff" * 100
     decoder.buffer[: len(data)] = data
-    assert decoder.plain_result(len(data), start) is None
+    assert decoder.plain_result(start, len(data)) is None
     frames = []
     error = None
     try:

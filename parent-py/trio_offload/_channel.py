@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, overload
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint
@@ -253,20 +253,27 @@ class Channel:
                 return None
             raise
 
-    async def receive(self, *, cancellable: bool) -> Frame:
+    @overload
+    async def receive(self, *, cancellable: bool) -> Frame: ...
+
+    @overload
+    async def receive(self, *, cancellable: bool, start: bytes) -> Frame | memoryview: ...
+
+    async def receive(self, *, cancellable: bool, start: bytes = b"") -> Frame | memoryview:
         """The next frame. A checkpoint, unless the frame has been read already.
 
         Args:
             cancellable: whether a cancellation ends this.
+            start: a result whose header starts so may come as :meth:`look` gives it.
 
         Raises:
             EndOfStream: the other side closed its end between two frames.
             WireError: what it sent is not a frame, or it closed its end inside of one.
         """
         decoder = self._decoder
-        frame = decoder.next_frame() if decoder.start != decoder.end else None
+        answer: Frame | memoryview | None = decoder.next_frame() if decoder.start != decoder.end else None
         more = False
-        while frame is None:
+        while answer is None:
             if more:
                 await _let_others_run(cancellable)
             else:
@@ -277,23 +284,28 @@ class Channel:
                     if cancellable:
                         raise
                     await _shielded(trio.lowlevel.wait_readable, self._descriptor)
+            if start and not self._is_inside:
+                answer = self.look(start)
+                if answer is None and decoder.start != decoder.end:
+                    answer = decoder.next_frame()
+                continue
             try:
                 # A whole turn's worth of a large frame: there will be more, and to be woken for that costs several times as much as
                 # to look.
-                more, frame = self._read()
+                more, answer = self._read()
             except BlockingIOError:
                 more = False  # Trio may say that there is something to read where there is nothing.
-        return frame
+        return answer
 
     def look(self, start: bytes) -> memoryview | None:
-        """Read what is there of a result, if its header starts so and goes on with one segment and nothing else: that segment, borrowed as
-        a frame's. No frame is made for it, as most results are such. None: that is not so, and :meth:`receive_result` has to follow.
+        """What is there, if it is a result whose header starts so and goes on with one segment and nothing else: that segment, borrowed
+        as a frame's. No frame is made for it, as most results are such. None: it is something else, or not there yet.
 
-        For right after a call and a turn of the other tasks, unless looks have been in :attr:`vain`.
+        Reads, if nothing was pending. Raises what :meth:`receive` raises.
         """
         decoder = self._decoder
         if decoder.start != decoder.end or decoder.head is not None:
-            return None
+            return decoder.plain_result(start)
         try:
             count = self._socket.recv_into(decoder.buffer)
         except BlockingIOError:
@@ -302,13 +314,13 @@ class Channel:
             count = 0
         if count == 0:
             self._ended()
-        return decoder.plain_result(count, start)
+        return decoder.plain_result(start, count)
 
     async def receive_result(self, start: bytes, looked: bool, *, cancellable: bool) -> Frame | memoryview:
         """As :meth:`receive`, for what may well come within the time of a system call or two.
 
         So it is looked for a few times, as often as the other tasks have had a turn, before it is waited for: to be woken costs Trio
-        several times as much as that. ``looked``: that has been done once.
+        several times as much as that. ``looked``: that has been done once, as it should be unless looks have been in :attr:`vain`.
         """
         segment = None
         if not self._is_inside:

@@ -143,6 +143,7 @@ class _Flight:
 
     number: int
     function: Callable[..., Any]
+    start: bytes = b""  # of the header of a plain result, where that is worth a shorter way
     sent: bool = False  # whether the socket may have taken a byte of it
 
 
@@ -624,7 +625,7 @@ class Worker:
         if _launch.changing_state() is not self._told:
             self._unsent += self._new_settings()
         if call.small:
-            data, _ = encode_call(self._calls, call.parts[0])
+            data, flight.start = encode_call(self._calls, call.parts[0])
             self._unsent.append(data)
         else:
             self._unsent.append(self._head_of(call))
@@ -669,12 +670,17 @@ class Worker:
             if self._unsent:
                 self.send_calls()
             # With several in flight the worker is often done with one by the time that anybody looks.
-            frame = self._receive_nowait(channel) if len(self._flight) > 1 else None
-            if frame is None:
+            answer: Frame | memoryview | None = channel.look(oldest.start) if len(self._flight) > 1 else None
+            if answer is None and channel.has_read:
+                answer = self._receive_nowait(channel)
+            if answer is None:
                 if self._unsent:
-                    frame = await self._next_frame_while_sending(channel)
+                    answer = await self._next_frame_while_sending(channel)
                 else:
-                    frame = await self._next_frame(channel, True)
+                    answer = await channel.receive(cancellable=True, start=oldest.start)
+                    while type(answer) is Frame and answer.kind is Kind.REPORT:
+                        self._hear_figures(answer)
+                        answer = await channel.receive(cancellable=True, start=oldest.start)
         except EndOfStream:
             if not oldest.sent:
                 raise await self._died_idle() from None
@@ -694,27 +700,32 @@ class Worker:
             self._trace_job("cancelled")
             await self._end()
             raise
-        if frame.id != oldest.number or frame.kind not in (Kind.RESULT, Kind.RAISED):
-            return await self._refused_call(frame, _payload.function_name(oldest.function), oldest.number)
-        if frame.body:
-            self._hear_figures(frame)
+        raised: Frame | None = None
+        if type(answer) is memoryview:
+            segments: list[Any] = [answer]
+        elif answer.id == oldest.number and (answer.kind is Kind.RESULT or answer.kind is Kind.RAISED):
+            segments = answer.segments
+            raised = answer if answer.kind is Kind.RAISED else None
+            if answer.body:
+                self._hear_figures(answer)
+        else:
+            return await self._refused_call(answer, _payload.function_name(oldest.function), oldest.number)
         if self._settings.regions.given:
             self._settings.regions.release_later()
-        segments = frame.segments
         self.answer_size = len(segments[0]) if len(segments) == 1 else sum(map(len, segments))
         # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
         result: tuple[Any, BaseException | None]
-        if frame.kind is Kind.RESULT:
+        if raised is None:
             try:
                 result = _payload.load(segments), None
             except BaseException as error:
                 add_note(error, "(while unpickling the result of a job)")
                 result = None, error
         else:
-            result = None, load_exception(frame)
+            result = None, load_exception(raised)
         self._jobs += 1
         if self._settings.trace is not None:
-            self._trace_job("ok" if frame.kind is Kind.RESULT else "raised")
+            self._trace_job("ok" if raised is None else "raised")
         self._flight.popleft()
         if self._flight:
             self._begin(self._flight[0])

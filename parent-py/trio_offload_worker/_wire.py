@@ -209,21 +209,28 @@ class Decoder:
         else:
             self.end += count
 
-    def plain_result(self, count: int, start: bytes) -> memoryview | None:
-        """While nothing was pending, ``count`` bytes have been put into :attr:`buffer`. If that is one frame whose header starts so,
-        and goes on with one segment and nothing else, then that segment; it lies in the buffer.
+    def plain_result(self, start: bytes, count: int = 0) -> memoryview | None:
+        """If what is pending begins with a whole frame whose header starts so, and goes on with one segment and nothing else: that
+        segment; it lies in the buffer. With a ``count``: nothing was pending, and so many bytes have been put into :attr:`buffer`.
 
-        None: it is something else, for :meth:`next_frame`.
+        None: it is something else, or not all of it is there; for :meth:`next_frame`.
         """
+        if count:
+            self.start = 0
+            self.end = count
+        at = self.start
+        if self.head is not None or self.end - at <= _PREFIX_SIZE:
+            return None
         buffer = self.buffer
-        magic, length, payload = _PREFIX.unpack_from(buffer)
-        begin = _PREFIX_SIZE + length
-        self.start = self.end = 0
-        if begin + payload == count and magic == MAGIC:
-            end = _ENDS[payload] if payload < _MANY_ENDS else b"\x81" + encode_uint(payload)
-            if buffer[_PREFIX_SIZE:begin] == start + end:
-                return buffer[begin:count]
-        self.end = count
+        magic, length, payload = _PREFIX.unpack_from(buffer, at)
+        at += _PREFIX_SIZE
+        begin = at + length
+        end = begin + payload
+        if end <= self.end and magic == MAGIC:
+            rest = _ENDS[payload] if payload < _MANY_ENDS else b"\x81" + encode_uint(payload)
+            if buffer[at:begin] == start + rest:
+                self.start = end
+                return buffer[begin:end]
         return None
 
     def next_frame(self, count: int = 0) -> Frame | None:
