@@ -56,7 +56,11 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     start = _by_name.start_of(function)
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
-    return _small_call(start, args, END_OF_CALL, (function, args), function)
+    # As `_small_call`, without a call of that: most calls come this way.
+    pickled = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
+    size = len(pickled)
+    payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
+    return payload if pickled.find(_MAIN) < 0 else _checked(payload, (function, args), function, out_of_band=True)
 
 
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -134,15 +138,17 @@ def load(segments: Sequence[Any]) -> Any:
     """What the segments of a frame hold. Raises whatever unpickling raises."""
     # A worker has the user's main module under the name that multiprocessing gives it; here it is __main__ itself, and
     # whichever that is just now.
-    modules = sys.modules
-    main = modules["__main__"]
-    try:
-        if modules["__mp_main__"] is not main:
+    first = segments[0]
+    if len(first) > _SHORTEST_WITH_MAIN:
+        modules = sys.modules
+        main = modules["__main__"]
+        try:
+            if modules["__mp_main__"] is not main:
+                modules["__mp_main__"] = main
+        except KeyError:
             modules["__mp_main__"] = main
-    except KeyError:
-        modules["__mp_main__"] = main
     if len(segments) == 1:
-        return pickle.loads(segments[0])
+        return pickle.loads(first)
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
@@ -166,6 +172,7 @@ _PROTOCOL: Final = 5
 _SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
 _COPIED: Final = 4096  # bytes
 _MAIN: Final = b"__main__"
+_SHORTEST_WITH_MAIN: Final = len(b"__mp_main__")  # bytes
 # What was found out about objects, for all threads: as good for one as for another, and gone with the object.
 _by_value: Final = ByValue()
 _by_name: Final = ByName()
