@@ -481,14 +481,21 @@ async def test_a_killed_program_takes_all_along(tmp_path: Path, line: Lifeline, 
             await line.ended()
 
 
-async def test_a_copy_of_the_program_that_lives_on_does_not_keep_the_template(tmp_path: Path, line: Lifeline) -> None:
-    text = """
-    import ctypes, os, sys
+@pytest.mark.parametrize("late", [False, True], ids=["forked ahead before its end", "after it"])
+async def test_a_copy_of_the_program_that_lives_on_does_not_keep_the_template(
+    tmp_path: Path, line: Lifeline, late: bool
+) -> None:
+    text = f"""
+    import ctypes, os, signal, sys
     import trio, trio.testing, trio_offload
 
     async def main():
         async with trio_offload.open_worker_context(worker_type="forkserver", forkserver_preload=["holding"]) as context:
             await context.run_sync(bool)
+            template = context._settings.templates.current().process.pid
+            if {late}:
+                # Now it is asked for the next worker, and cannot answer yet.
+                os.kill(template, signal.SIGSTOP)
             # So that a worker has been forked ahead.
             await trio.testing.wait_all_tasks_blocked()
             # A fork in C that runs none of Python's hooks: the copy holds our ends of all sockets.
@@ -496,7 +503,7 @@ async def test_a_copy_of_the_program_that_lives_on_does_not_keep_the_template(tm
             if copy == 0:
                 while True:
                     ctypes.CDLL(None).pause()
-            print(copy, flush=True)
+            print(copy, template, flush=True)
             await trio.sleep_forever()
 
     trio.run(main)
@@ -505,8 +512,11 @@ async def test_a_copy_of_the_program_that_lives_on_does_not_keep_the_template(tm
     script = write(tmp_path / "program.py", text)
     with started([sys.executable, script], environment=ENVIRONMENT, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
-        copy = int(parent.stdout.readline())
+        copy, template = map(int, parent.stdout.readline().split())
         parent.kill()
+        parent.wait()
+        if late:
+            os.kill(template, signal.SIGCONT)
         with trio.fail_after(PATIENCE):
             await line.ended()
         assert process_state(copy) is not None

@@ -311,13 +311,13 @@ impl Executor for Worker {
     }
 
     fn fork(&mut self, mut descriptors: Vec<OwnedFd>) -> Side {
-        let Some(python) = &self.python else { return Side::Template };
+        let (Some(python), Some(parent)) = (&self.python, self.parent) else { return Side::Template };
         let birth = descriptors.remove(BIRTH);
         let mut taken = None;
         let outcome = Python::attach(|py| {
             // What is still to be written would be written by each worker.
             flush(py, &python.sys);
-            ffi::fork(py, birth.as_fd(), || taken = Some(launch::take_over(std::mem::take(&mut descriptors))))
+            ffi::fork(py, birth.as_fd(), || taken = Some(launch::take_over(std::mem::take(&mut descriptors), parent)))
         });
         if let (Err(error), Some(socket)) = (&outcome, descriptors.first()) {
             refuse(socket, error);

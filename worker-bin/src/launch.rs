@@ -73,7 +73,9 @@ pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surr
 
 /// Makes a process that a template has just forked ready for its parent: it gets the socket and the record that came with the request
 /// in place of the template's. Signals, and what is closed in children, are arranged already; the rest comes with HELLO.
-pub fn take_over(descriptors: Vec<OwnedFd>) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
+///
+/// Whose child this process is now does not tell its parent: that may have ended before the template forked.
+pub fn take_over(descriptors: Vec<OwnedFd>, parent: &Parent) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
     const SOCKET: RawFd = 3;
     const RECORD: RawFd = 4;
     let system = |what| move |source| LaunchError::System { what, source };
@@ -86,7 +88,7 @@ pub fn take_over(descriptors: Vec<OwnedFd>) -> Result<(Connection<Socket>, Surro
     // Not inherited (prctl(2)).
     os::become_subreaper().map_err(system("becoming a subreaper"))?;
     let (mut connection, surroundings) = surround(socket, record, None);
-    connection.expect_descriptors(true);
+    connection.expect_descriptors(Some(parent.pid()));
     Ok((connection, surroundings))
 }
 

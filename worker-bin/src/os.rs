@@ -193,7 +193,7 @@ pub struct Seen {
     pub bell: bool,
 }
 
-/// The process whose child this one was when the watch began.
+/// The process whose child this one is, or was.
 #[derive(Debug)]
 pub struct ParentWatch {
     pid: u32,
@@ -201,10 +201,11 @@ pub struct ParentWatch {
 }
 
 impl ParentWatch {
-    #[expect(clippy::new_without_default, reason = "what is watched is that of a moment")]
-    pub fn new() -> Self {
-        let pid = std::os::unix::process::parent_id();
-        Self { pid, handle: open_process(pid) }
+    /// Of the parent that is known by this number. It may have ended already: then this one is another's child by now, and whom the
+    /// number belongs to is nobody's business.
+    pub fn of(pid: u32) -> Self {
+        let handle = open_process(pid).filter(|_| std::os::unix::process::parent_id() == pid);
+        Self { pid, handle }
     }
 
     /// Waits until there is something to read, the end of the stream included. False: the process has ended before that.

@@ -152,6 +152,11 @@ impl Parent {
         (std::os::unix::process::parent_id() == pid).then_some(Self { pid, handle })
     }
 
+    /// The number that it is known by.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// As [`Self::watch`], without a descriptor.
     pub fn watch_by_number(pid: u32) -> Option<Self> {
         (std::os::unix::process::parent_id() == pid).then_some(Self { pid, handle: None })

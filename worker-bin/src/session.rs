@@ -95,6 +95,7 @@ pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mu
         executor,
         activity,
         state: State::AwaitHello,
+        parent: 0,
         idle: IdleClock::start(None),
         timeout_after_call: None,
         memory_limit: None,
@@ -119,6 +120,8 @@ struct Session<'a, S, E> {
     executor: &'a mut E,
     activity: &'a Activity,
     state: State,
+    /// The process that has said HELLO.
+    parent: u32,
     idle: IdleClock,
     /// The idle time that counts once a call has been run, where another one counts before.
     timeout_after_call: Option<Duration>,
@@ -188,7 +191,8 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         let Some(descriptors) = self.connection.take_descriptors(hello.descriptors()) else {
             return self.miss_descriptors("a HELLO");
         };
-        self.connection.expect_descriptors(false);
+        self.connection.expect_descriptors(None);
+        self.parent = u32::try_from(hello.parent_pid).unwrap_or_default();
         self.activity.set(Doing::Busy);
         match self.executor.start(hello, descriptors) {
             Ok(welcome) => {
@@ -250,7 +254,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             return Err(Ending::SetupFailed);
         }
         // Before READY: the first request may come with the next byte.
-        self.connection.expect_descriptors(true);
+        self.connection.expect_descriptors(Some(self.parent));
         let figures = self.executor.measure(true);
         self.say(Message::Ready(figures))?;
         self.state = State::Template;

@@ -33,8 +33,9 @@ pub trait Stream {
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
     /// Lets the other side's writes fail from now on, those that wait for room too. What was sent to it stays to be read.
     fn stop_receiving(&mut self) -> io::Result<()>;
-    /// Whether descriptors that come with the bytes are kept from now on.
-    fn expect_descriptors(&mut self, _expected: bool) {}
+    /// Keeps descriptors that come with the bytes from now on, and looks for the end of the parent that sends them, which has this
+    /// number; `None`: does so no longer.
+    fn expect_descriptors(&mut self, _parent: Option<u32>) {}
     /// The next of those that were kept; `None`: there are not so many.
     fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
         (count == 0).then(Vec::new)
@@ -122,9 +123,9 @@ impl<S: Stream> Connection<S> {
         Ok(self.stream.set_receive_timeout(timeout)?)
     }
 
-    /// Whether frames bring descriptors from now on.
-    pub fn expect_descriptors(&mut self, expected: bool) {
-        self.stream.expect_descriptors(expected);
+    /// Whether frames bring descriptors from now on, and from which process: the number that the parent is known by.
+    pub fn expect_descriptors(&mut self, parent: Option<u32>) {
+        self.stream.expect_descriptors(parent);
     }
 
     /// The descriptors that came with the frame whose header came last; as [`Stream::take_descriptors`].
@@ -593,8 +594,8 @@ impl Stream for Socket {
         self.stream.shutdown(Shutdown::Read)
     }
 
-    fn expect_descriptors(&mut self, expected: bool) {
-        self.requests = expected.then(|| Requests { descriptors: VecDeque::new(), parent: os::ParentWatch::new() });
+    fn expect_descriptors(&mut self, parent: Option<u32>) {
+        self.requests = parent.map(|pid| Requests { descriptors: VecDeque::new(), parent: os::ParentWatch::of(pid) });
     }
 
     fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
