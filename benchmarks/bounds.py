@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import pickle
@@ -203,8 +204,7 @@ async def many_over_two(scale: Scale) -> Finding:
 
 async def map_by_hand(free: list[Hand], count: int, size: int, in_flight: int = 4) -> AsyncGenerator[Any, None]:
     """`map`, by hand: so many chunks on their way to each worker, results in the order in which the items came."""
-    items = iter(range(count))
-    chunks = enumerate(iter(lambda: list(itertools.islice(items, size)), []))
+    chunks = iter(range(-(-count // size)))
     done: dict[int, list[Any]] = {}
     changed = trio.lowlevel.ParkingLot()
 
@@ -212,10 +212,10 @@ async def map_by_hand(free: list[Hand], count: int, size: int, in_flight: int = 
         begun: collections.deque[int] = collections.deque()
         while True:
             calls = []
-            for index, chunk in itertools.islice(chunks, in_flight - len(begun)):
-                calls.append(
-                    hand.call(pickle.dumps((_chunks.run, (jobs.same, (chunk, None, index + 1, hand.record, None))), 5))
-                )
+            for index in itertools.islice(chunks, in_flight - len(begun)):
+                # A range travels as three numbers.
+                what = (index * size, min((index + 1) * size, count), 1), None, index + 1, hand.record, None
+                calls.append(hand.call(pickle.dumps((_chunks.run, (jobs.same, what)), 5)))
                 begun.append(index)
             if calls:
                 hand.socket.send(b"".join(calls))
@@ -339,7 +339,14 @@ async def forked(scale: Scale) -> Finding:
     )
 
 
-ROWS = {"single": single_calls, "four": four_over_two, "many": many_over_two, "chunks": chunks, "forked": forked}
+ROWS = {
+    "single": single_calls,
+    "four": four_over_two,
+    "many": many_over_two,
+    "chunks": chunks,
+    "large chunks": functools.partial(chunks, size=1000),
+    "forked": forked,
+}
 
 
 async def main() -> None:

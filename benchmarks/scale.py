@@ -65,7 +65,7 @@ async def many_waiting(settings: Settings) -> Places:
         pools = await stack.opened(settings, OURS, TRIO_PARALLEL, workers=2)
         for pool in pools.values():
             await _cost_of([pool.call] * 2, times=1)
-        for number in range(settings.rounds // 2 + 1):
+        for number in range(settings.rounds + 1):
             for count in settings.waiting:
                 # Few calls are over so soon that they have to be made again and again.
                 times = max(settings.waiting[-1] // count // 10, 1)
