@@ -33,7 +33,7 @@ from measure import FULL
 from starts import BARE_FORK, Forks, calls_per_second
 
 import trio_offload
-from trio_offload._worker import Worker, WorkerSettings
+from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker import _chunks
 from trio_offload_worker._wire import Kind, encode_head
 
@@ -202,7 +202,7 @@ async def many_over_two(scale: Scale) -> Finding:
     )
 
 
-async def map_by_hand(free: list[Hand], count: int, size: int, in_flight: int = 4) -> AsyncGenerator[Any, None]:
+async def map_by_hand(free: list[Hand], count: int, size: int) -> AsyncGenerator[Any, None]:
     """`map`, by hand: so many chunks on their way to each worker, results in the order in which the items came."""
     chunks = iter(range(-(-count // size)))
     done: dict[int, list[Any]] = {}
@@ -212,7 +212,7 @@ async def map_by_hand(free: list[Hand], count: int, size: int, in_flight: int = 
         begun: collections.deque[int] = collections.deque()
         while True:
             calls = []
-            for index in itertools.islice(chunks, in_flight - len(begun)):
+            for index in itertools.islice(chunks, MOST_IN_FLIGHT - len(begun)):
                 # A range travels as three numbers.
                 what = (index * size, min((index + 1) * size, count), 1), None, index + 1, hand.record, None
                 calls.append(hand.call(pickle.dumps((_chunks.run, (jobs.same, what)), 5)))

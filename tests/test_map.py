@@ -153,7 +153,8 @@ async def test_a_slow_consumer_stops_the_workers(plan: Plan, is_async: bool, chu
     source = Counted(itertools.count())
     items = one_by_one(source) if is_async else source
     async with trio_offload.map(map_jobs.double, items, chunk_size=chunk_size, window=window, workers=2) as results:
-        bound = window or 8 * 2 * chunk_size
+        # For each of the two workers at most twice what may be in flight to it.
+        bound = window or 2 * MOST_IN_FLIGHT * 2 * chunk_size
         await wait_all_tasks_blocked()
         assert 0 < source.read <= bound
         assert trio_offload.default_context_statistics().running_workers == 0, "nothing is held while there is no room"
@@ -828,6 +829,38 @@ async def test_what_has_been_read_comes_before_anything_new_is_sent(plan: Plan) 
     assert plan.most_in_flight > 1
 
 
+@pytest.mark.parametrize("kind", [range, list, tuple, dict.fromkeys, set])
+async def test_towards_the_end_few_items_are_behind_a_slow_one(plan: Plan, kind: Callable[[Any], Any]) -> None:
+    """Where it is known how many there are."""
+    items = range(100)
+    for item in items:
+        if item != 90:
+            plan.gate(item).set()
+    async with (
+        trio_offload.map(pass_gate, items if kind is range else kind(items), workers=2, ordered=False) as results,
+        trio.open_nursery() as nursery,
+    ):
+        found: list[Any] = []
+        nursery.start_soon(collect_into, found, results)
+        await wait_all_tasks_blocked()
+        missing = len(items) - len(found)
+        plan.gate(90).set()
+    assert len(found) == len(items)
+    # A quarter of what was left when the first of those with it was sent, and itself.
+    assert 1 <= missing <= 4
+
+
+async def test_a_list_may_grow_while_it_is_read(plan: Plan) -> None:
+    items = list(range(50))
+    async with trio_offload.map(map_jobs.double, items, workers=1) as results:
+        for number in range(100):
+            assert await results.__anext__() == 2 * number
+            if len(items) < 100:
+                items += range(len(items), len(items) + 2)
+        with pytest.raises(StopAsyncIteration):
+            await results.__anext__()
+
+
 async def test_a_foreseen_retirement_has_nothing_sent_ahead(plan: Plan) -> None:
     plan.foreseen = True
     policy = trio_offload.retire_when(jobs=1)
@@ -878,41 +911,63 @@ async def test_the_time_does_not_count_while_the_item_waits(plan: Plan, autojump
 def test_the_pace_begins_with_one_grows_and_shrinks() -> None:
     pace = Pace(None)
     assert pace.size == 1
-    assert pace.in_flight == 1
     sizes = []
     for _ in range(8):
         items = pace.size
-        pace.measured(items, items * 1e-6, items * 1e-6, 100)
+        pace.measured(items, items * 1e-6, 100)
         sizes.append(pace.size)
     assert sizes == [8, 64, 512, 4096, 16384, 16384, 16384, 16384]
-    assert pace.in_flight == 2
-    pace.measured(16384, 16.384, 16.384, 100)
+    pace.measured(16384, 16.384, 100)
     assert pace.size == 20, "of a millisecond each"
-    assert pace.in_flight == 1
-    pace.measured(20, 20.0, 20.0, 100)
+    pace.measured(20, 20.0, 100)
     assert pace.size == 1
-    pace.measured(0, 0.0, 0.0, 0)
+    pace.measured(0, 0.0, 0)
     assert pace.size == 1
+
+
+def test_so_many_more_calls_are_sent_ahead_as_short_ones_have_been_seen() -> None:
+    pace = Pace(10)
+    assert (pace.in_flight, pace.inside) == (1, 8)
+    seen = []
+    for calls in (1, 1, 2, 4, 8, 16):
+        pace.answered(calls, calls * 1e-6, waits=False)
+        seen.append((pace.in_flight, pace.inside))
+    assert seen == [(2, 8), (3, 8), (5, 10), (9, 18), (16, 32), (16, 32)]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [(0.0, MOST_IN_FLIGHT), (0.0009, MOST_IN_FLIGHT), (0.001, 2), (0.09, 2), (0.1, 1)]
+    ("calls", "each", "waits", "expected"),
+    [
+        (1, 0.0, False, 16),
+        (4, 0.0001, False, 16),
+        (4, 0.0004, False, 5),
+        (4, 0.0009, False, 2),
+        (1, 0.05, False, 2),
+        (1, 0.05, True, 2),
+        (2, 0.05, True, 16),
+        (1, 0.1, False, 1),
+        (2, 0.1, True, 1),
+    ],
 )
-def test_the_shorter_a_call_the_more_are_sent_ahead(seconds: float, expected: int) -> None:
+def test_the_shorter_a_call_the_more_are_sent_ahead(calls: int, each: float, waits: bool, expected: int) -> None:
+    """One alone says nothing of a worker that waits: it had no other."""
     pace = Pace(10)
-    pace.measured(10, seconds, seconds, 100)
+    for _ in range(20):
+        pace.answered(1, 0.0, waits=False)
+    pace.answered(calls, calls * each, waits=waits)
     assert pace.in_flight == expected
+    assert pace.inside == max(8, 2 * expected)
     assert pace.size == 10
 
 
 def test_the_pace_minds_bytes_and_the_time_that_it_takes_to_read() -> None:
     pace = Pace(None)
     for _ in range(8):
-        pace.measured(pace.size, 1e-6, 1e-6, pace.size * MOST_BYTES // 4)
+        pace.measured(pace.size, 1e-6, pace.size * MOST_BYTES // 4)
     assert pace.size == 4
     pace = Pace(None)
     for _ in range(8):
-        pace.measured(pace.size, 1e-6, 1e-6, 1)
+        pace.measured(pace.size, 1e-6, 1)
     assert pace.size == MOST_ITEMS
     pace.read(100, 1.0)
     assert pace.size == 1
@@ -924,7 +979,7 @@ def test_the_pace_minds_bytes_and_the_time_that_it_takes_to_read() -> None:
 
 def test_a_given_chunk_size_stays() -> None:
     pace = Pace(7)
-    pace.measured(7, 100.0, 100.0, 10**9)
+    pace.measured(7, 100.0, 10**9)
     assert pace.size == 7
 
 

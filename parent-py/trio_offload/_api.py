@@ -158,8 +158,9 @@ def map(
             before it, and all else is given up.
         workers: how many workers are used at most. None: as many as the ``limiter`` has tokens.
         window: how many items may be between the source and the consumer: read, and their chunk not consumed
-            yet. None: eight chunks for each worker. A consumer that is slower than the workers stops them when it is full;
-            with ``ordered``, so does one item that takes very long.
+            yet. None: eight chunks for each worker, and up to 32 where a chunk takes less than half a millisecond. A
+            consumer that is slower than the workers stops them when it is full; with ``ordered``, so does one item that
+            takes very long.
         limiter: each worker that is in use holds a token of it; None: that of :func:`current_default_worker_limiter`, unless
             ``workers`` is given.
 

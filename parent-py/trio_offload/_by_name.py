@@ -21,10 +21,11 @@ from typing import Any, Final
 class ByName:
     """The functions and classes whose names are known."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_joined", "_known")
 
     def __init__(self) -> None:
         self._known: Final[dict[Callable[..., Any], tuple[str, str, bytes]]] = {}
+        self._joined: Final[dict[tuple[Callable[..., Any], bytes], bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -48,10 +49,19 @@ class ByName:
             pass
         return None
 
-    def start_of_two(self, function: Callable[..., Any], first: Callable[..., Any]) -> bytes | None:
-        """The same for a call of ``function`` with ``first`` and one more argument."""
-        start, next_start = self.start_of(function), self.start_of(first)
-        return None if start is None or next_start is None else start + next_start[AFTER_PROTOCOL:]
+    def start_of_two(self, ours: Callable[..., Any], first: Callable[..., Any]) -> bytes | None:
+        """The same for a call of ``ours`` with ``first`` and one more argument. Ours is one that nobody replaces in its module."""
+        start = self.start_of(first)
+        if start is None:
+            return None
+        try:
+            return self._joined[ours, start]
+        except KeyError:
+            start_of_ours = self.start_of(ours)
+            if start_of_ours is None:
+                return None
+            self._joined[ours, start] = joined = start_of_ours + start[AFTER_PROTOCOL:]
+            return joined
 
     def _remember(self, function: Callable[..., Any]) -> tuple[str, str, bytes] | None:
         module, name = function.__module__, function.__qualname__
@@ -64,6 +74,7 @@ class ByName:
             return None
         if len(self._known) >= _MOST:
             self._known.clear()
+            self._joined.clear()
         known = module, name, b"\x80\x05c%b\n%b\n" % (module.encode(), name.encode())
         self._known[function] = known
         return known

@@ -238,7 +238,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
 
     def _window(self) -> int:
         """How many items may be inside."""
-        return self._options.window or _WINDOW * self._limit() * self._pace.size
+        return self._options.window or self._pace.inside * self._limit() * self._pace.size
 
     def _chunk_size(self) -> int:
         if self._options.window is None:
@@ -250,9 +250,12 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """How many items the next chunk may have; 0: there is no room for one. There always is if there is no other."""
         inside = self._source.inside
         if self._options.window is None:
-            size = self._pace.size
+            pace = self._pace
+            size = pace.size
             # As by the other two methods, in a step instead of three: it is asked for each chunk.
-            return size if not inside or inside + size <= _WINDOW * self._limit() * size else 0
+            return (
+                size if not inside or inside + size <= pace.inside * (self._options.workers or self._limit()) * size else 0
+            )
         size = self._chunk_size()
         return size if not inside or inside + size <= self._window() else 0
 
@@ -408,15 +411,20 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._begin(worker, record, first, begun)
         # Trio's clock is what deadlines are by; Python's takes a quarter of the time.
         clock = time.perf_counter if timeout is None else trio.current_time
-        now = since = clock()
+        now = since = sent = clock()
         until = now + _TURN
+        answered = 0
         for answers in itertools.count(1):
             if not begun and now < until and self._source.may_have_more and not self._room():
                 # Most often the consumer has only not had its turn yet.
                 await trio.lowlevel.checkpoint()
             # What has been read already comes first: then all that follow go out together.
             if now < until and not (begun and worker.has_answer):
-                while len(begun) < self._pace.in_flight and not self._stopped:
+                if answered:
+                    self._pace.answered(answered, now - sent, waits=not begun)
+                    answered = 0
+                most = self._most_in_flight()
+                while len(begun) < most and not self._stopped:
                     chunk = None if self._may_retire and worker.will_retire(len(begun)) else self._take()
                     if chunk is None:
                         break
@@ -424,6 +432,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                     if len(begun) == 1:
                         # The time that it took to pickle it is not its own.
                         since = clock()
+                sent = since
             if not begun:
                 return
             try:
@@ -450,9 +459,16 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 until = now + _TURN
             self._accept(begun.popleft(), result, now - since, worker.answer_size)
             since = now
+            answered += 1
             if not answers % _UNINTERRUPTED:
                 # As long as answers are there already, none of them is waited for.
                 await trio.lowlevel.checkpoint()
+
+    def _most_in_flight(self) -> int:
+        """How many chunks a worker may have. Towards the end of the items each lane leaves some for the others."""
+        most = self._pace.in_flight
+        share = self._source.left / (2 * self._limit() * self._pace.size)
+        return most if share >= most else 1 + int(share)
 
     def _is_waited_for(self) -> bool:
         """Whether somebody else may want the token. To let go of it means to let the worker run dry."""
@@ -518,7 +534,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
     def _send_elsewhere(self, chunk: Chunk, worker: Worker, new: bool) -> None:
         """Its worker had left. It is a bad sign if one after the other does that was started for it."""
         if new:
-            chunk.lost.append(worker.process)
+            chunk.lost += (worker.process,)
         if len(chunk.lost) < _MOST_LOST:
             self._put_back(chunk)
             return
@@ -566,15 +582,15 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         value, error = result
         if error is not None:
             # If there are several it was no item's fault: the function could not be unpickled, say.
-            self._pace.measured(count, seconds, seconds, chunk.sent + answer_size)
+            self._pace.measured(count, seconds, chunk.sent + answer_size)
             self._fail_all(chunk, error)
             return
         if count == 1:
-            self._pace.measured(1, seconds, seconds, chunk.sent + answer_size)
+            self._pace.measured(1, seconds, chunk.sent + answer_size)
             self._results.deposit(chunk, [value], {})
             return
         values, pickled, failed, done, worked = value
-        self._pace.measured(done, worked, seconds, chunk.sent + answer_size)
+        self._pace.measured(done, worked, chunk.sent + answer_size)
         failures = {index: _rebuilt(*failure) for index, failure in failed.items()} if failed else {}
         if pickled is not None:
             values = []
@@ -593,7 +609,6 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._results.deposit(chunk, values, failures)
 
 
-_WINDOW: Final = 8  # chunks for each lane
 _TURN: Final = 0.05  # seconds after which a lane lets others have its token
 _BUDGET: Final = 0.1  # seconds after which a worker gives back what it has not begun of a chunk
 _UNINTERRUPTED: Final = 16  # answers, or items of an async iterable, before other tasks have their turn

@@ -87,16 +87,12 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
             error = failures[first]
             self._work.note(error, chunk, [first])
             values = values[:first]
-        batch = _Batch(values, error, len(chunk.items))
-        if self._ordered:
-            if chunk.start == self._due:
-                self._make_ready(batch)
-                while (due := self._early.pop(self._due, None)) is not None:
-                    self._make_ready(due)
-            else:
-                self._early[chunk.start] = batch
+        if self._ordered and chunk.start != self._due:
+            self._early[chunk.start] = _Batch(values, error, len(chunk.items))
         else:
-            self._make_ready(batch)
+            self._make_ready(values, error, len(chunk.items))
+            while self._early and (due := self._early.pop(self._due, None)) is not None:
+                self._make_ready(due.values, due.error, due.count)
         if error is not None:
             # Nothing that comes after it will be handed out.
             if self._ordered:
@@ -160,30 +156,40 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
 
     def _take(self) -> None:
         """Hand out what is ready, up to the first error, and not so much that workers run dry before anybody else has a turn."""
-        values: list[list[Any]] = []
+        ready = self._ready
+        batch = ready[0]
+        if len(ready) == 1 and not batch.taken and len(batch.values) <= _AT_ONCE:
+            # Most often.
+            ready.clear()
+            self._values, self._count, self._error = iter(batch.values), batch.count, batch.error
+            return
+        parts: list[list[Any]] = []
         left = _AT_ONCE
-        while self._ready and self._error is None and left > 0:
-            batch = self._ready[0]
-            if batch.is_whole and len(batch.values) <= left:
-                # Most often.
-                values.append(batch.values)
-                left -= len(batch.values)
-                self._count += batch.count
-                self._error = batch.error
-                self._ready.popleft()
-                continue
+        while ready and self._error is None and left > 0:
+            batch = ready[0]
             part, count = batch.take(left)
-            values.append(part)
+            parts.append(part)
             left -= len(part)
             self._count += count
             if batch.is_empty:
                 self._error = batch.error
-                self._ready.popleft()
-        self._values = iter(values[0]) if len(values) == 1 else itertools.chain.from_iterable(values)
+                ready.popleft()
+        self._values = iter(parts[0]) if len(parts) == 1 else itertools.chain.from_iterable(parts)
 
-    def _make_ready(self, batch: _Batch) -> None:
-        self._ready.append(batch)
-        self._due += batch.count
+    def _make_ready(self, values: list[Any], error: BaseException | None, count: int) -> None:
+        """What came of the next so many items. The list is this object's from now on."""
+        ready = self._ready
+        last = ready[-1] if ready else None
+        if last is not None and last.may_grow and len(last.values) + len(values) <= _AT_ONCE:
+            # One list is handed out faster than several.
+            last.values += values
+            last.count += count
+            if error is not None:
+                last.error = error
+                last.may_grow = False
+        else:
+            ready.append(_Batch(values, error, count, error is None))
+        self._due += count
         if self._waiting:
             self._waiting.unpark_all()
 
@@ -202,25 +208,26 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
 
 @attrs.define(eq=False)
 class _Batch:
-    """A finished chunk: what is handed out, the error that is raised after it, and how many items it was made of."""
+    """Finished chunks: what is handed out, the error that is raised after it, and how many items it was made of."""
 
     values: list[Any]
     error: BaseException | None
     count: int
-    is_whole: bool = True
-    """Whether none has been taken."""
-    _taken: int = 0
+    may_grow: bool = True
+    """Whether more may follow in the same list: none of it has been taken, and no error ends it."""
+    taken: int = 0
+    """How many of the values have been taken."""
 
     @property
     def is_empty(self) -> bool:
         """Whether all values have been taken."""
-        return self._taken == len(self.values)
+        return self.taken == len(self.values)
 
     def take(self, most: int) -> tuple[list[Any], int]:
         """Up to so many of the values, and how many items have left the window with them."""
-        first, last = self._taken, min(self._taken + most, len(self.values))
-        self._taken = last
-        self.is_whole = False
+        first, last = self.taken, min(self.taken + most, len(self.values))
+        self.taken = last
+        self.may_grow = False
         # With the last go the items that have no value.
         count = last - first if last < len(self.values) else self.count - first
         return (self.values if last - first == len(self.values) else self.values[first:last]), count

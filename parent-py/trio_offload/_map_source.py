@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,7 @@ class Chunk:
     """What the worker writes into its record beside the progress."""
     sent: int = 0
     """Bytes."""
-    lost: list[WorkerProcess] = attrs.field(factory=list)
+    lost: tuple[WorkerProcess, ...] = ()
     """Workers that were started for it and left before they had begun."""
 
 
@@ -39,6 +40,8 @@ class Source:
         # Whether there is no need to look what is in it. What is taken of it is a range too: that travels as three numbers.
         self.is_plain = type(items) is range
         self._items = items
+        # How many items there are; of an iterable that is not of these types only reading tells.
+        self._count = len(items) if type(items) in _SIZED else None
         self._iterator: Any = None
         self._queue: collections.deque[Any] = collections.deque()
         self._taken = 0
@@ -52,16 +55,29 @@ class Source:
         """Whether there is an item to take, or one may come."""
         return bool(self._queue) or not self.exhausted
 
+    @property
+    def left(self) -> float:
+        """How many items are still to be read; infinity if that is not known."""
+        # A list may grow while it is read.
+        if self._count is None or self._count < self._taken:
+            return math.inf
+        return self._count - self._taken
+
     def read(self, count: int) -> Chunk | None:
         """The next ``count`` items of an ordinary iterable, or as many as there are; None: no more."""
         if self.exhausted:
             return None
         if self.is_plain:
-            chunk = self._chunk(self._items[self._taken : self._taken + count])
-            taken = 0 if chunk is None else len(chunk.items)
-            self.exhausted = taken < count
+            first = self._taken
+            part = self._items[first : first + count]
+            taken = len(part)
+            if taken < count:
+                self.exhausted = True
+                if not taken:
+                    return None
+            self._taken += taken
             self.inside += taken
-            return chunk
+            return Chunk(first, part)
         items: list[Any] = []
         try:
             if self._iterator is None:
@@ -124,6 +140,8 @@ class Pace:
         # How many items the next chunk should have.
         self.size = chunk_size or 1
         self.in_flight = 1
+        # How many chunks of each worker may be inside of the window, if that is not given.
+        self.inside = _INSIDE
         self._wanted = self.size
         self._most_read = MOST_ITEMS
 
@@ -133,11 +151,22 @@ class Pace:
             self._most_read = max(1, int(min(MOST_ITEMS, items * _LONGEST_READ / max(seconds, 1e-9))))
             self.size = min(self._wanted, self._most_read)
 
-    def measured(self, items: int, worked: float, passed: float, size: int) -> None:
-        """A chunk of so many items, and so many bytes both ways, was worked on for so many seconds; so many have passed."""
+    def answered(self, calls: int, seconds: float, *, waits: bool) -> None:
+        """A worker has answered so many calls in so many seconds, and ``waits`` for more if none is left in flight."""
         # A second call behind a long one would only keep an item from the other workers. Short ones have several behind them: the
-        # parent then often finds more than one answer where it looks for one, and sends as many calls at once.
-        self.in_flight = 1 if passed >= _AHEAD else 2 if passed >= _FAR_AHEAD else MOST_IN_FLIGHT
+        # parent then often finds more than one answer where it looks for one, and sends as many calls at once. They become more
+        # only as fast as short ones are seen, so that a single one does not bring long ones behind each other.
+        each = seconds / calls
+        if each >= _AHEAD:
+            self.in_flight = 1
+        else:
+            # What a worker could have done in the time is not known if it had to wait for the parent.
+            short = each * MOST_IN_FLIGHT <= _BEHIND or (waits and calls > 1)
+            self.in_flight = min(MOST_IN_FLIGHT if short else max(2, int(_BEHIND / each)), self.in_flight + calls)
+        self.inside = max(_INSIDE, 2 * self.in_flight)
+
+    def measured(self, items: int, worked: float, size: int) -> None:
+        """A chunk of so many items, and so many bytes both ways, was worked on for so many seconds."""
         if not self.measures or not items:
             return
         wanted = int(min(_TARGET * items / max(worked, 1e-9), MOST_BYTES * items / max(size, 1), MOST_ITEMS))
@@ -154,8 +183,10 @@ MOST_BYTES: Final = 512 * 1024
 _TARGET: Final = 0.02  # seconds that a chunk should last
 _GROWTH: Final = 8
 _LONGEST_READ: Final = 0.001  # seconds
+_SIZED: Final = frozenset({range, list, tuple, dict, set, frozenset})
 _AHEAD: Final = 0.1  # seconds; calls that take longer are sent one at a time
-_FAR_AHEAD: Final = 0.001  # seconds; calls that take longer have one behind them
+_BEHIND: Final = 0.002  # seconds; calls that are sent ahead may take so long together, except that one always is
+_INSIDE: Final = 8  # chunks for each worker, at least
 
 
 # Ctrl+C has to get through to an iterator that does not come to an end.

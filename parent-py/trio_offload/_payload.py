@@ -56,10 +56,11 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     start = _by_name.start_of(function)
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
-    # As `_small_call`, without a call of that: most calls come this way.
+    # Most calls come this way. Their arguments need no file that large objects go past.
     pickled = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
+    # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
     return payload if pickled.find(_MAIN) < 0 else _checked(payload, (function, args), function, out_of_band=True)
 
 
@@ -83,13 +84,18 @@ def dump_chunk(
 
     If it is known to be ``small``, there is nothing in ``args`` but tuples and ranges of numbers.
     """
-    value = helper, (function, args)
     if to_fork:
-        return _dump_to_fork(value, function)
+        return _dump_to_fork((helper, (function, args)), function)
     start = _by_name.start_of_two(helper, function)
-    if small and start is not None and not (_by_value.known and _by_value.holds(function)):
-        return _small_call(start, args, END_OF_CALL_OF_TWO, value, function)
-    return _dump(value, function, start, args, END_OF_CALL_OF_TWO)
+    if not small or start is None or (_by_value.known and _by_value.holds(function)):
+        return _dump((helper, (function, args)), function, start, args, END_OF_CALL_OF_TWO)
+    # As in `dump_call`.
+    pickled = start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL_OF_TWO
+    size = len(pickled)
+    payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
+    if pickled.find(_MAIN) < 0:
+        return payload
+    return _checked(payload, (helper, (function, args)), function, out_of_band=True)
 
 
 def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
@@ -196,15 +202,6 @@ def _dump(
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
     return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
-
-
-def _small_call(start: bytes, args: tuple[Any, ...], end: bytes, value: Any, function: Callable[..., Any]) -> Payload:
-    """The call whose pickle starts and ends so. Its arguments need no file that large objects go past."""
-    call = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + end if args else CALL_WITHOUT_ARGUMENTS)
-    size = len(call)
-    payload = Payload((call,), (size,), function, b"", size <= _COPIED)
-    # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
-    return payload if call.find(_MAIN) < 0 else _checked(payload, value, function, out_of_band=True)
 
 
 def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:

@@ -23,7 +23,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
@@ -669,10 +669,12 @@ class Worker:
         try:
             if self._unsent:
                 self.send_calls()
+            answer: Frame | memoryview | None = None
             # With several in flight the worker is often done with one by the time that anybody looks.
-            answer: Frame | memoryview | None = channel.look(oldest.start) if len(self._flight) > 1 else None
-            if answer is None and channel.has_read:
-                answer = self._receive_nowait(channel)
+            if channel.has_read or len(self._flight) > 1:
+                answer = channel.look(oldest.start)
+                if answer is None and channel.has_read:
+                    answer = self._receive_nowait(channel)
             if answer is None:
                 if self._unsent:
                     answer = await self._next_frame_while_sending(channel)
@@ -701,10 +703,13 @@ class Worker:
             await self._end()
             raise
         raised: Frame | None = None
+        segments: Sequence[Any]
         if type(answer) is memoryview:
-            segments: list[Any] = [answer]
+            segments = (answer,)
+            self.answer_size = len(answer)
         elif answer.id == oldest.number and (answer.kind is Kind.RESULT or answer.kind is Kind.RAISED):
             segments = answer.segments
+            self.answer_size = sum(map(len, segments))
             raised = answer if answer.kind is Kind.RAISED else None
             if answer.body:
                 self._hear_figures(answer)
@@ -712,7 +717,6 @@ class Worker:
             return await self._refused_call(answer, _payload.function_name(oldest.function), oldest.number)
         if self._settings.regions.given:
             self._settings.regions.release_later()
-        self.answer_size = len(segments[0]) if len(segments) == 1 else sum(map(len, segments))
         # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
         result: tuple[Any, BaseException | None]
         if raised is None:
@@ -1213,7 +1217,7 @@ def refuse_while_main_loads() -> None:
         )
 
 
-MOST_IN_FLIGHT: Final = 4  # calls
+MOST_IN_FLIGHT: Final = 16  # calls
 _LONGEST_AHEAD: Final = 16 * 1024  # bytes
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"

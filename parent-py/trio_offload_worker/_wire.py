@@ -153,10 +153,14 @@ def encode_call(id: int, pickled: Buffer) -> tuple[bytes, bytes]:
     The same as :func:`encode_head` gives, in half the steps: most of all calls are such.
     """
     length = len(pickled)
-    if 0x100 <= id < 0x10000 and length < _MANY_ENDS:
+    if 0x100 <= id < 0x10000:
         number = _UINT_2.pack(0x19, id)
-        start, end = _CALLS[length]
-        return b"".join((start, number, end, pickled)), _RESULT + number
+        if length < _MANY_ENDS:
+            start, end = _CALLS[length]
+            return b"".join((start, number, end, pickled)), _RESULT + number
+        if length < 0x10000:
+            end = _END_OF_2.pack(0x8119, length)
+            return b"".join((_PREFIX.pack(MAGIC, _CALL_OF_2, length), _CALL, number, end, pickled)), _RESULT + number
     number = encode_uint(id)
     header = _CALL + number + b"\x81" + encode_uint(length)
     return _PREFIX.pack(MAGIC, len(header), length) + header + pickled, _RESULT + number
@@ -227,7 +231,12 @@ class Decoder:
         begin = at + length
         end = begin + payload
         if end <= self.end and magic == MAGIC:
-            rest = _ENDS[payload] if payload < _MANY_ENDS else b"\x81" + encode_uint(payload)
+            if payload < _MANY_ENDS:
+                rest = _ENDS[payload]
+            elif payload < 0x10000:
+                rest = _END_OF_2.pack(0x8119, payload)
+            else:
+                rest = b"\x81" + encode_uint(payload)
             if buffer[at:begin] == start + rest:
                 self.start = end
                 return buffer[begin:end]
@@ -264,7 +273,12 @@ class Decoder:
         if initial > 27:
             return self._any_frame()
         at = 3 if initial < 24 else 3 + (1 << (initial - 24))
-        rest = _ENDS[payload] if payload < _MANY_ENDS else b"\x81" + encode_uint(payload)
+        if payload < _MANY_ENDS:
+            rest = _ENDS[payload]
+        elif payload < 0x10000:
+            rest = _END_OF_2.pack(0x8119, payload)
+        else:
+            rest = b"\x81" + encode_uint(payload)
         body: dict[str, Any] = {}
         if header[0] == 0x84:
             figures = _figures_after(header, at, rest + _FIGURES_HEAD)
@@ -736,6 +750,10 @@ _PLAIN_STARTS[b"\x84" + _SMALL[Kind.RESULT]] = Kind.RESULT
 # What comes behind the id: the lengths of one short segment.
 _MANY_ENDS: Final = 256
 _ENDS: Final = tuple(b"\x81" + encode_uint(length) for length in range(_MANY_ENDS))
+# The same of a segment whose length has two bytes, after 0x8119.
+_END_OF_2: Final = struct.Struct(">HH")
+# How long the header of a call is whose number and whose segment's length have two bytes.
+_CALL_OF_2: Final = len(_CALL) + _UINT_2.size + _END_OF_2.size
 # What is around the number of a call, if that has two bytes, in the frame of one segment so long.
 _CALLS: Final = tuple(
     (_PREFIX.pack(MAGIC, len(_CALL) + _UINT_2.size + len(end), length) + _CALL, end) for length, end in enumerate(_ENDS)
