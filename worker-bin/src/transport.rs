@@ -500,42 +500,59 @@ impl From<OwnedFd> for Socket {
 /// Whether the next message is expected at once: then it is looked for a while before this thread sleeps.
 ///
 /// To be woken takes longer than a small job, and meanwhile the processor forgets what it knew of the worker (that of a virtual
-/// machine is given to others). Calls that come one right after the other are a third faster so. What it costs at
-/// most is `LOOKED_FOR` of a processor after each row of calls, and after every fifth where they come a little too late.
+/// machine is given to others). It costs the parent too, who has to wake the processor: where several tasks share few workers
+/// that is half of a call, and calls that are further apart for it let the workers sleep again. What it costs at most is
+/// `LOOKED_FOR` of a processor after each row of calls, and the pauses between calls that come within `SOON` of each other.
 #[derive(Debug, Default)]
 struct Expectation {
-    /// How many messages in a row came soon.
+    /// How many more messages of late came soon than did not, the latter counted as a row each.
     quick: u32,
     /// Whether there is a processor for this beside the parent's; found out when it is asked for first.
     pays: Option<bool>,
 }
 
-const LOOKED_FOR: Duration = Duration::from_micros(120);
+const LOOKED_FOR: Duration = Duration::from_micros(600);
 
-/// To a worker that sleeps the next call comes later than to one that looks for it, by what it takes to be woken.
-const SOON: Duration = Duration::from_micros(200);
+/// Messages with longer pauses in between are not worth a processor. To a worker that sleeps the next call comes later than to one
+/// that looks for it, by what it takes to be woken.
+const SOON: Duration = Duration::from_micros(300);
 
 /// A single call, or the messages of a start, are no row.
 const ROW: u32 = 4;
 
+/// So many late ones in a row end the longest.
+const LATE: u32 = 4;
+
 impl Expectation {
     fn receive(&mut self, stream: &mut UnixStream, into: &mut [u8]) -> io::Result<usize> {
+        let since = Instant::now();
         if self.quick >= ROW && *self.pays.get_or_insert_with(|| available_parallelism().is_ok_and(|count| count.get() > 1)) {
-            let end = Instant::now() + LOOKED_FOR;
-            while Instant::now() < end {
+            loop {
                 match os::receive_at_once(stream.as_fd(), into) {
-                    // Where there are fewer processors than processes that want one, those go first.
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => yield_now(),
-                    received => return received,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if since.elapsed() >= LOOKED_FOR {
+                            break;
+                        }
+                        // Where there are fewer processors than processes that want one, those go first.
+                        yield_now();
+                    }
+                    received => {
+                        self.note(since.elapsed());
+                        return received;
+                    }
                 }
             }
             self.quick = 0;
             return io::Read::read(stream, into);
         }
-        let since = Instant::now();
         let received = io::Read::read(stream, into);
-        self.quick = if since.elapsed() <= SOON { self.quick.saturating_add(1) } else { 0 };
+        self.note(since.elapsed());
         received
+    }
+
+    /// A message has come after such a pause.
+    fn note(&mut self, pause: Duration) {
+        self.quick = if pause <= SOON { (self.quick + 1).min(LATE * ROW) } else { self.quick.saturating_sub(ROW) };
     }
 }
 
@@ -677,6 +694,29 @@ mod tests {
         expectation.quick = ROW;
         drop(theirs);
         assert_eq!(expectation.receive(&mut ours, &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_late_message_now_and_then_does_not_end_the_looking_and_a_row_of_late_ones_does() {
+        let mut expectation = Expectation::default();
+        for _ in 0..100 {
+            for _ in 0..ROW {
+                expectation.note(SOON);
+            }
+            expectation.note(LOOKED_FOR);
+        }
+        assert_eq!(expectation.quick, 0, "every fifth is too many: what they gain the late one takes");
+        for _ in 0..100 {
+            expectation.note(SOON);
+        }
+        for _ in 1..LATE {
+            expectation.note(LOOKED_FOR);
+            assert!(expectation.quick >= ROW);
+        }
+        expectation.note(LOOKED_FOR);
+        assert_eq!(expectation.quick, 0);
+        expectation.note(LOOKED_FOR);
+        assert_eq!(expectation.quick, 0);
     }
 
     /// Bytes that are nowhere the same as at another place near by.
