@@ -41,24 +41,28 @@ async def warm_call(settings: Settings) -> Samples:
 
 
 async def reports_warm(settings: Settings) -> Samples:
-    """What it costs a call that workers tell of their memory. The two change places at each round."""
+    """What it costs a call that workers tell of their memory. The two change places at each round.
+
+    Many short rounds: the machine has a fast and a slow state, of half a second each and more, and of a few long rounds one of
+    the two may have got more of the slow one.
+    """
     samples: Samples = defaultdict(list)
     async with Pools() as stack:
         pools = await stack.opened(settings, OURS, WITHOUT_REPORTS)
-        for number in range(2 * settings.rounds):
+        for number in range(20 * settings.rounds):
             for name, pool in sorted(pools.items(), reverse=bool(number % 2)):
-                samples[name].append(await median_call(pool.call, 2 * settings.calls, bool))
+                samples[name].append(await median_call(pool.call, settings.calls // 2, bool))
     return samples
 
 
 async def throughput(settings: Settings) -> Samples:
-    """Calls a second of four tasks that share two workers."""
+    """Calls a second of four tasks that share two workers. Short rounds, for the reason given above."""
     samples: Samples = defaultdict(list)
     async with Pools() as stack:
         pools = await stack.opened(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY, workers=2)
-        for number in range(settings.rounds + 1):
+        for number in range(4 * settings.rounds + 1):
             for name, pool in pools.items():
-                rate = await calls_per_second(pool.call, settings.seconds, tasks=4)
+                rate = await calls_per_second(pool.call, settings.seconds / 4, tasks=4)
                 if number:
                     samples[name].append(rate)
     return samples
