@@ -135,11 +135,16 @@ class WorkerProcess:
     def _reap(self, options: int) -> bool:
         if self.ended:
             return True
+        kind, number = (os.P_PID, self.pid) if self._pidfd is None else (os.P_PIDFD, self._pidfd)
         try:
-            if self._pidfd is not None:
-                status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | options)
-            else:
-                status = os.waitid(os.P_PID, self.pid, os.WEXITED | options)
+            if self.killed:
+                if os.waitid(kind, number, os.WEXITED | os.WNOWAIT | options) is None:
+                    return False
+                # Its last thread may not be through yet, and want this very processor. To reap it then takes up to four milliseconds, as
+                # a trace of the scheduler shows: waitid(2) waits for that thread without giving way, until the next tick. (Probably
+                # where release_task, in kernel/exit.c, drops what /proc keeps of a process that somebody has looked at there.)
+                time.sleep(_LAST_THREAD)
+            status = os.waitid(kind, number, os.WEXITED | options)
         except ChildProcessError:
             # SIGCHLD is ignored, or a foreign waitpid(-1) took the status: it has ended, but how will never be known.
             # On 5.3 kernels and with SIGCHLD ignored this error comes only once the process is gone (wait(2)).
@@ -511,6 +516,7 @@ no_forks: Final = _Handover()
 _BIRTH_PATIENCE: Final = (
     5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
 )
+_LAST_THREAD: Final = 0.00001  # seconds; the system makes some 60 microseconds of it (PR_SET_TIMERSLACK in prctl(2))
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
 
