@@ -92,7 +92,9 @@ class MapRate:
             if self.chunk is None:
                 # imap, too.
                 maps.pop(POOL_IMAP, None)
-            for number in range(settings.rounds + 1):
+            # Of large chunks a round takes a twentieth of a second, and the machine has slow moments that last longer.
+            rounds = settings.rounds * (4 if self.chunk is None or self.chunk >= 1000 else 1)
+            for number in range(rounds + 1):
                 for name, run_map in maps.items():
                     began = time.perf_counter()
                     count = await run_map(jobs.same, items, self.chunk)
