@@ -169,6 +169,10 @@ def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: 
     test_orphans.test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path, sent)
 
 
+async def test_a_parent_that_takes_its_time_to_die_takes_along_what_jobs_left(tmp_path: Path, line: Lifeline) -> None:
+    await test_orphans.test_a_parent_that_takes_its_time_to_die_takes_along_what_jobs_left(tmp_path, line, "SPAWN")
+
+
 async def test_a_copy_of_the_parent_that_lives_on_does_not_keep_its_workers(tmp_path: Path, line: Lifeline) -> None:
     await test_orphans.test_a_copy_of_the_parent_that_lives_on_does_not_keep_its_workers(tmp_path, line, "hold")
 

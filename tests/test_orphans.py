@@ -85,6 +85,41 @@ async def test_a_killed_parent_takes_an_idle_worker_along_and_what_its_jobs_left
         await gone(line, since, "idle, with a child of a job's")
 
 
+@pytest.mark.parametrize("kind", ["SPAWN", "FORKSERVER", "FORK"])
+async def test_a_parent_that_takes_its_time_to_die_takes_along_what_jobs_left(
+    tmp_path: Path, line: Lifeline, kind: str
+) -> None:
+    """Its descriptors are closed, and then it gets no processor before its worker has come to its end."""
+    text = """
+    import os, sys
+    import trio, trio_offload, jobs
+
+    async def main():
+        trio_offload.configure_default_context(worker_type=trio_offload.WorkerType[sys.argv[2]])
+        await trio_offload.run_sync(jobs.leave_child, sys.argv[1])
+        # From now on it runs when nobody else wants to; the worker does not inherit that.
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        print("idle", flush=True)
+        await trio.sleep_forever()
+
+    if __name__ == "__main__":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        trio.run(main)
+    """
+    busy = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    script = write(tmp_path / "script.py", text)
+    with (
+        started([sys.executable, script, line.path, kind], environment=ENVIRONMENT, stdout=subprocess.PIPE) as parent,
+        started([sys.executable, "-c", busy], environment=ENVIRONMENT) as hog,
+    ):
+        assert parent.stdout.readline() == b"idle\n"
+        parent.kill()
+        try:
+            await line.ended()
+        finally:
+            hog.kill()
+
+
 @pytest.mark.parametrize("sent", ["nothing", "half of HELLO", "HELLO", "all but a byte", "all"])
 def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: Path, sent: str) -> None:
     text = """

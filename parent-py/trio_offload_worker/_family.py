@@ -72,6 +72,16 @@ def end_family(root: int, signal_root: Callable[[int], None], spared: Collection
         os.close(pidfd)
 
 
+def is_ending(parent: int) -> bool:
+    """Whether the process that was this one's parent has ended or has begun to, with all its threads.
+
+    A process that ends closes its descriptors first, which wakes its workers, and its children get another parent later; on
+    a busy machine they may have come to their end in between. Without /proc only the second is seen.
+    """
+    # The last of the three: the number may have been another process's by then.
+    return os.getppid() != parent or _all_threads_end(parent) or os.getppid() != parent
+
+
 def open_pidfd(pid: int) -> int | None:
     """A descriptor that names the process (Linux 5.3), or None where there is no such thing.
 
@@ -121,6 +131,15 @@ def children_by_scan(parents: list[int]) -> list[int]:
     return found
 
 
+def _all_threads_end(pid: int) -> bool:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return False
+    fields = [stat_fields(f"{pid}/task/{thread}") for thread in threads]
+    return all(int(each[6]) & _PF_EXITING for each in fields if each is not None)
+
+
 def stat_fields(pid: int | str) -> list[bytes] | None:
     """The fields of ``/proc/pid/stat`` from the third on, the state (proc(5)); None if there is no such process.
 
@@ -132,6 +151,9 @@ def stat_fields(pid: int | str) -> list[bytes] | None:
     except OSError:
         return None
 
+
+# The ninth field of /proc/pid/stat, from include/linux/sched.h: set at the beginning of a thread's end, and for good.
+_PF_EXITING: Final = 4
 
 _MOST_ROUNDS: Final = 3000
 

@@ -27,7 +27,7 @@ import weakref
 from . import _exceptions, _multiprocessing, _notes, _watcher  # noqa: F401
 from ._executor import Inherited
 from ._handlers import complain, swallow_interrupts
-from ._loop import await_death, fill_standard_streams, leave
+from ._loop import fill_standard_streams, leave
 from ._session import Session
 
 TYPE_CHECKING = False
@@ -113,8 +113,6 @@ class _Ending:
 
 def _run(ending: _Ending, parent: int, session: Session) -> NoReturn:
     code = session.run()
-    if session.parent_closed:
-        await_death(parent)
     ending.code = code
     # From here on what Python does at its end (Py_FinalizeEx), as far as it concerns the user.
     try:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import time
 
 from . import _watcher
-from ._family import end_family
+from ._family import end_family, is_ending
 from ._handlers import swallow_interrupts
 
 TYPE_CHECKING = False
@@ -54,18 +53,9 @@ def main(release: str) -> NoReturn:
 
     session = Session(SOCKET, RECORD, watcher, release)
     code = session.run()
-    if session.parent_closed:
-        await_death(parent)
     # With this variable Python would not end here, wherever it comes from by now.
     os.unsetenv("PYTHONINSPECT")
     raise SystemExit(code)
-
-
-def await_death(parent: int) -> None:
-    """A process that ends closes its descriptors before its children can see that it has ended. One that lives goes on."""
-    deadline = time.monotonic() + _watcher.GRACE
-    while os.getppid() == parent and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 def fill_standard_streams() -> None:
@@ -89,8 +79,8 @@ def leave(worker: int, parent: int, watcher: _watcher.Watcher) -> None:
             pass
     # Python is about to take its handlers away.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])
-    if os.getppid() != parent:
-        # The parent has ended, so nobody else ends what the jobs have left.
+    if is_ending(parent):
+        # Nobody else ends what the jobs have left.
         end_family(worker, lambda number: None)
     watcher.dismiss()
 

@@ -48,8 +48,6 @@ class Session:
         self._descriptor = socket
         self._link = Link(socket, self._handlers, _allocate, self._admit)
         self._executor = Executor(self._handlers, inherited)
-        # Whether the parent's end was closed without a word, as it is when the parent dies.
-        self.parent_closed = False
         # The idle time that counts once a call has been run, where another one counts before.
         self._timeout_after_call: float | None = None
         self._meter = Meter(os.getpid())
@@ -87,7 +85,6 @@ class Session:
         try:
             frame = self._link.receive()
         except LinkClosed:
-            self.parent_closed = True
             raise _Ending(_IN_ORDER) from None
         except IdleTimeOver:
             self._retire("idle")
@@ -208,7 +205,6 @@ class Session:
         try:
             self._link.send(kind, id, lengths, body, parts)
         except LinkClosed:
-            self.parent_closed = True
             raise _Ending(_IN_ORDER) from None
         except LinkLost:
             complain_of_loss(self._descriptor)

@@ -154,7 +154,7 @@ impl Worker {
             }
             self.interpreter.take().is_none_or(Interpreter::finish)
         };
-        if self.parent.is_some_and(Parent::is_dead) {
+        if self.parent.is_some_and(Parent::is_ending) {
             family::end_descendants();
         }
         match ending.code() {

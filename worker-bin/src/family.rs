@@ -73,6 +73,16 @@ fn moves(pid: i32, since: Duration) -> bool {
     })
 }
 
+/// Whether a process has begun to end with all its threads, whatever it still has to do for that. Without /proc it has not.
+pub fn is_ending(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let mut lines = threads.flatten().filter_map(|thread| fs::read(thread.path().join("stat")).ok());
+    lines.all(|line| flags_in_stat(&line).is_some_and(|flags| flags & PF_EXITING != 0))
+}
+
+/// From include/linux/sched.h: set at the beginning of a thread's end (kernel/exit.c, do_exit), and for good.
+const PF_EXITING: u64 = 4;
+
 /// The process ids of all descendants that are there now.
 pub fn descendants() -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
@@ -117,6 +127,10 @@ fn parent_in_stat(line: &[u8]) -> Option<i32> {
     fields_of_stat(line)?.nth(1)?.parse().ok()
 }
 
+fn flags_in_stat(line: &[u8]) -> Option<u64> {
+    fields_of_stat(line)?.nth(6)?.parse().ok()
+}
+
 /// The fields from the third on, the state. The second, the program's name in brackets, may hold blanks and brackets itself:
 /// count from its end.
 fn fields_of_stat(line: &[u8]) -> Option<SplitAsciiWhitespace<'_>> {
@@ -126,8 +140,9 @@ fn fields_of_stat(line: &[u8]) -> Option<SplitAsciiWhitespace<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{STOP_PATIENCE, moves, parent_in_stat};
-    use std::process::{Command, id};
+    use super::{STOP_PATIENCE, is_ending, moves, parent_in_stat};
+    use std::io::Read as _;
+    use std::process::{Command, Stdio, id};
     use std::time::Duration;
 
     #[test]
@@ -143,6 +158,17 @@ mod tests {
         let own = i32::try_from(id()).unwrap();
         assert!(moves(own, Duration::ZERO));
         assert!(!moves(own, STOP_PATIENCE * 2));
+    }
+
+    #[test]
+    fn one_that_is_on_its_way_out_is_told_from_one_that_lives() {
+        assert!(!is_ending(id()));
+        let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+        let mut nothing = [0];
+        // It has closed what it held, and is about to become a zombie or is one.
+        assert_eq!(child.stdout.take().unwrap().read(&mut nothing).unwrap(), 0);
+        assert!(is_ending(child.id()));
+        child.wait().unwrap();
     }
 
     #[test]

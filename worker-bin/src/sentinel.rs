@@ -167,6 +167,13 @@ impl Parent {
     pub fn is_dead(&self) -> bool {
         std::os::unix::process::parent_id() != self.pid
     }
+
+    /// Whether it is dead, or on its way there. A process that ends closes its descriptors first, which wakes its workers, and its
+    /// children get another parent later; on a busy machine they may have come to their end in between.
+    pub fn is_ending(&self) -> bool {
+        // The second time: the number may have been another process's by then.
+        self.is_dead() || family::is_ending(self.pid) || self.is_dead()
+    }
 }
 
 /// What the native thread is given.
