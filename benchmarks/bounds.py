@@ -14,6 +14,7 @@ import contextlib
 import functools
 import itertools
 import multiprocessing
+import os
 import pickle
 import socket
 import statistics
@@ -28,9 +29,9 @@ import attrs
 import jobs
 import trio
 from calls import POOL_MAP
-from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, Call, Pools
+from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, Call, Pools, contenders
 from measure import FULL
-from starts import BARE_FORK, Forks, calls_per_second
+from starts import BARE_FORK, PYTHON_PROCESS, Forks, calls_per_second, first_result, python_process
 
 import trio_offload
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
@@ -75,7 +76,8 @@ class Hand:
 
     def __init__(self) -> None:
         self._worker = Worker(WorkerSettings())
-        self.buffer = memoryview(bytearray(65536))
+        # As much as all that can be in flight.
+        self.buffer = memoryview(bytearray(1 << 20))
         self._number = 0
 
     async def start(self) -> None:
@@ -109,10 +111,17 @@ class Hand:
         at = 0
         values = []
         while at < end:
-            _, header, payload = PREFIX.unpack_from(self.buffer, at)
-            begin = at + PREFIX.size + header
-            at = begin + payload
-            values.append(pickle.loads(self.buffer[begin:at]))
+            if end - at >= PREFIX.size:
+                _, header, payload = PREFIX.unpack_from(self.buffer, at)
+                begin = at + PREFIX.size + header
+                after = begin + payload
+                if after <= end:
+                    at = after
+                    values.append(pickle.loads(self.buffer[begin:at]))
+                    continue
+            # The rest of the last one has not come yet.
+            await trio.lowlevel.wait_readable(self.socket)
+            end += self.socket.recv_into(self.buffer[end:])
         return values
 
 
@@ -339,7 +348,41 @@ async def forked(scale: Scale) -> Finding:
     )
 
 
+# No trio-offload, nothing imported, nothing understood: a Python that has started says so.
+FIRST_BYTE = "import os; os.write(1, b'.')"
+
+
+async def cold(scale: Scale) -> Finding:
+    """By hand is the user's own Python until its first line runs; its end is nobody's business."""
+    durations: dict[str, list[float]] = collections.defaultdict(list)
+    (ours,) = contenders(FULL, OURS)
+    for number in range(scale.starts + 1):
+        first = {OURS: await first_result(ours), BY_HAND: _first_byte(), PYTHON_PROCESS: python_process()}
+        for name, duration in first.items():
+            if number:
+                durations[name].append(duration)
+    medians = {name: statistics.median(values) for name, values in durations.items()}
+    yardstick = medians[PYTHON_PROCESS]
+    return Finding(
+        "cold start", "the time of `python -c pass`", medians[BY_HAND] / yardstick, medians[OURS] / yardstick, "≤ 0.75 ×"
+    )
+
+
+def _first_byte() -> float:
+    began = time.perf_counter()
+    ours, theirs = socket.socketpair()
+    redirected = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 1)]
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", FIRST_BYTE], os.environ, file_actions=redirected)
+    theirs.close()
+    ours.recv(1)
+    duration = time.perf_counter() - began
+    os.waitpid(pid, 0)
+    ours.close()
+    return duration
+
+
 ROWS = {
+    "cold": cold,
     "single": single_calls,
     "four": four_over_two,
     "many": many_over_two,

@@ -53,17 +53,17 @@ async def cold_start(settings: Settings) -> Samples:
     peers = contenders(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY)
     for number in range(settings.starts + 1):
         for contender in peers:
-            duration = await _first_result(contender)
+            duration = await first_result(contender)
             # The first round finds the files not yet in the page cache.
             if number:
                 samples[contender.name].append(duration)
-        duration = _python_process()
+        duration = python_process()
         if number:
             samples[PYTHON_PROCESS].append(duration)
     return samples
 
 
-async def _first_result(contender: Contender) -> float:
+async def first_result(contender: Contender) -> float:
     if contender.name == ANYIO:
         # Its workers belong to the event loop, so a pool without any is a new loop.
         return await trio.to_thread.run_sync(trio.run, _first_result_here, contender)
@@ -77,7 +77,7 @@ async def _first_result_here(contender: Contender) -> float:
         return time.perf_counter() - began
 
 
-def _python_process() -> float:
+def python_process() -> float:
     began = time.perf_counter()
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", "pass"], os.environ)
     os.waitpid(pid, 0)

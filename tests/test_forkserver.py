@@ -914,36 +914,44 @@ async def test_a_greeting_waits_while_too_many_descriptors_are_on_their_way(
 # --- the first call, which goes with the greeting ------------------------------------------------
 
 
+KINDS = pytest.mark.parametrize("kind", [WorkerType.FORKSERVER, WorkerType.SPAWN])
+"""It need not wait for READY in a worker that is spawned either."""
+
+
+@KINDS
 @pytest.mark.parametrize("options", [{}, {"retire": object}, {"idle_timeout": 0.0}, {"init": functools.partial(int, 1)}])
-async def test_the_first_call_is_run_once(tmp_path: Path, options: dict[str, Any]) -> None:
+async def test_the_first_call_is_run_once(tmp_path: Path, options: dict[str, Any], kind: WorkerType) -> None:
     journal = tmp_path / "journal"
-    async with forked(**options) as context:
+    async with open_worker_context(worker_type=kind, **options) as context:
         for text in ("first", "second"):
             assert await context.run_sync(jobs.append, str(journal), text) == text
     assert journal.read_text() == "first\nsecond\n"
 
 
+@KINDS
 @pytest.mark.parametrize("size", [10_000, 16_000, 17_000, 100_000, 10_000_000])
-async def test_a_first_call_of_any_size(size: int) -> None:
-    async with forked(retire=object) as context:
+async def test_a_first_call_of_any_size(size: int, kind: WorkerType) -> None:
+    async with open_worker_context(worker_type=kind, retire=object) as context:
         for _ in range(2):
             assert await context.run_sync(len, bytes(size)) == size
 
 
-async def test_the_first_call_is_not_run_if_the_start_fails(tmp_path: Path) -> None:
+@KINDS
+async def test_the_first_call_is_not_run_if_the_start_fails(tmp_path: Path, kind: WorkerType) -> None:
+    opened = functools.partial(open_worker_context, worker_type=kind)
     journal = tmp_path / "journal"
-    async with forked(init=functools.partial(int, "no number")) as context:
+    async with opened(init=functools.partial(int, "no number")) as context:
         with pytest.raises(WorkerStartError, match="raised ValueError"):
             await context.run_sync(jobs.append, str(journal), "first")
-    async with forked(init=functools.partial(os._exit, 7)) as context:
+    async with opened(init=functools.partial(os._exit, 7)) as context:
         with pytest.raises(WorkerStartError, match="exited with status 7 before it was ready"):
             await context.run_sync(jobs.append, str(journal), "first")
-    async with forked(memory_limit=1_000_000) as context:
+    async with opened(memory_limit=1_000_000) as context:
         with pytest.raises(WorkerStartError, match="no job could ever run"):
             await context.run_sync(jobs.append, str(journal), "first")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        async with forked(retire=trio_offload.retire_when(rss=1_000_000)) as context:
+        async with opened(retire=trio_offload.retire_when(rss=1_000_000)) as context:
             with pytest.raises(UserWarning, match="under the baseline"):
                 await context.run_sync(jobs.append, str(journal), "first")
     assert not journal.exists()

@@ -21,8 +21,8 @@ from lifeline import PATIENCE
 from outcome import Error, Outcome, Value
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _process, _worker
-from trio_offload._channel import Channel, socket_pair
+from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _launch, _process, _worker
+from trio_offload._channel import Channel, EndOfStream, socket_pair
 from trio_offload._payload import dump_call
 from trio_offload._process import WorkerProcess
 from trio_offload._record import RecordFile
@@ -480,6 +480,85 @@ async def test_one_that_has_said_its_last_words_and_does_not_end_is_ended(
             peer.close_only()
     assert type(outcomes[0]) is WorkerStartError
     assert worker.process.exitcode == -signal.SIGKILL
+
+
+# --- the first call, which need not wait for READY ------------------------------------------------
+
+
+async def begin_with_call(worker: Worker, outcomes: list[Any]) -> None:
+    worker.begin(CALL)
+    outcomes.append(await capture(lambda: worker.finish(cancellable=True)))
+    if outcomes == [None]:
+        outcomes.append(await capture(lambda: worker.run_sync(CALL, cancellable=True)))
+
+
+async def test_the_first_call_is_said_as_soon_as_the_welcome_has_been_checked(peer: Peer) -> None:
+    worker = Worker(WorkerSettings())
+    outcomes: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin_with_call, worker, outcomes)
+        await peer.hear(Kind.HELLO)
+        await peer.hear(Kind.SETUP)
+        peer.say(EVENTS["WELCOME"])
+        call = await peer.hear(Kind.CALL)
+        assert worker.state is State.SETTING_UP
+        peer.say(EVENTS["READY"] + frame(Kind.RESULT, call.id, (pickled(5),)))
+    assert outcomes == [None, (5, None)]
+    # It was said once.
+    worker.ask_to_retire()
+    await peer.hear(Kind.RETIRE)
+    peer.end()
+    await worker.wait()
+
+
+@pytest.mark.parametrize("event", ["SETUP_FAILED", "REFUSED", "end"])
+async def test_a_start_that_fails_after_the_first_call_was_said(peer: Peer, event: str) -> None:
+    outcomes: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin_with_call, Worker(WorkerSettings()), outcomes)
+        await peer.hear(Kind.HELLO)
+        await peer.hear(Kind.SETUP)
+        peer.say(EVENTS["WELCOME"])
+        await peer.hear(Kind.CALL)
+        if event != "end":
+            peer.say(EVENTS[event])
+        peer.end()
+    assert [type(outcome) for outcome in outcomes] == [WorkerStartError]
+
+
+async def test_another_python_than_the_parents_gets_no_call(peer: Peer) -> None:
+    outcomes: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin_with_call, Worker(WorkerSettings()), outcomes)
+        await peer.hear(Kind.HELLO)
+        await peer.hear(Kind.SETUP)
+        peer.say(welcome(prefix=b"/elsewhere"))
+        with pytest.raises(EndOfStream):
+            await peer.hear(Kind.CALL)
+    assert [type(outcome) for outcome in outcomes] == [WorkerStartError]
+
+
+async def test_what_has_changed_since_the_greeting_comes_before_the_first_call(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(WorkerSettings())
+    outcomes: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin_with_call, worker, outcomes)
+        await peer.hear(Kind.HELLO)
+        await peer.hear(Kind.SETUP)
+        *first, number = _launch.changing_state()
+        changed = (*first, number)
+        monkeypatch.setattr(_launch, "changing_state", lambda: changed)
+        peer.say(EVENTS["WELCOME"])
+        await wait_all_tasks_blocked()
+        peer.say(EVENTS["READY"])
+        await peer.hear(Kind.SETTINGS)
+        call = await peer.hear(Kind.CALL)
+        peer.say(frame(Kind.RESULT, call.id, (pickled(5),)))
+    assert outcomes == [None, (5, None)]
+    peer.end()
+    await worker.end()
 
 
 async def test_the_end_of_a_worker_while_a_large_call_is_written_is_told(peer: Peer) -> None:

@@ -346,19 +346,29 @@ class Worker:
             lines.process.note_birth()
 
     def _with_call(self, greeting: list[Buffer]) -> list[Buffer]:
-        """The greeting of a forked worker, and the first call with it if nothing but a failing start can keep that from being run.
+        """The greeting of a forked worker, and the first call with it where that may be.
 
-        What WELCOME could reveal has been compared when the template was started. But a worker may hold more than it may before
-        it has done anything, and a policy of when to retire may be worth a warning, which may be an error.
+        What WELCOME could reveal has been compared when the template was started.
+        """
+        call = self._call_ahead()
+        return greeting if call is None else [*greeting, *self._take_ahead(call)]
+
+    def _call_ahead(self) -> _payload.Payload | None:
+        """The first call, if nothing but a failing start can keep that from being run; then it need not wait for READY.
+
+        A worker may hold more than it may before it has done anything, and a policy of when to retire may be worth a warning, which
+        may be an error. Of one that a process watches it is asked whether it lives before a call is sent.
         """
         call, settings = self._first_call, self._settings
-        if call is None or settings.memory_limit is not None or type(settings.retire) is RetireWhen:
-            return greeting
-        if sum(call.lengths) > _LONGEST_AHEAD:
-            return greeting
+        if call is None or settings.memory_limit is not None or type(settings.retire) is RetireWhen or self._has_watcher:
+            return None
+        return call if sum(call.lengths) <= _LONGEST_AHEAD else None
+
+    def _take_ahead(self, call: _payload.Payload) -> list[Buffer]:
+        """The frame of the first call, which is about to be sent before READY has been heard."""
         self._sent_ahead = call
         self._calls = 1
-        return [*greeting, self._head_of(call), *call.parts]
+        return [self._head_of(call), *call.parts]
 
     def _head_of(self, call: _payload.Payload) -> bytes:
         return encode_head(Kind.CALL, self._calls, call.lengths, {"types": call.types} if call.types else None)
@@ -461,6 +471,11 @@ class Worker:
                 pass  # Why it is gone, its last words or its exit status tell.
             if self._template is None:
                 self._check_welcome(await self._receive(cancellable))
+                call = self._call_ahead()
+                # The worker is busy with the rest of its start, and to be woken and to answer takes longer than that.
+                if call is not None and self._told is _launch.changing_state():
+                    with contextlib.suppress(WriteFailed):
+                        await channel.send(self._take_ahead(call), cancellable=cancellable)
             self.state = SETTING_UP
             ready = await self._receive(cancellable)
             if not self.process.is_known:

@@ -8,7 +8,7 @@
 
 use std::ffi::CStr;
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
@@ -44,6 +44,8 @@ pub(crate) struct Worker {
     interpreter: Option<Interpreter>,
     python: Option<PythonSide>,
     meter: Meter,
+    /// Where Python is to write the stacks when it dies, until it has been told.
+    record: Option<RawFd>,
     /// This process is a template, which is watched over by this as long as it does not fork.
     guard: Option<Guard>,
     /// What a template was told, until it is one.
@@ -94,6 +96,7 @@ impl Worker {
             interpreter: None,
             python: None,
             meter: Meter::default(),
+            record: None,
             guard: None,
             hello: None,
             is_template: false,
@@ -187,7 +190,7 @@ impl Executor for Worker {
             (self.parent, self.watch) = (Some(parent), Some(watch));
             return Ok(None);
         }
-        let record = surroundings.record();
+        self.record = Some(surroundings.record());
         if hello.template {
             let (parent, guard) = surroundings.settle_template(hello)?;
             (self.parent, self.guard, self.is_template) = (Some(parent), Some(guard), true);
@@ -201,11 +204,17 @@ impl Executor for Worker {
         let prefixes = Python::attach(|py| Interpreter::furnish(&py.import("sys")?, hello)).map_err(|error: PyErr| {
             Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}"))
         })?;
+        Ok(Some(welcome(interpreter, prefixes)))
+    }
+
+    fn equip(&mut self) -> Result<(), Explanation> {
+        // A forked worker has everything from its template.
+        let Some(record) = self.record.take() else { return Ok(()) };
         Interpreter::report_faults(record)?;
         let python = Python::attach(PythonSide::new)
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
-        Ok(Some(welcome(interpreter, prefixes)))
+        Ok(())
     }
 
     fn watch(&mut self) -> Result<(), Explanation> {

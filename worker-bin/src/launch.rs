@@ -130,9 +130,7 @@ impl Surroundings {
         let interrupt_held = self.interrupt_held;
         let (parent, watch) = Self { interrupt_held: None, ..self }.meet(hello)?;
         watch.begin(None, activity)?;
-        if let Some(interrupt_held) = interrupt_held {
-            swallow_interrupts(interrupt_held).map_err(|text| Explanation::new("environment", text))?;
-        }
+        swallow_interrupts(interrupt_held)?;
         Ok(parent)
     }
 
@@ -152,10 +150,7 @@ impl Surroundings {
         let parent = find_parent(hello, Parent::watch_by_number)?;
         let guard = Guard::start(self.descriptor, parent)
             .map_err(|error| environment(format!("the thread that watches the parent could not be started: {error}")))?;
-        // Not by the crate `ctrlc`, which has a thread for it.
-        os::swallow_interrupt();
-        drop(self.interrupt_held);
-        SignalsHeld::let_interrupt_through().map_err(|error| environment(format!("unblocking SIGINT failed: {error}")))?;
+        swallow_interrupts(self.interrupt_held)?;
         Ok((parent, guard))
     }
 
@@ -193,13 +188,11 @@ fn find_parent(hello: &Hello, watch: impl FnOnce(u32) -> Option<Parent>) -> Resu
 
 /// Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:
 /// an ignored signal stays ignored in the programs that a job starts (execve(2)), a handled one is reset for them.
-fn swallow_interrupts(interrupt_held: SignalsHeld) -> Result<(), String> {
-    {
-        let _held = SignalsHeld::all().map_err(|error| format!("blocking signals failed: {error}"))?;
-        ctrlc::set_handler(|| {}).map_err(|error| format!("the handler for SIGINT could not be installed: {error}"))?;
-    }
+fn swallow_interrupts(interrupt_held: Option<SignalsHeld>) -> Result<(), Explanation> {
+    os::swallow_interrupt();
     drop(interrupt_held);
-    SignalsHeld::let_interrupt_through().map_err(|error| format!("unblocking SIGINT failed: {error}"))
+    SignalsHeld::let_interrupt_through()
+        .map_err(|error| Explanation::new("environment", format!("unblocking SIGINT failed: {error}")))
 }
 
 fn restore_environment(hello: &Hello) -> Result<(), LaunchError> {

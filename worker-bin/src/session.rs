@@ -34,6 +34,8 @@ pub trait Executor: Allocator {
     /// Becomes the parent's Python, or says why it cannot. Gets the descriptors that HELLO says have come with it. `None`: it is what
     /// its template was, and the parent knows that.
     fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation>;
+    /// Gets what it takes to run jobs, as far as the parent's Python does not bring it.
+    fn equip(&mut self) -> Result<(), Explanation>;
     /// Has the native thread running from now on, if it is not yet. Nothing that is the user's runs before.
     fn watch(&mut self) -> Result<(), Explanation>;
     /// Takes the settings and, if that is so, runs what the user has for a start: `init`, for example.
@@ -196,11 +198,21 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         self.activity.set(Doing::Busy);
         match self.executor.start(hello, descriptors) {
             Ok(welcome) => {
+                // The parent may close its end as soon as it has heard WELCOME, and then the worker leaves in order.
                 self.activity.set(Doing::Waiting);
                 if let Some(welcome) = welcome {
-                    // The parent has said SETUP or TEMPLATE already, and is woken once if that is answered soon.
-                    let held = self.connection.hold(Message::Welcome(Box::new(welcome)));
-                    self.checked(held)?;
+                    let welcome = Message::Welcome(Box::new(welcome));
+                    if hello.template {
+                        // The parent has said TEMPLATE already, and is woken once if that is answered soon.
+                        let held = self.connection.hold(welcome);
+                        self.checked(held)?;
+                    } else {
+                        // The parent compares that, and says the first call, while the rest is done here.
+                        self.say(welcome)?;
+                    }
+                }
+                if let Err(explanation) = self.executor.equip() {
+                    return self.refuse(explanation);
                 }
                 self.state = if hello.template { State::AwaitTemplate } else { State::AwaitSetup };
                 Ok(())

@@ -23,6 +23,7 @@ use trio_offload_worker::wire::{self, Header, Kind};
 #[derive(Default)]
 struct Fake {
     refuse: bool,
+    lacks_pickler: bool,
     refuse_watch: bool,
     watches: bool,
     fail_set_up: bool,
@@ -90,6 +91,10 @@ impl Executor for Fake {
             return Err(Explanation::new("interpreter", "no"));
         }
         Ok((!self.is_forked).then(Welcome::default))
+    }
+
+    fn equip(&mut self) -> Result<(), Explanation> {
+        if self.lacks_pickler { Err(Explanation::new("interpreter", "no pickler")) } else { Ok(()) }
     }
 
     fn watch(&mut self) -> Result<(), Explanation> {
@@ -293,10 +298,10 @@ fn a_whole_life() {
     );
 }
 
-/// The user's code may take its time, and may never come back: by then the parent has heard WELCOME, and the thread watches it.
-/// Where there is none the parent is woken once, and the thread begins while it is busy with that.
+/// The user's code may take its time, and may never come back: by then the thread watches the parent. Where there is none it begins
+/// while the parent is busy with READY.
 #[test]
-fn a_start_without_user_code_is_answered_in_one_piece_and_watched_afterwards() {
+fn a_start_without_user_code_is_watched_afterwards() {
     let eager = Setup { eager: true, ..Setup::default() };
     let cases = [
         (frame(Message::Setup(Setup::default()), 0, &[1, 0, 0]), false),
@@ -310,11 +315,29 @@ fn a_start_without_user_code_is_answered_in_one_piece_and_watched_afterwards() {
         let place = |what: &str| run_.log.iter().position(|entry| entry.starts_with(what));
         assert_eq!(place("user code").is_some(), is_users);
         assert_eq!(place("watch") < place("set up"), is_users);
-        assert_eq!(run_.writes, if is_users { 2 } else { 1 });
-        // What is held goes out before anything is waited for.
-        let run_ = run(Fake::default(), [bytes(&[hello()]), bytes(&[setup])]);
-        assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Ready], 2));
+        // While the rest of the start goes on the parent has its first call ready.
+        assert_eq!(run_.writes, 2);
     }
+}
+
+#[test]
+fn a_template_is_welcomed_with_its_ready_in_one_piece_unless_it_has_to_wait() {
+    let run_ = run(Fake::default(), [bytes(&[template_hello(), template()])]);
+    // To import takes its time.
+    assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Ready], 2));
+    let run_ = run(Fake::default(), [bytes(&[template_hello(), retire()])]);
+    assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Retired], 1));
+    // What is held goes out before anything is waited for.
+    let run_ = run(Fake::default(), [bytes(&[template_hello()]), bytes(&[retire()])]);
+    assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Retired], 2));
+}
+
+#[test]
+fn a_worker_that_lacks_something_of_its_python_says_so() {
+    let fake = Fake { lacks_pickler: true, ..Fake::default() };
+    let run = run(fake, [bytes(&[hello(), setup(), call(1)])]);
+    assert_eq!((run.ending, run.kinds()), (Ending::Refused, vec![Kind::Welcome, Kind::Refused]));
+    assert!(!run.log.iter().any(|entry| entry.starts_with("set up") || entry.starts_with("call")), "{:?}", run.log);
 }
 
 #[test]
