@@ -183,7 +183,7 @@ async def calls_per_second(call: Call, seconds: float, tasks: int) -> float:
 async def reports_cold(settings: Settings) -> Samples:
     samples: Samples = defaultdict(list)
     both = contenders(settings, OURS, WITHOUT_REPORTS)
-    for number in range(4 * settings.starts):
+    for number in range(20 * settings.starts):
         for contender in both[:: -1 if number % 2 else 1]:
             samples[contender.name].append(await _first_result_here(contender))
     return samples
