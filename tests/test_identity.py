@@ -25,6 +25,8 @@ import trio_offload
 
 VERSION = sys.version_info[:2]
 FOLDERS = os.pathsep.join([str(PROGRAMS), *PACKAGES])
+# Where nothing can be made. Of a folder whose first part is missing importlib makes all the others in the working directory.
+NO_FOLDER = "/dev/null/at/all"
 
 
 def since(minor: int, *values: Any) -> Any:
@@ -97,7 +99,7 @@ SWITCHES = [
     "-X showrefcount",
     since(11, "-X frozen_modules=off"),
     since(11, "-X frozen_modules=on"),
-    "-X pycache_prefix=/nowhere/at/all",
+    f"-X pycache_prefix={NO_FOLDER}",
     "-X warn_default_encoding",
     "-X whatever=a=b -X flag",
     since(12, "-X perf"),
@@ -139,7 +141,7 @@ def test_switches(tmp_path: Path, switches: str) -> None:
         {"PYTHONIOENCODING": "latin-1:replace"},
         {"PYTHONUTF8": "1"},
         {"PYTHONUTF8": "0"},
-        {"PYTHONPYCACHEPREFIX": "/nowhere/at/all"},
+        {"PYTHONPYCACHEPREFIX": NO_FOLDER},
         {"PYTHONDEVMODE": "1"},
         {"PYTHONNOUSERSITE": "1"},
         {"PYTHONPATH": "/nowhere/at/all:/usr:relative"},
@@ -294,7 +296,7 @@ def test_streams_that_are_closed(tmp_path: Path, closed: tuple[int, ...]) -> Non
         "import sys; sys.path = ['/another/list', *sys.path]",
         "import sys; sys.argv[:] = ['renamed', 'b']",
         "import sys; sys.argv = []",
-        "import sys; sys.pycache_prefix = '/made/up'",
+        f"import sys; sys.pycache_prefix = '{NO_FOLDER}'",
         "import os; os.chdir('/')",
         "import os; os.umask(0o027)",
         "import os; os.environ['NEW'] = 'value'; os.environ.pop('HOME', None); os.environ['PATH'] += ':/made/up'",

@@ -460,12 +460,11 @@ def _parse_header(data: bytes, payload: int) -> _Head:
         kind, at = _decode_uint(data, at)
         id, at = _decode_uint(data, at)
         count, at = _decode_uint(data, at, 0x80)
-        if count > MAX_SEGMENTS:
-            raise _malformed(f"{count} segments; {MAX_SEGMENTS} are allowed")
         lengths = []
         for _ in range(count):
             length, at = _decode_uint(data, at)
-            lengths.append(length)
+            if len(lengths) < MAX_SEGMENTS:
+                lengths.append(length)
     except IndexError:
         raise _malformed("it ends too early") from None
     body: dict[str, Any] = {}
@@ -476,6 +475,8 @@ def _parse_header(data: bytes, payload: int) -> _Head:
     known = _KINDS.get(kind)
     if known is None:
         raise WireError("unknown_kind", f"no message has the number {kind} in version {PROTOCOL_VERSION}")
+    if count > MAX_SEGMENTS:
+        raise _malformed(f"{count} segments; {MAX_SEGMENTS} are allowed")
     if sum(lengths) != payload:
         raise WireError("segment_mismatch", f"segments of {sum(lengths)} bytes in all, a payload of {payload}")
     return _Head(known, id, lengths, payload, _checked_body(known, body, len(lengths)))
@@ -523,7 +524,8 @@ def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, 
                 raise WireError("malformed_body", f"a {kind.name} without {field.name!r}")
         elif not field.fits(body[field.name]):
             raise WireError("malformed_body", f"the {field.name!r} of a {kind.name} is not {field.what}")
-    if "types" in body and len(body["types"]) != segments and _TYPES in fields:
+    # Of another message `types` is a key that is not known, and may be anything.
+    if _TYPES in fields and "types" in body and len(body["types"]) != segments:
         raise WireError("malformed_body", f"a {kind.name} with {segments} segments and the types of {len(body['types'])}")
     return {field.name: body[field.name] for field in fields if field.name in body}
 
@@ -635,7 +637,7 @@ def _are_types(value: Any) -> bool:
 
 def _is_flags(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(flag, int) and not isinstance(flag, bool) and -(2**63) <= flag < 2**63
+        isinstance(name, str) and isinstance(flag, int) and not isinstance(flag, bool) and -(2**31) <= flag < 2**31
         for name, flag in value.items()
     )
 
@@ -697,7 +699,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
                 for name in ("argv", "orig_argv", "path", "warnoptions", "xoptions")
             ),
             _Field("pycache_prefix", "a byte string or null", _is_bytes_or_null),
-            _Field("flags", "a map from text to integers", _is_flags),
+            _Field("flags", "a map from text to integers of 32 bits", _is_flags),
             _Field("home", "a byte string", _is_bytes, required=False),
             _Field("search_path", "an array of byte strings", _is_array_of_bytes, required=False),
             _Field("bundle", "a bundle", _is_bundle, required=False),

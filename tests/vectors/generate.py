@@ -574,6 +574,31 @@ def encodings() -> None:
         frame(RETIRED, body={"reason": "idle"}),
     )
     accepted(
+        "key-twice",
+        "the last of two keys of the same name counts",
+        b"\x84" + cbor(RETIRED) + b"\x00\x80\xa2" + cbor("reason") + cbor(1) + cbor("reason") + cbor("idle"),
+        frame(RETIRED, body={"reason": "idle"}),
+    )
+    flags = b"\xa2" + cbor("verbose") + cbor("much") + cbor("verbose") + cbor(1)
+    accepted(
+        "flag-twice",
+        "and the last of two flags",
+        cbor([HELLO, 0, [], hello_body(flags=Raw(flags))]),
+        frame(HELLO, body=hello_body(flags={"verbose": 1})),
+    )
+    accepted(
+        "unknown-key-types",
+        "the key of another message is an unknown one too",
+        cbor([RETIRED, 0, [], {"reason": "idle", "types": 1}]),
+        frame(RETIRED, body={"reason": "idle"}),
+    )
+    accepted(
+        "unknown-key-module",
+        "RAISED has no module, which SETUP_FAILED has",
+        cbor([RAISED, 5, [], RAISED_BODY | {"module": None}]),
+        frame(RAISED, 5, [], RAISED_BODY),
+    )
+    accepted(
         "unknown-key-hello",
         "a HELLO with a key of a later version",
         cbor([HELLO, 0, [], {"later": "than you"} | hello_body(protocol=2)]),
@@ -785,6 +810,16 @@ def header_errors() -> None:
         "the id is -1 - 2^64, as a bignum",
         b"\x83\x03\xc3\x49\x01" + bytes(8) + b"\x80",
     )
+    malformed("id-small-bignum", "the id is 5, as a bignum", cbor([CALL, Raw(b"\xc2\x41\x05"), [3]]), b"abc")
+    malformed("kind-small-bignum", "the kind is 3, as a bignum", cbor([Raw(b"\xc2\x41\x03"), 1, [3]]), b"abc")
+    malformed("length-small-bignum", "a length is 3, as a bignum", cbor([CALL, 1, [Raw(b"\xc2\x41\x03")]]), b"abc")
+    malformed("lengths-indefinite", "the lengths are an array of indefinite length", b"\x83\x03\x01\x9f\x03\xff", b"abc")
+    malformed(
+        "lengths-indefinite-with-body",
+        "the same in front of a body",
+        b"\x84\x03\x01\x9f\x03\xff\xa0",
+        b"abc",
+    )
     malformed("id-empty-bignum-text", "a bignum made of text", b"\x83\x03\xc2\x61\x35\x80")
 
     for name, value in (
@@ -929,6 +964,12 @@ def header_errors() -> None:
         "the kind is looked at before the sum of the lengths",
         "unknown_kind",
         with_header(cbor([99, 1, [3]]), payload_length=4),
+    )
+    bad(
+        "kind-before-segments",
+        "the kind is looked at before the number of the lengths",
+        "unknown_kind",
+        with_header(cbor([99, 1, [0] * many])),
     )
     bad(
         "shape-before-kind",
@@ -1110,6 +1151,8 @@ def body_errors() -> None:
                 ("null-value", {"verbose": None}),
                 ("float-value", {"verbose": 1.0}),
                 ("true-value", {"verbose": True}),
+                ("large-value", {"verbose": 2**31}),
+                ("most-negative-value", {"verbose": -(2**31) - 1}),
                 ("bytes-name", {b"verbose": 1}),
                 ("integer-name", {1: 1}),
             ],

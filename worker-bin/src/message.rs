@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
+
 use ciborium::Value;
 
 use crate::memory::Figures;
@@ -164,7 +166,7 @@ pub struct Failure {
     pub type_name: String,
     pub message: String,
     pub traceback: String,
-    /// The module that a template could not import.
+    /// The module that a template could not import. Only a SETUP_FAILED has it.
     pub module: Option<String>,
 }
 
@@ -228,7 +230,10 @@ impl Message {
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
             Kind::Ready => Self::Ready(Figures::read_optional(&fields)?),
-            Kind::SetupFailed => Self::SetupFailed(Failure::read(&fields)?),
+            Kind::SetupFailed => Self::SetupFailed(Failure {
+                module: fields.optional("module", "module is not text", text)?,
+                ..Failure::read(&fields)?
+            }),
             Kind::Result => Self::Result(fields.types(segments)?, Figures::read_optional(&fields)?),
             Kind::Raised => Self::Raised(Failure::read(&fields)?, Figures::read_optional(&fields)?),
             Kind::Retired => Self::Retired { reason: fields.required("reason", "reason is missing or not text", text)? },
@@ -287,7 +292,12 @@ impl Message {
             Self::Refused(explanation) | Self::Aborted(explanation) => {
                 body([("code", Value::Text(explanation.code)), ("message", Value::Text(explanation.message))])
             }
-            Self::SetupFailed(failure) => failure.write(),
+            Self::SetupFailed(mut failure) => {
+                let module = failure.module.take();
+                let mut body = failure.write();
+                body.extend(module.map(|module| ("module".to_owned(), Value::Text(module))));
+                body
+            }
             Self::Raised(failure, figures) => {
                 let mut body = failure.write();
                 body.extend(figures.map(Figures::write));
@@ -323,8 +333,11 @@ impl Hello {
                 "pycache_prefix is missing or neither bytes nor null",
                 |value| nullable(value, bytes),
             )?,
-            flags: fields.required("flags", "flags is missing or not a map of text to small integers", |value| {
-                value.as_map()?.iter().map(|(name, flag)| Some((text(name)?, i32::try_from(flag.as_integer()?).ok()?))).collect()
+            flags: fields.required("flags", "flags is missing or not a map of text to integers of 32 bits", |value| {
+                // The last of two of the same name counts, here as elsewhere.
+                let flags = value.as_map()?.iter().map(|(name, flag)| Some((name.as_text()?, flag)));
+                let flags = flags.collect::<Option<BTreeMap<_, _>>>()?.into_iter();
+                flags.map(|(name, flag)| Some((name.to_owned(), i32::try_from(flag.as_integer()?).ok()?))).collect()
             })?,
             home: fields.optional("home", "home is not bytes", bytes)?,
             search_path: fields.optional("search_path", "search_path is not an array of bytes", byte_strings)?,
@@ -445,25 +458,24 @@ impl Explanation {
 }
 
 impl Failure {
+    /// What all failures have.
     fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
         Ok(Self {
             stage: fields.required("stage", "stage is missing or not text", text)?,
             type_name: fields.required("type", "type is missing or not text", text)?,
             message: fields.required("message", "message is missing or not text", text)?,
             traceback: fields.required("traceback", "traceback is missing or not text", text)?,
-            module: fields.optional("module", "module is not text", text)?,
+            module: None,
         })
     }
 
     fn write(self) -> Body {
-        let mut body = body([
+        body([
             ("stage", Value::Text(self.stage)),
             ("type", Value::Text(self.type_name)),
             ("message", Value::Text(self.message)),
             ("traceback", Value::Text(self.traceback)),
-        ]);
-        body.extend(self.module.map(|module| ("module".to_owned(), Value::Text(module))));
-        body
+        ])
     }
 }
 

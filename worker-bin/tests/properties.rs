@@ -5,7 +5,7 @@ mod fakes;
 
 use ciborium::Value;
 use fakes::{Heap, Script};
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use trio_offload_worker::memory::Figures;
 use trio_offload_worker::message::{
@@ -27,7 +27,7 @@ fn hello() -> impl Strategy<Value = Message> {
         vec((vec(any::<u8>(), 0..9), any::<Option<Vec<u8>>>()), 0..4),
     );
     let second = (byte_strings(), byte_strings(), byte_strings(), byte_strings(), byte_strings());
-    let third = (any::<Option<Vec<u8>>>(), vec(("[a-z_]{1,12}", any::<i32>()), 0..6));
+    let third = (any::<Option<Vec<u8>>>(), btree_map("[a-z_]{1,12}", any::<i32>(), 0..6));
     let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()), any::<bool>());
     let fifth = (prop::option::of(proptest::sample::subsequence(vec![0_u64, 1, 2], 0..=3)), any::<bool>());
     (first, second, third, fourth, fifth).prop_map(|(first, second, third, fourth, (streams, directory))| {
@@ -48,7 +48,7 @@ fn hello() -> impl Strategy<Value = Message> {
             warnoptions,
             xoptions,
             pycache_prefix,
-            flags,
+            flags: flags.into_iter().collect(),
             home,
             search_path,
             bundle,
@@ -98,7 +98,7 @@ fn message() -> impl Strategy<Value = Message> {
         explanation.clone().prop_map(Message::Refused),
         explanation.prop_map(Message::Aborted),
         failure.clone().prop_map(Message::SetupFailed),
-        (failure, option_figures()).prop_map(|(failure, figures)| Message::Raised(failure, figures)),
+        (failure, option_figures()).prop_map(|(failure, figures)| Message::Raised(Failure { module: None, ..failure }, figures)),
         ".{0,9}".prop_map(|reason| Message::Retired { reason }),
         types().prop_map(Message::Call),
         Just(Message::Retire),

@@ -40,7 +40,7 @@ fn every_vector_whole_and_cut_at_every_place() {
     for vector in vectors {
         let length = vector.bytes.len();
         check(&vector, &[]);
-        // The outcome may not depend on the cuts. The two files with all the segments that a frame may have are sampled.
+        // The outcome may not depend on the cuts. The three files with as many segments as a frame may have, or more, are sampled.
         let stride = if length > 65_000 { length / 16 } else { 1 };
         for place in (1..length).step_by(stride) {
             check(&vector, &[place]);
