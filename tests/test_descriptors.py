@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -135,14 +136,20 @@ async def test_a_fork_of_a_worker_does_not_have_its_socket(context: WorkerContex
 
 
 @pytest.mark.parametrize(
-    "job", [(jobs.start_sleeper_and_die, True), (jobs.start_sleeper_and_die, False), (jobs.fork_sleeper_and_die,)]
+    ("job", "arguments"),
+    [(jobs.start_sleeper_and_die, [True]), (jobs.start_sleeper_and_die, [False]), (jobs.fork_sleeper_and_die, [])],
 )
-async def test_a_death_is_seen_whatever_lives_on(job: Any) -> None:
-    with trio.fail_after(PATIENCE):
-        async with open_worker_context() as context:
-            with pytest.raises(BrokenWorkerError) as caught:
-                await context.run_sync(*job)
-            assert caught.value.exitcode == 7
+async def test_a_death_is_seen_whatever_lives_on(tmp_path: Path, job: Any, arguments: list[bool]) -> None:
+    path = tmp_path / "sleeper"
+    try:
+        with trio.fail_after(PATIENCE):
+            async with open_worker_context() as context:
+                with pytest.raises(BrokenWorkerError) as caught:
+                    await context.run_sync(job, path, *arguments)
+                assert caught.value.exitcode == 7
+    finally:
+        # It lives on, or there would be nothing to kill.
+        os.kill(int(path.read_text()), signal.SIGKILL)
 
 
 async def test_the_streams_keep_their_modes(context: WorkerContext) -> None:

@@ -1,6 +1,7 @@
 """Jobs that look at descriptors, use the standard streams, and start programs in every way that a job can."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -150,20 +151,19 @@ def is_terminal():
     return [stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)]
 
 
-def start_sleeper(close_fds):
-    return subprocess.Popen(["sleep", "1000"], close_fds=close_fds).pid
-
-
-def start_sleeper_and_die(close_fds):
-    start_sleeper(close_fds)
+def start_sleeper_and_die(path, close_fds):
+    sleeper = subprocess.Popen(["sleep", "infinity"], close_fds=close_fds)
+    with open(path, "w") as file:
+        file.write(str(sleeper.pid))
     os._exit(7)
 
 
-def fork_sleeper_and_die():
-    if os.fork() == 0:
-        import time
-
-        time.sleep(1000)
+def fork_sleeper_and_die(path):
+    sleeper = os.fork()
+    if sleeper == 0:
+        signal.pause()
+    with open(path, "w") as file:
+        file.write(str(sleeper))
     os._exit(7)
 
 
