@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from ._record import readable_size
+from ._sizes import readable_size
 
 
 @attrs.frozen

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import attrs
 
+from ._sizes import readable_size
+
 logger: Final = logging.getLogger("trio_offload")
 
 
@@ -204,16 +206,6 @@ def stderr_since(size: int | None) -> str | None:
             return file.read(_TAIL).decode(errors="replace")
     except OSError:
         return None
-
-
-def readable_size(size: int) -> str:
-    """A number of bytes for a person."""
-    value = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 _MOST: Final = 256 * 1024  # bytes; faulthandler's own bounds (100 threads, 100 frames each) make it a tenth of that

@@ -7,10 +7,6 @@ import numbers
 import re
 from typing import Final
 
-from ._record import readable_size
-
-__all__ = ["parse_size", "readable_size"]
-
 
 def parse_size(value: object, name: str) -> int:
     """A number of bytes from a number, or from text like ``"500MiB"`` or ``"2 GB"``.
@@ -44,6 +40,16 @@ def parse_size(value: object, name: str) -> int:
     if size >= 2**63:
         raise ValueError(f"{name}={value!r} is more than any machine has. {_ACCEPTED}")
     return size
+
+
+def readable_size(size: int) -> str:
+    """A number of bytes for a person."""
+    value = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
 
 
 _SIZE: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(?P<unit>[A-Za-z]*)")

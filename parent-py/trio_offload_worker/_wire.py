@@ -460,7 +460,7 @@ def _parse_header(data: bytes, payload: int) -> _Head:
         kind, at = _decode_uint(data, at)
         id, at = _decode_uint(data, at)
         count, at = _decode_uint(data, at, 0x80)
-        lengths = []
+        lengths: list[int] = []
         for _ in range(count):
             length, at = _decode_uint(data, at)
             if len(lengths) < MAX_SEGMENTS:
