@@ -7,9 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-import attrs
 import cbor2
 import pytest
+from wire_support import Outcome, decode, observed
 
 from trio_offload_worker import _cbor
 from trio_offload_worker._memory import allocate
@@ -33,12 +33,6 @@ from trio_offload_worker._wire import (
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("*.json"))
 
 
-@attrs.frozen
-class Outcome:
-    frames: list[tuple[int, int, list[bytes], dict[str, Any]]]
-    error: str | None
-
-
 def plain(value: Any) -> Any:
     """A JSON value of a vector as the codec gives it."""
     if isinstance(value, dict):
@@ -56,32 +50,6 @@ def expected(vector: dict[str, Any]) -> Outcome:
         for frame in vector.get("frames", [])
     ]
     return Outcome(frames, vector.get("error"))
-
-
-def observed(frame: Frame) -> tuple[int, int, list[bytes], dict[str, Any]]:
-    return int(frame.kind), frame.id, [bytes(segment) for segment in frame.segments], frame.body
-
-
-def decode(chunks: list[bytes], end: bool) -> Outcome:
-    decoder = Decoder()
-    frames = []
-    try:
-        for chunk in chunks:
-            rest = memoryview(chunk)
-            while rest:
-                target = decoder.writable()
-                count = min(len(target), len(rest))
-                assert count > 0
-                target[:count] = rest[:count]
-                decoder.wrote(count)
-                rest = rest[count:]
-                while (frame := decoder.next_frame()) is not None:
-                    frames.append(observed(frame))
-        if end:
-            decoder.end_of_stream()
-    except WireError as error:
-        return Outcome(frames, error.code)
-    return Outcome(frames, None)
 
 
 # One test for all vectors and not one for each: the proof that nothing is left behind costs more than most vectors do.
