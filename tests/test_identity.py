@@ -6,6 +6,7 @@ asks itself and a worker the same questions (programs/interpreter_facts.py); the
 
 from __future__ import annotations
 
+import _warnings
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import shutil
 import signal
 import sys
 import termios
+import types
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ import pytest
 from running import BASE, PACKAGES, PROGRAMS, TIMEOUT, make_environment, plain_environment, run, run_script, started, write
 
 import trio_offload
+from trio_offload_worker import _settings
 
 VERSION = sys.version_info[:2]
 FOLDERS = os.pathsep.join([str(PROGRAMS), *PACKAGES])
@@ -435,6 +438,52 @@ def test_a_filter_for_a_category_of_a_module_that_a_worker_has_no_use_for(tmp_pa
         """,
     )
     assert ended.lines() == ["False", "False", "raised"]
+
+
+@pytest.mark.parametrize("names", ["as they are", "none of Python's private ones"])
+def test_filters_that_change_reach_modules_that_have_warned(names: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module remembers which of its warnings have been shown; other filters decide anew."""
+    if names != "as they are":
+        # A later Python may have other names.
+        monkeypatch.setattr(_settings, "_warnings", types.SimpleNamespace(filters=_warnings.filters))
+    code = compile("import warnings; warnings.warn('told', UserWarning)", "a module", "exec")
+    module: dict[str, Any] = {}
+    with warnings.catch_warnings(record=True) as told:
+        for action, count in [("default", 1), ("default", 2), ("ignore", 2), ("always", 4)]:
+            _settings.apply({"warning_filters": [[action, None, "builtins:UserWarning", None, 0]]})
+            exec(code, module)
+            exec(code, module)
+            assert len(told) == count
+        _settings.apply({"warning_filters": [["error", None, "builtins:UserWarning", None, 0]]})
+        with pytest.raises(UserWarning, match="told"):
+            exec(code, module)
+    if hasattr(_warnings, "_release_lock"):
+        # Nobody holds the lock any more.
+        with pytest.raises(RuntimeError):
+            _warnings._release_lock()
+
+
+@pytest.mark.parametrize("kind", ["SPAWN", "FORKSERVER", "FORK"])
+@pytest.mark.parametrize("switches", [[], since(14, ["-X", "context_aware_warnings=1"])], ids=["", "of a context"])
+def test_filters_that_a_caller_has_for_the_moment(tmp_path: Path, kind: str, switches: list[str]) -> None:
+    program = f"""
+        import trio, trio_offload, warnings
+        def job():
+            import warnings
+            try:
+                warnings.warn("told", UserWarning)
+            except UserWarning:
+                return "raised"
+        async def main():
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                async with trio_offload.open_worker_context(worker_type=trio_offload.WorkerType.{kind}) as context:
+                    print(await context.run_sync(job))
+        if __name__ == "__main__":
+            trio.run(main)
+    """
+    ended = run([sys.executable, *switches, write(tmp_path / "script.py", program)])
+    assert ended.lines() == ["raised"]
 
 
 # --- the environment ---------------------------------------------------------------------------------

@@ -56,9 +56,13 @@ def start(
     parent = os.getpid()
 
     quiet = ExitStack()
+    filters = _launch.filters_in_force(warnings)
 
     def child(socket: int, record: int) -> NoReturn:
         quiet.close()
+        if filters is not warnings.filters:
+            # The worker runs in an empty context (contextvars).
+            warnings.filters[:] = filters  # type: ignore[index]
         _forget_trio()
         # Of the task that waits for this worker; it may be in the middle of an `except`.
         inherited = Inherited(init, retire)
@@ -159,7 +163,7 @@ def _quiet_filters() -> Iterator[None]:
         yield
         return
     entry = ("ignore", None, DeprecationWarning, _FORKING_MODULE, 0)
-    filters: Any = warnings.filters
+    filters = _launch.filters_in_force(warnings)
     filters.insert(0, entry)
     try:
         yield

@@ -215,6 +215,17 @@ def main_plan() -> dict[str, Any]:
     return {"kind": "path", "path": path}
 
 
+def filters_in_force(warnings: Any) -> list[tuple[Any, ...]]:
+    """The list itself: that of the whole process, or of the current context if ``catch_warnings`` has changed it there only."""
+    # The latter is what it does with `-X context_aware_warnings`, from Python 3.14 on. There is no public way to those filters; in
+    # a later Python where this one is gone as well, those of the process have to do.
+    if getattr(sys.flags, "context_aware_warnings", False) and hasattr(warnings, "_get_filters"):
+        filters: list[tuple[Any, ...]] = warnings._get_filters()
+    else:
+        filters = warnings.filters
+    return filters
+
+
 class _MainModules:
     """How many modules have been ``__main__`` so far, as far as anybody has looked."""
 
@@ -335,7 +346,7 @@ def _warning_filters() -> list[list[Any]] | None:
         return None
     filters = [
         [action, _pattern(message), f"{category.__module__}:{category.__qualname__}", _pattern(module), line]
-        for action, message, category, module, line in warnings.filters
+        for action, message, category, module, line in filters_in_force(warnings)
     ]
     return None if filters == _DEFAULT_FILTERS else filters
 

@@ -51,26 +51,26 @@ def _apply_filters(wanted: list[list[Any]] | None) -> None:
     global pending
     if wanted is None:
         return
-    _waiting.clear()
-    filters = _filters()
-    filters.clear()
-    for place, entry in enumerate(wanted):
-        _take(filters, place, entry)
-    pending = bool(_waiting)
-    _filters_changed()
+    with _Change():
+        _waiting.clear()
+        filters = _filters()
+        filters.clear()
+        for place, entry in enumerate(wanted):
+            _take(filters, place, entry)
+        pending = bool(_waiting)
 
 
 def resolve_pending() -> None:
     """Put those filters in place whose categories have been imported meanwhile."""
     global pending
-    filters = _filters()
-    before = len(_waiting)
-    for place, entry in list(_waiting.items()):
-        del _waiting[place]
-        _take(filters, place, entry)
-    pending = bool(_waiting)
-    if len(_waiting) != before:
-        _filters_changed()
+    if not any(_find(entry[2]) is not None for entry in _waiting.values()):
+        return
+    with _Change():
+        filters = _filters()
+        for place, entry in list(_waiting.items()):
+            del _waiting[place]
+            _take(filters, place, entry)
+        pending = bool(_waiting)
 
 
 # The entries without a category yet, and the filters made from the others, by their place in the parent's list.
@@ -161,6 +161,29 @@ def _filters() -> list[Any]:
     return filters
 
 
-def _filters_changed() -> None:
-    # The registries of the modules remember what the old filters had decided.
-    getattr(_warnings, "_filters_mutated", getattr(_warnings, "_filters_mutated_lock_held", lambda: None))()
+class _Change:
+    """A change of the filters. From its end on the modules' registries, which remember what the old filters decided, are void.
+
+    Python has no public function for that. The private ones are these up to 3.13, and from 3.14 on, where a lock protects the
+    filters. Should a later version have neither, :class:`warnings.catch_warnings` does the same in passing.
+    """
+
+    def __enter__(self) -> None:
+        acquire = getattr(_warnings, "_acquire_lock", None)
+        if acquire is not None:
+            acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            changed = getattr(_warnings, "_filters_mutated", getattr(_warnings, "_filters_mutated_lock_held", None))
+            if changed is not None:
+                changed()
+                return
+            import warnings
+
+            with warnings.catch_warnings():
+                pass
+        finally:
+            release = getattr(_warnings, "_release_lock", None)
+            if release is not None:
+                release()
