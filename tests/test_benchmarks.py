@@ -90,3 +90,12 @@ def test_two_versions_side_by_side(tmp_path: Path, repository: Path) -> None:
         "0.367 ×",
         "≤ 0.34 ×",
     ]
+
+
+def test_instructions_without_valgrind(tmp_path: Path, repository: Path) -> None:
+    program = repository / "benchmarks" / "instructions.py"
+    answer = subprocess.run(
+        [sys.executable, program], env={"PATH": str(tmp_path)}, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("not on this machine: valgrind, cc, taskset (Debian: apt-get install valgrind")
