@@ -409,6 +409,7 @@ class _DefaultContext:
         self._grace_period: float | None = None
         self._replaced: list[WorkerContext] = []
         atexit.register(self.shutdown)
+        os.register_at_fork(after_in_child=self._forget)
 
     def context(self) -> WorkerContext:
         """The context of the innermost :func:`cache_scope` round this task, else the default one."""
@@ -430,6 +431,8 @@ class _DefaultContext:
         self._grace_period = None
         self._replaced.append(previous)
         previous._cache.dismiss()
+        # No call comes by there any more, and so nobody who would reap them.
+        context._cache.take_over(previous._cache)
 
     def grace_period(self, grace_period: float) -> float:
         if grace_period >= 0:
@@ -448,6 +451,10 @@ class _DefaultContext:
                 errors.append(error)
         if errors:
             raise errors[0]
+
+    def _forget(self) -> None:
+        for context in [*self._replaced, self._current]:
+            context._forget()
 
 
 _scope: Final[tricycle.TreeVar[WorkerContext]] = tricycle.TreeVar("trio_offload_scope")

@@ -60,9 +60,9 @@ class ByValue:
         known = self.known
 
         def forget(reference: weakref.ref[Any]) -> None:
-            # Called before the number can be given to another object; but another thread may have been here since.
+            # Called before the number can be given to another object; but another thread may have been here since, or come now.
             if known.get(number) is reference:
-                del known[number]
+                known.pop(number, None)
 
         try:
             known[number] = weakref.ref(root, forget)

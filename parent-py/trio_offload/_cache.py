@@ -1,7 +1,8 @@
 """The idle workers of a context, those on their way out, and how they all end.
 
 The last one to become idle is the first to be used again: its memory is the warmest, and those that are not needed
-time out. Safe to use from several threads at once: each step is one operation on a deque or a set.
+time out. Safe to use from several threads at once, and from a signal handler: each step is one operation on a deque or a
+set, and an idle worker belongs to whoever has taken it out. One on its way out may be looked at by several at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import trio
 
 from ._errors import BrokenWorkerError
 from ._process import WorkerProcess
-from ._worker import ENDED, IDLE, RUNNING, STARTING, Worker, WorkerStatistics, describe_ending, logger
+from ._worker import ENDED, IDLE, RUNNING, Worker, WorkerStatistics, describe_ending, logger
 
 
 class WorkerCache:
@@ -33,6 +34,10 @@ class WorkerCache:
     def __len__(self) -> int:
         """How many workers are idle."""
         return len(self._idle)
+
+    def forget(self) -> None:
+        """In a fork of this process none of them is ours."""
+        self.__init__()  # type: ignore[misc]
 
     def push(self, worker: Worker) -> None:
         """Take in a worker: an idle one to be used again, any other to be seen off."""
@@ -61,23 +66,25 @@ class WorkerCache:
     def statistics(self) -> tuple[WorkerStatistics, ...]:
         """What is known of each worker that is idle or runs a job, the oldest first."""
         # A copy in one step, whatever other threads do meanwhile.
-        workers = [worker for worker in tuple(self._working) if worker.state in (IDLE, RUNNING)]
+        workers = [worker for worker in self._working.copy() if worker.state in (IDLE, RUNNING)]
         return tuple(sorted((worker.statistics() for worker in workers), key=lambda record: -record.age))
 
     def pop(self) -> Worker | None:
         """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
-        while True:
+        found: Worker | None = None
+        while found is None:
             try:
                 worker = self._idle.pop()
             except IndexError:
-                return self._pop_spare()
+                break
             # In a fork of the process that started it, a worker has ended.
             if worker.state is IDLE and not worker.process.ended:
-                break
-        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
+                found = worker
+        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do. Also if
+        # there was none: where each call has a spare, as after one-job workers, there never is.
         if self._idle or self._leaving:
             self.prune()
-        return worker
+        return self._pop_spare() if found is None else found
 
     def _pop_spare(self) -> Worker | None:
         try:
@@ -130,7 +137,7 @@ class WorkerCache:
             BrokenWorkerError: some had to be killed, or did not end well.
         """
         self.dismiss()
-        workers = list(self._leaving)
+        workers = list(self._leaving.copy())
         with trio.CancelScope(shield=True):
             with trio.move_on_after(grace_period):
                 async with trio.open_nursery() as nursery:
@@ -147,7 +154,7 @@ class WorkerCache:
     def shutdown_sync(self, grace_period: float) -> None:
         """As :meth:`shutdown`, blocking, for the interpreter's exit."""
         self.dismiss()
-        workers = list(self._leaving)
+        workers = list(self._leaving.copy())
         deadline = time.monotonic() + grace_period
         killed = [worker for worker in workers if not worker.wait_sync(deadline)]
         for worker in killed:
@@ -159,19 +166,34 @@ class WorkerCache:
 
     def dismiss(self) -> None:
         """Ask all idle workers to leave, without waiting for it."""
-        while (worker := self.pop()) is not None:
-            if worker.state is STARTING:
-                worker.give_up()
-            else:
+        while True:
+            try:
+                worker = self._idle.pop()
+            except IndexError:
+                break
+            if worker.state is IDLE and not worker.process.ended:
                 worker.hear()
                 worker.ask_to_retire()
-            self._working.discard(worker)
-            self._leaving.add(worker)
+                self._working.discard(worker)
+                self._leaving.add(worker)
+        for spare in self.take_spares():
+            spare.give_up()
+            self._leaving.add(spare)
+
+    def take_over(self, other: WorkerCache) -> None:
+        """See off those that are on their way out of a cache that nobody takes a worker from any more."""
+        leaving = other._leaving.copy()
+        self._leaving.update(leaving)
+        other._leaving.difference_update(leaving)
 
     def _see_off(self) -> None:
-        for worker in list(self._leaving):
+        for worker in self._leaving.copy():
             if worker.gone():
-                self._leaving.discard(worker)
+                try:
+                    self._leaving.remove(worker)
+                except KeyError:
+                    # Another thread was faster, and says what there is to say.
+                    continue
                 if not worker.given_up and worker.process.exitcode not in (*_GOOD_ENDS, None):
                     logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
 

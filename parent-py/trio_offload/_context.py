@@ -188,7 +188,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
     _cache: WorkerCache = attrs.field(factory=WorkerCache, repr=False, init=False)
     _calls: _Calls = attrs.field(factory=lambda: _Calls(), repr=False, init=False)
     _settings: WorkerSettings = attrs.field(repr=False, init=False)
-    _warned: threading.Event = attrs.field(factory=threading.Event, repr=False, init=False)
+    # Taken by the first who warns.
+    _warned: threading.Lock = attrs.field(factory=threading.Lock, repr=False, init=False)
 
     @_settings.default
     def _make_settings(self) -> WorkerSettings:
@@ -503,8 +504,9 @@ class WorkerContext(metaclass=_NoPublicConstructor):
     def _warn_of_baseline(self, worker: Worker) -> None:
         """Say once that a ``retire_when`` is under what a worker holds before its first job."""
         retire, baseline = self.retire, worker.baseline
-        if type(retire) is RetireWhen and retire.rss is not None and baseline >= retire.rss and not self._warned.is_set():
-            self._warned.set()
+        if type(retire) is not RetireWhen or retire.rss is None or baseline < retire.rss:
+            return
+        if self._warned.acquire(blocking=False):
             warnings.warn(
                 f"retire_when(rss={retire.rss}): {readable_size(retire.rss)} is under the baseline, what a worker holds before "
                 f"its first job: {readable_size(baseline)}. Every worker would be replaced after one job; instead they are "
@@ -533,6 +535,12 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         finally:
             self._close_trace()
 
+    def _forget(self) -> None:
+        """In a fork of this process: no worker, call or thread of it is here."""
+        self._cache.forget()
+        self._calls.forget()
+        self._settings.regions.forget()
+
     def _dismiss_templates(self) -> None:
         if self._settings.templates is not None:
             for template in self._settings.templates.dismiss():
@@ -556,6 +564,10 @@ class _Calls:
         # What is not counted is waited for as well, but is not a call.
         self._entered: dict[object, bool] = {}
 
+    def forget(self) -> None:
+        """In a fork of this process none of them is there."""
+        self._entered.clear()
+
     @property
     def closed(self) -> bool:
         return self._closed is not None
@@ -563,7 +575,7 @@ class _Calls:
     @property
     def running(self) -> int:
         """How many calls there are."""
-        return sum(tuple(self._entered.values()))
+        return sum(self._entered.copy().values())
 
     def enter(self, *, counted: bool = True) -> object:
         """A call begins; what is returned is for :meth:`leave`."""
@@ -576,13 +588,15 @@ class _Calls:
 
     def leave(self, key: object) -> None:
         """A call has come to its end."""
-        del self._entered[key]
+        self._entered.pop(key, None)
         if self._closed is not None and not self._entered:
             token, finished = self._closed
             if token is trio.lowlevel.current_trio_token():
                 finished.set()
             else:
-                token.run_sync_soon(finished.set)
+                # Two that leave at the same time may both be the last, and the first of them lets the other's run come to its end.
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(finished.set)
 
     async def close(self) -> None:
         finished = trio.Event()

@@ -229,18 +229,19 @@ def filters_in_force(warnings: Any) -> list[tuple[Any, ...]]:
 class _MainModules:
     """How many modules have been ``__main__`` so far, as far as anybody has looked."""
 
-    __slots__ = ("last", "number")
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        # To be read by others, written here only.
-        self.last: object = None
-        self.number = 0
+        # In one piece: of two threads that find another one at the same time neither counts it twice.
+        self._last: tuple[object, int] = None, 0
 
-    def note(self, main: object) -> None:
-        """Somebody has looked, and found this one."""
-        if main is not self.last:
-            self.last = main
-            self.number += 1
+    def number_of(self, main: object) -> int:
+        """Somebody has looked, and found this one: the how manyth it is."""
+        last, number = self._last
+        if main is not last:
+            number += 1
+            self._last = main, number
+        return number
 
 
 class _LastLook:
@@ -264,7 +265,7 @@ class _LastLook:
             # Another thread has added one between the two steps of this.
             last = None
         main = modules.get("__main__")
-        _main_modules.note(main)
+        main_number = _main_modules.number_of(main)
         strays = _strays.find()
         processes, trackers = modules.get("multiprocessing.process"), modules.get("multiprocessing.resource_tracker")
         authkey = descriptor = None
@@ -275,7 +276,7 @@ class _LastLook:
                     descriptor = trackers._resource_tracker._fd
             except AttributeError:
                 pass  # In the middle of its own import a module is there and its contents are not.
-        state = authkey, descriptor, strays, _main_modules.number
+        state = authkey, descriptor, strays, main_number
         before = self.found[-1]
         if state == before:
             state = before

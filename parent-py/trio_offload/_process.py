@@ -3,7 +3,8 @@
 What this module guarantees:
 
 * Only a :class:`WorkerProcess` signals or reaps its process, under its lock. Once reaped it is never signalled again:
-  the kernel may have given its number to somebody else.
+  the kernel may have given its number to somebody else. Nobody who asks waits for that lock, because a signal handler may ask
+  in the middle of a kill in the same thread: the holder does what others have wanted meanwhile.
 * Where there are pidfds (Linux 5.3), the process is named by one; a number is used only where there are none.
 * While a socket pair is being handed to a new process no :func:`os.fork` happens in this one. Otherwise the copy would
   hold the worker's end open, and the worker's death would not be the end of the stream. (A fork in C that does not run
@@ -59,6 +60,8 @@ class WorkerProcess:
         self._exitcode: int | None = None
         # Whether this process was killed by us, and not found dead.
         self.killed = False
+        # Whether somebody wants it killed and nobody has begun to.
+        self._condemned = False
 
     @property
     def exitcode(self) -> int | None:
@@ -89,8 +92,8 @@ class WorkerProcess:
 
     def poll(self) -> bool:
         """Reap the process if it has ended; whether it has."""
-        with self._lock:
-            return self._reap(os.WNOHANG)
+        self._attend()
+        return self.ended
 
     async def wait(self) -> None:
         """Wait until the process has ended, and reap it. One task at a time; anybody may :meth:`poll` meanwhile."""
@@ -118,11 +121,12 @@ class WorkerProcess:
         return True
 
     def kill(self) -> None:
-        """End the process and all its descendants with SIGKILL. Wait for it afterwards. May be done again."""
-        with self._lock:
-            if not self._reap(os.WNOHANG):
-                self.killed = True
-                end_family(self.pid, self._signal)
+        """End the process and all its descendants with SIGKILL. Wait for it afterwards. May be done again.
+
+        If another thread is just looking at it, or the frame below a signal handler, that one does it.
+        """
+        self._condemned = True
+        self._attend()
 
     def abandon(self) -> None:
         """Forget the process without a word to it: in a fork of this process it is not ours."""
@@ -131,6 +135,23 @@ class WorkerProcess:
         self._waiting = 0
         self.ended = True
         self._close_pidfd()
+
+    def _attend(self) -> None:
+        """Reap the process if it has ended, else kill it if somebody wants that."""
+        while not self.ended and self._lock.acquire(blocking=False):
+            try:
+                if not self._reap(os.WNOHANG) and self._condemned:
+                    self._condemned = False
+                    self._kill()
+            finally:
+                self._lock.release()
+            # In this order: who asks for a kill asks first, and tries the lock then.
+            if not self._condemned:
+                break
+
+    def _kill(self) -> None:
+        self.killed = True
+        end_family(self.pid, self._signal)
 
     def _reap(self, options: int) -> bool:
         if self.ended:
@@ -152,8 +173,9 @@ class WorkerProcess:
         else:
             if status is None:
                 return False
-            self.ended = True
+            # In this order: others read without the lock.
             self._exitcode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+            self.ended = True
         self._close_pidfd()
         return True
 
@@ -181,8 +203,9 @@ class WorkerProcess:
 
     def _close_pidfd(self) -> None:
         if self._waiting == 0 and self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+            # In this order: a fork by another thread in between must not close the number in its copy, where it is something else's.
+            pidfd, self._pidfd = self._pidfd, None
+            os.close(pidfd)
 
     def _signal(self, number: int) -> None:
         try:
@@ -244,12 +267,10 @@ class ForkedProcess(WorkerProcess):
             self._end_mute_template()
         return super().wait_sync(deadline)
 
-    def kill(self) -> None:
-        with self._lock:
-            if not self._reap(os.WNOHANG):
-                self.killed = True
-                if self.pid != 0:
-                    end_family(self.pid, self._signal)
+    def _kill(self) -> None:
+        self.killed = True
+        if self.pid != 0:
+            end_family(self.pid, self._signal)
 
     def _end_mute_template(self) -> None:
         """A template that does not get round to a request (it is stopped, say) would be waited for without end."""
@@ -287,8 +308,8 @@ class ForkedProcess(WorkerProcess):
 
     def _close_birth(self) -> None:
         if self._waiting == 0 and self._birth != -1:
-            os.close(self._birth)
-            self._birth = -1
+            birth, self._birth = self._birth, -1
+            os.close(birth)
 
 
 class Lines:
@@ -329,17 +350,19 @@ class Lines:
 
     def _pass_on(self) -> None:
         """The template has its end of all: it is closed here."""
-        self.theirs.close()
-        if self.written != -1:
-            os.close(self.written)
-            self.written = -1
+        with no_forks:
+            self.theirs.close()
+            if self.written != -1:
+                written, self.written = self.written, -1
+                os.close(written)
 
     def close(self) -> None:
         """There will be no such process, or it is not ours: this is a fork of the program."""
-        self._pass_on()
-        self.ours.close()
-        self.record.close()
-        self.process.abandon()
+        with no_forks:
+            self._pass_on()
+            self.ours.close()
+            self.record.close()
+            self.process.abandon()
 
 
 @contextlib.contextmanager
@@ -503,13 +526,18 @@ class _Handover:
         self._files.update(files)
 
     def _in_child(self) -> None:
-        for process in self._processes:
-            process.abandon()
-        for file in self._files:
-            file.close()
-        self._processes.clear()
-        self._files.clear()
-        self._lock.release()
+        try:
+            for process in self._processes:
+                # What somebody has closed under us must not keep the others open.
+                with contextlib.suppress(OSError):
+                    process.abandon()
+            for file in self._files:
+                with contextlib.suppress(OSError):
+                    file.close()
+            self._processes.clear()
+            self._files.clear()
+        finally:
+            self._lock.release()
 
 
 no_forks: Final = _Handover()

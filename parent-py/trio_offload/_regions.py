@@ -33,6 +33,10 @@ class Regions:
         self._last = -_STREAK
         self._is_watched = False
 
+    def forget(self) -> None:
+        """In a fork of this process: another thread may have held the lock, and the task that gives memory back is not there."""
+        self.__init__()  # type: ignore[misc]
+
     def allocate(self, size: int, kind: int) -> Target:
         """Memory for a segment of this type and of so many bytes.
 
@@ -73,7 +77,10 @@ class Regions:
 
     def _take(self, size: int) -> mmap.mmap:
         now = time.monotonic()
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            # Another thread chooses just now, or the frame below a signal handler.
+            return new_mapping(size)
+        try:
             follows = now - self._last <= _STREAK
             self._last = now
             if not follows:
@@ -84,6 +91,8 @@ class Regions:
                     del self.given[index]
                     return self._remember(memory)
             return self._remember(new_mapping(size))
+        finally:
+            self._lock.release()
 
     def _remember(self, memory: mmap.mmap) -> mmap.mmap:
         given = self.given

@@ -15,6 +15,8 @@ import os
 import sys
 from typing import Any, Final, TypeAlias
 
+import attrs
+
 from . import _frozen
 
 Source: TypeAlias = "tuple[str | None, list[str] | None]"
@@ -24,13 +26,11 @@ Source: TypeAlias = "tuple[str | None, list[str] | None]"
 class Strays:
     """What has been found so far. A module is looked at once."""
 
-    __slots__ = ("_count", "_found", "_last", "_seen")
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._count = 0
-        self._last: str | None = None
-        self._seen: dict[str, int] = {}
-        self._found: dict[str, Source] = {}
+        # In one piece: several threads may look, and each goes by what one of them has found as a whole.
+        self._last = _Look(0, None, {}, {})
 
     def find(self) -> dict[str, Source]:
         """All such modules by their names. Almost always there is none; asked before every call."""
@@ -41,41 +41,51 @@ class Strays:
         except RuntimeError:
             # Another thread has added one between the two steps of this.
             last = None
-        if last != self._last or len(modules) != self._count:
-            self._last, self._count = last, len(modules)
-            self._look()
-        return self._found
+        before = self._last
+        if last != before.last or len(modules) != before.count:
+            self._last = before = _look(len(modules), last, before)
+        return before.found
 
-    def _look(self) -> None:
-        # One name may stand for one module after the other.
-        new: dict[str, Any] = {}
-        for name, module in sys.modules.copy().items():
-            if self._seen.get(name) != id(module):
-                self._seen[name] = id(module)
-                new[name] = module
-        folders: set[str] = set()
-        bootstrap = _frozen.bootstrap_modules()
-        found = dict(self._found)
-        # A package comes before its submodules, whatever the order of their imports.
-        for name in sorted(new):
-            package, _, rest = name.partition(".")
-            if name in _MAIN or (rest and package not in found):
-                # What is in a package that can be found can be found.
+
+@attrs.frozen
+class _Look:
+    count: int
+    """How many modules there were."""
+    last: str | None
+    seen: dict[str, int]
+    """The modules that have been looked at, by their names; one name may stand for one after the other."""
+    found: dict[str, Source]
+
+
+def _look(count: int, last: str | None, before: _Look) -> _Look:
+    """Look at what is new since. Nothing of ``before`` is changed: another thread may be pickling it, or looking too."""
+    new: dict[str, Any] = {}
+    seen = before.seen.copy()
+    for name, module in sys.modules.copy().items():
+        if seen.get(name) != id(module):
+            seen[name] = id(module)
+            new[name] = module
+    folders: set[str] = set()
+    bootstrap = _frozen.bootstrap_modules()
+    found = before.found.copy()
+    # A package comes before its submodules, whatever the order of their imports.
+    for name in sorted(new):
+        package, _, rest = name.partition(".")
+        if name in _MAIN or (rest and package not in found):
+            # What is in a package that can be found can be found.
+            continue
+        if name in bootstrap:
+            # Of no file at all, though their specs name one; a worker has been handed them.
+            continue
+        source = _source(new[name])
+        if source is None:
+            continue
+        if not rest:
+            folders = folders or _folders_of_path()
+            if _lies_in(source, folders):
                 continue
-            if name in bootstrap:
-                # Of no file at all, though their specs name one; a worker has been handed them.
-                continue
-            source = _source(new[name])
-            if source is None:
-                continue
-            if not rest:
-                folders = folders or _folders_of_path()
-                if _lies_in(source, folders):
-                    continue
-            found[name] = source
-        # A new dictionary: another thread may be pickling the one that was there.
-        if found != self._found:
-            self._found = found
+        found[name] = source
+    return _Look(count, last, seen, before.found if found == before.found else found)
 
 
 def _folders_of_path() -> set[str]:

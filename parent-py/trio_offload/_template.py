@@ -48,9 +48,8 @@ class Template(Worker):
         self._environment: dict[bytes, bytes] = {}
         self._applied: object = None
         self._libpython = ""
-        # What the last worker was told, and the frames of that.
-        self._said: object = None
-        self._frames_said: list[Buffer] = []
+        # What the last worker was told, and the frames of that; in one piece, because several threads may start workers.
+        self._said: tuple[object, list[Buffer]] = None, []
         self._reserve: Lines | None = None
         # Whether a task sees to its start, and who waits for that.
         self.attended = False
@@ -137,9 +136,11 @@ class Template(Worker):
         """What a worker is told at its start, encoded. It is seldom anything else than the last time, and takes longer to encode than
         to compare.
         """
-        if what != self._said:
-            self._said, self._frames_said = what, encode()
-        return self._frames_said
+        before, frames = self._said
+        if what != before:
+            frames = encode()
+            self._said = what, frames
+        return frames
 
     def must_be_applied(self, settings: dict[str, Any]) -> bool:
         """Whether a worker has to act on the settings before its first job: something in them is not what the template has."""

@@ -14,6 +14,7 @@ Event Format» of the catapult project. What of it is used here, and why:
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import threading
@@ -26,6 +27,8 @@ class TraceWriter:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        # What is to be written, None for the end of it; and the lock of whoever writes. A signal handler may ask for statistics in the middle of a write.
+        self._events: collections.deque[bytes | None] = collections.deque()
         self._lock = threading.Lock()
         self._origin = time.monotonic()
         self._process = os.getpid()
@@ -63,8 +66,7 @@ class TraceWriter:
 
     def close(self) -> None:
         """Close the file; events that come later are dropped. May be done again."""
-        self._write("\n]\n")
-        self._let_go()
+        self._write("\n]\n", None)
 
     def __del__(self) -> None:
         self._let_go()
@@ -82,13 +84,26 @@ class TraceWriter:
     def _add(self, event: str) -> None:
         self._write(",\n" + event)
 
-    def _write(self, text: str) -> None:
+    def _write(self, *texts: str | None) -> None:
         if os.getpid() != self._process:
             # A fork of that process has the same open file, and a story of its own.
             return
         # Pure ASCII: json escapes the rest, lone surrogates too.
-        rest = memoryview(text.encode("ascii"))
-        with self._lock:
+        self._events.extend(None if text is None else text.encode("ascii") for text in texts)
+        # Nobody waits for the lock: who has it writes out what others have added meanwhile.
+        while self._events and self._lock.acquire(blocking=False):
+            try:
+                self._write_out()
+            finally:
+                self._lock.release()
+
+    def _write_out(self) -> None:
+        while self._events:
+            event = self._events.popleft()
+            if event is None:
+                self._let_go()
+                continue
+            rest = memoryview(event)
             try:
                 while rest and self._descriptor != -1:
                     rest = rest[os.write(self._descriptor, rest) :]

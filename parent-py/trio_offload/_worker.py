@@ -22,6 +22,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
@@ -37,7 +38,7 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_cal
 from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
-from ._process import surroundings
+from ._process import no_forks, surroundings
 from ._regions import Regions
 from ._sizes import readable_size
 
@@ -172,6 +173,8 @@ class Worker:
         # What it held before its first job, in bytes.
         self.baseline = 0
         self._greeting_rest: list[Buffer] = []
+        # Held by who closes it. Several threads may see off a worker that has left, and a signal handler may in the middle of that.
+        self._closing = threading.Lock()
         # Of a forked worker: says the greeting, unless that cannot be done at this moment; None once it has been said.
         self._greet: Callable[[], bool] | None = None
         # Of a fork: what it finds in its ``__main__``.
@@ -405,7 +408,8 @@ class Worker:
         self._leave()
         self.given_up = True
         # The end of its stream is all that it needs to hear.
-        self._channel.close()
+        with no_forks:
+            self._channel.close()
 
     def fork_next(self) -> None:
         """Have the next worker forked ahead, once whoever waited for this one has gone on."""
@@ -1150,8 +1154,19 @@ class Worker:
 
     def _close(self) -> None:
         self.state = ENDED
+        if not self._closing.acquire(blocking=False):
+            # Somebody is at it; nobody waits for that, as the one may be below the other on the same stack.
+            return
+        try:
+            self._let_go()
+        finally:
+            self._closing.release()
+
+    def _let_go(self) -> None:
         if self._channel is not None:
-            self._channel.close()
+            # Else a fork by another thread in the middle of it would keep this end open, and know nothing of it.
+            with no_forks:
+                self._channel.close()
         if self._record is not None:
             self._left_behind = self._record.read()
             if self._settings.fork:

@@ -1,0 +1,286 @@
+"""Guarantees: what several threads, and signal handlers, use at the same time stays whole.
+
+The default context is shared by every ``trio.run`` in every thread, and anybody may ask for its statistics at any moment. What
+is forced here is the moment: one side is stopped in the middle, and the other comes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from lifeline import PATIENCE, wait_for_end
+from running import run_script
+
+import trio_offload
+from trio_offload import WorkerType, _process, _strays, open_worker_context, retire_when
+from trio_offload._cache import WorkerCache
+from trio_offload._trace import TraceWriter
+from trio_offload._worker import Worker, WorkerSettings
+
+TYPES = list(WorkerType)
+
+
+@contextmanager
+def on_signal(handler: Callable[[], Any]) -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, lambda *_: handler())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def let_leave(workers: list[Worker]) -> None:
+    """Wait until their processes have ended, and leave it to others to reap them."""
+    for worker in workers:
+        if not worker.process.ended:
+            wait_for_end(worker.process.pid)
+
+
+# --- workers on their way out ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("how", ["run_sync", "map"])
+async def test_workers_that_have_left_are_reaped_by_the_next_call(kind: WorkerType, how: str) -> None:
+    """With a spare for each call there never is an idle worker; who has left is reaped all the same."""
+    async with open_worker_context(retire=retire_when(jobs=1), worker_type=kind) as context:
+        for number in range(12):
+            if how == "run_sync":
+                assert await context.run_sync(abs, -number) == number
+            else:
+                async with context.map(abs, [-number]) as results:
+                    assert [result async for result in results] == [number]
+            leaving = list(context._cache._leaving)
+            # This call's, which may take its time; those before it have ended.
+            assert len(leaving) <= 1
+            let_leave(leaving)
+
+
+async def test_a_context_that_was_replaced_has_its_workers_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = trio_offload._api._DefaultContext()
+    try:
+        await default.context().run_sync(bool)
+        (worker,) = default.context()._cache._idle
+        with pytest.warns(UserWarning, match="is replaced while workers"):
+            default.replace(trio_offload.WorkerContext._create())
+        let_leave([worker])
+        default.context().statistics()
+        assert worker.process.ended
+    finally:
+        default.shutdown()
+        trio_offload._api.atexit.unregister(default.shutdown)
+
+
+class Slow:
+    """Stops whoever calls a function in the middle of it, once, until the test lets it go on."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, *args: Any) -> Any:
+        if not self.reached.is_set():
+            self.reached.set()
+            assert self.go_on.wait(PATIENCE)
+        return self._function(*args)
+
+
+async def test_two_threads_may_see_off_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = WorkerCache()
+    worker = Worker(WorkerSettings())
+    await worker.start(cancellable=True)
+    worker.ask_to_retire()
+    cache.push(worker)
+    let_leave([worker])
+    slow = Slow(worker._let_go)
+    monkeypatch.setattr(worker, "_let_go", slow)
+    problems: list[BaseException] = []
+
+    def see_off() -> None:
+        try:
+            cache.prune()
+        except BaseException as problem:
+            problems.append(problem)
+
+    first = threading.Thread(target=see_off)
+    first.start()
+    assert slow.reached.wait(PATIENCE)
+    second = threading.Thread(target=see_off)
+    second.start()
+    second.join(PATIENCE)
+    assert not second.is_alive()
+    slow.go_on.set()
+    first.join(PATIENCE)
+    assert not problems
+    assert worker.process.ended
+    assert not cache._leaving
+
+
+# --- signal handlers ------------------------------------------------------------------------------
+
+
+async def test_a_handler_may_look_at_a_worker_that_is_being_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def end_family(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        original(*arguments)
+
+    original = _process.end_family
+    monkeypatch.setattr(_process, "end_family", end_family)
+    worker = Worker(WorkerSettings())
+    await worker.start(cancellable=True)
+    with on_signal(lambda: seen.append((worker.process.is_alive(), worker.process.kill()))):
+        worker.kill()
+    with trio.fail_after(PATIENCE):
+        await worker.wait()
+    # What the handler wanted was done by who was at it.
+    assert seen[0] == (True, None)
+    assert worker.process.exitcode == -signal.SIGKILL
+
+
+async def test_a_handler_may_ask_for_statistics_while_a_worker_is_seen_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_worker_context() as context:
+        await context.run_sync(bool)
+        (worker,) = context._cache._idle
+        worker.ask_to_retire()
+        context._cache._idle.clear()
+        context._cache.push(worker)
+        let_leave([worker])
+        original = worker._let_go
+        monkeypatch.setattr(worker, "_let_go", lambda: (signal.raise_signal(signal.SIGUSR1), original()))
+        idle: list[int] = []
+        with on_signal(lambda: idle.append(context.statistics().idle_workers)):
+            context.statistics()
+        assert idle == [0]
+        assert not context._cache._leaving
+
+
+def test_a_handler_may_write_into_a_trace_in_the_middle_of_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(TraceWriter(str(tmp_path / "trace.json"))) as trace:
+        trace.open()
+        original = os.write
+
+        def write(descriptor: int, data: Any) -> int:
+            monkeypatch.setattr(os, "write", original)
+            signal.raise_signal(signal.SIGUSR1)
+            return original(descriptor, data)
+
+        with on_signal(lambda: trace.memory(2, time.monotonic(), 2)):
+            monkeypatch.setattr(os, "write", write)
+            trace.memory(1, time.monotonic(), 1)
+    first, second, third = (tmp_path / "trace.json").read_text().split(",\n")[-3:]
+    assert ('"memory 1"' in second, '"memory 2"' in third, third.endswith("\n]\n")) == (True, True, True), first
+
+
+# --- forks by another thread ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["pidfd", "record"])
+async def test_a_fork_in_the_middle_of_a_closing_closes_nothing_else(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the copy the number may be that of something else by then."""
+    original = os.close
+    victim, report = os.pipe(), os.pipe()
+    process, ours, record = _process.start("/bin/true", os.environb, ["true"])
+    number = process._pidfd if what == "pidfd" else record.fileno()
+    if number is None:
+        pytest.skip("there are no pidfds here")
+
+    def close(descriptor: int) -> None:
+        original(descriptor)
+        if descriptor == number:
+            monkeypatch.setattr(os, "close", original)
+            # Something else has the number, and another thread forks.
+            os.dup2(victim[0], number)
+            thread = threading.Thread(target=fork)
+            thread.start()
+            thread.join()
+            original(number)
+
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.fstat(number)
+                os.write(report[1], b"open")
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+
+    try:
+        monkeypatch.setattr(os, "close", close)
+        with trio.fail_after(PATIENCE):
+            await process.wait()
+        record.close()
+        original(report[1])
+        assert os.read(report[0], 10) == b"open"
+    finally:
+        ours.close()
+        for descriptor in (*victim, report[0]):
+            original(descriptor)
+
+
+def test_a_fork_of_this_process_has_no_workers_of_ours(tmp_path: Path) -> None:
+    """Whatever other threads were doing at that moment: it counts from nothing, and can start workers of its own."""
+    ended = run_script(
+        tmp_path,
+        """
+        import os, threading, trio, trio_offload
+
+        async def main():
+            await trio_offload.run_sync(bool)
+            context = trio_offload._api._default.context()
+            locks = [context._settings.regions._lock, context._cache._idle[0]._closing, context._cache._idle[0].process._lock]
+            for lock in locks:
+                lock.acquire()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio_offload.run_sync, bool)
+                await trio.testing.wait_all_tasks_blocked()
+                pid = os.fork()
+                if pid == 0:
+                    statistics = trio_offload.default_context_statistics()
+                    os._exit(10 + statistics.idle_workers + statistics.running_workers)
+                print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            for lock in locks:
+                lock.release()
+
+        if __name__ == "__main__":
+            import trio.testing
+            trio.run(main)
+        """,
+    )
+    assert ended.lines() == ["10"], ended
+
+
+# --- what is remembered between calls -------------------------------------------------------------
+
+
+def test_a_look_at_modules_in_the_middle_of_another_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    strays = _strays.Strays()
+    strays.find()
+    module = types.ModuleType("a_module_from_nowhere")
+    module.__file__ = "/nowhere/at/all.py"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    slow = Slow(_strays._source)
+    monkeypatch.setattr(_strays, "_source", slow)
+    found: list[dict[str, Any]] = []
+    first = threading.Thread(target=lambda: found.append(strays.find()))
+    first.start()
+    assert slow.reached.wait(PATIENCE)
+    found.append(strays.find())
+    slow.go_on.set()
+    first.join(PATIENCE)
+    found.append(strays.find())
+    assert [module.__name__ in each for each in found] == [True, True, True]
