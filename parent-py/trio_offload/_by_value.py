@@ -19,7 +19,7 @@ import functools
 import sys
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from ._launch import main_plan
@@ -86,8 +86,8 @@ def root_of(function: Callable[..., Any]) -> Any:
 def found_by_name(root: Any) -> bool:
     """Whether a worker can find this function or class by its name, as far as can be told from here.
 
-    The same question that the pickler asks (``save_global`` in Lib/pickle.py); and a ``__main__`` that no worker can
-    load has nothing in it that one could find.
+    The same question that the pickler asks (``save_global`` in Lib/pickle.py); a ``__main__`` that no worker can
+    load has nothing in it that one could find, and what is registered with cloudpickle is not to be looked for.
     """
     try:
         module_name = root.__module__
@@ -97,7 +97,33 @@ def found_by_name(root: Any) -> bool:
     except Exception:
         # Some callables answer to any name and some to none.
         return False
-    return found is root and (module_name != "__main__" or main_plan()["kind"] != "none")
+    if found is not root or (module_name == "__main__" and main_plan()["kind"] == "none"):
+        return False
+    return not (CLOUDPICKLE in sys.modules and _is_registered(module_name))
+
+
+def registered() -> Collection[str]:
+    """The modules whose contents the user wants to travel by value (``cloudpickle.register_pickle_by_value``), by their names.
+
+    Those of a package's submodules are not listed, and travel by value too.
+    """
+    library: Any = sys.modules.get(CLOUDPICKLE)
+    # What the public function gives is a copy of this set, and most calls are made where it is empty.
+    names: Collection[str] | None = getattr(library, "_PICKLE_BY_VALUE_MODULES", None)
+    if names is not None:
+        return names
+    list_names = getattr(library, "list_registry_pickle_by_value", None)
+    found: Collection[str] = () if list_names is None else list_names()
+    return found
+
+
+def _is_registered(module: str) -> bool:
+    names = registered()
+    return bool(names) and any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
+"""The module that knows which modules are to travel by value. As long as it is not imported, none is."""
 
 
 _ROOTS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})

@@ -2,7 +2,7 @@
 
 The ordinary pickler goes first. cloudpickle, where it is installed, takes what that one refuses, and what it would
 only name although a worker could not find it: functions of a ``__main__`` that has no file (a REPL, a notebook,
-``python -c``, standard input). See :mod:`trio_offload._launch` for which ``__main__`` that is. A function for which the
+``python -c``, standard input), and what the user has registered with it. See :mod:`trio_offload._launch` for which ``__main__`` that is. A function for which the
 ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._by_value`.
 
 Nothing large is copied: buffers (NumPy arrays, say), ``bytes`` and ``bytearray`` travel beside the pickle, from where they
@@ -20,11 +20,12 @@ from typing import Any, Final
 
 import attrs
 
+from trio_offload_worker._parts import flat
 from trio_offload_worker._segments import Collector
 from trio_offload_worker._wire import MEMORY, Buffer
 
 from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
-from ._by_value import ByValue
+from ._by_value import CLOUDPICKLE, ByValue, registered
 from ._errors import add_note
 from ._launch import main_plan
 
@@ -61,7 +62,9 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
     # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
-    return payload if pickled.find(_MAIN) < 0 else _checked(payload, (function, args), function, out_of_band=True)
+    if pickled.find(_MAIN) < 0 and not (CLOUDPICKLE in sys.modules and registered()):
+        return payload
+    return _checked(payload, (function, args), function, out_of_band=True)
 
 
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -93,7 +96,7 @@ def dump_chunk(
     pickled = start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL_OF_TWO
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
-    if pickled.find(_MAIN) < 0:
+    if pickled.find(_MAIN) < 0 and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (helper, (function, args)), function, out_of_band=True)
 
@@ -201,7 +204,7 @@ def _dump(
         payload = _dump_call(value, function) if start is None else _call_with(start, _dump_call(args, function), end)
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
-    return payload if not mentions_main(payload) else _checked(payload, value, function, out_of_band=True)
+    return _checked(payload, value, function, out_of_band=True)
 
 
 def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:
@@ -220,9 +223,10 @@ def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:
 
 def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:
     try:
-        return _dump_call(value, function)
+        payload = _dump_call(value, function)
     except Exception:
         return _dump(value, function)
+    return _as_registered(payload, value, function, out_of_band=True) or payload
 
 
 def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
@@ -254,7 +258,10 @@ def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *,
 
 
 def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
-    """The payload, if a worker finds what is in it; else one that has it by value."""
+    """The payload, if a worker finds what is in it and is meant to; else one that has it by value."""
+    by_value = _as_registered(payload, value, function, out_of_band=out_of_band)
+    if by_value is not None:
+        return by_value
     if not mentions_main(payload):
         return payload
     plan = main_plan()
@@ -269,6 +276,19 @@ def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_
         )
     _by_value.remember(function)
     return _Pickling(pickler, out_of_band).dump(value, function)
+
+
+def _as_registered(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload | None:
+    """A payload that has by value what the user has registered with cloudpickle; None if there is nothing of that in this one."""
+    if CLOUDPICKLE not in sys.modules:
+        return None
+    names = registered()
+    # A submodule of a registered package begins with that one's name, so its name is found too.
+    if not names or not _mentions(payload, [name.encode("utf-8", "surrogatepass") for name in names]):
+        return None
+    _by_value.remember(function)
+    pickler = _cloud_pickler()
+    return None if pickler is None else _dump_by_value(pickler, value, function, out_of_band=out_of_band)
 
 
 def _also_with_cloudpickle(function: Callable[..., Any]) -> str:
@@ -306,8 +326,11 @@ class _Pickling:
         self.pickler.dump(value)
         collector = self.collector
         parts = collector.parts
-        if not self.out_of_band or (len(parts) == 1 and not collector.offered):
-            return Payload(parts.copy(), [len(parts[0]) if len(parts) == 1 else sum(map(len, parts))], function)
+        if not self.out_of_band:
+            pieces = list(map(flat, parts))
+            return Payload(pieces, [sum(map(len, pieces))], function)
+        if len(parts) == 1 and not collector.offered:
+            return Payload(parts.copy(), [len(parts[0])], function)
         sent, lengths, types = collector.segments()
         return Payload(sent, lengths, function, types)
 
@@ -319,10 +342,14 @@ _MOST_KEPT: Final = 4
 
 def mentions_main(payload: Payload) -> bool:
     """Whether a pickle may name something in ``__main__``: false alarms are harmless, and large data is left alone."""
-    first = payload.parts[0]
-    if len(payload.parts) == 1 and isinstance(first, bytes) and len(first) <= _SMALL:
-        return _MAIN in first
-    return any(_MAIN in part for part in payload.parts if len(part) <= _SMALL and isinstance(part, bytes))
+    return _mentions(payload, (_MAIN,))
+
+
+def _mentions(payload: Payload, names: Sequence[bytes]) -> bool:
+    # Not by `in`; see `dump_call`.
+    return any(
+        part.find(name) >= 0 for part in payload.parts if len(part) <= _SMALL and isinstance(part, bytes) for name in names
+    )
 
 
 def _cloud_pickler() -> Any:

@@ -24,6 +24,8 @@ import sys
 from itertools import chain
 from time import perf_counter
 
+from ._parts import Parts
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -219,24 +221,15 @@ def _dump(value: Any) -> Item:
         buffers.append(buffer)
         return False
 
-    parts: list[Any] = []
+    file = Parts()
     try:
-        _pickle.Pickler(_Sink(parts.append), 5, buffer_callback=take).dump(value)
+        _pickle.Pickler(file, 5, buffer_callback=take).dump(value)
     except Exception as error:
         from ._pickling import dumps
 
         first, *others = dumps(value, error)
         return bytes(first), [_pickle.PickleBuffer(other) for other in others]
-    return b"".join(parts), list(buffers)
-
-
-class _Sink:
-    """The least that a pickler takes for a file."""
-
-    __slots__ = ("write",)
-
-    def __init__(self, write: Callable[[Any], None]) -> None:
-        self.write = write
+    return file.whole(), list(buffers)
 
 
 def _describe(stage: str, error: BaseException, traceback: Any) -> tuple[str, list[bytes], str, str, str]:

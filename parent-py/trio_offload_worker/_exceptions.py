@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import _pickle
 import builtins
-import io
 import os
 from types import MemberDescriptorType, TracebackType
+
+from ._parts import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,9 +174,9 @@ def _dump_alone(exception: BaseException) -> bytes | None:
 
 
 def _dump_with(pickler: Any, exception: BaseException) -> bytes:
-    file = io.BytesIO()
+    file = Parts()
     pickler(file, 5).dump(exception)
-    return file.getvalue()
+    return file.whole()
 
 
 def _reduce(value: Any, *, with_links: bool) -> Any:

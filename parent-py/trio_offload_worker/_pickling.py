@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 from ._notes import add_note
+from ._parts import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
         buffers.append(view)
         return False
 
-    file = io.BytesIO()
+    file = Parts()
     try:
         Pickler(file, protocol=5, buffer_callback=take).dump(value)
     except Exception as error:
@@ -49,4 +48,4 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
             f"(the result of the job cannot be pickled, by cloudpickle neither: {type(error).__name__}: {error})",
         )
         raise original_error from None
-    return [file.getbuffer(), *buffers]
+    return [file.whole(), *buffers]

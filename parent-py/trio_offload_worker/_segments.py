@@ -8,6 +8,7 @@ out-of-band buffers» (PEP 574), and the object becomes a segment, which the rec
 
 from __future__ import annotations
 
+from ._parts import Parts, flat
 from ._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
 
 TYPE_CHECKING = False
@@ -18,14 +19,13 @@ if TYPE_CHECKING:
     from ._wire import Buffer
 
 
-class Collector:
+class Collector(Parts):
     """What a pickler writes to: ``write`` is the method that it calls, and ``take`` its ``buffer_callback``."""
 
-    __slots__ = ("_buffers", "_places", "parts", "write")
+    __slots__ = ("_buffers", "_places")
 
     def __init__(self) -> None:
         self.parts: list[Any] = []
-        # The pickler calls this for each small pickle, so it is not a function of ours.
         self.write = self.parts.append
         self._buffers: list[memoryview] = []
         # How many parts had been written when each of the buffers was offered.
@@ -60,7 +60,7 @@ class Collector:
         first = 0
         room = MAX_SEGMENTS - 1 - len(buffers)
         for index, part in enumerate(parts):
-            data = part if type(part) is bytes else memoryview(part).cast("B")
+            data = flat(part)
             head, kind = _announced(parts[index - 1], len(data)) if index and room and len(data) >= OUT_OF_PICKLE else (0, 0)
             if not head:
                 pickle.append(data)
