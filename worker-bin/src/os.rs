@@ -1,6 +1,7 @@
-//! What the operating system offers through C only: descriptors, signals, processes. One of the two places with `unsafe`.
+//! What the operating system offers through C only: descriptors, signals, processes. One of the places with `unsafe`.
 
 pub mod fork;
+mod numbers;
 
 use std::collections::VecDeque;
 use std::ffi::CStr;

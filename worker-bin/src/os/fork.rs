@@ -7,8 +7,8 @@
 //!
 //! The C library's `fork` does some things that the bare call does not, and these are done here:
 //! * The main thread's number is kept in its control block (`pthread_kill`, robust and error-checking mutexes and, before glibc
-//!   2.34, more use it). `CLONE_CHILD_SETTID` writes the new one there, as `fork` has it. The place is not public, but it is the
-//!   one that the C library has told the kernel to clear at the thread's end (`set_tid_address(2)`), and the kernel tells it back.
+//!   2.34, more use it). `CLONE_CHILD_SETTID` writes the new one there, as `fork` has it. How the place is found, whatever the C
+//!   library: `numbers.rs`. A worker that has wrong numbers afterwards ends before it does anything.
 //! * The list of robust mutexes is registered anew (`set_robust_list(2)`).
 //! * The handlers of `pthread_atfork(3)` are run: OpenBLAS stops its threads in one. The C library keeps them to itself, so they
 //!   are noted when they are registered: the symbol below comes before the library's own, for all that is loaded.
@@ -16,15 +16,17 @@
 
 use std::ffi::{c_int, c_void};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+
+use super::numbers::{self, Numbers};
 
 /// Which of the two processes this is after a fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +42,11 @@ pub enum ForkError {
     #[error("the system cannot fork a worker off the template: {0}")]
     System(io::Error),
     #[error(
-        "this system does not tell where a thread's number is kept (PR_GET_TID_ADDRESS, prctl(2)), without which a worker cannot be forked; use WorkerType.SPAWN"
+        "a worker cannot be forked with this C library, which keeps the number of a thread where no worker finds it ({0}); use WorkerType.SPAWN, and please report this"
     )]
-    NoThreadAddress,
-    #[error("a forkserver needs Linux; use WorkerType.SPAWN")]
-    NotLinux,
+    UnknownLibrary(String),
+    #[error("a forkserver needs Linux and the GNU C library (glibc); use WorkerType.SPAWN")]
+    Unsupported,
 }
 
 type Handler = Option<unsafe extern "C" fn()>;
@@ -172,25 +174,43 @@ fn other_threads() -> Vec<String> {
         .collect()
 }
 
-#[cfg(target_os = "linux")]
+/// Where the numbers are is the same at every fork.
+static NUMBERS: OnceLock<Numbers> = OnceLock::new();
+
+fn numbers() -> Result<Numbers, ForkError> {
+    if let Some(numbers) = NUMBERS.get() {
+        return Ok(*numbers);
+    }
+    let found = Numbers::find().ok_or_else(|| ForkError::UnknownLibrary(c_library()))?;
+    Ok(*NUMBERS.get_or_init(|| found))
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn clone_sibling(birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
     const FLAGS: c_int = libc::CLONE_PARENT | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
-    let number = thread_number_address().ok_or(ForkError::NoThreadAddress)?;
+    let numbers = numbers()?;
+    let number = numbers.of_thread();
     let robust = robust_list();
     // SAFETY: without CLONE_VM the new process has a copy of all memory and goes on behind this line on its own copy of the
-    // stack, as after fork(2); what the kernel writes to in it is the place that is its to clear anyhow. There is one thread, so
-    // no lock is held by somebody who is not copied.
+    // stack, as after fork(2); what the kernel writes to in it is the place where the C library has the number. There is one
+    // thread, so no lock is held by somebody who is not copied.
     let pid = unsafe {
-        // The last two arguments change places between the processors (clone(2), «C library/kernel differences»).
+        // The order of the arguments differs between the processors (clone(2), «C library/kernel differences»).
         #[cfg(target_arch = "x86_64")]
         let pid = libc::syscall(libc::SYS_clone, FLAGS, 0_usize, 0_usize, number, 0_usize);
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "s390x")]
+        let pid = libc::syscall(libc::SYS_clone, 0_usize, FLAGS, 0_usize, number, 0_usize);
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "s390x")))]
         let pid = libc::syscall(libc::SYS_clone, FLAGS, 0_usize, 0_usize, 0_usize, number);
         pid
     };
     match pid {
         0 => {
             announce(birth);
+            if !numbers.settle() {
+                let _ = writeln!(io::stderr(), "trio-offload-worker: {}", ForkError::UnknownLibrary(c_library()));
+                super::exit_now(crate::exit::WRONG_ARGUMENTS);
+            }
             if let Some((head, length)) = robust {
                 // SAFETY: the same list, in this process's own copy of the memory.
                 unsafe { libc::syscall(libc::SYS_set_robust_list, head, length) };
@@ -202,41 +222,30 @@ fn clone_sibling(birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+/// Other C libraries call the handlers of `pthread_atfork` in ways that are not known here.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn clone_sibling(_birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
-    Err(ForkError::NotLinux)
+    Err(ForkError::Unsupported)
 }
 
 /// The parent learns the number from the worker itself: a template that dies at this moment has nothing to tell any more.
 fn announce(birth: BorrowedFd<'_>) {
-    // Not `getpid`, which glibc before 2.25 answers from memory, with the template's number.
-    // SAFETY: getpid takes nothing.
-    let pid = i32::try_from(unsafe { libc::syscall(libc::SYS_getpid) }).unwrap_or_default();
-    let bytes = pid.to_be_bytes();
+    let bytes = numbers::process_number().to_be_bytes();
     // SAFETY: the pointer and the length are those of the array. A pipe takes so few bytes as a whole; a parent that is gone is
     // found out a moment later.
     unsafe { libc::write(birth.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
-    // SAFETY: getpid takes nothing.
-    if unsafe { libc::getpid() } != pid {
-        // An old glibc keeps the process's number too, where this cannot change it: nothing would work.
-        super::exit_now(crate::exit::WRONG_ARGUMENTS);
-    }
 }
 
-/// Where the C library keeps the main thread's number.
-#[cfg(target_os = "linux")]
-fn thread_number_address() -> Option<*mut c_int> {
-    const PR_GET_TID_ADDRESS: c_int = 40;
-    let mut address: *mut c_int = std::ptr::null_mut();
-    // SAFETY: the call writes one pointer to the place given (kernels with CONFIG_CHECKPOINT_RESTORE).
-    let status = unsafe { libc::prctl(PR_GET_TID_ADDRESS, &raw mut address, 0, 0, 0) };
-    if status != 0 || address.is_null() {
-        return None;
+/// Its name and release, for people.
+fn c_library() -> String {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: a string that the C library has for good.
+        let release = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
+        format!("glibc {}", release.to_string_lossy())
     }
-    // SAFETY: the kernel would write there at the thread's end, so it is memory of this process that stays.
-    let kept = unsafe { address.read() };
-    // SAFETY: gettid takes nothing.
-    (i64::from(kept) == unsafe { libc::syscall(libc::SYS_gettid) }).then_some(address)
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    String::new()
 }
 
 #[cfg(target_os = "linux")]
@@ -287,15 +296,5 @@ mod tests {
         let error = rehearse().unwrap_err();
         assert!(error.to_string().contains("threads beside the one that forks"), "{error}");
         assert_eq!((PREPARED.load(Ordering::SeqCst), TOLD.load(Ordering::SeqCst)), (1, 1));
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn the_place_of_the_number_is_the_threads_own() {
-        // SAFETY: gettid takes nothing.
-        let own = unsafe { libc::syscall(libc::SYS_gettid) };
-        let address = thread_number_address().unwrap();
-        // SAFETY: found to be readable by the function itself.
-        assert_eq!(i64::from(unsafe { address.read() }), own);
     }
 }
