@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _ctypes
+import ctypes
 import os
 import platform
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import jobs
 import pytest
 from running import plain_environment, run, run_script, write
 
-from trio_offload import _locate
+from trio_offload import BrokenWorkerError, WorkerType, _locate, open_worker_context
 
 Build = Callable[..., Path]
 
@@ -137,3 +140,104 @@ def test_a_c_library_that_keeps_the_process_number(tmp_path: Path, build: Build)
     ended = run_script(tmp_path, NUMBERS, environment=preloaded(build("keeping", KEEPING)))
     assert ended.lines() == ["True True"] * 2
     assert ended.stderr == ""
+
+
+# --- libraries that come and go ------------------------------------------------------------------
+
+COUNTING = """
+    #include <pthread.h>
+    #include <stdlib.h>
+    #include <string.h>
+
+    static int count(const char *name)
+    {
+        char text[2] = {'0' + (getenv(name) ? getenv(name)[0] - '0' : 0) + 1, 0};
+        return setenv(name, text, 1);
+    }
+
+    static void prepare(void) { count("PREPARED"); }
+    static void parent(void) { count("TOLD_PARENT"); }
+    static void child(void) { count("TOLD_CHILD"); }
+
+    __attribute__((constructor)) static void begin(void) { pthread_atfork(prepare, parent, child); }
+"""
+"""It counts its handlers' calls in the environment, which outlives it."""
+
+
+def counts() -> tuple[int, ...]:
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    return tuple(int(getenv(name) or 0) for name in (b"PREPARED", b"TOLD_PARENT", b"TOLD_CHILD"))
+
+
+@needs_executable
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [("close", (0, 0, 0)), ("keep", (1, 0, 1)), ("close and open", (1, 0, 1))],
+)
+async def test_handlers_of_a_library_that_is_gone(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch, then: str, expected: tuple[int, ...]
+) -> None:
+    """Preloading tries a library and lets go of it again, as an import does that looks for an optional back end."""
+    text = f"""
+    import _ctypes
+    handle = _ctypes.dlopen({str(build("counting", COUNTING))!r}, 2)
+    if "close" in {then!r}:
+        _ctypes.dlclose(handle)
+    if "open" in {then!r}:
+        _ctypes.dlopen({str(build("counting", COUNTING))!r}, 2)
+    """
+    write(tmp_path / "tries_a_library.py", text)
+    monkeypatch.syspath_prepend(tmp_path)
+    async with open_worker_context(worker_type=WorkerType.FORKSERVER, forkserver_preload=["tries_a_library"]) as context:
+        assert await context.run_sync(counts) == expected
+
+
+@needs_executable
+async def test_a_handler_that_lets_go_of_a_library_with_handlers(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is run before the fork ends the library that would be told of it."""
+    closing = """
+        #include <dlfcn.h>
+        #include <pthread.h>
+
+        void *library;
+        static void prepare(void) { if (library) dlclose(library); library = 0; }
+        __attribute__((constructor)) static void begin(void) { pthread_atfork(prepare, 0, 0); }
+    """
+    text = f"""
+    import _ctypes, ctypes
+    closing = ctypes.CDLL({str(build("closing", closing))!r})
+    ctypes.c_void_p.in_dll(closing, "library").value = _ctypes.dlopen({str(build("counting", COUNTING))!r}, 2)
+    """
+    write(tmp_path / "tries_a_library.py", text)
+    monkeypatch.syspath_prepend(tmp_path)
+    async with open_worker_context(worker_type=WorkerType.FORKSERVER, forkserver_preload=["tries_a_library"]) as context:
+        # The last to have registered prepares first.
+        assert await context.run_sync(counts) == (1, 0, 0)
+
+
+# --- destructors ---------------------------------------------------------------------------------
+
+
+def load(path: str) -> None:
+    _ctypes.dlopen(path, 2)
+
+
+async def test_a_library_that_aborts_when_the_process_ends(build: Build) -> None:
+    """Python has ended by then, and is left alone."""
+    library = build("aborts", "#include <stdlib.h>\n__attribute__((destructor)) static void end(void) { abort(); }")
+    with pytest.raises(BrokenWorkerError, match=f"1 ended by themselves with {-signal.SIGABRT}"):
+        async with open_worker_context() as context:
+            await context.run_sync(load, str(library))
+
+
+async def test_a_library_that_aborts_while_python_runs(build: Build) -> None:
+    """As ``os.abort``: the stack is in the record."""
+    library = build("aborts", "#include <stdlib.h>\n__attribute__((constructor)) static void begin(void) { abort(); }")
+    async with open_worker_context() as context:
+        with pytest.raises(BrokenWorkerError, match="SIGABRT") as told:
+            await context.run_sync(load, str(library))
+    assert told.value.crash is not None
+    assert "in load" in told.value.crash.stack

@@ -143,9 +143,11 @@ pub(crate) fn report_fatal_errors(record: RawFd, dump_traceback: Bound<'_, PyAny
 
 extern "C" fn on_abort(signal: libc::c_int) {
     if let Some(reporter) = REPORTER.get() {
+        // A library's destructor may abort when Python has ended, and PyGILState_Check knows no better then than to say yes.
+        // SAFETY: Py_IsInitialized reads a number, and PyGILState_Check only compares two pointers of the thread's (Python/pystate.c).
+        let holds_gil = unsafe { ffi::Py_IsInitialized() != 0 && ffi::PyGILState_Check() == 1 };
         // Something is there already if `faulthandler` was asked first, and has handed on to us.
-        // SAFETY: PyGILState_Check only compares two pointers of the thread's (Python/pystate.c).
-        if os::size_of(reporter.record) <= PROGRESS_SIZE && unsafe { ffi::PyGILState_Check() } == 1 {
+        if holds_gil && os::size_of(reporter.record) <= PROGRESS_SIZE {
             // SAFETY: this thread holds the GIL, and it is in an `abort` that Python itself has called: not in the middle of an
             // allocation, whose lock it might hold. What is called is C code that writes to a descriptor and makes no objects.
             unsafe { ffi::PyObject_CallObject(reporter.dump_traceback.as_ptr(), reporter.arguments.as_ptr()) };

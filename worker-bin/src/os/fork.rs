@@ -11,7 +11,8 @@
 //!   library: `numbers.rs`. A worker that has wrong numbers afterwards ends before it does anything.
 //! * The list of robust mutexes is registered anew (`set_robust_list(2)`).
 //! * The handlers of `pthread_atfork(3)` are run: OpenBLAS stops its threads in one. The C library keeps them to itself, so they
-//!   are noted when they are registered: the symbol below comes before the library's own, for all that is loaded.
+//!   are noted when they are registered: the symbol below comes before the library's own, for all that is loaded. Those of a library
+//!   that is unloaded are forgotten at the same moment as by the C library: by an exit handler of that library (`__cxa_atexit`).
 //! * The locks of the C library need no care: there is one thread, and it holds none.
 
 use std::ffi::{c_int, c_void};
@@ -19,8 +20,8 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,12 +54,28 @@ type Handler = Option<unsafe extern "C" fn()>;
 
 #[derive(Debug, Clone, Copy)]
 struct Handlers {
+    number: u64,
     prepare: Handler,
     parent: Handler,
     child: Handler,
+    /// What its library is known by to the C library, or 0. The handlers are code of that library.
+    library: usize,
 }
 
 static HANDLERS: Mutex<Vec<Handlers>> = Mutex::new(Vec::new());
+static LAST_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+fn handlers() -> MutexGuard<'static, Vec<Handlers>> {
+    HANDLERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A library is unloaded, or the process exits and needs none of them any more.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+unsafe extern "C" fn forget_handlers(library: *mut c_void) {
+    let library = library.addr();
+    handlers().retain(|known| known.library != library);
+}
+
 static FORKING: AtomicBool = AtomicBool::new(false);
 
 /// Whether a handler is run because a template forks a worker, and not because somebody else forks this process.
@@ -74,7 +91,9 @@ pub(super) fn is_forking() -> bool {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn __register_atfork(prepare: Handler, parent: Handler, child: Handler, dso: *mut c_void) -> c_int {
     type Register = unsafe extern "C" fn(Handler, Handler, Handler, *mut c_void) -> c_int;
-    HANDLERS.lock().unwrap_or_else(PoisonError::into_inner).push(Handlers { prepare, parent, child });
+    unsafe extern "C" {
+        fn __cxa_atexit(function: unsafe extern "C" fn(*mut c_void), argument: *mut c_void, dso: *mut c_void) -> c_int;
+    }
     // SAFETY: dlsym reads a C string; RTLD_NEXT asks for what this symbol has displaced.
     let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"__register_atfork".as_ptr()) };
     if next.is_null() {
@@ -82,8 +101,18 @@ pub unsafe extern "C" fn __register_atfork(prepare: Handler, parent: Handler, ch
     }
     // SAFETY: the C library's function of this name has had this type since glibc 2.3 (nptl/pthread_atfork.c).
     let next = unsafe { std::mem::transmute::<*mut c_void, Register>(next) };
+    // The C library forgets them when it ends this library, and calls the library's exit handlers just before.
+    // SAFETY: the function lives as long as the program and uses its argument as a number only.
+    if !dso.is_null() && unsafe { __cxa_atexit(forget_handlers, dso, dso) } != 0 {
+        return libc::ENOMEM;
+    }
     // SAFETY: the arguments are the caller's own.
-    unsafe { next(prepare, parent, child, dso) }
+    let status = unsafe { next(prepare, parent, child, dso) };
+    if status == 0 {
+        let number = LAST_NUMBER.fetch_add(1, Ordering::Relaxed);
+        handlers().push(Handlers { number, prepare, parent, child, library: dso.addr() });
+    }
+    status
 }
 
 /// Forks a worker off this process. In the worker its number is written to `birth` before anything else is done, and then `born`
@@ -114,17 +143,18 @@ pub fn thread_count() -> usize {
 
 /// The handlers have prepared for a fork; when this goes without one, they are told so.
 struct Prepared {
-    handlers: Vec<Handlers>,
+    /// Those that are to be told: what one of them registers meanwhile has not prepared.
+    numbers: Vec<u64>,
     side: Side,
 }
 
 impl Prepared {
     fn new() -> Self {
-        let handlers = HANDLERS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let numbers: Vec<u64> = handlers().iter().map(|handlers| handlers.number).collect();
         FORKING.store(true, Ordering::Relaxed);
         // The last to have registered prepares first (pthread_atfork(3)).
-        run(handlers.iter().rev().map(|handlers| handlers.prepare));
-        Self { handlers, side: Side::Template }
+        run(numbers.iter().rev(), |handlers| handlers.prepare);
+        Self { numbers, side: Side::Template }
     }
 
     fn finish(mut self, side: Side) {
@@ -135,17 +165,21 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         match self.side {
-            Side::Template => run(self.handlers.iter().map(|handlers| handlers.parent)),
-            Side::Worker => run(self.handlers.iter().map(|handlers| handlers.child)),
+            Side::Template => run(self.numbers.iter(), |handlers| handlers.parent),
+            Side::Worker => run(self.numbers.iter(), |handlers| handlers.child),
         }
         FORKING.store(false, Ordering::Relaxed);
     }
 }
 
-fn run(handlers: impl Iterator<Item = Handler>) {
-    for handler in handlers.flatten() {
-        // SAFETY: it was registered to be called at a fork, on either side, which is what happens here.
-        unsafe { handler() };
+fn run<'a>(numbers: impl Iterator<Item = &'a u64>, which: fn(&Handlers) -> Handler) {
+    for number in numbers {
+        // One of the others may have had its library unloaded.
+        let handler = handlers().iter().find(|handlers| handlers.number == *number).and_then(which);
+        if let Some(handler) = handler {
+            // SAFETY: it was registered to be called at a fork, on either side, which is what happens here; its library is there.
+            unsafe { handler() };
+        }
     }
 }
 
