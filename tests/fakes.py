@@ -126,7 +126,7 @@ class FakeWorker:
         self.state = State.IDLE
         return result
 
-    def start_call(self, call: Payload) -> None:
+    def start_call(self, call: Payload, *, prepares: bool = False) -> None:
         expected = State.RUNNING if self.flight else State.IDLE
         if self.state is not expected or len(self.flight) >= MOST_IN_FLIGHT:
             raise RuntimeError(

@@ -20,7 +20,7 @@ import map_jobs
 import pytest
 import trio
 from bad_jobs import BaseBoom, Boom
-from fakes import Plan, pass_gate
+from fakes import FakeWorker, Plan, pass_gate
 from lifeline import PATIENCE, Lifeline
 from outcome import Error, Value
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -33,6 +33,7 @@ from trio_offload import (
     WorkerMemoryError,
     WorkerStartError,
     WorkerTimeoutError,
+    WorkerType,
     _api,
     _context,
     _locate,
@@ -42,6 +43,7 @@ from trio_offload import (
 from trio_offload._map_results import Results
 from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
+from trio_offload_worker._retire import RetireWhen
 
 LOOP = _locate.Way("", "", "a test wants it so")
 
@@ -721,6 +723,77 @@ async def test_if_some_workers_can_be_started_they_do_it_all(plan: Plan, caplog:
     assert len([worker for worker in plan.workers if worker.state.name == "ENDED"]) <= 3
 
 
+class Late:
+    """Has the first worker that is started fail, once the test lets it; all others start."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.fails = trio.Event()
+        self._make = plan.make
+        self._is_first = True
+
+    def __call__(self, settings: WorkerSettings) -> FakeWorker:
+        worker = self._make(settings)
+        if self._is_first:
+            self._is_first = False
+            finish = worker.finish
+
+            async def fail(*, cancellable: bool) -> None:
+                await self.fails.wait()
+                worker.plan.fail_start = WorkerStartError("this one cannot be had")
+                try:
+                    await finish(cancellable=cancellable)
+                finally:
+                    worker.plan.fail_start = None
+
+            worker.finish = fail  # type: ignore[method-assign]
+        return worker
+
+
+@pytest.mark.parametrize("source", [iter, one_by_one], ids=["iterable", "async iterable"])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_the_chunk_of_a_worker_that_is_not_to_be_had_is_run_by_another(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, source: Any, ordered: bool
+) -> None:
+    """By one that waits for something to do, while the reader of an async iterable waits for room."""
+    late = Late(plan)
+    monkeypatch.setattr(_context, "Worker", late)
+    for item in range(1, 8):
+        plan.gate(item).set()
+    async with trio_offload.map(pass_gate, source(range(8)), workers=2, window=2, ordered=ordered) as results:
+        found: list[Any] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect_into, found, results)
+            await wait_all_tasks_blocked()
+            # Nobody can go on but with that chunk.
+            assert found == ([] if ordered else list(range(1, len(found) + 1)))
+            plan.gate(0).set()
+            late.fails.set()
+            with trio.fail_after(PATIENCE):
+                while len(found) < 8:
+                    await trio.lowlevel.checkpoint()
+    assert sorted(found) == list(range(8))
+    assert found == sorted(found) or not ordered
+
+
+@pytest.mark.parametrize("source", [iter, one_by_one], ids=["iterable", "async iterable"])
+async def test_an_idle_worker_is_used_before_a_map_gives_up(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, source: Any
+) -> None:
+    """The lane that has had it has come to its end, since there was nothing left to do."""
+    late = Late(plan)
+    monkeypatch.setattr(_context, "Worker", late)
+    for item in range(8):
+        plan.gate(item).set()
+    async with trio_offload.map(pass_gate, source(range(8)), workers=2, ordered=False) as results:
+        found = [await anext(results) for _ in range(7)]
+        await wait_all_tasks_blocked()
+        assert len(plan.workers) == 2
+        late.fails.set()
+        found += await collect(results)
+    assert sorted(found) == list(range(8))
+    assert len(plan.workers) == 2
+
+
 async def test_a_closed_context_refuses(plan: Plan) -> None:
     async with open_worker_context() as context:
         pass
@@ -1205,6 +1278,27 @@ async def test_time_runs_out_for_one_item_only(line: Lifeline) -> None:
         await line.ended()
     assert type(found[2].error) is WorkerTimeoutError
     assert [result.unwrap() for index, result in enumerate(found) if index != 2] == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("worker_type", list(WorkerType))
+@pytest.mark.parametrize("retire", [object, trio_offload.retire_when(jobs=1), trio_offload.retire_when(jobs=2)])
+async def test_what_is_prepared_for_a_timeout_is_no_job(worker_type: WorkerType, retire: Any, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    async with open_worker_context(retire=retire, worker_type=worker_type, trace=trace) as context:
+        async with context.map(map_jobs.pid_and, range(4), workers=1, timeout=1000) as results:
+            pids, items = zip(*await collect(results), strict=True)
+    assert items == (0, 1, 2, 3)
+    each = retire.jobs if isinstance(retire, RetireWhen) else 1
+    assert [len(list(group)) for _, group in itertools.groupby(pids)] == [each] * (4 // each)
+    assert trace.read_text().count('"cat":"job"') == 4
+
+
+async def test_what_is_prepared_for_a_timeout_is_not_counted() -> None:
+    async with open_worker_context() as context:
+        async with context.map(map_jobs.double, range(3), workers=1, timeout=1000) as results:
+            assert await collect(results) == [0, 2, 4]
+        (worker,) = context.statistics().workers
+        assert worker.jobs == 3
 
 
 async def test_a_process_for_each_item(tmp_path: Path) -> None:

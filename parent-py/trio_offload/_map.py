@@ -130,7 +130,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._source = Source(items)
         self._results: Results[DeliveredType] = Results(self, ordered=options.ordered, outcomes=options.return_outcomes)
         self._again: list[tuple[int, Chunk]] = []
-        self._room_or_items = trio.lowlevel.ParkingLot()
+        # Where lanes wait that have nothing to do, and where the reader of an async iterable waits. Not in one place: who is woken for
+        # a chunk that was put back must be one that takes it.
+        self._items = trio.lowlevel.ParkingLot()
+        self._room_for_more = trio.lowlevel.ParkingLot()
         self._lanes: set[trio.CancelScope] = set()
         # Lanes that could not get a worker, and whether any ever had one.
         self._failed_lanes = 0
@@ -199,7 +202,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """What has been begun goes on, and nothing else is."""
         self._source.end()
         self._reader.cancel()
-        self._room_or_items.unpark_all()
+        self._items.unpark_all()
 
     def stop_after(self, start: int) -> None:
         """What comes after the chunk that begins with this item is not needed."""
@@ -211,7 +214,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """So many items have left the window."""
         if count:
             self._source.inside -= count
-            self._room_or_items.unpark_all()
+            self._items.unpark_all()
+            self._room_for_more.unpark_all()
 
     def note(self, error: BaseException, chunk: Chunk, indexes: list[int]) -> None:
         """Say in the error which items it is about."""
@@ -275,22 +279,32 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             with scope:
                 while (chunk := await self._next_chunk()) is not None:
                     self._add_lane()
-                    await self._serve(chunk)
+                    try:
+                        await self._serve(chunk)
+                    except WorkerStartError as error:
+                        if not self._goes_on_without(error):
+                            break
         except trio.Cancelled:
             # From around the block. The task ends here, and the one with the block has its own cancellation.
             pass
-        except WorkerStartError as error:
-            if self._had_worker and len(self._lanes) > 1:
-                # The others go on without this one.
-                self._failed_lanes += 1
-                logger.warning("map goes on with a worker less: %s", error)
-            else:
-                self._fail(error)
         except Exception as error:
             self._fail(error)
         finally:
             self._lanes.discard(scope)
             self._results.wake()
+
+    def _goes_on_without(self, error: WorkerStartError) -> bool:
+        """A lane could not have a worker started, and has put its chunk back. Whether it is to go on."""
+        if self._had_worker and len(self._lanes) > 1:
+            # The others go on without this one.
+            self._failed_lanes += 1
+            logger.warning("map goes on with a worker less: %s", error)
+            return False
+        if len(self._context._cache):
+            # It can have that of a lane which has come to its end, say.
+            return True
+        self._fail(error)
+        return False
 
     def _fail(self, error: BaseException) -> None:
         if self._fatal is None:
@@ -306,7 +320,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 return chunk
             if not self._again and not self._source.may_have_more:
                 return None
-            await self._room_or_items.park()
+            await self._items.park()
         return None
 
     def _take(self) -> Chunk | None:
@@ -328,7 +342,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             chunk = source.read(size)
         if source.exhausted:
             # Those that wait for an item wait in vain.
-            self._room_or_items.unpark_all()
+            self._items.unpark_all()
         return chunk
 
     @trio.lowlevel.enable_ki_protection
@@ -338,10 +352,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             with self._reader:
                 for count in itertools.count(1):
                     while source.inside >= self._window():
-                        await self._room_or_items.park()
+                        await self._room_for_more.park()
                     if not await source.read_one():
                         break
-                    self._room_or_items.unpark_all()
+                    self._items.unpark_all()
                     if not count % _UNINTERRUPTED:
                         await trio.lowlevel.checkpoint()
             try:
@@ -352,7 +366,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             pass  # As in a lane.
         finally:
             source.exhausted = True
-            self._room_or_items.unpark_all()
+            self._items.unpark_all()
 
     async def _serve(self, chunk: Chunk) -> None:
         """Take a token and a worker, and keep that fed as long as there is something to feed it with."""
@@ -394,7 +408,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return True
         self._prepared.add(worker)
         try:
-            worker.start_call(_payload.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork))
+            worker.start_call(_payload.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork), prepares=True)
             # What comes of it does not matter: the item will find the same.
             await worker.next_answer()
         except CallNotRun:
@@ -529,7 +543,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
     def _put_back(self, chunk: Chunk) -> None:
         """It has not begun: whoever is free next takes it, before anything new."""
         heapq.heappush(self._again, (chunk.start, chunk))
-        self._room_or_items.unpark()
+        self._items.unpark()
 
     def _send_elsewhere(self, chunk: Chunk, worker: Worker, new: bool) -> None:
         """Its worker had left. It is a bad sign if one after the other does that was started for it."""

@@ -146,6 +146,7 @@ class _Flight:
     function: Callable[..., Any]
     start: bytes = b""  # of the header of a plain result, where that is worth a shorter way
     sent: bool = False  # whether the socket may have taken a byte of it
+    prepares: bool = False  # whether it is no job but what somebody has done before one
 
 
 class Worker:
@@ -373,8 +374,11 @@ class Worker:
         self._calls = 1
         return [self._head_of(call), *call.parts]
 
-    def _head_of(self, call: _payload.Payload) -> bytes:
-        return encode_head(Kind.CALL, self._calls, call.lengths, {"types": call.types} if call.types else None)
+    def _head_of(self, call: _payload.Payload, prepares: bool = False) -> bytes:
+        body: dict[str, Any] = {"types": call.types} if call.types else {}
+        if prepares:
+            body["prepares"] = True
+        return encode_head(Kind.CALL, self._calls, call.lengths, body or None)
 
     def _converse(
         self, greeting: Callable[[], list[Buffer]], process: WorkerProcess, ours: Any, record: _record.RecordFile
@@ -628,26 +632,26 @@ class Worker:
         self._become_idle()
         return result
 
-    def start_call(self, call: _payload.Payload) -> None:
+    def start_call(self, call: _payload.Payload, *, prepares: bool = False) -> None:
         """Put a pickled call behind those in flight. Every call is followed by one :meth:`next_answer`, which does the rest.
 
         Beside the call that the worker runs, others may be on their way, :data:`MOST_IN_FLIGHT` in all: it begins with the next as
         soon as it has answered one, and nobody has to be awaited in between. All that are started before the next answer is
-        asked for go out in one piece.
+        asked for go out in one piece. One that ``prepares`` is no job to ``retire``, the statistics and the trace.
         """
         if self._channel is None or self.state is not (RUNNING if self._flight else IDLE):
             raise RuntimeError("the worker does not take a call now")
         if len(self._flight) == MOST_IN_FLIGHT:
             raise RuntimeError(f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight")
         self._calls += 1
-        flight = _Flight(self._calls, call.function)
+        flight = _Flight(self._calls, call.function, prepares=prepares)
         if _launch.changing_state() is not self._told:
             self._unsent += self._new_settings()
-        if call.small:
+        if call.small and not prepares:
             data, flight.start = encode_call(self._calls, call.parts[0])
             self._unsent.append(data)
         else:
-            self._unsent.append(self._head_of(call))
+            self._unsent.append(self._head_of(call, prepares))
             self._unsent += call.parts
         if not self._flight:
             self.state = RUNNING
@@ -746,9 +750,10 @@ class Worker:
                 result = None, error
         else:
             result = None, load_exception(raised)
-        self._jobs += 1
-        if self._settings.trace is not None:
-            self._trace_job("ok" if raised is None else "raised")
+        if not oldest.prepares:
+            self._jobs += 1
+            if self._settings.trace is not None:
+                self._trace_job("ok" if raised is None else "raised")
         self._flight.popleft()
         if self._flight:
             self._begin(self._flight[0])

@@ -155,6 +155,9 @@ class Session:
             answer.body = {**(answer.body or {}), "figures": figures}
         self._answer(frame.id, answer)
         del answer
+        if frame.body.get("prepares"):
+            self._link.restart_idle_time()
+            return
         self._watcher.tell(BUSY)
         leave, problem = self._executor.settle()
         self._watcher.tell(WAITING)

@@ -717,7 +717,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _unsigned("memory_limit", required=False),
         ),
     ),
-    Kind.CALL: (_SOME, (_TYPES,)),
+    Kind.CALL: (_SOME, (_TYPES, _Field("prepares", "a boolean", _is_boolean, required=False))),
     Kind.RETIRE: (_NONE, ()),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
     Kind.TEMPLATE: (range(1, 2), (_EAGER, _Field("modules", "an array of text", _is_array_of_text))),

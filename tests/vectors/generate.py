@@ -346,6 +346,12 @@ def messages() -> None:
         "a CALL that says what its segments become",
         frame(CALL, 2, [b"pickle", b"memory", b"bytes", b"", b"bytearray"], {"types": bytes([0, 0, 1, 1, 2])}),
     )
+    good("call-prepares", "a CALL that is no job", frame(CALL, 1, [b"pickle"], {"prepares": True}))
+    good(
+        "call-types-prepares",
+        "a CALL that is no job and says what its segments become",
+        frame(CALL, 1, [b"pickle", b"bytes"], {"types": bytes([0, 1]), "prepares": True}),
+    )
     good("call-types-first", "the first segment may have a type too", frame(CALL, 2, [b"pickle"], {"types": bytes([2])}))
     good(
         "call-empty-segments",
@@ -1106,7 +1112,7 @@ def body_errors() -> None:
             "modules": [("text", "json"), ("bytes-item", [b"json"]), ("null", None), ("nested", [["json"]])],
         },
         "ready": {"figures": not_figures},
-        "call": {"types": not_types},
+        "call": {"types": not_types, "prepares": [("integer", 1), ("null", None), ("text", "yes")]},
         "result": {"figures": not_figures, "types": not_types},
         "report": {"figures": not_figures},
         "hello": {

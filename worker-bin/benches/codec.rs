@@ -29,8 +29,8 @@ fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {
         ..Hello::default()
     };
     vec![
-        ("CALL", Message::Call(vec![]), vec![40]),
-        ("CALL, 1,000 segments", Message::Call(vec![]), vec![100_000; 1_000]),
+        ("CALL", Message::Call { types: vec![], prepares: false }, vec![40]),
+        ("CALL, 1,000 segments", Message::Call { types: vec![], prepares: false }, vec![100_000; 1_000]),
         ("RESULT", Message::Result(vec![], None), vec![16]),
         ("RESULT with figures", Message::Result(vec![], Some(figures)), vec![16]),
         ("REPORT", Message::Report(figures), vec![]),

@@ -265,14 +265,15 @@ impl Executor for Worker {
         })
     }
 
-    fn settle(&mut self, answer: Option<Pickled>) -> Settled {
+    fn settle(&mut self, answer: Option<Pickled>, was_job: bool) -> Settled {
         let Some(python) = &self.python else { return Settled::Stay };
-        if python.retire.is_none() && answer.as_ref().is_none_or(Pickled::is_plain) {
+        let retire = if was_job { python.retire.as_ref() } else { None };
+        if retire.is_none() && answer.as_ref().is_none_or(Pickled::is_plain) {
             return Settled::Stay;
         }
         Python::attach(|py| {
             drop(answer);
-            let Some(retire) = &python.retire else { return Settled::Stay };
+            let Some(retire) = retire else { return Settled::Stay };
             // It may look at how much this process holds.
             self.regions.release();
             let retire = retire.bind(py);

@@ -19,8 +19,12 @@ pub const TEXT_LIMIT: usize = 1 << 20;
 pub enum Message {
     Hello(Box<Hello>),
     Setup(Setup),
-    /// What each segment becomes; see [`SegmentType`].
-    Call(Vec<SegmentType>),
+    /// `types`: what each segment becomes, see [`SegmentType`].
+    Call {
+        types: Vec<SegmentType>,
+        /// It is the parent's own, and no job.
+        prepares: bool,
+    },
     Retire,
     /// Other settings than those of SETUP; `eager` as there.
     Settings {
@@ -217,7 +221,10 @@ impl Message {
                 )?,
                 memory_limit: fields.optional("memory_limit", "memory_limit is not an unsigned number", unsigned)?,
             }),
-            Kind::Call => Self::Call(fields.types(segments)?),
+            Kind::Call => Self::Call {
+                types: fields.types(segments)?,
+                prepares: fields.optional("prepares", "prepares is not a truth value", Value::as_bool)?.unwrap_or_default(),
+            },
             Kind::Retire => Self::Retire,
             Kind::Settings => {
                 Self::Settings { eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)? }
@@ -246,7 +253,7 @@ impl Message {
         match self {
             Self::Hello(_) => Kind::Hello,
             Self::Setup(_) => Kind::Setup,
-            Self::Call(_) => Kind::Call,
+            Self::Call { .. } => Kind::Call,
             Self::Retire => Kind::Retire,
             Self::Settings { .. } => Kind::Settings,
             Self::Template(_) => Kind::Template,
@@ -267,7 +274,10 @@ impl Message {
     pub fn into_body(self) -> Body {
         match self {
             Self::Retire | Self::Fork => Body::new(),
-            Self::Call(types) => write_types(&types).into_iter().collect(),
+            Self::Call { types, prepares } => {
+                let prepares = prepares.then(|| ("prepares".to_owned(), Value::from(true)));
+                write_types(&types).into_iter().chain(prepares).collect()
+            }
             Self::Ready(figures) => figures.map(Figures::write).into_iter().collect(),
             Self::Result(types, figures) => write_types(&types).into_iter().chain(figures.map(Figures::write)).collect(),
             Self::Report(figures) => vec![figures.write()],

@@ -49,8 +49,8 @@ pub trait Executor: Allocator {
     fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, Self::Buffer>>);
     /// Unpickles, calls, pickles. Nothing that the user's code does keeps it from giving an answer.
     fn call(&mut self, segments: Vec<Segment<'_, Self::Buffer>>) -> Answer<Self::Payload>;
-    /// The answer has been sent: drops it, and asks the user's `retire`.
-    fn settle(&mut self, answer: Option<Self::Payload>) -> Settled;
+    /// The answer has been sent: drops it, and asks the user's `retire` if it was a job's.
+    fn settle(&mut self, answer: Option<Self::Payload>, was_job: bool) -> Settled;
     /// A signal came while the worker was idle.
     fn interrupted(&mut self);
     /// Takes the settings and imports what the workers that are forked off this process are to find imported.
@@ -167,7 +167,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         match (self.state, message) {
             (State::AwaitHello, Message::Hello(hello)) => self.start(&hello),
             (State::AwaitSetup, Message::Setup(setup)) => self.set_up(&setup, &header),
-            (State::Idle, Message::Call(types)) => self.call(&header, &types),
+            (State::Idle, Message::Call { types, prepares }) => self.call(&header, &types, prepares),
             (State::Idle, Message::Settings { eager }) => self.replace_settings(eager, &header),
             (State::AwaitTemplate, Message::Template(template)) => self.become_template(&template, &header),
             (State::Template, Message::Fork) => self.fork(),
@@ -319,7 +319,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         Ok(())
     }
 
-    fn call(&mut self, header: &Header, types: &[SegmentType]) -> Step {
+    fn call(&mut self, header: &Header, types: &[SegmentType], prepares: bool) -> Step {
         let segments = match self.connection.receive_segments(&header.lengths, types, self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
@@ -337,8 +337,12 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         };
         self.sent(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;
         self.activity.set(Doing::Busy);
-        let settled = self.executor.settle(payload);
+        let settled = self.executor.settle(payload, !prepares);
         self.activity.set(Doing::Waiting);
+        if prepares {
+            self.idle.restart();
+            return Ok(());
+        }
         let too_large = self.memory_limit.zip(figures).is_some_and(|(limit, figures)| figures.rss > limit);
         match settled {
             Settled::Stay if too_large => self.retire("memory"),

@@ -100,7 +100,7 @@ fn message() -> impl Strategy<Value = Message> {
         failure.clone().prop_map(Message::SetupFailed),
         (failure, option_figures()).prop_map(|(failure, figures)| Message::Raised(Failure { module: None, ..failure }, figures)),
         ".{0,9}".prop_map(|reason| Message::Retired { reason }),
-        types().prop_map(Message::Call),
+        (types(), any::<bool>()).prop_map(|(types, prepares)| Message::Call { types, prepares }),
         Just(Message::Retire),
         option_figures().prop_map(Message::Ready),
         (types(), option_figures()).prop_map(|(types, figures)| Message::Result(types, figures)),
@@ -130,7 +130,7 @@ fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
             _ => 0,
         });
         let message = match message {
-            Message::Call(types) => Message::Call(fitting(types, segments.len())),
+            Message::Call { types, prepares } => Message::Call { types: fitting(types, segments.len()), prepares },
             Message::Result(types, figures) => Message::Result(fitting(types, segments.len()), figures),
             other => other,
         };

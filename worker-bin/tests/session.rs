@@ -134,9 +134,9 @@ impl Executor for Fake {
         }
     }
 
-    fn settle(&mut self, answer: Option<Pieces>) -> Settled {
-        self.note(format!("settle {}", answer.is_some()));
-        self.settled.clone().unwrap_or(Settled::Stay)
+    fn settle(&mut self, answer: Option<Pieces>, was_job: bool) -> Settled {
+        self.note(format!("settle {}{}", answer.is_some(), if was_job { "" } else { ", no job" }));
+        if was_job { self.settled.clone().unwrap_or(Settled::Stay) } else { Settled::Stay }
     }
 
     fn interrupted(&mut self) {
@@ -201,7 +201,11 @@ fn setup() -> Vec<u8> {
 }
 
 fn call(id: u64) -> Vec<u8> {
-    frame(Message::Call(vec![]), id, &[4])
+    frame(Message::Call { types: vec![], prepares: false }, id, &[4])
+}
+
+fn preparation(id: u64) -> Vec<u8> {
+    frame(Message::Call { types: vec![], prepares: true }, id, &[4])
 }
 
 fn retire() -> Vec<u8> {
@@ -490,6 +494,16 @@ fn a_job_that_raises_leaves_the_worker_idle() {
 }
 
 #[test]
+fn a_preparation_is_no_job() {
+    let figures = Some(Figures { rss: 2_000, peak_rss: 3_000, vms: 1 << 40, cpu_time: 7 });
+    let retiring = Fake { settled: Some(Settled::Retire), figures, ..Fake::default() };
+    let setup = frame(Message::Setup(Setup { memory_limit: Some(1_000), ..Setup::default() }), 0, &[1, 0, 2]);
+    let run = run(retiring, [bytes(&[hello(), setup, preparation(1), preparation(2), call(3)])]);
+    assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result, Kind::Result, Kind::Retired]);
+    assert_eq!(run.log().iter().filter(|line| **line == "settle true, no job").count(), 2);
+}
+
+#[test]
 fn retire_decides_after_the_answer() {
     let retiring = Fake { settled: Some(Settled::Retire), ..Fake::default() };
     let run_ = run(retiring, [bytes(&[hello(), setup(), call(1), call(2)])]);
@@ -612,7 +626,10 @@ fn memory_that_is_not_there_is_said_and_not_a_crash() {
 #[test]
 fn large_segments_arrive_whole_in_memory_of_their_own() {
     let lengths = [70_000, 0, 1, 100_000, HEAP_LIMIT];
-    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(vec![]), 1, &lengths), call(2), retire()])]);
+    let run = run(
+        Fake::default(),
+        [bytes(&[hello(), setup(), frame(Message::Call { types: vec![], prepares: false }, 1, &lengths), call(2), retire()])],
+    );
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.log[4], format!("call {lengths:?}"));
 }
@@ -621,7 +638,10 @@ fn large_segments_arrive_whole_in_memory_of_their_own() {
 fn a_segment_is_received_into_what_it_becomes() {
     let types = vec![SegmentType::Memory, SegmentType::Bytes, SegmentType::Memory, SegmentType::ByteArray];
     let lengths = [10, 300_000, 20, 0];
-    let run = run(Fake::default(), [bytes(&[hello(), setup(), frame(Message::Call(types), 1, &lengths), retire()])]);
+    let run = run(
+        Fake::default(),
+        [bytes(&[hello(), setup(), frame(Message::Call { types, prepares: false }, 1, &lengths), retire()])],
+    );
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.log[4..6], ["allocate 300000 Bytes", "allocate 0 ByteArray"]);
 }
