@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+import processes
 import trio
 from ledger import Files, Writer
 from scenes import Lane
@@ -117,7 +118,7 @@ class Program:
             for lane in self.lanes:
                 if lane.scene and time.monotonic() - lane.since > HUNG_AFTER and id(lane) not in complained:
                     complained.add(id(lane))
-                    text = f"{lane.scene} has not ended after {HUNG_AFTER:g} s\n{_stacks(lane.task)}"
+                    text = f"{lane.scene} has not ended after {HUNG_AFTER:g} s\n{_stacks(lane.task)}\n{_processes()}"
                     self.writer.complain("hung", 0, text)
                     faulthandler.dump_traceback(all_threads=True)
                     lane.give_up()
@@ -130,8 +131,28 @@ def _stacks(task: Any, depth: int = 0) -> str:
     lines = [f"{'  ' * depth}task {task.name}"]
     for frame, line in traceback.walk_stack(None) if task.coro.cr_running else task.iter_await_frames():
         lines.append(f"{'  ' * depth}  {frame.f_code.co_filename}:{line} {frame.f_code.co_name}")
+        worker = frame.f_locals.get("worker")
+        if worker is not None:
+            lines.append(f"{'  ' * depth}    worker: {getattr(worker, 'process', worker)}")
     for nursery in list(task.child_nurseries):
         lines += [_stacks(child, depth + 1) for child in list(nursery.child_tasks)]
+    return "\n".join(lines)
+
+
+def _processes() -> str:
+    """Those below this one, and where each waits in the kernel."""
+    lines = []
+    for process in processes.descendants(os.getpid()):
+        lines.append(
+            f"process {process.pid}, child of {process.parent}, {process.state}: {processes.command(process.pid)[:80]}"
+        )
+        for task in Path(f"/proc/{process.pid}/task").glob("*"):
+            try:
+                lines.append(
+                    f"  thread {task.name}: {(task / 'wchan').read_text()}, {(task / 'syscall').read_text().strip()}"
+                )
+            except OSError:
+                pass
     return "\n".join(lines)
 
 

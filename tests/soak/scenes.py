@@ -322,8 +322,5 @@ def _judge_end_of_map(lane: Lane, left: list[work.Job], error: BaseException) ->
     if isinstance(error, BrokenWorkerError):
         how = ledger.NOT_RUN if isinstance(error, WorkerStartError) else ledger.BROKEN
         lane.writer.died(0, how, error, expected=any(job.ends_worker for job in left))
-    elif isinstance(error, WorkerTimeoutError):
-        if not any(job.endless for job in left):
-            lane.writer.complain("undocumented", 0, f"a map without an endless item raised {error!r:.500}")
-    elif not any(job.may_raise(error) for job in left):
+    elif not isinstance(error, WorkerTimeoutError) and not any(job.may_raise(error) for job in left):
         lane.writer.complain("undocumented", 0, f"a map raised {error!r:.500}")
