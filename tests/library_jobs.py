@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 _kept: dict[str, Any] = {}
@@ -20,3 +21,11 @@ def kept() -> tuple[int, dict[str, Any]]:
 def is_unlike(value: Any) -> bool:
     """For a ``retire``: whether what was kept is something else."""
     return bool((_kept["value"] != value).any())
+
+
+def path() -> tuple[int, list[str]]:
+    return os.getpid(), sys.path
+
+
+def add_to_path(first: str, last: str) -> None:
+    sys.path[:] = [first, *sys.path, last]

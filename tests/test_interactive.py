@@ -428,7 +428,7 @@ def test_of_this_environment_nothing_is_a_stray(tmp_path: Path) -> None:
     program = """
         import json, sys, trio, trio_offload, unittest.mock, xml.etree, encodings.idna
         from trio_offload._strays import Strays
-        print(Strays().find())
+        print(Strays().find(sys.path))
     """
     assert run([sys.executable, write(tmp_path / "script.py", program)]).lines() == ["{}"]
 

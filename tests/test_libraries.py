@@ -186,3 +186,79 @@ async def test_what_is_registered_no_more_is_named_again(opened: Opened, registe
 async def test_where_something_is_registered_the_rest_is_named_as_ever(opened: Opened, registered: Any) -> None:
     async with opened() as context:
         assert await context.run_sync(jobs.echo, jobs.echo) is jobs.echo
+
+
+# --- sys.path ------------------------------------------------------------------------------------------------
+
+PLUGIN = "from late_helper import twice\n\ndef work(number):\n    return twice(number)\n"
+HELPER = "def twice(number):\n    return 2 * number\n"
+
+
+@pytest.fixture
+def plugin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "late_plugin.py").write_text(PLUGIN)
+    (folder / "late_helper.py").write_text(HELPER)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield str(folder)
+    for name in ("late_plugin", "late_helper"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["changed in place", "replaced"])
+async def test_an_idle_worker_follows_the_path(
+    opened: Opened, replaced: bool, plugin_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as context:
+        pid = await context.run_sync(os.getpid)
+        if replaced:
+            monkeypatch.setattr(sys, "path", [plugin_folder, *sys.path])
+        else:
+            sys.path.append(plugin_folder)
+        plugin = importlib.import_module("late_plugin")
+        # By its name only: what a worker needs to find it.
+        assert await context.run_sync(eval, "__import__('late_plugin').work(21)") == 42
+        assert await context.run_sync(plugin.work, 4) == 8
+        assert await context.run_sync(library_jobs.path) == (pid, sys.path)
+        sys.path.remove(plugin_folder)
+        assert await context.run_sync(library_jobs.path) == (pid, sys.path)
+
+
+async def test_a_module_whose_folder_has_left_the_path_is_found(opened: Opened, plugin_folder: str) -> None:
+    async with opened() as context:
+        await context.run_sync(bool)
+        sys.path.insert(0, plugin_folder)
+        plugin = importlib.import_module("late_plugin")
+        # It is looked at while its folder is there.
+        await context.run_sync(bool)
+        sys.path.remove(plugin_folder)
+        assert await context.run_sync(plugin.work, 21) == 42
+
+
+async def test_what_jobs_have_added_to_the_path_stays_where_it_is(opened: Opened, plugin_folder: str) -> None:
+    async with opened() as context:
+        await context.run_sync(library_jobs.add_to_path, "/nowhere/first", "/nowhere/last")
+        sys.path.insert(1, plugin_folder)
+        assert (await context.run_sync(library_jobs.path))[1] == ["/nowhere/first", *sys.path, "/nowhere/last"]
+        del sys.path[1]
+        sys.path.append(plugin_folder)
+        assert (await context.run_sync(library_jobs.path))[1] == ["/nowhere/first", *sys.path, "/nowhere/last"]
+        sys.path.remove(plugin_folder)
+
+
+async def test_calls_of_a_map_follow_the_path(opened: Opened, plugin_folder: str) -> None:
+    async with opened() as context:
+        await context.run_sync(bool)
+        sys.path.append(plugin_folder)
+        plugin = importlib.import_module("late_plugin")
+        async with context.map(plugin.work, range(5), chunk_size=2) as results:
+            assert [result async for result in results] == [0, 2, 4, 6, 8]
+
+
+async def test_a_path_entry_of_another_type_is_left_out(opened: Opened, plugin_folder: str) -> None:
+    async with opened() as context:
+        await context.run_sync(bool)
+        odd: Any = sys.path
+        odd[:] = [Path(plugin_folder), *odd, plugin_folder.encode()]
+        assert (await context.run_sync(library_jobs.path))[1] == [entry for entry in odd if isinstance(entry, str)]

@@ -269,18 +269,18 @@ def test_a_fork_of_this_process_has_no_workers_of_ours(tmp_path: Path) -> None:
 
 def test_a_look_at_modules_in_the_middle_of_another_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     strays = _strays.Strays()
-    strays.find()
+    strays.find(sys.path)
     module = types.ModuleType("a_module_from_nowhere")
     module.__file__ = "/nowhere/at/all.py"
     monkeypatch.setitem(sys.modules, module.__name__, module)
     slow = Slow(_strays._source)
     monkeypatch.setattr(_strays, "_source", slow)
     found: list[dict[str, Any]] = []
-    first = threading.Thread(target=lambda: found.append(strays.find()))
+    first = threading.Thread(target=lambda: found.append(strays.find(sys.path)))
     first.start()
     assert slow.reached.wait(PATIENCE)
-    found.append(strays.find())
+    found.append(strays.find(sys.path))
     slow.go_on.set()
     first.join(PATIENCE)
-    found.append(strays.find())
+    found.append(strays.find(sys.path))
     assert [module.__name__ in each for each in found] == [True, True, True]

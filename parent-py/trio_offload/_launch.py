@@ -132,7 +132,7 @@ def current_settings() -> dict[str, Any]:
     * ``coverage``: whether coverage.py measures this process and was told to measure those of multiprocessing too
     """
     processes = sys.modules.get("multiprocessing.process")
-    authkey, resource_tracker, modules, main_number = changing_state()
+    authkey, resource_tracker, modules, main_number, _ = changing_state()
     return {
         "main": main_plan(),
         "main_number": main_number,
@@ -149,13 +149,23 @@ def current_settings() -> dict[str, Any]:
     }
 
 
+def new_settings(settings: dict[str, Any], told: ChangingState | None) -> dict[str, Any]:
+    """Settings for a worker that has been told others before, when the state was ``told``.
+
+    ``path`` is :data:`sys.path` as it was then and as it is now, if it has changed; it begins as HELLO says.
+    """
+    now = changing_state()[-1]
+    before = now if told is None else told[-1]
+    return settings if before == now else {**settings, "path": (before, now)}
+
+
 def must_be_applied(settings: dict[str, Any]) -> bool:
     """Whether there is something in the settings that a worker has to act on before its first job."""
     return settings["warning_filters"] is not None or bool(settings["modules"]) or settings["coverage"]
 
 
-ChangingState: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], int]"
-"""``authkey``, ``resource_tracker``, ``modules`` and ``main_number`` of :func:`current_settings`."""
+ChangingState: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], int, tuple[str, ...]]"
+"""``authkey``, ``resource_tracker``, ``modules`` and ``main_number`` of :func:`current_settings`; :data:`sys.path`."""
 
 
 def changing_state() -> ChangingState:
@@ -164,10 +174,12 @@ def changing_state() -> ChangingState:
     Looked at before every call, so it imports nothing, and calls no function that it can do without.
     """
     modules = sys.modules
-    count, last, main, processes, authkey, trackers, descriptor, state = _last_look.found
+    count, last, main, processes, authkey, trackers, descriptor, path, state = _last_look.found
     try:
         if (
             len(modules) == count
+            # As a rule the same objects, which are not compared further.
+            and sys.path == path
             and modules["__main__"] is main
             # A module that is added is the last one, and changes the number too unless another one has gone.
             and next(reversed(modules)) is last
@@ -251,9 +263,9 @@ class _LastLook:
 
     def __init__(self) -> None:
         # In one piece: several threads may look. The number of modules, the last one's name, the main module, multiprocessing's module
-        # for processes, its authkey, its module for the resource tracker, the descriptor, and what all this comes to.
-        self.found: tuple[int, str | None, Any, Any, bytes | None, Any, int | None, ChangingState] = (
-            -1, None, None, None, None, None, None, (None, None, {}, 0),
+        # for processes, its authkey, its module for the resource tracker, the descriptor, `sys.path`, and what all this comes to.
+        self.found: tuple[int, str | None, Any, Any, bytes | None, Any, int | None, list[Any], ChangingState] = (
+            -1, None, None, None, None, None, None, [], (None, None, {}, 0, ()),
         )  # fmt: skip
 
     def again(self) -> ChangingState:
@@ -266,7 +278,9 @@ class _LastLook:
             last = None
         main = modules.get("__main__")
         main_number = _main_modules.number_of(main)
-        strays = _strays.find()
+        # A copy: the list is changed in place.
+        path: list[Any] = list(sys.path)
+        strays = _strays.find(path)
         processes, trackers = modules.get("multiprocessing.process"), modules.get("multiprocessing.resource_tracker")
         authkey = descriptor = None
         if processes is not None:
@@ -276,11 +290,12 @@ class _LastLook:
                     descriptor = trackers._resource_tracker._fd
             except AttributeError:
                 pass  # In the middle of its own import a module is there and its contents are not.
-        state = authkey, descriptor, strays, main_number
+        entries = tuple(entry for entry in path if isinstance(entry, str))
+        state = authkey, descriptor, strays, main_number, entries
         before = self.found[-1]
         if state == before:
             state = before
-        self.found = count, last, main, processes, authkey, trackers, descriptor, state
+        self.found = count, last, main, processes, authkey, trackers, descriptor, path, state
         return state
 
 

@@ -61,8 +61,8 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     pickled = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
-    # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
-    if pickled.find(_MAIN) < 0 and not (CLOUDPICKLE in sys.modules and registered()):
+    # Numbers and texts name nothing; which module the function is of, the start says.
+    if start[_OF_MODULE] != _MAIN and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (function, args), function, out_of_band=True)
 
@@ -96,6 +96,7 @@ def dump_chunk(
     pickled = start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL_OF_TWO
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
+    # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
     if pickled.find(_MAIN) < 0 and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (helper, (function, args)), function, out_of_band=True)
@@ -181,6 +182,8 @@ _PROTOCOL: Final = 5
 _SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
 _COPIED: Final = 4096  # bytes
 _MAIN: Final = b"__main__"
+# Where in the start of a call's pickle the module's name begins, as far as that can be this one.
+_OF_MODULE: Final = slice(AFTER_PROTOCOL + 1, AFTER_PROTOCOL + 1 + len(_MAIN))
 _SHORTEST_WITH_MAIN: Final = len(b"__mp_main__")  # bytes
 # What was found out about objects, for all threads: as good for one as for another, and gone with the object.
 _by_value: Final = ByValue()
@@ -346,7 +349,7 @@ def mentions_main(payload: Payload) -> bool:
 
 
 def _mentions(payload: Payload, names: Sequence[bytes]) -> bool:
-    # Not by `in`; see `dump_call`.
+    # Not by `in`; see `dump_chunk`.
     return any(
         part.find(name) >= 0 for part in payload.parts if len(part) <= _SMALL and isinstance(part, bytes) for name in names
     )

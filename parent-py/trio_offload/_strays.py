@@ -30,10 +30,10 @@ class Strays:
 
     def __init__(self) -> None:
         # In one piece: several threads may look, and each goes by what one of them has found as a whole.
-        self._last = _Look(0, None, {}, {})
+        self._last = _Look(0, None, [], {}, {})
 
-    def find(self) -> dict[str, Source]:
-        """All such modules by their names. Almost always there is none; asked before every call."""
+    def find(self, path: list[Any]) -> dict[str, Source]:
+        """All such modules by their names, with this ``sys.path``. Almost always there is none."""
         modules = sys.modules
         try:
             # A module that is added is the last one, and changes the number too unless another one has gone.
@@ -42,6 +42,9 @@ class Strays:
             # Another thread has added one between the two steps of this.
             last = None
         before = self._last
+        if path != before.path:
+            # What was found on the path may have been taken off it, and the other way round.
+            before = _Look(0, None, path, {}, {})
         if last != before.last or len(modules) != before.count:
             self._last = before = _look(len(modules), last, before)
         return before.found
@@ -52,6 +55,8 @@ class _Look:
     count: int
     """How many modules there were."""
     last: str | None
+    path: list[Any]
+    """``sys.path``; a copy."""
     seen: dict[str, int]
     """The modules that have been looked at, by their names; one name may stand for one after the other."""
     found: dict[str, Source]
@@ -81,16 +86,15 @@ def _look(count: int, last: str | None, before: _Look) -> _Look:
         if source is None:
             continue
         if not rest:
-            folders = folders or _folders_of_path()
+            folders = folders or _folders_of(before.path)
             if _lies_in(source, folders):
                 continue
         found[name] = source
-    return _Look(count, last, seen, before.found if found == before.found else found)
+    return _Look(count, last, before.path, seen, before.found if found == before.found else found)
 
 
-def _folders_of_path() -> set[str]:
-    entries: list[Any] = sys.path[:]
-    return {os.path.abspath(entry) for entry in entries if isinstance(entry, str)}
+def _folders_of(path: list[Any]) -> set[str]:
+    return {os.path.abspath(entry) for entry in path if isinstance(entry, str)}
 
 
 _MAIN: Final = ("__main__", "__mp_main__")  # a worker has its own way to these

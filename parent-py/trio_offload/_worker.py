@@ -963,14 +963,14 @@ class Worker:
             )
 
     def _new_settings(self) -> list[Buffer]:
-        self._told = _launch.changing_state()
+        told, self._told = self._told, _launch.changing_state()
         if self._settings.fork:
             from . import _forked
 
             settings = _forked.settings()
         else:
             settings = _launch.current_settings()
-        segment = _payload.dump_settings(settings)
+        segment = _payload.dump_settings(_launch.new_settings(settings, told))
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
     async def _already_said(self, channel: Channel) -> Frame | None:

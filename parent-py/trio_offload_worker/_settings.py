@@ -4,7 +4,7 @@ Its warning filters: a filter names a category of warnings. A category of a modu
 worker's import graph is the jobs' own. Its filter stays pending until a job has imported the module; no warning of the
 category can be given before.
 
-Which module its ``__main__`` is by now. The modules that it has from files of its own choice (``_modules.py``); and coverage.py, if that measures the parent and was
+Which module its ``__main__`` is by now. What has changed in its ``sys.path``. The modules that it has from files of its own choice (``_modules.py``); and coverage.py, if that measures the parent and was
 told to do so with the processes of multiprocessing: a worker counts as one.
 """
 
@@ -15,6 +15,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Final
 
 pending = False
@@ -26,14 +27,30 @@ def apply(settings: dict[str, Any]) -> None:
     main = sys.modules.get("trio_offload_worker._main")
     if main is not None:
         main.forget_others(settings)
-    modules = settings.get("modules")
-    if modules:
+    path = settings.get("path")
+    if path is not None:
+        _follow_path(*path)
+    modules = settings.get("modules", {})
+    if modules or "trio_offload_worker._modules" in sys.modules:
         from ._modules import install
 
         install(modules)
     if settings.get("coverage"):
         _measure()
     _apply_filters(settings.get("warning_filters"))
+
+
+def _follow_path(before: Sequence[str], now: Sequence[str]) -> None:
+    """Make ``sys.path`` what it is in the parent. What jobs have put there stays at the end of it where they have put it."""
+    path: list[Any] = sys.path
+    known = set(before)
+    own = [(place, entry) for place, entry in enumerate(path) if entry not in known]
+    first = next((place for place, entry in enumerate(path) if entry in known), len(path))
+    path[:] = [
+        *(entry for place, entry in own if place < first),
+        *now,
+        *(entry for place, entry in own if place > first),
+    ]
 
 
 def _measure() -> None:
