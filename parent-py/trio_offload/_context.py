@@ -469,19 +469,23 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
         A checkpoint if one has to be started; cancelled, it is ended.
         """
-        worker = self._cache.pop()
-        new = worker is None
-        if worker is None:
-            worker = Worker(self._settings)
-            worker.begin()
-        if worker.state is STARTING:
-            try:
-                await self._finish(worker, True)
-            except BaseException:
-                self._cache.push(worker)
-                raise
-            worker.fork_next()
-        return worker, new
+        while True:
+            worker = self._cache.pop()
+            new = worker is None
+            if worker is None:
+                worker = Worker(self._settings)
+                worker.begin()
+            if worker.state is STARTING:
+                try:
+                    await self._finish(worker, True)
+                except BaseException:
+                    self._cache.push(worker)
+                    raise
+                worker.fork_next()
+            if worker.keeps_privileges():
+                return worker, new
+            worker.ask_to_retire()
+            self._cache.push(worker)
 
     async def _finish(self, worker: Worker, cancellable: bool) -> None:
         """Wait until a worker that was begun takes calls."""

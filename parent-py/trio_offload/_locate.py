@@ -88,7 +88,12 @@ def interpreter() -> str:
     # Python may have been started under a name that leads to no program.
     path = sys.executable if os.path.exists(sys.executable or "") else os.path.realpath("/proc/self/exe")
     named = any("python" in os.path.basename(name).lower() for name in (path, os.path.realpath(path)))
-    return path if named and not getattr(sys, "frozen", False) and os.access(path, os.X_OK) else ""
+    return path if named and not getattr(sys, "frozen", False) and _may_execute(path) else ""
+
+
+def _may_execute(path: str) -> bool:
+    # By default the real user is asked for, and it is the effective one who starts a program.
+    return os.access(path, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 @functools.cache
@@ -101,7 +106,7 @@ def find_worker_executable() -> Found:
             continue
         looked.append(path)
         if os.path.isfile(path):
-            if not os.access(path, os.X_OK):
+            if not _may_execute(path):
                 raise LocateError(f"{path} may not be executed; {_remedy_for_execution(path)}")
             return Found(path, how)
     raise LocateError(

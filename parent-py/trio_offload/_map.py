@@ -437,7 +437,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 if answered:
                     self._pace.answered(answered, now - sent, waits=not begun)
                     answered = 0
-                most = self._most_in_flight()
+                # One that does not keep them is given back once it has answered.
+                most = self._most_in_flight() if worker.keeps_privileges() else 0
                 while len(begun) < most and not self._stopped:
                     chunk = None if self._may_retire and worker.will_retire(len(begun)) else self._take()
                     if chunk is None:

@@ -15,6 +15,8 @@ What this module guarantees:
 * A process is ended with its descendants. The worker is a child subreaper (prctl(2)), so they stay below it whatever
   they do; it is stopped first, so that it cannot start another while they are being collected: the kernel refuses to
   fork under a pending signal (copy_process() in kernel/fork.c).
+* A program that has given up privileges may not signal the workers that it has started before. Their connection is closed
+  instead: their native thread, which has kept the privileges, ends them with their descendants. That is waited for, but not for ever.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import logging
 import os
 import select
 import signal
@@ -62,6 +66,10 @@ class WorkerProcess:
         self.killed = False
         # Whether somebody wants it killed and nobody has begun to.
         self._condemned = False
+        # Our end of its socket: where signals are not permitted, the end of that ends it.
+        self.line: socket.socket | None = None
+        # When a process that may not be signalled is given up, on the clock of time.monotonic().
+        self._refused_until: float | None = None
 
     @property
     def exitcode(self) -> int | None:
@@ -98,6 +106,11 @@ class WorkerProcess:
     async def wait(self) -> None:
         """Wait until the process has ended, and reap it. One task at a time; anybody may :meth:`poll` meanwhile."""
         while not self.poll():
+            if self._refused_until is not None:
+                # By the real clock, which a thread has whatever clock Trio has.
+                wait = functools.partial(self.wait_sync, self._refused_until)
+                await trio.to_thread.run_sync(wait, abandon_on_cancel=True, limiter=_no_limit())
+                break
             with self._kept_pidfd() as pidfd:
                 if pidfd is not None:
                     await trio.lowlevel.wait_readable(pidfd)
@@ -108,8 +121,12 @@ class WorkerProcess:
     def wait_sync(self, deadline: float) -> bool:
         """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has ended."""
         while not self.poll():
+            if self._refused_until is not None and deadline >= self._refused_until:
+                deadline = self._refused_until
             left = deadline - time.monotonic()
             if left <= 0:
+                if deadline == self._refused_until:
+                    _unended.leave(self)
                 return False
             with self._kept_pidfd() as pidfd:
                 if pidfd is not None:
@@ -151,7 +168,28 @@ class WorkerProcess:
 
     def _kill(self) -> None:
         self.killed = True
-        end_family(self.pid, self._signal)
+        self._end_family()
+
+    def _end_family(self) -> None:
+        try:
+            self._send_signal(0)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            self._hang_up()
+        else:
+            end_family(self.pid, self._signal)
+
+    def _hang_up(self) -> None:
+        """Have the process end itself, as this program may not signal it."""
+        if self._refused_until is None:
+            self._refused_until = time.monotonic() + _REFUSED_PATIENCE
+        if self.line is not None:
+            with contextlib.suppress(OSError):
+                self.line.shutdown(socket.SHUT_RDWR)
+        # This one is permitted within a session (kill(2)). A stopped process would not notice the end of its connection.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            self._send_signal(signal.SIGCONT)
 
     def _reap(self, options: int) -> bool:
         if self.ended:
@@ -208,13 +246,15 @@ class WorkerProcess:
             os.close(pidfd)
 
     def _signal(self, number: int) -> None:
-        try:
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, number)
-            else:
-                os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
+        # Not permitted: it has become a program of another user, or this one has given up privileges, at this very moment.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            self._send_signal(number)
+
+    def _send_signal(self, number: int) -> None:
+        if self._pidfd is not None:
+            signal.pidfd_send_signal(self._pidfd, number)
+        else:
+            os.kill(self.pid, number)
 
     def _wait_unreaped(self) -> None:
         try:
@@ -270,7 +310,7 @@ class ForkedProcess(WorkerProcess):
     def _kill(self) -> None:
         self.killed = True
         if self.pid != 0:
-            end_family(self.pid, self._signal)
+            self._end_family()
 
     def _end_mute_template(self) -> None:
         """A template that does not get round to a request (it is stopped, say) would be waited for without end."""
@@ -296,7 +336,7 @@ class ForkedProcess(WorkerProcess):
         self._pidfd = open_pidfd(self.pid)
         self._close_birth()
         if self.killed:
-            end_family(self.pid, self._signal)
+            self._end_family()
         return True
 
     def _awaited(self) -> int | None:
@@ -329,6 +369,7 @@ class Lines:
             made.callback(self.record.close)
             birth, self.written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self.process = ForkedProcess(birth, template)
+            self.process.line = self.ours
             made.pop_all()
             no_forks.register(self.process, self.ours, self.record, self)
 
@@ -419,6 +460,7 @@ def start(
         OSError: the executable cannot be started.
     """
     with no_forks:
+        _unended.reap()
         ours, theirs = socket_pair()
         record = None
         kept: list[int] = []
@@ -452,6 +494,7 @@ def start(
             for descriptor in kept:
                 os.close(descriptor)
         process = WorkerProcess(pid, open_pidfd(pid))
+        process.line = ours
         no_forks.register(process, ours, record)
     return process, ours, record
 
@@ -465,6 +508,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.s
         OSError, RuntimeError: the system, or Python, does not allow a fork.
     """
     with no_forks:
+        _unended.reap()
         ours, theirs = socket_pair()
         record = None
         kept: list[int] = []
@@ -493,6 +537,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.s
             for descriptor in kept:
                 os.close(descriptor)
         process = WorkerProcess(pid, open_pidfd(pid))
+        process.line = ours
         no_forks.register(process, ours, record)
     return process, ours, record
 
@@ -540,7 +585,33 @@ class _Handover:
             self._lock.release()
 
 
+class _Unended:
+    """Processes that this program could not end. They are reaped when they have ended, as others are started."""
+
+    def __init__(self) -> None:
+        self._processes: list[WorkerProcess] = []
+
+    def leave(self, process: WorkerProcess) -> None:
+        if process not in self._processes:
+            logger.error(
+                "process %s could not be ended: this program (effective user %s) has fewer privileges now than when it started it, "
+                "and the process did not end by itself within %s seconds",
+                process.pid,
+                os.geteuid(),
+                _REFUSED_PATIENCE,
+            )
+            self._processes.append(process)
+
+    def reap(self) -> None:
+        """Reap those that have ended."""
+        if self._processes:
+            self._processes = [process for process in self._processes if not process.poll()]
+
+
+logger: Final = logging.getLogger("trio_offload")
 no_forks: Final = _Handover()
+_unended: Final = _Unended()
+_REFUSED_PATIENCE: Final = 5.0  # seconds
 _BIRTH_PATIENCE: Final = (
     5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
 )

@@ -209,6 +209,10 @@ class Templates:
             if template is not None and template.process.ended and not template.hear():
                 self.discard(template)
                 template = None
+            if template is not None and not template.keeps_privileges():
+                self.discard(template)
+                template.ask_to_retire()
+                template = None
             if template is None or template.state is ENDED:
                 template = Template(self._modules)
                 template.begin()

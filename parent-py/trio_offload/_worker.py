@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from os import geteuid
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import attrs
@@ -38,6 +39,7 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_cal
 from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
+from ._privileges import Grant
 from ._process import no_forks, surroundings
 from ._regions import Regions
 from ._sizes import readable_size
@@ -197,6 +199,8 @@ class Worker:
         self.progress = _record.Progress()
         # The bytes of the last answer.
         self.answer_size = 0
+        # The privileges of this program when the process was started; of a forked one, when its template was.
+        self._grant: Grant
         # The call that is wanted of it first, and the same once it has been sent together with the greeting.
         self._first_call: _payload.Payload | None = None
         self._sent_ahead: _payload.Payload | None = None
@@ -260,6 +264,8 @@ class Worker:
         """
         refuse_while_main_loads()
         self._first_call = call
+        if self._settings.templates is None:
+            self._grant = Grant()
         if self._settings.fork:
             self._has_watcher = True
             greeting = self._greeting_of_fork()
@@ -283,6 +289,7 @@ class Worker:
         functions = self._pickled_functions()
         self._started = time.monotonic()
         self._template = template
+        self._grant = template._grant
 
         def greeting(streams: list[int], directory: bool) -> list[Buffer]:
             settings = _launch.current_settings()
@@ -481,7 +488,7 @@ class Worker:
                 self._check_welcome(await self._receive(cancellable))
                 call = self._call_ahead()
                 # The worker is busy with the rest of its start, and to be woken and to answer takes longer than that.
-                if call is not None and self._told is _launch.changing_state():
+                if call is not None and self._told is _launch.changing_state() and self.keeps_privileges():
                     with contextlib.suppress(WriteFailed):
                         await channel.send(self._take_ahead(call), cancellable=cancellable)
             self.state = SETTING_UP
@@ -535,11 +542,15 @@ class Worker:
         if self._first_call is not None:
             ahead = self._sent_ahead is call
             self._sent_ahead = self._first_call = None
+        self._began = began = time.monotonic()
         if not ahead:
+            grant = self._grant
+            if (began >= grant.look_at or geteuid() != grant.user) and not grant.holds(began):
+                self.ask_to_retire()
+                raise CallNotRun
             self._calls += 1
         self.state = RUNNING
         self._running = call.function
-        self._began = time.monotonic()
         sent = True
         # How the header of a plain result starts, where that is worth a shorter way.
         start = b""
@@ -631,6 +642,13 @@ class Worker:
             self._trace_job("ok" if raised is None else "raised")
         self._become_idle()
         return result
+
+    def keeps_privileges(self) -> bool:
+        """Return whether this program still has the privileges that the worker was started with.
+
+        If not, a call could do in the worker what the program may not do itself: it must not be sent there.
+        """
+        return self._grant.holds(time.monotonic())
 
     def start_call(self, call: _payload.Payload, *, prepares: bool = False) -> None:
         """Put a pickled call behind those in flight. Every call is followed by one :meth:`next_answer`, which does the rest.
@@ -1265,11 +1283,16 @@ _ENDS_BY_LIMIT: Final = (7, -signal.SIGKILL)
 _EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
 _MOST_TEMPLATES: Final = 3
 _CROWDED_PAUSE: Final = 0.001  # seconds
+_PRIVILEGES_HINT: Final = (
+    "If the program has given up privileges or changed its root directory: it needs its Python and this file there too, as each "
+    "worker has what the program has when it makes the call."
+)
 _SPAWN_REMEDIES: Final = {
     errno.EACCES: "It may not be executed: look at its mode, whether its file system is mounted noexec, and whether a security "
-    "policy (SELinux, AppArmor) forbids it, which the system's log tells.",
+    f"policy (SELinux, AppArmor) forbids it, which the system's log tells. {_PRIVILEGES_HINT}",
     errno.EPERM: "A security policy (seccomp, AppArmor, a container's) forbids it, which the system's log may tell.",
-    errno.ENOENT: "It, or the dynamic loader that it names, is not there; a build for another C library looks like this.",
+    errno.ENOENT: "It, or the dynamic loader that it names, is not there; a build for another C library looks like this. "
+    f"{_PRIVILEGES_HINT}",
     errno.ENOEXEC: "It is a build for another processor.",
     errno.EAGAIN: "The limit of processes is reached (ulimit -u, or the container's).",
     errno.ENOMEM: "There is not enough memory.",
@@ -1299,6 +1322,10 @@ def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         environment[_LIBRARY_PATH] = b":".join(dict.fromkeys(folders))
     else:
         executable = _locate.interpreter()
+        if not executable:
+            raise WorkerStartError(
+                f"a worker could not be started as {sys.executable}: it may not be executed, or is not there. {_PRIVILEGES_HINT}"
+            )
         argv = _launch.loop_command()
         # Python sets LC_CTYPE when it finds the C locale (PEP 538). This one has done so where it should be done; there it
         # would only change the environment that the worker is given.

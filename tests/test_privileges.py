@@ -1,0 +1,40 @@
+"""No call runs with more privileges, or with another root directory, than the program has when it makes the call."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from running import PROGRAMS, Ended, run
+
+CHANGES = ["user", "user by ctypes", "group", "groups", "capability", "no_new_privs", "root", "namespace"]
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser has privileges to give up"),
+    pytest.mark.parametrize("kind", ["spawn", "loop", "fork", "forkserver"]),
+]
+
+
+def run_program(*arguments: str | Path) -> Ended:
+    return run([sys.executable, PROGRAMS / "privileges.py", *arguments])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_calls_after_a_change(tmp_path: Path, change: str, kind: str) -> None:
+    """Neither idle workers from before nor those that a template has forked ahead run a call."""
+    ended = run_program("call", change, kind, tmp_path)
+    assert ended.lines() == ["kept True 1", "once True"], ended
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_map_during_a_change(tmp_path: Path, kind: str) -> None:
+    """Only the items on their way go to the worker from before; afterwards the next map has the new one too."""
+    assert run_program("map", "groups", kind, tmp_path).lines() == ["mapped True", "mapped True"]
+
+
+def test_cancelling_without_privileges(tmp_path: Path, kind: str) -> None:
+    """A program may not signal processes of a user that it was; they are ended all the same, also one that is stopped."""
+    ended = run_program("cancel", "user", kind, tmp_path)
+    assert ended.lines() == ["cancelled True", "children []"], ended
+    assert ended.stderr == ""
