@@ -200,6 +200,9 @@ class FakeWorker:
             if item in self.plan.retires_after:
                 self.retired = True
 
+    def keeps_privileges(self) -> bool:
+        return True
+
     def will_retire(self, ahead: int = 0) -> bool:
         return self.plan.foreseen
 
