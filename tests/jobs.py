@@ -488,3 +488,37 @@ def names_of_python_2() -> tuple[bool, bytes, object, bool]:
     read = pickle.loads(b"c__builtin__\nxrange\n(K\x00K\x03K\x01tR.")
     _compat_pickle.NAME_MAPPING["old", "name"] = ("builtins", "len")
     return early, written, read, pickle.loads(b"cold\nname\n.") is len
+
+
+# --- what takes its time --------------------------------------------------------------------------
+
+
+def sleep_and_return(seconds: float) -> float:
+    import time
+
+    time.sleep(seconds)
+    return seconds
+
+
+def exit_late(seconds: float) -> None:
+    """The worker takes so long to leave."""
+    import atexit
+    import time
+
+    atexit.register(time.sleep, seconds)
+
+
+def keep_from_leaving() -> None:
+    """A thread that Python waits for at its exit."""
+    import threading
+    import time
+
+    threading.Thread(target=time.sleep, args=(1000.0,)).start()
+
+
+def close_all_and_die_late(seconds: float) -> NoReturn:
+    import time
+
+    os.closerange(3, 256)
+    time.sleep(seconds)
+    os._exit(9)

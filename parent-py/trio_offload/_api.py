@@ -49,7 +49,7 @@ async def run_sync(
         kill_on_cancel: whether the call can be cancelled. If it is, the worker is killed (SIGKILL) at whatever point
             the job has reached, together with all processes that it started, before the cancellation goes on. If it
             cannot be cancelled the call waits for the job's end. Ctrl+C does not reach the job, only programs that it
-            started.
+            started. A deadline round the call is by Trio's clock, as round anything else.
         cancellable: the same under another name; either is enough.
         limiter: an async context manager round the call, as a rule a :class:`trio.CapacityLimiter`; None: that of
             :func:`current_default_worker_limiter`.
@@ -152,7 +152,8 @@ def map(
             to 64; then all of those fail.) With 1 only the item itself is lost. Where the
             context has a ``retire``, or there is a ``timeout``, "auto" is 1.
         timeout: seconds that an item may take. The worker of one that takes longer is killed. The time counts from when the
-            worker is ready for the item and has imported ``fn``. Items travel alone then.
+            worker is ready for the item and has imported ``fn``. Items travel alone then. These are seconds of the machine's
+            clock, also in a run of Trio with another one.
         return_outcomes: whether the iterator gives an :class:`outcome.Outcome` for each item, with its value or error.
             Otherwise the first error of an item ends the iteration: it is raised by the iterator after the results that come
             before it, and all else is given up.
@@ -216,8 +217,8 @@ async def open_worker_context(
             :exc:`WorkerStartError` from that exception.
         retire: called in the worker after each job, once the result is on its way; if it returns something true the
             worker leaves. If it raises, the worker breaks, which a later call is told.
-        grace_period: seconds that the workers get to leave at the end of the block, before they are killed and
-            :exc:`BrokenWorkerError` is raised; :data:`math.inf`: for ever.
+        grace_period: seconds of the machine's clock that the workers get to leave at the end of the block, before they are
+            killed and :exc:`BrokenWorkerError` is raised; :data:`math.inf`: for ever.
         worker_type: how workers are started.
         memory_limit: what a job may hold, with the child processes that it starts: bytes, or text like "500MiB" or "2 GB".
             A job that passes it is ended within half a second, and its call raises :exc:`WorkerMemoryError`. A worker

@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from . import _clock
 from ._errors import BrokenWorkerError
 from ._process import WorkerProcess
 from ._worker import ENDED, IDLE, RUNNING, Worker, WorkerStatistics, describe_ending, logger
@@ -139,7 +140,7 @@ class WorkerCache:
         self.dismiss()
         workers = list(self._leaving.copy())
         with trio.CancelScope(shield=True):
-            with trio.move_on_after(grace_period):
+            with _clock.move_on_after(grace_period):
                 async with trio.open_nursery() as nursery:
                     for worker in workers:
                         nursery.start_soon(worker.wait)

@@ -38,7 +38,7 @@ import trio
 from trio_offload_worker import _chunks
 from trio_offload_worker._wire import Frame, Kind
 
-from . import _payload
+from . import _clock, _payload
 from ._errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, add_note
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
@@ -423,8 +423,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         begun: collections.deque[Chunk] = collections.deque()
         record = worker.record_identity
         self._begin(worker, record, first, begun)
-        # Trio's clock is what deadlines are by; Python's takes a quarter of the time.
-        clock = time.perf_counter if timeout is None else trio.current_time
+        clock = _clock.now
         now = since = sent = clock()
         until = now + _TURN
         answered = 0
@@ -501,7 +500,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             begun.append(chunk)
 
     async def _answer_in_time(self, worker: Worker, since: float, seconds: float) -> tuple[Any, BaseException | None]:
-        with trio.move_on_at(since + seconds):
+        with _clock.move_on_after(since + seconds - _clock.now()):
             return await worker.next_answer()
         raise WorkerTimeoutError(
             f"an item was not finished within {seconds:g} seconds; worker {worker.process.pid}, which ran it, was killed",

@@ -40,6 +40,7 @@ import trio
 
 from trio_offload_worker._family import end_family, open_pidfd
 
+from . import _clock
 from ._channel import socket_pair
 from ._oom import OomKills
 from ._record import RecordFile
@@ -115,7 +116,11 @@ class WorkerProcess:
                 if pidfd is not None:
                     await trio.lowlevel.wait_readable(pidfd)
             if pidfd is None:
-                await trio.to_thread.run_sync(self._wait_unreaped, abandon_on_cancel=True, limiter=_no_limit())
+                try:
+                    await trio.to_thread.run_sync(self._wait_unreaped, abandon_on_cancel=True, limiter=_no_limit())
+                except RuntimeError:
+                    # No thread is to be had. Looked at now and then, it is seen a little later.
+                    await _clock.sleep(_WITHOUT_THREAD)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def wait_sync(self, deadline: float) -> bool:
@@ -294,7 +299,7 @@ class ForkedProcess(WorkerProcess):
 
     async def wait(self) -> None:
         if self.killed and self.pid == 0 and not self.poll():
-            with trio.move_on_after(_BIRTH_PATIENCE), self._kept_pidfd() as birth:
+            with _clock.move_on_after(_BIRTH_PATIENCE), self._kept_pidfd() as birth:
                 if birth is not None:
                     await trio.lowlevel.wait_readable(birth)
             self._end_mute_template()
@@ -616,6 +621,7 @@ _BIRTH_PATIENCE: Final = (
     5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
 )
 _LAST_THREAD: Final = 0.00001  # seconds; the system makes some 60 microseconds of it (PR_SET_TIMERSLACK in prctl(2))
+_WITHOUT_THREAD: Final = 0.01  # seconds
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
 

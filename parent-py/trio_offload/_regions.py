@@ -18,6 +18,8 @@ import trio
 from trio_offload_worker._memory import HUGE, allocate, new_mapping
 from trio_offload_worker._wire import MEMORY
 
+from . import _clock
+
 if TYPE_CHECKING:
     from trio_offload_worker._memory import Target
 
@@ -66,10 +68,9 @@ class Regions:
     async def _release(self) -> None:
         try:
             last = None
-            # Not by the time that is left: Trio's clock may be one that jumps.
             while last != self._last:
                 last = self._last
-                await trio.sleep(_STREAK)
+                await _clock.sleep(_STREAK)
         finally:
             with self._lock:
                 self.given.clear()

@@ -36,7 +36,7 @@ from trio.lowlevel import cancel_shielded_checkpoint
 from trio_offload_worker._retire import RetireWhen
 from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
-from . import _frozen, _launch, _locate, _oom, _payload, _process, _record
+from . import _clock, _frozen, _launch, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
 from ._privileges import Grant
@@ -466,7 +466,7 @@ class Worker:
                     return
                 # Either the next look finds another template, or this one has more requests before it than the system holds.
                 with trio.CancelScope(shield=not cancellable):
-                    await trio.sleep(_CROWDED_PAUSE)
+                    await _clock.sleep(_CROWDED_PAUSE)
         except BaseException:
             self.state = ENDED
             raise
@@ -479,7 +479,7 @@ class Worker:
             try:
                 while self._greet is not None and not self._greet():
                     with trio.CancelScope(shield=not cancellable):
-                        await trio.sleep(_CROWDED_PAUSE)
+                        await _clock.sleep(_CROWDED_PAUSE)
                 self._greet = None
                 await channel.send(self._greeting_rest, cancellable=cancellable)
             except WriteFailed:
@@ -1170,7 +1170,7 @@ class Worker:
         """The worker has closed its end or said its last words: let it exit, so that its own status is seen."""
         try:
             if self._process is not None:
-                with trio.CancelScope(shield=True), trio.move_on_after(_EXIT_PATIENCE):
+                with trio.CancelScope(shield=True), _clock.move_on_after(_EXIT_PATIENCE):
                     await self._process.wait()
         finally:
             await self._end()
