@@ -21,8 +21,6 @@ from typing import Any
 
 import trio
 
-import trio_offload
-
 MARK = "getpriority"
 PARENT, WORKER = "parent", "worker"
 CALL, MAP = "call", "map"
@@ -35,7 +33,8 @@ def main() -> None:
         return
     side, calls, batches, row = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     if row == MAP:
-        # How many calls `map` has in flight depends on how long they take. No time passes, so sixteen.
+        # How many calls `map` has in flight depends on how long they take. No time passes, so sixteen. The package may remember the
+        # clock, so it is imported afterwards.
         time.perf_counter = itertools.repeat(0.0).__next__
     # When the collector runs depends on what was made before the batch.
     gc.disable()
@@ -45,6 +44,8 @@ def main() -> None:
 
 
 async def _count(side: str, row: str, calls: int, batches: int) -> None:
+    import trio_offload
+
     async with trio_offload.open_worker_context(report_interval=float("inf")) as context:
         await context.run_sync(gc.disable)
         with _answers_before_looks(await context.run_sync(os.getpid)) if side == PARENT else contextlib.nullcontext():

@@ -96,6 +96,7 @@ class FakeWorker:
         self.progress = Progress()
         self.record_identity = (0, 0)
         self.answer_size = 0
+        self.answered_too_late = 0
 
     async def start(self, *, cancellable: bool) -> None:
         self.begin()
@@ -141,7 +142,7 @@ class FakeWorker:
     def has_answer(self) -> bool:
         return self.plan.has_answers and bool(self.flight)
 
-    async def next_answer(self) -> tuple[Any, BaseException | None]:
+    async def next_answer(self, *, looks_again: bool = False) -> tuple[Any, BaseException | None]:
         if not self.flight:
             raise RuntimeError("the worker has no call to answer")
         if self.retired:

@@ -10,6 +10,7 @@ import itertools
 import pickle
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -1290,6 +1291,21 @@ async def test_time_runs_out_for_one_item_only(line: Lifeline) -> None:
         await line.ended()
     assert type(found[2].error) is WorkerTimeoutError
     assert [result.unwrap() for index, result in enumerate(found) if index != 2] == [0, 1, 3, 4]
+
+
+async def test_an_answer_that_is_seen_too_late_counts(tmp_path: Path) -> None:
+    """This process gets no processor until the worker has answered and the item's time is over."""
+    journal = tmp_path / "journal"
+    found = []
+    async with open_worker_context() as context:
+        write_down = functools.partial(map_jobs.write_down, str(journal))
+        async with context.map(write_down, range(50), timeout=1, workers=1, return_outcomes=True) as results:
+            async for result in results:
+                found.append(result.unwrap())
+                if len(found) == 20:
+                    time.sleep(1.1)  # noqa: ASYNC251 - nothing else may run
+    assert found == list(range(50))
+    assert list(map(int, journal.read_text().split())) == list(range(50))
 
 
 @pytest.mark.parametrize("worker_type", list(WorkerType))

@@ -556,3 +556,19 @@ async def test_the_time_of_an_idle_worker_begins_with_its_last_answer() -> None:
     await worker.run_sync(CALL, cancellable=False)
     assert worker.expires_at > first
     await see_off(worker)
+
+
+async def test_answers_that_come_before_the_end_are_counted(line: Lifeline) -> None:
+    """What was answered, and the call behind it, must not be run by another worker."""
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    await worker.start(cancellable=False)
+    worker.start_call(CALL)
+    worker.start_call(dump_call(jobs.hold_for_ever, (line.path,)))
+    worker.start_call(CALL)
+    worker.send_calls()
+    await line.pid()
+    assert worker._channel is not None
+    await worker._end_in_flight(worker._channel)
+    assert worker.answered_too_late == 1
+    assert worker.state is State.ENDED
+    await line.ended()

@@ -460,8 +460,11 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 return
             except (BrokenWorkerError, WorkerTimeoutError) as error:
                 chunk = begun.popleft()
-                for other in begun:
-                    self._put_back(other)
+                for place, other in enumerate(begun):
+                    if place < worker.answered_too_late:
+                        self._fail_all(other, self._ended_for_another(worker))
+                    else:
+                        self._put_back(other)
                 if isinstance(error, BrokenWorkerError):
                     self._break(chunk, worker, error)
                 else:
@@ -501,9 +504,20 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
 
     async def _answer_in_time(self, worker: Worker, since: float, seconds: float) -> tuple[Any, BaseException | None]:
         with _clock.move_on_after(since + seconds - _clock.now()):
-            return await worker.next_answer()
+            # Where this process has little of a processor the answer may be older than the deadline's end is seen. The worker has
+            # gone on to the next item then, which must not be run once more.
+            return await worker.next_answer(looks_again=True)
         raise WorkerTimeoutError(
             f"an item was not finished within {seconds:g} seconds; worker {worker.process.pid}, which ran it, was killed",
+            seconds,
+        )
+
+    def _ended_for_another(self, worker: Worker) -> WorkerTimeoutError:
+        """Of an item that a worker may have begun in the moment between its look for a late answer and its end."""
+        seconds = self._options.timeout or 0.0
+        return WorkerTimeoutError(
+            f"the item before this one was not finished within {seconds:g} seconds; worker {worker.process.pid}, which ran it, was "
+            "killed, and may have begun this one by then",
             seconds,
         )
 

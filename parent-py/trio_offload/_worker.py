@@ -199,6 +199,9 @@ class Worker:
         self.progress = _record.Progress()
         # The bytes of the last answer.
         self.answer_size = 0
+        # How many of the calls in flight it had answered when it was ended for a cancellation: those, and the one behind them, may
+        # have been run.
+        self.answered_too_late = 0
         # The privileges of this program when the process was started; of a forked one, when its template was.
         self._grant: Grant
         # The call that is wanted of it first, and the same once it has been sent together with the greeting.
@@ -695,8 +698,10 @@ class Worker:
         """Whether an answer, or the beginning of one, has been read already."""
         return self._channel is not None and self._channel.has_read
 
-    async def next_answer(self) -> tuple[Any, BaseException | None]:
+    async def next_answer(self, *, looks_again: bool = False) -> tuple[Any, BaseException | None]:
         """What came of the oldest call in flight, as from :meth:`run_sync`. A checkpoint unless it is there already; if cancelled the worker is killed.
+
+        With ``looks_again``: unless the answer is there by then. It is returned, and the cancellation comes again at the next checkpoint.
 
         Raises:
             CallNotRun: none of the calls in flight was run.
@@ -739,10 +744,14 @@ class Worker:
                 f"while it ran {_payload.function_name(oldest.function)}",
                 self.process,
             ) from error
-        except BaseException:
-            self._trace_job("cancelled")
-            await self._end()
-            raise
+        except BaseException as error:
+            answer = None
+            if looks_again and isinstance(error, trio.Cancelled) and not self._unsent:
+                answer = self._answer_at_hand(channel, oldest)
+            if answer is None:
+                self._trace_job("cancelled")
+                await self._end_in_flight(channel)
+                raise
         raised: Frame | None = None
         segments: Sequence[Any]
         if type(answer) is memoryview:
@@ -959,6 +968,28 @@ class Worker:
             if frame is None or frame.kind is not Kind.REPORT:
                 return frame
             self._hear_figures(frame)
+
+    def _answer_at_hand(self, channel: Channel, oldest: _Flight) -> Frame | memoryview | None:
+        """The answer to the oldest call in flight, if the whole of it is there and can be had without waiting."""
+        try:
+            segment = channel.look(oldest.start)
+            return self._receive_nowait(channel) if segment is None else segment
+        except (EndOfStream, WireError):
+            return None
+
+    async def _end_in_flight(self, channel: Channel) -> None:
+        """As :meth:`_end`, and count which of the calls in flight were answered until the process had ended."""
+        try:
+            if self._process is not None:
+                self._process.kill()
+                await _wait_unconditionally(self._process)
+                try:
+                    while (frame := self._receive_nowait(channel)) is not None:
+                        self.answered_too_late += frame.kind is Kind.RESULT or frame.kind is Kind.RAISED
+                except (EndOfStream, WireError):
+                    pass
+        finally:
+            await self._end()
 
     def _hear_figures(self, frame: Frame) -> None:
         body = frame.body

@@ -33,7 +33,7 @@ from scenes import Lane
 import trio_offload
 from trio_offload import WorkerType
 
-HUNG_AFTER: Final = 60.0  # seconds that no scene takes, on a busy machine too
+HUNG_AFTER: Final = 100.0  # seconds that no call takes, on a busy machine too
 LANES: Final = 3
 _SETTLING: Final = 0.5  # seconds
 
@@ -97,11 +97,14 @@ class Program:
         gc.collect()
         _trim()
         children = _children()
+        zombies = [pid for pid, state in children.items() if state == "Z"]
+        if zombies:
+            print(f"zombies at a rest: {zombies}", file=sys.stderr)
         status = Path("/proc/self/status").read_text()
         return {
             "descriptors": len(os.listdir("/proc/self/fd")),
             "children": len(children),
-            "zombies": sum(state == "Z" for state in children),
+            "zombies": len(zombies),
             # Trio keeps threads that have nothing to do for some seconds.
             "threads": sum("trio" not in thread.name.lower() for thread in threading.enumerate()),
             "memory": next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmRSS:")),
@@ -116,9 +119,9 @@ class Program:
         while True:
             time.sleep(1)
             for lane in self.lanes:
-                if lane.scene and time.monotonic() - lane.since > HUNG_AFTER and id(lane) not in complained:
+                if lane.scene and time.monotonic() - lane.moved > HUNG_AFTER and id(lane) not in complained:
                     complained.add(id(lane))
-                    text = f"{lane.scene} has not ended after {HUNG_AFTER:g} s\n{_stacks(lane.task)}\n{_processes()}"
+                    text = f"{lane.scene} has not moved for {HUNG_AFTER:g} s\n{_stacks(lane.task)}\n{_processes()}"
                     self.writer.complain("hung", 0, text)
                     faulthandler.dump_traceback(all_threads=True)
                     lane.give_up()
@@ -156,15 +159,14 @@ def _processes() -> str:
     return "\n".join(lines)
 
 
-def _children() -> list[str]:
-    """The states of this process's children."""
-    states = []
+def _children() -> dict[int, str]:
+    """This process's children and their states."""
+    states = {}
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            try:
-                states.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
-            except OSError:
-                pass
+        for pid in map(int, (task / "children").read_text().split()):
+            process = processes.look(pid)
+            if process is not None:
+                states[pid] = process.state
     return states
 
 

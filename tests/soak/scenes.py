@@ -41,9 +41,9 @@ class Lane:
     writer: Writer
     folder: Path
     types: list[WorkerType]
-    # What it does now, and since when; for the watchdog, which may cancel it.
+    # What it does now, and when something came of it last; for the watchdog, which may cancel it.
     scene: str = ""
-    since: float = attrs.field(factory=time.monotonic)
+    moved: float = attrs.field(factory=time.monotonic)
     task: trio.lowlevel.Task | None = None
     token: trio.lowlevel.TrioToken | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -52,10 +52,20 @@ class Lane:
         self.task, self.token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
         while time.monotonic() < until:
             (scene,) = self.rng.choices(list(_SCENES), list(_SCENES.values()))
-            self.scene, self.since = scene.__name__, time.monotonic()
+            self.scene, self.moved = scene.__name__, time.monotonic()
             with trio.CancelScope() as self.scope:
                 await scene(self)
         self.scene = ""
+
+    def ended(self, number: int, how: str) -> None:
+        """Write down how a call ended."""
+        self.moved = time.monotonic()
+        self.writer.ended(number, how)
+
+    def died(self, number: int, how: str, error: BrokenWorkerError, *, expected: bool = False) -> None:
+        """Write down that a worker died."""
+        self.moved = time.monotonic()
+        self.writer.died(number, how, error, expected=expected)
 
     def give_up(self) -> None:
         """Cancel the scene, from another thread."""
@@ -80,14 +90,14 @@ async def one_call(lane: Lane, run_sync: RunSync, *, limited: bool = False, quic
             value = await run_sync(marked, number, job.function, *job.arguments, **options)
         except trio.Cancelled:
             await _look_for_family(lane, number, job)
-            lane.writer.ended(number, ledger.CANCELLED)
+            lane.ended(number, ledger.CANCELLED)
             raise
         except BaseException as error:
             _note_error(lane, number, job, error)
             if isinstance(error, BrokenWorkerError):
                 await _look_for_family(lane, number, job)
         else:
-            lane.writer.ended(number, ledger.RETURNED)
+            lane.ended(number, ledger.RETURNED)
             if not job.is_right(value):
                 lane.writer.complain("wrong", number, f"{job.function.__name__} returned {str(value)[:200]}")
 
@@ -95,18 +105,18 @@ async def one_call(lane: Lane, run_sync: RunSync, *, limited: bool = False, quic
 def _note_error(lane: Lane, number: int, job: work.Job, error: BaseException, *, in_chunk: bool = False) -> None:
     """Write down what a call raised. `in_chunk`: another item may have ended the worker."""
     if isinstance(error, WorkerMemoryError) and job.grows:
-        lane.writer.ended(number, ledger.OVER_LIMIT)
+        lane.ended(number, ledger.OVER_LIMIT)
     elif isinstance(error, WorkerMemoryError):
-        lane.writer.died(number, ledger.BROKEN, error, expected=True)
+        lane.died(number, ledger.BROKEN, error, expected=True)
         lane.writer.complain("undocumented", number, f"{job.function.__name__} does not grow: {error}")
     elif isinstance(error, WorkerStartError):
-        lane.writer.died(number, ledger.NOT_RUN, error)
+        lane.died(number, ledger.NOT_RUN, error)
     elif isinstance(error, BrokenWorkerError):
-        lane.writer.died(number, ledger.BROKEN, error, expected=job.ends_worker or in_chunk)
+        lane.died(number, ledger.BROKEN, error, expected=job.ends_worker or in_chunk)
     elif isinstance(error, WorkerTimeoutError):
-        lane.writer.ended(number, ledger.TIMED_OUT)
+        lane.ended(number, ledger.TIMED_OUT)
     else:
-        lane.writer.ended(number, ledger.RAISED)
+        lane.ended(number, ledger.RAISED)
         if not job.may_raise(error):
             lane.writer.complain("undocumented", number, f"{job.function.__name__} raised {error!r:.500}")
 
@@ -163,7 +173,7 @@ async def scope(lane: Lane) -> None:
         async with trio_offload.cache_scope(**options):
             await _several(lane, trio_offload.run_sync, limited=options.get("memory_limit") is not None)
     except BrokenWorkerError as error:
-        lane.writer.died(0, ledger.BROKEN, error)
+        lane.died(0, ledger.BROKEN, error)
 
 
 async def map_in_the_default_context(lane: Lane) -> None:
@@ -195,7 +205,7 @@ async def _prewarm(lane: Lane, context: WorkerContext) -> None:
         with trio.move_on_after(lane.rng.choice([0.01, math.inf, math.inf])):
             await context.prewarm(lane.rng.randrange(4))
     except WorkerStartError as error:
-        lane.writer.died(0, ledger.NOT_RUN, error)
+        lane.died(0, ledger.NOT_RUN, error)
 
 
 @asynccontextmanager
@@ -205,7 +215,7 @@ async def _opened(lane: Lane, options: dict[str, Any]) -> AsyncIterator[WorkerCo
             yield context
     except BrokenWorkerError as error:
         # A worker that did not leave in good order.
-        lane.writer.died(0, ledger.BROKEN, error)
+        lane.died(0, ledger.BROKEN, error)
 
 
 def _options(lane: Lane) -> dict[str, Any]:
@@ -291,7 +301,7 @@ async def _map(lane: Lane, map_: Callable[..., Any]) -> None:
         _judge_end_of_map(lane, list(open_items.values()), error)
     finally:
         for number in open_items:
-            lane.writer.ended(number, ledger.GIVEN_UP)
+            lane.ended(number, ledger.GIVEN_UP)
 
 
 def _note_item(
@@ -312,7 +322,7 @@ def _note_item(
     if job is None:
         lane.writer.complain("wrong", told, "a second result of one item")
         return
-    lane.writer.ended(told, ledger.RETURNED)
+    lane.ended(told, ledger.RETURNED)
     if not job.is_right(value):
         lane.writer.complain("wrong", told, f"{job.function.__name__} in a map returned {value!r:.200}")
 
@@ -321,6 +331,6 @@ def _judge_end_of_map(lane: Lane, left: list[work.Job], error: BaseException) ->
     """Whether one of the items without a result may have ended the map so."""
     if isinstance(error, BrokenWorkerError):
         how = ledger.NOT_RUN if isinstance(error, WorkerStartError) else ledger.BROKEN
-        lane.writer.died(0, how, error, expected=any(job.ends_worker for job in left))
+        lane.died(0, how, error, expected=any(job.ends_worker for job in left))
     elif not isinstance(error, WorkerTimeoutError) and not any(job.may_raise(error) for job in left):
         lane.writer.complain("undocumented", 0, f"a map raised {error!r:.500}")
