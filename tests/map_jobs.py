@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 import jobs
@@ -19,6 +20,13 @@ def write_down(journal: str, item: Any) -> Any:
     """Leave a line for each time that it is run."""
     jobs.append(journal, str(item))
     return item
+
+
+def write_down_behind_gate(journal: str, gate: str, last: int, item: int) -> int:
+    """The same. One item, and those behind it, wait for a file."""
+    while item >= last and not os.path.exists(gate):
+        time.sleep(0.01)
+    return int(write_down(journal, item))
 
 
 def write_down_and_fail(journal: str, bad: Any, how: str, item: Any) -> Any:

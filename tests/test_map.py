@@ -44,6 +44,7 @@ from trio_offload import (
 )
 from trio_offload._map_results import Results
 from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
+from trio_offload._process import WorkerProcess
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker._retire import RetireWhen
 
@@ -1293,19 +1294,37 @@ async def test_time_runs_out_for_one_item_only(line: Lifeline) -> None:
     assert [result.unwrap() for index, result in enumerate(found) if index != 2] == [0, 1, 3, 4]
 
 
-async def test_an_answer_that_is_seen_too_late_counts(tmp_path: Path) -> None:
-    """This process gets no processor until the worker has answered and the item's time is over."""
-    journal = tmp_path / "journal"
-    found = []
-    async with open_worker_context() as context:
-        write_down = functools.partial(map_jobs.write_down, str(journal))
-        async with context.map(write_down, range(50), timeout=1, workers=1, return_outcomes=True) as results:
-            async for result in results:
-                found.append(result.unwrap())
-                if len(found) == 20:
-                    time.sleep(1.1)  # noqa: ASYNC251 - nothing else may run
-    assert found == list(range(50))
-    assert list(map(int, journal.read_text().split())) == list(range(50))
+@pytest.mark.parametrize("worker_type", list(WorkerType))
+async def test_what_a_worker_begins_before_it_is_killed_is_not_run_again(
+    worker_type: WorkerType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finishes the item that took too long, and those behind it, while this process is about to kill it."""
+    journal, gate = tmp_path / "journal", tmp_path / "gate"
+    kill = WorkerProcess.kill
+
+    def run() -> list[int]:
+        return list(map(int, journal.read_text().split()))
+
+    def kill_late(process: WorkerProcess) -> None:
+        gate.touch()
+        while 11 not in run():
+            time.sleep(0.01)
+        kill(process)
+
+    async with open_worker_context(worker_type=worker_type) as context:
+        wait = functools.partial(map_jobs.write_down_behind_gate, str(journal), str(gate), 10)
+        async with context.map(wait, range(50), timeout=1, workers=1, return_outcomes=True) as results:
+            found = [await results.__anext__() for _ in range(10)]
+            monkeypatch.setattr(WorkerProcess, "kill", kill_late)
+            found.append(await results.__anext__())
+            monkeypatch.undo()
+            found += await collect(results)
+    assert run() == list(range(50))
+    late = [index for index, result in enumerate(found) if isinstance(result, Error)]
+    assert late[:2] == [10, 11]
+    assert late == list(range(10, 10 + len(late)))
+    assert str(found[11].error).startswith("the item before this one was not finished within 1 seconds")
+    assert {type(found[index].error) for index in late} == {WorkerTimeoutError}
 
 
 @pytest.mark.parametrize("worker_type", list(WorkerType))

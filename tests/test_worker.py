@@ -572,3 +572,21 @@ async def test_answers_that_come_before_the_end_are_counted(line: Lifeline) -> N
     assert worker.answered_too_late == 1
     assert worker.state is State.ENDED
     await line.ended()
+
+
+@pytest.mark.parametrize("looks_again", [True, False])
+async def test_an_answer_that_is_there_when_it_is_cancelled(looks_again: bool) -> None:
+    worker = Worker(WorkerSettings(math.inf, bool, bool))
+    await worker.start(cancellable=False)
+    worker.start_call(CALL)
+    worker.send_calls()
+    assert worker._channel is not None
+    await trio.lowlevel.wait_readable(worker._channel._socket)
+    result = None
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        result = await worker.next_answer(looks_again=looks_again)
+    assert result == ((5, None) if looks_again else None)
+    assert worker.state is (State.IDLE if looks_again else State.ENDED)
+    if looks_again:
+        await see_off(worker)
