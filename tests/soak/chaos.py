@@ -60,6 +60,8 @@ class Chaos:
             program.killed[victim.pid] = now
         if not processes.send(victim, number):
             return
+        with (program.files.folder / "signals").open("a") as file:
+            print(f"{time.time():.3f} {signal.Signals(number).name} {victim.pid} {victim.parent} {victim.name}", file=file)
         if number == signal.SIGSTOP:
             self._stopped.append((now + self.rng.uniform(0, _LONGEST_STOP), victim))
         self.counts["stops" if number == signal.SIGSTOP else "kills"] += 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import attrs
-from marked_jobs import BEGAN, ENDED, MARKS, PROGRAM
+from marked_jobs import BEGAN, ENDED, MARKS
 
 from trio_offload import BrokenWorkerError
 
@@ -97,9 +97,9 @@ class Writer:
         text = "" if expected else f" {error.pid or 0} {json.dumps(str(error))}"
         os.write(self._outcomes, f"{how} {number}{text}\n".encode())
 
-    def complain(self, kind: str, number: int, text: str) -> None:
-        """Write down what must not have happened."""
-        record = {"kind": kind, "number": number, "time": time.time(), "text": text}
+    def complain(self, kind: str, number: int, text: str, worker: int = 0) -> None:
+        """Write down what must not have happened, unless somebody else has killed that worker."""
+        record = {"kind": kind, "number": number, "time": time.time(), "text": text, "worker": worker}
         os.write(self._complaints, json.dumps(record).encode() + b"\n")
 
 
@@ -136,8 +136,6 @@ class Judge:
     def __init__(self, name: str, files: Files) -> None:
         self.name = name
         self.counts: Counter[str] = Counter()
-        # Processes that jobs of this call have left behind, with their starts.
-        self.programs: dict[int, list[tuple[int, int]]] = {}
         self.unexplained: list[Death] = []
         self._marks, self._outcomes, self._complaints = map(_Tail, (files.marks, files.outcomes, files.complaints))
         # For each call by its number: how often its job began and ended, and how it came out.
@@ -170,15 +168,13 @@ class Judge:
         return number < len(self._ended) and self._ended[number] > 0
 
     def _take_mark(self, line: str) -> None:
-        kind, number_text, *rest = line.split()
+        kind, number_text = line.split()
         number = int(number_text)
         self._make_room(number)
         if kind == BEGAN:
             self._began[number] = min(self._began[number] + 1, 255)
         elif kind == ENDED:
             self._ended[number] = min(self._ended[number] + 1, 255)
-        elif kind == PROGRAM:
-            self.programs.setdefault(number, []).append((int(rest[0]), int(rest[1])))
 
     def _take_outcome(self, line: str) -> dict[str, object] | None:
         how, number_text, *rest = line.split(" ", 3)

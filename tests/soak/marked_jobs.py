@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MARKS = "SOAK_MARKS"
-BEGAN, ENDED, PROGRAM = "B", "E", "P"
+BEGAN, ENDED = "B", "E"
+# What a program that a job starts is known by: the number of the call, and that of the worker's process.
+CALL = "SOAK_CALL"
 
 
-def mark(kind: str, number: int, *rest: object) -> None:
+def mark(kind: str, number: int) -> None:
     descriptor = os.open(os.environ[MARKS], os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
-        os.write(descriptor, " ".join(map(str, (kind, number, *rest))).encode() + b"\n")
+        os.write(descriptor, f"{kind} {number}\n".encode())
     finally:
         os.close(descriptor)
 
@@ -182,31 +184,24 @@ def run_program() -> int:
 
 def leave_program(number: int, daemonised: bool) -> int:
     """Leave a program behind that lives on."""
-    pid = _start_daemon() if daemonised else _start_sleeper()
-    mark(PROGRAM, number, pid, started_at(pid))
-    return pid
+    return _start_daemon(number) if daemonised else _start_sleeper(number)
 
 
 def start_family_and_sleep(number: int, file: str) -> NoReturn:
-    """Programs of several kinds, told in the file, and no end."""
-    pids = [_start_sleeper(), _start_daemon()]
-    for pid in pids:
-        mark(PROGRAM, number, pid, started_at(pid))
+    """Programs of several kinds, told in the file behind the worker, and no end."""
+    pids = [os.getpid(), _start_sleeper(number), _start_daemon(number)]
     Path(f"{file}.new").write_text("".join(f"{pid} {started_at(pid)}\n" for pid in pids))
     Path(f"{file}.new").rename(file)
     sleep_for_ever()
 
 
-def _start_sleeper() -> int:
-    child = subprocess.Popen(
-        ["sleep", "300"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    # Nobody is to be warned that it still runs.
-    child.returncode = 0
-    return child.pid
+def _start_sleeper(number: int) -> int:
+    # A program without a warning that it still runs.
+    command = ["sleep", "300"]
+    return os.posix_spawnp(command[0], command, _environment(number), file_actions=_SILENT)
 
 
-def _start_daemon() -> int:
+def _start_daemon(number: int) -> int:
     """Forked twice, in a session of its own; a program, so that it holds nothing of this process."""
     read, write = os.pipe()
     program = (
@@ -219,7 +214,14 @@ def _start_daemon() -> int:
     )
     command = [sys.executable, "-I", "-S", "-c", program]
     try:
-        subprocess.run(command, pass_fds=[write], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            command,
+            pass_fds=[write],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=_environment(number),
+            check=True,
+        )
         os.close(write)
         write = -1
         return int(os.read(read, 20))
@@ -227,6 +229,13 @@ def _start_daemon() -> int:
         os.close(read)
         if write != -1:
             os.close(write)
+
+
+def _environment(number: int) -> dict[str, str]:
+    return {**os.environ, CALL: f"{number} {os.getpid()}"}
+
+
+_SILENT = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
 
 
 def started_at(pid: int) -> int:

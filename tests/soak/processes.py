@@ -49,16 +49,19 @@ def descendants(root: int) -> list[Process]:
 
 def with_variable(name: str, value: str) -> list[Process]:
     """The living processes that were started with that environment variable."""
-    wanted = f"{name}={value}".encode()
-    found = []
-    for process in everything().values():
-        try:
-            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if wanted in environment and process.state not in "ZX":
-            found.append(process)
-    return found
+    return [
+        process for process in everything().values() if process.state not in "ZX" and variable(process.pid, name) == value
+    ]
+
+
+def variable(pid: int, name: str) -> str | None:
+    """What a process found in its environment when it was started."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    begin = f"{name}=".encode()
+    return next((entry[len(begin) :].decode() for entry in environment if entry.startswith(begin)), None)
 
 
 def command(pid: int) -> str:

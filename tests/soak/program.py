@@ -93,24 +93,22 @@ class Program:
                 self.lanes.append(lane)
                 nursery.start_soon(lane.run, until)
 
-    def _figures(self) -> dict[str, int]:
+    def _figures(self) -> dict[str, Any]:
         gc.collect()
         _trim()
         children = _children()
         zombies = [pid for pid, state in children.items() if state == "Z"]
-        if zombies:
-            print(f"zombies at a rest: {zombies}", file=sys.stderr)
         status = Path("/proc/self/status").read_text()
         return {
             "descriptors": len(os.listdir("/proc/self/fd")),
             "children": len(children),
-            "zombies": len(zombies),
+            "zombies": zombies,
             # Trio keeps threads that have nothing to do for some seconds.
             "threads": sum("trio" not in thread.name.lower() for thread in threading.enumerate()),
             "memory": next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmRSS:")),
         }
 
-    def _tell(self, figures: dict[str, int], *, event: str) -> None:
+    def _tell(self, figures: dict[str, Any], *, event: str) -> None:
         print(json.dumps({"event": event, **figures}), flush=True)
 
     def _watch(self) -> None:

@@ -178,7 +178,7 @@ def _titled(program: Watched) -> str:
 
 
 def _shown(figures: Figures | None) -> str:
-    return "" if figures is None else "/".join(map(str, attrs.astuple(figures)))
+    return "" if figures is None else "/".join(map(str, attrs.astuple(figures)[:5]))
 
 
 def _row(cells: list[str]) -> str:

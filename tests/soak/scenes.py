@@ -30,6 +30,7 @@ from trio_offload import (
 )
 
 _DYING: Final = 2.0  # seconds
+_SCENE: Final = 5.0  # seconds
 RunSync: TypeAlias = Callable[..., Awaitable[Any]]
 
 
@@ -48,14 +49,23 @@ class Lane:
     token: trio.lowlevel.TrioToken | None = None
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
+    # When the scene is to come to its end.
+    until: float = 0.0
+
     async def run(self, until: float) -> None:
         self.task, self.token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
         while time.monotonic() < until:
             (scene,) = self.rng.choices(list(_SCENES), list(_SCENES.values()))
             self.scene, self.moved = scene.__name__, time.monotonic()
+            self.until = min(until, self.moved + _SCENE)
             with trio.CancelScope() as self.scope:
                 await scene(self)
         self.scene = ""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is time for more."""
+        return time.monotonic() < self.until
 
     def ended(self, number: int, how: str) -> None:
         """Write down how a call ended."""
@@ -94,8 +104,6 @@ async def one_call(lane: Lane, run_sync: RunSync, *, limited: bool = False, quic
             raise
         except BaseException as error:
             _note_error(lane, number, job, error)
-            if isinstance(error, BrokenWorkerError):
-                await _look_for_family(lane, number, job)
         else:
             lane.ended(number, ledger.RETURNED)
             if not job.is_right(value):
@@ -122,17 +130,17 @@ def _note_error(lane: Lane, number: int, job: work.Job, error: BaseException, *,
 
 
 async def _look_for_family(lane: Lane, number: int, job: work.Job) -> None:
-    """Nothing that the job has started may be there once the call has returned, but for what has only to get a processor to die."""
+    """Nothing that a cancelled job has started may be there, but for what has only to get a processor to die."""
     if job.family is None or not job.family.exists():
         return
-    started = [tuple(map(int, line.split())) for line in job.family.read_text().splitlines()]
+    (worker, _), *started = (tuple(map(int, line.split())) for line in job.family.read_text().splitlines())
     job.family.unlink()
     with trio.move_on_after(_DYING, shield=True):
         while any(started_at(pid) == start for pid, start in started):  # noqa: ASYNC110 - there is nothing else to wait for
             await trio.sleep(0.02)
     for pid, start in started:
         if started_at(pid) == start:
-            lane.writer.complain("outlived", number, f"process {pid}, which the job has started, lives")
+            lane.writer.complain("outlived", number, f"process {pid}, which the job has started, lives", worker)
 
 
 # --- scenes --------------------------------------------------------------------------------------
@@ -140,12 +148,14 @@ async def _look_for_family(lane: Lane, number: int, job: work.Job) -> None:
 
 async def calls_in_a_row(lane: Lane) -> None:
     for _ in range(lane.rng.randrange(1, 100)):
-        await one_call(lane, trio_offload.run_sync, quick=True)
+        if lane.goes_on:
+            await one_call(lane, trio_offload.run_sync, quick=True)
 
 
 async def mixed_calls(lane: Lane) -> None:
     for _ in range(lane.rng.randrange(1, 10)):
-        await one_call(lane, trio_offload.run_sync)
+        if lane.goes_on:
+            await one_call(lane, trio_offload.run_sync)
 
 
 async def calls_at_once(lane: Lane) -> None:
@@ -272,6 +282,8 @@ async def _map(lane: Lane, map_: Callable[..., Any]) -> None:
 
     def items() -> Iterator[tuple[int, Callable[..., Any], tuple[Any, ...]]]:
         for _ in range(count):
+            if not lane.goes_on:
+                return
             number = lane.writer.next_call()
             open_items[number] = job = work.for_map(rng, hangs=timeout is not None)
             order.append(number)
@@ -293,8 +305,8 @@ async def _map(lane: Lane, map_: Callable[..., Any]) -> None:
                     got += 1
                     if got == leaves_after:
                         break
-        if options["return_outcomes"] and not cancel_scope.cancelled_caught and got not in (count, leaves_after):
-            lane.writer.complain("lost", 0, f"a map of {count} items gave {got} results")
+        if options["return_outcomes"] and not cancel_scope.cancelled_caught and got not in (len(order), leaves_after):
+            lane.writer.complain("lost", 0, f"a map of {len(order)} items gave {got} results")
     except trio.Cancelled:
         raise
     except BaseException as error:

@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 import attrs
 import processes
 from ledger import BROKEN, Death, Files, Judge
+from marked_jobs import CALL
 from processes import Process
 
 PROGRAM: Final = Path(__file__).with_name("program.py")
@@ -28,6 +29,8 @@ _EXPLAINS: Final = 10.0  # seconds
 # What a program may have at a rest beside what it began with. A worker takes three open files, a template as many, and one that is
 # forked ahead too; the fourth is for what is just being closed.
 DESCRIPTORS_A_CHILD: Final = 4
+# Whoever has died idle is reaped when the context is used next: a template, one that is forked ahead, and a few that were idle.
+MOST_ZOMBIES: Final = 6
 # Freed memory that the C library keeps for want of a whole free page run, and payloads that Trio's or Python's last frames hold: one
 # largest payload and a bit.
 MEMORY_GROWTH: Final = 64  # MB
@@ -40,6 +43,8 @@ class Figures:
     zombies: int
     threads: int
     memory: int
+    # Those that were zombies at the rest before too.
+    lasting_zombies: int
 
 
 class Watched:
@@ -57,6 +62,7 @@ class Watched:
         self.killed: dict[int, float] = {}
         self.chaos = threading.Lock()
         self.resting = False
+        self._zombies: set[int] = set()
         self._stderr = (self.files.folder / "stderr").open("wb")
         environment = {**_environment(), VARIABLE: self._mark}
         self.process = subprocess.Popen(
@@ -98,17 +104,20 @@ class Watched:
                 except BrokenPipeError:
                     return
                 continue
+            zombies = set(event.pop("zombies"))
+            figures = Figures(**event, zombies=len(zombies), lasting_zombies=len(zombies & self._zombies))
+            self._zombies = zombies
             if kind == "begins":
-                self.at_first = Figures(**event)
+                self.at_first = figures
             else:
-                self.figures.append(Figures(**event))
+                self.figures.append(figures)
                 self.resting = False
 
     # --- judgement -------------------------------------------------------------------------------
 
     def look(self) -> list[dict[str, object]]:
         """What is wrong about what has happened since the last time."""
-        wrong = self.judge.read()
+        wrong = [problem for problem in self.judge.read() if problem.get("worker") not in self.killed]
         deaths, self.judge.unexplained = self.judge.unexplained, []
         return wrong + [
             self.problem("undocumented", f"nobody has killed process {death.pid}: {death.text}", death.number)
@@ -129,8 +138,8 @@ class Watched:
             return [self.problem("growth", "it has told no figures")]
         wrong = []
         for number, now in enumerate(self.figures, 1):
-            if now.zombies:
-                wrong.append(f"{now.zombies} zombies at rest {number}")
+            if now.lasting_zombies or now.zombies > MOST_ZOMBIES:
+                wrong.append(f"{now.zombies} zombies at rest {number}, {now.lasting_zombies} of them for longer")
             most = first.descriptors + DESCRIPTORS_A_CHILD * (now.children + 1)
             if now.descriptors > most:
                 wrong.append(
@@ -176,11 +185,12 @@ class Watched:
         return wrong
 
     def _may_live(self, process: Process) -> bool:
-        """Whether it is a program that a job has left behind, and the job has come to its end."""
-        for number, started in self.judge.programs.items():
-            if (process.pid, process.start) in started:
-                return self.judge.has_ended(number)
-        return False
+        """Whether it is a program that a job had left behind when it ended, or whose worker was killed by the soak."""
+        told = processes.variable(process.pid, CALL)
+        if told is None:
+            return False
+        number, worker = map(int, told.split())
+        return self.judge.has_ended(number) or worker in self.killed
 
     def problem(self, kind: str, text: str, number: int = 0) -> dict[str, object]:
         return {"program": self.name, "kind": kind, "number": number, "time": time.time(), "text": text}
