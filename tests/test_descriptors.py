@@ -54,13 +54,18 @@ def inheritable() -> Iterator[set[str]]:
 # --- what a worker has ---------------------------------------------------------------------------------------
 
 
+def is_of_libffi(target: str) -> bool:
+    """From version 3.4 on that library, which ctypes loads, may keep its own file open in every process that uses it."""
+    return os.path.basename(target).startswith("libffi")
+
+
 async def test_a_worker_has_its_streams_and_its_own(context: WorkerContext, inheritable: set[str]) -> None:
     """Nothing that this process has open is open in the worker, however it was marked; and nothing is for its children."""
     found = await context.run_sync(jobs.listed)
     ours = jobs.listed()
     for number in (0, 1, 2):
         assert found[number] == (ours[number][0], True)
-    own = {number: value for number, value in found.items() if number > 2}
+    own = {number: value for number, value in found.items() if number > 2 and not is_of_libffi(value[0])}
     assert not [value for value in own.values() if value[1]], "what a job starts would inherit it"
     assert not {target for target, _ in own.values()} & inheritable
     sockets = [number for number, (target, _) in own.items() if target.startswith("socket:")]

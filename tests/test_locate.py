@@ -20,7 +20,9 @@ import pytest
 from running import PACKAGES, PROGRAMS, make_environment, plain_environment, run, run_script, write
 
 import trio_offload
-from trio_offload import LocateError, WorkerStartError, _locate
+from trio_offload import LocateError, WorkerStartError, _forked, _launch, _locate
+from trio_offload._cli import _doctor
+from trio_offload._cli._probes import PROBES
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBRARY = f"libpython{MINOR}{getattr(sys, 'abiflags', '')}.so.1.0"
@@ -578,3 +580,28 @@ def test_information_about_the_wrong_library(another_version: Path) -> None:
     found = json.loads(information(str(another_version.parent), "--info"))
     assert found["python"]["version"] != sys.version
     assert found["python"]["libpython"] == str(another_version)
+
+
+# --- builds that nobody has tried ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["spawn", "fork", "forkserver"])
+async def test_a_free_threaded_python_is_refused_by_name(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none to test with: each type of worker says in one sentence what to run instead, and nothing has been started."""
+    monkeypatch.setattr(sys, "abiflags", "t")
+    async with trio_offload.open_worker_context(worker_type=kind) as context:
+        with pytest.raises(
+            LocateError, match=r"free-threaded build of 3\.\d+, .*: run the program with the build that has a GIL"
+        ):
+            await context.run_sync(bool)
+        assert context.statistics() == trio_offload.WorkerContextStatistics(0, 0)
+
+
+def test_the_handshake_and_the_doctor_name_a_free_threaded_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "free_threaded" not in _launch.hello("", {})
+    monkeypatch.setattr(sys, "abiflags", "t")
+    for body in (_launch.hello("", {}), _forked.hello()):
+        assert body["free_threaded"] is True
+    report = _doctor.examine(next(probe for probe in PROBES if probe.name == "python"))
+    assert report.facts["free-threaded"] is True
+    assert [problem.what for problem in report.problems if "free-threaded build" in problem.what]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,10 @@ def test_a_fork_of_the_program_writes_nothing(path: Path) -> None:
     """Neither its events nor, at its end, the closing bracket."""
     writer = TraceWriter(str(path))
     writer.open()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # Trio's threads of other tests may still be there.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
             writer.memory(1, 0.0, 1)

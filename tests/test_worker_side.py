@@ -181,6 +181,7 @@ def test_every_event_in_every_state(parent: Parent, state: str, event: str, answ
         ({"protocol": 99}, "protocol_version", "the same release"),
         ({"parent_pid": 1}, "wrong_parent", "has ended"),
         ({"version": "3.1.4 (another)"}, "python_version", "3.1.4"),
+        ({"free_threaded": True}, "python_version", "a free-threaded build"),
         ({"environment": [[b"A=B", b"value"]]}, "environment", "environment variable"),
     ],
 )

@@ -442,8 +442,16 @@ async def test_an_answer_may_come_in_pieces(peer: Peer) -> None:
     await worker.wait()
 
 
-@pytest.mark.parametrize("name", ["prefix", "exec_prefix"])
-async def test_a_worker_that_is_another_python_is_refused(peer: Peer, name: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prefix": b"/another"}, "sys.prefix is /another"),
+        ({"exec_prefix": b"/another"}, "sys.exec_prefix is /another"),
+        ({"free_threaded": True}, "one free-threaded and one with a GIL"),
+    ],
+    ids=["prefix", "exec_prefix", "free_threaded"],
+)
+async def test_a_worker_that_is_another_python_is_refused(peer: Peer, changes: dict[str, Any], words: str) -> None:
     worker = Worker(WorkerSettings())
     outcomes: list[Any] = []
 
@@ -453,9 +461,9 @@ async def test_a_worker_that_is_another_python_is_refused(peer: Peer, name: str)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start)
         await peer.hear(Kind.HELLO)
-        peer.say(welcome(**{name: b"/another"}))
+        peer.say(welcome(**changes))
     assert type(outcomes[0]) is WorkerStartError
-    assert f"sys.{name} is /another" in str(outcomes[0])
+    assert words in str(outcomes[0])
     assert worker.process.exitcode == -signal.SIGKILL
 
 

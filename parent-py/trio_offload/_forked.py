@@ -31,7 +31,7 @@ from trio_offload_worker._executor import Inherited, flush
 from trio_offload_worker._watcher import call_library
 from trio_offload_worker._wire import PROTOCOL_VERSION
 
-from . import _launch, _process
+from . import _launch, _locate, _process
 
 if TYPE_CHECKING:
     import socket
@@ -92,6 +92,7 @@ def hello() -> dict[str, Any]:
         "program_name": b"",
         "pycache_prefix": None,
         "flags": {},
+        **({"free_threaded": True} if _locate.is_free_threaded() else {}),
         **lists,
     }
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import trio_offload_worker
 from trio_offload_worker._wire import PROTOCOL_VERSION
 
-from . import _frozen
+from . import _frozen, _locate
 from ._strays import Source, Strays
 
 
@@ -48,6 +48,7 @@ def hello(
         "flags": _flags(),
         **(_frozen.hello_keys() if forked is None else {"streams": forked[0]}),
         **({"directory": True} if forked is not None and forked[1] else {}),
+        **({"free_threaded": True} if _locate.is_free_threaded() else {}),
     }
 
 
@@ -333,8 +334,8 @@ def _flags() -> dict[str, int]:
         "buffered_stdio": not getattr(sys.__stdout__, "write_through", False),
     }
     told = "utf8" in sys._xoptions or (_frozen.bundle() is not None and sys.getfilesystemencoding() != "utf-8")
-    if flags.utf8_mode or told:
-        # Where nobody has asked for either, the worker is to decide by the locale, as every Python does (PEP 540). The program
+    if flags.utf8_mode or told or sys.version_info >= (3, 15):
+        # The locale decides nothing from Python 3.15 on (PEP 686). Before: where nobody has asked for either, the worker is to decide by the locale, as every Python does (PEP 540). The program
         # may have set LC_ALL to C meanwhile, for the output of others: told to be without UTF-8, the worker would be in ASCII.
         # An app made by PyInstaller does not decide by the locale alone, so there it may have been left out on purpose.
         values["utf8_mode"] = flags.utf8_mode
@@ -342,6 +343,8 @@ def _flags() -> dict[str, int]:
         values["safe_path"] = flags.safe_path
     if hasattr(sys, "get_int_max_str_digits"):
         values["int_max_str_digits"] = sys.get_int_max_str_digits()
+    if hasattr(sys, "get_lazy_imports"):
+        values["lazy_imports"] = sys.get_lazy_imports() == "all"
     return {name: int(value) for name, value in values.items()}
 
 

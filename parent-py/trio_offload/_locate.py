@@ -52,6 +52,7 @@ def way() -> Way:
         LocateError: neither way is open; the message says what is missing and what to do.
     """
     _frozen.refuse_unsupported()
+    refuse_untried_build()
     try:
         library = libpython()
     except LocateError:
@@ -59,6 +60,25 @@ def way() -> Way:
             raise
         return Way("", "", _no_libpython())
     return Way(worker_executable(), library, "the worker executable and the libpython of this interpreter are there")
+
+
+def is_free_threaded() -> bool:
+    """Whether this Python is built to run without a GIL (PEP 703), be it switched on just now or not."""
+    return "t" in getattr(sys, "abiflags", "")
+
+
+def refuse_untried_build() -> None:
+    """Of either kind of worker, and of forks of this process.
+
+    Raises:
+        LocateError: this is a build of Python that nobody has run workers with.
+    """
+    if is_free_threaded():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise LocateError(
+            f"this Python is a free-threaded build of {version}, which trio-offload has not been tried with: run the program with "
+            f"the build that has a GIL (python{version}, not python{version}t)"
+        )
 
 
 def worker_executable() -> str:

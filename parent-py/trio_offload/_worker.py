@@ -882,6 +882,7 @@ class Worker:
     def _fork(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         from . import _forked
 
+        _locate.refuse_untried_build()
         self._definitions = _forked.Definitions()
         init = None if self._settings.init is bool else self._settings.init
         try:
@@ -943,6 +944,13 @@ class Worker:
 
     def _check_welcome(self, frame: Frame) -> None:
         """The worker has compared versions already; this compares what only a running interpreter knows."""
+        if frame.body.get("free_threaded", False) is not _locate.is_free_threaded():
+            # One of a release that says nothing of it has not compared that.
+            raise WorkerStartError(
+                "the worker and this program are different builds of Python, one free-threaded and one with a GIL: install "
+                "trio-offload with the Python that runs the program",
+                self.process,
+            )
         for name in ("prefix", "exec_prefix"):
             theirs = os.fsdecode(frame.body[name])
             ours = getattr(sys, name)

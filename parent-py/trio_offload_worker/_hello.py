@@ -40,6 +40,14 @@ def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[
     if os.getppid() != hello["parent_pid"]:
         # Nobody may be left to read this.
         raise Refusal("wrong_parent", f"the process {hello['parent_pid']} that asked for this worker has ended")
+    free_threaded = "t" in sys.abiflags
+    if hello.get("free_threaded", False) is not free_threaded:
+        builds = {True: "a free-threaded build", False: "a build with a GIL"}
+        raise Refusal(
+            "python_version",
+            f"the parent's Python is {builds[not free_threaded]}, and the worker, started as {sys.executable}, is "
+            f"{builds[free_threaded]}: start the program with the Python that it is to run with, and not by a link that leads to another",
+        )
     if sys.version != hello["version"]:
         raise Refusal(
             "python_version",
@@ -67,6 +75,7 @@ def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[
         "libpython": b"",
         "prefix": os.fsencode(sys.prefix),
         "exec_prefix": os.fsencode(sys.exec_prefix),
+        **({"free_threaded": True} if free_threaded else {}),
     }
 
 
@@ -83,6 +92,9 @@ def _furnish(hello: dict[str, Any]) -> None:
     digits = hello["flags"].get("int_max_str_digits")
     if digits is not None and hasattr(sys, "set_int_max_str_digits") and sys.get_int_max_str_digits() != digits:
         sys.set_int_max_str_digits(digits)
+    lazy = hello["flags"].get("lazy_imports")
+    if lazy is not None and hasattr(sys, "set_lazy_imports"):
+        sys.set_lazy_imports("all" if lazy else "normal")
 
 
 def _line(text: str) -> str:

@@ -682,6 +682,7 @@ _SOME: Final = range(1, MAX_SEGMENTS + 1)
 _EAGER: Final = _Field("eager", "a boolean", _is_boolean)
 _FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_figures, required=False)
 _TYPES: Final = _Field("types", "a byte string of the numbers 0, 1 and 2", _are_types, required=False)
+_FREE_THREADED: Final = _Field("free_threaded", "a boolean", _is_boolean, required=False)
 _ERROR: Final = _texts("stage", "type", "message", "traceback")
 
 # How many segments each message has, and the fields of its body.
@@ -706,6 +707,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _Field("template", "a boolean", _is_boolean, required=False),
             _Field("streams", "some of 0, 1 and 2 in their order", _are_streams, required=False),
             _Field("directory", "a boolean", _is_boolean, required=False),
+            _FREE_THREADED,
         ),
     ),
     Kind.SETUP: (
@@ -729,6 +731,7 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             _unsigned("pid"),
             *_texts("worker", "version"),
             *_byte_strings("libpython", "prefix", "exec_prefix"),
+            _FREE_THREADED,
         ),
     ),
     Kind.REFUSED: (_NONE, _texts("code", "message")),

@@ -22,6 +22,9 @@ def facts():
         found["digits"] = sys.get_int_max_str_digits()
     if hasattr(sys, "_is_gil_enabled"):
         found["GIL"] = sys._is_gil_enabled()
+    for name in ("get_lazy_imports", "get_lazy_imports_filter", "is_remote_debug_enabled"):
+        if hasattr(sys, name):
+            found[name] = repr(getattr(sys, name)())
     found["traced allocations"] = [_tracemalloc.is_tracing(), _tracemalloc.get_traceback_limit()]
     if hasattr(sys, "is_stack_trampoline_active"):
         found["perf trampoline"] = sys.is_stack_trampoline_active()
@@ -62,6 +65,7 @@ FLAGS = (
     "gil",
     "thread_inherit_context",
     "context_aware_warnings",
+    "lazy_imports",
 )
 
 ATTRIBUTES = (
@@ -91,6 +95,7 @@ ATTRIBUTES = (
     "float_repr_style",
     "_git",
     "implementation",
+    "abi_info",
     "tracebacklimit",
     "_framework",
     "_multiarch",

@@ -70,7 +70,8 @@ def descriptors_in_fork() -> list[str]:
                 target = os.readlink(f"/proc/self/fd/{number}")
             except OSError:
                 continue
-            if number not in (reader, writer) and "pidfd" not in target:
+            # libffi, which ctypes loads, may keep its own file open.
+            if number not in (reader, writer) and "pidfd" not in target and "libffi" not in target:
                 held.append(target)
         import faulthandler
 

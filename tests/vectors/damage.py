@@ -163,7 +163,11 @@ def judged(data: bytes) -> dict[str, Any]:
     frames = []
     for kind, number, segments, body in outcome.frames:
         # No is the same as nothing at all, which is what the worker's codec writes.
-        said = {key: value for key, value in body.items() if value is not False or key not in {"template", "directory"}}
+        said = {
+            key: value
+            for key, value in body.items()
+            if value is not False or key not in {"template", "directory", "free_threaded"}
+        }
         frames.append(
             {"kind": kind, "id": number, "segments": [segment.hex() for segment in segments], "body": readable(said)}
         )

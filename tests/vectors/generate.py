@@ -395,6 +395,16 @@ def messages() -> None:
     )
     good("welcome", "a WELCOME", WELCOME_FRAME)
     good(
+        "hello-free-threaded",
+        "a HELLO from a Python that is built without a GIL",
+        frame(HELLO, body=hello_body(free_threaded=True)),
+    )
+    good(
+        "welcome-free-threaded",
+        "a WELCOME of a Python that is built without a GIL",
+        frame(WELCOME, body=WELCOME_BODY | {"free_threaded": True}),
+    )
+    good(
         "refused",
         "a REFUSED, with text that is not ASCII",
         frame(
@@ -1184,6 +1194,7 @@ def body_errors() -> None:
             "libpython": [("text", "/lib"), ("null", None)],
             "prefix": [("text", "/usr"), ("null", None)],
             "exec_prefix": [("text", "/usr"), ("null", None)],
+            "free_threaded": [("integer", 1), ("null", None), ("text", "yes")],
         },
         "refused": {
             "code": [("bytes", b"a"), ("integer", 3), ("null", None)],
@@ -1246,6 +1257,7 @@ def body_errors() -> None:
             ("null", None),
         ],
         "directory": [("integer", 1), ("null", None)],
+        "free_threaded": [("integer", 1), ("null", None)],
     }
     for name, keys in wrong.items():
         kind, segments, body = whole[name]

@@ -580,6 +580,7 @@ fn welcome(interpreter: &Interpreter, prefixes: Prefixes) -> Welcome {
         libpython: interpreter.libpython.as_os_str().as_bytes().to_vec(),
         prefix: prefixes.prefix,
         exec_prefix: prefixes.exec_prefix,
+        free_threaded: ffi::FREE_THREADED,
     }
 }
 

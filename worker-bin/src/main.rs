@@ -73,6 +73,7 @@ struct PythonInfo {
     build: String,
     compiler: String,
     libpython: String,
+    free_threaded: bool,
 }
 
 fn info() -> String {
@@ -84,6 +85,7 @@ fn info() -> String {
             build: ffi::build(),
             compiler: ffi::compiler(),
             libpython: interpreter::loaded_library().to_string_lossy().into_owned(),
+            free_threaded: ffi::FREE_THREADED,
         },
     };
     serde_json::to_string_pretty(&info).unwrap_or_default()

@@ -99,6 +99,8 @@ pub struct Hello {
     pub streams: Option<Vec<u64>>,
     /// The parent's working directory comes behind them.
     pub directory: bool,
+    /// The parent's Python is built to run without a GIL (PEP 703).
+    pub free_threaded: bool,
 }
 
 /// What PyInstaller's bootloader would have handed to the app. Code is as `marshal` writes it.
@@ -154,6 +156,8 @@ pub struct Welcome {
     pub libpython: Vec<u8>,
     pub prefix: Vec<u8>,
     pub exec_prefix: Vec<u8>,
+    /// As in [`Hello`].
+    pub free_threaded: bool,
 }
 
 /// Why the worker refuses to start or breaks off: a code for the program, a message for the person.
@@ -355,6 +359,7 @@ impl Hello {
             template: fields.optional("template", "template is not a truth value", Value::as_bool)?.unwrap_or_default(),
             streams: fields.optional("streams", "streams is not some of 0, 1 and 2 in their order", streams)?,
             directory: fields.optional("directory", "directory is not a truth value", Value::as_bool)?.unwrap_or_default(),
+            free_threaded: free_threaded(fields)?,
         })
     }
 
@@ -392,6 +397,7 @@ impl Hello {
             ("template", self.template.then_some(Value::from(true))),
             ("streams", self.streams.map(|streams| Value::Array(streams.into_iter().map(Value::from).collect()))),
             ("directory", self.directory.then_some(Value::from(true))),
+            (FREE_THREADED, self.free_threaded.then_some(Value::from(true))),
         ];
         let optional = optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         always.into_iter().chain(optional).collect()
@@ -442,11 +448,12 @@ impl Welcome {
             libpython: fields.required("libpython", "libpython is missing or not bytes", bytes)?,
             prefix: fields.required("prefix", "prefix is missing or not bytes", bytes)?,
             exec_prefix: fields.required("exec_prefix", "exec_prefix is missing or not bytes", bytes)?,
+            free_threaded: free_threaded(fields)?,
         })
     }
 
     fn write(self) -> Body {
-        body([
+        let always = body([
             ("protocol", Value::from(self.protocol)),
             ("worker", Value::Text(self.worker)),
             ("pid", Value::from(self.pid)),
@@ -454,8 +461,16 @@ impl Welcome {
             ("libpython", Value::Bytes(self.libpython)),
             ("prefix", Value::Bytes(self.prefix)),
             ("exec_prefix", Value::Bytes(self.exec_prefix)),
-        ])
+        ]);
+        let optional = self.free_threaded.then(|| (FREE_THREADED.to_owned(), Value::from(true)));
+        always.into_iter().chain(optional).collect()
     }
+}
+
+const FREE_THREADED: &str = "free_threaded";
+
+fn free_threaded(fields: &Fields<'_>) -> Result<bool, WireError> {
+    Ok(fields.optional(FREE_THREADED, "free_threaded is not a truth value", Value::as_bool)?.unwrap_or_default())
 }
 
 impl Explanation {

@@ -29,8 +29,8 @@ fn hello() -> impl Strategy<Value = Message> {
     let second = (byte_strings(), byte_strings(), byte_strings(), byte_strings(), byte_strings());
     let third = (any::<Option<Vec<u8>>>(), btree_map("[a-z_]{1,12}", any::<i32>(), 0..6));
     let fourth = (any::<Option<Vec<u8>>>(), proptest::option::of(byte_strings()), proptest::option::of(bundle()), any::<bool>());
-    let fifth = (prop::option::of(proptest::sample::subsequence(vec![0_u64, 1, 2], 0..=3)), any::<bool>());
-    (first, second, third, fourth, fifth).prop_map(|(first, second, third, fourth, (streams, directory))| {
+    let fifth = (prop::option::of(proptest::sample::subsequence(vec![0_u64, 1, 2], 0..=3)), any::<bool>(), any::<bool>());
+    (first, second, third, fourth, fifth).prop_map(|(first, second, third, fourth, (streams, directory, free_threaded))| {
         let (protocol, parent_pid, version, libpython, environment) = first;
         let (argv, orig_argv, path, warnoptions, xoptions) = second;
         let (pycache_prefix, flags) = third;
@@ -55,6 +55,7 @@ fn hello() -> impl Strategy<Value = Message> {
             template,
             streams,
             directory,
+            free_threaded,
         }))
     })
 }
@@ -82,7 +83,8 @@ fn message() -> impl Strategy<Value = Message> {
     let explanation = (".{0,9}", ".{0,30}").prop_map(|(code, message)| Explanation { code, message });
     let welcome = (any::<u64>(), any::<u64>(), ".{0,30}", vec(any::<u8>(), 0..30)).prop_map(|(protocol, pid, text, bytes)| {
         let (libpython, prefix, exec_prefix) = (bytes.clone(), bytes.clone(), bytes);
-        Message::Welcome(Box::new(Welcome { protocol, worker: text.clone(), pid, version: text, libpython, prefix, exec_prefix }))
+        let (worker, version, free_threaded) = (text.clone(), text, pid % 2 == 0);
+        Message::Welcome(Box::new(Welcome { protocol, worker, pid, version, libpython, prefix, exec_prefix, free_threaded }))
     });
     prop_oneof![
         hello(),

@@ -80,6 +80,10 @@ def _python(report: Report) -> Facts:
     implementation = platform.python_implementation()
     if implementation != "CPython":
         report(Problem(f"this Python is {implementation}", "Use CPython 3.10 or newer."))
+    try:
+        _locate.refuse_untried_build()
+    except trio_offload.LocateError as error:
+        report(_problem_from(error))
     return {
         "version": sys.version,
         "implementation": implementation,
@@ -89,7 +93,7 @@ def _python(report: Report) -> Facts:
         "base prefix": sys.base_prefix,
         "virtual environment": sys.prefix != sys.base_prefix,
         "built with a shared library": bool(sysconfig.get_config_var("Py_ENABLE_SHARED")),
-        "free-threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        "free-threaded": _locate.is_free_threaded(),
     }
 
 
@@ -202,6 +206,11 @@ def _worker_info(report: Report) -> Facts:
         ("version", facts.get("worker"), trio_offload.__version__),
         ("protocol version", facts.get("protocol"), PROTOCOL_VERSION),
         ("Python", python.get("version") if isinstance(python, dict) else None, sys.version),
+        (
+            "build without a GIL",
+            bool(python.get("free_threaded")) if isinstance(python, dict) else None,
+            _locate.is_free_threaded(),
+        ),
     ):
         if theirs != ours:
             report(Problem(f"the worker's {what} is {theirs!r}, and this side's is {ours!r}", _REINSTALL))

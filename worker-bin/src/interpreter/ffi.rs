@@ -38,6 +38,9 @@ pub(crate) fn version() -> String {
     text(unsafe { ffi::Py_GetVersion() })
 }
 
+/// Whether the Python that this executable is built for runs without a GIL (PEP 703). Its objects are others then.
+pub(crate) const FREE_THREADED: bool = cfg!(Py_GIL_DISABLED);
+
 pub(crate) fn build() -> String {
     // SAFETY: as Py_GetVersion (Modules/getbuildinfo.c).
     text(unsafe { ffi::Py_GetBuildInfo() })

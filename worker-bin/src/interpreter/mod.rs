@@ -75,6 +75,7 @@ impl Interpreter {
         set_list(sys, "orig_argv", &hello.orig_argv)?;
         set_list(sys, "warnoptions", &hello.warnoptions)?;
         set_digits(sys, hello)?;
+        set_lazy_imports(sys, hello)?;
         let path = |name| PyResult::Ok(sys.getattr(name)?.extract::<PathBuf>()?.into_os_string().into_vec());
         Ok(Prefixes { prefix: path("prefix")?, exec_prefix: path("exec_prefix")? })
     }
@@ -86,6 +87,7 @@ impl Interpreter {
             && hello.orig_argv == other.orig_argv
             && hello.warnoptions == other.warnoptions
             && wanted_digits(hello) == wanted_digits(other)
+            && wanted_lazy_imports(hello) == wanted_lazy_imports(other)
     }
 
     /// Imports into a template what its workers need from the first moment to the last; what they call first.
@@ -157,7 +159,29 @@ fn set_digits(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<()> {
 }
 
 fn wanted_digits(hello: &Hello) -> Option<i32> {
-    hello.flags.iter().find(|(name, _)| name == "int_max_str_digits").map(|(_, wanted)| *wanted)
+    flag(hello, "int_max_str_digits")
+}
+
+/// Whether every import of a module is put off until its first use (PEP 810). As part of the configuration it would show in
+/// `sys.flags`, which says how the parent was started and not what it has set since.
+fn set_lazy_imports(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<()> {
+    if let Some(wanted) = wanted_lazy_imports(hello)
+        && sys.hasattr("set_lazy_imports")?
+    {
+        let wanted = if wanted { "all" } else { "normal" };
+        if sys.call_method0("get_lazy_imports")?.extract::<String>()? != wanted {
+            sys.call_method1("set_lazy_imports", (wanted,))?;
+        }
+    }
+    Ok(())
+}
+
+fn wanted_lazy_imports(hello: &Hello) -> Option<bool> {
+    flag(hello, "lazy_imports").map(|value| value != 0)
+}
+
+fn flag(hello: &Hello, name: &str) -> Option<i32> {
+    hello.flags.iter().find(|(known, _)| known == name).map(|(_, wanted)| *wanted)
 }
 
 /// In place, because others hold the list; not touched at all where it is right already.
@@ -177,6 +201,16 @@ fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResul
 /// The builds must be the same to the letter, with one exception: an interpreter that is linked statically may have been
 /// compiled a minute before the shared library that belongs to it. There the version's number and the path decide.
 fn check_version(hello: &Hello, version: &str, loaded: &Path) -> Result<(), Explanation> {
+    if hello.free_threaded != ffi::FREE_THREADED {
+        let kind = |free_threaded| if free_threaded { "a free-threaded build" } else { "a build with a GIL" };
+        let text = format!(
+            "the parent's Python is {}, and the worker executable is made for {}: install trio-offload with the Python that \
+             runs the program",
+            kind(hello.free_threaded),
+            kind(ffi::FREE_THREADED),
+        );
+        return Err(Explanation::new("python_version", text));
+    }
     if version == hello.version {
         return Ok(());
     }
