@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import json
 import logging
@@ -23,7 +24,14 @@ import trio
 from lifeline import PATIENCE, Lifeline
 from running import run_script
 
-from trio_offload import BrokenWorkerError, CrashRecord, WorkerContext, WorkerStartError, open_worker_context
+from trio_offload import (
+    BrokenWorkerError,
+    CrashRecord,
+    WorkerContext,
+    WorkerStartError,
+    WorkerType,
+    open_worker_context,
+)
 from trio_offload import _record as record_module
 
 pytestmark = pytest.mark.usefixtures("worker_type")
@@ -252,3 +260,40 @@ def test_a_log_of_an_uncaught_death_is_enough(tmp_path: Path) -> None:
     assert "SIGSEGV" in ended.stderr
     assert "jobs.py" in ended.stderr
     assert "in segfault" in ended.stderr
+
+
+# --- where there is no room for the record ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [WorkerType.SPAWN, WorkerType.FORK])
+async def test_a_system_without_memfd_create_has_a_file_for_the_record(
+    kind: WorkerType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    async with open_worker_context(worker_type=kind) as context:
+        with pytest.raises(BrokenWorkerError) as caught:
+            await context.run_sync(jobs.segfault)
+    assert caught.value.crash is not None
+    assert "in segfault" in caught.value.crash.stack
+
+
+@pytest.mark.parametrize("kind", [WorkerType.SPAWN, WorkerType.FORK])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM, errno.EMFILE])
+async def test_no_room_for_the_record_is_told(kind: WorkerType, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it nothing would be known of a death, and a ceiling could not be told from another one."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    async with open_worker_context(worker_type=kind) as context:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "memfd_create", refuse)
+            with pytest.raises(WorkerStartError, match=os.strerror(code)) as caught:
+                await context.run_sync(bool)
+        expected = {errno.ENOSPC: "no space left", errno.ENOMEM: "not enough memory", errno.EMFILE: "ulimit -n"}
+        assert expected[code] in str(caught.value)
+        # And it is as if nothing had been.
+        assert await context.run_sync(abs, -1) == 1

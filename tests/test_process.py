@@ -293,6 +293,90 @@ async def test_a_stopped_process_can_be_killed(pidfds: bool, begin: Begin) -> No
     assert process.exitcode == -signal.SIGKILL
 
 
+# --- what it is known by -------------------------------------------------------------------------
+
+
+async def test_a_number_that_was_closed_under_us_and_is_another_files(begin: Begin, signals: list[Any]) -> None:
+    process = begin("exec cat <&3")
+    number = process._pidfd
+    if number is None:
+        pytest.skip("there are no pidfds here")
+    os.dup2(0, number)
+    assert process.is_alive()
+    process.kill()
+    await ended(process)
+    assert process.exitcode == -signal.SIGKILL
+    # Neither signalled through nor closed.
+    assert {means for means, _ in signals} == {"number"}
+    os.close(number)
+
+
+@pytest.mark.parametrize("is_waited_for", [True, False])
+async def test_a_number_that_was_closed_under_us_and_names_another_process(begin: Begin, is_waited_for: bool) -> None:
+    process, other = begin("exec cat <&3"), begin("exec cat <&3")
+    if process._pidfd is None or other._pidfd is None:
+        pytest.skip("there are no pidfds here")
+    number = process._pidfd
+    os.dup2(other._pidfd, number)
+    if is_waited_for:
+        # The other one has ended, and its status is not ours.
+        os.kill(other.pid, signal.SIGTERM)
+        wait_for_end(other.pid)
+        assert process.is_alive()
+        assert other.exitcode == -signal.SIGTERM
+    else:
+        process.kill()
+        await ended(process)
+        assert process.exitcode == -signal.SIGKILL
+        assert other.is_alive()
+    for each in (process, other):
+        each.kill()
+        await ended(each)
+    os.close(number)
+
+
+def reap(pid: int) -> None:
+    os.waitpid(pid, 0)
+
+
+async def test_a_number_that_has_become_another_childs_is_left_alone(
+    begin: Begin, signals: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without pidfds a foreign waitpid may have freed it, and the program may have started something since."""
+    monkeypatch.delattr(os, "pidfd_open")
+    process, other = begin("exit 3"), begin("exec cat <&3")
+    reap(process.pid)
+    process.pid = other.pid
+    # They may have been started within one tick of the kernel's clock.
+    process._start_time = b"1"
+    process.kill()
+    assert process.ended
+    assert process.exitcode is None
+    assert not signals
+    other.kill()
+    await ended(other)
+    assert other.exitcode == -signal.SIGKILL
+
+
+def test_a_pidfd_that_was_closed_before_a_fork_is_not_closed_in_the_copy(begin: Begin) -> None:
+    process = begin("exec cat <&3")
+    number = process._pidfd
+    if number is None:
+        pytest.skip("there are no pidfds here")
+    os.dup2(0, number)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.fstat(number)
+            os._exit(10)
+        finally:
+            os._exit(11)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 10
+    process.kill()
+    assert process.wait_sync(time.monotonic() + PATIENCE)
+    os.close(number)
+
+
 # --- its family ----------------------------------------------------------------------------------
 
 

@@ -264,6 +264,32 @@ def test_a_fork_of_this_process_has_no_workers_of_ours(tmp_path: Path) -> None:
     assert ended.lines() == ["10"], ended
 
 
+# --- what the program closes under us --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_descriptors_of_a_worker_that_the_program_has_closed(
+    kind: WorkerType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls go to another worker, and what has the numbers by then is neither written to nor closed."""
+    file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+    async with open_worker_context(worker_type=kind) as context:
+        await context.run_sync(bool)
+        (worker,) = context._cache._idle
+        assert worker._channel is not None
+        assert worker._record is not None
+        numbers = [worker._channel._descriptor, worker._record.fileno()]
+        if worker.process._pidfd is not None:
+            numbers.append(worker.process._pidfd)
+        for number in numbers:
+            os.dup2(file, number, inheritable=False)
+        assert await context.run_sync(abs, -5) == 5
+        assert list(context._cache._idle) != [worker]
+    for number in (*numbers, file):
+        os.close(number)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
 # --- what is remembered between calls -------------------------------------------------------------
 
 

@@ -56,6 +56,7 @@ class Channel:
     def __init__(self, ours: socket.socket, regions: Regions | None = None) -> None:
         self._socket = ours
         self._descriptor = ours.fileno()
+        self._identity = identity_of(self._descriptor)
         self._decoder = Decoder(allocate if regions is None else regions.allocate)
         # Until the system has refused it.
         self._splices = True
@@ -108,7 +109,8 @@ class Channel:
             return data[self._socket.send(data) :]
         except BlockingIOError:
             return data
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError as error:
+            _check_is_gone(error)
             raise WriteFailed(False) from None
 
     async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
@@ -187,7 +189,8 @@ class Channel:
                     await self._wait_writable(cancellable)
                     turn = _TURN
                     continue
-                except (BrokenPipeError, ConnectionResetError):
+                except OSError as error:
+                    _check_is_gone(error)
                     raise WriteFailed(sent) from None
                 sent = True
                 batch = _after(batch, count)
@@ -220,7 +223,8 @@ class Channel:
                 left -= count
         except BlockingIOError:
             pass
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError as error:
+            _check_is_gone(error)
             raise WriteFailed(left < _TURN) from None
         return rest
 
@@ -233,7 +237,9 @@ class Channel:
         data = b"".join(parts)
         try:
             return self._socket.send(data) == len(data)
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                _check_is_gone(error)
             return False
 
     def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> list[Buffer] | None:
@@ -284,6 +290,10 @@ class Channel:
                     if cancellable:
                         raise
                     await _shielded(trio.lowlevel.wait_readable, self._descriptor)
+                except OSError as error:
+                    # It is closed, or an ordinary file by now. What to make of that, the reading tells.
+                    if error.errno not in (*_GONE, errno.EPERM):
+                        raise
             if start and not self._is_inside:
                 answer = self.look(start)
                 if answer is None and decoder.start != decoder.end:
@@ -310,7 +320,8 @@ class Channel:
             count = self._socket.recv_into(decoder.buffer)
         except BlockingIOError:
             return None
-        except ConnectionResetError:
+        except OSError as error:
+            _check_is_gone(error)
             count = 0
         if count == 0:
             self._ended()
@@ -355,9 +366,14 @@ class Channel:
 
     def close(self) -> None:
         """Close this end. May be done again."""
-        if self._socket.fileno() != -1:
+        if self._socket.fileno() == -1:
+            return
+        if identity_of(self._descriptor) == self._identity:
             _notify_closing(self._descriptor)
             self._socket.close()
+        else:
+            # Somebody has closed it already. What has the number now is another's.
+            self._socket.detach()
 
     def _read(self) -> tuple[bool, Frame | None]:
         """Read once; whether that was as much as is read at once, and the next frame, if that is whole now.
@@ -368,7 +384,10 @@ class Channel:
         target = self._decoder.writable()
         try:
             count = self._socket.recv_into(target if target.nbytes <= _TURN else target[:_TURN])
-        except ConnectionResetError:
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            _check_is_gone(error)
             count = 0
         if count == 0:
             self._ended()
@@ -408,6 +427,24 @@ def _enlarge(pipe: int) -> None:
         fcntl.fcntl(pipe, 1031, _PIPE)  # F_SETPIPE_SZ
     except OSError:
         pass  # Too much is in use by this user (pipe(7)); it is right without.
+
+
+def identity_of(descriptor: int) -> tuple[int, int] | None:
+    """What a descriptor is open on, by which it is known again whatever becomes of its number; None: it is closed."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_is_gone(error: OSError) -> None:
+    """Raises any error but those by which one learns that there is no other side: it has closed its end, or the program ours."""
+    if error.errno not in _GONE:
+        raise error
+
+
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK)
 
 
 async def _let_others_run(cancellable: bool) -> None:

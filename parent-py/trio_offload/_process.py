@@ -5,7 +5,9 @@ What this module guarantees:
 * Only a :class:`WorkerProcess` signals or reaps its process, under its lock. Once reaped it is never signalled again:
   the kernel may have given its number to somebody else. Nobody who asks waits for that lock, because a signal handler may ask
   in the middle of a kill in the same thread: the holder does what others have wanted meanwhile.
-* Where there are pidfds (Linux 5.3), the process is named by one; a number is used only where there are none.
+* Where there are pidfds (Linux 5.3), the process is named by one; a number is used only where there are none. Neither is believed
+  to be still what it was: what a pidfd names is looked at before anything is done to that, and a number has to belong to a
+  process that was started when ours was. A foreign waitpid(-1) may have reaped ours, and a program may close what it has not opened.
 * While a socket pair is being handed to a new process no :func:`os.fork` happens in this one. Otherwise the copy would
   hold the worker's end open, and the worker's death would not be the end of the stream. (A fork in C that does not run
   Python's fork hooks is beyond this.)
@@ -38,10 +40,10 @@ from typing import Any, Final, NoReturn
 
 import trio
 
-from trio_offload_worker._family import end_family, open_pidfd
+from trio_offload_worker._family import end_family, open_pidfd, stat_fields
 
 from . import _clock
-from ._channel import socket_pair
+from ._channel import identity_of, socket_pair
 from ._oom import OomKills
 from ._record import RecordFile
 
@@ -58,6 +60,9 @@ class WorkerProcess:
     def __init__(self, pid: int, pidfd: int | None) -> None:
         self.pid = pid
         self._pidfd = pidfd
+        self._pidfd_identity = None if pidfd is None else identity_of(pidfd)
+        # By which a number is known to be still that of the same process.
+        self._start_time = None if pidfd is not None or pid == 0 else _start_time(pid)
         self._lock = threading.Lock()
         self._waiting = 0
         # Whether the process has ended and was reaped. To be read by others, written here only.
@@ -156,6 +161,9 @@ class WorkerProcess:
         self._lock = threading.Lock()
         self._waiting = 0
         self.ended = True
+        if self._pidfd is not None and identity_of(self._pidfd) != self._pidfd_identity:
+            # Somebody has closed it.
+            self._pidfd = None
         self._close_pidfd()
 
     def _attend(self) -> None:
@@ -176,6 +184,8 @@ class WorkerProcess:
         self._end_family()
 
     def _end_family(self) -> None:
+        if self._pidfd is not None and not _names(self._pidfd, self.pid):
+            self._forget_pidfd()
         try:
             self._send_signal(0)
         except ProcessLookupError:
@@ -199,16 +209,15 @@ class WorkerProcess:
     def _reap(self, options: int) -> bool:
         if self.ended:
             return True
-        kind, number = (os.P_PID, self.pid) if self._pidfd is None else (os.P_PIDFD, self._pidfd)
         try:
+            if self._look(os.WNOWAIT | options) is None:
+                return False
             if self.killed:
-                if os.waitid(kind, number, os.WEXITED | os.WNOWAIT | options) is None:
-                    return False
                 # Its last thread may not be through yet, and want this very processor. To reap it then takes up to four milliseconds, as
                 # a trace of the scheduler shows: waitid(2) waits for that thread without giving way, until the next tick. (Probably
                 # where release_task, in kernel/exit.c, drops what /proc keeps of a process that somebody has looked at there.)
                 time.sleep(_LAST_THREAD)
-            status = os.waitid(kind, number, os.WEXITED | options)
+            status = self._look(options)
         except ChildProcessError:
             # SIGCHLD is ignored, or a foreign waitpid(-1) took the status: it has ended, but how will never be known.
             # On 5.3 kernels and with SIGCHLD ignored this error comes only once the process is gone (wait(2)).
@@ -221,6 +230,32 @@ class WorkerProcess:
             self.ended = True
         self._close_pidfd()
         return True
+
+    def _look(self, options: int) -> os.waitid_result | None:
+        """:func:`os.waitid` for this process, by whatever names it still.
+
+        Raises:
+            ChildProcessError: there is no such child any more.
+        """
+        while self._pidfd is not None:
+            try:
+                status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | options)
+            except OSError as error:
+                # Either the process was reaped by somebody else, or this is no pidfd of it any more.
+                if isinstance(error, ChildProcessError) and _names(self._pidfd, self.pid):
+                    raise
+            else:
+                if status is None or status.si_pid == self.pid:
+                    return status
+            self._forget_pidfd()
+        if self._start_time is not None and _start_time(self.pid) not in (self._start_time, None):
+            raise ChildProcessError
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | options)
+
+    def _forget_pidfd(self) -> None:
+        """Somebody has closed it, and it may be another's by now: it is not closed a second time."""
+        self._pidfd = None
+        self._start_time = _start_time(self.pid)
 
     @contextlib.contextmanager
     def _kept_pidfd(self) -> Iterator[int | None]:
@@ -338,8 +373,13 @@ class ForkedProcess(WorkerProcess):
             return False
         self.pid = int.from_bytes(number, "big")
         # It is our child, and nobody but us reaps it: the number is its own.
-        self._pidfd = open_pidfd(self.pid)
+        # In this order: there may be no other descriptor left.
         self._close_birth()
+        self._pidfd = open_pidfd(self.pid)
+        if self._pidfd is None:
+            self._start_time = _start_time(self.pid)
+        else:
+            self._pidfd_identity = identity_of(self._pidfd)
         if self.killed:
             self._end_family()
         return True
@@ -623,6 +663,28 @@ _BIRTH_PATIENCE: Final = (
 _LAST_THREAD: Final = 0.00001  # seconds; the system makes some 60 microseconds of it (PR_SET_TIMERSLACK in prctl(2))
 _WITHOUT_THREAD: Final = 0.01  # seconds
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
+
+
+def _start_time(pid: int) -> bytes | None:
+    """When a process was started, in the kernel's own measure; None: there is no such process, or nothing tells."""
+    fields = stat_fields(pid)
+    # The 22nd of proc(5), of which these are those from the third on.
+    return None if fields is None else fields[19]
+
+
+def _names(pidfd: int, pid: int) -> bool:
+    """Whether a descriptor is a pidfd of this process, be it one that has been reaped; also where nothing tells."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+            told = file.read()
+    except FileNotFoundError:
+        return not os.path.exists("/proc/self/fdinfo")
+    except OSError:
+        # No descriptor is left to find out.
+        return True
+    fields = dict(line.split(b":\t", 1) for line in told.splitlines() if b":\t" in line)
+    # Those of all namespaces, with that of the reader's /proc first; -1 of one that is gone.
+    return b"Pid" in fields and {b"-1", b"%d" % pid} & {fields[b"Pid"], *fields.get(b"NSpid", b"").split()} != set()
 
 
 def _no_limit() -> trio.CapacityLimiter:

@@ -6,6 +6,7 @@ writes what into it.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import attrs
 
+from ._channel import identity_of
 from ._sizes import readable_size
 
 logger: Final = logging.getLogger("trio_offload")
@@ -90,24 +92,21 @@ class RecordFile:
     """The file that a worker writes to before it dies. This process keeps it, the worker inherits it."""
 
     def __init__(self) -> None:
+        # Should there be none.
         self._descriptor = -1
-        if hasattr(os, "memfd_create"):
-            self._descriptor = os.memfd_create("trio-offload-record", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile() as file:
-                self._descriptor = os.dup(file.fileno())
+        self._identity = 0, 0
+        self._descriptor = _new_file()
+        status = os.fstat(self._descriptor)
+        self._identity = status.st_dev, status.st_ino
         # The place where a chunk counts its items. Both sides share the position in the file, so all text comes behind it.
-        os.write(self._descriptor, bytes(_PROGRESS.size))
-        self._identity: tuple[int, int] | None = None
+        if os.write(self._descriptor, bytes(_PROGRESS.size)) < _PROGRESS.size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def fileno(self) -> int:
         return self._descriptor
 
     def identity(self) -> tuple[int, int]:
         """What the worker knows the file by, whatever number it has there."""
-        if self._identity is None:
-            status = os.fstat(self._descriptor)
-            self._identity = status.st_dev, status.st_ino
         return self._identity
 
     def progress(self) -> Progress:
@@ -133,10 +132,29 @@ class RecordFile:
         """Let the file go. May be done again."""
         if self._descriptor != -1:
             descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+            # Somebody may have closed it already. What has the number then is another's.
+            if identity_of(descriptor) == self._identity:
+                os.close(descriptor)
 
     def __del__(self) -> None:
         self.close()
+
+
+def _new_file() -> int:
+    """Open a file that nobody else has.
+
+    Raises:
+        OSError: there is no place for one, or no descriptor.
+    """
+    if hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create("trio-offload-record", os.MFD_CLOEXEC)
+        except OSError as error:
+            # A kernel, or a sandbox, that does not have it; what else may be wrong is so for every file.
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL):
+                raise
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 @attrs.frozen

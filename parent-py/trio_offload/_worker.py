@@ -1337,6 +1337,8 @@ _SPAWN_REMEDIES: Final = {
     errno.ENOMEM: "There is not enough memory.",
     errno.EMFILE: "This program has too many files open (ulimit -n).",
     errno.ENFILE: "The system has too many files open.",
+    errno.ENOSPC: "There is no space left for the file in which a worker leaves what is known of its death: in memory, or in the "
+    "folder for temporary files.",
 }
 _STAGES: Final = {
     "unpickle": "(while the worker unpickled the function and its arguments)",
