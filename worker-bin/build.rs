@@ -10,6 +10,12 @@ fn main() {
     let library_directory = pyo3_build_config::get().lib_dir().unwrap_or_default();
     println!("cargo:rustc-env=TRIO_OFFLOAD_TEST_LIBRARY_DIRECTORY={library_directory}");
     link_unwinder_statically();
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux") {
+        // What the libraries that jobs load are to find here and not in the C library (os/namespaces.rs).
+        for name in ["unshare", "setns", "trio_offload_single_threaded"] {
+            println!("cargo:rustc-link-arg-bins=-Wl,--export-dynamic-symbol={name}");
+        }
+    }
 }
 
 /// Python does not need libgcc_s, and each library more is loaded at each start of a worker. Where the compiler has the

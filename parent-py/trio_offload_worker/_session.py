@@ -22,7 +22,7 @@ from ._handlers import Handlers, complain
 from ._hello import Refusal, obey
 from ._link import IdleTimeOver, Link, LinkClosed, LinkLost, complain_of_loss
 from ._memory import allocate
-from ._watcher import BUSY, LEAVING, WAITING
+from ._watcher import BUSY, LEAVING, SETTLING, WAITING
 from ._wire import Kind, WireError
 
 TYPE_CHECKING = False
@@ -150,7 +150,8 @@ class Session:
         # Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which leaves
         # in order, and not one that is ended in the middle.
         self._watcher.tell(WAITING)
-        figures = self._meter.read_if_due()
+        # With a ceiling, what this job has left is to be known before the next one begins.
+        figures = self._meter.read_if_due() if self._memory_limit is None else self._meter.read()
         if figures is not None:
             answer.body = {**(answer.body or {}), "figures": figures}
         self._answer(frame.id, answer)
@@ -158,7 +159,7 @@ class Session:
         if frame.body.get("prepares"):
             self._link.restart_idle_time()
             return
-        self._watcher.tell(BUSY)
+        self._watcher.tell(SETTLING)
         leave, problem = self._executor.settle()
         self._watcher.tell(WAITING)
         if problem:

@@ -45,9 +45,14 @@ else:
 WAITING: Final = 0
 """The worker waits for its parent's next word: it will see the end of the stream itself."""
 BUSY: Final = 1
-"""It runs the user's code and sees nothing."""
+"""It runs a job and sees nothing."""
 LEAVING: Final = 2
 """It is on its way out; the parent may close its end now without that meaning anything."""
+
+SETTLING: Final = 3
+"""It runs what the user has for between two jobs: it sees nothing either, but no job runs that could take too much."""
+
+_BLIND: Final = (BUSY, SETTLING)
 
 GRACE: Final = 0.5  # seconds that an idle worker has for leaving after its parent's death
 
@@ -64,18 +69,32 @@ class Watcher:
         self._memory = memory
         self._bell = bell
         self._bell_identity = identity(bell)
+        self._jobs = 0
+        self._has_ceiling = False
 
     def tell(self, doing: int) -> None:
-        """Say what the worker is doing from now on."""
+        """Say what the worker is doing from now on.
+
+        If the watcher has settled that the job before is ended for its memory this does not come back.
+        """
         memory = self._memory
+        if doing == BUSY:
+            self._jobs += 1
+            _JOBS.pack_into(memory, _JOBS_AT, self._jobs)
         memory[_DOING] = doing
-        if doing == BUSY and memory[_ASLEEP]:
-            self._ring()
+        if doing == BUSY:
+            if memory[_ASLEEP]:
+                self._ring()
+        elif self._has_ceiling:
+            os.getppid()  # The system call between telling and looking.
+            if memory[_SEALED]:
+                self._await_verdict()
 
     def assign(self, report_interval: int | None, memory_limit: int | None) -> None:
         """What SETUP asks: milliseconds between two reports of a running job, and bytes that it may hold."""
         values = [_NONE if value is None else min(value, _NONE - 1) for value in (report_interval, memory_limit)]
         _DUTY.pack_into(self._memory, _DUTY_AT, *values)
+        self._has_ceiling = memory_limit is not None
         self._ring()
 
     def let_finish(self) -> None:
@@ -102,6 +121,13 @@ class Watcher:
         """In a fork of this process."""
         if identity(self._bell) == self._bell_identity:
             os.close(self._bell)
+
+    def _await_verdict(self) -> None:
+        """The watcher looks whether the job is over that took too much."""
+        # Unless it is ended itself at that very moment it ends this process, or takes its word back at once.
+        deadline = time.monotonic() + _VERDICT_PATIENCE
+        while self._memory[_SEALED] and time.monotonic() < deadline:
+            time.sleep(0.0001)
 
     def _ring(self) -> None:
         self._memory[_ASLEEP] = 0
@@ -165,12 +191,16 @@ _CLONE: Final = {"x86_64": 56, "aarch64": 220}
 _DOING: Final = 0
 _WRITING: Final = 1
 _ASLEEP: Final = 2
+_SEALED: Final = 3
 _DUTY_AT: Final = 8
 _DUTY: Final = struct.Struct("=QQ")
+_JOBS_AT: Final = 24
+_JOBS: Final = struct.Struct("=Q")
 _NONE: Final = 2**64 - 1
 
 _CEILING_TICK: Final = 0.1  # seconds between two looks at what a job holds
 _WRITING_PATIENCE: Final = 0.05  # seconds
+_VERDICT_PATIENCE: Final = 5.0  # seconds
 _STACK_PATIENCE: Final = 0.15  # seconds that the stacks of all threads may take to be written
 _STACK_SETTLED: Final = 0.015  # seconds without growth after which they are whole
 _WITHOUT_PIDFD: Final = 0.2  # seconds between two looks where the system cannot tell of a process's end
@@ -272,7 +302,7 @@ class _Watch:
                 os._exit(0)
             if parent.pidfd in seen or parent.is_over():
                 self._end_orphan()
-            if self._socket in seen and self._memory[_DOING] == BUSY:
+            if self._socket in seen and self._memory[_DOING] in _BLIND:
                 # The parent lives but has given this worker up while a job runs.
                 self._end()
             if self._listener in seen:
@@ -316,8 +346,9 @@ class _Watch:
     def _look(self, now: float, interval: float) -> None:
         report, limit = _DUTY.unpack_from(self._memory, _DUTY_AT)
         if limit != _NONE:
+            job = _JOBS.unpack_from(self._memory, _JOBS_AT)
             reached = family_above(self._worker.pid, limit, {os.getpid()})
-            if reached is not None and self._memory[_DOING] == BUSY:
+            if reached is not None and self._seal(job):
                 self._tell_of_limit(limit, reached)
                 self._end()
         # A tick early is better than a tick late: the interval is a multiple of the tick or the tick itself.
@@ -326,6 +357,19 @@ class _Watch:
             figures = self._meter.read()
             if figures is not None:
                 self._report(figures)
+
+    def _seal(self, job: tuple[int, ...]) -> bool:
+        """Settle that the worker is ended for the job of this number; False: that has come to its end.
+
+        Sealed, the worker goes no further than to the end of the job.
+        """
+        memory = self._memory
+        memory[_SEALED] = 1
+        os.getppid()  # The system call between telling and looking.
+        if memory[_DOING] == BUSY and _JOBS.unpack_from(memory, _JOBS_AT) == job:
+            return True
+        memory[_SEALED] = 0
+        return False
 
     def _report(self, figures: list[int]) -> None:
         """Whole or not at all, never inside of another frame, and without waiting."""
@@ -376,7 +420,7 @@ class _Watch:
 
     def _end_orphan(self) -> NoReturn:
         deadline = time.monotonic() + GRACE
-        while self._memory[_DOING] != BUSY and time.monotonic() < deadline:
+        while self._memory[_DOING] not in _BLIND and time.monotonic() < deadline:
             if stat_fields(self._worker.pid) is None or self._worker.is_over():
                 os._exit(0)
             time.sleep(0.005)

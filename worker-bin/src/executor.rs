@@ -30,6 +30,7 @@ use trio_offload_worker::transport::{Allocator, Connection, Segment, Socket};
 use trio_offload_worker::wire::{self, Header, Progress};
 use trio_offload_worker::{family, os};
 
+use crate::forks;
 use crate::hooks::{self, Settings};
 use crate::interpreter::ffi::{self, HeldBytes, NewBytes};
 use crate::interpreter::{Interpreter, Prefixes, environment};
@@ -55,6 +56,8 @@ pub(crate) struct Worker {
     /// This process is a worker that a template has just forked.
     newborn: Option<Connection<Socket>>,
     regions: Regions,
+    /// The native thread has stepped aside for a job and cannot be started again.
+    is_unwatched: bool,
 }
 
 /// Its file's name is known to `trio_offload_worker._exceptions`, which takes it out of tracebacks.
@@ -103,6 +106,14 @@ impl Worker {
             is_forked: false,
             newborn: None,
             regions: Regions::default(),
+            is_unwatched: false,
+        }
+    }
+
+    /// The user's code has come to its end. If it has left the native thread away, that is on duty again now.
+    fn take_post(&mut self) {
+        if sentinel::is_away() {
+            self.is_unwatched = sentinel::come_back().is_err();
         }
     }
 
@@ -211,7 +222,7 @@ impl Executor for Worker {
         // A forked worker has everything from its template.
         let Some(record) = self.record.take() else { return Ok(()) };
         Interpreter::report_faults(record)?;
-        let python = Python::attach(PythonSide::new)
+        let python = Python::attach(|py| forks::install(py).and_then(|()| PythonSide::new(py)))
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
         Ok(())
@@ -229,7 +240,7 @@ impl Executor for Worker {
     ) -> Result<(), Box<Raised<Pickled>>> {
         let is_forked = self.is_forked;
         let Some(python) = &mut self.python else { return Err(Box::new(raised_without_python())) };
-        Python::attach(|py| {
+        let outcome = Python::attach(|py| {
             let outcome = python.set_up(py, setup, segments);
             if os::is_forked_copy() {
                 leave_forked_copy(py, &python.sys, outcome);
@@ -240,7 +251,9 @@ impl Executor for Worker {
                 flush(py, &python.sys);
             }
             outcome
-        })
+        });
+        self.take_post();
+        outcome
     }
 
     fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, NewBytes>>) {
@@ -255,23 +268,28 @@ impl Executor for Worker {
 
     fn call(&mut self, segments: Vec<Segment<'_, NewBytes>>) -> Answer<Pickled> {
         let Some(python) = &self.python else { return Answer::Raised(raised_without_python()) };
-        Python::attach(|py| {
+        let answer = Python::attach(|py| {
             let answer = match python.call(py, segments) {
                 Ok(pickled) => Answer::Returned(pickled),
                 Err((error, stage)) => Answer::Raised(describe(py, error, stage)),
             };
             flush(py, &python.sys);
             answer
-        })
+        });
+        self.take_post();
+        answer
     }
 
     fn settle(&mut self, answer: Option<Pickled>, was_job: bool) -> Settled {
         let Some(python) = &self.python else { return Settled::Stay };
+        if self.is_unwatched {
+            return Settled::Retire;
+        }
         let retire = if was_job { python.retire.as_ref() } else { None };
         if retire.is_none() && answer.as_ref().is_none_or(Pickled::is_plain) {
             return Settled::Stay;
         }
-        Python::attach(|py| {
+        let settled = Python::attach(|py| {
             drop(answer);
             let Some(retire) = retire else { return Settled::Stay };
             // It may look at how much this process holds.
@@ -299,7 +317,9 @@ impl Executor for Worker {
             };
             flush(py, &python.sys);
             settled
-        })
+        });
+        self.take_post();
+        settled
     }
 
     fn become_template(&mut self, template: &Template, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {

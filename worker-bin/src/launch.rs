@@ -137,17 +137,16 @@ impl Surroundings {
     /// The same for a worker that was forked: its Python is running, and gets the environment itself. The native thread can wait
     /// until there is something to watch.
     pub fn meet(self, hello: &Hello) -> Result<(&'static Parent, Watch), Explanation> {
-        let parent = find_parent(hello, Parent::watch)?;
+        let parent = find_parent(hello)?;
         let charge = Charge { socket: self.descriptor, outlet: self.outlet, parent, record: self.record };
         Ok((parent, Watch { charge }))
     }
 
-    /// The same for a template, which must not have a thread when it forks: the guard is to be dismissed before. The parent is
-    /// known by its number only: a descriptor of it would be the workers' too.
+    /// The same for a template, which must not have a thread when it forks: the guard is to be dismissed before.
     pub fn settle_template(self, hello: &Hello) -> Result<(&'static Parent, Guard), Explanation> {
         let environment = |text| Explanation::new("environment", text);
         restore_environment(hello).map_err(|error| environment(error.to_string()))?;
-        let parent = find_parent(hello, Parent::watch_by_number)?;
+        let parent = find_parent(hello)?;
         let guard = Guard::start(self.descriptor, parent)
             .map_err(|error| environment(format!("the thread that watches the parent could not be started: {error}")))?;
         swallow_interrupts(self.interrupt_held)?;
@@ -177,8 +176,8 @@ impl Watch {
     }
 }
 
-fn find_parent(hello: &Hello, watch: impl FnOnce(u32) -> Option<Parent>) -> Result<&'static Parent, Explanation> {
-    let parent = u32::try_from(hello.parent_pid).ok().and_then(watch);
+fn find_parent(hello: &Hello) -> Result<&'static Parent, Explanation> {
+    let parent = u32::try_from(hello.parent_pid).ok().and_then(Parent::watch);
     // Nobody may be left to read this; then the worker just ends.
     let parent = parent.ok_or_else(|| {
         Explanation::new("wrong_parent", format!("the process {} that asked for this worker has ended", hello.parent_pid))

@@ -2,6 +2,7 @@
 
 mod by_name;
 mod executor;
+mod forks;
 mod hooks;
 mod interpreter;
 mod pickling;

@@ -1,6 +1,8 @@
 //! What the operating system offers through C only: descriptors, signals, processes. One of the places with `unsafe`.
 
 pub mod fork;
+#[cfg(target_os = "linux")]
+mod namespaces;
 mod numbers;
 
 use std::collections::VecDeque;
@@ -10,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering, fence};
 use std::time::Duration;
 
 /// Whether the descriptor is an open socket.
@@ -53,23 +55,67 @@ pub fn adopt(descriptor: RawFd) -> io::Result<OwnedFd> {
 
 /// Closes every descriptor from `first` on. Nothing in the process may own one of them.
 pub fn close_from(first: RawFd) {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: close_range takes three integers; by the caller's word nobody owns what it closes.
-        let status = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
-        if status == 0 {
-            return;
-        }
+    if close_range(first, RawFd::MAX, 0) {
+        return;
     }
     // Kernels before 5.9, and seccomp filters that do not know the call. The list is taken before the first close:
     // reading the directory needs a descriptor of its own.
-    let directory = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
+    let directory = if cfg!(target_os = "linux") { "/proc/thread-self/fd" } else { "/dev/fd" };
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     let open: Vec<RawFd> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|descriptor| *descriptor >= first) {
-        // SAFETY: as above; the one that was the directory's own gives EBADF, which does no harm.
+        // SAFETY: by the caller's word nobody owns it; the one that was the directory's own gives EBADF, which does no harm.
         unsafe { libc::close(descriptor) };
     }
+}
+
+/// Whether the kernel has closed all of these.
+fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: close_range takes three integers; by the word of the caller's caller nobody owns what it closes.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) == 0 };
+    #[cfg(not(target_os = "linux"))]
+    let closed = {
+        let _ = (first, last, flags);
+        false
+    };
+    closed
+}
+
+/// Gives the calling thread a table of descriptors of its own, with only those that are to be `kept` in it: what other threads
+/// close and open from now on is nothing to it, and what it opens is nothing to them. Standard streams are the null device.
+/// False: this system cannot do so, and nothing has changed.
+///
+/// To be called by a thread that owns no descriptor yet.
+pub fn leave_descriptor_table(kept: &[RawFd]) -> bool {
+    let Some(last) = kept.iter().max().copied() else { return false };
+    // One call does both (Linux 5.9), and container sandboxes that forbid `unshare` let it pass.
+    #[cfg(target_os = "linux")]
+    // SAFETY: unshare takes an integer; with this flag it copies the table, as the call in front of it does.
+    let left = close_range(last + 1, RawFd::MAX, libc::CLOSE_RANGE_UNSHARE) || unsafe { libc::unshare(libc::CLONE_FILES) } == 0;
+    #[cfg(not(target_os = "linux"))]
+    let left = false;
+    if !left {
+        return false;
+    }
+    close_from(last + 1);
+    for number in (3..last).filter(|number| !kept.contains(number)) {
+        // SAFETY: in a table that only this thread has, and by the caller's word it owns none in it.
+        unsafe { libc::close(number) };
+    }
+    for stream in 0..3 {
+        if put_null_in_place(stream).is_err() {
+            // SAFETY: as above. Somebody may wait for the end of a pipe that this is.
+            unsafe { libc::close(stream) };
+        }
+    }
+    true
+}
+
+/// Closes a descriptor in a table that is the calling thread's own; there may be nothing under the number.
+pub fn close_in_own_table(descriptor: RawFd) {
+    // SAFETY: close takes any number. The main thread's descriptor of that number, and who owns it, are not concerned.
+    unsafe { libc::close(descriptor) };
 }
 
 /// Makes this process the one that its orphaned descendants fall to, so that it can still find them (prctl(2)).
@@ -183,6 +229,97 @@ pub fn open_process(pid: u32) -> Option<OwnedFd> {
     }
 }
 
+/// Wakes a native thread without a descriptor of the process's, which a job could close: by [`STACKS`], sent to that very thread.
+/// It keeps the signal blocked and reads it from a descriptor of its own, so nobody's handler is concerned.
+#[derive(Debug, Default)]
+pub struct Bell {
+    /// The thread's number; 0: there is none that listens.
+    listener: AtomicI32,
+}
+
+impl Bell {
+    pub const fn new() -> Self {
+        Self { listener: AtomicI32::new(0) }
+    }
+
+    pub fn ring(&self) {
+        // With `listen`: one of the two sees what the other has done before.
+        fence(Ordering::SeqCst);
+        let listener = self.listener.load(Ordering::SeqCst);
+        if listener != 0 {
+            send_to_thread(listener, STACKS);
+        }
+    }
+
+    /// From now on the calling thread, which blocks all signals, is woken by what this gives. `None`: that cannot be had, and it
+    /// has to look from time to time.
+    pub fn listen(&self) -> Option<OwnedFd> {
+        #[cfg(target_os = "linux")]
+        {
+            let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+            // SAFETY: sigemptyset initialises the whole set that it is given.
+            unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+            // SAFETY: initialised on the line before; STACKS is a signal's number.
+            unsafe { libc::sigaddset(set.as_mut_ptr(), STACKS) };
+            // SAFETY: the set is initialised; -1 asks for a new descriptor.
+            let descriptor = unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+            if descriptor < 0 {
+                return None;
+            }
+            self.listener.store(thread_number(), Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            // SAFETY: the system has just made it for this process, so nobody else owns it.
+            Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
+        }
+        #[cfg(not(target_os = "linux"))]
+        None
+    }
+
+    /// The thread is about to end.
+    pub fn stop_listening(&self) {
+        self.listener.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Takes from a descriptor of [`Bell::listen`] that it has rung.
+pub fn take_ring(bell: BorrowedFd<'_>) {
+    let mut bytes = [0_u8; 128];
+    // SAFETY: the pointer and the length are those of the array, which is as long as one `signalfd_siginfo`.
+    unsafe { libc::read(bell.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+}
+
+/// The number that the kernel knows the calling thread by.
+pub fn thread_number() -> i32 {
+    #[cfg(target_os = "linux")]
+    // SAFETY: gettid takes nothing.
+    let number = i32::try_from(unsafe { libc::syscall(libc::SYS_gettid) }).unwrap_or_default();
+    #[cfg(not(target_os = "linux"))]
+    let number = 0;
+    number
+}
+
+/// Whether the calling thread is the one that the process began with.
+pub fn is_main_thread() -> bool {
+    u32::try_from(thread_number()).is_ok_and(|number| number == std::process::id())
+}
+
+/// Whether a thread of this process has this number, be it on its way out; with the signal 0 nothing is sent.
+pub fn is_thread(number: i32) -> bool {
+    send_to_thread(number, 0)
+}
+
+fn send_to_thread(number: i32, signal: libc::c_int) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: getpid takes nothing, tgkill three integers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), number, signal) == 0 };
+    #[cfg(not(target_os = "linux"))]
+    let sent = {
+        let _ = (number, signal);
+        false
+    };
+    sent
+}
+
 /// What [`wait_for`] saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen {
@@ -190,7 +327,7 @@ pub struct Seen {
     pub hang_up: bool,
     /// The process has ended.
     pub death: bool,
-    /// There is something to read from the bell, or it is gone.
+    /// The bell has rung.
     pub bell: bool,
 }
 
@@ -335,11 +472,8 @@ fn swallow(signal: libc::c_int) {
 /// Sends [`STACKS`] to the main thread, which is the one that runs Python.
 pub fn ask_for_stacks() {
     #[cfg(target_os = "linux")]
-    // SAFETY: tgkill takes three integers; the main thread's number is the process's (gettid(2)).
-    unsafe {
-        let process = libc::getpid();
-        libc::syscall(libc::SYS_tgkill, process, process, STACKS);
-    }
+    // SAFETY: getpid takes nothing. The main thread's number is the process's (gettid(2)).
+    send_to_thread(unsafe { libc::getpid() }, STACKS);
     #[cfg(not(target_os = "linux"))]
     // SAFETY: kill takes two integers.
     unsafe {

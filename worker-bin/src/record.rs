@@ -43,6 +43,17 @@ impl Record {
         Self { file, identity }
     }
 
+    /// As [`crate::transport::Outlet::leave_unless_there`].
+    pub fn leave_unless_there(&self) {
+        if !self.is_there() {
+            os::close_in_own_table(self.descriptor());
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        os::identity_of(self.file.as_fd()) == self.identity
+    }
+
     /// The number to hand to `faulthandler`.
     pub fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
@@ -73,7 +84,7 @@ impl Record {
 
     /// Not into what a job may have opened under the same number.
     fn write(&self, text: &str) {
-        if os::identity_of(self.file.as_fd()) == self.identity {
+        if self.is_there() {
             let _ = os::append(self.file.as_fd(), text.as_bytes());
         }
     }

@@ -330,13 +330,14 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         // Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which
         // leaves in order, and not one that the native thread ends in the middle.
         self.activity.set(Doing::Waiting);
-        let figures = self.executor.measure(false);
+        // With a ceiling, what this job has left is to be known before the next one begins.
+        let figures = self.executor.measure(self.memory_limit.is_some());
         let (message, payload) = match answer {
             Answer::Returned(payload) => (Message::Result(payload.types(), figures), Some(payload)),
             Answer::Raised(Raised { failure, exception }) => (Message::Raised(failure, figures), exception),
         };
         self.sent(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;
-        self.activity.set(Doing::Busy);
+        self.activity.set(Doing::Settling);
         let settled = self.executor.settle(payload, !prepares);
         self.activity.set(Doing::Waiting);
         if prepares {

@@ -340,9 +340,9 @@ fn keep_going(error: io::Error) -> Result<(), ReceiveError> {
 
 /// The native thread's way to the socket: small frames, whole or not at all, and never one that waits. Whoever waited here
 /// could not watch the parent meanwhile.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outlet {
-    /// Not a copy of its own: that would stay open in what a job forks off, and the worker's end would go unseen.
+    /// The number that the socket has in the main thread's table of descriptors and in the native thread's own.
     descriptor: RawFd,
     identity: Option<os::Identity>,
     writing: Arc<Mutex<()>>,
@@ -357,6 +357,13 @@ impl Outlet {
     /// of its own under the number.
     pub fn is_there(&self) -> bool {
         self.identity.is_some() && os::identity_of_number(self.descriptor) == self.identity
+    }
+
+    /// In a table of descriptors that is the calling thread's own: does not keep open what a job has there instead.
+    pub fn leave_unless_there(&self) {
+        if !self.is_there() {
+            os::close_in_own_table(self.descriptor);
+        }
     }
 
     /// Sends a message of no call, unless another frame is being written, the socket is full, or `wanted` says no once

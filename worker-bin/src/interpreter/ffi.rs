@@ -118,6 +118,18 @@ pub(crate) fn rehearse_fork(_py: Python<'_>) -> Result<(), ForkError> {
     outcome
 }
 
+/// The frame that Python is in; `None`: no Python code runs.
+pub(crate) fn current_frame(py: Python<'_>) -> Option<Bound<'_, PyAny>> {
+    // SAFETY: the thread is attached; the function gives a borrowed reference or null.
+    unsafe { Bound::from_borrowed_ptr_or_opt(py, ffi::PyEval_GetFrame().cast()) }
+}
+
+/// Has Python's main thread call this between two instructions, with the GIL; false: too many calls wait already.
+pub(crate) fn call_soon(_py: Python<'_>, function: extern "C" fn(*mut std::ffi::c_void) -> c_int) -> bool {
+    // SAFETY: the function lives as long as the program and gets a null pointer.
+    unsafe { ffi::Py_AddPendingCall(Some(function), std::ptr::null_mut()) == 0 }
+}
+
 /// Where Python's stacks are written, and the function that writes them.
 struct Reporter {
     record: RawFd,

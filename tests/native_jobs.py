@@ -1,0 +1,121 @@
+"""What workers do in the tests of the native thread: forks, namespaces, and everything closed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from typing import NoReturn
+
+import memory_jobs
+
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+
+
+def thread_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def fork() -> int:
+    """The exit status of a copy that says how many threads it is one of."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(thread_count())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def counted_forks(count: int) -> tuple[list[int], int]:
+    """What the copies say, with warnings as errors, and how many threads there are afterwards."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return [fork() for _ in range(count)], thread_count()
+
+
+seen_in_hooks: list[int] = []
+
+
+def fork_with_hooks() -> tuple[int, list[int], int]:
+    """Hooks in Python run after a fork, with any number of instructions in which a pending call is made."""
+
+    def hook() -> None:
+        for _ in range(1000):
+            pass
+        seen_in_hooks.append(thread_count())
+
+    os.register_at_fork(before=hook, after_in_parent=hook)
+    seen_in_hooks.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        status = fork()
+    return status, seen_in_hooks, thread_count()
+
+
+def fork_in_another_thread() -> list[int]:
+    found: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        thread = threading.Thread(target=lambda: found.append(fork()))
+        thread.start()
+        thread.join()
+    return found
+
+
+def preexec() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return subprocess.run([sys.executable, "-c", ""], preexec_fn=os.getpid).returncode
+
+
+def fork_and_grow() -> NoReturn:
+    fork()
+    memory_jobs.grow_for_ever()
+
+
+def unshare(flags: int, library: str | None, alone: bool) -> tuple[str, int]:
+    """By the name that Python has for the C library, or by its file's name; how many threads there are afterwards."""
+    from contextlib import nullcontext
+
+    import trio_offload_worker
+
+    function = ctypes.CDLL(library, use_errno=True).unshare
+    with trio_offload_worker.single_threaded() if alone else nullcontext():
+        status = function(flags)
+        error = os.strerror(ctypes.get_errno()) if status else ""
+    return error, thread_count()
+
+
+def unshare_and_grow(flags: int) -> NoReturn:
+    ctypes.CDLL(None).unshare(flags)
+    memory_jobs.grow_for_ever()
+
+
+def close_all_and_read(path: str) -> list[bytes]:
+    """Its own files are under the numbers of what was closed; what is read from them by anybody else is missing."""
+    os.closerange(3, 64)
+    descriptors = [os.open(path, os.O_RDONLY) for _ in range(20)]
+    # The native thread looks after every tick; it has been rung for at the beginning.
+    time.sleep(0.3)
+    found = [os.read(descriptor, 16) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    os.write(1, repr(found).encode() + b"\n")
+    return found
+
+
+def close_all_and_grow() -> NoReturn:
+    os.closerange(3, 64)
+    memory_jobs.grow_for_ever()
+
+
+def multiprocess(method: str) -> list[int]:
+    import multiprocessing
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            return pool.map(abs, [-1, 2, -3])

@@ -1,0 +1,179 @@
+"""End to end: a job's process looks as if the worker's native thread were not there, and it is there all the same."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import native_jobs
+import pytest
+import trio
+from lifeline import PATIENCE
+from running import run_script
+
+from trio_offload import BrokenWorkerError, WorkerMemoryError, _locate, open_worker_context
+from trio_offload_worker import _watcher, single_threaded
+
+pytestmark = pytest.mark.usefixtures("worker_type")
+
+
+def threads_of_a_job() -> int:
+    return 2 if _locate.way().is_native else 1
+
+
+# --- forks ---------------------------------------------------------------------------------------
+
+
+async def test_a_job_forks_off_a_process_with_one_thread() -> None:
+    async with open_worker_context() as context:
+        for _ in range(3):
+            assert await context.run_sync(native_jobs.counted_forks, 5) == ([1] * 5, threads_of_a_job())
+
+
+async def test_hooks_in_python_are_part_of_the_fork() -> None:
+    async with open_worker_context() as context:
+        status, seen, after = await context.run_sync(native_jobs.fork_with_hooks)
+    assert status == 1
+    # The hook that was registered last is called first: the thread has not stepped aside by then.
+    assert seen == [threads_of_a_job(), 1]
+    assert after == threads_of_a_job()
+
+
+async def test_a_fork_in_another_thread_of_the_jobs() -> None:
+    async with open_worker_context() as context:
+        assert await context.run_sync(native_jobs.fork_in_another_thread) == [1]
+
+
+async def test_a_function_before_a_program() -> None:
+    async with open_worker_context() as context:
+        assert await context.run_sync(native_jobs.preexec) == 0
+        assert await context.run_sync(native_jobs.thread_count) == threads_of_a_job()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+async def test_multiprocessing_with_warnings_as_errors(method: str) -> None:
+    async with open_worker_context() as context:
+        assert await context.run_sync(native_jobs.multiprocess, method) == [1, 2, 3]
+
+
+async def test_a_job_is_watched_after_its_fork() -> None:
+    async with open_worker_context(memory_limit="100MiB") as context:
+        with trio.fail_after(PATIENCE), pytest.raises(WorkerMemoryError) as told:
+            await context.run_sync(native_jobs.fork_and_grow)
+        assert told.value.crash is not None
+        assert "in grow_for_ever" in told.value.crash.stack
+
+
+# --- namespaces ----------------------------------------------------------------------------------
+
+
+def may_unshare() -> bool:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(native_jobs.unshare(native_jobs.CLONE_NEWUSER, None, False)[0] != "")
+    return os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "library", "alone"),
+    [
+        (native_jobs.CLONE_NEWUSER, None, False),
+        (native_jobs.CLONE_NEWUSER | native_jobs.CLONE_NEWPID, None, False),
+        (native_jobs.CLONE_NEWUSER, "libc.so.6", True),
+    ],
+)
+async def test_namespaces_of_a_process_with_one_thread(flags: int, library: str | None, alone: bool) -> None:
+    if not may_unshare():
+        pytest.skip("this system lets nobody have a user namespace")
+    async with open_worker_context() as context:
+        assert await context.run_sync(native_jobs.unshare, flags, library, alone) == ("", threads_of_a_job())
+
+
+async def test_what_the_kernel_refuses_anybody_is_refused() -> None:
+    async with open_worker_context() as context:
+        for _ in range(2):
+            found = await context.run_sync(native_jobs.unshare, 1, None, False)
+            assert found == ("Invalid argument", threads_of_a_job())
+
+
+async def test_a_job_is_watched_after_it_has_left_its_namespaces() -> None:
+    if not may_unshare():
+        pytest.skip("this system lets nobody have a user namespace")
+    async with open_worker_context(memory_limit="100MiB") as context:
+        with trio.fail_after(PATIENCE), pytest.raises(WorkerMemoryError):
+            await context.run_sync(native_jobs.unshare_and_grow, native_jobs.CLONE_NEWUSER)
+
+
+def test_outside_of_a_worker_there_is_no_thread_to_step_aside() -> None:
+    before = native_jobs.thread_count()
+    with single_threaded():
+        assert native_jobs.thread_count() == before
+
+
+# --- descriptors ---------------------------------------------------------------------------------
+
+
+def test_no_descriptor_of_a_jobs_is_touched(tmp_path: Path, worker_type: Any) -> None:
+    path = tmp_path / "numbers"
+    path.write_bytes(b"0123456789abcdef" * 1000)
+    script = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
+import native_jobs, trio
+from trio_offload import BrokenWorkerError, WorkerType, open_worker_context
+
+async def main():
+    async with open_worker_context(memory_limit="1GiB", report_interval=0.05, worker_type={worker_type.value!r}) as context:
+        for _ in range(3):
+            try:
+                await context.run_sync(native_jobs.close_all_and_read, {str(path)!r})
+            except BrokenWorkerError:
+                pass
+
+trio.run(main)
+"""
+    outcome = run_script(tmp_path, script)
+    assert outcome.stdout.splitlines() == [repr([b"0123456789abcdef"] * 20)] * 3
+    assert "a job has closed descriptor 3" in outcome.stderr
+
+
+async def test_a_job_that_has_closed_everything_is_watched_all_the_same() -> None:
+    async with open_worker_context(memory_limit="100MiB") as context:
+        error: type[BrokenWorkerError] = WorkerMemoryError if _locate.way().is_native else BrokenWorkerError
+        with trio.fail_after(PATIENCE), pytest.raises(error):
+            await context.run_sync(native_jobs.close_all_and_grow)
+
+
+# --- ceilings ------------------------------------------------------------------------------------
+
+
+class Watch(_watcher._Watch):
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+
+
+def test_the_watcher_ends_the_job_that_it_has_measured_or_none() -> None:
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    reader, bell = os.pipe()
+    try:
+        worker = _watcher.Watcher(None, memory, bell)
+        worker.assign(None, 1000)
+        worker.tell(_watcher.BUSY)
+        first = _watcher._JOBS.unpack_from(memory, _watcher._JOBS_AT)
+        worker.tell(_watcher.WAITING)
+        assert not Watch(memory)._seal(first)
+        worker.tell(_watcher.BUSY)
+        assert not Watch(memory)._seal(first)
+        second = _watcher._JOBS.unpack_from(memory, _watcher._JOBS_AT)
+        worker.tell(_watcher.SETTLING)
+        assert not Watch(memory)._seal(second)
+        worker.tell(_watcher.BUSY)
+        third = _watcher._JOBS.unpack_from(memory, _watcher._JOBS_AT)
+        assert Watch(memory)._seal(third)
+        assert memory[_watcher._SEALED]
+    finally:
+        os.close(reader)
+        os.close(bell)
+        memory.close()
