@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import functools
 import os
 import platform
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import jobs
 import pytest
 from running import plain_environment, run, run_script, write
 
-from trio_offload import BrokenWorkerError, WorkerType, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerStartError, WorkerType, _locate, open_worker_context
 
 Build = Callable[..., Path]
 
@@ -241,3 +243,133 @@ async def test_a_library_that_aborts_while_python_runs(build: Build) -> None:
             await context.run_sync(load, str(library))
     assert told.value.crash is not None
     assert "in load" in told.value.crash.stack
+
+
+# --- threads of their own ------------------------------------------------------------------------
+
+POOL = """
+    #define _GNU_SOURCE
+    #include <errno.h>
+    #include <pthread.h>
+    #include <stdlib.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    /* Memory with a background thread that the library puts right after a fork, as jemalloc has it. */
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static pthread_cond_t wanted = PTHREAD_COND_INITIALIZER;
+    static long rounds;
+
+    static void *work(void *_)
+    {
+        pthread_setname_np(pthread_self(), NAME);
+        pthread_mutex_lock(&lock);
+        for (;;) {
+            struct timespec until;
+            rounds++;
+            clock_gettime(CLOCK_REALTIME, &until);
+            until.tv_nsec = (until.tv_nsec + 1000000) % 1000000000;
+            pthread_cond_timedwait(&wanted, &lock, &until);
+        }
+        return 0;
+    }
+
+    static void start(void)
+    {
+        pthread_t thread;
+        pthread_create(&thread, 0, work, 0);
+        pthread_detach(thread);
+    }
+
+    static void hold(void) { pthread_mutex_lock(&lock); }
+    static void let_go(void) { pthread_mutex_unlock(&lock); }
+    static void begin_anew(void) { rounds = 0; pthread_cond_init(&wanted, 0); pthread_mutex_unlock(&lock); }
+
+    __attribute__((constructor)) static void begin(void)
+    {
+        pthread_atfork(hold, let_go, begin_anew);
+        start();
+        /* It has its name, and does what it does. */
+        for (;;) {
+            hold();
+            long now = rounds;
+            let_go();
+            if (now) break;
+            usleep(100);
+        }
+    }
+
+    void *take(size_t size) { hold(); void *memory = malloc(size); let_go(); return memory; }
+    void give(void *memory) { hold(); free(memory); let_go(); }
+    void thread_again(void) { start(); }
+"""
+
+
+@pytest.fixture
+def pool(tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes such a library with a thread of this name, and a module that loads it. The module's name."""
+
+    def make(thread: str) -> str:
+        library = build("pool", f'#define NAME "{thread}"\n{POOL}')
+        write(tmp_path / "pool.py", f"import ctypes; library = ctypes.CDLL({str(library)!r})")
+        monkeypatch.syspath_prepend(tmp_path)
+        return "pool"
+
+    return make
+
+
+def threads() -> list[str]:
+    return sorted(Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task"))
+
+
+def use_pool() -> tuple[list[str], bytes]:
+    """Take and give memory, import on, start a thread, fork on, change credentials: whatever meets what a fork has left."""
+    import json.tool  # noqa: F401
+    import threading
+
+    import pool  # type: ignore[import-not-found]
+
+    library = pool.library
+    library.take.restype = ctypes.c_void_p
+    for size in (10, 10_000, 10_000_000):
+        library.give(ctypes.c_void_p(library.take(ctypes.c_size_t(size))))
+    found = threads()
+    library.thread_again()
+    thread = threading.Thread(target=bool)
+    thread.start()
+    thread.join()
+    os.setuid(os.getuid())
+    return found, subprocess.run(["true"], check=True, stdout=subprocess.PIPE).stdout
+
+
+@needs_executable
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("jemalloc_bg_thd", ()),
+        ("knitter", ("other", "knitter")),
+        ("io-17", ("io-*",)),
+        ("fifteen bytes..", ("fifteen bytes... and more",)),
+    ],
+)
+async def test_a_thread_that_may_be_there(pool: Callable[[str], str], name: str, allowed: tuple[str, ...]) -> None:
+    forked = functools.partial(open_worker_context, worker_type=WorkerType.FORKSERVER, retire=object)
+    async with forked() as context:
+        usual = await context.run_sync(threads)
+    async with forked(forkserver_preload=[pool(name)], forkserver_threads=allowed) as context:
+        for _ in range(5):
+            found, _ = await context.run_sync(use_pool)
+            # The thread is the template's alone.
+            assert found == usual
+
+
+@needs_executable
+@pytest.mark.parametrize("allowed", [(), ("other", "knit", "io-*")])
+async def test_a_thread_that_may_not_be_there(pool: Callable[[str], str], allowed: tuple[str, ...]) -> None:
+    async with open_worker_context(
+        worker_type=WorkerType.FORKSERVER, forkserver_preload=[pool("knitter")], forkserver_threads=allowed
+    ) as context:
+        with pytest.raises(
+            WorkerStartError, match=r"after pool, of .*1 thread beside.*\(knitter\).*MALLOC_CONF.*forkserver_threads"
+        ):
+            await context.run_sync(bool)

@@ -623,14 +623,16 @@ async def test_a_module_that_ends_the_process(modules: Any) -> None:
 async def test_a_module_that_leaves_a_thread(modules: Any) -> None:
     modules("threaded", "import threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()")
     async with forked(forkserver_preload=["json", "threaded"]) as context:
-        with pytest.raises(WorkerStartError, match=r"after threaded, of forkserver_preload=.*threads.*import it in init"):
+        with pytest.raises(
+            WorkerStartError, match=r"after threaded, of forkserver_preload=.*thread.*import it in init.*forkserver_threads"
+        ):
             await context.run_sync(bool)
 
 
 async def test_a_thread_that_comes_later_is_told_by_the_worker(modules: Any) -> None:
     modules("late", "import os, template_jobs; os.register_at_fork(before=template_jobs.start_thread)")
     async with forked(forkserver_preload=["late"]) as context:
-        with pytest.raises(WorkerStartError, match="threads beside the one that forks"):
+        with pytest.raises(WorkerStartError, match=r"1 thread beside the one that forks \(.+\)"):
             await context.run_sync(bool)
 
 
@@ -655,9 +657,28 @@ async def test_what_is_no_list_of_modules(preload: Any, error: type[Exception], 
         trio_offload.configure_default_context(worker_type=WorkerType.FORKSERVER, forkserver_preload=preload)
 
 
-async def test_the_option_is_for_this_type_only() -> None:
-    with pytest.raises(ValueError, match=r"forkserver_preload is for worker_type=WorkerType\.FORKSERVER"):
-        async with open_worker_context(forkserver_preload=["json"]):
+@pytest.mark.parametrize(
+    ("threads", "error", "said"),
+    [
+        ("io", TypeError, "a single string"),
+        (5, TypeError, "not 5"),
+        ([b"io"], TypeError, "not b'io'"),
+        ([""], ValueError, "empty"),
+    ],
+)
+async def test_what_is_no_list_of_threads(threads: Any, error: type[Exception], said: str) -> None:
+    for opener in (open_worker_context, cache_scope):
+        with pytest.raises(error, match=said):
+            async with opener(worker_type=WorkerType.FORKSERVER, forkserver_threads=threads):
+                pass
+    with pytest.raises(error, match=said):
+        trio_offload.configure_default_context(worker_type=WorkerType.FORKSERVER, forkserver_threads=threads)
+
+
+@pytest.mark.parametrize("option", ["forkserver_preload", "forkserver_threads"])
+async def test_the_options_are_for_this_type_only(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"{option} is for worker_type=WorkerType\.FORKSERVER"):
+        async with open_worker_context(**{option: ["json"]}):  # type: ignore[arg-type]
             pass
     async with open_worker_context(forkserver_preload=iter(())):
         pass

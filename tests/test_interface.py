@@ -61,6 +61,7 @@ OUR_CONTEXT_PARAMETERS = [
     ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
     ("trace", inspect.Parameter.KEYWORD_ONLY, None),
     ("forkserver_preload", inspect.Parameter.KEYWORD_ONLY, ()),
+    ("forkserver_threads", inspect.Parameter.KEYWORD_ONLY, ()),
 ]
 CALL_PARAMETERS = [
     ("sync_fn", inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty),

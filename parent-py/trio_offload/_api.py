@@ -205,6 +205,7 @@ async def open_worker_context(
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
     forkserver_preload: Iterable[str] = (),
+    forkserver_threads: Iterable[str] = (),
 ) -> AsyncIterator[WorkerContext]:
     """Open a context with workers of its own.
 
@@ -232,6 +233,10 @@ async def open_worker_context(
         forkserver_preload: with :attr:`WorkerType.FORKSERVER`: the names of modules that every worker finds imported. They are
             imported once, in the template. One that cannot be imported, or leaves a thread running that it does not stop for
             a fork, makes each start of a worker fail with :exc:`WorkerStartError`.
+        forkserver_threads: the names of threads that may run in the template when it forks, as ``ps -L -o comm`` shows them; a
+            ``*`` at the end stands for anything. A worker has no such threads, and whatever they held or were about to do stays
+            as it was at that moment: a lock that one of them has is locked for ever. So name a thread only if you know that its
+            library is made for forks. Those of jemalloc (in pyarrow, which pandas imports) need not be named.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
@@ -248,6 +253,7 @@ async def open_worker_context(
         crash_dir=crash_dir,
         trace=trace,
         forkserver_preload=forkserver_preload,
+        forkserver_threads=forkserver_threads,
     )
     try:
         yield context
@@ -269,6 +275,7 @@ async def cache_scope(
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
     forkserver_preload: Iterable[str] = (),
+    forkserver_threads: Iterable[str] = (),
 ) -> AsyncIterator[None]:
     """Within the block, :func:`run_sync` in this task and in all tasks below it uses workers of its own.
 
@@ -287,6 +294,7 @@ async def cache_scope(
         crash_dir=crash_dir,
         trace=trace,
         forkserver_preload=forkserver_preload,
+        forkserver_threads=forkserver_threads,
     )
     token = _scope.set(context)
     try:
@@ -308,6 +316,7 @@ def configure_default_context(
     crash_dir: str | os.PathLike[str] | None = None,
     trace: str | os.PathLike[str] | None = None,
     forkserver_preload: Iterable[str] = (),
+    forkserver_threads: Iterable[str] = (),
 ) -> None:
     """Replace the context that :func:`run_sync` uses outside of any :func:`cache_scope`.
 
@@ -333,6 +342,7 @@ def configure_default_context(
             crash_dir=crash_dir,
             trace=trace,
             forkserver_preload=forkserver_preload,
+            forkserver_threads=forkserver_threads,
         )
     )
 

@@ -141,16 +141,29 @@ def _plain_number(value: Any) -> Any:
     return float(value) if isinstance(value, numbers.Real) else value
 
 
-def _module_names(value: Any) -> tuple[str, ...]:
+def _names(value: Any, option: str, of: str) -> tuple[str, ...]:
     if isinstance(value, (str, bytes)):
-        raise TypeError(f"forkserver_preload is an iterable of the names of modules, not a single string ({value!r})")
+        raise TypeError(f"{option} is an iterable of the names of {of}, not a single string ({value!r})")
     try:
         names = tuple(value)
     except TypeError:
-        raise TypeError(f"forkserver_preload is an iterable of the names of modules, not {value!r}") from None
+        raise TypeError(f"{option} is an iterable of the names of {of}, not {value!r}") from None
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"forkserver_preload has the names of modules, not {name!r}")
+            raise TypeError(f"{option} has the names of {of}, not {name!r}")
+    return names
+
+
+def _thread_names(value: Any) -> tuple[str, ...]:
+    names = _names(value, "forkserver_threads", "threads")
+    if not all(names):
+        raise ValueError(f"forkserver_threads has the names of threads, none of which is empty, not {list(names)!r}")
+    return names
+
+
+def _module_names(value: Any) -> tuple[str, ...]:
+    names = _names(value, "forkserver_preload", "modules")
+    for name in names:
         if name == "__main__":
             raise ValueError("forkserver_preload cannot have __main__: a worker loads the main script when a job needs it")
         if not all(part.isidentifier() for part in name.split(".")):
@@ -185,6 +198,7 @@ class WorkerContext(metaclass=_NoPublicConstructor):
     crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
     trace: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
     forkserver_preload: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_module_names)
+    forkserver_threads: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_thread_names)
     _cache: WorkerCache = attrs.field(factory=WorkerCache, repr=False, init=False)
     _calls: _Calls = attrs.field(factory=lambda: _Calls(), repr=False, init=False)
     _settings: WorkerSettings = attrs.field(repr=False, init=False)
@@ -205,7 +219,9 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             crash_dir=self.crash_dir,
             trace=None if self.trace is None else TraceWriter(self.trace),
             fork=self.worker_type == WorkerType.FORK,
-            templates=Templates(self.forkserver_preload) if self.worker_type == WorkerType.FORKSERVER else None,
+            templates=Templates(self.forkserver_preload, self.forkserver_threads)
+            if self.worker_type == WorkerType.FORKSERVER
+            else None,
         )
 
     def __attrs_post_init__(self) -> None:
@@ -242,7 +258,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             raise ValueError(f"{attribute.name} is one of {names}, not {value!r}") from None
 
     @forkserver_preload.validator
-    def _check_preload(self, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+    @forkserver_threads.validator
+    def _check_for_templates(self, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
         if value and self.worker_type != WorkerType.FORKSERVER:
             raise ValueError(f"{attribute.name} is for worker_type=WorkerType.FORKSERVER, not for {self.worker_type!r}")
 

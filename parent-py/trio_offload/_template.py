@@ -42,9 +42,10 @@ from ._worker import (
 class Template(Worker):
     """The process and the conversation with it. In the state IDLE it forks workers."""
 
-    def __init__(self, modules: tuple[str, ...]) -> None:
+    def __init__(self, modules: tuple[str, ...], threads: tuple[str, ...] = ()) -> None:
         super().__init__(WorkerSettings())
         self._modules = modules
+        self._threads = threads
         self._environment: dict[bytes, bytes] = {}
         self._applied: object = None
         self._libpython = ""
@@ -167,7 +168,12 @@ class Template(Worker):
         self._applied = _applied_part(settings)
         segment = _payload.dump_settings(settings)
         # A process is measured from its own beginning on; the template runs no job.
-        body = {"eager": _launch.must_be_applied({**settings, "coverage": False}), "modules": list(self._modules)}
+        body: dict[str, Any] = {
+            "eager": _launch.must_be_applied({**settings, "coverage": False}),
+            "modules": list(self._modules),
+        }
+        if self._threads:
+            body["threads"] = list(self._threads)
         return [encode_head(Kind.HELLO, 0, (), hello), encode_head(Kind.TEMPLATE, 0, [len(segment)], body), segment]
 
     async def _refuse_setup(self, frame: Frame) -> NoReturn:
@@ -177,7 +183,10 @@ class Template(Worker):
             which = "one of the modules of" if module is None else f"{module}, of"
             raise WorkerStartError(
                 f"no worker can be forked after {which} forkserver_preload={list(self._modules)} was imported: {what['message']}. "
-                "Leave it out there, and import it in init or in the jobs; or use WorkerType.SPAWN",
+                "Leave it out there, and import it in init or in the jobs; or use WorkerType.SPAWN. Some libraries start no "
+                "thread where a variable says so (OMP_NUM_THREADS=1; MALLOC_CONF=background_thread:false, which is "
+                "JE_ARROW_MALLOC_CONF for pyarrow's own). If you know that a fork beside these threads is safe, name them in "
+                "forkserver_threads",
                 self.process,
             )
         where = "the settings" if module is None else f"{module}, of forkserver_preload,"
@@ -190,8 +199,9 @@ class Template(Worker):
 class Templates:
     """The template of one context."""
 
-    def __init__(self, modules: tuple[str, ...]) -> None:
+    def __init__(self, modules: tuple[str, ...], threads: tuple[str, ...] = ()) -> None:
         self._modules: Final = modules
+        self._threads: Final = threads
         # All that is in here is changed under `no_forks`: a lock that a fork of this process finds free, in any thread.
         self._current: Template | None = None
         # Templates, and reserves that nobody wanted.
@@ -214,7 +224,7 @@ class Templates:
                 template.ask_to_retire()
                 template = None
             if template is None or template.state is ENDED:
-                template = Template(self._modules)
+                template = Template(self._modules, self._threads)
                 template.begin()
                 self._current = template
             if self._leaving:

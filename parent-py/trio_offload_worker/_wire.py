@@ -722,7 +722,14 @@ _SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.CALL: (_SOME, (_TYPES, _Field("prepares", "a boolean", _is_boolean, required=False))),
     Kind.RETIRE: (_NONE, ()),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
-    Kind.TEMPLATE: (range(1, 2), (_EAGER, _Field("modules", "an array of text", _is_array_of_text))),
+    Kind.TEMPLATE: (
+        range(1, 2),
+        (
+            _EAGER,
+            _Field("modules", "an array of text", _is_array_of_text),
+            _Field("threads", "an array of text", _is_array_of_text, required=False),
+        ),
+    ),
     Kind.FORK: (_NONE, ()),
     Kind.WELCOME: (
         _NONE,

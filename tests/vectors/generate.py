@@ -376,6 +376,11 @@ def messages() -> None:
         "a TEMPLATE that imports nothing",
         frame(TEMPLATE, segments=[b"x"], body={"eager": True, "modules": []}),
     )
+    good(
+        "template-threads",
+        "a TEMPLATE that may have two threads",
+        frame(TEMPLATE, segments=[b"x"], body={"eager": False, "modules": ["a"], "threads": ["jemalloc_bg_thd", "io-*"]}),
+    )
     good("fork", "a FORK", frame(FORK))
     good(
         "hello-forked",
@@ -1120,6 +1125,7 @@ def body_errors() -> None:
         "template": {
             "eager": [("integer", 1), ("null", None)],
             "modules": [("text", "json"), ("bytes-item", [b"json"]), ("null", None), ("nested", [["json"]])],
+            "threads": [("text", "io"), ("bytes-item", [b"io"]), ("null", None), ("nested", [["io"]])],
         },
         "ready": {"figures": not_figures},
         "call": {"types": not_types, "prepares": [("integer", 1), ("null", None), ("text", "yes")]},

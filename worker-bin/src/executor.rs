@@ -22,7 +22,7 @@ use trio_offload_worker::memory::{Figures, Meter};
 use trio_offload_worker::message::{
     Explanation, Failure, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
 };
-use trio_offload_worker::os::fork::{self, ForkError, Side};
+use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Side};
 use trio_offload_worker::regions::Regions;
 use trio_offload_worker::sentinel::{self, Activity, Guard, Parent, Standby};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
@@ -52,6 +52,8 @@ pub(crate) struct Worker {
     /// What a template was told, until it is one.
     hello: Option<Hello>,
     is_template: bool,
+    /// Which threads the template may have when it forks.
+    allowed: AllowedThreads,
     is_forked: bool,
     /// This process is a worker that a template has just forked.
     newborn: Option<Connection<Socket>>,
@@ -103,6 +105,7 @@ impl Worker {
             guard: None,
             hello: None,
             is_template: false,
+            allowed: AllowedThreads::default(),
             is_forked: false,
             newborn: None,
             regions: Regions::default(),
@@ -324,8 +327,9 @@ impl Executor for Worker {
 
     fn become_template(&mut self, template: &Template, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
         let Some(python) = &mut self.python else { return Err(Box::new(raised_without_python())) };
+        self.allowed = AllowedThreads::new(template.threads.clone());
         let with_thread = Python::attach(|py| {
-            let outcome = python.preload(py, template, segments);
+            let outcome = python.preload(py, template, segments, &self.allowed);
             flush(py, &python.sys);
             outcome
         })?;
@@ -334,7 +338,7 @@ impl Executor for Worker {
         }
         let Some(hello) = self.hello.take() else { return Err(Box::new(raised_without_python())) };
         Python::attach(|py| {
-            refuse_threads(py, with_thread)?;
+            refuse_threads(py, with_thread, &self.allowed)?;
             let outcome = python.remember_template(py, hello).and_then(|()| freeze(py));
             outcome.map_err(|error| Box::new(describe(py, error, "preload")))
         })
@@ -347,7 +351,9 @@ impl Executor for Worker {
         let outcome = Python::attach(|py| {
             // What is still to be written would be written by each worker.
             flush(py, &python.sys);
-            ffi::fork(py, birth.as_fd(), || taken = Some(launch::take_over(std::mem::take(&mut descriptors), parent)))
+            ffi::fork(py, birth.as_fd(), &self.allowed, || {
+                taken = Some(launch::take_over(std::mem::take(&mut descriptors), parent));
+            })
         });
         if let (Err(error), Some(socket)) = (&outcome, descriptors.first()) {
             refuse(socket, error);
@@ -467,6 +473,7 @@ impl PythonSide {
         py: Python<'_>,
         template: &Template,
         segments: Vec<Segment<'_, NewBytes>>,
+        allowed: &AllowedThreads,
     ) -> Result<Option<String>, Box<Raised<Pickled>>> {
         let mut with_thread = None;
         let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| whole(py, segment));
@@ -486,7 +493,7 @@ impl PythonSide {
                 return Err(Box::new(raised));
             }
             // The guard is the second.
-            if fork::thread_count() > 2 && with_thread.is_none() {
+            if with_thread.is_none() && fork::thread_count() > 2 && allowed.strangers().len() > 1 {
                 with_thread = Some(name.clone());
             }
         }
@@ -618,11 +625,11 @@ fn header_of(message: Message) -> Header {
 }
 
 /// A thread whose module has it stopped before a fork, as OpenBLAS does, is none by the time that counts.
-fn refuse_threads(py: Python<'_>, module: Option<String>) -> Result<(), Box<Raised<Pickled>>> {
-    if fork::refuse_threads().is_ok() {
+fn refuse_threads(py: Python<'_>, module: Option<String>, allowed: &AllowedThreads) -> Result<(), Box<Raised<Pickled>>> {
+    if fork::refuse_threads(allowed).is_ok() {
         return Ok(());
     }
-    let Err(error) = ffi::rehearse_fork(py) else { return Ok(()) };
+    let Err(error) = ffi::rehearse_fork(py, allowed) else { return Ok(()) };
     let failure = Failure {
         stage: "threads".to_owned(),
         type_name: "RuntimeError".to_owned(),

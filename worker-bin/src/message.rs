@@ -142,6 +142,8 @@ pub struct Template {
     pub eager: bool,
     /// The modules to import before the first worker is forked.
     pub modules: Vec<String>,
+    /// The names of native threads that may run beside the one that forks.
+    pub threads: Vec<String>,
 }
 
 /// How many descriptors come with a FORK: the worker's socket, its record, and the pipe that its number is written to.
@@ -236,6 +238,9 @@ impl Message {
             Kind::Template => Self::Template(Template {
                 eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)?,
                 modules: fields.required("modules", "modules is missing or not an array of text", |value| list(value, text))?,
+                threads: fields
+                    .optional("threads", "threads is not an array of text", |value| list(value, text))?
+                    .unwrap_or_default(),
             }),
             Kind::Fork => Self::Fork,
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
@@ -299,8 +304,10 @@ impl Message {
             }
             Self::Settings { eager } => body([("eager", Value::from(eager))]),
             Self::Template(template) => {
-                let modules = template.modules.into_iter().map(Value::Text).collect();
-                body([("eager", Value::from(template.eager)), ("modules", Value::Array(modules))])
+                let texts = |items: Vec<String>| Value::Array(items.into_iter().map(Value::Text).collect());
+                let threads = (!template.threads.is_empty()).then(|| ("threads".to_owned(), texts(template.threads)));
+                let fields = body([("eager", Value::from(template.eager)), ("modules", texts(template.modules))]);
+                fields.into_iter().chain(threads).collect()
             }
             Self::Welcome(welcome) => welcome.write(),
             Self::Refused(explanation) | Self::Aborted(explanation) => {

@@ -79,7 +79,8 @@ fn bundle() -> impl Strategy<Value = Bundle> {
 fn message() -> impl Strategy<Value = Message> {
     let failure = (".{0,9}", ".{0,9}", ".{0,30}", ".{0,30}", proptest::option::of("[a-z.]{0,9}"))
         .prop_map(|(stage, type_name, message, traceback, module)| Failure { stage, type_name, message, traceback, module });
-    let template = (any::<bool>(), vec("[a-z.]{0,9}", 0..4)).prop_map(|(eager, modules)| Template { eager, modules });
+    let template = (any::<bool>(), vec("[a-z.]{0,9}", 0..4), vec("[a-z_*]{1,9}", 0..3))
+        .prop_map(|(eager, modules, threads)| Template { eager, modules, threads });
     let explanation = (".{0,9}", ".{0,30}").prop_map(|(code, message)| Explanation { code, message });
     let welcome = (any::<u64>(), any::<u64>(), ".{0,30}", vec(any::<u8>(), 0..30)).prop_map(|(protocol, pid, text, bytes)| {
         let (libpython, prefix, exec_prefix) = (bytes.clone(), bytes.clone(), bytes);

@@ -221,7 +221,7 @@ fn template_hello() -> Vec<u8> {
 }
 
 fn template() -> Vec<u8> {
-    frame(Message::Template(Template { eager: true, modules: vec!["json".to_owned()] }), 0, &[3])
+    frame(Message::Template(Template { eager: true, modules: vec!["json".to_owned()], ..Template::default() }), 0, &[3])
 }
 
 fn fork() -> Vec<u8> {

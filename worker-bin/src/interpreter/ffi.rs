@@ -14,7 +14,7 @@ use pyo3::types::{PyCode, PyMemoryView, PyString, PyTuple};
 use thiserror::Error;
 use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::os;
-use trio_offload_worker::os::fork::{self, ForkError, Side};
+use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Side};
 use trio_offload_worker::record::PROGRESS_SIZE;
 use trio_offload_worker::regions::{Region, Regions};
 use trio_offload_worker::transport::Storage;
@@ -95,10 +95,15 @@ impl Running {
 
 /// Forks a worker off this process as `os.fork` does it: with what Python does before and after, on both sides. In the worker
 /// `born` is called before any of Python's own hooks.
-pub(crate) fn fork(_py: Python<'_>, birth: BorrowedFd<'_>, born: impl FnOnce()) -> Result<Side, ForkError> {
+pub(crate) fn fork(
+    _py: Python<'_>,
+    birth: BorrowedFd<'_>,
+    allowed: &AllowedThreads,
+    born: impl FnOnce(),
+) -> Result<Side, ForkError> {
     // SAFETY: the thread is attached, and each call is followed by its counterpart below (Modules/posixmodule.c, os_fork_impl).
     unsafe { ffi::PyOS_BeforeFork() };
-    let side = fork::fork_sibling(birth, born);
+    let side = fork::fork_sibling(birth, allowed, born);
     match side {
         // SAFETY: the counterpart, in the worker, whose only thread holds the GIL as it did before.
         Ok(Side::Worker) => unsafe { ffi::PyOS_AfterFork_Child() },
@@ -109,10 +114,10 @@ pub(crate) fn fork(_py: Python<'_>, birth: BorrowedFd<'_>, born: impl FnOnce()) 
 }
 
 /// Whether this process could fork now: does all that [`fork`] does, but for the fork itself.
-pub(crate) fn rehearse_fork(_py: Python<'_>) -> Result<(), ForkError> {
+pub(crate) fn rehearse_fork(_py: Python<'_>, allowed: &AllowedThreads) -> Result<(), ForkError> {
     // SAFETY: the thread is attached; the counterpart follows.
     unsafe { ffi::PyOS_BeforeFork() };
-    let outcome = fork::rehearse();
+    let outcome = fork::rehearse(allowed);
     // SAFETY: the counterpart.
     unsafe { ffi::PyOS_AfterFork_Parent() };
     outcome

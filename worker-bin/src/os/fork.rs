@@ -13,7 +13,10 @@
 //! * The handlers of `pthread_atfork(3)` are run: OpenBLAS stops its threads in one. The C library keeps them to itself, so they
 //!   are noted when they are registered: the symbol below comes before the library's own, for all that is loaded. Those of a library
 //!   that is unloaded are forgotten at the same moment as by the C library: by an exit handler of that library (`__cxa_atexit`).
-//! * The locks of the C library need no care: there is one thread, and it holds none.
+//! * The locks of the C library need no care: there is one thread, and it holds none. Where there are others that may be there
+//!   ([`AllowedThreads`]), the fork waits until they sleep: a thread that sleeps is not in the middle of an allocation. What the
+//!   C library notes of them stays noted in the worker: their stacks are not used again, and a call that waits until all threads
+//!   have done something (`setuid(2)`) finds that they are gone.
 
 use std::ffi::{c_int, c_void};
 use std::fs;
@@ -38,7 +41,7 @@ pub enum Side {
 
 #[derive(Debug, Error)]
 pub enum ForkError {
-    #[error("the template has {} threads beside the one that forks ({}), and a process with threads cannot be forked safely", .0.len(), .0.join(", "))]
+    #[error("the template has {} beside the one that forks ({}), and a process with threads cannot be forked safely", count(.0.len()), .0.join(", "))]
     Threads(Vec<String>),
     #[error("the system cannot fork a worker off the template: {0}")]
     System(io::Error),
@@ -48,6 +51,10 @@ pub enum ForkError {
     UnknownLibrary(String),
     #[error("a forkserver needs Linux and the GNU C library (glibc); use WorkerType.SPAWN")]
     Unsupported,
+}
+
+fn count(threads: usize) -> String {
+    format!("{threads} {}", if threads == 1 { "thread" } else { "threads" })
 }
 
 type Handler = Option<unsafe extern "C" fn()>;
@@ -117,9 +124,9 @@ pub unsafe extern "C" fn __register_atfork(prepare: Handler, parent: Handler, ch
 
 /// Forks a worker off this process. In the worker its number is written to `birth` before anything else is done, and then `born`
 /// is called. To be called between Python's own preparation for a fork and what it does after one.
-pub fn fork_sibling(birth: BorrowedFd<'_>, born: impl FnOnce()) -> Result<Side, ForkError> {
+pub fn fork_sibling(birth: BorrowedFd<'_>, allowed: &AllowedThreads, born: impl FnOnce()) -> Result<Side, ForkError> {
     let handlers = Prepared::new();
-    refuse_threads()?;
+    refuse_threads(allowed)?;
     let side = clone_sibling(birth)?;
     if side == Side::Worker {
         born();
@@ -129,9 +136,9 @@ pub fn fork_sibling(birth: BorrowedFd<'_>, born: impl FnOnce()) -> Result<Side, 
 }
 
 /// Whether this process could fork now, once everybody has prepared for it.
-pub fn rehearse() -> Result<(), ForkError> {
+pub fn rehearse(allowed: &AllowedThreads) -> Result<(), ForkError> {
     let _handlers = Prepared::new();
-    refuse_threads()
+    refuse_threads(allowed)
 }
 
 /// How many threads this process has.
@@ -183,28 +190,80 @@ fn run<'a>(numbers: impl Iterator<Item = &'a u64>, which: fn(&Handlers) -> Handl
     }
 }
 
-/// A thread that was waited for is counted until the kernel has taken it apart.
+/// The threads that may be there beside the one that forks, by their names.
+#[derive(Debug, Clone, Default)]
+pub struct AllowedThreads {
+    names: Vec<String>,
+}
+
+/// Threads of libraries that make a fork safe themselves, by handlers of their own: jemalloc holds its locks through it, and has no
+/// background thread in the child. pyarrow brings one, and pandas with it.
+const KNOWN: [&str; 1] = ["jemalloc_bg_thd"];
+
+/// What is behind this many bytes of a thread's name is cut off by the system (prctl(2), PR_SET_NAME).
+const NAME_SIZE: usize = 15;
+
+impl AllowedThreads {
+    /// A `*` at the end of a name stands for anything.
+    pub fn new(names: Vec<String>) -> Self {
+        Self { names }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let fits = |allowed: &str| match allowed.strip_suffix('*') {
+            Some(beginning) => name.as_bytes().starts_with(cut(beginning)),
+            None => name.as_bytes() == cut(allowed),
+        };
+        KNOWN.contains(&name) || self.names.iter().any(|allowed| fits(allowed))
+    }
+
+    /// The names of those that may not be there.
+    pub fn strangers(&self) -> Vec<String> {
+        other_threads().into_iter().map(|thread| thread.name).filter(|name| !self.has(name)).collect()
+    }
+}
+
+fn cut(name: &str) -> &[u8] {
+    name.as_bytes().get(..NAME_SIZE).unwrap_or(name.as_bytes())
+}
+
+/// A thread that was waited for is counted until the kernel has taken it apart, and one that may be there may be at work.
 const UNTIL_THREADS_ARE_GONE: Duration = Duration::from_millis(100);
 
-/// Whether this process has one thread only.
-pub fn refuse_threads() -> Result<(), ForkError> {
+/// Whether this process has no other threads than those that may be there. If it can be had these sleep when this returns.
+pub fn refuse_threads(allowed: &AllowedThreads) -> Result<(), ForkError> {
     let deadline = Instant::now() + UNTIL_THREADS_ARE_GONE;
     while thread_count() > 1 {
-        if Instant::now() > deadline {
-            return Err(ForkError::Threads(other_threads()));
+        let (known, strangers): (Vec<_>, Vec<_>) = other_threads().into_iter().partition(|thread| allowed.has(&thread.name));
+        let is_late = Instant::now() > deadline;
+        if strangers.is_empty() && (is_late || known.iter().all(|thread| thread.sleeps)) {
+            return Ok(());
+        }
+        if is_late {
+            return Err(ForkError::Threads(strangers.into_iter().map(|thread| thread.name).collect()));
         }
         thread::sleep(Duration::from_micros(100));
     }
     Ok(())
 }
 
-fn other_threads() -> Vec<String> {
+struct OtherThread {
+    name: String,
+    sleeps: bool,
+}
+
+fn other_threads() -> Vec<OtherThread> {
     let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
     let own = std::process::id().to_string();
     let others = threads.flatten().filter(|thread| thread.file_name().to_str() != Some(own.as_str()));
     others
-        .map(|thread| fs::read_to_string(thread.path().join("comm")).unwrap_or_default().trim().to_owned())
-        .map(|name| if name.is_empty() { "without a name".to_owned() } else { name })
+        .map(|thread| {
+            let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default().trim_end_matches('\n').to_owned();
+            let status = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The state comes behind the name, which may hold anything (proc(5)).
+            let sleeps = status.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('S'));
+            OtherThread { name: if name.is_empty() { "without a name".to_owned() } else { name }, sleeps }
+        })
         .collect()
 }
 
@@ -227,7 +286,7 @@ fn clone_sibling(birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
     let robust = robust_list();
     // SAFETY: without CLONE_VM the new process has a copy of all memory and goes on behind this line on its own copy of the
     // stack, as after fork(2); what the kernel writes to in it is the place where the C library has the number. There is one
-    // thread, so no lock is held by somebody who is not copied.
+    // thread, or others sleep, so no lock is held by somebody who is not copied.
     let pid = unsafe {
         // The order of the arguments differs between the processors (clone(2), «C library/kernel differences»).
         #[cfg(target_arch = "x86_64")]
@@ -317,9 +376,23 @@ mod tests {
         let thread = thread::Builder::new().name("knitter".to_owned()).spawn(work).unwrap();
         begun.recv().unwrap();
         assert!(thread_count() > before.saturating_sub(1) && before >= 1);
-        assert!(other_threads().iter().any(|name| name == "knitter"));
+        assert!(AllowedThreads::default().strangers().contains(&"knitter".to_owned()));
+        assert!(!AllowedThreads::new(vec!["knit*".to_owned()]).strangers().contains(&"knitter".to_owned()));
         drop(done);
         assert!(thread.join().unwrap().unwrap());
+    }
+
+    #[test]
+    fn threads_are_allowed_by_their_names_as_the_system_has_them() {
+        let names = ["exact", "begins-*", "longer than fifteen bytes", "*"].map(str::to_owned);
+        let allowed = AllowedThreads::new(names[..3].to_vec());
+        for name in ["exact", "begins-", "begins-with-it", "longer than fif", "jemalloc_bg_thd"] {
+            assert!(allowed.has(name), "{name}");
+        }
+        for name in ["exactly", "Exact", "begins", "longer than fi", "", "jemalloc_bg_th"] {
+            assert!(!allowed.has(name), "{name}");
+        }
+        assert!(AllowedThreads::new(names.to_vec()).has("whatever"));
     }
 
     #[test]
@@ -327,8 +400,8 @@ mod tests {
         // SAFETY: both functions live as long as the program and do nothing that could go wrong.
         assert_eq!(unsafe { libc::pthread_atfork(Some(prepare), Some(told), None) }, 0);
         // The harness itself has a thread for each test.
-        let error = rehearse().unwrap_err();
-        assert!(error.to_string().contains("threads beside the one that forks"), "{error}");
+        let error = rehearse(&AllowedThreads::default()).unwrap_err();
+        assert!(error.to_string().contains("beside the one that forks"), "{error}");
         assert_eq!((PREPARED.load(Ordering::SeqCst), TOLD.load(Ordering::SeqCst)), (1, 1));
     }
 }
