@@ -229,6 +229,7 @@ def test_it_has_imported_little(tmp_path: Path) -> None:
     assert modules - plain - ours <= {
         "__future__",
         "__mp_main__",
+        "_contextvars",
         "atexit",
         # What it is made of: memory that two processes share, system calls, the socket, the pickler.
         "mmap",

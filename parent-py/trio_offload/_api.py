@@ -215,7 +215,7 @@ async def open_worker_context(
     Args:
         idle_timeout: seconds that an idle worker waits for a job before it leaves; :data:`math.inf`: for ever.
         init: called in each worker before its first job. If it raises, the calls that wanted the worker raise
-            :exc:`WorkerStartError` from that exception.
+            :exc:`WorkerStartError` from that exception. The context variables that it sets are those of every job.
         retire: called in the worker after each job, once the result is on its way; if it returns something true the
             worker leaves. If it raises, the worker breaks, which a later call is told.
         grace_period: seconds of the machine's clock that the workers get to leave at the end of the block, before they are

@@ -43,6 +43,8 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two joined sockets: the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
+    # With `socket.setdefaulttimeout` Python makes every socket non-blocking, and a worker blocks in its reads.
+    theirs.setblocking(True)
     # The receiving side of a Unix socket has no buffer of its own: what counts is the sender's (unix(7)).
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
     # A worker sends the end of a large frame by way of a copy, and as much of it as this says (transport.rs).

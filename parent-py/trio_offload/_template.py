@@ -221,6 +221,7 @@ class Templates:
                 template = None
             if template is not None and not template.keeps_privileges():
                 self.discard(template)
+                template.given_up = True
                 template.ask_to_retire()
                 template = None
             if template is None or template.state is ENDED:
@@ -311,7 +312,7 @@ def _has_gone(worker: Worker) -> bool:
     if not worker.gone():
         return False
     if isinstance(worker, Template):
-        if worker.process.exitcode is not None:
+        if worker.process.exitcode is not None and not worker.given_up:
             logger.warning("the template of the workers ended: %s", worker.describe_death())
     elif worker.process.exitcode:
         logger.warning("worker %s, which was forked ahead, %s", worker.process.pid, describe_ending(worker.process))

@@ -5,12 +5,14 @@ Rules that the code below keeps:
 * whatever the user's code raises, a ``BaseException`` of any kind, becomes the answer to the call;
 * the function, its arguments and the result are dropped before the next frame is waited for;
 * what a job printed is out before its caller goes on;
+* a job has context variables of its own, which begin as those that ``init`` and imports have set;
 * a copy of the process that a job forked off never comes back into the session;
 * nothing is imported that the jobs have not asked for.
 """
 
 from __future__ import annotations
 
+import _contextvars
 import _thread
 import os
 import sys
@@ -119,11 +121,12 @@ class Executor:
             stage = "call"
             if self._pending_settings is not None and self._pending_settings.pending:
                 self._pending_settings.resolve_pending()
-            value = self._guarded(function, arguments)
+            context = _job_context()
+            value = context.run(self._guarded, function, arguments)
             _refuse_asynchronous(function, value)
             del function, arguments
             stage = "pickle"
-            answer = self._dump(value)
+            answer: Answer = context.run(self._dump, value)
             self._handlers.hold()
             return answer
         except BaseException as error:
@@ -139,7 +142,7 @@ class Executor:
             return False, ""
         try:
             self._handlers.release()
-            verdict = self._guarded(retire, ())
+            verdict = _job_context().run(self._guarded, retire, ())
             _refuse_asynchronous(retire, verdict)
             leave = bool(verdict)
             self._handlers.hold()
@@ -260,6 +263,16 @@ def flush() -> None:
             stream.flush()
         except Exception:
             pass
+
+
+def _job_context() -> Any:
+    """The context variables of a job, which begin as those that the worker has."""
+    context = _contextvars.copy_context()
+    if len(context):
+        from ._contexts import part
+
+        part(context)
+    return context
 
 
 _BUILTIN: Final = type(len)

@@ -10,6 +10,7 @@ import atexit
 import gc
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def catch_up(environment: dict[bytes, bytes | None], pycache_prefix: bytes | Non
             os.environb[name] = value
         else:
             os.environb.pop(name, None)
+    if b"TZ" in environment:
+        # The C library has read it when the template was started.
+        time.tzset()
     sys.pycache_prefix = None if pycache_prefix is None else os.fsdecode(pycache_prefix)
     # Python's own `random` does it by itself at each fork; NumPy does not.
     random: Any = sys.modules.get("numpy.random")

@@ -4,6 +4,7 @@
 //! * whatever the user's code raises, a `BaseException` of any kind, becomes the answer to the call;
 //! * the function, its arguments and the result are dropped before the next frame is waited for;
 //! * what a job printed is out before its caller goes on;
+//! * a job has context variables of its own, which begin as those that `init` and imports have set;
 //! * a copy of the process that a job forked off never comes back into the session.
 
 use std::ffi::CStr;
@@ -298,7 +299,8 @@ impl Executor for Worker {
             // It may look at how much this process holds.
             self.regions.release();
             let retire = retire.bind(py);
-            let outcome = retire.call0().and_then(|verdict| {
+            let outcome = ffi::JobContext::enter(py, part_context).and_then(|_context| {
+                let verdict = retire.call0()?;
                 refuse_asynchronous(retire, &verdict)?;
                 verdict.is_truthy()
             });
@@ -543,6 +545,8 @@ impl PythonSide {
     fn call(&self, py: Python<'_>, segments: Vec<Segment<'_, NewBytes>>) -> Result<Pickled, (PyErr, &'static str)> {
         let job = self.pickling.load(py, segments).map_err(|error| (error, "unpickle"))?;
         let (function, arguments) = take_apart(job).map_err(|error| (error, "unpickle"))?;
+        // Behind the unpickling: what the import of a module sets is for all jobs.
+        let _context = ffi::JobContext::enter(py, part_context).map_err(|error| (error, "call"))?;
         let outcome = self.resolve_settings(py).and_then(|()| self.call_function(&function, arguments));
         if os::is_forked_copy() {
             leave_forked_copy(py, &self.sys, outcome);
@@ -647,6 +651,11 @@ fn freeze(py: Python<'_>) -> PyResult<()> {
     collector.call_method0("collect")?;
     collector.call_method0("freeze")?;
     Ok(())
+}
+
+/// Keeps apart what jobs could change in each other's context variables.
+fn part_context(context: &Bound<'_, PyAny>) -> PyResult<()> {
+    context.py().import("trio_offload_worker._contexts")?.call_method1("part", (context,)).map(drop)
 }
 
 /// A segment as `bytes` of its own.

@@ -476,6 +476,32 @@ pub(crate) fn execute_as_module(py: Python<'_>, name: &str, code: &Bound<'_, PyC
     unsafe { Bound::from_owned_ptr_or_err(py, module) }.map(drop)
 }
 
+/// The context variables of a job, from here to the end of its scope: a copy of those that the thread has.
+pub(crate) struct JobContext<'py>(Bound<'py, PyAny>);
+
+impl<'py> JobContext<'py> {
+    /// `part` is called with a copy that is not empty.
+    pub(crate) fn enter(py: Python<'py>, part: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<()>) -> PyResult<Self> {
+        // SAFETY: the thread is attached; a new reference, or null with an exception set.
+        let context = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }?;
+        if context.len()? > 0 {
+            part(&context)?;
+        }
+        // SAFETY: a context that nobody has entered.
+        if unsafe { ffi::PyContext_Enter(context.as_ptr()) } == 0 { Ok(Self(context)) } else { Err(PyErr::fetch(py)) }
+    }
+}
+
+impl Drop for JobContext<'_> {
+    fn drop(&mut self) {
+        // SAFETY: `enter` has entered it, in this thread, which is attached as long as this lives.
+        if unsafe { ffi::PyContext_Exit(self.0.as_ptr()) } != 0 {
+            // C code of the job has left it already; then there is nothing to do.
+            let _ = PyErr::take(self.0.py());
+        }
+    }
+}
+
 /// A result that is nothing yet: it would have to be awaited, in an event loop that a worker does not have.
 pub(crate) fn is_asynchronous(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: both look at the type of a live object only.
