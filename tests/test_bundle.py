@@ -336,12 +336,12 @@ async def test_modules_and_scripts_run_in_their_order(handed: Handed, tmp_path: 
     handed.script("hook", "first_of_two.seen.append(left)")
     seen, main, spec = await in_worker(
         "__import__('first_of_two').seen",
-        f"[name for name in vars({SYS}.modules['__main__']) if name in ('left', '__file__')]",
+        f"vars({SYS}.modules['__main__'])['left'], {SYS}.modules['__main__'].__file__",
         "__import__('importlib.util').util.find_spec('second_of_two').name",
     )
     folder = str(tmp_path)
     assert seen == ["first_of_two", "first_of_two", folder, "second_of_two", ("__main__", f"{folder}/boot.py"), 1]
-    assert main == ["left"]
+    assert main == (1, sys.modules["__main__"].__file__)
     assert spec == "second_of_two"
 
 
@@ -431,4 +431,4 @@ def test_main_that_travels_as_code(tmp_path: Path) -> None:
         if __name__ == "__main__":
             trio.run(main)
     """
-    assert run_script(tmp_path, text).lines() == ["__mp_main__ /app/script.py True"]
+    assert run_script(tmp_path, text).lines() == ["__main__ /app/script.py True"]

@@ -376,7 +376,7 @@ def test_the_main_script_is_loaded_on_demand(tmp_path: Path) -> None:
     if __name__ == "__main__":
         trio.run(main)
     """
-    assert run_script(tmp_path, text).lines() == ["loaded as __main__", "5", "loaded as __mp_main__", "__mp_main__"]
+    assert run_script(tmp_path, text).lines() == ["loaded as __main__", "5", "loaded as __mp_main__", "__main__"]
 
 
 # --- the death of a template ---------------------------------------------------------------------

@@ -91,7 +91,7 @@ def check_jobs(seen: dict[str, Any], bundle: str) -> None:
     assert seen["exception"] == 5
     assert seen["environment"] is True
     assert seen["facts"] == {}, "the worker differs from the app"
-    assert seen["where"] == ["__mp_main__", f"{bundle}/app.py", "left in __main__", True, "<module>"]
+    assert seen["where"] == ["__main__", f"{bundle}/app.py", "left in __main__", True, "<module>"]
 
 
 def test_jobs_of_every_kind(folder_app: Path, folder_run: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jobs
 import library_jobs
 import numpy
 import pytest
-from running import PROGRAMS, plain_environment
+from running import PROGRAMS, plain_environment, run, run_script, write
 from test_worker_side import LOOP
 
 from trio_offload import WorkerType, _locate, open_worker_context
@@ -262,3 +263,386 @@ async def test_a_path_entry_of_another_type_is_left_out(opened: Opened, plugin_f
         odd: Any = sys.path
         odd[:] = [Path(plugin_folder), *odd, plugin_folder.encode()]
         assert (await context.run_sync(library_jobs.path))[1] == [entry for entry in odd if isinstance(entry, str)]
+
+
+# --- looks at __main__ ---------------------------------------------------------------------------------------
+
+LOOKER = '''
+import io, pickle, sys
+
+def nameless():
+    pass
+
+del nameless.__module__
+
+class Unknown:
+    """Says that it is of the main module, as what was sent by value does."""
+
+Unknown.__module__ = "__main__"
+
+def look():
+    """What a library finds that asks whether there is something."""
+    import __main__
+    import inspect
+    found = [hasattr(__main__, "mine"), getattr(__main__, "mine", "default"), getattr(sys.modules.get("__mp_main__"), "mine", 0)]
+    found += ["mine" in vars(__main__), "mine" in dir(__main__), [name for name, _ in inspect.getmembers(__main__) if name == "mine"]]
+    return found
+
+def search():
+    """What pickle does to find an object that does not say where it is from, or says wrong."""
+    refused = []
+    for dumps in (pickle.dumps, pickle._dumps):
+        try:
+            dumps(Unknown)
+        except pickle.PicklingError:
+            refused.append(True)
+    return b"looker" in pickle.dumps(nameless), b"looker" in pickle._dumps(nameless), refused
+
+def catch():
+    """An attribute that the script does not have anywhere."""
+    import __main__
+    try:
+        return __main__.nothing_of_the_kind
+    except AttributeError:
+        return "caught"
+
+def attributes():
+    import __main__
+    names = ("__name__", "__file__", "__cached__", "__package__", "__doc__")
+    spec, loader = __main__.__spec__, __main__.__loader__
+    return (
+        [getattr(__main__, name, "missing") for name in names],
+        spec and (spec.name, spec.origin, spec.has_location, spec.cached, spec.parent),
+        [type(loader).__name__, getattr(loader, "name", None), getattr(loader, "path", None)],
+    )
+
+def unpickled(data):
+    """In each of the ways."""
+    class Derived(pickle.Unpickler):
+        def find_class(self, module, name):
+            return super().find_class(module, name)
+    file = io.BytesIO(data)
+    return [
+        pickle.loads(data), pickle.load(io.BytesIO(data)), pickle.Unpickler(io.BytesIO(data)).load(), Derived(file).load(),
+        pickle._loads(data), pickle._load(io.BytesIO(data)),
+    ]
+
+def first_unpickled(data, way):
+    value = {"in C": pickle.loads, "in Python": pickle._loads}[way](data)
+    return value.value, type(value).__module__
+
+def by_attribute():
+    import __main__
+    return __main__.mine(1)
+
+def by_import():
+    from __main__ import mine
+    return mine(1)
+'''
+
+SCRIPT = '''
+"""A program."""
+import os, sys
+import looker
+import trio, trio_offload
+
+with open(os.environ["LOADS"], "a") as file:
+    file.write(__name__ + "\\n")
+
+KIND = os.environ["KIND"]
+
+def loads():
+    with open(os.environ["LOADS"]) as file:
+        return file.read().split()
+
+def mine(number):
+    return number + 1
+
+class Thing:
+    def __init__(self, value):
+        self.value = value
+
+async def first(function, *args, init=bool):
+    """Of a worker of its own."""
+    async with trio_offload.open_worker_context(worker_type=KIND, init=init) as context:
+        return await context.run_sync(function, *args)
+'''
+
+
+@pytest.fixture
+def script(kind: str, tmp_path: Path) -> Callable[..., Any]:
+    """Runs a program that can look; its lines, and the names under which it was run."""
+    write(tmp_path / "looker.py", LOOKER)
+
+    def run_it(text: str, *command: str, as_input: bool = False, name: str = "program.py") -> tuple[list[str], list[str]]:
+        loads = tmp_path / "loads"
+        loads.write_text("")
+        program = SCRIPT.lstrip() + textwrap.dedent(text)
+        path = write(tmp_path / name, program)
+        arguments: list[Any] = [*(command or [path])]
+        if command == ("-c",):
+            arguments = ["-c", program]
+        ended = run(
+            [sys.executable, *arguments],
+            environment=environment(kind, tmp_path) | {"LOADS": str(loads)},
+            stdin=program.encode() if as_input else b"",
+            folder=tmp_path,
+        )
+        return ended.lines(), loads.read_text().split()
+
+    return run_it
+
+
+FORMS: dict[str, tuple[str, ...]] = {"script": (), "module": ("-m", "program"), "-c": ("-c",), "standard input": ("-",)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_look_into_main_finds_nothing_and_runs_nothing(script: Any, form: str, kind: str) -> None:
+    """Without a guard too."""
+    lines, loads = script(
+        """
+        if __name__ != "__main__":
+            raise SystemExit("it was run again")
+        print(trio.run(first, looker.look))
+        print(trio.run(first, looker.search))
+        print(trio.run(first, looker.catch))
+        """,
+        *FORMS[form],
+        as_input=form == "standard input",
+    )
+    found = "[False, 'default', 0, False, False, []]"
+    if kind == "fork":
+        # It has the program's own.
+        assert lines[0].startswith("[True, ")
+        lines[0] = found
+    assert lines == [found, "(True, True, [True, True])", "caught"]
+    assert loads == ["__main__"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_main_module_looks_like_the_programs(script: Any, form: str) -> None:
+    lines, _ = script(
+        """
+        if __name__ == "__main__":
+            here = looker.attributes()
+            before = trio.run(first, looker.attributes)
+            print(before == here or (before, here))
+            async def afterwards():
+                async with trio_offload.open_worker_context(worker_type=KIND) as context:
+                    await context.run_sync(mine, 1)
+                    return await context.run_sync(looker.attributes)
+            after = trio.run(afterwards) if main_plan()["kind"] != "none" else here
+            print(after == here or (after, here))
+        """.replace("main_plan()", "__import__('trio_offload._launch')._launch.main_plan()"),
+        *FORMS[form],
+        as_input=form == "standard input",
+    )
+    assert lines == ["True", "True"]
+
+
+def test_a_job_unpickles_what_is_of_the_main_script(script: Any, kind: str) -> None:
+    lines, loads = script(
+        """
+        import pickle
+        if __name__ == "__main__":
+            data = pickle.dumps(Thing(5))
+            named_otherwise = pickle.dumps(Thing(6), 2).replace(b"__main__", b"__mp_main__")
+            for way in ("in C", "in Python"):
+                print(trio.run(first, looker.first_unpickled, data, way))
+            values = trio.run(first, looker.unpickled, data)
+            print({type(value) is Thing and value.value for value in values})
+            if KIND != "fork":
+                values = trio.run(first, looker.unpickled, named_otherwise)
+                print({type(value) is Thing and value.value for value in values})
+            print(trio.run(first, looker.by_attribute), trio.run(first, looker.by_import))
+        """
+    )
+    assert lines == ["(5, '__main__')"] * 2 + ["{5}"] + ["{6}"] * (kind != "fork") + ["2 2"]
+    assert loads == ["__main__"] + ["__mp_main__"] * (0 if kind == "fork" else 6)
+
+
+def test_a_script_that_cannot_be_loaded_when_a_job_unpickles(script: Any, kind: str) -> None:
+    """Each time anew, with the lesson; and what needs no script still works."""
+    if kind == "fork":
+        pytest.skip("a fork has the script")
+    lines, loads = script(
+        """
+        import pickle
+        if __name__ != "__main__":
+            raise LookupError("not in a worker")
+
+        async def main():
+            async with trio_offload.open_worker_context(worker_type=KIND) as context:
+                for _ in range(2):
+                    try:
+                        await context.run_sync(looker.first_unpickled, pickle.dumps(Thing(5)), "in C")
+                    except LookupError as error:
+                        print(error)
+                    print((await context.run_sync(looker.look))[:2])
+
+        trio.run(main)
+        """
+    )
+    assert lines == ["not in a worker", "[False, 'default']"] * 2
+    assert loads == ["__main__", "__mp_main__", "__mp_main__"]
+
+
+# --- what a job pickles ----------------------------------------------------------------------------------------
+
+
+def test_a_pickle_that_a_job_writes_is_read_by_the_next_run(script: Any, tmp_path: Path) -> None:
+    program = """
+        import collections, dataclasses, enum, functools, pickle, typing
+
+        class Outer:
+            class Inner(Thing):
+                @staticmethod
+                def static(): pass
+                @property
+                def attribute(self): return 1
+
+        class Colour(enum.Enum):
+            RED = 1
+
+        @dataclasses.dataclass
+        class Record:
+            value: "Outer.Inner"
+
+        class Typed(typing.NamedTuple):
+            value: int
+
+        Plain = collections.namedtuple("Plain", "value")
+        Variable = typing.TypeVar("Variable")
+
+        class Generic(typing.Generic[Variable]):
+            pass
+
+        @functools.lru_cache
+        def cached(value):
+            return value
+
+        def wrapping(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                return function(*args)
+            return wrapper
+
+        @wrapping
+        def wrapped(value):
+            return value
+
+        class Proxy:
+            def __getattr__(self, name):
+                raise RuntimeError("asked")
+            def __setattr__(self, name, value):
+                raise RuntimeError("set")
+
+        proxy = Proxy()
+
+        def save(path):
+            values = [Thing(1), Outer.Inner(2), Colour.RED, Record(3), Typed(4), Plain(5), Generic, Variable, cached, wrapped, mine]
+            values += [Outer.Inner.static, functools.partial(mine, 5), typing.get_type_hints(Record)]
+            with open(path, "wb") as file:
+                pickle.dump(values, file)
+
+        def load(path):
+            with open(path, "rb") as file:
+                return pickle.load(file)
+
+        if __name__ == "__main__":
+            path = "checkpoint.pickle"
+            if os.path.exists(path):
+                values = load(path)
+                print(values[0].value, values[4:6] == [Typed(4), Plain(5)], values[8] is cached, values[-1] == {"value": Outer.Inner})
+                print(sorted({type(value).__module__ for value in values[:6]}), proxy is not None)
+            else:
+                trio.run(first, save, path)
+    """
+    assert script(program)[0] == []
+    assert b"__mp_main__" not in (tmp_path / "checkpoint.pickle").read_bytes()
+    assert script(program)[0] == ["1 True True True", "['__main__'] True"]
+
+
+def test_what_cloudpickle_pickles_in_a_job_comes_back_as_the_scripts_own(script: Any) -> None:
+    pytest.importorskip("cloudpickle")
+    lines, _ = script(
+        """
+        def mixed():
+            return lambda: Thing(5), Thing, mine
+
+        def fail():
+            raise KeyError(lambda: Thing(6))
+
+        if __name__ == "__main__":
+            make, kind, function = trio.run(first, mixed)
+            print(type(make()) is Thing, kind is Thing, function is mine)
+            try:
+                trio.run(first, fail)
+            except KeyError as error:
+                print(type(error.args[0]()) is Thing)
+        """
+    )
+    assert lines == ["True True True", "True"]
+
+
+# --- pools and debuggers in jobs -------------------------------------------------------------------------------
+
+POOLS = {
+    "multiprocessing, spawn": "multiprocessing.get_context('spawn').Pool(2).map(mine, range(3))",
+    "multiprocessing, fork": "multiprocessing.get_context('fork').Pool(2).map(mine, range(3))",
+    "an executor": (
+        "list(concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context('spawn')).map(mine, range(3)))"
+    ),
+    "loky": "list(loky.ProcessPoolExecutor(2).map(mine, range(3)))",
+    "joblib": "joblib.Parallel(n_jobs=2)(joblib.delayed(mine)(number) for number in range(3))",
+    "threads": "list(concurrent.futures.ThreadPoolExecutor(2).map(mine, range(3)))",
+    "a program": (
+        "[int(subprocess.run([sys.executable, '-c', f'print({n} + 1)'], capture_output=True).stdout) for n in range(3)]"
+    ),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_job_of_the_script_has_a_pool_of_its_own(script: Any, pool: str) -> None:
+    for library in ("loky", "joblib"):
+        if pool == library:
+            pytest.importorskip(library)
+    lines, _ = script(
+        f"""
+        def many():
+            import concurrent.futures, multiprocessing, subprocess
+            {"import " + pool if pool in ("loky", "joblib") else "pass"}
+            return {POOLS[pool]}
+
+        if __name__ == "__main__":
+            print(trio.run(first, many))
+        """
+    )
+    assert lines == ["[1, 2, 3]"]
+
+
+def test_breakpoint_in_a_job(kind: str, tmp_path: Path) -> None:
+    """The debugger reads its commands from the program's standard input, and the job goes on untraced."""
+    text = """
+        import os, sys, trio, trio_offload
+
+        def job(number):
+            answer = number * 2
+            breakpoint()
+            return answer
+
+        def is_untraced():
+            return sys.gettrace() is None
+
+        async def main():
+            async with trio_offload.open_worker_context(worker_type=os.environ["KIND"]) as context:
+                print("result", await context.run_sync(job, 21))
+                print("untraced", await context.run_sync(is_untraced))
+
+        if __name__ == "__main__":
+            trio.run(main)
+    """
+    ended = run_script(tmp_path, text, environment=environment(kind), stdin=b"p answer * 100\nc\n")
+    assert "4200" in ended.stdout
+    assert ended.lines()[-2:] == ["result 42", "untraced True"] or "result 42" in ended.stdout
+    assert "untraced True" in ended.stdout

@@ -120,7 +120,8 @@ def _interpreter_arguments() -> list[str]:
 def current_settings() -> dict[str, Any]:
     """What ``trio_offload_worker`` may need, as builtin objects.
 
-    * ``main``: how to load the user's main module, see :func:`main_plan`
+    * ``main``: how to load the user's main module, see :func:`main_plan`; and what it is like without being loaded:
+      ``attributes``, ``spec`` and ``loader``
     * ``main_number``: which main module that is, counted: IPython's ``%run`` puts one after the other in its place
     * ``authkey``: the key with which multiprocessing's processes recognise each other, bytes; None if this process has
       not imported multiprocessing
@@ -135,7 +136,7 @@ def current_settings() -> dict[str, Any]:
     processes = sys.modules.get("multiprocessing.process")
     authkey, resource_tracker, modules, main_number, _ = changing_state()
     return {
-        "main": main_plan(),
+        "main": main_plan() | _main_attributes(),
         "main_number": main_number,
         # Of multiprocessing's own type for it, which refuses to be pickled.
         "authkey": None if authkey is None else bytes(authkey),
@@ -237,6 +238,28 @@ def filters_in_force(warnings: Any) -> list[tuple[Any, ...]]:
     else:
         filters = warnings.filters
     return filters
+
+
+def _main_attributes() -> dict[str, Any]:
+    """What the main module has of the attributes that the import system gives to one, as builtin objects.
+
+    * ``attributes``: their values, if those are text or None
+    * ``spec``: the name, the origin and whether that is a place; None if the module has none
+    * ``loader``: of the loaders for files the class, the name and the path; None for any other
+    """
+    values: dict[str, Any] = getattr(sys.modules.get("__main__"), "__dict__", {})
+    spec = values.get("__spec__")
+    loader: Any = values.get("__loader__")
+    kind = type(loader).__name__
+    return {
+        "attributes": {name: values[name] for name in _PLAIN_ATTRIBUTES if isinstance(values.get(name, ...), str | None)},
+        "spec": None if spec is None else (spec.name, spec.origin, spec.has_location),
+        "loader": (kind, loader.name, loader.path) if kind in _FILE_LOADERS else None,
+    }
+
+
+_PLAIN_ATTRIBUTES: Final = ("__file__", "__cached__", "__package__", "__doc__")
+_FILE_LOADERS: Final = ("SourceFileLoader", "SourcelessFileLoader")
 
 
 class _MainModules:

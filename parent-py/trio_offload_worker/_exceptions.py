@@ -155,7 +155,7 @@ def _dump_with_cloudpickle(exception: BaseException) -> bytes | None:
         return None
     from . import _cloud
 
-    class Pickler(_cloud.Pickler):
+    class Pickler(_cloud.ResultPickler):
         def reducer_override(self, value: Any) -> Any:
             reduced = _reduce(value, with_links=True)
             return super().reducer_override(value) if reduced is NotImplemented else reduced

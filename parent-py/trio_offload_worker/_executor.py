@@ -13,7 +13,7 @@ Rules that the code below keeps:
 from __future__ import annotations
 
 import _contextvars
-import _thread
+import gc
 import os
 import sys
 
@@ -77,7 +77,7 @@ class Executor:
             self._handlers.release()
             self._settings.replace(bytes(settings))
             if self._inherited is None:
-                _install_main(self._settings)
+                _install_main(self._core, self._settings)
             if not _adopt_imported(self._settings):
                 sys.meta_path.insert(0, _MultiprocessingFinder(self._settings))
             if eager:
@@ -100,6 +100,8 @@ class Executor:
         """Other settings instead of those of SETUP. Nobody waits for an answer; Python has a place for such errors."""
         try:
             self._settings.replace(bytes(segments[0]))
+            if self._inherited is None:
+                _describe_main(self._settings)
             _adopt_imported(self._settings)
             if eager:
                 self._apply_settings()
@@ -186,9 +188,6 @@ class Executor:
 
     def _dump(self, value: Any) -> Answer:
         collector = Collector()
-        # As long as this thread pickles, no look-up of its loads the main script: what a job returns or raises can only be of
-        # the script if that was loaded. A class that came by value says that it is of `__main__` too, and is not.
-        self._settings.pickling = _thread.get_ident()
         try:
             self._core.Pickler(collector, 5, buffer_callback=collector.take).dump(value)
         except Exception as error:
@@ -196,8 +195,6 @@ class Executor:
 
             parts: Sequence[Buffer] = dumps(value, error)
             return Answer(Kind.RESULT, [len(part) for part in parts], None, parts)
-        finally:
-            self._settings.pickling = None
         parts, lengths, types = collector.segments()
         return Answer(Kind.RESULT, lengths, {"types": types} if types else None, parts)
 
@@ -210,7 +207,6 @@ class Executor:
     def _describe(self, error: BaseException, stage: str, kind: Kind) -> Answer:
         """The exception as the parent gets it. Nothing in here may fail, whatever the exception's class does."""
         segments: list[bytes] = []
-        self._settings.pickling = _thread.get_ident()
         try:
             if self._inherited is not None and self._inherited.handled is not None:
                 _part(error, self._inherited.handled)
@@ -224,8 +220,6 @@ class Executor:
             except BaseException:
                 message = ""
             traceback = f"{type_name}: {message}\n(the worker could not describe it further: {type(problem).__name__})\n"
-        finally:
-            self._settings.pickling = None
         body = {"stage": stage, "type": clip(type_name), "message": clip(message), "traceback": clip(traceback)}
         return Answer(kind, [len(segment) for segment in segments], body, segments)
 
@@ -236,7 +230,6 @@ class Settings:
     def __init__(self, loads: Callable[[bytes], Any]) -> None:
         self._loads = loads
         self._pickled = b""
-        self.pickling: int | None = None  # the thread that pickles an answer just now
 
     def replace(self, pickled: bytes) -> None:
         self._pickled = pickled
@@ -324,23 +317,77 @@ def _import_pickle_core() -> Any:
     return _pickle
 
 
-def _install_main(settings: Settings) -> None:
-    """``__main__`` stays empty, with a ``__getattr__`` (PEP 562) that loads the user's script when a name of it is looked up.
+def _install_main(core: Any, settings: Settings) -> None:
+    """``__main__`` looks like the program's and is empty until something uses the user's script; see ``_stand_in.py``.
 
-    It answers to the name ``__mp_main__`` too: that is what a pickle calls it that was made in another worker.
+    It answers to the name ``__mp_main__`` too, as in the processes of multiprocessing.
     """
-    main = sys.modules["__main__"]
+    global _stand_in
+    _stand_in = main = sys.modules["__main__"]
+    any_use = not _intercept_unpickler(core, settings)
 
     def find(name: str) -> Any:
         # The import system and introspection ask for these of any module (`__path__`, `__wrapped__`, …).
-        if settings.pickling == _thread.get_ident() or (name.startswith("__") and name.endswith("__")):
+        if name.startswith("__") and name.endswith("__"):
             raise AttributeError(f"module '__main__' has no attribute '{name}'")
-        from ._main import load
+        from ._stand_in import look_up
 
-        return getattr(load(settings.get()), name)
+        return look_up(name, settings.get, any_use, sys._getframe(1))
 
     main.__dict__["__getattr__"] = find
+    _describe_main(settings)
     sys.modules["__mp_main__"] = main
+
+
+_stand_in: ModuleType | None = None
+
+
+def _describe_main(settings: Settings) -> None:
+    """Give the stand-in for the main module the attributes that the module has in the parent."""
+    if _stand_in is None:
+        return
+    plan = settings.get().get("main") or {}
+    values = _stand_in.__dict__
+    values.update(plan.get("attributes") or {})
+    if plan.get("loader") is not None:
+        kind, name, path = plan["loader"]
+        values["__loader__"] = getattr(sys.modules["_frozen_importlib_external"], kind)(name, path)
+    if plan.get("spec") is not None:
+        name, origin, has_location = plan["spec"]
+        spec = sys.modules["_frozen_importlib"].ModuleSpec(name, values.get("__loader__"), origin=origin)
+        spec.has_location = has_location
+        values["__spec__"] = spec
+
+
+def _intercept_unpickler(core: Any, settings: Settings) -> bool:
+    """Have the script loaded before any unpickler looks for a name in ``__main__``; whether that could be done.
+
+    Each unpickler calls the method ``find_class`` for a name (Modules/_pickle.c), also the ones that no class of Python's is
+    derived from. So that method of the class in C is replaced, which takes the dictionary behind the class. It stays replaced:
+    Python's cache of methods would not hear of the change back.
+    """
+    attributes = next((one for one in gc.get_referents(core.Unpickler.__dict__) if type(one) is dict), {})
+    original: Any = attributes.get("find_class")
+    seen = False
+
+    def find_class(self: Any, module: str, name: str, /) -> Any:
+        nonlocal seen
+        seen = True
+        if module == "__main__" or module == "__mp_main__":
+            loaded = sys.modules.get("trio_offload_worker._main")
+            if loaded is None or not loaded.is_loaded():
+                from ._main import load
+
+                load(settings.get())
+        return original(self, module, name)
+
+    if original is not None:
+        attributes["find_class"] = find_class
+        core.loads(b"cbuiltins\nbool\n.")
+        if not seen:
+            # Somebody has unpickled before, and the cache has the other one.
+            attributes["find_class"] = original
+    return seen
 
 
 def _adopt_imported(settings: Settings) -> bool:

@@ -1,8 +1,11 @@
 """The user's main script in a worker, loaded when a job names something in it and not before.
 
 It gets the meaning that :mod:`multiprocessing` gives it: the script runs under the name ``__mp_main__``, so that what
-stands behind ``if __name__ == "__main__"`` does not, and the module then answers to both names. Unlike there, the
-module's own namespace is that of its functions: a job that changes a global of the script finds it changed.
+stands behind ``if __name__ == "__main__"`` does not, and the module then answers to both names. Unlike there,
+
+* the module's own namespace is that of its functions: a job that changes a global of the script finds it changed;
+* once it has run it is ``__main__`` by its name too, and so are its functions and classes. What a job pickles into a file names
+  them as the program would, and the next run of the script finds them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import io
 import os
 import sys
 import threading
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 from ._notes import add_note
 
@@ -32,13 +35,32 @@ _number: int | None = None  # which main module of the parent's that is
 _stand_in: ModuleType | None = None  # what `__main__` is until it is loaded
 
 
+def current() -> ModuleType | None:
+    """The main module if it is loaded, or as far as it is loaded by now; else None."""
+    return _loaded if _loaded is not None or not loading else sys.modules.get(_NAME)
+
+
+def is_loaded() -> bool:
+    """Whether the main module is loaded as a whole."""
+    return _loaded is not None
+
+
+def load_for(name: str, settings: dict[str, Any]) -> ModuleType | None:
+    """As :func:`load`, if the script can be loaded, and has this name anywhere in its code; else None."""
+    plan = settings.get("main") or {}
+    prepare = _PREPARATIONS.get(plan.get("kind", ""))
+    if prepare is None or not _mentions(prepare(plan)[1], name):
+        return None
+    return load(settings)
+
+
 def load(settings: dict[str, Any]) -> ModuleType:
     """The user's main module, loaded if it is not yet.
 
     ``settings["main"]`` says how: ``kind`` is ``path`` (run the file ``path``), ``module`` (run the module ``name``, as
     ``python -m`` does), ``archive`` (run the ``__main__`` of the directory or zip file ``path``), ``code`` (run ``code``, which
     ``marshal`` reads, and which was made of the file ``path``) or ``none`` (it cannot be loaded; ``why`` completes the sentence
-    «a __main__ that …»).
+    «a __main__ that …»). ``attributes`` are some of the module's own, as they are in the parent.
 
     Raises:
         BaseException: whatever the script raises, with a note that says what was going on. Nothing half-loaded remains.
@@ -61,8 +83,12 @@ def load(settings: dict[str, Any]) -> ModuleType:
         loading = True
         try:
             module, code = prepare(plan)
+            attributes = plan.get("attributes") or {}
+            if "__cached__" in attributes:
+                module.__dict__["__cached__"] = attributes["__cached__"]
             sys.modules[_NAME] = sys.modules["__main__"] = module
             exec(code, module.__dict__)
+            _rename(module)
         except SystemExit as error:
             _take_back(before)
             raise RuntimeError(
@@ -102,6 +128,52 @@ _GUARD: Final = (
 )
 
 
+def _mentions(code: CodeType, name: str) -> bool:
+    """Whether a name is in the code, or may come by ``from … import *``."""
+    if name in code.co_names or ("*",) in code.co_consts:
+        return True
+    return any(isinstance(part, CodeType) and _mentions(part, name) for part in code.co_consts)
+
+
+def _rename(module: ModuleType) -> None:
+    """What the script has made says that it is of ``__main__``, as in the program.
+
+    That is what can be found by the names in it, as far down as a pickle could name it.
+    """
+    module.__name__ = "__main__"
+    seen: set[int] = set()
+    waiting: list[Any] = list(vars(module).values())
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        kind = type(value)
+        if kind is staticmethod or kind is classmethod:
+            waiting.append(value.__func__)
+        elif kind is property:
+            waiting += value.fget, value.fset, value.fdel
+        elif issubclass(kind, type):
+            if vars(value).get("__module__") == _NAME:
+                # Not by the metaclass, which may make something of it.
+                type.__setattr__(value, "__module__", "__main__")
+                waiting += vars(value).values()
+        else:
+            _rename_object(value, waiting)
+
+
+def _rename_object(value: Any, waiting: list[Any]) -> None:
+    """A function; or another object that has a module of its own: a cached function, a type variable."""
+    try:
+        own = object.__getattribute__(value, "__dict__")
+        if (value.__module__ if type(value) is FunctionType else own.get("__module__")) == _NAME:
+            value.__module__ = "__main__"
+        if "__wrapped__" in own:
+            waiting.append(own["__wrapped__"])
+    except Exception:
+        pass  # Most objects have no such thing, and some answer strangely.
+
+
 def _take_back(before: ModuleType) -> None:
     sys.modules[_NAME] = sys.modules["__main__"] = before
 
@@ -114,11 +186,11 @@ def _prepare_path(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
     path = plan["path"]
     loader: Any
     if path.endswith(".pyc"):
-        loader = importlib.machinery.SourcelessFileLoader(_NAME, path)
-        code = loader.get_code(_NAME)
+        loader = importlib.machinery.SourcelessFileLoader("__main__", path)
+        code = loader.get_code("__main__")
     else:
         # The extension does not matter: a console script has none. (A source loader would go by it, and leave a .pyc.)
-        loader = importlib.machinery.SourceFileLoader(_NAME, path)
+        loader = importlib.machinery.SourceFileLoader("__main__", path)
         with io.open_code(path) as file:
             code = compile(file.read(), path, "exec", dont_inherit=True)
     return _module(loader, path, None, None), code

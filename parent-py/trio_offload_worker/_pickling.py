@@ -28,7 +28,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
             "classes defined inside functions can be returned too; of open files, locks and generators, return what is in them)",
         )
         raise original_error from None
-    from ._cloud import Pickler
+    from ._cloud import ResultPickler
 
     buffers: list[Any] = []
 
@@ -41,7 +41,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
 
     file = Parts()
     try:
-        Pickler(file, protocol=5, buffer_callback=take).dump(value)
+        ResultPickler(file, protocol=5, buffer_callback=take).dump(value)
     except Exception as error:
         add_note(
             original_error,

@@ -168,7 +168,8 @@ async def main():
         assert unpickled(await run(pickled))
         assert await run(unpickled, await run(pickled))
         assert await run(unpickled, pickle.dumps([Point(3), double]))
-        assert set(await run(names)) == {"__mp_main__"}
+        assert set(await run(names)) == {"__main__"}
+        assert b"__mp_main__" not in await run(pickled)
         assert type(await run(nested, 1)) is Point
     # An argument's class is enough to need the script, in a worker that has not loaded it: as __main__ and as __mp_main__.
     async with trio_offload.open_worker_context() as context:

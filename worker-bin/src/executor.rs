@@ -455,7 +455,9 @@ impl PythonSide {
     fn take_settings(&mut self, py: Python<'_>, eager: bool, pickled: Bound<'_, PyBytes>) -> PyResult<()> {
         let settings = if let Some(settings) = &self.settings {
             // Of the template from which this worker was forked, with everything in place.
-            settings.replace(pickled.unbind());
+            if settings.replace(pickled) {
+                hooks::renew_main(py, settings)?;
+            }
             if self.of_template.as_ref().is_none_or(|template| template.has_multiprocessing) {
                 hooks::adopt_imported(self.sys.bind(py), settings)?;
             }
@@ -522,9 +524,13 @@ impl PythonSide {
     fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
         let Some(settings) = self.settings.clone() else { return Ok(()) };
         let Some(segment) = segments.into_iter().next() else { return Ok(()) };
-        settings.replace(whole(py, segment)?.unbind());
+        settings.replace(whole(py, segment)?);
         hooks::adopt_imported(self.sys.bind(py), &settings)?;
-        if eager { self.apply(py, &settings) } else { Ok(()) }
+        if eager {
+            self.apply(py, &settings)?;
+        }
+        // Afterwards: that may have let go of a script that is not the parent's any more.
+        hooks::renew_main(py, &settings)
     }
 
     fn apply(&mut self, py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> {
@@ -575,7 +581,6 @@ impl PythonSide {
     }
 
     fn dump(&self, value: &Bound<'_, PyAny>) -> PyResult<Pickled> {
-        let _alone = hooks::MainLeftAlone::now();
         let error = match self.pickling.dump(value) {
             Ok(pickled) => return Ok(pickled),
             Err(error) => error,
@@ -696,7 +701,6 @@ fn refuse_asynchronous(function: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) ->
 ///
 /// `into_value` and not `value`: before Python 3.12 the traceback of a caught exception is not yet in the exception itself.
 fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled> {
-    let _alone = hooks::MainLeftAlone::now();
     let described = py.import("trio_offload_worker._exceptions").and_then(|module| {
         let (segments, type_name, message, traceback): (Bound<'_, PyAny>, String, String, String) =
             module.call_method1("dump", (error.clone_ref(py).into_value(py), stage))?.extract()?;

@@ -2,26 +2,35 @@
 //!
 //! Both wait in the import system and cost nothing that can be measured until then. Neither imports anything before.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyCFunction, PyDict, PyList, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyCFunction, PyDict, PyList, PyMapping, PyTuple, PyType};
+
+use crate::interpreter::ffi;
 
 /// The settings that came last, unpickled whenever they are asked for: that is seldom more than once.
 pub(crate) struct Settings {
     pickled: Mutex<Py<PyBytes>>,
     loads: Py<PyAny>,
+    main: PyOnceLock<Main>,
 }
 
 impl Settings {
     pub(crate) fn new(pickled: Py<PyBytes>, loads: Py<PyAny>) -> Arc<Self> {
-        Arc::new(Self { pickled: Mutex::new(pickled), loads })
+        Arc::new(Self { pickled: Mutex::new(pickled), loads, main: PyOnceLock::new() })
     }
 
-    pub(crate) fn replace(&self, pickled: Py<PyBytes>) {
-        *self.pickled.lock().unwrap_or_else(PoisonError::into_inner) = pickled;
+    /// Whether they are other ones than before.
+    pub(crate) fn replace(&self, pickled: Bound<'_, PyBytes>) -> bool {
+        let py = pickled.py();
+        let mut current = self.pickled.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = current.bind(py).as_bytes() != pickled.as_bytes();
+        *current = pickled.unbind();
+        is_new
     }
 
     pub(crate) fn get<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -38,7 +47,7 @@ impl Settings {
 pub(crate) fn install(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> {
     let sys = py.import("sys")?;
     let modules = sys.getattr("modules")?;
-    install_main(py, &modules, Arc::clone(settings))?;
+    install_main(py, &modules, settings)?;
     if adopt_imported(&sys, settings)? {
         // Something that `site` runs has imported it already.
         return Ok(());
@@ -71,51 +80,155 @@ pub(crate) fn leave_finders(finder: &Bound<'_, PyAny>) -> PyResult<()> {
     }
 }
 
-thread_local! {
-    static PICKLING: Cell<bool> = const { Cell::new(false) };
+/// What keeps the user's script from being run before something uses it.
+struct Main {
+    /// What `__main__` is until then.
+    stand_in: Py<PyModule>,
+    /// `None`: the unpickler could not be intercepted.
+    unpickler: Option<Unpickler>,
 }
 
-/// As long as this lives, no look-up by this thread loads the main script: it is the pickler that looks.
-///
-/// What a job returns or raises can only be of the script if the script was loaded, and then `__main__` is the script itself. A
-/// class says that it is of `__main__` and is not, if it came by value: from a prompt, say. To look for it in the script would
-/// be in vain, and worse than that for `python -m trio`, whose `__main__` is a prompt.
-pub(crate) struct MainLeftAlone {
-    before: bool,
+/// The class of the unpickler in C, in which `find_class` has been replaced as long as the script is not loaded.
+struct Unpickler {
+    class: Py<PyType>,
+    /// The dictionary behind the class.
+    attributes: Py<PyDict>,
+    original: Py<PyAny>,
+    ours: Py<PyAny>,
 }
 
-impl MainLeftAlone {
-    pub(crate) fn now() -> Self {
-        Self { before: PICKLING.replace(true) }
+impl Unpickler {
+    fn set(&self, py: Python<'_>, find_class: &Py<PyAny>) -> PyResult<()> {
+        self.attributes.bind(py).set_item(FIND_CLASS, find_class)?;
+        ffi::forget_methods(self.class.bind(py));
+        Ok(())
+    }
+
+    fn is_intercepted(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.attributes.bind(py).get_item(FIND_CLASS)?.is_some_and(|found| found.is(&self.ours)))
     }
 }
 
-impl Drop for MainLeftAlone {
-    fn drop(&mut self) {
-        PICKLING.set(self.before);
-    }
-}
+const FIND_CLASS: &str = "find_class";
 
-/// `__main__` stays empty, with a `__getattr__` (PEP 562) that loads the user's script when a name of it is looked up:
-/// the unpickler does that for a function or class of the script, and hardly anything else does. It answers to the name
-/// `__mp_main__` too: that is what a pickle calls it that was made in another worker.
-fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: Arc<Settings>) -> PyResult<()> {
+/// `__main__` looks like the program's and is empty until something uses the user's script; see `_stand_in.py`. It answers to the
+/// name `__mp_main__` too, as in the processes of multiprocessing.
+fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: &Arc<Settings>) -> PyResult<()> {
+    let stand_in = modules.get_item("__main__")?.cast_into::<PyModule>()?;
+    let unpickler = intercept_unpickler(py, settings)?;
+    let any_use = unpickler.is_none();
+    let of_closure = Arc::clone(settings);
+    let get = move |args: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
+        of_closure.get(args.py()).map(Bound::unbind)
+    };
+    let get = PyCFunction::new_closure(py, None, None, get)?.unbind();
     let find = move |args: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
         let py = args.py();
         let name = args.get_item(0)?;
         // The import system and introspection ask for these of any module (`__path__`, `__wrapped__`, …).
         let text = name.to_string();
-        if PICKLING.get() || (text.starts_with("__") && text.ends_with("__")) {
+        if text.starts_with("__") && text.ends_with("__") {
             return Err(PyAttributeError::new_err(format!("module '__main__' has no attribute '{text}'")));
         }
-        let loader = py.import("trio_offload_worker._main")?;
-        let module = loader.call_method1("load", (settings.get(py)?,))?;
-        Ok(module.getattr(name.cast::<pyo3::types::PyString>()?)?.unbind())
+        let module = py.import("trio_offload_worker._stand_in")?;
+        Ok(module.call_method1("look_up", (name, &get, any_use))?.unbind())
     };
-    let getattr = PyCFunction::new_closure(py, Some(c"__getattr__"), None, find)?;
-    let main = modules.get_item("__main__")?;
-    main.getattr("__dict__")?.set_item("__getattr__", getattr)?;
-    modules.set_item("__mp_main__", main)
+    stand_in.dict().set_item("__getattr__", PyCFunction::new_closure(py, Some(c"__getattr__"), None, find)?)?;
+    modules.set_item("__mp_main__", &stand_in)?;
+    let _ = settings.main.set(py, Main { stand_in: stand_in.unbind(), unpickler });
+    describe_main(py, settings)
+}
+
+/// Gives the stand-in for the main module the attributes that the module has in the parent.
+pub(crate) fn describe_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    let Some(main) = settings.main.get(py) else { return Ok(()) };
+    let values = main.stand_in.bind(py).dict();
+    let told = settings.get(py)?;
+    let Some(plan) = told.cast::<PyDict>()?.get_item("main")? else { return Ok(()) };
+    let plan = plan.cast::<PyDict>()?;
+    if let Some(attributes) = plan.get_item("attributes")? {
+        values.update(attributes.cast::<PyMapping>()?)?;
+    }
+    if let Some(loader) = plan.get_item("loader")?.filter(|loader| !loader.is_none()) {
+        let (kind, name, path): (String, Bound<'_, PyAny>, Bound<'_, PyAny>) = loader.extract()?;
+        let loader = py.import("_frozen_importlib_external")?.getattr(kind)?.call1((name, path))?;
+        values.set_item("__loader__", loader)?;
+    }
+    if let Some(spec) = plan.get_item("spec")?.filter(|spec| !spec.is_none()) {
+        let (name, origin, has_location): (Bound<'_, PyAny>, Bound<'_, PyAny>, bool) = spec.extract()?;
+        let keywords = PyDict::new(py);
+        keywords.set_item("origin", origin)?;
+        let spec = py
+            .import("_frozen_importlib")?
+            .getattr("ModuleSpec")?
+            .call((name, values.get_item("__loader__")?), Some(&keywords))?;
+        spec.setattr("has_location", has_location)?;
+        values.set_item("__spec__", spec)?;
+    }
+    Ok(())
+}
+
+/// Has the script loaded before any unpickler looks for a name in `__main__`. `None`: it cannot be done.
+///
+/// Each unpickler calls the method `find_class` for a name (Modules/_pickle.c), also the ones that no class of Python's is derived
+/// from. So that method of the class in C is replaced, which takes the dictionary behind the class, until the script is loaded.
+/// Rejected: an audit hook, which sees `pickle.find_class` and slows down every `id()`; a class of our own for what calls hold,
+/// which would see nothing of what jobs unpickle themselves.
+fn intercept_unpickler(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<Option<Unpickler>> {
+    let core = py.import("_pickle")?;
+    let class = core.getattr("Unpickler")?.cast_into::<PyType>()?;
+    let Ok(attributes) = ffi::attributes_of(&class) else { return Ok(None) };
+    let Some(original) = attributes.get_item(FIND_CLASS)?.map(Bound::unbind) else { return Ok(None) };
+    let seen = Arc::new(AtomicBool::new(false));
+    let (of_closure, original_of_closure, seen_of_closure) = (Arc::clone(settings), original.clone_ref(py), Arc::clone(&seen));
+    let find = move |args: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
+        let py = args.py();
+        seen_of_closure.store(true, Ordering::Relaxed);
+        let module = args.get_item(1)?;
+        if module.extract::<&str>().is_ok_and(|name| name == "__main__" || name == "__mp_main__") {
+            load_main(py, &of_closure)?;
+        }
+        Ok(original_of_closure.bind(py).call1(args)?.unbind())
+    };
+    let ours = ffi::new_method(PyCFunction::new_closure(py, Some(c"find_class"), None, find)?.as_any())?.unbind();
+    let unpickler = Unpickler { class: class.unbind(), attributes: attributes.unbind(), original, ours };
+    unpickler.set(py, &unpickler.ours)?;
+    // A Python that goes another way some day is noticed here.
+    core.call_method1("loads", (PyBytes::new(py, b"cbuiltins\nbool\n."),))?;
+    if seen.load(Ordering::Relaxed) {
+        return Ok(Some(unpickler));
+    }
+    unpickler.set(py, &unpickler.original)?;
+    Ok(None)
+}
+
+/// Loads the user's script if it is not loaded yet.
+fn load_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    let loader = py.import("trio_offload_worker._main")?;
+    if !loader.call_method0("is_loaded")?.is_truthy()? {
+        loader.call_method1("load", (settings.get(py)?,))?;
+    }
+    // While it is being loaded it may still fail.
+    if loader.call_method0("is_loaded")?.is_truthy()?
+        && let Some(unpickler) = settings.main.get(py).and_then(|main| main.unpickler.as_ref())
+        && unpickler.is_intercepted(py)?
+    {
+        unpickler.set(py, &unpickler.original)?;
+    }
+    Ok(())
+}
+
+/// Another module has become the parent's `__main__`, perhaps.
+pub(crate) fn renew_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
+    let Some(main) = settings.main.get(py) else { return Ok(()) };
+    describe_main(py, settings)?;
+    if let Some(unpickler) = &main.unpickler
+        && py.import("sys")?.getattr("modules")?.get_item("__main__")?.is(&main.stand_in)
+        && !unpickler.is_intercepted(py)?
+    {
+        unpickler.set(py, &unpickler.ours)?;
+    }
+    Ok(())
 }
 
 /// First on `sys.meta_path`; knows one name. Once that is looked for it is gone from there.

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyCode, PyMemoryView, PyString, PyTuple};
+use pyo3::types::{PyCode, PyDict, PyMemoryView, PyString, PyTuple, PyType};
 use thiserror::Error;
 use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::os;
@@ -457,6 +457,31 @@ impl HeldBytes {
         // handed to the kernel.
         unsafe { std::slice::from_raw_parts(pointer, self.0.len_bytes()) }
     }
+}
+
+unsafe extern "C" {
+    // Include/cpython/classobject.h; pyo3 does not declare it.
+    fn PyInstanceMethod_New(function: *mut ffi::PyObject) -> *mut ffi::PyObject;
+}
+
+/// What a callable has to become to be a method: in a class it gets the instance as its first argument.
+pub(crate) fn new_method<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: the thread is attached, and the object is alive; it gives a new reference, or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(function.py(), PyInstanceMethod_New(function.as_ptr())) }
+}
+
+/// The dictionary behind a class that an extension module has made. Whoever changes it calls [`forget_methods`].
+pub(crate) fn attributes_of<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, PyDict>> {
+    // SAFETY: the class is alive, and it has been made ready, so it has a dictionary; only classes of the interpreter itself keep
+    // theirs elsewhere (Python 3.12 and newer), which is null here and an error then.
+    let attributes = unsafe { Bound::from_borrowed_ptr_or_err(class.py(), (*class.as_type_ptr()).tp_dict) }?;
+    Ok(attributes.cast_into()?)
+}
+
+/// Something has been changed in the dictionary behind a class: Python's cache of methods must not go by what was there.
+pub(crate) fn forget_methods(class: &Bound<'_, PyType>) {
+    // SAFETY: the thread is attached, and it is a class (Doc/c-api/type.rst: to be called after any manual modification).
+    unsafe { ffi::PyType_Modified(class.as_type_ptr()) }
 }
 
 /// The code of an expression.
