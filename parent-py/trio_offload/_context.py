@@ -24,6 +24,7 @@ from ._cache import WorkerCache
 from ._errors import BrokenWorkerError
 from ._map import Map, MapOptions
 from ._payload import dump_call, dump_call_to_fork
+from ._processors import usable_processors
 from ._sizes import parse_size, readable_size
 from ._template import Templates
 from ._trace import TraceWriter
@@ -106,8 +107,9 @@ class WorkerContextStatistics:
 def current_default_worker_limiter() -> trio.CapacityLimiter:
     """The :class:`trio.CapacityLimiter` that calls use which bring none of their own.
 
-    Its ``total_tokens``, the number of processors at first (:func:`os.cpu_count`), may be changed. Each
-    :func:`trio.run` has one.
+    Its ``total_tokens`` may be changed. At first it is the number of processors that this program may use: those of its affinity
+    mask (taskset, cpusets), no more than the control groups' quota of processor time (containers), or what ``-X cpu_count`` or
+    ``PYTHON_CPU_COUNT`` says. Each :func:`trio.run` has one limiter.
 
     Raises:
         RuntimeError: not inside of :func:`trio.run`.
@@ -115,7 +117,7 @@ def current_default_worker_limiter() -> trio.CapacityLimiter:
     try:
         return _default_limiter.get()
     except LookupError:
-        limiter = trio.CapacityLimiter(os.cpu_count() or 1)
+        limiter = trio.CapacityLimiter(usable_processors())
         _default_limiter.set(limiter)
         return limiter
 

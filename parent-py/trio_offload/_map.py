@@ -42,6 +42,7 @@ from . import _clock, _payload
 from ._errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, add_note
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
+from ._processors import usable_processors
 from ._worker import IDLE, RUNNING, CallNotRun, Worker, describe_ending, load_exception, logger
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._limiter = limiter
         self._may_retire = context.retire is not bool
         self._to_fork = context._settings.fork
+        self._processors = 0
         self._dump_call = _payload.dump_call_to_fork if self._to_fork else _payload.dump_call
         self._pace = Pace(options.chunk_size)
         self._source = Source(items)
@@ -238,7 +240,11 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return self._options.workers
         limiter = self._limiter
         tokens = limiter.total_tokens if type(limiter) is trio.CapacityLimiter else math.inf
-        return (os.cpu_count() or 1) if tokens == math.inf else max(1, int(tokens))
+        if tokens != math.inf:
+            return max(1, int(tokens))
+        if not self._processors:
+            self._processors = usable_processors()
+        return self._processors
 
     def _window(self) -> int:
         """How many items may be inside."""

@@ -167,6 +167,10 @@ class Worker:
         self._left_behind = ""
         self._figures: list[int] | None = None
         self._oom_kills = _oom.OomKills(None, None)
+        # As they were at its last report.
+        self._next_kills: _oom.OomKills | None = None
+        # When they are to be read again, on the clock of time.monotonic().
+        self._kills_look_at = -math.inf
         self._stderr_size: int | None = None
         self._started = time.monotonic()
         self._ready = self._started
@@ -510,6 +514,7 @@ class Worker:
             await self._end()
             raise
         self._ready = time.monotonic()
+        self._kills_look_at = self._oom_kills.moment + _oom.LOOK_INTERVAL
         if self._settings.trace is not None:
             self._settings.trace.worker_started(self.process.pid, self._started, self._ready)
         self._become_idle()
@@ -592,6 +597,9 @@ class Worker:
                     await cancel_shielded_checkpoint()
                     answer = channel.look(start)
                 if answer is None:
+                    # While the worker is busy with the call.
+                    if began >= self._kills_look_at:
+                        self._look_for_kills(began)
                     answer = await channel.receive_result(start, looked, cancellable=cancellable)
                 while type(answer) is Frame and answer.kind is Kind.REPORT:
                     self._hear_figures(answer)
@@ -725,6 +733,8 @@ class Worker:
                 if self._unsent:
                     answer = await self._next_frame_while_sending(channel)
                 else:
+                    if self._began >= self._kills_look_at:
+                        self._look_for_kills(self._began)
                     answer = await channel.receive(cancellable=True, start=oldest.start)
                     while type(answer) is Frame and answer.kind is Kind.REPORT:
                         self._hear_figures(answer)
@@ -1002,9 +1012,19 @@ class Worker:
     def _hear_figures(self, frame: Frame) -> None:
         body = frame.body
         if "figures" in body:
+            if frame.kind is Kind.REPORT:
+                # It lived when it wrote that, and may have been ended since: what is read now counts when it has written again.
+                self._oom_kills = self._next_kills or self._oom_kills
+                self._next_kills = self._oom_kills.looked_at_again()
             self._figures = figures = body["figures"]
             if self._settings.trace is not None:
                 self._settings.trace.memory(self.process.pid, time.monotonic(), figures[0])
+
+    def _look_for_kills(self, now: float) -> None:
+        """The worker has just been sent a call: it is none of those that the OOM killer has ended so far."""
+        self._oom_kills = self._oom_kills.looked_at_again()
+        self._next_kills = None
+        self._kills_look_at = now + _oom.LOOK_INTERVAL
 
     def _check_baseline(self) -> None:
         """What a worker holds before its first job has to leave room for one."""
@@ -1139,7 +1159,9 @@ class Worker:
             return error
         killer = None
         if process.signal is signal.SIGKILL and not process.killed:
-            killer = _oom.explain_kill(self._oom_kills, crash.rss)
+            # A new worker may have been sent its first call before the counters were read.
+            began = self._began if self._jobs else self._started
+            killer = _oom.explain_kill(self._oom_kills, crash.rss, began)
         if killer is not None and killer.certain:
             error = WorkerMemoryError(f"worker {process.pid} was killed (SIGKILL) {when}, {killer.text}", process)
             error.limit, error.reached = self._settings.memory_limit, crash.rss

@@ -21,6 +21,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from .._processors import usable_processors
 from ._exit import CommandError, ExitStatus
 
 if TYPE_CHECKING:
@@ -211,8 +212,8 @@ def _map_parser() -> argparse.ArgumentParser:
         "--workers",
         metavar="N",
         type=_worker_count,
-        default=_processors(),
-        help="worker processes (default: the processors, %(default)s here)",
+        default=usable_processors(),
+        help="worker processes (default: the processors that it may use, %(default)s here)",
     )
     parser.add_argument(
         "--timeout",
@@ -292,13 +293,6 @@ def _working_directory() -> str | None:
         return os.getcwd()
     except OSError:  # it is gone; what needs it will say so
         return None
-
-
-def _processors() -> int:
-    """The processors that this process may use."""
-    if sys.version_info >= (3, 13):
-        return os.process_cpu_count() or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _worker_count(text: str) -> int:

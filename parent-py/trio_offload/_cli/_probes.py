@@ -23,6 +23,7 @@ import trio
 
 import trio_offload
 from trio_offload import _locate
+from trio_offload._processors import usable_processors
 from trio_offload_worker._wire import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _system(report: Report) -> Facts:
         "kernel": platform.release(),
         "libc": f"{libc} {libc_version}".strip() or None,
         "processors": os.cpu_count(),
-        "processors for this process": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "processors for this process": usable_processors(),
         "memory (bytes)": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "memory limit of the control group (bytes)": _memory_limit(),
         "open files allowed": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -1,0 +1,48 @@
+"""How many processors this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+from . import _cgroups
+
+
+def usable_processors() -> int:
+    """The processors that this process may use at this moment, one or more.
+
+    As :func:`os.process_cpu_count` of Python 3.13 counts them, on every Python: what ``-X cpu_count`` or the variable
+    ``PYTHON_CPU_COUNT`` says, otherwise the processors of the affinity mask. The latter are no more than the processor time
+    that the control groups allow, rounded up.
+    """
+    told = _told()
+    if told is not None:
+        return told
+    try:
+        count = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        count = os.cpu_count() or 1
+    return max(1, min([count, *map(math.ceil, _quotas())]))
+
+
+def _told() -> int | None:
+    value = sys._xoptions.get("cpu_count")
+    if value is None and not sys.flags.ignore_environment:
+        value = os.environ.get("PYTHON_CPU_COUNT")
+    if isinstance(value, str) and value.isdecimal() and int(value) > 0:
+        return int(value)
+    return None
+
+
+def _quotas() -> list[float]:
+    """The processors' worth of time that each control group above this process allows."""
+    found: list[float] = []
+    for path in _cgroups.files("cpu", "cpu.max", "cpu.cfs_quota_us"):
+        words = _cgroups.read_file(path).split()
+        if path.endswith("_quota_us"):
+            words += _cgroups.read_file(path.replace("_quota_us", "_period_us")).split()
+        # «max», and -1 in version 1: as much as there is.
+        if len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words):
+            found.append(int(words[0]) / int(words[1]))
+    return found

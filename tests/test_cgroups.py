@@ -1,0 +1,177 @@
+"""What control groups say: how many processors may be used, and whether the OOM killer has ended a worker."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+import trio_offload
+from trio_offload import BrokenWorkerError, WorkerMemoryError, _cgroups, _oom, _processors
+
+Files = Callable[[dict[str, str]], None]
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Files:
+    """The files of the system that there are, with what is in them."""
+
+    def have(contents: dict[str, str]) -> None:
+        monkeypatch.setattr(_cgroups, "read_file", lambda path: contents.get(path, ""))
+
+    return have
+
+
+@pytest.fixture(autouse=True)
+def eight_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("PYTHON_CPU_COUNT", raising=False)
+    monkeypatch.delitem(sys._xoptions, "cpu_count", raising=False)
+
+
+V2 = "/sys/fs/cgroup"
+V1 = "/sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        pytest.param({}, 8, id="no control groups"),
+        pytest.param({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "max 100000\n"}, 8, id="no quota"),
+        pytest.param({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "300000 100000\n"}, 3, id="own group"),
+        pytest.param({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "250000 100000\n"}, 3, id="rounded up"),
+        pytest.param({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "10000 100000\n"}, 1, id="less than one"),
+        pytest.param({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "9900000 100000\n"}, 8, id="more than there are"),
+        pytest.param(
+            {
+                "/proc/self/cgroup": "0::/a/b/c\n",
+                f"{V2}/a/b/c/cpu.max": "max 100000\n",
+                f"{V2}/a/cpu.max": "200000 100000\n",
+            },
+            2,
+            id="a group above",
+        ),
+        pytest.param({"/proc/self/cgroup": "0::/host/path\n", f"{V2}/cpu.max": "200000 100000\n"}, 2, id="a container"),
+        pytest.param(
+            {
+                "/proc/self/cgroup": "5:cpu,cpuacct:/a\n4:memory:/b\n0::/\n",
+                f"{V1}/a/cpu.cfs_quota_us": "150000\n",
+                f"{V1}/a/cpu.cfs_period_us": "50000\n",
+                f"{V1}/cpu.cfs_quota_us": "-1\n",
+                f"{V1}/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+            id="version 1",
+        ),
+        pytest.param({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "nonsense\n"}, 8, id="nonsense"),
+    ],
+)
+def test_processors_by_quota(files: Files, contents: dict[str, str], expected: int) -> None:
+    files(contents)
+    assert _processors.usable_processors() == expected
+
+
+def test_processors_by_affinity(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    files({})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
+    assert _processors.usable_processors() == 2
+
+
+def test_processors_as_told(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python 3.13 has it: who says a number means it, and the switch comes before the variable."""
+    files({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "300000 100000\n"})
+    monkeypatch.setenv("PYTHON_CPU_COUNT", "default")
+    assert _processors.usable_processors() == 3
+    monkeypatch.setenv("PYTHON_CPU_COUNT", "20")
+    assert _processors.usable_processors() == 20
+    monkeypatch.setitem(sys._xoptions, "cpu_count", "6")
+    assert _processors.usable_processors() == 6
+
+
+async def test_limits_follow_the_processors(files: Files) -> None:
+    """The default limiter, and the workers of a map whose limiter has no bound."""
+    files({"/proc/self/cgroup": "0::/a\n", f"{V2}/a/cpu.max": "500000 100000\n"})
+    assert trio_offload.current_default_worker_limiter().total_tokens == 5
+    async with trio_offload.open_worker_context() as context:
+        mapped: Any = context.map(abs, [1], limiter=trio.CapacityLimiter(math.inf))
+        assert mapped._limit() == 5
+        async with mapped as results:
+            assert [result async for result in results] == [1]
+
+
+# --- the OOM killer --------------------------------------------------------------------------------
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Counter:
+    """The count of the own control group."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def read(self, path: str) -> str:
+        answers = {"/proc/self/cgroup": "0::/a\n", f"{V2}/a/memory.events": f"oom 9\noom_kill {self.value}\n"}
+        return answers.get(path, "")
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    counter = Counter()
+    monkeypatch.setattr(_oom, "_read", counter.read)
+    return counter
+
+
+def rises_meanwhile(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the last look while the worker lived and its death."""
+    explain = _oom.explain_kill
+
+    def rise_and_explain(*arguments: Any) -> Any:
+        counter.value += 1
+        return explain(*arguments)
+
+    monkeypatch.setattr(_oom, "explain_kill", rise_and_explain)
+
+
+@pytest.mark.parametrize("calls_before", [0, 3])
+async def test_a_kill_that_was_counted_in_the_call(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch, calls_before: int
+) -> None:
+    monkeypatch.setattr(_oom, "LOOK_INTERVAL", 0.0)
+    async with trio_offload.open_worker_context() as context:
+        for _ in range(calls_before):
+            await context.run_sync(abs, -1)
+        rises_meanwhile(counter, monkeypatch)
+        with pytest.raises(WorkerMemoryError, match=r"by the system's OOM killer: .* went from 0 to 1 meanwhile"):
+            await context.run_sync(die)
+
+
+async def test_a_kill_that_was_counted_before_the_call(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was another process's: the worker has lived on."""
+    monkeypatch.setattr(_oom, "LOOK_INTERVAL", 0.0)
+    async with trio_offload.open_worker_context() as context:
+        await context.run_sync(abs, -1)
+        counter.value += 1
+        with pytest.raises(BrokenWorkerError) as caught:
+            await context.run_sync(die)
+    assert not isinstance(caught.value, WorkerMemoryError)
+    assert "OOM" not in str(caught.value)
+
+
+async def test_a_kill_that_may_have_been_before_the_call(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that follow each other closely do not each look. Then it is a guess, and said to be one."""
+    monkeypatch.setattr(_oom, "LOOK_INTERVAL", math.inf)
+    async with trio_offload.open_worker_context(report_interval=math.inf) as context:
+        await context.run_sync(abs, -1)
+        counter.value += 1
+        with pytest.raises(BrokenWorkerError, match=r"a guess: .* may have been before this call") as caught:
+            await context.run_sync(die)
+    assert not isinstance(caught.value, WorkerMemoryError)
