@@ -6,6 +6,7 @@ is forced here is the moment: one side is stopped in the middle, and the other c
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -310,3 +311,20 @@ def test_a_look_at_modules_in_the_middle_of_another_misses_nothing(monkeypatch: 
     first.join(PATIENCE)
     found.append(strays.find(sys.path))
     assert [module.__name__ in each for each in found] == [True, True, True]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_a_workers_start_leaves_no_class_behind(kind: WorkerType) -> None:
+    """Those that ctypes makes are never given back as a whole; one for each start was hundreds of megabytes in some minutes."""
+
+    def count_classes() -> int:
+        return sum(isinstance(thing, type) for thing in gc.get_objects())
+
+    async with open_worker_context(retire=object, worker_type=kind) as context:
+        for _ in range(2):
+            await context.run_sync(bool)
+        gc.collect()
+        before = count_classes()
+        for _ in range(5):
+            await context.run_sync(bool)
+        assert count_classes() == before

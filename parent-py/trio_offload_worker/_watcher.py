@@ -225,11 +225,18 @@ def call_library(name: str, *arguments: int | bytes | None, keep_gil: bool = Tru
     except ImportError:
         return None
     core: Any = _ctypes
-    number = type("number", (core._SimpleCData,), {"_type_": "l"})
-    flags = core.FUNCFLAG_CDECL | (core.FUNCFLAG_PYTHONAPI if keep_gil else 0)
-    function = type("function", (core.CFuncPtr,), {"_flags_": flags, "_restype_": number})
+    function = _kinds_of_function.get(keep_gil)
+    if function is None:
+        # Once for all: a class is eight kilobytes, and most of that ctypes never gives back.
+        number = type("number", (core._SimpleCData,), {"_type_": "l"})
+        flags = core.FUNCFLAG_CDECL | (core.FUNCFLAG_PYTHONAPI if keep_gil else 0)
+        function = type("function", (core.CFuncPtr,), {"_flags_": flags, "_restype_": number})
+        _kinds_of_function[keep_gil] = function
     result: int = function(core.dlsym(core.dlopen(None, 0), name))(*arguments)
     return result
+
+
+_kinds_of_function: dict[bool, Any] = {}
 
 
 class _Life:
