@@ -5,6 +5,7 @@ What they have in common with all others is tested with the others; see the fixt
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -778,6 +779,63 @@ async def test_one_job_workers() -> None:
             nursery.start_soon(run_jobs)
             nursery.start_soon(run_jobs)
         assert len(pids) == 100
+
+
+@pytest.mark.parametrize("template_too", [False, True], ids=["alone", "with its template"])
+async def test_a_worker_that_is_killed_before_it_has_told_its_number(
+    template_too: bool, no_reserve: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reaped like any other: the end of the test finds no zombie."""
+    full, stuck = os.pipe()
+    os.set_blocking(stuck, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(stuck, bytes(4096))
+    os.set_blocking(stuck, True)
+    asked: list[tuple[Lines, int]] = []
+
+    def ask(lines: Lines, send: Callable[[list[int]], bool]) -> bool:
+        # The pipe that the number goes to takes nothing, and the right one does not end before the process has.
+        asked.append((lines, os.dup(lines.written)))
+        return ask_for(lines, lambda descriptors: send([*descriptors[:2], stuck]))
+
+    ask_for = Lines.ask
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        template = template_of(context)
+        with monkeypatch.context() as patch, trio.fail_after(PATIENCE):
+            patch.setattr(Lines, "ask", ask)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_expect_start_error, context)
+                while not asked:
+                    await trio.lowlevel.checkpoint()
+                lines, written = asked[0]
+                while (pid := lines.record.number_of_newborn()) == 0:
+                    await trio.lowlevel.checkpoint()
+                if template_too:
+                    os.kill(template.process.pid, signal.SIGKILL)
+                    wait_for_end(template.process.pid)
+                os.kill(pid, signal.SIGKILL)
+                wait_for_end(pid)
+                os.close(written)
+        assert (lines.process.pid, lines.process.exitcode) == (pid, -signal.SIGKILL)
+        assert await context.run_sync(int, "5") == 5
+        assert (template_of(context) is template) is not template_too
+    os.close(full)
+    os.close(stuck)
+
+
+async def _expect_start_error(context: WorkerContext) -> None:
+    with pytest.raises(WorkerStartError, match="SIGKILL before it was ready"):
+        await context.run_sync(bool)
+
+
+async def test_the_record_of_a_worker_has_no_number_in_it(no_reserve: None) -> None:
+    async with forked() as context:
+        await context.run_sync(bool)
+        (worker,) = context._cache._idle
+        assert worker._record is not None
+        assert worker._record.number_of_newborn() == 0
 
 
 def how_many_a_copy_has(descriptors: set[int]) -> int:

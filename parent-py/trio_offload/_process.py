@@ -313,14 +313,16 @@ class WorkerProcess:
 class ForkedProcess(WorkerProcess):
     """A process that a template was asked for. Until it is there, ``pid`` is 0, and it runs as far as anybody can tell.
 
-    The first thing that it does is to write its number into a pipe. The end of the pipe without a number says that there
-    never will be such a process: the template has died, or could not fork.
+    The first thing that it does is to write its number into a pipe. At the end of the pipe without a number the record has it if the
+    process was killed before it could write. Otherwise there never will be such a process: the template has died, or could not
+    fork.
     """
 
-    def __init__(self, birth: int, template: WorkerProcess) -> None:
+    def __init__(self, birth: int, template: WorkerProcess, record: RecordFile) -> None:
         super().__init__(0, None)
         self._birth = birth
         self._template = template
+        self._record = record
 
     @property
     def is_known(self) -> bool:
@@ -367,11 +369,12 @@ class ForkedProcess(WorkerProcess):
             number = os.read(self._birth, 4)
         except BlockingIOError:
             return False
-        if len(number) < 4:
+        pid = int.from_bytes(number, "big") if len(number) == 4 else self._record.number_of_newborn()
+        if pid == 0:
             self.ended = True
             self._close_pidfd()
             return False
-        self.pid = int.from_bytes(number, "big")
+        self.pid = pid
         # It is our child, and nobody but us reaps it: the number is its own.
         # In this order: there may be no other descriptor left.
         self._close_birth()
@@ -413,7 +416,7 @@ class Lines:
             self.record = RecordFile()
             made.callback(self.record.close)
             birth, self.written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            self.process = ForkedProcess(birth, template)
+            self.process = ForkedProcess(birth, template, self.record)
             self.process.line = self.ours
             made.pop_all()
             no_forks.register(self.process, self.ours, self.record, self)

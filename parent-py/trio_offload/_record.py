@@ -13,6 +13,7 @@ import os
 import signal
 import stat
 import struct
+import sys
 import tempfile
 import time
 from typing import Any, Final
@@ -108,6 +109,13 @@ class RecordFile:
     def identity(self) -> tuple[int, int]:
         """What the worker knows the file by, whatever number it has there."""
         return self._identity
+
+    def number_of_newborn(self) -> int:
+        """The number of a forked worker that has not told it itself; 0: there is none."""
+        try:
+            return int.from_bytes(os.pread(self._descriptor, 4, 0), sys.byteorder)
+        except OSError:
+            return 0
 
     def progress(self) -> Progress:
         """How far a chunk has come."""

@@ -23,7 +23,7 @@ use trio_offload_worker::memory::{Figures, Meter};
 use trio_offload_worker::message::{
     Explanation, Failure, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
 };
-use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Side};
+use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Front, Side};
 use trio_offload_worker::regions::Regions;
 use trio_offload_worker::sentinel::{self, Activity, Guard, Parent, Standby};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
@@ -349,11 +349,12 @@ impl Executor for Worker {
     fn fork(&mut self, mut descriptors: Vec<OwnedFd>) -> Side {
         let (Some(python), Some(parent)) = (&self.python, self.parent) else { return Side::Template };
         let birth = descriptors.remove(BIRTH);
+        let front = descriptors.get(RECORD).and_then(|record| Front::of(record.as_fd()));
         let mut taken = None;
         let outcome = Python::attach(|py| {
             // What is still to be written would be written by each worker.
             flush(py, &python.sys);
-            ffi::fork(py, birth.as_fd(), &self.allowed, || {
+            ffi::fork(py, birth.as_fd(), front, &self.allowed, || {
                 taken = Some(launch::take_over(std::mem::take(&mut descriptors), parent));
             })
         });
@@ -606,6 +607,8 @@ impl PythonSide {
 
 /// Which of a request's descriptors the worker's number is written to.
 const BIRTH: usize = 2;
+/// Which of them is its record.
+const RECORD: usize = 1;
 
 fn welcome(interpreter: &Interpreter, prefixes: Prefixes) -> Welcome {
     Welcome {

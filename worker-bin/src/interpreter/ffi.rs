@@ -14,7 +14,7 @@ use pyo3::types::{PyCode, PyDict, PyMemoryView, PyString, PyTuple, PyType};
 use thiserror::Error;
 use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::os;
-use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Side};
+use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Front, Side};
 use trio_offload_worker::record::PROGRESS_SIZE;
 use trio_offload_worker::regions::{Region, Regions};
 use trio_offload_worker::transport::Storage;
@@ -98,12 +98,13 @@ impl Running {
 pub(crate) fn fork(
     _py: Python<'_>,
     birth: BorrowedFd<'_>,
+    front: Option<Front>,
     allowed: &AllowedThreads,
     born: impl FnOnce(),
 ) -> Result<Side, ForkError> {
     // SAFETY: the thread is attached, and each call is followed by its counterpart below (Modules/posixmodule.c, os_fork_impl).
     unsafe { ffi::PyOS_BeforeFork() };
-    let side = fork::fork_sibling(birth, allowed, born);
+    let side = fork::fork_sibling(birth, front, allowed, born);
     match side {
         // SAFETY: the counterpart, in the worker, whose only thread holds the GIL as it did before.
         Ok(Side::Worker) => unsafe { ffi::PyOS_AfterFork_Child() },

@@ -23,6 +23,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -122,12 +123,17 @@ pub unsafe extern "C" fn __register_atfork(prepare: Handler, parent: Handler, ch
     status
 }
 
-/// Forks a worker off this process. In the worker its number is written to `birth` before anything else is done, and then `born`
-/// is called. To be called between Python's own preparation for a fork and what it does after one.
-pub fn fork_sibling(birth: BorrowedFd<'_>, allowed: &AllowedThreads, born: impl FnOnce()) -> Result<Side, ForkError> {
+/// Forks a worker off this process. Its number is in the front of its record before it runs at all. In the worker it is written to
+/// `birth`, and taken back from there, before anything else is done, and then `born` is called. To be called between Python's own preparation for a fork and what it does after one.
+pub fn fork_sibling(
+    birth: BorrowedFd<'_>,
+    front: Option<Front>,
+    allowed: &AllowedThreads,
+    born: impl FnOnce(),
+) -> Result<Side, ForkError> {
     let handlers = Prepared::new();
     refuse_threads(allowed)?;
-    let side = clone_sibling(birth)?;
+    let side = clone_sibling(birth, front)?;
     if side == Side::Worker {
         born();
     }
@@ -279,27 +285,33 @@ fn numbers() -> Result<Numbers, ForkError> {
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn clone_sibling(birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
+fn clone_sibling(birth: BorrowedFd<'_>, front: Option<Front>) -> Result<Side, ForkError> {
     const FLAGS: c_int = libc::CLONE_PARENT | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
     let numbers = numbers()?;
     let number = numbers.of_thread();
+    let noted = front.as_ref().map_or(std::ptr::null_mut(), |front| front.0.as_ptr());
+    let flags = if front.is_some() { FLAGS | libc::CLONE_PARENT_SETTID } else { FLAGS };
     let robust = robust_list();
     // SAFETY: without CLONE_VM the new process has a copy of all memory and goes on behind this line on its own copy of the
-    // stack, as after fork(2); what the kernel writes to in it is the place where the C library has the number. There is one
+    // stack, as after fork(2); what the kernel writes to are the place where the C library has the number, and the front of the record. There is one
     // thread, or others sleep, so no lock is held by somebody who is not copied.
     let pid = unsafe {
         // The order of the arguments differs between the processors (clone(2), «C library/kernel differences»).
         #[cfg(target_arch = "x86_64")]
-        let pid = libc::syscall(libc::SYS_clone, FLAGS, 0_usize, 0_usize, number, 0_usize);
+        let pid = libc::syscall(libc::SYS_clone, flags, 0_usize, noted, number, 0_usize);
         #[cfg(target_arch = "s390x")]
-        let pid = libc::syscall(libc::SYS_clone, 0_usize, FLAGS, 0_usize, number, 0_usize);
+        let pid = libc::syscall(libc::SYS_clone, 0_usize, flags, noted, number, 0_usize);
         #[cfg(not(any(target_arch = "x86_64", target_arch = "s390x")))]
-        let pid = libc::syscall(libc::SYS_clone, FLAGS, 0_usize, 0_usize, 0_usize, number);
+        let pid = libc::syscall(libc::SYS_clone, flags, 0_usize, noted, 0_usize, number);
         pid
     };
     match pid {
         0 => {
-            announce(birth);
+            if announce(birth)
+                && let Some(front) = front
+            {
+                front.clear();
+            }
             if !numbers.settle() {
                 let _ = writeln!(io::stderr(), "trio-offload-worker: {}", ForkError::UnknownLibrary(c_library()));
                 super::exit_now(crate::exit::WRONG_ARGUMENTS);
@@ -317,16 +329,52 @@ fn clone_sibling(birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
 
 /// Other C libraries call the handlers of `pthread_atfork` in ways that are not known here.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn clone_sibling(_birth: BorrowedFd<'_>) -> Result<Side, ForkError> {
+fn clone_sibling(_birth: BorrowedFd<'_>, _front: Option<Front>) -> Result<Side, ForkError> {
     Err(ForkError::Unsupported)
 }
 
-/// The parent learns the number from the worker itself: a template that dies at this moment has nothing to tell any more.
-fn announce(birth: BorrowedFd<'_>) {
+/// The front of a record, in memory that is shared with the file, and so with the parent. The kernel writes the number of a new
+/// process there (`CLONE_PARENT_SETTID`) when it has made it and before it lets it run. So whoever is killed, and when, the
+/// parent knows of every child that it has.
+#[derive(Debug)]
+pub struct Front(NonNull<c_int>);
+
+impl Front {
+    /// `None`: it is no file that can be in memory. Then a worker that dies before it has told its number stays a zombie.
+    pub fn of(record: BorrowedFd<'_>) -> Option<Self> {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a null pointer leaves the place to the system, which takes none that is in use.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), size_of::<c_int>(), protection, flags, record.as_raw_fd(), 0) };
+        if address == libc::MAP_FAILED {
+            return None;
+        }
+        let front = Self(NonNull::new(address.cast())?);
+        // The page is there when the kernel writes to it.
+        front.clear();
+        Some(front)
+    }
+
+    fn clear(&self) {
+        // SAFETY: a mapping of a file that has as much, at its beginning: an int's place, and nobody here has a reference to it.
+        unsafe { self.0.as_ptr().write_volatile(0) };
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        // SAFETY: what `of` has mapped, in this process or in a copy that has the mapping too; nobody else knows it.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<c_int>()) };
+    }
+}
+
+/// The parent learns the number from the worker itself: a template that dies at this moment has nothing to tell any more. False: it
+/// does not.
+fn announce(birth: BorrowedFd<'_>) -> bool {
     let bytes = numbers::process_number().to_be_bytes();
     // SAFETY: the pointer and the length are those of the array. A pipe takes so few bytes as a whole; a parent that is gone is
     // found out a moment later.
-    unsafe { libc::write(birth.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    let written = unsafe { libc::write(birth.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    usize::try_from(written).is_ok_and(|written| written == bytes.len())
 }
 
 /// Its name and release, for people.
