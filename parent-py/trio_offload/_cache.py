@@ -72,20 +72,21 @@ class WorkerCache:
 
     def pop(self) -> Worker | None:
         """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
-        found: Worker | None = None
-        while found is None:
+        while True:
             try:
                 worker = self._idle.pop()
             except IndexError:
-                break
+                # Here too: where each call has a spare, as after one-job workers, there never is an idle worker.
+                if self._leaving:
+                    self._see_off()
+                return self._pop_spare()
             # In a fork of the process that started it, a worker has ended.
             if worker.state is IDLE and not worker.process.ended:
-                found = worker
-        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do. Also if
-        # there was none: where each call has a spare, as after one-job workers, there never is.
+                break
+        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
         if self._idle or self._leaving:
             self.prune()
-        return self._pop_spare() if found is None else found
+        return worker
 
     def _pop_spare(self) -> Worker | None:
         try:

@@ -611,7 +611,10 @@ class _Calls:
 
     def leave(self, key: object) -> None:
         """A call has come to its end."""
-        self._entered.pop(key, None)
+        try:
+            del self._entered[key]
+        except KeyError:
+            return  # This is a fork of the process in which it was entered.
         if self._closed is not None and not self._entered:
             token, finished = self._closed
             if token is trio.lowlevel.current_trio_token():

@@ -673,7 +673,9 @@ class Worker:
         if len(self._flight) == MOST_IN_FLIGHT:
             raise RuntimeError(f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight")
         self._calls += 1
-        flight = _Flight(self._calls, call.function, prepares=prepares)
+        flight = _Flight(self._calls, call.function)
+        if prepares:
+            flight.prepares = True
         if _launch.changing_state() is not self._told:
             self._unsent += self._new_settings()
         if call.small and not prepares:
