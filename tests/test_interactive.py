@@ -723,3 +723,51 @@ async def test_functions_with_a_cache() -> None:
         assert back.cache_parameters() == {"maxsize": None, "typed": False}
         # One that is found travels by name, also beside one that is not.
         assert (await context.run_sync(jobs.echo, [square, jobs.cached]))[1] is jobs.cached
+
+
+# --- from outside --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="new in Python 3.14")
+@pytest.mark.parametrize("kind", ["SPAWN", "FORKSERVER", "FORK"])
+def test_a_debugger_reaches_a_job(tmp_path: Path, kind: str) -> None:
+    """``python -m pdb -p PID`` has the job's process run a script (PEP 768), in the middle of a loop that never waits."""
+    program = f"""
+        import os, sys, trio, trio_offload
+
+        def spin(writer, answer):
+            os.write(writer, b"%d" % os.getpid())
+            while not os.path.exists(answer):
+                pass
+            with open(answer) as file:
+                return file.read()
+
+        async def main():
+            reader, writer = os.pipe()
+            os.set_inheritable(writer, True)
+            path = f"/proc/{{os.getpid()}}/fd/{{writer}}"
+            async with trio_offload.open_worker_context(worker_type=trio_offload.WorkerType.{kind}) as context:
+                async with trio.open_nursery() as nursery:
+                    async def call():
+                        print(await context.run_sync(start, path, "answer"))
+                    nursery.start_soon(call)
+                    await trio.lowlevel.wait_readable(reader)
+                    sys.remote_exec(int(os.read(reader, 20)), "script_for_it.py")
+
+        def start(path, answer):
+            return spin(os.open(path, os.O_WRONLY), answer)
+
+        if __name__ == "__main__":
+            trio.run(main)
+    """
+    write(
+        tmp_path / "script_for_it.py",
+        """
+        import os, sys
+        with open("answer.part", "w") as file:
+            file.write(sys._getframe(1).f_code.co_name)
+        os.rename("answer.part", "answer")
+        """,
+    )
+    script = write(tmp_path / "script.py", program)
+    assert run([sys.executable, script], folder=tmp_path).lines() == ["spin"]

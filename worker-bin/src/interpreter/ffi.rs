@@ -78,6 +78,8 @@ impl Running {
         // SAFETY: the configuration is initialised, and Python copies what it needs of it.
         check(unsafe { ffi::Py_InitializeFromConfig(&c_config.0) })?;
         drop(c_config);
+        #[cfg(Py_3_14)]
+        mark_main_thread();
         // SAFETY: Py_InitializeFromConfig has succeeded, so this thread holds the GIL with the main thread's state.
         let state = unsafe { ffi::PyEval_SaveThread() };
         let main_thread = NonNull::new(state).ok_or(StartError::Exit(-1))?;
@@ -90,6 +92,25 @@ impl Running {
         unsafe { ffi::PyEval_RestoreThread(self.main_thread.as_ptr()) };
         // SAFETY: this thread holds the GIL with the main thread's state; nothing uses Python after this.
         unsafe { ffi::Py_FinalizeEx() == 0 }
+    }
+}
+
+/// Marks this thread as the one that runs the program: debuggers and `sys.remote_exec` (PEP 768) reach a job by that mark, which
+/// Python itself sets for main programs only. No public function does it. In a Python without this one jobs are out of their reach.
+#[cfg(Py_3_14)]
+fn mark_main_thread() {
+    type SetRunningMain = unsafe extern "C" fn(*mut ffi::PyInterpreterState) -> c_int;
+    // SAFETY: dlsym reads a C string; RTLD_DEFAULT asks for the first library in the order of loading.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_PyInterpreterState_SetRunningMain".as_ptr()) };
+    if address.is_null() {
+        return;
+    }
+    // SAFETY: a function of this signature since 3.13 (Include/internal/pycore_pystate.h); versions this is compiled for have it.
+    let set = unsafe { std::mem::transmute::<*mut std::ffi::c_void, SetRunningMain>(address) };
+    // SAFETY: this thread holds the GIL with the main thread's state; both take or give the interpreter of that.
+    if unsafe { set(ffi::PyInterpreterState_Get()) } != 0 {
+        // SAFETY: as above. Nothing depends on the mark.
+        unsafe { ffi::PyErr_Clear() };
     }
 }
 
