@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-build=$root/build
+# In the folder of another system (ci/newest) it is one of that system's own.
+build=${TRIO_OFFLOAD_BUILD:-$root/build}
 cd "$root"
 
 # pip asks for nothing and talks little.
@@ -108,7 +109,7 @@ with open("pyproject.toml", "rb") as file:
 # there is one: it is the same for every Python, and to make one with an old pip that is then replaced takes some ten seconds.
 new_environment() {
     local other
-    for other in "$build"/py*/venv/lib/python*/site-packages; do
+    for other in {"$build","$root/build"}/py*/venv/lib/python*/site-packages; do
         if [[ -e $other/../../../../pip-is-new ]]; then
             "$2" -m venv --without-pip "$1"
             cp -a "$other"/pip "$other"/pip-*.dist-info "$1"/lib/python*/site-packages/
@@ -143,7 +144,7 @@ build_wheel() {
 begin_with_another_build() {
     local folder=$1 place=$2 other
     [[ ! -e $folder/$place ]] || return 0
-    for other in "$build"/py*/"$place"; do
+    for other in {"$build","$root/build"}/py*/"$place"; do
         if [[ -e $other ]]; then
             mkdir -p "$(dirname "$folder/$place")"
             cp -a --reflink=auto "$other" "$(dirname "$folder/$place")/"
@@ -159,6 +160,16 @@ install_wheel() {
     "$folder/venv/bin/python" -m pip install --quiet "$folder"/wheel/*.whl
     # The version stays the same while the contents change.
     "$folder/venv/bin/python" -m pip install --quiet --no-deps --force-reinstall "$folder"/wheel/*.whl
+}
+
+# suite PYTHON ARGUMENTS OF PYTEST: the program pytest, not `python -m pytest`: that would put this folder on sys.path, and the
+# suite is to run with what is installed.
+suite() {
+    local interpreter=$1
+    shift
+    # Two files at a time: most tests wait for the start of some process, and none relies on being alone. By name: sorted by their
+    # number of tests, which is what xdist does, those come last that have few and take long, and one processor is idle.
+    "$(dirname "$(environment_python "$interpreter")")/pytest" -n 2 --dist loadfile --no-loadscope-reorder --durations=5 "$@"
 }
 
 # Cargo's environment for an interpreter: what it builds links that Python, and finds its library when it runs.
@@ -241,6 +252,12 @@ finish() {
         failures=$((failures + 1))
     fi
     stages+=("$(printf '%5d s  %s (beside others)  %s' "$duration" "$name" "$word")")
+}
+
+# skip NAME REASON: a stage that cannot be on this machine.
+skip() {
+    printf '\n=== %s\nskipped: %s\n' "$1" "$2"
+    stages+=("$(printf '%7s  %s  SKIPPED: %s' "" "$1" "$2")")
 }
 
 report_stages() {

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-MINORS = range(10, 14)
+MINORS = range(10, 16)
 
 # Runs in the candidate. The real path of the standard library tells two builds apart; sys.prefix does not, where a
 # link or a virtual environment comes between.

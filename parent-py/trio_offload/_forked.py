@@ -21,7 +21,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from trio._core._run import GLOBAL_RUN_CONTEXT
@@ -165,11 +165,15 @@ def _quiet_filters() -> Iterator[None]:
         return
     entry = ("ignore", None, DeprecationWarning, _FORKING_MODULE, 0)
     filters = _launch.filters_in_force(warnings)
-    filters.insert(0, entry)
+    # From Python 3.14 on there is a lock for them.
+    lock: Any = getattr(warnings, "_lock", nullcontext())
+    with lock:
+        filters.insert(0, entry)
     try:
         yield
     finally:
-        filters.remove(entry)
+        with lock:
+            filters.remove(entry)
 
 
 _WARNS_OF_THREADS: Final = sys.hexversion >= 0x030C0000
