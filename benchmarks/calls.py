@@ -10,6 +10,7 @@ from contenders import (
     ANYIO,
     ECHO,
     EXECUTOR,
+    INTERPRETERS,
     LOKY,
     OURS,
     OURS_MAP,
@@ -30,7 +31,9 @@ POOL_MAP = f"{POOL}.map"
 async def warm_call(settings: Settings) -> Samples:
     samples: Samples = defaultdict(list)
     async with Pools() as stack:
-        pools = await stack.opened(settings, OURS, ECHO, TRIO_PARALLEL, ANYIO, TRIO_THREAD, EXECUTOR, POOL, LOKY)
+        pools = await stack.opened(
+            settings, OURS, ECHO, TRIO_PARALLEL, ANYIO, TRIO_THREAD, EXECUTOR, INTERPRETERS, POOL, LOKY
+        )
         for pool in pools.values():
             await median_call(pool.call, settings.calls // 4, bool)
         # Who comes after whom changes: a process that goes to sleep slowly takes time from the next.
@@ -59,7 +62,7 @@ async def throughput(settings: Settings) -> Samples:
     """Calls a second of four tasks that share two workers. Short rounds, for the reason given above."""
     samples: Samples = defaultdict(list)
     async with Pools() as stack:
-        pools = await stack.opened(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY, workers=2)
+        pools = await stack.opened(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, INTERPRETERS, POOL, LOKY, workers=2)
         for number in range(4 * settings.rounds + 1):
             for name, pool in pools.items():
                 rate = await calls_per_second(pool.call, settings.seconds / 4, tasks=4)
@@ -79,7 +82,7 @@ class MapRate:
         samples: Samples = defaultdict(list)
         # One at a time costs all of them much more.
         items = range(settings.items if self.chunk != 1 else settings.items // 20)
-        names = [OURS_MAP, POOL, EXECUTOR, LOKY]
+        names = [OURS_MAP, POOL, EXECUTOR, INTERPRETERS, LOKY]
         if self.chunk is None:
             # An executor takes one at a time unless it is told a number.
             names = [OURS_MAP, POOL]

@@ -6,6 +6,7 @@ or this version lacks is left out of the run, which says so.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import importlib
@@ -182,6 +183,12 @@ def _process_pool(start_method: str) -> Callable[[int], Executor]:
     return make
 
 
+def _interpreters(workers: int) -> Executor:
+    # Python 3.14 has it; the type hints are those of 3.10.
+    executor: Executor = getattr(concurrent.futures, INTERPRETERS)(workers)
+    return executor
+
+
 def _loky(workers: int) -> Executor:
     import loky
 
@@ -256,6 +263,10 @@ def _has_forkserver() -> bool:
     return "forkserver_preload" in inspect.signature(trio_offload.open_worker_context).parameters
 
 
+def _has_interpreters() -> bool:
+    return hasattr(concurrent.futures, INTERPRETERS)
+
+
 def _has_map() -> bool:
     import trio_offload
 
@@ -272,6 +283,7 @@ TRIO_PARALLEL_FORKSERVER = "trio-parallel, forkserver"
 ANYIO = "anyio.to_process"
 EXECUTOR = "ProcessPoolExecutor"
 EXECUTOR_FORKSERVER = "ProcessPoolExecutor, forkserver"
+INTERPRETERS = "InterpreterPoolExecutor"
 POOL = "multiprocessing.Pool"
 POOL_FORKSERVER = "multiprocessing.Pool, forkserver"
 LOKY = "loky"
@@ -298,6 +310,7 @@ CONTENDERS = [
     # Not the method that is the default on some Pythons: that forks a process that may have threads, as a Trio program has.
     Contender(EXECUTOR, _executor(_process_pool("spawn"))),
     Contender(EXECUTOR_FORKSERVER, _executor(_process_pool("forkserver"))),
+    Contender(INTERPRETERS, _executor(_interpreters), None, INTERPRETERS, _has_interpreters),
     Contender(POOL, _pool("spawn")),
     Contender(POOL_FORKSERVER, _pool("forkserver")),
     # An executor can be told the same, and then stops for ever (python/cpython#115634).

@@ -20,8 +20,8 @@ from readme import BOUNDS, OURS, PEERS, advantage
 INK, PAPER, LINE = "#1f2328", "#ffffff", "#d1d9e0"
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", LINE: "#3d444d"}
 # Told apart by people who see few colours (Okabe and Ito), and readable on both.
-COLOURS = dict(zip(PEERS, ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"), strict=True))
-MARKERS = dict(zip(PEERS, "osD^vP", strict=True))
+COLOURS = dict(zip(PEERS, ("#d55e00", "#0072b2", "#009e73", "#000000", "#cc79a7", "#e69f00", "#56b4e9"), strict=True))
+MARKERS = dict(zip(PEERS, "osDX^vP", strict=True))
 GREY = "#858d96"
 
 

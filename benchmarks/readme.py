@@ -19,7 +19,15 @@ README = FOLDER.parent / "README.md"
 BEGIN, END = "<!-- ratios: benchmarks/readme.py writes this -->\n", "<!-- end of ratios -->\n"
 
 OURS = "trio-offload"
-PEERS = ("trio-parallel", "anyio.to_process", "ProcessPoolExecutor", "multiprocessing.Pool", "loky", "Trio thread")
+PEERS = (
+    "trio-parallel",
+    "anyio.to_process",
+    "ProcessPoolExecutor",
+    "InterpreterPoolExecutor",
+    "multiprocessing.Pool",
+    "loky",
+    "Trio thread",
+)
 BOUNDS = ("python -c pass", "bare fork, one byte back", "bare Trio echo", "memcpy to fresh memory")
 
 
@@ -28,11 +36,13 @@ def ratios(results: Path) -> str:
     if not results.exists():
         return "`ci/bench` has not been run yet: it writes a table of ratios here.\n"
     written = json.loads(results.read_text())
-    lines = [["times as fast, or as small, as", *PEERS, "the machine itself"], ["---"] * (len(PEERS) + 2)]
+    measured = {name for record in written["rows"] for name in record["contenders"]}
+    peers = [peer for peer in PEERS if any(name.startswith(peer) for name in measured)]
+    lines = [["times as fast, or as small, as", *peers, "the machine itself"], ["---"] * (len(peers) + 2)]
     for record in written["rows"]:
         beside = {name: advantage(record, name) for name in record["contenders"] if name != OURS}
         # Where a peer has several ways, the one that does best.
-        cells = [min((beside[name] for name in beside if name.startswith(peer)), default=None) for peer in PEERS]
+        cells = [min((beside[name] for name in beside if name.startswith(peer)), default=None) for peer in peers]
         if any(cell is not None for cell in cells):
             bounds = [f"{shown(beside[bound])} `{bound}`" for bound in BOUNDS if bound in beside]
             lines.append([record["row"], *("" if cell is None else shown(cell) for cell in cells), *(bounds or [""])])

@@ -20,6 +20,7 @@ from contenders import (
     ANYIO,
     EXECUTOR,
     EXECUTOR_FORKSERVER,
+    INTERPRETERS,
     LOKY,
     ONE_JOB,
     OURS,
@@ -50,7 +51,7 @@ OWN_FORK = "fork of this program, one byte back"
 async def cold_start(settings: Settings) -> Samples:
     """From opening a pool to its first result."""
     samples: Samples = defaultdict(list)
-    peers = contenders(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY)
+    peers = contenders(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, INTERPRETERS, POOL, LOKY)
     for number in range(settings.starts + 1):
         for contender in peers:
             duration = await first_result(contender)

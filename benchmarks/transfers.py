@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 
 import jobs
-from contenders import ANYIO, EXECUTOR, LOKY, OURS, POOL, TRIO_PARALLEL, Pools
+from contenders import ANYIO, EXECUTOR, INTERPRETERS, LOKY, OURS, POOL, TRIO_PARALLEL, Pools
 from measure import Samples, Settings, one_call
 
 MEMCPY = "memcpy to fresh memory"
@@ -25,7 +25,11 @@ class Transfer:
         size = settings.transfer_size
         value = jobs.make(self.kind, size)
         async with Pools() as stack:
-            pools = await stack.opened(settings, OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY)
+            names = [OURS, TRIO_PARALLEL, ANYIO, EXECUTOR, POOL, LOKY]
+            if self.kind != "array":
+                # NumPy refuses to be imported by a second interpreter of a process.
+                names.append(INTERPRETERS)
+            pools = await stack.opened(settings, *names)
             for pool in pools.values():
                 await pool.call(jobs.keep, self.kind, size)
             for number in range(settings.transfer_rounds + 1):

@@ -116,8 +116,9 @@ class Soak:
                 program.left()
 
     def _finish(self, program: Watched) -> None:
+        left = program.left()
         program.close()
-        self._add(program.look() + program.judge.twice() + program.unanswered() + program.left() + program.growth())
+        self._add(left + program.look() + program.judge.twice() + program.unanswered() + program.growth())
         if program.process.returncode:
             self._add([program.problem("undocumented", f"it ended with {program.process.returncode}")])
 
@@ -153,8 +154,9 @@ class Soak:
         self.killed_programs += 1
         program.process.kill()
         program.process.wait()
+        problems = program.left()
         program.close()
-        problems = program.look() + program.judge.twice() + program.left()
+        problems += program.look() + program.judge.twice()
         self._add(problems)
         self.counts.update(program.judge.counts)
         if not problems:

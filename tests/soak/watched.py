@@ -82,7 +82,8 @@ class Watched:
         return str(self.files.folder)
 
     def close(self) -> None:
-        self._listener.join(LEAVING_TIME)
+        """Close the files. What the program has left must have been ended: it would hold the other ends."""
+        self._listener.join()
         for file in (self.process.stdin, self.process.stdout, self._stderr):
             assert file is not None
             file.close()
@@ -167,14 +168,15 @@ class Watched:
     def left(self) -> list[dict[str, object]]:
         """End what the program has left, once it had time to; a complaint for each that had no right to be there."""
         deadline = time.monotonic() + LEAVING_TIME
+        wrong = []
         while True:
-            self.judge.read()
+            wrong += self.look()
             there = processes.with_variable(VARIABLE, self._mark)
             strangers = [process for process in there if not self._may_live(process)]
             if not strangers or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        wrong = [
+        wrong += [
             self.problem(
                 "left", f"process {process.pid} ({process.state}, of {process.parent}): {processes.command(process.pid)}"
             )
