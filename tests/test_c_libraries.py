@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import errno
 import functools
 import os
 import platform
@@ -12,12 +13,14 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jobs
 import pytest
 from running import plain_environment, run, run_script, write
 
 from trio_offload import BrokenWorkerError, WorkerStartError, WorkerType, _locate, open_worker_context
+from trio_offload_worker import _watcher
 
 Build = Callable[..., Path]
 
@@ -373,3 +376,78 @@ async def test_a_thread_that_may_not_be_there(pool: Callable[[str], str], allowe
             WorkerStartError, match=r"after pool, of .*1 thread beside.*\(knitter\).*MALLOC_CONF.*forkserver_threads"
         ):
             await context.run_sync(bool)
+
+
+# --- no thread to be had -------------------------------------------------------------------------
+
+SCARCE = """
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <errno.h>
+    #include <pthread.h>
+    #include <stdlib.h>
+    #include <unistd.h>
+
+    /* There are as many threads as there may be while a file is there. */
+    int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*work)(void *), void *argument)
+    {
+        static int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+        if (access(getenv("SCARCE"), F_OK) == 0) return EAGAIN;
+        if (!next) next = dlsym(RTLD_NEXT, "pthread_create");
+        return next(thread, attributes, work, argument);
+    }
+"""
+
+
+@pytest.mark.skipif(not _locate.way().is_native, reason="the loop in Python has a process in place of the thread")
+@pytest.mark.parametrize("options", ["", "retire=bool, init=bool", "memory_limit=10**12"])
+@pytest.mark.parametrize("kind", ["spawn", "forkserver"])
+def test_a_worker_that_can_have_no_thread_fails_to_start(tmp_path: Path, build: Build, kind: str, options: str) -> None:
+    """The call was not run, and the error is that of a start; the next worker has its thread."""
+    text = f"""
+    import os, pathlib, trio, trio_offload, trio_offload._template
+    # Each worker is forked when it is wanted.
+    trio_offload._template.Template.fork_reserve = lambda template: None
+
+    async def main():
+        scarce = pathlib.Path(os.environ["SCARCE"])
+        async with trio_offload.open_worker_context(worker_type={kind!r}, {options}) as context:
+            try:
+                await context.run_sync(os._exit, 0)
+            except trio_offload.BrokenWorkerError:
+                pass
+            scarce.touch()
+            for _ in range(2):
+                try:
+                    await context.run_sync(os.mkdir, {str(tmp_path / "made")!r})
+                except trio_offload.WorkerStartError as error:
+                    print(error)
+            scarce.unlink()
+            print(await context.run_sync(os.mkdir, {str(tmp_path / "made")!r}))
+
+    if __name__ == "__main__":
+        trio.run(main)
+    """
+    environment = {**preloaded(build("scarce", SCARCE)), "SCARCE": str(tmp_path / "scarce")}
+    *errors, last = run_script(tmp_path, text, environment=environment).lines()
+    assert len(errors) == 2
+    for error in errors:
+        assert "the thread that watches the parent could not be started" in error
+        assert "ulimit -u" in error
+    assert last == "None"
+
+
+@pytest.mark.parametrize("options", [{}, {"retire": bool, "init": bool}, {"memory_limit": 10**12}])
+async def test_a_fork_that_can_have_no_watcher_fails_to_start(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def start(*_: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    async with open_worker_context(worker_type=WorkerType.FORK, **options) as context:
+        with monkeypatch.context() as patch:
+            patch.setattr(_watcher, "start", start)
+            with pytest.raises(WorkerStartError):
+                await context.run_sync(os.mkdir, str(tmp_path / "made"))
+        assert os.strerror(errno.EAGAIN) in capfd.readouterr().err
+        await context.run_sync(os.mkdir, str(tmp_path / "made"))

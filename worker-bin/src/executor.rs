@@ -201,7 +201,7 @@ impl Executor for Worker {
             // Forked: all that is the same in every worker is there.
             launch::settle_in(hello, descriptors).map_err(|error| Explanation::new("environment", error.to_string()))?;
             python.catch_up(hello)?;
-            let (parent, watch) = surroundings.meet(hello)?;
+            let (parent, watch) = surroundings.meet(hello, self.standby.take(), self.activity)?;
             (self.parent, self.watch) = (Some(parent), Some(watch));
             return Ok(None);
         }
@@ -232,8 +232,10 @@ impl Executor for Worker {
         Ok(())
     }
 
-    fn watch(&mut self) -> Result<(), Explanation> {
-        self.watch.take().map_or(Ok(()), |watch| watch.begin(self.standby.take(), self.activity))
+    fn watch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.begin();
+        }
     }
 
     fn set_up(

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::{CString, OsString};
+use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use crate::error::LaunchError;
@@ -128,27 +129,31 @@ impl Surroundings {
 
     fn watch(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
         let interrupt_held = self.interrupt_held;
-        let (parent, watch) = Self { interrupt_held: None, ..self }.meet(hello)?;
-        watch.begin(None, activity)?;
+        let (parent, watch) = Self { interrupt_held: None, ..self }.meet(hello, None, activity)?;
+        watch.begin();
         swallow_interrupts(interrupt_held)?;
         Ok(parent)
     }
 
     /// The same for a worker that was forked: its Python is running, and gets the environment itself. The native thread can wait
-    /// until there is something to watch.
-    pub fn meet(self, hello: &Hello) -> Result<(&'static Parent, Watch), Explanation> {
+    /// until there is something to watch, but it is there: one that stands by, or one that is started now.
+    pub fn meet(
+        self,
+        hello: &Hello,
+        standby: Option<Standby>,
+        activity: &'static Activity,
+    ) -> Result<(&'static Parent, Watch), Explanation> {
         let parent = find_parent(hello)?;
+        let standby = standby.map_or_else(|| Standby::start(activity), Ok).map_err(|error| no_thread(&error))?;
         let charge = Charge { socket: self.descriptor, outlet: self.outlet, parent, record: self.record };
-        Ok((parent, Watch { charge }))
+        Ok((parent, Watch { standby, charge }))
     }
 
     /// The same for a template, which must not have a thread when it forks: the guard is to be dismissed before.
     pub fn settle_template(self, hello: &Hello) -> Result<(&'static Parent, Guard), Explanation> {
-        let environment = |text| Explanation::new("environment", text);
-        restore_environment(hello).map_err(|error| environment(error.to_string()))?;
+        restore_environment(hello).map_err(|error| Explanation::new("environment", error.to_string()))?;
         let parent = find_parent(hello)?;
-        let guard = Guard::start(self.descriptor, parent)
-            .map_err(|error| environment(format!("the thread that watches the parent could not be started: {error}")))?;
+        let guard = Guard::start(self.descriptor, parent).map_err(|error| no_thread(&error))?;
         swallow_interrupts(self.interrupt_held)?;
         Ok((parent, guard))
     }
@@ -162,18 +167,25 @@ impl Surroundings {
 /// What the native thread is to watch.
 #[derive(Debug)]
 pub struct Watch {
+    standby: Standby,
     charge: Charge,
 }
 
 impl Watch {
-    /// Has the thread watch that stands by, or one that is started now.
-    pub fn begin(self, standby: Option<Standby>, activity: &'static Activity) -> Result<(), Explanation> {
-        let standby = standby.map_or_else(|| Standby::start(activity), Ok).map_err(|error| {
-            Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}"))
-        })?;
-        standby.watch(self.charge);
-        Ok(())
+    /// From now on it is watched.
+    pub fn begin(self) {
+        self.standby.watch(self.charge);
     }
+}
+
+fn no_thread(error: &io::Error) -> Explanation {
+    let remedy = match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            ". This user, or this container, has as many processes and threads as it may have (ulimit -u; pids.max)"
+        }
+        _ => "",
+    };
+    Explanation::new("environment", format!("the thread that watches the parent could not be started: {error}{remedy}"))
 }
 
 fn find_parent(hello: &Hello) -> Result<&'static Parent, Explanation> {

@@ -36,8 +36,9 @@ pub trait Executor: Allocator {
     fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation>;
     /// Gets what it takes to run jobs, as far as the parent's Python does not bring it.
     fn equip(&mut self) -> Result<(), Explanation>;
-    /// Has the native thread running from now on, if it is not yet. Nothing that is the user's runs before.
-    fn watch(&mut self) -> Result<(), Explanation>;
+    /// Has the native thread watch from now on, if it does not yet. Nothing that is the user's runs before. That there is one
+    /// [`Self::start`] has seen to: behind READY it is too late to say that there is none, as the parent takes that for an answer to a call.
+    fn watch(&mut self);
     /// Takes the settings and, if that is so, runs what the user has for a start: `init`, for example.
     fn set_up(
         &mut self,
@@ -247,7 +248,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         let figures = self.executor.measure(true);
         self.say(Message::Ready(figures))?;
         // The parent is busy with that now, and the call comes afterwards.
-        self.watch()?;
+        self.executor.watch();
         self.state = State::Idle;
         let timeout = setup.idle_timeout_ms.map(Duration::from_millis);
         self.timeout_after_call = timeout.filter(|timeout| *timeout < UNTIL_FIRST_CALL);
@@ -292,14 +293,8 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     fn prepare_for_user_code(&mut self) -> Step {
         let sent = self.connection.send_held();
         self.checked(sent)?;
-        self.watch()
-    }
-
-    fn watch(&mut self) -> Step {
-        match self.executor.watch() {
-            Ok(()) => Ok(()),
-            Err(Explanation { code, message }) => self.abort(&code, message),
-        }
+        self.executor.watch();
+        Ok(())
     }
 
     fn start_idle_time(&mut self, timeout: Option<Duration>) -> Step {

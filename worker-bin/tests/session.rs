@@ -90,6 +90,9 @@ impl Executor for Fake {
         if self.refuse {
             return Err(Explanation::new("interpreter", "no"));
         }
+        if self.refuse_watch {
+            return Err(Explanation::new("environment", "no thread"));
+        }
         Ok((!self.is_forked).then(Welcome::default))
     }
 
@@ -97,11 +100,10 @@ impl Executor for Fake {
         if self.lacks_pickler { Err(Explanation::new("interpreter", "no pickler")) } else { Ok(()) }
     }
 
-    fn watch(&mut self) -> Result<(), Explanation> {
+    fn watch(&mut self) {
         if !std::mem::replace(&mut self.watches, true) {
             self.note("watch");
         }
-        if self.refuse_watch { Err(Explanation::new("environment", "no thread")) } else { Ok(()) }
     }
 
     fn set_up(
@@ -349,8 +351,9 @@ fn a_worker_that_cannot_be_watched_says_so_and_runs_nothing() {
     for setup in [setup(), frame(Message::Setup(Setup::default()), 0, &[1, 0, 0])] {
         let fake = Fake { refuse_watch: true, ..Fake::default() };
         let run = run(fake, [bytes(&[hello(), setup, call(1)])]);
-        assert_eq!(run.ending, Ending::Aborted);
-        assert_eq!(*run.last(), Message::Aborted(Explanation::new("environment", "no thread")));
+        assert_eq!(run.ending, Ending::Refused);
+        assert_eq!(*run.last(), Message::Refused(Explanation::new("environment", "no thread")));
+        assert!(!run.kinds().contains(&Kind::Ready));
         assert!(!run.log.iter().any(|entry| entry.starts_with("call") || entry == "user code"), "{:?}", run.log);
     }
 }
