@@ -129,6 +129,20 @@ async def test_two_threads_may_see_off_the_same_worker(monkeypatch: pytest.Monke
     assert not cache._leaving
 
 
+async def test_one_that_was_killed_by_us_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has killed it says why; another thread may be the one that reaps it."""
+    cache = WorkerCache()
+    worker = Worker(WorkerSettings())
+    await worker.start(cancellable=True)
+    worker.ask_to_retire()
+    cache.push(worker)
+    worker.kill()
+    let_leave([worker])
+    cache.prune()
+    assert worker.process.ended
+    assert not caplog.records
+
+
 # --- signal handlers ------------------------------------------------------------------------------
 
 

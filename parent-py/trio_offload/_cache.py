@@ -196,7 +196,9 @@ class WorkerCache:
                 except KeyError:
                     # Another thread was faster, and says what there is to say.
                     continue
-                if not worker.given_up and worker.process.exitcode not in (*_GOOD_ENDS, None):
+                # Whoever has killed one says so.
+                is_told = worker.given_up or worker.process.killed
+                if not is_told and worker.process.exitcode not in (*_GOOD_ENDS, None):
                     logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
 
 
