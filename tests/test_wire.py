@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from trio_offload_worker._wire import (
     MAGIC,
     MAX_HEADER,
     MAX_ID,
+    MAX_ITEMS,
     MAX_PAYLOAD,
     MAX_SEGMENTS,
     MEMORY,
@@ -352,7 +355,7 @@ BODIES: list[Any] = [
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_our_cbor_is_the_librarys(body: Any) -> None:
     assert _cbor.dumps(body) == cbor2.dumps(body)
-    assert _cbor.loads(cbor2.dumps(body)) == body
+    assert _cbor.loads(cbor2.dumps(body), MAX_ITEMS) == body
 
 
 @pytest.mark.parametrize(
@@ -362,7 +365,7 @@ def test_our_cbor_is_the_librarys(body: Any) -> None:
 )
 def test_what_is_not_ours_is_left_to_the_library(body: Any) -> None:
     with pytest.raises(_cbor.Unusual):
-        _cbor.loads(cbor2.dumps(body))
+        _cbor.loads(cbor2.dumps(body), MAX_ITEMS)
 
 
 def test_random_bytes_are_read_as_the_library_reads_them_or_left_to_it() -> None:
@@ -374,12 +377,60 @@ def test_random_bytes_are_read_as_the_library_reads_them_or_left_to_it() -> None
         for _ in range(source.randrange(3)):
             data[source.randrange(len(data))] = source.randrange(256)
         try:
-            read = _cbor.loads(bytes(data))
-        except _cbor.Unusual:
+            read = _cbor.loads(bytes(data), MAX_ITEMS)
+        except (_cbor.Unusual, _cbor.Excessive):
             continue
         assert read == cbor2.loads(bytes(data))
         agreed += 1
     assert agreed > 500
+
+
+BIG = 16 * 2**20 - 64
+LARGE_HEADERS = {
+    "lengths": b"\x83\x14\x01\x9a" + BIG.to_bytes(4, "big") + bytes(BIG),
+    "items": b"\x84\x14\x01\x81\x00\xa1\x61a\x9a" + BIG.to_bytes(4, "big") + bytes(BIG),
+    "items without an end": b"\x84\x14\x01\x81\x00\xa1\x61a\x9f" + bytes(BIG) + b"\xff",
+    "pairs": b"\x84\x14\x01\x81\x00\xba" + (BIG // 4).to_bytes(4, "big") + b"\x62aa\x00" * (BIG // 4),
+    "arrays in one another": b"\x84\x14\x01\x81\x00" + b"\x81" * BIG + b"\x00",
+    "maps in one another": b"\x84\x14\x01\x81\x00" + b"\xa1\x61a" * (BIG // 3) + b"\x00",
+    "tags in one another": b"\x84\x14\x01\x81\x00\xa1\x61a" + b"\xc6" * BIG + b"\x00",
+    "pieces of a text": b"\x84\x14\x01\x81\x00\xa1\x61a\x7f" + b"\x61a" * (BIG // 2) + b"\xff",
+    "a number": b"\x84\x14\x01\x81\x00\xa1\x61a\xc2\x5a" + BIG.to_bytes(4, "big") + b"\xff" * BIG,
+    "a decimal number": b"\x84\x14\x01\x81\x00\xa1\x61a\xc4\x82\x01\xc2\x5a" + BIG.to_bytes(4, "big") + b"\xff" * BIG,
+    "a pattern": b"\x84\x14\x01\x81\x00\xa1\x61a\xd8\x23\x7a" + BIG.to_bytes(4, "big") + b"(" * BIG,
+    "an array that is not there": b"\x84\x14\x01\x81\x00\xa1\x61a\xfb" + bytes(8) + b"\x9b" + (2**33).to_bytes(8, "big"),
+    "another message": b"\x84\x07\x00\x81\x00\xa1\x61a\x9a" + BIG.to_bytes(4, "big") + bytes(BIG),
+}
+
+
+@pytest.mark.parametrize("header", LARGE_HEADERS.values(), ids=LARGE_HEADERS)
+def test_no_header_takes_a_parent_long(header: bytes) -> None:
+    """The whole of it, 16 MiB, is taken in and judged in milliseconds; the bound is for slow machines."""
+    decoder = Decoder(of_worker=True)
+    data = MAGIC + len(header).to_bytes(4, "big") + bytes(8) + header
+    before = time.process_time()
+    with contextlib.suppress(WireError):
+        at = 0
+        while at < len(data):
+            target = decoder.writable()
+            count = min(len(target), len(data) - at)
+            target[:count] = data[at : at + count]
+            at += count
+            decoder.wrote(count)
+            decoder.next_frame()
+    assert time.process_time() - before < 1
+
+
+def test_the_parent_does_not_read_what_no_worker_says() -> None:
+    head = encode_head(Kind.TEMPLATE, 0, [0], {"eager": True, "modules": ["a"] * 5000})
+    for of_worker in (False, True):
+        decoder = Decoder(of_worker=of_worker)
+        decoder.writable()[: len(head)] = head
+        decoder.wrote(len(head))
+        frame = decoder.next_frame()
+        assert frame is not None
+        assert frame.kind is Kind.TEMPLATE
+        assert bool(frame.body) is not of_worker
 
 
 def test_a_frame_may_be_turned_away_before_memory_is_taken() -> None:

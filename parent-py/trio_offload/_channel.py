@@ -59,7 +59,7 @@ class Channel:
         self._socket = ours
         self._descriptor = ours.fileno()
         self._identity = identity_of(self._descriptor)
-        self._decoder = Decoder(allocate if regions is None else regions.allocate)
+        self._decoder = Decoder(allocate if regions is None else regions.allocate, of_worker=True)
         # Until the system has refused it.
         self._splices = True
         # After looks in vain so many answers are waited for without a look, and so many have been. They become more each time: for

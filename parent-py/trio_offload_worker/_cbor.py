@@ -17,6 +17,10 @@ class Unusual(Exception):
     """The data holds something that is not read here; whether it is right, somebody else has to say."""
 
 
+class Excessive(Exception):
+    """The data is right, as far as anybody has looked, and more than is read; the text says of what."""
+
+
 def dumps(value: Any) -> bytes:
     """A value in its shortest form.
 
@@ -28,14 +32,15 @@ def dumps(value: Any) -> bytes:
     return b"".join(parts)
 
 
-def loads(data: bytes) -> Any:
-    """The one value that ``data`` consists of.
+def loads(data: bytes, most: int) -> Any:
+    """The one value that ``data`` consists of, if that is at most so many items, itself and all in it.
 
     Raises:
         Unusual: it is something else, or something more.
+        Excessive: it is more items.
     """
     try:
-        value, end = _read(data, 0, _DEEPEST)
+        value, end = _read(data, 0, _DEEPEST, [most - 1])
     except (IndexError, UnicodeDecodeError, TypeError) as error:
         raise Unusual from error
     if end != len(data):
@@ -63,8 +68,12 @@ _BYTES: Final = 0x40
 _TEXT: Final = 0x60
 _ARRAY: Final = 0x80
 _MAP: Final = 0xA0
+_TAG: Final = 0xC0
+_BREAK: Final = 0xFF
 _SIMPLE: Final = {0xF4: False, 0xF5: True, 0xF6: None}
 _DEEPEST: Final = 8
+DEEPEST: Final = 32  # levels that a body may have; deeper than the above is for the CBOR library
+_TOO_MANY: Final = "more items than are allowed"
 
 
 def _write(value: Any, parts: list[bytes]) -> None:
@@ -92,8 +101,54 @@ def _write(value: Any, parts: list[bytes]) -> None:
         raise TypeError(f"a message cannot hold an object of the type {type(value).__name__}")
 
 
-def _read(data: bytes, at: int, levels: int) -> tuple[Any, int]:
-    """The value that begins at ``at``, and where what follows it begins."""
+def check(data: bytes, most: int) -> None:
+    """Look whether ``data`` begins with one whole item of at most so many, no deeper than is allowed, and without tags: before anybody
+    reads it who would take memory or time for whatever is announced.
+
+    Raises:
+        Excessive: it is not so.
+        IndexError: it ends too early.
+    """
+    # How many items are missing at each level; -1: as many as come before the break.
+    missing = [1]
+    at = 0
+    while missing:
+        if missing[-1] == 0:
+            missing.pop()
+            continue
+        initial = data[at]
+        at += 1
+        if initial == _BREAK and missing[-1] < 0:
+            missing.pop()
+            continue
+        if missing[-1] > 0:
+            missing[-1] -= 1
+        most -= 1
+        if most < 0:
+            raise Excessive(_TOO_MANY)
+        major, number = initial & 0xE0, initial & 0x1F
+        if major == _TAG:
+            raise Excessive("it has a tag")
+        if 24 <= number < 28:
+            end = at + (1 << (number - 24))
+            if end > len(data):
+                raise IndexError
+            number = int.from_bytes(data[at:end], "big")
+            at = end
+        elif number == 31:
+            number = -1
+        if major in (_BYTES, _TEXT) and number >= 0:
+            at += number
+            if at > len(data):
+                raise IndexError
+        elif major in (_BYTES, _TEXT, _ARRAY, _MAP):
+            missing.append(2 * number if major == _MAP and number > 0 else number)
+            if len(missing) > DEEPEST + 1:
+                raise Excessive(f"more than {DEEPEST} levels")
+
+
+def _read(data: bytes, at: int, levels: int, left: list[int]) -> tuple[Any, int]:
+    """The value that begins at ``at``, and where what follows it begins. So many more items may be ``left``."""
     initial = data[at]
     major = initial & 0xE0
     if major >= 0xC0 or levels == 0:
@@ -119,14 +174,17 @@ def _read(data: bytes, at: int, levels: int) -> tuple[Any, int]:
         if end > len(data):
             raise Unusual
         return (data[at:end] if major == _BYTES else data[at:end].decode()), end
+    left[0] -= number if major == _ARRAY else 2 * number
+    if left[0] < 0:
+        raise Excessive(_TOO_MANY)
     if major == _ARRAY:
         items = []
         for _ in range(number):
-            item, at = _read(data, at, levels - 1)
+            item, at = _read(data, at, levels - 1, left)
             items.append(item)
         return items, at
     pairs: dict[Any, Any] = {}
     for _ in range(number):
-        key, at = _read(data, at, levels - 1)
-        pairs[key], at = _read(data, at, levels - 1)
+        key, at = _read(data, at, levels - 1, left)
+        pairs[key], at = _read(data, at, levels - 1, left)
     return pairs, at

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 
 from ._cbor import SINGLE_BYTES as _SMALL
-from ._cbor import Unusual, dumps, encode_uint, loads
+from ._cbor import Excessive, Unusual, check, dumps, encode_uint, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ MAX_HEADER: Final = 16 * 2**20
 MAX_PAYLOAD: Final = 2**40
 MAX_SEGMENTS: Final = 65_536
 MAX_ID: Final = 2**64 - 1
+MAX_ITEMS: Final = 1024
 
 # What a segment becomes in the receiver: memory that can be written to, a ``bytes``, a ``bytearray``.
 MEMORY: Final = 0
@@ -177,15 +178,20 @@ class Decoder:
             gives what is to be filled and what gives the object once that has been done.
         admit: is told the kind of each frame before memory is taken for its payload; what it raises comes out of
             :meth:`next_frame`.
+        of_worker: the stream comes from a worker. The bodies of messages that only a parent sends are not read then, as they may
+            have any number of items.
     """
 
     def __init__(
         self,
         allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]] | None = None,
         admit: Callable[[Kind], object] | None = None,
+        *,
+        of_worker: bool = False,
     ) -> None:
         self._allocate = allocate or _allocate_plainly
         self._admit = admit
+        self._of_worker = of_worker
         # To be written to by others while nothing is pending, which is when `start` is `end` and there is no `head`.
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
         # What has been read and not given lies between the two. To be read by others, written here only; as the next.
@@ -350,7 +356,7 @@ class Decoder:
             self._make_room(_PREFIX.size + length)
             return None
         start = self.start + _PREFIX.size
-        head = _parse_header(bytes(self.buffer[start : start + length]), payload)
+        head = _parse_header(bytes(self.buffer[start : start + length]), payload, self._of_worker)
         self.start = start + length
         return head
 
@@ -412,10 +418,21 @@ class _Filling:
     def __init__(self, head: _Head, allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]]) -> None:
         self.head = head
         types = head.body.get("types") or bytes(len(head.lengths))
-        targets = [allocate(length, kind) for length, kind in zip(head.lengths, types, strict=True)]
-        self._takes = [take for _, take in targets]
-        self._views = [view for view, _ in targets if len(view)]
-        self._views.reverse()
+        self._segments = zip(head.lengths, types, strict=True)
+        self._allocate = allocate
+        # One after the other: each takes memory when it is its turn, and there may be tens of thousands.
+        self._takes: list[Callable[[], Any]] = []
+        self._view: memoryview | None = None
+        self._next()
+
+    def _next(self) -> None:
+        for length, kind in self._segments:
+            view, take = self._allocate(length, kind)
+            self._takes.append(take)
+            if len(view):
+                self._view = view
+                return
+        self._view = None
 
     def take(self) -> list[Any]:
         """The segments, which are complete."""
@@ -423,21 +440,25 @@ class _Filling:
 
     @property
     def complete(self) -> bool:
-        return not self._views
+        return self._view is None
 
     @property
     def target(self) -> memoryview:
-        return self._views[-1]
+        if self._view is None:
+            raise RuntimeError("there is nothing left to fill")
+        return self._view
 
     def advance(self, count: int) -> None:
-        rest = self._views.pop()
+        rest = self.target
         if count < len(rest):
-            self._views.append(rest[count:])
+            self._view = rest[count:]
+        else:
+            self._next()
 
     def absorb(self, data: memoryview) -> int:
         """Take from the front of ``data`` what belongs to the segments; how many bytes that were."""
         taken = 0
-        while self._views and taken < len(data):
+        while self._view is not None and taken < len(data):
             part = data[taken : taken + len(self.target)]
             self.target[: len(part)] = part
             taken += len(part)
@@ -452,7 +473,7 @@ def _check_magic(start: bytes) -> None:
         raise WireError("unsupported_framing", f"framing version {start[3]}; this side speaks {MAGIC[3]}")
 
 
-def _parse_header(data: bytes, payload: int) -> _Head:
+def _parse_header(data: bytes, payload: int, of_worker: bool) -> _Head:
     try:
         items, at = _decode_uint(data, 0, 0x80)
         if items not in (3, 4):
@@ -460,33 +481,66 @@ def _parse_header(data: bytes, payload: int) -> _Head:
         kind, at = _decode_uint(data, at)
         id, at = _decode_uint(data, at)
         count, at = _decode_uint(data, at, 0x80)
-        lengths: list[int] = []
-        for _ in range(count):
-            length, at = _decode_uint(data, at)
-            if len(lengths) < MAX_SEGMENTS:
-                lengths.append(length)
-    except IndexError:
+        if count > MAX_SEGMENTS:
+            raise _malformed(f"{count} segments; {MAX_SEGMENTS} are allowed")
+        lengths, at = _decode_lengths(data, at, count)
+    except (IndexError, struct.error):
         raise _malformed("it ends too early") from None
     body: dict[str, Any] = {}
     if items == 4:
-        body = _decode_body(data[at:])
+        if not (of_worker and kind < _FIRST_OF_WORKER):
+            body = _decode_body(data[at:], MAX_HEADER if kind in _OF_ANY_SIZE else MAX_ITEMS)
     elif at != len(data):
         raise _malformed(f"{len(data) - at} bytes after its end")
     known = _KINDS.get(kind)
     if known is None:
         raise WireError("unknown_kind", f"no message has the number {kind} in version {PROTOCOL_VERSION}")
-    if count > MAX_SEGMENTS:
-        raise _malformed(f"{count} segments; {MAX_SEGMENTS} are allowed")
     if sum(lengths) != payload:
         raise WireError("segment_mismatch", f"segments of {sum(lengths)} bytes in all, a payload of {payload}")
+    if of_worker and kind < _FIRST_OF_WORKER:
+        return _Head(known, id, lengths, payload, {})
     return _Head(known, id, lengths, payload, _checked_body(known, body, len(lengths)))
 
 
-def _decode_body(data: bytes) -> dict[str, Any]:
+def _decode_lengths(data: bytes, at: int, count: int) -> tuple[list[int], int]:
+    """So many unsigned integers. As :func:`_decode_uint`, without a function for each: there may be tens of thousands."""
+    lengths: list[int] = []
+    add = lengths.append
+    for _ in range(count):
+        initial = data[at]
+        at += 1
+        if initial < 24:
+            add(initial)
+            continue
+        try:
+            unpack, size = _WIDTHS[initial]
+        except KeyError:
+            raise _malformed(f"byte {at - 1} is not an unsigned integer") from None
+        add(unpack(data, at)[0])
+        at += size
+    return lengths, at
+
+
+# How an unsigned integer goes on after each first byte.
+_WIDTHS: Final = {
+    24 + place: (struct.Struct(code).unpack_from, 1 << place) for place, code in enumerate((">B", ">H", ">I", ">Q"))
+}
+_FIRST_OF_WORKER: Final = 16
+# What the parent sends may name as many things as it has.
+_OF_ANY_SIZE: Final = (Kind.HELLO, Kind.TEMPLATE)
+
+
+def _decode_body(data: bytes, most: int) -> dict[str, Any]:
     try:
-        body = loads(data)
-    except Unusual:
-        body = _decode_unusual(data)
+        try:
+            body = loads(data, most)
+        except Unusual:
+            check(data, most)
+            body = _decode_unusual(data)
+    except Excessive as error:
+        raise _malformed(f"its body: {error}") from None
+    except IndexError:
+        raise _malformed("its body ends too early") from None
     if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
         raise _malformed("its body is not a map with text keys")
     return body
@@ -632,7 +686,8 @@ def _are_figures(value: Any) -> bool:
 
 
 def _are_types(value: Any) -> bool:
-    return isinstance(value, bytes) and all(number <= BYTEARRAY for number in value)
+    # By what they are not, in C: there may be tens of thousands.
+    return isinstance(value, bytes) and not value.translate(None, bytes(range(BYTEARRAY + 1)))
 
 
 def _is_flags(value: Any) -> bool:

@@ -22,6 +22,8 @@ MAGIC = b"tro\x01"
 MAX_HEADER = 16_777_216
 MAX_PAYLOAD = 1_099_511_627_776
 MAX_SEGMENTS = 65_536
+MAX_ITEMS = 1024
+MAX_LEVELS = 32
 
 HELLO, SETUP, CALL, RETIRE, SETTINGS, TEMPLATE, FORK = 1, 2, 3, 4, 6, 7, 8
 WELCOME, REFUSED, READY, SETUP_FAILED = 16, 17, 18, 19
@@ -274,6 +276,18 @@ def call(number: int = 1, *segments: bytes) -> Frame:
 
 def result(number: int = 1, *segments: bytes) -> Frame:
     return frame(RESULT, number, list(segments or (b"\x80\x05N.",)))
+
+
+def filled(items: int) -> dict[str, Any]:
+    """A body of so many items, itself, its key and the array of the rest among them."""
+    return {"later": [0] * (items - 3)}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: Any = 0
+    for _ in range(levels - 1):
+        value = [value]
+    return {"later": value}
 
 
 # --- every message -------------------------------------------------------------------------------
@@ -594,6 +608,26 @@ def encodings() -> None:
         cbor([RETIRED, 0, [], later]),
         frame(RETIRED, body={"reason": "idle"}),
     )
+    for kind, name in ((CALL, "call"), (RESULT, "result")):
+        accepted(
+            f"most-items-{name}",
+            f"a body of {MAX_ITEMS} items",
+            cbor([kind, 1, [3], filled(MAX_ITEMS)]),
+            frame(kind, 1, [b"abc"]),
+        )
+    modules = [f"module{number}" for number in range(MAX_ITEMS)]
+    good(
+        "template-many-modules",
+        "a TEMPLATE may have any number of items, and so may a HELLO",
+        frame(TEMPLATE, segments=[b"\x80\x05}."], body={"eager": False, "modules": modules}),
+        frame(HELLO, body=hello_body(path=[b"/a"] * MAX_ITEMS)),
+    )
+    accepted(
+        "deepest-body",
+        f"a body of {MAX_LEVELS} levels",
+        cbor([CALL, 1, [3], nested(MAX_LEVELS)]),
+        frame(CALL, 1, [b"abc"]),
+    )
     accepted(
         "key-twice",
         "the last of two keys of the same name counts",
@@ -889,7 +923,34 @@ def header_errors() -> None:
         b"\x83\x62\xc3\x28\x00\x80",
     )
 
+    for kind, name in ((CALL, "call"), (RESULT, "result")):
+        malformed(f"items-one-over-{name}", "one item more", cbor([kind, 1, [3], filled(MAX_ITEMS + 1)]), b"abc")
+        malformed(
+            f"items-one-over-indefinite-{name}",
+            "one item more, in an array of indefinite length",
+            cbor([kind, 1, [3]]).replace(b"\x83", b"\x84", 1)
+            + b"\xa1"
+            + cbor("later")
+            + b"\x9f"
+            + b"\x00" * (MAX_ITEMS - 2)
+            + b"\xff",
+            b"abc",
+        )
+    pairs = {f"later {number}": number for number in range(MAX_ITEMS // 2)}
+    malformed("items-in-pairs", "the keys of a map and their values count", cbor([CALL, 1, [3], pairs]), b"abc")
+    malformed(
+        "items-before-kind",
+        "the items are counted before the kind is looked at",
+        cbor([99, 1, [3], filled(MAX_ITEMS + 1)]),
+        b"abc",
+    )
+    malformed("levels-one-over", "one level more", cbor([CALL, 1, [3], nested(MAX_LEVELS + 1)]), b"abc")
     many = MAX_SEGMENTS + 1
+    malformed(
+        "segments-before-kind",
+        "the number of the segments is looked at before the kind",
+        cbor([99, 1, [0] * many]),
+    )
     malformed("segments-one-over", "one segment more than is allowed", cbor([CALL, 1, [0] * many]))
     malformed(
         "segments-one-over-claimed",
@@ -985,12 +1046,6 @@ def header_errors() -> None:
         "the kind is looked at before the sum of the lengths",
         "unknown_kind",
         with_header(cbor([99, 1, [3]]), payload_length=4),
-    )
-    bad(
-        "kind-before-segments",
-        "the kind is looked at before the number of the lengths",
-        "unknown_kind",
-        with_header(cbor([99, 1, [0] * many])),
     )
     bad(
         "shape-before-kind",

@@ -15,6 +15,10 @@ pub const PREFIX_LENGTH: usize = 16;
 pub const HEADER_LIMIT: usize = 1 << 24;
 pub const PAYLOAD_LIMIT: u64 = 1 << 40;
 pub const SEGMENT_LIMIT: usize = 65_536;
+/// How many CBOR items a body may consist of, itself and all in it; those of HELLO and TEMPLATE are bounded by the header's length only.
+pub const ITEM_LIMIT: usize = 1024;
+/// How deep a body may be.
+pub const DEPTH_LIMIT: usize = 32;
 
 const MAGIC: [u8; 3] = *b"tro";
 const FRAMING_VERSION: u8 = 1;
@@ -166,9 +170,17 @@ pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
     Ok(bytes)
 }
 
-/// The major types of CBOR (RFC 8949, section 3.1) that the items before a body have.
+/// The major types of CBOR (RFC 8949, section 3.1), as far as they are read here.
 const UNSIGNED: u8 = 0;
+const BYTES: u8 = 2 << 5;
+const TEXT: u8 = 3 << 5;
 const ARRAY: u8 = 4 << 5;
+const MAP: u8 = 5 << 5;
+const TAG: u8 = 6 << 5;
+/// The bits of the first byte that have it.
+const MAJOR: u8 = 7 << 5;
+const INDEFINITE: u8 = 31;
+const BREAK: u8 = 0xff;
 
 /// The head of a CBOR item in the shortest form (RFC 8949, section 3).
 fn write_head(bytes: &mut Vec<u8>, major: u8, argument: u64) {
@@ -220,24 +232,21 @@ impl Header {
         let kind = read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("the kind is not an unsigned integer"))?;
         let id = read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("the id is not an unsigned integer"))?;
         let count = read_head(&mut rest, ARRAY).ok_or(MalformedHeader("the lengths are not an array of definite length"))?;
+        let count = usize::try_from(count).ok().filter(|count| *count <= SEGMENT_LIMIT);
+        let count = count.ok_or(MalformedHeader("it has more than 65,536 segments"))?;
         // Each length takes a byte at least, so a lie is found before memory is taken for it.
-        let count = usize::try_from(count).ok().filter(|count| *count <= rest.len());
-        let count = count.ok_or(MalformedHeader("it ends before the last of the lengths that it announces"))?;
-        let mut lengths = Vec::with_capacity(count.min(SEGMENT_LIMIT));
-        for _ in 0..count {
-            let length = read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("a length is not an unsigned integer"))?;
-            if lengths.len() < SEGMENT_LIMIT {
-                lengths.push(length);
-            }
+        if count > rest.len() {
+            return Err(MalformedHeader("it ends before the last of the lengths that it announces"));
         }
-        let body = if items == 4 { read_body(&mut rest)? } else { Body::new() };
+        let mut lengths = Vec::with_capacity(count);
+        for _ in 0..count {
+            lengths.push(read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("a length is not an unsigned integer"))?);
+        }
+        let body = if items == 4 { read_body(&mut rest, most_items(kind))? } else { Body::new() };
         if !rest.is_empty() {
             return Err(MalformedHeader("bytes are left over after it"));
         }
         let kind = Kind::from_number(kind).ok_or(WireError::UnknownKind(kind))?;
-        if count > SEGMENT_LIMIT {
-            return Err(MalformedHeader("it has more than 65,536 segments"));
-        }
         if sum(&lengths) != Some(payload_length) {
             return Err(WireError::SegmentMismatch(payload_length));
         }
@@ -269,8 +278,63 @@ impl Kind {
     }
 }
 
+/// What the parent sends may name as many things as it has.
+fn most_items(kind: u64) -> usize {
+    if kind == Kind::Hello as u64 || kind == Kind::Template as u64 { HEADER_LIMIT } else { ITEM_LIMIT }
+}
+
+/// Looks whether the item in front is one of at most so many, no deeper than is allowed: before the CBOR library makes a tree of values
+/// of it, each of which is many times as long as its encoding may be. What is wrong otherwise that says.
+fn check_body(bytes: &[u8], most: usize) -> Result<(), WireError> {
+    let mut rest = bytes;
+    let mut left = most;
+    // How many items are missing at each level; `None`: as many as come before the break.
+    let mut missing = vec![Some(1_u64)];
+    while let Some(level) = missing.last_mut() {
+        if *level == Some(0) {
+            missing.pop();
+            continue;
+        }
+        let Some((&initial, after)) = rest.split_first() else { return Ok(()) };
+        if initial == BREAK && level.is_none() {
+            rest = after;
+            missing.pop();
+            continue;
+        }
+        if let Some(count) = level {
+            *count -= 1;
+        }
+        left = left.checked_sub(1).ok_or(WireError::MalformedHeader("its body has more items than are allowed"))?;
+        let major = initial & MAJOR;
+        let argument = if initial & !MAJOR == INDEFINITE {
+            rest = after;
+            None
+        } else {
+            let Some(argument) = read_head(&mut rest, major) else { return Ok(()) };
+            Some(argument)
+        };
+        let deeper = match (major, argument) {
+            (BYTES | TEXT, Some(length)) => {
+                let Some(after) = usize::try_from(length).ok().and_then(|length| rest.get(length..)) else { return Ok(()) };
+                rest = after;
+                continue;
+            }
+            (BYTES | TEXT | ARRAY, argument) => argument,
+            (MAP, argument) => argument.map(|pairs| pairs.saturating_mul(2)),
+            (TAG, _) => Some(1),
+            _ => continue,
+        };
+        missing.push(deeper);
+        if missing.len() > DEPTH_LIMIT + 1 {
+            return Err(WireError::MalformedHeader("its body is deeper than is allowed"));
+        }
+    }
+    Ok(())
+}
+
 /// Takes a body from the front.
-fn read_body(bytes: &mut &[u8]) -> Result<Body, WireError> {
+fn read_body(bytes: &mut &[u8], most: usize) -> Result<Body, WireError> {
+    check_body(bytes, most)?;
     let body: Value =
         ciborium::from_reader(bytes).map_err(|_| WireError::MalformedHeader("the body is not one well-formed CBOR item"))?;
     let Value::Map(pairs) = body else {
