@@ -164,9 +164,15 @@ def _rename(module: ModuleType) -> None:
 
 def _rename_object(value: Any, waiting: list[Any]) -> None:
     """A function; or another object that has a module of its own: a cached function, a type variable."""
+    kind = type(value)
     try:
+        if kind.__module__ == "typing":
+            # Since Python 3.12 some of these are in C, and show no dictionary.
+            if value.__module__ == _NAME:
+                value.__module__ = "__main__"
+            return
         own = object.__getattribute__(value, "__dict__")
-        if (value.__module__ if type(value) is FunctionType else own.get("__module__")) == _NAME:
+        if (value.__module__ if kind is FunctionType else own.get("__module__")) == _NAME:
             value.__module__ = "__main__"
         if "__wrapped__" in own:
             waiting.append(own["__wrapped__"])
