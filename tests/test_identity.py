@@ -216,6 +216,19 @@ def test_hashes_are_the_same_where_the_user_has_fixed_them(tmp_path: Path, seed:
     assert ended.lines() == [str(seed not in ("random", None))]
 
 
+def test_a_seed_of_zero_needs_no_variable(tmp_path: Path) -> None:
+    """An app made by PyInstaller for Python 3.14 has that seed and no variable."""
+    program = """
+        import os, trio, trio_offload
+        del os.environ["PYTHONHASHSEED"]
+        async def main():
+            async with trio_offload.open_worker_context() as context:
+                print(hash("text") == await context.run_sync(hash, "text"))
+        trio.run(main)
+    """
+    assert run_script(tmp_path, program, environment=plain_environment(PYTHONHASHSEED="0")).lines() == ["True"]
+
+
 # --- text ------------------------------------------------------------------------------------------
 
 LOCALES = [

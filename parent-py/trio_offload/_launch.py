@@ -362,6 +362,9 @@ def _flags() -> dict[str, int]:
         # may have set LC_ALL to C meanwhile, for the output of others: told to be without UTF-8, the worker would be in ASCII.
         # An app made by PyInstaller does not decide by the locale alone, so there it may have been left out on purpose.
         values["utf8_mode"] = flags.utf8_mode
+    if not flags.hash_randomization:
+        # Hashes start from zero. An app made by PyInstaller for Python 3.14 or newer is so without a variable that tells.
+        values["hash_randomization"] = 0
     if hasattr(flags, "safe_path"):
         values["safe_path"] = flags.safe_path
     if hasattr(sys, "get_int_max_str_digits"):

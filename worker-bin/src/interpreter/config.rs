@@ -35,6 +35,8 @@ pub(crate) struct Flags {
     pub(crate) int_max_str_digits: Option<i32>,
     pub(crate) warn_default_encoding: Option<i32>,
     pub(crate) buffered_stdio: Option<i32>,
+    /// No `PyConfig` name but that of `sys.flags`: 0 is a seed of zero.
+    pub(crate) hash_randomization: Option<i32>,
 }
 
 impl Config {
@@ -74,6 +76,7 @@ impl Flags {
                 "int_max_str_digits" => &mut flags.int_max_str_digits,
                 "warn_default_encoding" => &mut flags.warn_default_encoding,
                 "buffered_stdio" => &mut flags.buffered_stdio,
+                "hash_randomization" => &mut flags.hash_randomization,
                 // A later parent may know switches that this worker does not (PROTOCOL.md, HELLO).
                 _ => continue,
             };

@@ -286,6 +286,10 @@ impl CConfig {
         set(&mut config.parser_debug, flags.parser_debug);
         set(&mut config.warn_default_encoding, flags.warn_default_encoding);
         set(&mut config.buffered_stdio, flags.buffered_stdio);
+        if flags.hash_randomization == Some(0) {
+            config.use_hash_seed = 1;
+            config.hash_seed = 0;
+        }
         #[cfg(Py_3_11)]
         set(&mut config.safe_path, flags.safe_path);
         // Before 3.12 the bug-fix releases keep it outside of PyConfig and read it from `-X` and the environment.
