@@ -5,11 +5,14 @@ A job and its test meet in fifos and never by sleeping; the test's ends are in `
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -208,6 +211,102 @@ def start_family(path: str) -> NoReturn:
                 signal.pause()
         os._exit(0)
     os.wait()
+    while True:
+        signal.pause()
+
+
+def leave_family(path: str) -> int:
+    """A child, one with a session of its own, a daemon that ignores what a terminal's end sends, and a return."""
+    line = take_line(path)
+    for session in (False, True):
+        start_sleeper(line, start_new_session=session).returncode = 0
+    subprocess.run(["sh", "-c", "trap '' HUP; (setsid sleep infinity &) & sleep infinity &"], pass_fds=[line], check=True)
+    return os.getpid()
+
+
+def start_on_and_on(path: str) -> NoReturn:
+    """Four threads that start programs all the time, and more memory than there may be."""
+    import threading
+
+    line = take_line(path)
+    ballast = bytearray(b"x" * (80 << 20))
+
+    def start_programs() -> None:
+        while ballast:
+            try:
+                os.posix_spawn(
+                    "/bin/sleep", ["sleep", "infinity"], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, line, line)]
+                )
+            except OSError:
+                return
+            time.sleep(0.002)
+
+    for _ in range(4):
+        threading.Thread(target=start_programs, daemon=True).start()
+    while True:
+        signal.pause()
+
+
+def run_out_of_descriptors(path: str, size: int = 0) -> NoReturn:
+    """Once none is left, a byte array of this size."""
+    import resource
+
+    line = take_line(path)
+    start_sleeper(line)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    with contextlib.suppress(OSError):
+        while True:
+            os.dup(0)
+    os.write(line, b"out\n")
+    ballast = bytearray(b"x" * size)
+    while ballast is not None:
+        signal.pause()
+    raise AssertionError
+
+
+def leave_orphans(count: int) -> int:
+    for _ in range(count):
+        subprocess.run(["sh", "-c", "sleep 0 >/dev/null 2>&1 &"], check=True)
+    return os.getpid()
+
+
+def wait_for_own_children(gate: str) -> tuple[int, int, int]:
+    """What a job learns of its own children, when others have lost their parents meanwhile."""
+    child = subprocess.Popen(["sh", "-c", "exit 7"])
+    forked = os.fork()
+    if forked == 0:
+        os._exit(9)
+    leave_orphans(5)
+    with open(gate, "rb", buffering=0) as file:
+        file.read(1)
+    first, status = os.wait()
+    codes = {first: os.waitstatus_to_exitcode(status)}
+    while True:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            return codes.pop(child.pid), codes.pop(forked), len(codes)
+        codes[pid] = os.waitstatus_to_exitcode(status)
+
+
+def go_on_without_watcher() -> int:
+    """In a loop: somebody stops the worker, as its watcher would, and kills the watcher then. The signal that woke the worker."""
+    worker = os.getpid()
+    children = Path(f"/proc/self/task/{worker}/children").read_text().split()
+    watchers = [int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "offload-watcher\n"]
+    if os.fork() == 0:
+        os.kill(worker, signal.SIGSTOP)
+        while Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        os.kill(watchers[0], signal.SIGKILL)
+        os._exit(0)
+    os.wait()
+    return len(watchers)
+
+
+def run_shell(path: str, script: str) -> NoReturn:
+    line = take_line(path)
+    subprocess.run(["sh", "-c", script], pass_fds=[line])
     while True:
         signal.pause()
 

@@ -28,6 +28,7 @@ from trio_offload import (
     open_worker_context,
     run_sync,
 )
+from trio_offload_worker import _family
 
 pytestmark = pytest.mark.usefixtures("worker_type")
 
@@ -296,6 +297,8 @@ async def test_a_child_that_outlives_the_job_does_not_hide_the_workers_death(
         async with open_worker_context() as context:
             job = jobs.leave_fork if way == "forked" else jobs.leave_careless_child
             child = await context.run_sync(job, line.path)
+            # Without its mark nobody finds it when it has lost its parent.
+            resource.prlimit(child, _family.LIMIT, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             worker = await line.pid()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_death, lambda: context.run_sync(jobs.hold_for_ever, another_line.path), worker)

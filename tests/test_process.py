@@ -60,9 +60,13 @@ class Begin:
         script = self._write(f"import sys\nsys.path.insert(0, {os.path.dirname(jobs.__file__)!r})\nimport jobs\n{code}\n")
         return self(f"exec '{sys.executable}' '{script}'")
 
-    def subreaper(self, code: str) -> WorkerProcess:
-        """The same, as the subreaper that a worker is."""
-        return self.python(f"import ctypes\nassert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0\n{code}")
+    def worker(self, code: str, *, marked: bool = True) -> WorkerProcess:
+        """The same with the mark that a worker has; else as the subreaper that one is which cannot have a mark."""
+        return self.python(
+            "from trio_offload_worker import _watcher\n"
+            + ("" if marked else "_watcher._mark_self = lambda mark: False\n")
+            + f"_watcher.begin_life()\n{code}"
+        )
 
     def close(self) -> None:
         for ours in self.sockets.values():
@@ -280,8 +284,9 @@ async def test_killing_twice_is_killing(pidfds: bool, begin: Begin, signals: lis
     await ended(process)
     assert process.exitcode == -signal.SIGKILL
     assert {means for means, _ in signals} == {"pidfd" if pidfds else "number"}
-    # The first asks whether it may be signalled at all.
-    assert {number for _, number in signals} == {0, signal.SIGSTOP, signal.SIGKILL}
+    # The first asks whether it may be signalled at all. It has hardly begun, and the kernel would not resume it if this program were
+    # killed between a stop and its end.
+    assert {number for _, number in signals} == {0, signal.SIGKILL}
 
 
 async def test_a_stopped_process_can_be_killed(pidfds: bool, begin: Begin) -> None:
@@ -387,8 +392,14 @@ def family(request: pytest.FixtureRequest, pidfds: bool, monkeypatch: pytest.Mon
         monkeypatch.setattr(_family, "lists_children", lambda: False)
 
 
-async def test_children_of_every_kind_end_with_it(family: None, begin: Begin, line: Lifeline) -> None:
-    process = begin.subreaper(f'jobs.start_family("{line.path}")')
+@pytest.fixture(params=[True, False], ids=["marked", "subreaper"])
+def marked(request: pytest.FixtureRequest) -> bool:
+    """How orphans are found."""
+    return bool(request.param)
+
+
+async def test_children_of_every_kind_end_with_it(family: None, marked: bool, begin: Begin, line: Lifeline) -> None:
+    process = begin.worker(f'jobs.start_family("{line.path}")', marked=marked)
     await line.pid()
     daemon = await line.pid()
     assert process_state(daemon) is not None
@@ -397,9 +408,9 @@ async def test_children_of_every_kind_end_with_it(family: None, begin: Begin, li
     await line.ended()
 
 
-async def test_one_that_forks_faster_than_one_looks_is_caught(begin: Begin, line: Lifeline) -> None:
+async def test_one_that_forks_faster_than_one_looks_is_caught(marked: bool, begin: Begin, line: Lifeline) -> None:
     # It ends by itself after so many generations, so that a failure does not leave it for ever.
-    process = begin.subreaper(f'jobs.run_from_killers("{line.path}", 5000)')
+    process = begin.worker(f'jobs.run_from_killers("{line.path}", 5000)', marked=marked)
     await line.pid()
     await line.pid()
     process.kill()
@@ -407,41 +418,35 @@ async def test_one_that_forks_faster_than_one_looks_is_caught(begin: Begin, line
     await line.ended()
 
 
-async def test_a_fork_under_way_when_one_looks_is_caught(
+async def test_nothing_is_left_of_one_that_goes_on_though_it_was_stopped(
     family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is in the middle of a fork stops after it, however long ago it was told to."""
-    process = begin.subreaper(f'jobs.have_one_start_one_late("{line.path}", "{gate.path}")')
-    late = await line.pid()
-    look = _family.new_children
-    signal_descendant = _family._signal_descendant
-    looks: list[list[int]] = []
+    """It may not get round to stop in time, or somebody resumes it: then it starts a process when all others are dead."""
+    process = begin.worker(f'jobs.start_one_late("{line.path}", "{gate.path}")')
+    await line.pid()
+    end_below = _family._end_below
 
-    def look_too_early(parents: list[int], known: Collection[int]) -> list[int]:
-        looks.append(look(parents, known))
-        if looks == [[late], [], []]:
-            gate.open()
-            while process_state(late) != "T":
-                time.sleep(0.001)
-        return looks[-1]
+    def end_below_and_resume(*arguments: Any) -> bool:
+        has_family = end_below(*arguments)
+        assert not has_family
+        os.kill(process.pid, signal.SIGCONT)
+        gate.open()
+        while process_state(process.pid) != "T" or not _family.children([process.pid]):
+            time.sleep(0.001)
+        return has_family
 
-    def stop_later(pid: int, pidfd: int | None, number: int) -> bool:
-        return (pid == late and number == signal.SIGSTOP) or signal_descendant(pid, pidfd, number)
-
-    monkeypatch.setattr(_family, "new_children", look_too_early)
-    monkeypatch.setattr(_family, "_signal_descendant", stop_later)
+    monkeypatch.setattr(_family, "_end_below", end_below_and_resume)
+    # It stops itself once it has forked.
+    monkeypatch.setattr(_family, "_is_stopped", lambda pid: False)
     process.kill()
     await ended(process)
     await line.ended()
-    assert looks[:3] == [[late], [], []]
-    assert sum(map(len, looks)) == 2
 
 
 async def test_nobody_looks_below_one_that_has_not_stopped(
     family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same of the root, which is waited for before all else."""
-    process = begin.subreaper(f'jobs.start_one_late("{line.path}", "{gate.path}")')
+    process = begin.worker(f'jobs.start_one_late("{line.path}", "{gate.path}")')
     await line.pid()
     look = _family.new_children
     states: list[str | None] = []
@@ -458,16 +463,30 @@ async def test_nobody_looks_below_one_that_has_not_stopped(
 
     monkeypatch.setattr(_family, "_STOP_PATIENCE", PATIENCE)
     monkeypatch.setattr(_family, "new_children", look_at_state_too)
-    _family.end_family(process.pid, stop_later)
+    _family.end_family(process.pid, stop_later, process._since)
     await ended(process)
     await line.ended()
     assert set(states) == {"T"}
 
 
+async def test_who_reacts_to_the_end_of_a_child_ends_before_it(begin: Begin, line: Lifeline, tmp_path: Path) -> None:
+    """A shell goes on when its program has ended; killed later than that it would have done so."""
+    trace = tmp_path / "gone on"
+    process = begin.worker(f'jobs.run_shell("{line.path}", "sleep infinity; echo > {trace}")')
+    await line.pid()
+    with trio.fail_after(PATIENCE):
+        while len(_family.descendants(process.pid, 0)) < 2:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+    process.kill()
+    await ended(process)
+    await line.ended()
+    assert not trace.exists()
+
+
 async def test_one_that_waits_for_a_vfork_is_not_waited_for(
     begin: Begin, line: Lifeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = begin.subreaper(f'jobs.start_with_vfork("{line.path}")')
+    process = begin.worker(f'jobs.start_with_vfork("{line.path}")')
     assert process_state(await line.pid()) is not None
     with trio.fail_after(PATIENCE):
         while process_state(process.pid) != "D":  # noqa: ASYNC110 - nothing else tells that it has come that far
@@ -482,7 +501,7 @@ async def test_one_that_waits_for_a_vfork_is_not_waited_for(
 
 
 async def test_more_descendants_than_descriptors(begin: Begin, line: Lifeline) -> None:
-    process = begin.subreaper(f'jobs.start_many("{line.path}", 60)')
+    process = begin.worker(f'jobs.start_many("{line.path}", 60)')
     await line.pid()
     assert await line.line() == "all"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -498,7 +517,7 @@ async def test_more_descendants_than_descriptors(begin: Begin, line: Lifeline) -
 
 def test_both_ways_find_the_same_children(begin: Begin, line: Lifeline) -> None:
     async def main() -> None:
-        process = begin.subreaper(f'jobs.start_family("{line.path}")')
+        process = begin.worker(f'jobs.start_family("{line.path}")')
         await line.pid()
         await line.pid()
         with trio.fail_after(PATIENCE):
@@ -506,7 +525,7 @@ def test_both_ways_find_the_same_children(begin: Begin, line: Lifeline) -> None:
             for parent in (os.getpid(), process.pid):
                 while sorted(_family.children([parent])) != sorted(_family.children_by_scan([parent])):  # noqa: ASYNC110
                     await trio.sleep(0.01)
-        assert len(_family.children([process.pid])) >= 4
+        assert len(_family.children([process.pid])) >= 3
         assert process.pid in _family.children([os.getpid()])
         process.kill()
         await ended(process)

@@ -14,9 +14,9 @@ What this module guarantees:
 * A fork of this process inherits no worker: its copies of the descriptors are closed in the child.
 * A worker that a template forks is a child of this process too, and all of the above is true of it, also while nobody wants it
   yet. It is known by a pipe until it has told its number; one that is to be ended before that is ended as soon as it has.
-* A process is ended with its descendants. The worker is a child subreaper (prctl(2)), so they stay below it whatever
-  they do; it is stopped first, so that it cannot start another while they are being collected: the kernel refuses to
-  fork under a pending signal (copy_process() in kernel/fork.c).
+* A process is ended with its descendants, which are found by the mark that they inherit from it (``_family.py``). It is
+  stopped first, so that it cannot start another meanwhile, and killed last; the kernel resumes it if this process ends in
+  between. Of one that has ended otherwise than in order, what it has left is looked for and ended when it is reaped.
 * A program that has given up privileges may not signal the workers that it has started before. Their connection is closed
   instead: their native thread, which has kept the privileges, ends them with their descendants. That is waited for, but not for ever.
 """
@@ -40,7 +40,16 @@ from typing import Any, Final, NoReturn
 
 import trio
 
-from trio_offload_worker._family import end_family, open_pidfd, stat_fields
+from trio_offload_worker._family import (
+    boot_time,
+    end_family,
+    end_orphans,
+    hold_reserve,
+    is_marked,
+    is_told,
+    open_pidfd,
+    stat_fields,
+)
 
 from . import _clock
 from ._channel import identity_of, socket_pair
@@ -57,8 +66,10 @@ class WorkerProcess:
     It may be pickled; the copy is a record of how the process was at that moment.
     """
 
-    def __init__(self, pid: int, pidfd: int | None) -> None:
+    def __init__(self, pid: int, pidfd: int | None, since: int | None = None) -> None:
         self.pid = pid
+        # A moment before its start: with the number that makes the mark which its descendants have.
+        self._since = boot_time() if since is None else since
         self._pidfd = pidfd
         self._pidfd_identity = None if pidfd is None else identity_of(pidfd)
         # By which a number is known to be still that of the same process.
@@ -76,6 +87,8 @@ class WorkerProcess:
         self.line: socket.socket | None = None
         # When a process that may not be signalled is given up, on the clock of time.monotonic().
         self._refused_until: float | None = None
+        # Whether it has said that it leaves, or was asked to. What its jobs have left to live on then lives on.
+        self.dismissed = False
 
     @property
     def exitcode(self) -> int | None:
@@ -193,7 +206,7 @@ class WorkerProcess:
         except PermissionError:
             self._hang_up()
         else:
-            end_family(self.pid, self._signal)
+            end_family(self.pid, self._signal, self._since)
 
     def _hang_up(self) -> None:
         """Have the process end itself, as this program may not signal it."""
@@ -221,13 +234,15 @@ class WorkerProcess:
         except ChildProcessError:
             # SIGCHLD is ignored, or a foreign waitpid(-1) took the status: it has ended, but how will never be known.
             # On 5.3 kernels and with SIGCHLD ignored this error comes only once the process is gone (wait(2)).
-            self.ended = True
+            pass
         else:
             if status is None:
                 return False
-            # In this order: others read without the lock.
             self._exitcode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-            self.ended = True
+        if not self.killed and not (self.dismissed and self._exitcode in _ENDS_IN_ORDER):
+            end_orphans(self.pid, self._since)
+        # At last: others read without the lock.
+        self.ended = True
         self._close_pidfd()
         return True
 
@@ -454,6 +469,28 @@ class Lines:
             self.process.abandon()
 
 
+def tell_what_does_not_hold(worker: int) -> None:
+    """Say in the log, at the first worker of this program, what cannot be guaranteed on this system."""
+    global _has_looked
+    if _has_looked:
+        return
+    _has_looked = True
+    if not is_told():
+        logger.warning(
+            "/proc cannot be read here: the memory of workers is not known, memory_limit is refused, and of what a job has started "
+            "only processes whose numbers are near the worker's are ended with it"
+        )
+    if not is_marked(worker):
+        logger.warning(
+            "worker %s could not mark itself, because this system does not let it set RLIMIT_LOCKS: a process that a job has started "
+            "and that has lost its parent may outlive the worker, and does if the worker is killed by somebody else or crashes",
+            worker,
+        )
+
+
+_has_looked = False
+
+
 @contextlib.contextmanager
 def surroundings() -> Iterator[tuple[list[int], int | None]]:
     """What a forked worker takes over from this process as it is now: the numbers of the standard streams that are open, and a
@@ -507,6 +544,7 @@ def start(
     Raises:
         OSError: the executable cannot be started.
     """
+    since = boot_time()
     with no_forks:
         _unended.reap()
         ours, theirs = socket_pair()
@@ -541,7 +579,7 @@ def start(
             theirs.close()
             for descriptor in kept:
                 os.close(descriptor)
-        process = WorkerProcess(pid, open_pidfd(pid))
+        process = WorkerProcess(pid, open_pidfd(pid), since)
         process.line = ours
         no_forks.register(process, ours, record)
     return process, ours, record
@@ -555,6 +593,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.s
     Raises:
         OSError, RuntimeError: the system, or Python, does not allow a fork.
     """
+    since = boot_time()
     with no_forks:
         _unended.reap()
         ours, theirs = socket_pair()
@@ -584,7 +623,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.s
             theirs.close()
             for descriptor in kept:
                 os.close(descriptor)
-        process = WorkerProcess(pid, open_pidfd(pid))
+        process = WorkerProcess(pid, open_pidfd(pid), since)
         process.line = ours
         no_forks.register(process, ours, record)
     return process, ours, record
@@ -658,11 +697,14 @@ class _Unended:
 
 logger: Final = logging.getLogger("trio_offload")
 no_forks: Final = _Handover()
+hold_reserve()
 _unended: Final = _Unended()
 _REFUSED_PATIENCE: Final = 5.0  # seconds
 _BIRTH_PATIENCE: Final = (
     5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
 )
+# Of one that was to leave; 120 is Python's own, for output that could not be written. None: how it ended is not known.
+_ENDS_IN_ORDER: Final = (0, 120, None)
 _LAST_THREAD: Final = 0.00001  # seconds; the system makes some 60 microseconds of it (PR_SET_TIMERSLACK in prctl(2))
 _WITHOUT_THREAD: Final = 0.01  # seconds
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds

@@ -33,6 +33,7 @@ import outcome
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint
 
+from trio_offload_worker._family import is_told
 from trio_offload_worker._retire import RetireWhen
 from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
@@ -270,6 +271,11 @@ class Worker:
             WorkerStartError: it could not be started; nothing is left of it.
         """
         refuse_while_main_loads()
+        if self._settings.memory_limit is not None and not is_told():
+            raise WorkerStartError(
+                "memory_limit cannot be watched here, because /proc, where the system tells how much memory a process holds, "
+                "cannot be read. Mount it, or leave memory_limit out"
+            )
         self._first_call = call
         if self._settings.templates is None:
             self._grant = Grant()
@@ -423,7 +429,7 @@ class Worker:
         """Become the handle of a process that was forked ahead and that nobody has a use for. It leaves; a wait must follow."""
         self._process, self._record = lines.process, lines.record
         self._channel = Channel(lines.ours)
-        self._leave()
+        self._leave(in_order=True)
         self.given_up = True
         # The end of its stream is all that it needs to hear.
         with no_forks:
@@ -515,6 +521,7 @@ class Worker:
             raise
         self._ready = time.monotonic()
         self._kills_look_at = self._oom_kills.moment + _oom.LOOK_INTERVAL
+        _process.tell_what_does_not_hold(self.process.pid)
         if self._settings.trace is not None:
             self._settings.trace.worker_started(self.process.pid, self._started, self._ready)
         self._become_idle()
@@ -831,7 +838,7 @@ class Worker:
                 self._reject(f"something that is not of the protocol ({error})")
             else:
                 if frame is not None and frame.kind in _LAST_WORDS:
-                    self._leave()
+                    self._leave(in_order=frame.kind is Kind.RETIRED)
                 elif frame is not None:
                     self._reject(frame.kind.name)
         return self.state is IDLE
@@ -840,7 +847,7 @@ class Worker:
         """Tell an idle worker to leave. It may have left already."""
         if self.state is IDLE and self._channel is not None:
             self._channel.send_nowait([encode_head(Kind.RETIRE, 0, ())])
-            self._leave()
+            self._leave(in_order=True)
 
     def gone(self) -> bool:
         """Whether the process of a worker on its way out has ended; if so it is reaped and nothing of it is left."""
@@ -1109,7 +1116,7 @@ class Worker:
     async def _refused_call(self, frame: Frame, name: str, number: int | None = None) -> NoReturn:
         """The worker answered a call with something other than its result."""
         if frame.kind is Kind.RETIRED:
-            self._leave()
+            self._leave(in_order=True)
             raise CallNotRun
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self._end_gently()
@@ -1209,7 +1216,9 @@ class Worker:
         self._running = None
         self.expires_at = time.monotonic() + self._settings.idle_timeout
 
-    def _leave(self) -> None:
+    def _leave(self, *, in_order: bool = False) -> None:
+        if in_order:
+            self.process.dismissed = True
         self.state = RETIRING
         self.expires_at = -math.inf
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from ._family import children, children_by_scan, lists_children
+from ._family import descendants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,17 +49,14 @@ class Meter:
         return [rss, self._peak, size * _PAGE, processor_time]
 
 
-def family_above(root: int, limit: int, spared: Collection[int]) -> int | None:
+def family_above(root: int, limit: int, since: int, spared: Collection[int]) -> int | None:
     """What a process and its descendants hold together, in bytes, if that is above the limit.
 
     Memory that a forked child shares with its parent is resident in both. So where there are descendants the sum is only a
     reason to look more closely: each page then counts for its share (``Pss`` in proc(5)), which takes the kernel milliseconds
     to find out.
     """
-    pids = [root]
-    list_children = children if lists_children() else children_by_scan
-    for pid in pids:
-        pids += [child for child in list_children([pid]) if child not in pids and child not in spared]
+    pids = [root, *descendants(root, since, spared)]
     reached = sum(_resident(pid) for pid in pids)
     if len(pids) > 1:
         # A process that ends between two of these readings leaves its share to those that are read after it, which makes the

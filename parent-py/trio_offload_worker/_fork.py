@@ -61,7 +61,7 @@ def serve(
         gc.freeze()
         fill_standard_streams()
         watcher = _watcher.start(socket, record, parent)
-        _watcher.become_subreaper()
+        _watcher.begin_life()
         ending.begin(parent, watcher)
         ending.kept = _reset_registries(at_exit)
         sys.set_asyncgen_hooks(None, None)

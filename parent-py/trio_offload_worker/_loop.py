@@ -41,7 +41,7 @@ def main(release: str) -> NoReturn:
         raise SystemExit(_WRONG_ARGUMENTS)
     # While there is one thread, and nothing has been imported that the watcher does not need.
     watcher = _watcher.start(SOCKET, RECORD, parent)
-    _watcher.become_subreaper()
+    _watcher.begin_life()
     # Registered before any other, it is called after all others.
     atexit.register(leave, os.getpid(), parent, watcher)
     swallow_interrupts()
@@ -81,7 +81,7 @@ def leave(worker: int, parent: int, watcher: _watcher.Watcher) -> None:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])
     if is_ending(parent):
         # Nobody else ends what the jobs have left.
-        end_family(worker, lambda number: None)
+        end_family(worker, lambda number: None, 0)
     watcher.dismiss()
 
 

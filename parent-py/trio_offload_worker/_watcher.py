@@ -7,16 +7,17 @@ No thread of Python's could do that. How it stays out of the way:
 * It is forked off before anything else is imported, so it is small, and shares nearly all of its memory. (Beside a worker that
   is a fork of its parent it is as large as that, and shares that memory too. It never collects garbage, which would copy all
   of it, and be the parent's garbage.)
-* It is made with clone(2) and without a signal for its end. The kernel keeps such a child from every ``wait`` that does not
-  ask for it (wait(2), ``__WCLONE``) and sends no SIGCHLD: ``os.wait()`` in a job does not see it. It still is the worker's
-  child, so the parent finds and kills it with the rest of the family. To fork twice instead would leave it to whoever
+* It is made with clone(2) and another signal for its end than SIGCHLD. The kernel keeps such a child from every ``wait`` that
+  does not ask for it (wait(2), ``__WCLONE``): ``os.wait()`` in a job does not see it. It still is the worker's child, so the
+  parent finds it, by a mark of its own (``_family.py``), and kills it last. To fork twice instead would leave it to whoever
   reaps orphans, and that may be the program itself, as the first process of a container: one zombie for each worker.
   Where clone cannot be called it is forked twice all the same.
 * It does not hold the socket, which would keep the worker's death from being the end of the stream. It holds an epoll
   instance that the socket was registered with: the registration lasts as long as the worker's own descriptor and does not
   keep it open (epoll(7)). For a report it borrows the worker's descriptor for a moment (pidfd_getfd(2)); where that is not
   allowed there are no reports, and the figures come with the results only.
-* It ends when the worker ends, which a pidfd tells. A worker that ends in order ends it first, and reaps it.
+* It ends when the worker ends, which a pidfd tells, and ends what that has left before, unless it left in order. A worker that
+  ends in order ends the watcher first, and reaps it.
 
 What the two know of each other stands in memory that they share: what the worker is doing, whether the watcher is
 writing to the socket or asleep, and what SETUP asks of it. Each tells first and looks then, with a system call between
@@ -32,7 +33,8 @@ import struct
 import sys
 import time
 
-from ._family import end_family, open_pidfd, stat_fields
+from . import _family
+from ._family import end_family, end_orphans, open_pidfd, stat_fields
 from ._figures import Meter, family_above
 
 TYPE_CHECKING = False
@@ -142,7 +144,7 @@ class Watcher:
 def start(socket: int, record: int, parent: int) -> Watcher:
     """Start the watcher of this process, whose parent has the process id ``parent``, the other end of ``socket`` and ``record``.
 
-    To be called while there is one thread as far as possible, and before this process becomes a subreaper.
+    To be called while there is one thread as far as possible, and before :func:`begin_life`.
 
     Raises:
         OSError: the system has no process, or no descriptor, to spare.
@@ -152,6 +154,7 @@ def start(socket: int, record: int, parent: int) -> Watcher:
     memory[_ASLEEP] = 1
     listener, bell = os.pipe()
     worker = os.getpid()
+    since = _family.boot_time()
     pid = _clone()
     if pid is None:
         first = os.fork()
@@ -167,7 +170,8 @@ def start(socket: int, record: int, parent: int) -> Watcher:
             return Watcher(None, memory, bell)
     if pid == 0:
         try:
-            _Watch(_Life(parent), _Life(worker), socket, record, listener, memory).run()
+            _family.mark_self(_family.new_mark(worker, is_watcher=True))
+            _Watch(_Life(parent), _Life(worker), since, socket, record, listener, memory).run()
         finally:
             os._exit(1)
     os.close(listener)
@@ -176,11 +180,31 @@ def start(socket: int, record: int, parent: int) -> Watcher:
     return Watcher(pid, memory, bell)
 
 
-def become_subreaper() -> None:
-    """Let orphaned descendants fall to this process, so that they can be found (prctl(2)). Without ``_ctypes`` they cannot."""
-    call_library("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def begin_life() -> None:
+    """To be called at the beginning of a process that is to run jobs, once its watcher is there. (``family::begin`` in Rust.)"""
+    # Stopped by a parent that is killed before it can go on, this process is resumed, and its watcher ends it.
+    call_library("prctl", _PR_SET_PDEATHSIG, int(_signal.SIGCONT), 0, 0, 0)
+    if not _mark_self(_family.new_mark(os.getpid())):
+        # Let orphaned descendants fall to this process, so that they can be found. Without `_ctypes` they cannot.
+        call_library("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def _mark_self(mark: int) -> bool:
+    """As ``_family.mark_self``, without a module that jobs would find imported."""
+    try:
+        import _ctypes
+    except ImportError:
+        return _family.mark_self(mark)
+    core: Any = _ctypes
+    number = type("number", (core._SimpleCData,), {"_type_": "L"})
+    limits: Any = type("limits", (core.Array,), {"_type_": number, "_length_": 2})()
+    if call_library("getrlimit", _family.LIMIT, limits) != 0 or limits[1] < mark:
+        return False
+    limits[0] = mark
+    return call_library("setrlimit", _family.LIMIT, limits) == 0
+
+
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_PTRACER: Final = 0x59616D61
 _PIDFD_GETFD: Final = 438  # of the system's table; the same for every processor
@@ -207,15 +231,16 @@ _WITHOUT_PIDFD: Final = 0.2  # seconds between two looks where the system cannot
 
 
 def _clone() -> int | None:
-    """Fork without a signal for the child's end; None if that cannot be done here."""
+    """Fork a child of which no wait tells, and no SIGCHLD; None if that cannot be done here."""
     number = _CLONE.get(os.uname().machine) if sys.maxsize > 2**32 else None
     if number is None:
         return None
-    pid = call_library("syscall", number, 0, 0, 0, 0, 0)
+    # Told of its end by SIGCONT, this process goes on if the watcher is killed after it has stopped it.
+    pid = call_library("syscall", number, int(_signal.SIGCONT), 0, 0, 0, 0)
     return pid if pid is not None and pid >= 0 else None
 
 
-def call_library(name: str, *arguments: int | bytes | None, keep_gil: bool = True) -> int | None:
+def call_library(name: str, *arguments: Any, keep_gil: bool = True) -> int | None:
     """A function of the C library; None where there is no ``_ctypes``. The package ``ctypes`` around it is not needed.
 
     Called without the GIL, a clone could be made while another thread holds it, and in the copy nobody would ever give it back.
@@ -269,12 +294,16 @@ class _Life:
 class _Watch:
     """The watcher's own process."""
 
-    def __init__(self, parent: _Life, worker: _Life, socket: int, record: int, listener: int, memory: mmap.mmap) -> None:
+    def __init__(
+        self, parent: _Life, worker: _Life, since: int, socket: int, record: int, listener: int, memory: mmap.mmap
+    ) -> None:
         # Ctrl+C and the like are for the worker, and a Ctrl+Z at the terminal must not keep this process from its work.
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         import gc
 
         gc.disable()
+        # Before the worker marks itself.
+        self._since = since
         self._parent = parent
         self._worker = worker
         self._socket = socket
@@ -306,7 +335,7 @@ class _Watch:
                 timeout = until_tick if until_look is None else min(until_tick, until_look)
             seen = [descriptor for descriptor, _ in self._poller.poll(timeout)]
             if worker.pidfd in seen or worker.is_over():
-                os._exit(0)
+                self._end_orphans()
             if parent.pidfd in seen or parent.is_over():
                 self._end_orphan()
             if self._socket in seen and self._memory[_DOING] in _BLIND:
@@ -354,7 +383,7 @@ class _Watch:
         report, limit = _DUTY.unpack_from(self._memory, _DUTY_AT)
         if limit != _NONE:
             job = _JOBS.unpack_from(self._memory, _JOBS_AT)
-            reached = family_above(self._worker.pid, limit, {os.getpid()})
+            reached = family_above(self._worker.pid, limit, self._since, {os.getpid()})
             if reached is not None and self._seal(job):
                 self._tell_of_limit(limit, reached)
                 self._end()
@@ -429,12 +458,18 @@ class _Watch:
         deadline = time.monotonic() + GRACE
         while self._memory[_DOING] not in _BLIND and time.monotonic() < deadline:
             if stat_fields(self._worker.pid) is None or self._worker.is_over():
-                os._exit(0)
+                self._end_orphans()
             time.sleep(0.005)
         self._end()
 
     def _end(self) -> NoReturn:
-        end_family(self._worker.pid, self._worker.signal, {os.getpid()})
+        end_family(self._worker.pid, self._worker.signal, self._since, {os.getpid()})
+        os._exit(0)
+
+    def _end_orphans(self) -> NoReturn:
+        """The worker has ended. If somebody has killed the parent with it, nobody else is left for this."""
+        if self._memory[_DOING] != LEAVING:
+            end_orphans(self._worker.pid, self._since)
         os._exit(0)
 
 

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use crate::error::LaunchError;
+use crate::family;
 use crate::message::{Explanation, Hello};
 use crate::os::{self, SignalsHeld};
 use crate::record::{self, Record};
@@ -64,7 +65,7 @@ pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surr
     let socket: OwnedFd = os::adopt(socket).map_err(system("taking the socket"))?;
     let record: OwnedFd = os::adopt(record).map_err(|_| LaunchError::NoRecord(record))?;
     os::close_from(record.as_raw_fd() + 1);
-    os::become_subreaper().map_err(system("becoming a subreaper"))?;
+    family::begin();
     os::ignore_file_size_signal();
     os::restore_fault_signals();
     os::disarm_stacks_signal();
@@ -86,8 +87,6 @@ pub fn take_over(descriptors: Vec<OwnedFd>, parent: &Parent) -> Result<(Connecti
     os::put_in_place(next()?.as_fd(), RECORD).map_err(system("taking the record"))?;
     let socket: OwnedFd = os::adopt(SOCKET).map_err(system("taking the socket"))?;
     let record: OwnedFd = os::adopt(RECORD).map_err(|_| LaunchError::NoRecord(RECORD))?;
-    // Not inherited (prctl(2)).
-    os::become_subreaper().map_err(system("becoming a subreaper"))?;
     let (mut connection, surroundings) = surround(socket, record, None);
     connection.expect_descriptors(Some(parent.pid()));
     Ok((connection, surroundings))

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
+use crate::os::proc;
 use crate::{family, os};
 
 /// What the process holds now, and what it has used so far.
@@ -105,7 +106,8 @@ impl FamilyMeter {
             System::new()
         });
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, refresh);
-        let sum = pids.iter().filter_map(|pid| system.process(*pid)).map(sysinfo::Process::memory).sum::<u64>();
+        // Where it could read nothing (no descriptor to spare, another root directory), the held folder may do.
+        let sum = pids.iter().map(|pid| resident_in(system, *pid).or_else(|| resident(*pid)).unwrap_or_default()).sum::<u64>();
         if sum <= limit {
             return None;
         }
@@ -124,14 +126,28 @@ impl FamilyMeter {
     }
 }
 
+fn resident_in(system: &System, pid: Pid) -> Option<u64> {
+    system.process(pid).map(sysinfo::Process::memory)
+}
+
+fn resident(pid: Pid) -> Option<u64> {
+    let text = proc::read(&format!("{pid}/statm")).ok()?;
+    Some(sizes_in_statm(str::from_utf8(&text).ok()?, os::page_size())?.1)
+}
+
+/// Whether the system tells what this process holds, without which nothing can be compared with a limit.
+pub fn is_told() -> bool {
+    resident(Pid::from_u32(std::process::id())).is_some()
+}
+
 /// What the process holds, shared pages counted by their share; 0 if it has ended.
 fn share(system: &System, pid: Pid) -> u64 {
-    match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
+    match proc::read(&format!("{pid}/smaps_rollup")) {
         // Of one that has ended and was not reaped yet the file is empty, or cannot be read (ESRCH).
-        Ok(text) => kilobytes(&text, "Pss:").unwrap_or_default(),
+        Ok(text) => str::from_utf8(&text).ok().and_then(|text| kilobytes(text, "Pss:")).unwrap_or_default(),
         // One of another user's (set-uid).
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            system.process(pid).map(sysinfo::Process::memory).unwrap_or_default()
+            resident_in(system, pid).or_else(|| resident(pid)).unwrap_or_default()
         }
         Err(_) => 0,
     }

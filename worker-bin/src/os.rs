@@ -1,9 +1,11 @@
 //! What the operating system offers through C only: descriptors, signals, processes. One of the places with `unsafe`.
 
 pub mod fork;
+pub mod marks;
 #[cfg(target_os = "linux")]
 mod namespaces;
 mod numbers;
+pub mod proc;
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
@@ -480,18 +482,6 @@ pub fn ask_for_stacks() {
         libc::kill(libc::getpid(), STACKS);
     }
 }
-
-/// Sends a signal to one process. The caller answers for the number's still being that process's: a descendant of a
-/// subreaper that was found under it cannot have been reaped by anyone but this process.
-///
-/// Whether it gets it: it may be gone, or set-uid to somebody whom this process may not signal.
-pub fn send_signal(pid: i32, signal: i32) -> bool {
-    // SAFETY: kill takes two integers.
-    pid > 1 && unsafe { libc::kill(pid, signal) } == 0
-}
-
-pub const STOP: i32 = libc::SIGSTOP;
-pub const KILL: i32 = libc::SIGKILL;
 
 /// Ends the process at once: no destructor, no handler, no flush.
 pub fn exit_now(code: i32) -> ! {

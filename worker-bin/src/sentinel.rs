@@ -19,7 +19,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -31,7 +31,7 @@ use crate::memory::{FamilyMeter, Meter};
 use crate::message::Message;
 use crate::record::Record;
 use crate::transport::Outlet;
-use crate::{exit, family, os};
+use crate::{exit, family, memory, os};
 
 /// How long an idle worker has for leaving after its parent's death.
 pub const GRACE: Duration = Duration::from_millis(500);
@@ -408,6 +408,9 @@ impl Sentinel {
             outlet.leave_unless_there();
             record.leave_unless_there();
         }
+        if is_apart {
+            os::proc::hold();
+        }
         let handle = if is_apart { parent.open() } else { None };
         let bell = if is_apart { activity.stop.bell.listen() } else { None };
         let socket = Some(socket).filter(|_| outlet.is_there());
@@ -501,11 +504,20 @@ struct Reporter {
     /// The state at the last look, of which the number of the job counts.
     seen: u64,
     reported: Instant,
+    has_complained: bool,
 }
 
 impl Reporter {
     fn new(outlet: Outlet, record: &'static Record, state: u64) -> Self {
-        Self { outlet, record, meter: Meter::default(), family: FamilyMeter::new(), seen: state, reported: Instant::now() }
+        Self {
+            outlet,
+            record,
+            meter: Meter::default(),
+            family: FamilyMeter::new(),
+            seen: state,
+            reported: Instant::now(),
+            has_complained: false,
+        }
     }
 
     /// The thread has woken: the time until the next report counts from now.
@@ -526,6 +538,11 @@ impl Reporter {
         {
             self.record.memory_limit(limit, reached);
             end_now(exit::MEMORY_LIMIT);
+        }
+        if duty.memory_limit.is_some() && !self.has_complained && !memory::is_told() {
+            self.has_complained = true;
+            let _ =
+                writeln!(io::stderr(), "trio-offload-worker: memory_limit is not watched, because /proc cannot be read any more");
         }
         // A tick early is better than a tick late: the interval is a multiple of the tick or the tick itself.
         if duty.report_interval.is_some_and(|interval| now.duration_since(self.reported) + CEILING_TICK / 2 >= interval) {

@@ -24,6 +24,7 @@ import trio
 import trio_offload
 from trio_offload import _locate
 from trio_offload._processors import usable_processors
+from trio_offload_worker._family import is_marked, is_told
 from trio_offload_worker._wire import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -118,7 +119,16 @@ def _system(report: Report) -> Facts:
 
 
 def _kernel(report: Report) -> Facts:
+    if not is_told():
+        report(
+            Problem(
+                "/proc cannot be read: the memory of workers is not known, memory_limit is refused, and what a job has started "
+                "and lost is found with difficulty",
+                "Mount it: mount -t proc proc /proc",
+            )
+        )
     return {
+        "/proc": is_told(),
         "pidfd": _has_pidfd(),
         "lists a thread's children": Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(),
         "transparent huge pages": _read_line("/sys/kernel/mm/transparent_hugepage/enabled"),
@@ -221,6 +231,7 @@ def _worker_info(report: Report) -> Facts:
 def _trial(report: Report) -> Facts:
     """One worker, from nothing to a few results."""
     seconds: list[float] = []
+    marked: list[bool] = []
 
     async def call() -> None:
         with trio.fail_after(_PATIENCE):
@@ -230,6 +241,7 @@ def _trial(report: Report) -> Facts:
                     await context.run_sync(bool, kill_on_cancel=True)
                     seconds.append(time.perf_counter() - opened)
                     opened = time.perf_counter()
+                marked.append(is_marked(await context.run_sync(os.getpid, kill_on_cancel=True)))
 
     try:
         trio.run(call)
@@ -243,6 +255,7 @@ def _trial(report: Report) -> Facts:
         return {"result": None}
     return {
         "result": "ok",
+        "what jobs start is found by": "a mark" if marked[0] else "its parents only (RLIMIT_LOCKS cannot be set here)",
         "cold start (ms)": round(seconds[0] * 1e3, 2),
         "warm call, median of 50 (ms)": round(statistics.median(seconds[1:]) * 1e3, 3),
     }
