@@ -599,6 +599,10 @@ def sleep_and_return(seconds: float) -> float:
     return seconds
 
 
+def become_sleep() -> NoReturn:
+    os.execvp("sleep", ["sleep", "1000"])
+
+
 def exit_late(seconds: float) -> None:
     """The worker takes so long to leave."""
     import atexit

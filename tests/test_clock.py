@@ -96,13 +96,13 @@ def test_how_a_slow_death_ended_is_told(kind: WorkerType) -> None:
     wait_for_threads()
 
 
-def test_one_that_closes_its_end_and_stays_is_killed(kind: WorkerType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_whose_process_goes_on_as_another_program_is_killed(kind: WorkerType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio_offload._worker, "_EXIT_PATIENCE", LATE)
 
     async def main() -> None:
         async with open_worker_context(worker_type=kind) as context:
             with pytest.raises(BrokenWorkerError, match="stopped answering without exiting"):
-                await context.run_sync(jobs.close_all_and_die_late, 1000.0)
+                await context.run_sync(jobs.become_sleep)
 
     run_standing(main)
 

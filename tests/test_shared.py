@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -225,7 +226,10 @@ async def test_a_fork_in_the_middle_of_a_closing_closes_nothing_else(what: str, 
             original(number)
 
     def fork() -> None:
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # From Python 3.12 on it warns of other threads, and those are what this is about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid == 0:
             try:
                 os.fstat(number)
