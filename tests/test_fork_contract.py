@@ -46,7 +46,7 @@ MODULES = (
 
 
 def forked(*positional: Any, **named: Any) -> WorkerSettings:
-    return WorkerSettings(*positional, **named | {"fork": True})
+    return WorkerSettings(*positional, **named | {"fork": True, "templates": None})
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ class Finder:
         def exec_module(module):
             execute(module)
             make = module.WorkerSettings
-            module.WorkerSettings = lambda **settings: make(**{**settings, "fork": True})
+            module.WorkerSettings = lambda **settings: make(**{**settings, "fork": True, "templates": None})
 
         spec.loader.exec_module = exec_module
         return spec
