@@ -222,6 +222,20 @@ def worker_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return worker_type
 
 
+@pytest.fixture(params=["spawn", "forkserver", "fork", "loop"])
+def of_any_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The type for a context, whose workers are of each kind by turns: the executable, forked off a template, a fork of this process, the
+    loop in Python."""
+    from trio_offload import WorkerType, _locate
+
+    if request.param == "loop":
+        monkeypatch.setattr(_locate, "way", lambda: _locate.Way("", "", "a test wants the loop"))
+        return WorkerType.SPAWN
+    if request.param == "forkserver" and not _locate.way().is_native:
+        pytest.skip("templates need the worker executable, and here workers are run in Python")
+    return WorkerType(request.param)
+
+
 # --- for everyone --------------------------------------------------------------------------------
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ import time
 import warnings
 from typing import NoReturn
 
+import jobs
 import memory_jobs
 
 CLONE_NEWUSER = 0x10000000
@@ -119,3 +122,51 @@ def multiprocess(method: str) -> list[int]:
         warnings.simplefilter("error")
         with multiprocessing.get_context(method).Pool(2) as pool:
             return pool.map(abs, [-1, 2, -3])
+
+
+def enable_faulthandler(path: str) -> bool:
+    with open(path, "w") as file:
+        faulthandler.enable(file)
+    return faulthandler.is_enabled()
+
+
+def disable_faulthandler(path: str) -> bool:
+    faulthandler.enable(sys.__stderr__, all_threads=False)
+    assert faulthandler.disable()
+    assert not faulthandler.disable()
+    return not faulthandler.is_enabled()
+
+
+def register_all_signals(path: str) -> bool:
+    refused = []
+    with open(path, "w") as file:
+        for number in sorted(signal.valid_signals()):
+            try:
+                faulthandler.register(number, file)
+            except (OSError, RuntimeError, ValueError):
+                refused.append(number)
+    for number in signal.valid_signals() - set(refused):
+        faulthandler.unregister(number)
+    faulthandler.unregister(16)
+    return signal.SIGSEGV in refused
+
+
+def save_and_put_back_fault_handlers(path: str) -> bool:
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, 16):
+        before = signal.getsignal(number)
+        if before is not None:  # Else the program of which this is a fork has a handler that is not Python's.
+            signal.signal(number, lambda number, frame: None)
+            signal.signal(number, before)
+    return True
+
+
+def crash_of_a_copy(path: str) -> str:
+    """A copy of the worker has a faulthandler of its own."""
+    with open(path, "w") as file:
+        pid = os.fork()
+        if pid == 0:
+            faulthandler.enable(file)
+            jobs.segfault()
+        os.waitpid(pid, 0)
+    with open(path) as file:
+        return file.read()

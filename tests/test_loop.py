@@ -295,11 +295,11 @@ def test_a_script_without_its_guard_learns_it(tmp_path: Path) -> None:
 
 async def test_a_handler_of_a_jobs_that_raises_spoils_no_frame(context: WorkerContext, capfd: Any) -> None:
     """Wherever the signal finds the worker: idle, at its start of a job or at its end, in the middle of an answer."""
-    pid = await context.run_sync(loop_jobs.take_interrupts_back)
+    pid = await context.run_sync(loop_jobs.be_interrupted_by_another_signal)
     interrupted = 0
     for number in range(60):
         try:
-            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGUSR1)
             assert await context.run_sync(bytes.ljust, b"", number * 3000) == b" " * number * 3000
         except KeyboardInterrupt:
             interrupted += 1

@@ -7,16 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jobs
+import memory_jobs
 import native_jobs
 import pytest
 import trio
 from lifeline import PATIENCE
 from running import run_script
 
-from trio_offload import BrokenWorkerError, WorkerMemoryError, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerType, _locate, open_worker_context
 from trio_offload_worker import _watcher, single_threaded
 
-pytestmark = pytest.mark.usefixtures("worker_type")
+of_both_types = pytest.mark.usefixtures("worker_type")
 
 
 def threads_of_a_job() -> int:
@@ -26,12 +28,14 @@ def threads_of_a_job() -> int:
 # --- forks ---------------------------------------------------------------------------------------
 
 
+@of_both_types
 async def test_a_job_forks_off_a_process_with_one_thread() -> None:
     async with open_worker_context() as context:
         for _ in range(3):
             assert await context.run_sync(native_jobs.counted_forks, 5) == ([1] * 5, threads_of_a_job())
 
 
+@of_both_types
 async def test_hooks_in_python_are_part_of_the_fork() -> None:
     async with open_worker_context() as context:
         status, seen, after = await context.run_sync(native_jobs.fork_with_hooks)
@@ -41,23 +45,27 @@ async def test_hooks_in_python_are_part_of_the_fork() -> None:
     assert after == threads_of_a_job()
 
 
+@of_both_types
 async def test_a_fork_in_another_thread_of_the_jobs() -> None:
     async with open_worker_context() as context:
         assert await context.run_sync(native_jobs.fork_in_another_thread) == [1]
 
 
+@of_both_types
 async def test_a_function_before_a_program() -> None:
     async with open_worker_context() as context:
         assert await context.run_sync(native_jobs.preexec) == 0
         assert await context.run_sync(native_jobs.thread_count) == threads_of_a_job()
 
 
+@of_both_types
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 async def test_multiprocessing_with_warnings_as_errors(method: str) -> None:
     async with open_worker_context() as context:
         assert await context.run_sync(native_jobs.multiprocess, method) == [1, 2, 3]
 
 
+@of_both_types
 async def test_a_job_is_watched_after_its_fork() -> None:
     async with open_worker_context(memory_limit="100MiB") as context:
         with trio.fail_after(PATIENCE), pytest.raises(WorkerMemoryError) as told:
@@ -76,6 +84,7 @@ def may_unshare() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
+@of_both_types
 @pytest.mark.parametrize(
     ("flags", "library", "alone"),
     [
@@ -91,6 +100,7 @@ async def test_namespaces_of_a_process_with_one_thread(flags: int, library: str 
         assert await context.run_sync(native_jobs.unshare, flags, library, alone) == ("", threads_of_a_job())
 
 
+@of_both_types
 async def test_what_the_kernel_refuses_anybody_is_refused() -> None:
     async with open_worker_context() as context:
         for _ in range(2):
@@ -98,6 +108,7 @@ async def test_what_the_kernel_refuses_anybody_is_refused() -> None:
             assert found == ("Invalid argument", threads_of_a_job())
 
 
+@of_both_types
 async def test_a_job_is_watched_after_it_has_left_its_namespaces() -> None:
     if not may_unshare():
         pytest.skip("this system lets nobody have a user namespace")
@@ -139,11 +150,43 @@ trio.run(main)
     assert "a job has closed descriptor 3" in outcome.stderr
 
 
+@of_both_types
 async def test_a_job_that_has_closed_everything_is_watched_all_the_same() -> None:
     async with open_worker_context(memory_limit="100MiB") as context:
         error: type[BrokenWorkerError] = WorkerMemoryError if _locate.way().is_native else BrokenWorkerError
         with trio.fail_after(PATIENCE), pytest.raises(error):
             await context.run_sync(native_jobs.close_all_and_grow)
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        native_jobs.enable_faulthandler,
+        native_jobs.disable_faulthandler,
+        native_jobs.register_all_signals,
+        native_jobs.save_and_put_back_fault_handlers,
+    ],
+)
+async def test_the_stack_is_told_whatever_a_job_did_before(of_any_kind: WorkerType, job: Any, tmp_path: Path) -> None:
+    async with open_worker_context(worker_type=of_any_kind, memory_limit="150MiB") as context:
+        assert await context.run_sync(job, str(tmp_path / "file"))
+        with pytest.raises(BrokenWorkerError) as told:
+            await context.run_sync(jobs.segfault)
+        assert told.value.crash is not None
+        assert "in segfault" in told.value.crash.stack
+        assert await context.run_sync(job, str(tmp_path / "file"))
+        with trio.fail_after(PATIENCE), pytest.raises(WorkerMemoryError) as limit:
+            await context.run_sync(memory_jobs.grow_for_ever)
+        assert limit.value.crash is not None
+        assert "in grow_for_ever" in limit.value.crash.stack
+
+
+async def test_a_copy_that_a_job_forks_has_a_faulthandler_of_its_own(of_any_kind: WorkerType, tmp_path: Path) -> None:
+    async with open_worker_context(worker_type=of_any_kind) as context:
+        assert "in segfault" in await context.run_sync(native_jobs.crash_of_a_copy, str(tmp_path / "file"))
 
 
 # --- ceilings ------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import trio
 from programs import signal_jobs as jobs
 from running import PROGRAMS, TIMEOUT, Command, end_session, left_in_session, plain_environment, started, write
 
-from trio_offload import BrokenWorkerError, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerType, _locate, open_worker_context
 
 CTRL_C = b"\x03"
 CTRL_BACKSLASH = b"\x1c"
@@ -450,6 +450,43 @@ async def test_jobs_use_signals_as_a_main_thread_may() -> None:
             os.kill(pid, signal.SIGUSR1)
         assert await context.run_sync(jobs.get_handled) == [signal.SIGUSR1] * 2
         assert await context.run_sync(os.getpid) == pid
+
+
+async def test_handlers_are_saved_and_put_back_as_in_any_process(of_any_kind: WorkerType) -> None:
+    async with open_worker_context(worker_type=of_any_kind) as context:
+        command = [sys.executable, "-c", "import signal_jobs; print(signal_jobs.dispositions())"]
+        plain = await trio.run_process(command, cwd=os.path.dirname(jobs.__file__), capture_stdout=True)
+        if of_any_kind is not WorkerType.FORK:
+            assert await context.run_sync(jobs.dispositions) == eval(plain.stdout)
+        # All below 32, but for the two that nobody handles.
+        assert await context.run_sync(jobs.save_and_put_back) == 29
+
+
+async def test_what_a_job_leaves_of_its_own_is_put_back(of_any_kind: WorkerType) -> None:
+    async with open_worker_context(worker_type=of_any_kind, retire=jobs.leave_everything) as context:
+        for _ in range(2):
+            await context.run_sync(jobs.leave_everything)
+            assert await context.run_sync(jobs.what_is_left) == ([], [False] * 3, -1)
+
+
+async def test_what_init_has_arranged_stays(of_any_kind: WorkerType) -> None:
+    async with open_worker_context(worker_type=of_any_kind, init=jobs.block_and_set_in_init) as context:
+        for _ in range(2):
+            assert await context.run_sync(jobs.what_is_left) == ([signal.SIGUSR2], [False, False, True], -1)
+
+
+async def test_a_handler_runs_soon_whenever_its_signal_comes(of_any_kind: WorkerType, tmp_path: Path) -> None:
+    """Right after a row of calls a worker looks for the next one, and sleeps a moment later."""
+    path = tmp_path / "handled"
+    async with open_worker_context(worker_type=of_any_kind) as context:
+        pid = await context.run_sync(jobs.handle_into, str(path))
+        for count in range(1, 16):
+            for _ in range(12):
+                await context.run_sync(bool)
+            os.kill(pid, signal.SIGUSR1)
+            with trio.fail_after(TIMEOUT):
+                while not path.exists() or path.stat().st_size < count:  # noqa: ASYNC110
+                    await trio.sleep(0.005)
 
 
 def of_glibc_aside(lines: list[str]) -> list[int]:

@@ -94,6 +94,7 @@ class Executor:
             return self._describe(error, "setup", Kind.SETUP_FAILED)
         finally:
             flush()
+        self._handlers.begin_jobs()
         return None
 
     def replace_settings(self, eager: bool, segments: list[Any]) -> None:
@@ -135,6 +136,7 @@ class Executor:
             self._handlers.hold()
             return self._describe(error, stage, Kind.RAISED)
         finally:
+            self._handlers.end_job()
             flush()
 
     def settle(self) -> tuple[bool, str]:
@@ -156,6 +158,7 @@ class Executor:
                 body["traceback"] or f"{body['type']}: {body['message']}"
             )
         finally:
+            self._handlers.end_job()
             flush()
 
     def _load(self, segments: list[Any]) -> Any:

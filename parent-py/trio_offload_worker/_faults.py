@@ -1,15 +1,73 @@
-"""The stacks of all Python threads go into the record when the process dies of a fault, and when the watcher asks."""
+"""The stacks of all Python threads go into the record when the process dies of a fault, and when the watcher asks.
+
+Python's ``faulthandler`` writes them, and there is one in a process. So a job that enables it for a file, or disables it, gets
+what that returns and changes nothing. The worker executable uses :func:`shield` too (``faults.rs``).
+"""
 
 from __future__ import annotations
 
 import faulthandler
 import os
+import sys
 
 from ._watcher import STACKS, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, Final
+
+
+def shield(functions: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Put what jobs call in the place of these functions of ``faulthandler``: ``enable``, ``disable``, ``is_enabled``,
+    ``register``, ``unregister``."""
+    if _shields:
+        return _shields
+    worker = os.getpid()
+    is_enabled = True
+
+    def is_copy() -> bool:
+        # One that a job has forked off has a faulthandler of its own.
+        return os.getpid() != worker
+
+    def enable(file: Any = None, *arguments: Any, **keywords: Any) -> None:
+        nonlocal is_enabled
+        if is_copy():
+            functions["enable"](sys.stderr if file is None else file, *arguments, **keywords)
+            return
+        file = sys.stderr if file is None else file
+        if file is None:
+            raise RuntimeError("unable to get sys.stderr")
+        if not isinstance(file, int):
+            file.fileno()
+        is_enabled = True
+
+    def disable() -> bool:
+        nonlocal is_enabled
+        if is_copy():
+            return bool(functions["disable"]())
+        before, is_enabled = is_enabled, False
+        return before
+
+    def ask() -> bool:
+        return bool(functions["is_enabled"]()) if is_copy() else is_enabled
+
+    def register(signum: int, *arguments: Any, **keywords: Any) -> None:
+        if signum == STACKS and not is_copy():
+            raise RuntimeError(f"signal {signum} cannot be registered: a worker of trio-offload answers it itself")
+        functions["register"](signum, *arguments, **keywords)
+
+    def unregister(signum: int) -> bool:
+        return False if signum == STACKS and not is_copy() else bool(functions["unregister"](signum))
+
+    ask.__name__ = "is_enabled"
+    for function in (enable, disable, ask, register, unregister):
+        _shields[function.__name__] = function
+        setattr(faulthandler, function.__name__, function)
+    return _shields
+
+
+_shields: Final[dict[str, Callable[..., Any]]] = {}
 
 
 class FaultReports:
@@ -17,18 +75,35 @@ class FaultReports:
 
     def __init__(self, record: int) -> None:
         self._record = record
+        # A worker that is forked off another one's job finds what that has put in their place.
+        names = ("enable", "disable", "is_enabled", "register", "unregister")
+        found = {name: getattr(faulthandler, name) for name in names}
+        self._functions: dict[str, Any] = faulthandler.__dict__.setdefault("_functions_of_trio_offload", found)
         self._identity: Any = identity(record)
 
     def begin(self) -> None:
+        self._arm()
+        _shields.clear()
+        shield(self._functions)
+
+    def end_job(self) -> None:
+        """A job may have changed what a fault does to the process. Without this module it can hardly have done so."""
+        if "signal" not in sys.modules:
+            return
+        self._functions["disable"]()
+        self._functions["unregister"](STACKS)
+        self._arm()
+
+    def _arm(self) -> None:
         try:
-            faulthandler.enable(self._record, all_threads=True)
-            faulthandler.register(STACKS, self._record, all_threads=True)
+            self._functions["enable"](self._record, all_threads=True)
+            self._functions["register"](STACKS, self._record, all_threads=True)
         except (OSError, RuntimeError, ValueError):
             pass  # Then there is no record; no job is concerned.
 
     def end_in_copy(self) -> None:
         """In a fork of this process, which is nothing to the parent: whatever gets the number next is the user's."""
-        faulthandler.disable()
-        faulthandler.unregister(STACKS)
+        self._functions["disable"]()
+        self._functions["unregister"](STACKS)
         if identity(self._record) == self._identity:
             os.close(self._record)

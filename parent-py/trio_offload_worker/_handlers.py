@@ -3,6 +3,9 @@
 Python runs them in the main thread between any two instructions, and they may raise: in the middle of a write nobody would
 know any more how much had been written. So their signals are blocked while the worker itself is at work. Only theirs:
 the others do what they do in any process.
+
+What a job leaves of its own is put back after it: the handler of SIGINT, the mask, interval timers, the wakeup descriptor. A
+handler for another signal stays.
 """
 
 from __future__ import annotations
@@ -23,6 +26,39 @@ class Handlers:
 
     def __init__(self) -> None:
         self._mask: Iterable[int] | None = None
+        # What jobs begin with: the mask, and the interval timers that run.
+        self._mask_before: Iterable[int] | None = None
+        self._timers_before: list[int] = []
+
+    @property
+    def are_held(self) -> bool:
+        """Whether there are any that :meth:`release` would let run."""
+        return self._mask is not None
+
+    def begin_jobs(self) -> None:
+        """What is there by now is what jobs begin with."""
+        self._mask_before = self._mask or _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+        self._timers_before = _running_timers()
+
+    def end_job(self) -> None:
+        """A job has come to its end, and its handlers are held."""
+        if "signal" not in sys.modules or self._mask_before is None:
+            return
+        try:
+            if self._mask is not None:
+                self._mask = self._mask_before
+            else:
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask_before)
+            for timer in _running_timers():
+                if timer not in self._timers_before:
+                    _signal.setitimer(timer, 0)
+            if _signal.getsignal(_signal.SIGINT) is not _swallow:
+                _signal.signal(_signal.SIGINT, _swallow)
+            # A library's system call that is in progress goes on; whoever installs a handler anew undoes that.
+            _signal.siginterrupt(_signal.SIGINT, False)
+            _signal.set_wakeup_fd(-1)
+        except BaseException as error:
+            complain(error)
 
     def hold(self) -> None:
         """From now on none runs. What those raise that were due is shown, as nobody awaits it."""
@@ -69,4 +105,9 @@ def _swallow(number: int, frame: Any) -> None:
     pass
 
 
+def _running_timers() -> list[int]:
+    return [timer for timer in _TIMERS if _signal.getitimer(timer)[0]]
+
+
 _SIGNALS: Final = sorted(_signal.valid_signals())
+_TIMERS: Final = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)

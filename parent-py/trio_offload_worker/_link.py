@@ -131,10 +131,12 @@ class Link:
     def _await_first_byte(self) -> None:
         while True:
             left = _LONGEST_POLL if self._timeout is None else self._timeout - (time.monotonic() - self._idle_since)
+            # A signal that comes in the moment before the system call does not interrupt it, and its handler has to wait.
+            longest = _LONGEST_POLL_WITH_HANDLERS if self._handlers.are_held else _LONGEST_POLL
             try:
                 self._handlers.release()
                 # Python counts on over interruptions by signals (PEP 475).
-                if self._poller.poll(min(max(left, 0.0), _LONGEST_POLL) * 1000):
+                if self._poller.poll(min(max(left, 0.0), longest) * 1000):
                     return
             except BaseException as error:
                 # A signal came, and a handler that a job has installed raised.
@@ -178,4 +180,5 @@ def complain_of_loss(descriptor: int) -> None:
 
 
 _SMALL: Final = 32 * 1024
+_LONGEST_POLL_WITH_HANDLERS: Final = 0.1  # seconds
 _LONGEST_POLL: Final = 86400.0  # seconds; poll(2) takes an int of milliseconds

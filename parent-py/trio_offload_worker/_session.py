@@ -147,6 +147,7 @@ class Session:
     def _call(self, frame: Frame) -> None:
         self._watcher.tell(BUSY)
         answer = self._executor.call(frame.segments)
+        self._faults.end_job()
         # Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which leaves
         # in order, and not one that is ended in the middle.
         self._watcher.tell(WAITING)

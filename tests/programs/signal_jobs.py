@@ -144,3 +144,65 @@ def at_exit_sleep():
     import atexit
 
     atexit.register(time.sleep, 1000)
+
+
+def dispositions():
+    """What Python knows of each signal's handler; SIGINT's is the worker's own."""
+    found = {number: signal.getsignal(number) for number in sorted(signal.valid_signals())}
+    return {int(number): repr(handler) for number, handler in found.items() if number != signal.SIGINT}
+
+
+def save_and_put_back():
+    """As a critical section does it, for each signal that may have a handler. How often the handlers ran."""
+    ran = []
+    for number in sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}):
+        if signal.getsignal(number) is None:  # A handler that is not Python's, of a program of which this is a fork.
+            ran.append(number)
+            continue
+        before = signal.signal(number, lambda number, frame: ran.append(number))
+        if number < 32:
+            signal.raise_signal(number)
+        signal.signal(number, before)
+        assert signal.getsignal(number) == before
+    return len(ran)
+
+
+def leave_everything():
+    import socket
+
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    kept.extend((ours, theirs))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    signal.set_wakeup_fd(theirs.fileno())
+    signal.setitimer(signal.ITIMER_REAL, 1000)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 1000)
+    signal.setitimer(signal.ITIMER_PROF, 1000)
+
+
+kept = []
+
+
+def what_is_left():
+    timers = [signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    running = [signal.getitimer(timer)[0] > 0 for timer in timers]
+    signal.raise_signal(signal.SIGINT)
+    return sorted(blocked), running, signal.set_wakeup_fd(-1)
+
+
+def block_and_set_in_init():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    signal.setitimer(signal.ITIMER_PROF, 1000)
+
+
+def handle_into(path):
+    """Each SIGUSR1 adds a byte to the file."""
+
+    def handler(number, frame):
+        with open(path, "ab") as file:
+            file.write(b"x")
+
+    signal.signal(signal.SIGUSR1, handler)
+    return os.getpid()

@@ -31,11 +31,13 @@ use trio_offload_worker::transport::{Allocator, Connection, Segment, Socket};
 use trio_offload_worker::wire::{self, Header, Progress};
 use trio_offload_worker::{family, os};
 
+use crate::faults::Faults;
 use crate::forks;
 use crate::hooks::{self, Settings};
 use crate::interpreter::ffi::{self, HeldBytes, NewBytes};
 use crate::interpreter::{Interpreter, Prefixes, environment};
 use crate::pickling::{Pickled, Pickling};
+use crate::signals::{self, Signals};
 
 pub(crate) struct Worker {
     activity: &'static Activity,
@@ -70,6 +72,8 @@ const TRAMPOLINE: &CStr = c"lambda function, arguments: function(*arguments)";
 struct PythonSide {
     pickling: Pickling,
     sys: Py<PyModule>,
+    signals: Signals,
+    faults: Faults,
     settings: Option<Arc<Settings>>,
     retire: Option<Py<PyAny>>,
     /// `eval` and its like look at the frame that calls them; made when the first of them is called.
@@ -225,8 +229,13 @@ impl Executor for Worker {
     fn equip(&mut self) -> Result<(), Explanation> {
         // A forked worker has everything from its template.
         let Some(record) = self.record.take() else { return Ok(()) };
-        Interpreter::report_faults(record)?;
-        let python = Python::attach(|py| forks::install(py).and_then(|()| PythonSide::new(py)))
+        let explain = |error: PyErr| {
+            Explanation::new("interpreter", format!("Python started, but its signals could not be set up: {error}"))
+        };
+        // Python notes what handlers there are when it makes its module: those of faults are none of the jobs' business.
+        let signals = Python::attach(Signals::new).map_err(explain)?;
+        let faults = Python::attach(|py| Faults::report(py, record)).map_err(explain)?;
+        let python = Python::attach(|py| forks::install(py).and_then(|()| PythonSide::new(py, signals, faults)))
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
         Ok(())
@@ -252,6 +261,7 @@ impl Executor for Worker {
                 leave_forked_copy(py, &python.sys, outcome);
             }
             let outcome = outcome.map_err(|error| Box::new(describe(py, error, "setup")));
+            python.signals.begin_jobs();
             // What `site` or `init` has printed. A template has flushed before it forked.
             if runs_user_code || !is_forked {
                 flush(py, &python.sys);
@@ -279,6 +289,7 @@ impl Executor for Worker {
                 Ok(pickled) => Answer::Returned(pickled),
                 Err((error, stage)) => Answer::Raised(describe(py, error, stage)),
             };
+            python.signals.end_job(py, &python.faults);
             flush(py, &python.sys);
             answer
         });
@@ -322,6 +333,7 @@ impl Executor for Worker {
                     Settled::RetireRaised(format!("the context's retire function raised {text}"))
                 }
             };
+            python.signals.end_job(py, &python.faults);
             flush(py, &python.sys);
             settled
         });
@@ -397,21 +409,24 @@ impl Executor for Worker {
 
     fn interrupted(&mut self) {
         if self.python.is_some() {
-            // A handler that the user's code installed with Python's `signal` module; nobody awaits what it raises.
-            Python::attach(|py| {
-                if let Err(error) = py.check_signals() {
-                    error.write_unraisable(py, None);
-                }
-            });
+            // A handler that the user's code installed with Python's `signal` module.
+            signals::run_handlers();
         }
+    }
+
+    fn handlers(&self) -> Option<fn()> {
+        let is_used = self.python.as_ref().is_some_and(|python| python.signals.are_used());
+        is_used.then_some(signals::run_handlers as fn())
     }
 }
 
 impl PythonSide {
-    fn new(py: Python<'_>) -> PyResult<Self> {
+    fn new(py: Python<'_>, signals: Signals, faults: Faults) -> PyResult<Self> {
         Ok(Self {
+            faults,
             pickling: Pickling::new(py)?,
             sys: py.import("sys")?.unbind(),
+            signals,
             settings: None,
             retire: None,
             trampoline: PyOnceLock::new(),

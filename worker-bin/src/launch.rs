@@ -68,7 +68,6 @@ pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surr
     family::begin();
     os::ignore_file_size_signal();
     os::restore_fault_signals();
-    os::disarm_stacks_signal();
     os::drop_in_children(socket.as_fd(), record.as_fd()).map_err(system("watching for forks"))?;
     Ok(surround(socket, record, Some(interrupt_held)))
 }

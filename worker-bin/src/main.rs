@@ -2,10 +2,12 @@
 
 mod by_name;
 mod executor;
+mod faults;
 mod forks;
 mod hooks;
 mod interpreter;
 mod pickling;
+mod signals;
 
 use std::io::Write as _;
 use std::process::ExitCode;

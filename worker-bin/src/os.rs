@@ -473,6 +473,10 @@ fn swallow(signal: libc::c_int) {
 
 /// Sends [`STACKS`] to the main thread, which is the one that runs Python.
 pub fn ask_for_stacks() {
+    if disposition_of(STACKS).is_none_or(|disposition| disposition.handler == libc::SIG_DFL) {
+        // The job has taken its handler away; the signal would end the process.
+        return;
+    }
     #[cfg(target_os = "linux")]
     // SAFETY: getpid takes nothing. The main thread's number is the process's (gettid(2)).
     send_to_thread(unsafe { libc::getpid() }, STACKS);
@@ -788,6 +792,116 @@ pub fn wait_readable(socket: BorrowedFd<'_>, timeout: Duration) -> bool {
     // SAFETY: the pointer is to one live structure, as the count says.
     unsafe { libc::poll(&raw mut entry, 1, milliseconds) > 0 }
 }
+
+/// As [`wait_readable`] without a bound unless one is given, for a process with signal handlers: those that are due when this is
+/// called have been run by `run_handlers`, and a signal that comes later interrupts the wait, however close it comes before it.
+pub fn wait_readable_or_signal(socket: BorrowedFd<'_>, timeout: Option<Duration>, run_handlers: fn()) -> io::Result<bool> {
+    run_handlers();
+    let held = SignalsHeld::all()?;
+    // For what has come between the two lines above; nearly always there is nothing.
+    run_handlers();
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    #[cfg(target_os = "linux")]
+    let ready = {
+        let limit = timeout.map(|timeout| libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the pointers are to live structures, as the count says, or null; the mask is one that the system gave.
+        check(unsafe { libc::ppoll(&raw mut entry, 1, limit, &raw const held.before) })
+    };
+    #[cfg(not(target_os = "linux"))]
+    let ready = {
+        // There is no such call everywhere; so signals are looked for ten times a second.
+        drop(held);
+        let limit = timeout.map_or(100, |timeout| libc::c_int::try_from(timeout.as_millis()).unwrap_or(100).min(100));
+        // SAFETY: the pointer is to one live structure, as the count says.
+        match check(unsafe { libc::poll(&raw mut entry, 1, limit) }) {
+            Ok(0) => Err(io::ErrorKind::Interrupted.into()),
+            ready => ready,
+        }
+    };
+    Ok(ready? > 0)
+}
+
+/// The mask of the calling thread's signals.
+#[derive(Clone, Copy)]
+pub struct SignalMask(libc::sigset_t);
+
+impl std::fmt::Debug for SignalMask {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("SignalMask")
+    }
+}
+
+impl SignalMask {
+    pub fn now() -> Option<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: a null pointer changes nothing; the present mask is written to the place given.
+        let status = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), set.as_mut_ptr()) };
+        // SAFETY: the call has succeeded.
+        (status == 0).then(|| Self(unsafe { set.assume_init() }))
+    }
+
+    pub fn restore(&self) {
+        // SAFETY: a set that the system gave; a null pointer asks for no copy of the present one.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    }
+}
+
+/// A signal's handler as the system has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disposition {
+    handler: libc::sighandler_t,
+    flags: libc::c_int,
+}
+
+/// What a signal does to this process; `None`: the system does not tell.
+fn disposition_of(signal: libc::c_int) -> Option<Disposition> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a null pointer changes nothing; the present action is written to the place given.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call has succeeded.
+    let action = unsafe { action.assume_init() };
+    Some(Disposition { handler: action.sa_sigaction, flags: action.sa_flags })
+}
+
+/// What Ctrl+C does to this process.
+pub fn interrupt_disposition() -> Option<Disposition> {
+    disposition_of(libc::SIGINT)
+}
+
+/// What a fault does to this process, and [`STACKS`].
+pub fn fault_dispositions() -> [Option<Disposition>; 6] {
+    [libc::SIGSEGV, libc::SIGFPE, libc::SIGABRT, libc::SIGBUS, libc::SIGILL, STACKS].map(disposition_of)
+}
+
+/// Which of the interval timers (getitimer(2)) run: real (that of `alarm` too), virtual, of profilers.
+pub fn running_timers() -> [bool; 3] {
+    TIMERS.map(|timer| {
+        let mut value = MaybeUninit::<libc::itimerval>::zeroed();
+        // SAFETY: the call writes one structure to the place given.
+        unsafe { libc::getitimer(timer as _, value.as_mut_ptr()) };
+        // SAFETY: for this structure of numbers all zeros are a value too.
+        let left = unsafe { value.assume_init() }.it_value;
+        left.tv_sec != 0 || left.tv_usec != 0
+    })
+}
+
+/// Stops the timers that are told.
+pub fn stop_timers(which: [bool; 3]) {
+    for (timer, _) in TIMERS.into_iter().zip(which).filter(|(_, stop)| *stop) {
+        let none = libc::timeval { tv_sec: 0, tv_usec: 0 };
+        let none = libc::itimerval { it_interval: none, it_value: none };
+        // SAFETY: the pointer is to a live structure; a null pointer asks for no copy of the present one.
+        unsafe { libc::setitimer(timer as _, &raw const none, std::ptr::null_mut()) };
+    }
+}
+
+const TIMERS: [libc::c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
 
 /// Asks for huge pages behind a large piece of memory that is about to be written for the first time: a page fault for
 /// every 4 KiB costs more than the copying itself.

@@ -54,6 +54,10 @@ pub trait Executor: Allocator {
     fn settle(&mut self, answer: Option<Self::Payload>, was_job: bool) -> Settled;
     /// A signal came while the worker was idle.
     fn interrupted(&mut self);
+    /// What runs signal handlers while the worker is idle; `None`: there can be none.
+    fn handlers(&self) -> Option<fn()> {
+        None
+    }
     /// Takes the settings and imports what the workers that are forked off this process are to find imported.
     fn become_template(
         &mut self,
@@ -151,6 +155,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         if self.executor.keeps_memory() && !self.connection.anything_within(regions::KEPT_FOR) {
             self.executor.give_memory_back();
         }
+        self.connection.run_handlers_with(self.executor.handlers());
         let header = match self.connection.next_header() {
             Ok(Next::Header(header)) => header,
             Ok(Next::End) => return Err(Ending::ParentClosed),

@@ -31,6 +31,8 @@ pub trait Stream {
     /// Waits for something to read; false: there was nothing for so long.
     fn wait_readable(&mut self, timeout: Duration) -> bool;
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Calls this before it waits for long, and waits so that no signal is missed; `None`: it need not.
+    fn run_handlers_with(&mut self, _run_handlers: Option<fn()>) {}
     /// Lets the other side's writes fail from now on, those that wait for room too. What was sent to it stays to be read.
     fn stop_receiving(&mut self) -> io::Result<()>;
     /// Keeps descriptors that come with the bytes from now on, and looks for the end of the parent that sends them, which has this
@@ -121,6 +123,11 @@ impl<S: Stream> Connection<S> {
 
     pub fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> Result<(), ReceiveError> {
         Ok(self.stream.set_receive_timeout(timeout)?)
+    }
+
+    /// How signal handlers are run while nothing comes.
+    pub fn run_handlers_with(&mut self, run_handlers: Option<fn()>) {
+        self.stream.run_handlers_with(run_handlers);
     }
 
     /// Whether frames bring descriptors from now on, and from which process: the number that the parent is known by.
@@ -404,6 +411,9 @@ pub struct Socket {
     #[cfg(target_os = "linux")]
     pages: Pages,
     expectation: Expectation,
+    /// The idle time, for a wait that is not one of `recv`'s.
+    timeout: Option<Duration>,
+    run_handlers: Option<fn()>,
 }
 
 /// What the socket has more where nobody else sees to the parent's end: a template's, and that of a worker which has been forked and
@@ -500,6 +510,8 @@ impl From<OwnedFd> for Socket {
             lost: false,
             requests: None,
             expectation: Expectation::default(),
+            timeout: None,
+            run_handlers: None,
         }
     }
 }
@@ -531,7 +543,13 @@ const ROW: u32 = 4;
 const LATE: u32 = 4;
 
 impl Expectation {
-    fn receive(&mut self, stream: &mut UnixStream, into: &mut [u8]) -> io::Result<usize> {
+    /// `sleep` waits until there is something to read.
+    fn receive(
+        &mut self,
+        stream: &mut UnixStream,
+        into: &mut [u8],
+        sleep: impl FnOnce(&UnixStream) -> io::Result<()>,
+    ) -> io::Result<usize> {
         let since = Instant::now();
         if self.quick >= ROW && *self.pays.get_or_insert_with(|| available_parallelism().is_ok_and(|count| count.get() > 1)) {
             loop {
@@ -550,8 +568,10 @@ impl Expectation {
                 }
             }
             self.quick = 0;
+            sleep(stream)?;
             return io::Read::read(stream, into);
         }
+        sleep(stream)?;
         let received = io::Read::read(stream, into);
         self.note(since.elapsed());
         received
@@ -573,7 +593,15 @@ impl Socket {
 impl Stream for Socket {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match &mut self.requests {
-            None => self.expectation.receive(&mut self.stream, into),
+            None => {
+                let (run_handlers, timeout) = (self.run_handlers, self.timeout);
+                self.expectation.receive(&mut self.stream, into, |stream| match run_handlers {
+                    // To wait is part of reading.
+                    None => Ok(()),
+                    Some(run_handlers) if os::wait_readable_or_signal(stream.as_fd(), timeout, run_handlers)? => Ok(()),
+                    Some(_) => Err(io::ErrorKind::WouldBlock.into()),
+                })
+            }
             Some(requests) if requests.parent.wait_for_input(self.stream.as_fd())? => {
                 os::receive_with_descriptors(self.stream.as_fd(), into, &mut requests.descriptors)
             }
@@ -611,7 +639,12 @@ impl Stream for Socket {
     }
 
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.timeout = timeout;
         os::set_receive_timeout(self.stream.as_fd(), timeout)
+    }
+
+    fn run_handlers_with(&mut self, run_handlers: Option<fn()>) {
+        self.run_handlers = run_handlers;
     }
 
     fn stop_receiving(&mut self) -> io::Result<()> {
@@ -687,20 +720,20 @@ mod tests {
         // A busy machine may make any of them late.
         while expectation.quick < ROW {
             theirs.write_all(b"x").unwrap();
-            assert_eq!(expectation.receive(&mut ours, &mut buffer).unwrap(), 1);
+            assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
         }
         theirs.write_all(b"xy").unwrap();
-        assert_eq!(expectation.receive(&mut ours, &mut buffer).unwrap(), 2);
+        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 2);
         ours.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
         expectation.quick = ROW;
-        let error = expectation.receive(&mut ours, &mut buffer).unwrap_err();
+        let error = expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(expectation.quick, 0);
-        assert_eq!(expectation.receive(&mut ours, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert_eq!(expectation.quick, 0);
         expectation.quick = ROW;
         drop(theirs);
-        assert_eq!(expectation.receive(&mut ours, &mut buffer).unwrap(), 0);
+        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 0);
     }
 
     #[test]

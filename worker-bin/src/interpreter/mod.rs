@@ -5,7 +5,6 @@ pub(crate) mod config;
 #[expect(unsafe_code, reason = "the fenced module for Python's C interface")]
 pub(crate) mod ffi;
 
-use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
@@ -103,25 +102,6 @@ impl Interpreter {
                 error.write_unraisable(py, None);
                 false
             })
-        })
-    }
-
-    /// Lets Python write the stacks of all its threads into the record: when the process dies of a fault, and when the native
-    /// thread asks.
-    pub(crate) fn report_faults(record: RawFd) -> Result<(), Explanation> {
-        Python::attach(|py| {
-            let module = py.import("faulthandler")?;
-            // Before `enable`, so that it lies beneath.
-            ffi::report_fatal_errors(record, module.getattr("dump_traceback")?)?;
-            let keywords = PyDict::new(py);
-            keywords.set_item("file", record)?;
-            keywords.set_item("all_threads", true)?;
-            module.call_method("enable", (), Some(&keywords))?;
-            module.call_method("register", (os::STACKS,), Some(&keywords))?;
-            Ok(())
-        })
-        .map_err(|error: PyErr| {
-            Explanation::new("interpreter", format!("Python started, but its faulthandler could not be set up: {error}"))
         })
     }
 

@@ -1,0 +1,73 @@
+//! The stacks of all Python threads go into the record when the process dies of a fault, and when the native thread asks.
+//!
+//! Python's `faulthandler` writes them, and there is one in a process. So a job that enables it for a file, or disables it, gets
+//! what that returns and changes nothing: `trio_offload_worker._faults` stands in for these functions when the first is called.
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyCFunction, PyDict, PyTuple};
+use trio_offload_worker::os;
+
+use crate::interpreter::ffi;
+
+pub(crate) struct Faults {
+    record: RawFd,
+    /// The module's own functions.
+    functions: Py<PyDict>,
+}
+
+const SHIELDED: [&CStr; 5] = [c"enable", c"disable", c"is_enabled", c"register", c"unregister"];
+
+impl Faults {
+    pub(crate) fn report(py: Python<'_>, record: RawFd) -> PyResult<Self> {
+        let module = py.import("faulthandler")?;
+        // Not before Python's start, which notes what handlers there are: a job would be told of one.
+        os::disarm_stacks_signal();
+        // Before `enable`, so that it lies beneath.
+        ffi::report_fatal_errors(record, module.getattr("dump_traceback")?)?;
+        let functions = PyDict::new(py);
+        for name in SHIELDED {
+            let text = name.to_string_lossy();
+            functions.set_item(&text, module.getattr(&*text)?)?;
+            let functions = functions.clone().unbind();
+            let stand_in = move |arguments: &Bound<'_, PyTuple>, keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
+                let py = arguments.py();
+                let shield = if os::is_forked_copy() {
+                    // It has a faulthandler of its own.
+                    functions.bind(py).clone().into_any()
+                } else {
+                    py.import("trio_offload_worker._faults")?.call_method1("shield", (&functions,))?
+                };
+                Ok(shield.get_item(name.to_string_lossy())?.call(arguments, keywords)?.unbind())
+            };
+            module.setattr(&*text, PyCFunction::new_closure(py, Some(name), None, stand_in)?)?;
+        }
+        // For a worker that a job forks off this one.
+        module.setattr("_functions_of_trio_offload", &functions)?;
+        let faults = Self { record, functions: functions.unbind() };
+        faults.arm(py)?;
+        Ok(faults)
+    }
+
+    /// A job has changed what a fault does to the process.
+    pub(crate) fn arm_again(&self, py: Python<'_>) -> PyResult<()> {
+        self.function(py, "disable")?.call0()?;
+        self.function(py, "unregister")?.call1((os::STACKS,))?;
+        os::disarm_stacks_signal();
+        self.arm(py)
+    }
+
+    fn arm(&self, py: Python<'_>) -> PyResult<()> {
+        let keywords = PyDict::new(py);
+        keywords.set_item("file", self.record)?;
+        keywords.set_item("all_threads", true)?;
+        self.function(py, "enable")?.call((), Some(&keywords))?;
+        self.function(py, "register")?.call((os::STACKS,), Some(&keywords)).map(drop)
+    }
+
+    fn function<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        self.functions.bind(py).as_any().get_item(name)
+    }
+}

@@ -1,0 +1,125 @@
+//! Signals in jobs. To a job they are as in any Python, but for Ctrl+C, which belongs to the parent: it cancels its jobs as Trio
+//! has it. Here it calls a handler that does nothing: Python's own, so that a job can save it and put it back.
+//!
+//! What a job leaves of its own is put back after it: the handler of SIGINT, those of faults (`faults.rs`), the mask, interval timers, the
+//! wakeup descriptor. A handler for another signal stays, and is run in jobs and while the worker is idle. All that is looked at only once a job has
+//! imported `signal`.
+
+use std::cell::{Cell, RefCell};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyCFunction, PyDict, PyTuple};
+use trio_offload_worker::os;
+
+use crate::faults::Faults;
+
+pub(crate) struct Signals {
+    /// Python's table of its modules.
+    modules: Py<PyDict>,
+    /// `_signal`.
+    module: Py<PyModule>,
+    /// What is called for Ctrl+C.
+    interrupt: Py<PyAny>,
+    is_used: Cell<bool>,
+    before_jobs: RefCell<State>,
+}
+
+/// What jobs begin with.
+#[derive(Debug, Default)]
+struct State {
+    interrupt: Option<os::Disposition>,
+    faults: [Option<os::Disposition>; 6],
+    mask: Option<os::SignalMask>,
+    timers: [bool; 3],
+}
+
+impl State {
+    fn now() -> Self {
+        Self {
+            interrupt: os::interrupt_disposition(),
+            faults: os::fault_dispositions(),
+            mask: os::SignalMask::now(),
+            timers: os::running_timers(),
+        }
+    }
+}
+
+impl Signals {
+    pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
+        let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?.unbind();
+        let nothing = |arguments: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| arguments.py().None();
+        let interrupt = PyCFunction::new_closure(py, Some(c"leave_interrupts_to_the_parent"), None, nothing)?;
+        let signals = Self {
+            modules,
+            module: py.import("_signal")?.unbind(),
+            interrupt: interrupt.into_any().unbind(),
+            is_used: Cell::new(false),
+            before_jobs: RefCell::default(),
+        };
+        signals.swallow_interrupts(py)?;
+        Ok(signals)
+    }
+
+    fn swallow_interrupts(&self, py: Python<'_>) -> PyResult<()> {
+        let number = self.module.bind(py).getattr(pyo3::intern!(py, "SIGINT"))?;
+        self.module.call_method1(py, pyo3::intern!(py, "signal"), (&number, &self.interrupt))?;
+        // A library's system call that is in progress goes on.
+        self.module.call_method1(py, pyo3::intern!(py, "siginterrupt"), (number, false)).map(drop)
+    }
+
+    /// What is there by now is what jobs begin with.
+    pub(crate) fn begin_jobs(&self) {
+        self.before_jobs.replace(State::now());
+    }
+
+    /// Whether there may be handlers of jobs. Without this module a job can hardly have installed one.
+    pub(crate) fn are_used(&self) -> bool {
+        self.is_used.get()
+    }
+
+    /// A job has come to its end.
+    pub(crate) fn end_job(&self, py: Python<'_>, faults: &Faults) {
+        if !self.is_used.get() {
+            if !self.modules.bind(py).contains(pyo3::intern!(py, "signal")).unwrap_or(true) {
+                return;
+            }
+            self.is_used.set(true);
+        }
+        if let Err(error) = self.put_back(py, faults) {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    fn put_back(&self, py: Python<'_>, faults: &Faults) -> PyResult<()> {
+        let before = self.before_jobs.borrow();
+        let module = self.module.bind(py);
+        if let Some(mask) = &before.mask {
+            mask.restore();
+        }
+        let running = os::running_timers();
+        let stop = [0, 1, 2].map(|timer| running.get(timer) == Some(&true) && before.timers.get(timer) == Some(&false));
+        if stop.contains(&true) {
+            os::stop_timers(stop);
+        }
+        if os::interrupt_disposition() != before.interrupt
+            || !module
+                .call_method1(pyo3::intern!(py, "getsignal"), (module.getattr(pyo3::intern!(py, "SIGINT"))?,))?
+                .is(&self.interrupt)
+        {
+            self.swallow_interrupts(py)?;
+        }
+        if os::fault_dispositions() != before.faults {
+            faults.arm_again(py)?;
+        }
+        module.call_method1(pyo3::intern!(py, "set_wakeup_fd"), (-1,)).map(drop)
+    }
+}
+
+/// Runs the handlers that are due; nobody awaits what they raise.
+pub(crate) fn run_handlers() {
+    Python::attach(|py| {
+        if let Err(error) = py.check_signals() {
+            error.write_unraisable(py, None);
+        }
+    });
+}
