@@ -24,6 +24,7 @@ import pytest
 from running import BASE, PACKAGES, PROGRAMS, TIMEOUT, make_environment, plain_environment, run, run_script, started, write
 
 import trio_offload
+from trio_offload import _loader, _locate
 from trio_offload_worker import _settings
 
 VERSION = sys.version_info[:2]
@@ -909,3 +910,79 @@ def test_no_warning_is_ours(tmp_path: Path, switches: str) -> None:
     shutil.copy(PROGRAMS / "everything_jobs.py", tmp_path)
     ended = run([sys.executable, *switches.split(), tmp_path / "everything.py"])
     assert (ended.stdout, ended.stderr) == ("all done\n", "")
+
+
+# --- the search for libraries ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preload", [None, "libc.so.6"])
+def test_libraries_come_from_where_the_program_takes_them(tmp_path: Path, preload: str | None) -> None:
+    """Two libraries of one name: one in a folder of the user's, one beside libpython. What is preloaded stays the user's own, too."""
+    library = Path(_locate.libpython())
+    mine = tmp_path / "mine"
+    beside = tmp_path / "beside"
+    mine.mkdir()
+    beside.mkdir()
+    for folder in (mine, beside):
+        shutil.copy(library, folder / "libtwofold.so")
+    copy = beside / library.name
+    shutil.copy(library, copy)
+    program = f"""
+        import ctypes, os, trio, trio_offload
+        from trio_offload import _locate
+
+        def loaded():
+            ctypes.CDLL("libtwofold.so", os.RTLD_LOCAL)
+            with open("/proc/self/maps") as maps:
+                return {{line.split()[5] for line in maps if "twofold" in line}}, os.getenv("LD_PRELOAD"), os.getenv("LD_LIBRARY_PATH")
+
+        if __name__ == "__main__":
+            _locate.libpython = lambda: {str(copy)!r}
+            print(trio.run(trio_offload.run_sync, loaded) == loaded())
+    """
+    environment = plain_environment(LD_LIBRARY_PATH=str(mine), LD_PRELOAD=preload)
+    assert run_script(tmp_path, program, environment=environment).lines() == ["True"]
+
+
+@pytest.mark.parametrize(
+    ("before", "path", "expected"),
+    [
+        ({}, "/a/libpython.so", {b"LD_PRELOAD": b"/a/libpython.so"}),
+        (
+            {b"LD_PRELOAD": b"mine.so", b"LD_LIBRARY_PATH": b"/mine"},
+            "/a/libpython.so",
+            {b"LD_PRELOAD": b"mine.so:/a/libpython.so", b"LD_LIBRARY_PATH": b"/mine"},
+        ),
+        # Such a path cannot be preloaded.
+        ({b"LD_LIBRARY_PATH": b"/mine"}, "/a b/libpython.so", {b"LD_LIBRARY_PATH": b"/a b:/mine"}),
+    ],
+)
+def test_what_the_loader_is_told(
+    before: dict[bytes, bytes], path: str, expected: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_loader, "_paths_of_program", _loader.SearchPaths)
+    environment = dict(before)
+    _loader.lead(environment, path, is_loaded=True)
+    assert environment == expected
+
+
+def test_what_the_loader_is_told_for_the_executables_own_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DT_RPATH comes before the user's path, as it does in the program; DT_RUNPATH behind, if Python is in the executable."""
+    monkeypatch.setattr(_loader, "_paths_of_program", lambda: _loader.SearchPaths((b"/first",), (b"/last",)))
+    for is_loaded, expected in ((True, b"/first:/mine"), (False, b"/first:/mine:/last")):
+        environment = {b"LD_LIBRARY_PATH": b"/mine"}
+        _loader.lead(environment, "/a/libpython.so", is_loaded=is_loaded)
+        assert environment[b"LD_LIBRARY_PATH"] == expected
+
+
+@pytest.mark.parametrize("tags", ["--disable-new-dtags", "--enable-new-dtags"])
+def test_the_search_paths_of_an_executable(tmp_path: Path, tags: str) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source = write(tmp_path / "main.c", "int main(void) { return 0; }\n")
+    run([compiler, source, "-o", tmp_path / "main", f"-Wl,{tags},-rpath,$ORIGIN/../lib:/there:$LIB"])
+    with open(tmp_path / "main", "rb") as file:
+        found = _loader.search_paths(file, b"/here/bin")
+    folders = (b"/here/bin/../lib", b"/there")
+    assert found == (_loader.SearchPaths(folders) if tags.startswith("--disable") else _loader.SearchPaths((), folders))

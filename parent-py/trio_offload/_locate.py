@@ -22,6 +22,7 @@ from ._errors import LocateError
 
 EXECUTABLE: Final = "trio-offload-worker"
 OVERRIDE: Final = "TRIO_OFFLOAD_WORKER"
+_LOADED: Final = "loaded by this interpreter"
 
 
 @attrs.frozen
@@ -39,6 +40,8 @@ class Way:
     executable: str
     libpython: str
     why: str
+    is_loaded: bool = False
+    """Whether the libpython is loaded into this program too, and not only lies beside it."""
 
     @property
     def is_native(self) -> bool:
@@ -59,7 +62,9 @@ def way() -> Way:
         if not interpreter():
             raise
         return Way("", "", _no_libpython())
-    return Way(worker_executable(), library, "the worker executable and the libpython of this interpreter are there")
+    why = "the worker executable and the libpython of this interpreter are there"
+    found = _search_libpython()[0]
+    return Way(worker_executable(), library, why, found is not None and found.how == _LOADED)
 
 
 def is_free_threaded() -> bool:
@@ -153,7 +158,7 @@ def _search_libpython() -> tuple[Found | None, list[str]]:
     """The libpython, or else all the places. Where there is none each start of a worker asks, so that is remembered too."""
     loaded = _loaded_libpython()
     if loaded is not None:
-        return Found(loaded, "loaded by this interpreter"), []
+        return Found(loaded, _LOADED), []
     looked: list[str] = []
     for path in _libpython_places():
         if path in looked:

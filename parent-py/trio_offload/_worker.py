@@ -37,7 +37,7 @@ from trio_offload_worker._family import is_told
 from trio_offload_worker._retire import RetireWhen
 from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
-from . import _clock, _frozen, _launch, _locate, _oom, _payload, _process, _record
+from . import _clock, _frozen, _launch, _loader, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
 from ._privileges import Grant
@@ -1345,7 +1345,6 @@ def refuse_while_main_loads() -> None:
 MOST_IN_FLIGHT: Final = 16  # calls
 _LONGEST_AHEAD: Final = 16 * 1024  # bytes
 _LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
-_LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
 _COERCION: Final = b"PYTHONCOERCECLOCALE"
 _INSPECT: Final = b"PYTHONINSPECT"
 _SPLASH: Final = b"_PYI_SPLASH_IPC"
@@ -1384,16 +1383,13 @@ def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
     argv = None
     if way.is_native:
         executable = way.executable
-        folders = [os.path.dirname(os.fsencode(way.libpython))]
         bundle = _frozen.bundle()
-        if bundle is not None:
-            # The libraries of its extension modules lie there; elsewhere the system's own of the same name would be found.
-            folders.append(os.fsencode(bundle.folder))
-            if _SPLASH in environment:
-                # A worker does not talk to the splash screen that the app may be showing.
-                environment[_SPLASH] = b"0"
-        folders += filter(None, [environment.get(_LIBRARY_PATH)])
-        environment[_LIBRARY_PATH] = b":".join(dict.fromkeys(folders))
+        # The libraries of its extension modules lie there; elsewhere the system's own of the same name would be found.
+        folders = [] if bundle is None else [bundle.folder]
+        if bundle is not None and _SPLASH in environment:
+            # A worker does not talk to the splash screen that the app may be showing.
+            environment[_SPLASH] = b"0"
+        _loader.lead(environment, way.libpython, is_loaded=way.is_loaded, folders=folders)
     else:
         executable = _locate.interpreter()
         if not executable:
@@ -1422,7 +1418,7 @@ def _not_forked(error: OSError) -> WorkerStartError:
 
 def given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
     """What the worker gives back: the variables that are changed to start it, as they are here."""
-    names = [_LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
+    names = [_loader.PRELOAD, _loader.LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
     return {name: os.environb.get(name) for name in names}
 
 

@@ -22,7 +22,7 @@ import attrs
 import trio
 
 import trio_offload
-from trio_offload import _locate
+from trio_offload import _loader, _locate
 from trio_offload._processors import usable_processors
 from trio_offload_worker._family import is_marked, is_told
 from trio_offload_worker._wire import PROTOCOL_VERSION
@@ -191,13 +191,14 @@ def _worker_info(report: Report) -> Facts:
     """What the executable says about itself, run by hand, without this package's machinery."""
     try:
         executable = _locate.worker_executable()
-        folder = os.path.dirname(_locate.libpython())
+        library = _locate.libpython()
     except trio_offload.LocateError:
         return {"not asked": "what it needs was not found"}  # and was reported where it was looked for
-    others = os.environ.get("LD_LIBRARY_PATH")
+    environment = dict(os.environb)
+    _loader.lead(environment, library, is_loaded=True)
     ran = subprocess.run(
         [executable, "--info"],
-        env={**os.environ, "LD_LIBRARY_PATH": f"{folder}:{others}" if others else folder},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
