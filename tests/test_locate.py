@@ -99,6 +99,27 @@ def test_the_executable_that_the_record_names(layout: Any, monkeypatch: pytest.M
     assert _locate.worker_executable() == path
 
 
+@pytest.mark.parametrize("place", ["bin", "somewhere/bin", "somewhere/deep/bin", "somewhere/deep/target/release"])
+def test_an_executable_that_only_lies_nearby(layout: Any, place: str) -> None:
+    """Who may write to a folder above the package need not be who installed it: /tmp, a group's folder."""
+    root = layout("somewhere/deep/folder/trio_offload")
+    executable(root / place / _locate.EXECUTABLE)
+    with pytest.raises(LocateError):
+        _locate.worker_executable()
+
+
+@pytest.mark.parametrize("switch", ["-E", "-I"])
+def test_the_variable_without_the_environment(switch: str, tmp_path: Path) -> None:
+    program = """
+        from trio_offload import _locate
+        print(_locate.find_worker_executable().how)
+    """
+    script = write(tmp_path / "script.py", program)
+    environment = plain_environment(TRIO_OFFLOAD_WORKER="/nowhere/of-somebody-else")
+    (how,) = run([sys.executable, switch, script], environment=environment).lines()
+    assert how == "in the scripts beside this package"
+
+
 def test_an_executable_that_is_nowhere(layout: Any) -> None:
     root = layout(f"prefix/lib/python{MINOR}/site-packages/trio_offload")
     with pytest.raises(LocateError) as caught:

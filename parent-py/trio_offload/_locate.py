@@ -200,7 +200,8 @@ _HOW_TO_GET_EXECUTABLE: Final = (
 
 
 def _executable_places() -> Iterator[tuple[str, str]]:
-    override = os.environ.get(OVERRIDE)
+    # With -E and -I the environment says nothing about what is run, as it says nothing to Python itself.
+    override = "" if sys.flags.ignore_environment else os.environ.get(OVERRIDE)
     if override:
         yield os.path.abspath(override), f"named by {OVERRIDE}"
         return
@@ -212,15 +213,28 @@ def _executable_places() -> Iterator[tuple[str, str]]:
     # puts scripts beside the library folder: <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and Debian's
     # /usr/local), <target>/trio_offload with --target.
     package = os.path.dirname(os.path.abspath(__file__))
+    # No other folder above the package is looked at: who may write there need not be who installed it.
     folder = os.path.dirname(package)
-    for _ in range(4):
-        yield os.path.join(folder, "bin", EXECUTABLE), "in the scripts beside this package"
-        folder = os.path.dirname(folder)
+    yield os.path.join(folder, "bin", EXECUTABLE), "in the scripts beside this package"
+    prefix = _prefix_of(folder)
+    if prefix is not None:
+        yield os.path.join(prefix, "bin", EXECUTABLE), "in the scripts beside this package"
     yield os.path.join(sys.prefix, "bin", EXECUTABLE), "in the scripts of this environment"
     yield from ((path, "in the scripts that the package's own record names") for path in _recorded_executables())
     # A checkout that is used in place.
-    checkout = os.path.dirname(os.path.dirname(package))
-    yield os.path.join(checkout, "target", "release", EXECUTABLE), "built in this checkout"
+    checkout = os.path.dirname(folder)
+    if os.path.basename(folder) == "parent-py":
+        yield os.path.join(checkout, "target", "release", EXECUTABLE), "built in this checkout"
+
+
+def _prefix_of(library_folder: str) -> str | None:
+    """The prefix that a folder of packages belongs to (``PREFIX/lib/pythonX.Y/site-packages``); None: it is no such folder."""
+    above, name = os.path.split(library_folder)
+    above, python = os.path.split(above)
+    prefix, library = os.path.split(above)
+    if name in ("site-packages", "dist-packages") and python.startswith("python") and library in ("lib", "lib64"):
+        return prefix
+    return None
 
 
 def _recorded_executables() -> Iterator[str]:
