@@ -97,9 +97,9 @@ class Writer:
         text = "" if expected else f" {error.pid or 0} {json.dumps(str(error))}"
         os.write(self._outcomes, f"{how} {number}{text}\n".encode())
 
-    def complain(self, kind: str, number: int, text: str, worker: int = 0) -> None:
-        """Write down what must not have happened, unless somebody else has killed that worker."""
-        record = {"kind": kind, "number": number, "time": time.time(), "text": text, "worker": worker}
+    def complain(self, kind: str, number: int, text: str) -> None:
+        """Write down what must not have happened."""
+        record = {"kind": kind, "number": number, "time": time.time(), "text": text}
         os.write(self._complaints, json.dumps(record).encode() + b"\n")
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 MARKS = "SOAK_MARKS"
 BEGAN, ENDED = "B", "E"
-# What a program that a job starts is known by: the number of the call, and that of the worker's process.
+# A program that a job starts has the number of the call in its environment.
 CALL = "SOAK_CALL"
 
 
@@ -183,13 +183,13 @@ def run_program() -> int:
 
 
 def leave_program(number: int, daemonised: bool) -> int:
-    """Leave a program behind that lives on."""
+    """Leave a program behind that lives on; its number, or 0 if it was killed before it had told that."""
     return _start_daemon(number) if daemonised else _start_sleeper(number)
 
 
 def start_family_and_sleep(number: int, file: str) -> NoReturn:
-    """Programs of several kinds, told in the file behind the worker, and no end."""
-    pids = [os.getpid(), _start_sleeper(number), _start_daemon(number)]
+    """Programs of several kinds, told in the file, and no end."""
+    pids = [_start_sleeper(number), _start_daemon(number)]
     Path(f"{file}.new").write_text("".join(f"{pid} {started_at(pid)}\n" for pid in pids))
     Path(f"{file}.new").rename(file)
     sleep_for_ever()
@@ -220,11 +220,10 @@ def _start_daemon(number: int) -> int:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env=_environment(number),
-            check=True,
         )
         os.close(write)
         write = -1
-        return int(os.read(read, 20))
+        return int(os.read(read, 20) or 0)
     finally:
         os.close(read)
         if write != -1:
@@ -232,7 +231,7 @@ def _start_daemon(number: int) -> int:
 
 
 def _environment(number: int) -> dict[str, str]:
-    return {**os.environ, CALL: f"{number} {os.getpid()}"}
+    return {**os.environ, CALL: str(number)}
 
 
 _SILENT = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]

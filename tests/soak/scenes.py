@@ -104,6 +104,8 @@ async def one_call(lane: Lane, run_sync: RunSync, *, limited: bool = False, quic
             raise
         except BaseException as error:
             _note_error(lane, number, job, error)
+            if isinstance(error, BrokenWorkerError):
+                await _look_for_family(lane, number, job)
         else:
             lane.ended(number, ledger.RETURNED)
             if not job.is_right(value):
@@ -130,17 +132,17 @@ def _note_error(lane: Lane, number: int, job: work.Job, error: BaseException, *,
 
 
 async def _look_for_family(lane: Lane, number: int, job: work.Job) -> None:
-    """Nothing that a cancelled job has started may be there, but for what has only to get a processor to die."""
+    """Nothing that the job has started may be there once the call has returned, but for what has only to get a processor to die."""
     if job.family is None or not job.family.exists():
         return
-    (worker, _), *started = (tuple(map(int, line.split())) for line in job.family.read_text().splitlines())
+    started = [tuple(map(int, line.split())) for line in job.family.read_text().splitlines()]
     job.family.unlink()
     with trio.move_on_after(_DYING, shield=True):
         while any(started_at(pid) == start for pid, start in started):  # noqa: ASYNC110 - there is nothing else to wait for
             await trio.sleep(0.02)
     for pid, start in started:
         if started_at(pid) == start:
-            lane.writer.complain("outlived", number, f"process {pid}, which the job has started, lives", worker)
+            lane.writer.complain("outlived", number, f"process {pid}, which the job has started, lives")
 
 
 # --- scenes --------------------------------------------------------------------------------------

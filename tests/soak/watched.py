@@ -118,7 +118,7 @@ class Watched:
 
     def look(self) -> list[dict[str, object]]:
         """What is wrong about what has happened since the last time."""
-        wrong = [problem for problem in self.judge.read() if problem.get("worker") not in self.killed]
+        wrong = self.judge.read()
         deaths, self.judge.unexplained = self.judge.unexplained, []
         return wrong + [
             self.problem("undocumented", f"nobody has killed process {death.pid}: {death.text}", death.number)
@@ -187,12 +187,9 @@ class Watched:
         return wrong
 
     def _may_live(self, process: Process) -> bool:
-        """Whether it is a program that a job had left behind when it ended, or whose worker was killed by the soak."""
-        told = processes.variable(process.pid, CALL)
-        if told is None:
-            return False
-        number, worker = map(int, told.split())
-        return self.judge.has_ended(number) or worker in self.killed
+        """Whether it is a program that a job had left behind when it ended."""
+        number = processes.variable(process.pid, CALL)
+        return number is not None and self.judge.has_ended(int(number))
 
     def problem(self, kind: str, text: str, number: int = 0) -> dict[str, object]:
         return {"program": self.name, "kind": kind, "number": number, "time": time.time(), "text": text}

@@ -85,7 +85,7 @@ def choose(rng: random.Random, number: int, *, limited: bool, folder: Path) -> J
     if kind == "program":
         return Job(jobs.run_program, (), check=lambda status: status == 3 or status < 0)
     if kind == "leave":
-        return Job(jobs.leave_program, (number, rng.random() < 0.5), check=lambda pid: pid > 0)
+        return Job(jobs.leave_program, (number, rng.random() < 0.5), check=lambda pid: pid >= 0)
     if kind == "endless":
         return Job(rng.choice([jobs.sleep_for_ever, jobs.spin_for_ever]), endless=True)
     if kind == "family":
