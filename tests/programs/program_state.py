@@ -106,7 +106,12 @@ def is_open() -> bool:
 
 def forbid_privileges(value: bool | None = None) -> int:
     library = ctypes.CDLL(None)
-    return int(library.prctl(39, 0, 0, 0, 0) if value is None else library.prctl(38, 1, 0, 0, 0))
+    if value is None:
+        return int(library.prctl(39, 0, 0, 0, 0))
+    library.prctl(38, 1, 0, 0, 0)
+    # A change by ctypes is seen within a tenth of a second, but after this at the next call.
+    os.setegid(os.getegid())
+    return 1
 
 
 def attribute(owner: Any, name: str, value: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
