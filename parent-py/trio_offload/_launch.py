@@ -61,17 +61,42 @@ def environment() -> dict[bytes, bytes]:
 
 
 def loop_command() -> list[str]:
-    """The command line of a worker that is a loop in Python: this interpreter, under the name and with the switches that it has."""
+    """The command line of a worker that is a loop in Python: this interpreter, under the name and with the switches that it has.
+
+    What is to be run begins with the program's name, because a list of processes is cut off at the right.
+    """
     from . import __version__
 
     folder = os.path.dirname(os.path.dirname(os.path.abspath(trio_offload_worker.__file__)))
-    return [_program_name(), *_interpreter_arguments(), "-c", _BOOTSTRAP, folder, __version__]
+    # In another locale that Python may be unable to decode more than ASCII, and would run nothing.
+    label = program_label().encode("ascii", "replace").decode()
+    code = f"# trio-offload worker of {label}\n{_BOOTSTRAP}"
+    return [_program_name(), *_interpreter_arguments(), "-c", code, folder, __version__]
+
+
+def program_label() -> str:
+    """What tells a person who looks at a list of processes whose worker one is: this program's name, in one short line."""
+    first = next(iter(getattr(sys, "argv", ())), "")
+    path = first.rstrip("/") if isinstance(first, str) else ""
+    folder, name = os.path.split(path)
+    if name == "__main__.py":
+        # `python -m PACKAGE`.
+        name = os.path.basename(folder) or name
+    if name in ("", ".", "-c", "-m"):
+        # Typed in: nothing tells more than which Python it is.
+        name = os.path.basename(_program_name())
+    # It may hold anything; a line break would end a comment in the loop's command line.
+    shown = "".join(character if character.isprintable() else "?" for character in name[:_LONGEST_LABEL])
+    encoding = sys.getfilesystemencoding()
+    return shown.encode(encoding, "replace")[:_LONGEST_LABEL].decode(encoding, "ignore")
 
 
 def _program_name() -> str:
     # Empty where Python was started under a name that leads to no program; from that name it has found all the rest.
     return sys.executable or (sys.orig_argv or [""])[0]
 
+
+_LONGEST_LABEL: Final = 60  # bytes
 
 # The first argument is the folder of the package, wherever this process has found it.
 _BOOTSTRAP: Final = """\

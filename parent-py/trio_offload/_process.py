@@ -558,9 +558,7 @@ def start(
             kept.append(_copy_above(record))
             pid = os.posix_spawn(
                 executable,
-                [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR), str(_RECORD_DESCRIPTOR)]
-                if argv is None
-                else argv,
+                executable_command(executable) if argv is None else argv,
                 environment,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, kept[0], WORKER_DESCRIPTOR),
@@ -583,6 +581,11 @@ def start(
         process.line = ours
         no_forks.register(process, ours, record)
     return process, ours, record
+
+
+def executable_command(executable: str, *label: str) -> list[str]:
+    """The command line of the worker executable. The label is for those who look at a list of processes."""
+    return [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR), str(_RECORD_DESCRIPTOR), *label]
 
 
 def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.socket, RecordFile]:

@@ -152,6 +152,10 @@ class Template(Worker):
         left = f". What it left behind:\n{self._left_behind}" if self._left_behind else ""
         return f"process {self.process.pid} {describe_ending(self.process)}{left}"
 
+    def _label(self) -> list[str]:
+        # Its workers have its command line.
+        return [*super()._label(), "forkserver"]
+
     def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
         if not way.is_native:
             raise WorkerStartError(

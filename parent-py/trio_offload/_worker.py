@@ -41,7 +41,7 @@ from . import _clock, _frozen, _launch, _loader, _locate, _oom, _payload, _proce
 from ._channel import Channel, EndOfStream, WriteFailed
 from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
 from ._privileges import Grant
-from ._process import no_forks, surroundings
+from ._process import executable_command, no_forks, surroundings
 from ._regions import Regions
 from ._sizes import readable_size
 
@@ -290,12 +290,16 @@ class Worker:
             self._has_watcher = not way.is_native
             functions = self._prepare(way)
             # Said afterwards: while the system loads the program there is time to find out what to say.
-            self._converse(lambda: self._greeting(way, *functions), *_spawn(way))
+            self._converse(lambda: self._greeting(way, *functions), *_spawn(way, self._label()))
             return
         template = templates.current()
         if template.state is IDLE:
             # If it cannot be asked just now, or has died a moment ago, `finish` goes on with that.
             self._begin_forked(templates, template)
+
+    def _label(self) -> list[str]:
+        """What its command line tells those who look at a list of processes."""
+        return [_launch.program_label()]
 
     def _begin_forked(self, templates: Templates, template: Template) -> bool:
         """Take the process that the template has forked ahead, or ask it for one; whether that could be done."""
@@ -1378,11 +1382,11 @@ _STAGES: Final = {
 }
 
 
-def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
+def _spawn(way: _locate.Way, label: list[str]) -> tuple[WorkerProcess, Any, _record.RecordFile]:
     environment = _launch.environment()
-    argv = None
     if way.is_native:
         executable = way.executable
+        argv = executable_command(executable, *label)
         bundle = _frozen.bundle()
         # The libraries of its extension modules lie there; elsewhere the system's own of the same name would be found.
         folders = [] if bundle is None else [bundle.folder]
@@ -1402,6 +1406,10 @@ def _spawn(way: _locate.Way) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         environment[_COERCION] = b"0"
         # With this one Python does not end at its end.
         environment.pop(_INSPECT, None)
+    for name in given_back(way).keys() & environment.keys():
+        # To the end: what names a process (setproctitle) finds the command line in front of the environment's first variable, and
+        # what the worker gives back moves elsewhere in its memory.
+        environment[name] = environment.pop(name)
     try:
         return _process.start(executable, environment, argv)
     except OSError as error:

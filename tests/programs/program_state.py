@@ -104,6 +104,18 @@ def is_open() -> bool:
     return os.path.exists(f"/proc/self/fd/{NUMBER}")
 
 
+def set_title() -> None:
+    # Here, and not at the top: it looks for the command line when it is imported.
+    import setproctitle
+
+    setproctitle.setproctitle("a title")
+
+
+def has_title() -> bool:
+    with open("/proc/self/cmdline") as file:
+        return file.read().startswith("a title")
+
+
 def forbid_privileges(value: bool | None = None) -> int:
     library = ctypes.CDLL(None)
     if value is None:
@@ -157,6 +169,7 @@ ROWS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "`oom_score_adj`": (lambda: score("7"), score),
     "`no_new_privs`": (lambda: forbid_privileges(True), forbid_privileges),
     "`resource.setrlimit`": (lower_limit, lambda: resource.getrlimit(resource.RLIMIT_NOFILE)),
+    "title of the process (`setproctitle`)": (set_title, has_title),
     "open descriptors, inheritable ones too": (open_descriptor, is_open),
     "ignored signals": (
         lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),

@@ -34,12 +34,13 @@ pub enum Plan {
 impl Plan {
     pub fn from_arguments(arguments: impl IntoIterator<Item = OsString>) -> Self {
         let arguments: Vec<OsString> = arguments.into_iter().collect();
-        let words: Option<Vec<&str>> = arguments.iter().map(|argument| argument.to_str()).collect();
-        match words.as_deref() {
-            Some([]) => Self::Explain,
-            Some(["--info"]) => Self::ShowInfo,
-            Some(["--version"]) => Self::ShowVersion,
-            Some(["serve", "3", "4"]) => Self::Serve { socket: 3, record: 4 },
+        let words: Vec<&str> = arguments.iter().map(|argument| argument.to_str().unwrap_or_default()).collect();
+        match words.as_slice() {
+            [] => Self::Explain,
+            ["--info"] => Self::ShowInfo,
+            ["--version"] => Self::ShowVersion,
+            // What follows tells people whose worker this is.
+            ["serve", "3", "4", ..] => Self::Serve { socket: 3, record: 4 },
             _ => Self::Wrong,
         }
     }

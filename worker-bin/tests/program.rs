@@ -56,7 +56,10 @@ fn wrong_arguments_are_one_line_and_exit_code_2() {
 #[test]
 fn without_a_socket_it_says_who_starts_it() {
     // Descriptor 3 is closed in a process that `Command` starts.
-    let output = worker(&["serve", "3", "4"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("descriptor 3 is not the parent's socket"), "{}", text(&output.stderr));
+    // What follows is for those who look at a list of processes.
+    for label in [&[][..], &["service.py"], &["service.py", "forkserver"]] {
+        let output = worker(&[&["serve", "3", "4"], label].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("descriptor 3 is not the parent's socket"), "{}", text(&output.stderr));
+    }
 }
