@@ -5,7 +5,8 @@ times do not.
     python benchmarks/instructions.py --before PYTHON [--limit 1.01]
 
 Each number is the difference between a batch of calls and one of twice as many, over several such pairs. `--before` names an
-environment's Python that has another version of the package; exit status 1 if a call now takes more than `--limit` times as many.
+environment's Python that has another version of the package; exit status 1 if a call now takes more than `--limit` times as many,
+parent and worker together. Both must be built alike: without link-time optimisation the worker takes a quarter more.
 Needs valgrind, cc and taskset. `ci/bench --instructions` makes the environments.
 """
 
@@ -29,12 +30,7 @@ PROGRAM = Path(__file__).with_name("counted.py")
 # Those of the worker take less time.
 CALLS = {PARENT: 96, WORKER: 320}
 PAIRS = 7
-ROWS = [
-    ("a warm call, parent", PARENT, CALL),
-    ("a warm call, worker", WORKER, CALL),
-    ("one of sixteen in flight, parent", PARENT, MAP),
-    ("one of sixteen in flight, worker", WORKER, MAP),
-]
+ROWS = {"a warm call": CALL, "one of sixteen in flight": MAP}
 # For the thread that runs the calls only: the others wait for moments.
 CLOCK = """\
 #define _GNU_SOURCE
@@ -75,11 +71,20 @@ def main() -> None:
         sys.exit(f"not on this machine: {', '.join(lacking)} (Debian: apt-get install valgrind gcc util-linux)")
     lines: list[tuple[str, ...]] = [HEADINGS]
     exceeded = []
-    for name, side, row in ROWS:
-        before = counted(str(arguments.before), side, row) if arguments.before else None
-        now = counted(sys.executable, side, row)
-        change = now.median / before.median if before else None
-        lines.append((name, str(before or ""), str(now), f"{change:.4f} ×" if change else ""))
+    for name, row in ROWS.items():
+        pairs = []
+        for side in (PARENT, WORKER):
+            before = counted(str(arguments.before), side, row) if arguments.before else None
+            now = counted(sys.executable, side, row)
+            pairs.append((before, now))
+            lines.append(
+                (f"{name}, {side}", str(before or ""), str(now), f"{now.median / before.median:.4f} ×" if before else "")
+            )
+        all_before, all_now = (sum(count.median for count in counts if count) for counts in zip(*pairs, strict=True))
+        change = all_now / all_before if all_before else None
+        lines.append(
+            (f"{name}, both", f"{all_before:,.0f}" if change else "", f"{all_now:,.0f}", f"{change:.4f} ×" if change else "")
+        )
         if change and change > arguments.limit:
             exceeded.append(name)
     print("Median of", PAIRS, "pairs of batches, in parentheses the least and the most.\n")
@@ -92,14 +97,19 @@ def counted(python: str, side: str, row: str) -> Count:
     """The instructions of one call, on one side."""
     calls = CALLS[side]
     with tempfile.TemporaryDirectory(prefix="instructions-") as folder:
+        clock = _clock(Path(folder))
         callgrind = ["valgrind", "--tool=callgrind", "--separate-threads=yes", f"--dump-before={MARK}"]
         callgrind.append(f"--callgrind-out-file={folder}/out")
         program = [python, str(PROGRAM), side, str(calls), str(PAIRS), row]
-        worker = _worker(Path(folder), Path(python).with_name("trio-offload-worker"), callgrind if side == WORKER else [])
+        executable = Path(python).with_name("trio-offload-worker")
+        worker = _worker(Path(folder), executable, clock, callgrind if side == WORKER else [])
         if side == PARENT:
             program[:0] = callgrind
         # Sets and dictionaries of strings have the same order each time.
         environment = {**os.environ, "PYTHONHASHSEED": "0", "TRIO_OFFLOAD_WORKER": worker}
+        if side == PARENT:
+            # Looks that are due after some time would come forty times as often beside calls that take forty times as long.
+            environment["LD_PRELOAD"] = clock
         ended = subprocess.run(program, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if ended.returncode:
             sys.exit(f"{' '.join(program)} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
@@ -109,17 +119,23 @@ def counted(python: str, side: str, row: str) -> Count:
     return Count(statistics.median(each), min(each), max(each))
 
 
-def _worker(folder: Path, executable: Path, command: list[str]) -> str:
+def _clock(folder: Path) -> str:
+    """A library with a clock that stands still."""
+    source, library = folder / "clock.c", folder / "clock.so"
+    source.write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return str(library)
+
+
+def _worker(folder: Path, executable: Path, clock: str, command: list[str]) -> str:
     """A program that runs the worker by that command, so that what it does depends on nothing but its calls.
 
     On one processor it does not look for the next call before it sleeps, which it would do as often as there is time. With a
     clock that stands still it has no reason to tell its memory with a result.
     """
-    source, library, program = folder / "clock.c", folder / "clock.so", folder / "worker"
-    source.write_text(CLOCK)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    program = folder / "worker"
     run = shlex.join(["taskset", "-c", str(min(os.sched_getaffinity(0))), *command, str(executable)])
-    program.write_text(f'#!/bin/sh\nexport LD_PRELOAD="{library}${{LD_PRELOAD:+:$LD_PRELOAD}}"\nexec {run} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexport LD_PRELOAD="{clock}${{LD_PRELOAD:+:$LD_PRELOAD}}"\nexec {run} "$@"\n')
     program.chmod(0o755)
     return str(program)
 

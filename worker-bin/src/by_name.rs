@@ -11,7 +11,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyModule, PyString, PyTuple};
@@ -26,7 +26,8 @@ pub(crate) fn call_of(pickle: &[u8]) -> Option<&[u8]> {
 pub(crate) struct ByName {
     /// The interpreter's, whatever becomes of `sys.modules`.
     modules: Py<PyDict>,
-    known: RefCell<HashMap<Box<[u8]>, Known>>,
+    /// A tree, because to hash a name takes 200 instructions and to compare it with the few that jobs have takes 20 each.
+    known: RefCell<BTreeMap<Box<[u8]>, Known>>,
 }
 
 struct Known {

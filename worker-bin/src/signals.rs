@@ -21,6 +21,8 @@ pub(crate) struct Signals {
     /// What is called for Ctrl+C.
     interrupt: Py<PyAny>,
     is_used: Cell<bool>,
+    /// How many modules there were when `signal` was looked for last.
+    modules_seen: Cell<usize>,
     before_jobs: RefCell<State>,
 }
 
@@ -54,6 +56,7 @@ impl Signals {
             module: py.import("_signal")?.unbind(),
             interrupt: interrupt.into_any().unbind(),
             is_used: Cell::new(false),
+            modules_seen: Cell::new(0),
             before_jobs: RefCell::default(),
         };
         signals.swallow_interrupts(py)?;
@@ -80,7 +83,11 @@ impl Signals {
     /// A job has come to its end.
     pub(crate) fn end_job(&self, py: Python<'_>, faults: &Faults) {
         if !self.is_used.get() {
-            if !self.modules.bind(py).contains(pyo3::intern!(py, "signal")).unwrap_or(true) {
+            let modules = self.modules.bind(py);
+            // To look for a name that is missing takes 250 instructions, and an import adds a module.
+            if self.modules_seen.replace(modules.len()) == modules.len()
+                || !modules.contains(pyo3::intern!(py, "signal")).unwrap_or(true)
+            {
                 return;
             }
             self.is_used.set(true);
