@@ -217,7 +217,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         if count:
             self._source.inside -= count
             self._items.unpark_all()
-            self._room_for_more.unpark_all()
+            if self._source.is_async:
+                self._room_for_more.unpark_all()
 
     def note(self, error: BaseException, chunk: Chunk, indexes: list[int]) -> None:
         """Say in the error which items it is about."""
