@@ -75,7 +75,7 @@ class Parent:
 @contextmanager
 def parent_of(way: _locate.Way, *, fork: bool = False, retire: Any = None) -> Iterator[Parent]:
     """``retire`` is for a fork, which inherits it; others are told with SETUP."""
-    process, ours, record = _forked.start(None, retire) if fork else _worker._spawn(way)
+    process, ours, record = _forked.start(None, retire) if fork else _worker._spawn(way, [])
     try:
         yield Parent(process, ours, way)
     finally:
