@@ -130,6 +130,8 @@ def test_a_template_gets_its_time_to_fork(monkeypatch: pytest.MonkeyPatch) -> No
                     begin = time.monotonic()
                     scope.cancel()
             assert time.monotonic() - begin >= LATE
+            # A process that ends closes its descriptors first, and that has been seen.
+            assert template.wait_sync(time.monotonic() + 10)
             assert template.signal is signal.SIGKILL
 
     run_standing(main)

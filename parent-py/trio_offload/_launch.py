@@ -297,7 +297,7 @@ class _MainModules:
         self._last: tuple[object, int] = None, 0
 
     def number_of(self, main: object) -> int:
-        """Somebody has looked, and found this one: the how manyth it is."""
+        """Return the number of this module, the last that anybody has found to be ``__main__``."""
         last, number = self._last
         if main is not last:
             number += 1
