@@ -21,12 +21,21 @@ from typing import Any
 
 import attrs
 
+from trio_offload import WorkerType
+from trio_offload_worker import memory_info
+
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 PACKAGES = list(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
 # The interpreter that this environment was made from. (Before 3.11 sys._base_executable is the environment's own.)
 BASE = os.path.join(sys.base_exec_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 TIMEOUT = 120.0  # seconds until something has certainly gone wrong, on a busy machine too
 LEAVING_TIME = 10.0  # seconds that what a program left gets to see that it has ended
+
+
+def ceiling(kind: WorkerType, size: int) -> int:
+    """A `memory_limit` that leaves so many bytes. A fork begins with what this process holds, which depends on earlier tests."""
+    return size + (memory_info().rss if kind is WorkerType.FORK else 0)
+
 
 Command = Sequence["str | bytes | Path"]
 

@@ -348,8 +348,10 @@ async def test_a_crash_is_told_without_the_frames_of_this_process() -> None:
     crash = caught.value.crash
     assert crash is not None
     assert "in segfault" in crash.stack
-    assert "trio/_core" not in crash.stack
-    assert "test_fork.py" not in crash.stack
+    # From Python 3.14 on there is a C stack too, whose binary xdist gives the name of the test.
+    frames = [line for line in crash.stack.splitlines() if line.startswith("  File ")]
+    assert frames
+    assert not [line for line in frames if "trio/_core" in line or "test_fork.py" in line]
 
 
 class Falls:
