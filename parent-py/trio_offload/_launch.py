@@ -383,8 +383,9 @@ def _flags() -> dict[str, int]:
     }
     told = "utf8" in sys._xoptions or (_frozen.bundle() is not None and sys.getfilesystemencoding() != "utf-8")
     if flags.utf8_mode or told or sys.version_info >= (3, 15):
-        # The locale decides nothing from Python 3.15 on (PEP 686). Before: where nobody has asked for either, the worker is to decide by the locale, as every Python does (PEP 540). The program
-        # may have set LC_ALL to C meanwhile, for the output of others: told to be without UTF-8, the worker would be in ASCII.
+        # The locale decides nothing from Python 3.15 on (PEP 686). Before that, where nobody has asked for either, the worker decides
+        # by the locale, as every Python does (PEP 540). The program may have set LC_ALL to C since, for the output of others: a
+        # worker that is told to be without UTF-8 would be in ASCII.
         # An app made by PyInstaller does not decide by the locale alone, so there it may have been left out on purpose.
         values["utf8_mode"] = flags.utf8_mode
     if not flags.hash_randomization:
