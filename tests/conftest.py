@@ -32,6 +32,9 @@ PRIVATE_FOLDER = pytest.StashKey[str]()
 
 def pytest_configure(config: pytest.Config) -> None:
     _let_programs_be_interrupted()
+    _let_programs_be_as_everywhere()
+    if not hasattr(config, "workerinput"):  # Under xdist, in the process that hears of every test.
+        config.pluginmanager.register(FailuresAtOnce(config))
     # Before collection: without the executable nearly every test would fail, each with the same page of text.
     if config.option.collectonly or config.option.help:
         return
@@ -58,12 +61,35 @@ def pytest_configure(config: pytest.Config) -> None:
         ) from error
 
 
+@attrs.frozen(eq=False)
+class FailuresAtOnce:
+    """Names a failed test when it has failed. A run that is ended from outside never comes to pytest's own list."""
+
+    config: pytest.Config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and reporter is not None:
+            reporter.write_line(f"\n{report.nodeid} ({report.when}): {self._last_line(report)}")
+
+    def _last_line(self, report: pytest.TestReport) -> str:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        return crash.message.splitlines()[0] if crash is not None and crash.message else report.longreprtext.strip()
+
+
 def _let_programs_be_interrupted() -> None:
     """A shell starts its background jobs with some of these ignored, nohup with another; every program below would inherit that, for good."""
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         if signal.getsignal(number) == signal.SIG_IGN:
             # What a handler is set for is back at its default in a program that is started.
             signal.signal(number, signal.default_int_handler)
+
+
+def _let_programs_be_as_everywhere() -> None:
+    """What a machine sets for every Python (no buffers, no bytecode) would hide faults that users have."""
+    for name in list(os.environ):
+        if name.startswith("PYTHON"):
+            del os.environ[name]
 
 
 def _give_a_private_temporary_folder(config: pytest.Config) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 
 import attrs
 
-from trio_offload import WorkerType
-from trio_offload_worker import memory_info
+from trio_offload import WorkerType, open_worker_context
+from trio_offload_worker import resident_memory
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 PACKAGES = list(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
@@ -32,9 +32,13 @@ TIMEOUT = 120.0  # seconds until something has certainly gone wrong, on a busy m
 LEAVING_TIME = 10.0  # seconds that what a program left gets to see that it has ended
 
 
-def ceiling(kind: WorkerType, size: int) -> int:
-    """A `memory_limit` that leaves so many bytes. A fork begins with what this process holds, which depends on earlier tests."""
-    return size + (memory_info().rss if kind is WorkerType.FORK else 0)
+async def ceiling(kind: WorkerType, size: int) -> int:
+    """A `memory_limit` that leaves so many bytes. A fork begins with some of what this process holds, which depends on earlier tests."""
+    if kind is not WorkerType.FORK:
+        return size
+    async with open_worker_context(worker_type=kind) as context:
+        held: int = await context.run_sync(resident_memory)
+    return size + held
 
 
 Command = Sequence["str | bytes | Path"]

@@ -226,6 +226,13 @@ def test_a_worker_that_ends_badly_after_its_work_is_a_warning(folder: Path) -> N
     assert ran.stderr.count("\n") == 1
 
 
+def test_nobody_reads_the_error(folder: Path) -> None:
+    with started(folder, "map", "no_such_module:echo", "a", stdin=subprocess.DEVNULL) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(PATIENCE) == 2
+
+
 def test_nobody_reads_the_summary(folder: Path) -> None:
     with started(folder, "map", "jobs:echo", "a", "--summary", stdin=subprocess.DEVNULL) as process:
         assert process.stderr is not None

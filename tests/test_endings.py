@@ -172,7 +172,7 @@ async def test_whatever_ends_a_worker_what_its_jobs_have_started_ends_too(
 
 
 async def test_a_job_that_starts_programs_on_and_on_leaves_none(worker_type: WorkerType, line: Lifeline) -> None:
-    async with open_worker_context(worker_type=worker_type, memory_limit=ceiling(worker_type, 60 << 20)) as context:
+    async with open_worker_context(worker_type=worker_type, memory_limit=await ceiling(worker_type, 60 << 20)) as context:
         with pytest.raises(WorkerMemoryError):
             await context.run_sync(jobs.start_on_and_on, line.path)
         await line.ended()
@@ -214,7 +214,7 @@ async def test_orphans_of_jobs_are_not_the_workers_children(worker_type: WorkerT
 
 
 async def test_a_worker_out_of_descriptors_is_held_to_its_ceiling(worker_type: WorkerType, line: Lifeline) -> None:
-    async with open_worker_context(worker_type=worker_type, memory_limit=ceiling(worker_type, 150 << 20)) as context:
+    async with open_worker_context(worker_type=worker_type, memory_limit=await ceiling(worker_type, 150 << 20)) as context:
         with pytest.raises(WorkerMemoryError):
             await context.run_sync(jobs.run_out_of_descriptors, line.path, 200 << 20)
         await line.ended()

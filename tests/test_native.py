@@ -171,7 +171,7 @@ async def test_a_job_that_has_closed_everything_is_watched_all_the_same() -> Non
     ],
 )
 async def test_the_stack_is_told_whatever_a_job_did_before(of_any_kind: WorkerType, job: Any, tmp_path: Path) -> None:
-    async with open_worker_context(worker_type=of_any_kind, memory_limit=ceiling(of_any_kind, 150 << 20)) as context:
+    async with open_worker_context(worker_type=of_any_kind, memory_limit=await ceiling(of_any_kind, 150 << 20)) as context:
         assert await context.run_sync(job, str(tmp_path / "file"))
         with pytest.raises(BrokenWorkerError) as told:
             await context.run_sync(jobs.segfault)

@@ -304,6 +304,35 @@ async def test_a_stopped_process_can_be_killed(pidfds: bool, begin: Begin) -> No
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("refused", [2, 1000])
+async def test_a_process_that_is_stopped_after_it_was_hung_up_on(
+    pidfds: bool, begin: Begin, refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This program may not signal it, but for SIGCONT, which came too early. It is sent again; and signals, once they are permitted."""
+    process = begin("read line <&3")
+    process.line = begin.sockets[process]
+    send, sent = process._send_signal, []
+
+    def send_signal(number: int) -> None:
+        sent.append(number)
+        if len(sent) <= refused and number != signal.SIGCONT:
+            raise PermissionError
+        send(number)
+        if len(sent) == 2:
+            os.kill(process.pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(process, "_send_signal", send_signal)
+    os.kill(process.pid, signal.SIGSTOP)
+    await until_stopped(process.pid)
+    process.kill()
+    await ended(process)
+    assert sent[:2] == [0, signal.SIGCONT]
+    if refused == 2:
+        assert process.signal == signal.SIGKILL
+    else:
+        assert process.exitcode == 1
+
+
 # --- what it is known by -------------------------------------------------------------------------
 
 

@@ -143,9 +143,13 @@ class WorkerProcess:
 
     def wait_sync(self, deadline: float) -> bool:
         """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has ended."""
+        longest = _LONGEST_POLL
         while not self.poll():
-            if self._refused_until is not None and deadline >= self._refused_until:
-                deadline = self._refused_until
+            if self._refused_until is not None:
+                deadline = min(deadline, self._refused_until)
+                longest = _REFUSED_PAUSE
+                # Again and again: it may have been stopped since, and this program may be permitted to signal it by now.
+                self.kill()
             left = deadline - time.monotonic()
             if left <= 0:
                 if deadline == self._refused_until:
@@ -155,7 +159,7 @@ class WorkerProcess:
                 if pidfd is not None:
                     poller = select.poll()
                     poller.register(pidfd, select.POLLIN)
-                    poller.poll(min(left, _LONGEST_POLL) * 1000)
+                    poller.poll(min(left, longest) * 1000)
             if pidfd is None:
                 time.sleep(min(left, 0.01))
         return True
@@ -703,6 +707,7 @@ no_forks: Final = _Handover()
 hold_reserve()
 _unended: Final = _Unended()
 _REFUSED_PATIENCE: Final = 5.0  # seconds
+_REFUSED_PAUSE: Final = 0.1  # seconds
 _BIRTH_PATIENCE: Final = (
     5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
 )

@@ -195,6 +195,7 @@ async def cancel() -> None:
             await context.run_sync(sleep, path, stopped, kill_on_cancel=True)
 
         async with trio.open_nursery() as nursery:
+            # The second is stopped before this program hangs up, or just then, or just after.
             for number in range(2):
                 path = os.path.join(FOLDER, f"line-{number}")
                 os.mkfifo(path)

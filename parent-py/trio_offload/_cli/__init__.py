@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -108,14 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes once more at its end; there must be something that takes it.
-        _leave_closed_output()
+        _leave_closed_output(1)
         status = ExitStatus.OUTPUT_CLOSED
     except BaseException as error:
         # Before a run watches signals, and after it, Ctrl+C is an exception like any other.
         if not _is_interrupt(error):
             raise
         status = ExitStatus.INTERRUPTED
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:  # nobody listens; that is no reason to fail
+        _leave_closed_output(2)
     return int(status)
 
 
@@ -333,8 +338,9 @@ def _seconds(text: str) -> float:
 
 
 def _complain(message: str) -> None:
-    if sys.stderr is not None:
-        print(f"trio-offload: error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody listens: the exit status says it still
+        if sys.stderr is not None:
+            print(f"trio-offload: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def _is_interrupt(error: BaseException) -> bool:
@@ -356,7 +362,8 @@ def _fill_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free: this one
 
 
-def _leave_closed_output() -> None:
+def _leave_closed_output(descriptor: int) -> None:
+    """Have what nobody reads go nowhere. The interpreter writes what is left once more at its end, and would exit with 120."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, descriptor)
     os.close(null)
