@@ -135,7 +135,9 @@ async def _look_for_family(lane: Lane, number: int, job: work.Job) -> None:
     """Nothing that the job has started may be there once the call has returned, but for what has only to get a processor to die."""
     if job.family is None or not job.family.exists():
         return
-    started = [tuple(map(int, line.split())) for line in job.family.read_text().splitlines()]
+    lines = [tuple(map(int, line.split())) for line in job.family.read_text().splitlines()]
+    # Without a start it had ended, or was killed while it started, before the job could write it down.
+    started = [(pid, start) for pid, start in lines if start]
     job.family.unlink()
     with trio.move_on_after(_DYING, shield=True):
         while any(started_at(pid) == start for pid, start in started):  # noqa: ASYNC110 - there is nothing else to wait for
