@@ -32,6 +32,7 @@ from trio_offload import (
     WorkerType,
     open_worker_context,
 )
+from trio_offload import _crash as crash_module
 from trio_offload import _record as record_module
 
 pytestmark = pytest.mark.usefixtures("worker_type")
@@ -226,7 +227,7 @@ def test_a_record_is_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    record_module.keep(crash, str(tmp_path))
+    crash_module.keep(crash, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

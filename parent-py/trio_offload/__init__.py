@@ -18,11 +18,10 @@ from ._api import (
     run_sync,
 )
 from ._context import WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
-from ._errors import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
-from ._record import CrashRecord
+from ._crash import CrashRecord
+from ._exceptions import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
+from ._version import __version__ as __version__
 from ._worker import WorkerStatistics
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BrokenWorkerError",

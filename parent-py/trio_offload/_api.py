@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import threading
@@ -16,6 +15,7 @@ import trio
 
 from trio_offload_worker._retire import RetireWhen
 
+from . import _at_exit
 from ._context import Limiter, WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
 from ._sizes import parse_size
 
@@ -419,7 +419,7 @@ class _DefaultContext:
         self._current: WorkerContext = WorkerContext._create()
         self._grace_period: float | None = None
         self._replaced: list[WorkerContext] = []
-        atexit.register(self.shutdown)
+        _at_exit.register(self.shutdown)
         os.register_at_fork(after_in_child=self._forget)
 
     def context(self) -> WorkerContext:

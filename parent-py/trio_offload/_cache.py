@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from . import _clock
-from ._errors import BrokenWorkerError
+from ._exceptions import BrokenWorkerError
 from ._process import WorkerProcess
 from ._worker import ENDED, IDLE, RUNNING, Worker, WorkerStatistics, describe_ending, logger
 

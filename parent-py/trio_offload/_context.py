@@ -21,7 +21,7 @@ from trio.lowlevel import checkpoint_if_cancelled, current_task
 from trio_offload_worker._retire import RetireWhen
 
 from ._cache import WorkerCache
-from ._errors import BrokenWorkerError
+from ._exceptions import BrokenWorkerError
 from ._map import Map, MapOptions
 from ._payload import dump_call, dump_call_to_fork
 from ._processors import usable_processors

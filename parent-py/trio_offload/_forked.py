@@ -31,7 +31,8 @@ from trio_offload_worker._executor import Inherited, flush
 from trio_offload_worker._watcher import call_library
 from trio_offload_worker._wire import PROTOCOL_VERSION
 
-from . import _launch, _locate, _process
+from . import _at_exit, _launch, _locate, _process
+from ._version import __version__
 
 if TYPE_CHECKING:
     import socket
@@ -51,8 +52,6 @@ def start(
     Raises:
         OSError, RuntimeError: the system, or Python, does not allow a fork.
     """
-    from . import __version__, _api
-
     parent = os.getpid()
 
     quiet = ExitStack()
@@ -67,7 +66,7 @@ def start(
         # Of the task that waits for this worker; it may be in the middle of an `except`.
         inherited = Inherited(init, retire)
         # The parent's exit handlers are not called there, this one among them; but its jobs may use a default context.
-        _fork.serve(socket, record, parent, inherited, __version__, [_api._default.shutdown])
+        _fork.serve(socket, record, parent, inherited, __version__, _at_exit.handlers)
 
     _write_out()
     with quiet:

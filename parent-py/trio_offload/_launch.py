@@ -15,6 +15,7 @@ from trio_offload_worker._wire import PROTOCOL_VERSION
 
 from . import _frozen, _locate
 from ._strays import Source, Strays
+from ._version import __version__
 
 
 def hello(
@@ -65,8 +66,6 @@ def loop_command() -> list[str]:
 
     What is to be run begins with the program's name, because a list of processes is cut off at the right.
     """
-    from . import __version__
-
     folder = os.path.dirname(os.path.dirname(os.path.abspath(trio_offload_worker.__file__)))
     # In another locale that Python may be unable to decode more than ASCII, and would run nothing.
     label = program_label().encode("ascii", "replace").decode()

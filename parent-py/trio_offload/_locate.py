@@ -18,7 +18,7 @@ from typing import Final
 import attrs
 
 from . import _frozen
-from ._errors import LocateError
+from ._exceptions import LocateError
 
 EXECUTABLE: Final = "trio-offload-worker"
 OVERRIDE: Final = "TRIO_OFFLOAD_WORKER"

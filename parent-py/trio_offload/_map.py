@@ -36,10 +36,11 @@ import attrs
 import trio
 
 from trio_offload_worker import _chunks
+from trio_offload_worker._notes import add_note
 from trio_offload_worker._wire import Frame, Kind
 
 from . import _clock, _payload
-from ._errors import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, add_note
+from ._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
 from ._processors import usable_processors

@@ -20,13 +20,13 @@ from typing import Any, Final
 
 import attrs
 
+from trio_offload_worker._notes import add_note
 from trio_offload_worker._parts import flat
 from trio_offload_worker._segments import Collector
 from trio_offload_worker._wire import MEMORY, Buffer
 
 from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
 from ._by_value import CLOUDPICKLE, ByValue, registered
-from ._errors import add_note
 from ._launch import main_plan
 
 

@@ -22,7 +22,7 @@ from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_hea
 
 from . import _launch, _locate, _payload
 from ._channel import EndOfStream, WriteFailed
-from ._errors import WorkerStartError
+from ._exceptions import WorkerStartError
 from ._oom import count_kills
 from ._process import Lines, no_forks
 from ._worker import (

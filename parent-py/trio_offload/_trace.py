@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
 import os
 import threading
 import time
 from typing import Any, Final
+
+logger: Final = logging.getLogger("trio_offload")
 
 
 class TraceWriter:
@@ -110,8 +113,6 @@ class TraceWriter:
             except OSError as error:
                 # A full disk must not break the calls that are traced.
                 self._let_go()
-                from ._worker import logger
-
                 logger.warning("the trace is cut short, because it could not be written: %s", error.strerror)
 
     def _let_go(self) -> None:

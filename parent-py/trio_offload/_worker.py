@@ -34,12 +34,13 @@ import trio
 from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_offload_worker._family import is_told
+from trio_offload_worker._notes import add_note
 from trio_offload_worker._retire import RetireWhen
 from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
-from . import _clock, _frozen, _launch, _loader, _locate, _oom, _payload, _process, _record
+from . import _clock, _crash, _frozen, _launch, _loader, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed
-from ._errors import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError, add_note
+from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError
 from ._privileges import Grant
 from ._process import executable_command, no_forks, surroundings
 from ._regions import Regions
@@ -369,7 +370,7 @@ class Worker:
             self._channel = channel = Channel(lines.ours, self._settings.regions)
             self._greet = None if greet() else greet
             self._oom_kills = lines.oom_kills or _oom.count_kills()
-            self._stderr_size = _record.stderr_size()
+            self._stderr_size = _crash.stderr_size()
             # Of one that was forked ahead the number is there, and this is a better moment to read it than any later one.
             lines.process.note_birth()
 
@@ -415,7 +416,7 @@ class Worker:
             self._greeting_rest = self._channel.send_partly(greeting())
             # After the greeting: the worker is busy with it for longer than this takes.
             self._oom_kills = _oom.count_kills()
-            self._stderr_size = _record.stderr_size()
+            self._stderr_size = _crash.stderr_size()
 
     @contextlib.contextmanager
     def _ended_by_failure(self, process: WorkerProcess) -> Iterator[None]:
@@ -1138,7 +1139,7 @@ class Worker:
         """The error for a worker that has ended by itself in a call, or was ended by the system or its native thread."""
         told, stack = _record.take_apart(self._left_behind)
         figures = self.figures
-        crash = _record.CrashRecord(
+        crash = _crash.CrashRecord(
             pid=self.process.pid,
             exitcode=self.process.exitcode,
             signal=self.process.signal,
@@ -1149,17 +1150,17 @@ class Worker:
             peak_rss=figures.peak_rss,
             vms=figures.vms,
             cpu_time=figures.cpu_time,
-            stderr=_record.stderr_since(self._stderr_size),
+            stderr=_crash.stderr_since(self._stderr_size),
         )
         error = self._judge_death(when, told, crash)
         error.crash = crash
         add_note(error, crash.note())
         self._trace_job(type(error).__name__)
         if self._settings.crash_dir is not None:
-            _record.keep(crash, self._settings.crash_dir)
+            _crash.keep(crash, self._settings.crash_dir)
         return error
 
-    def _judge_death(self, when: str, told: _record.MemoryLimit | None, crash: _record.CrashRecord) -> BrokenWorkerError:
+    def _judge_death(self, when: str, told: _record.MemoryLimit | None, crash: _crash.CrashRecord) -> BrokenWorkerError:
         process = self.process
         error: BrokenWorkerError
         if process.exitcode in _ENDS_BY_LIMIT and told is not None:

@@ -1,17 +1,18 @@
-"""Notes on exceptions (PEP 678), also where Python does not have them yet."""
+"""Notes on exceptions (PEP 678), also where Python does not have them yet. The parent and the worker use it."""
 
 from __future__ import annotations
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note; on Python 3.10 it is kept, though a traceback does not show it.
+    """Add a note to an exception, unless it has the note already.
 
-    Written around the exception's class, which may forbid that its attributes are set.
+    On Python 3.10 the backport of exception groups, which Trio needs, shows it; a plain traceback does not.
+    Bypasses the exception's class, which may forbid setting attributes (a frozen dataclass does).
     """
     try:
         notes = object.__getattribute__(error, "__dict__").setdefault("__notes__", [])
         if isinstance(notes, list) and note not in notes:
             notes.append(note)
     except Exception:
-        # A note is a courtesy. Whoever makes an exception that refuses one does without.
+        # A note is a courtesy: a foreign class that refuses it must not replace the exception.
         pass

@@ -1,4 +1,16 @@
-"""The exceptions of this package. Facts are attributes; the message carries the remedy."""
+"""The exceptions of this package. Facts are attributes; the message names the remedy.
+
+.. code-block:: text
+
+    RuntimeError
+    ├── BrokenWorkerError         a worker ended before it answered
+    │   ├── WorkerMemoryError     it was ended for its memory use
+    │   └── WorkerStartError      it did not start; the call was not run
+    │       └── LocateError       the executable or libpython was not found
+    └── RemoteError               replaces an exception of a job that could not be pickled
+    trio.TooSlowError
+    └── WorkerTimeoutError        an item of a map took longer than its timeout
+"""
 
 from __future__ import annotations
 
@@ -7,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ._record import CrashRecord
+from ._crash import CrashRecord
 
 if TYPE_CHECKING:
     from ._process import WorkerProcess
@@ -130,17 +142,3 @@ class RemoteError(RuntimeError):
             "(the exception itself could not be pickled and unpickled; its traceback in the worker was)\n"
             f"{self.traceback_text}"
         )
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an exception (PEP 678); on Python 3.10 the backport of exception groups, which Trio needs, shows it.
-
-    Written around the exception's class, which may forbid that its attributes are set (a frozen dataclass does).
-    """
-    try:
-        notes = object.__getattribute__(error, "__dict__").setdefault("__notes__", [])
-        if isinstance(notes, list) and note not in notes:
-            notes.append(note)
-    except Exception:
-        # A note is a courtesy; what the class of somebody else's exception does must not replace that exception.
-        pass
