@@ -1,0 +1,102 @@
+"""Imports: no unit imports upwards, no module imports itself by a circle, the worker knows no parent."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from .findings import Finding
+from .layers import PACKAGES, Module, Tree
+
+
+def check(trees: dict[str, Tree]) -> Iterator[Finding]:
+    """Imports inside of functions and of `TYPE_CHECKING` blocks count like the rest."""
+    known = {dotted(module): module for tree in ("parent", "worker") for module in trees[tree].modules}
+    for tree in trees.values():
+        graph: dict[Module, set[Module]] = {module: set() for module in tree.modules}
+        for module in tree.modules:
+            if module.unit not in tree.rank:
+                yield Finding("layer", module.name, module.place, f"{module.unit} has no layer in ci/house/layers.py")
+            uses = rust_uses(module, tree) if tree.name == "rust" else python_imports(module, known)
+            for target, line in uses:
+                place = f"{module.place}:{line}"
+                if target.tree == module.tree:
+                    graph[module].add(target)
+                    if module.unit != target.unit and tree.rank.get(module.unit, 99) <= tree.rank.get(target.unit, -1):
+                        subject = f"{module.name} -> {target.home}"
+                        yield Finding("upward", subject, place, f"{module.home} must not import {target.home}")
+                elif module.tree == "worker":
+                    yield Finding(
+                        "upward", f"{module.name} -> {target.name}", place, "the worker must not import the parent"
+                    )
+        for group in circles(graph) if tree.name != "rust" else ():
+            for module in group:
+                others = ", ".join(other.file for other in sorted(graph[module].intersection(group)))
+                message = f"is one of a circle of {len(group)}: it imports {others}"
+                yield Finding("circle", module.name, module.place, message)
+
+
+def dotted(module: Module) -> str:
+    package = next(package for package, tree in PACKAGES.items() if tree == module.tree)
+    return ".".join([package, *module.file.split("/")]).removesuffix(".__init__")
+
+
+def python_imports(module: Module, known: dict[str, Module]) -> Iterator[tuple[Module, int]]:
+    """Yield each import of a module in `known`, with its line."""
+    name = dotted(module)
+    package = name.split(".") if module.path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(module.path.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            targets = [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            while target and target not in known:
+                target = target.rpartition(".")[0]
+            if target and target != name:
+                yield known[target], node.lineno
+
+
+def rust_uses(module: Module, tree: Tree) -> Iterator[tuple[Module, int]]:
+    """Yield the first module of each path from the crate's root, with its line."""
+    roots = {
+        other.file.removesuffix("/mod"): other
+        for other in tree.modules
+        if other.file.count("/") == other.file.endswith("/mod")
+    }
+    text = without_tests(module.path.read_text())
+    for found in re.finditer(r"\b(?:crate|trio_offload_worker)::(?:(\w+)|\{([^;]*?)\};)", text):
+        names = [found[1]] if found[1] else re.findall(r"(?:^|,)\s*(\w+)", re.sub(r"\{.*?\}", "", found[2], flags=re.DOTALL))
+        for name in names:
+            if name in roots and roots[name] is not module:
+                yield roots[name], text.count("\n", 0, found.start()) + 1
+
+
+def without_tests(text: str) -> str:
+    """Rust's source up to the tests at its end."""
+    return re.split(r"#\[cfg\(.*\btest\b.*\]\n(?:#.*\n)*mod ", text)[0]
+
+
+def circles(graph: dict[Module, set[Module]]) -> Iterator[list[Module]]:
+    """Yield the groups of modules that reach each other."""
+
+    def reached(start: Module) -> set[Module]:
+        seen: set[Module] = set()
+        stack = [start]
+        while stack:
+            for target in graph[stack.pop()] - seen:
+                seen.add(target)
+                stack.append(target)
+        return seen
+
+    closure = {module: reached(module) for module in graph}
+    done: set[Module] = set()
+    for module in graph:
+        if module in closure[module] and module not in done:
+            group = sorted(other for other in closure[module] if module in closure[other])
+            done.update(group)
+            yield group

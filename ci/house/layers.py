@@ -1,0 +1,199 @@
+"""The three trees, their layers, and the home of each file that still lies flat.
+
+A module belongs to a unit: a folder, or a file at the top of its tree. A unit imports units of lower
+layers; a module also imports modules of its own unit. Units of one layer do not import each other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# Units, the lowest layer first. Also the units to come: _connection, _sync, _forwarding, _shared,
+# _actors, _cluster; _requests, from_worker.
+LAYERS = {
+    "parent": """
+        _version _at_exit _sizes _clock _cgroups
+        _processors
+        _statistics _limiter _trace _crash _transport _connection
+        _process
+        _exceptions _options
+        _interpreter
+        _pickling _pyinstaller
+        _worker
+        _launch _sync
+        _forwarding _shared
+        _pool
+        _map _actors
+        _context
+        _default _cluster
+        _api
+        __init__
+        _cli
+        __main__
+    """,
+    "worker": """
+        __init__ _protocol
+        _system
+        _jobs _requests
+        _loop from_worker
+    """,
+    "rust": """
+        exit protocol
+        error os
+        transport process
+        sentinel
+        session launch
+        python
+        main lib
+    """,
+}
+
+# File -> home, for files that are not there yet. A finding names the home, so it survives the move.
+HOMES = {
+    "parent": """
+        _by_name _pickling/by_reference
+        _by_value _pickling/by_value
+        _cache _pool/cache
+        _channel _transport/channel
+        _context _context
+        _errors _exceptions
+        _forked _launch/fork
+        _frozen _interpreter/frozen
+        _launch _interpreter/hello
+        _loader _interpreter/loader
+        _locate _interpreter/locate
+        _map _map/map
+        _map_results _map/results
+        _map_source _map/source
+        _oom _process/oom
+        _payload _pickling/payload
+        _privileges _process/privileges
+        _process _process/process
+        _record _process/record
+        _regions _transport/buffer_pool
+        _strays _interpreter/file_modules
+        _template _launch/template
+        _worker _worker/worker
+        _cli/_doctor _cli/doctor
+        _cli/_exit _cli/exit_status
+        _cli/_map _cli/run
+        _cli/_output _cli/output
+        _cli/_probes _cli/probes
+        _cli/_progress _cli/progress
+        _cli/_sources _cli/sources
+        _cli/_station _cli/slot
+        _cli/_table _cli/worker_table
+        _cli/_tally _cli/summary
+    """,
+    "worker": """
+        _cbor _protocol/cbor
+        _chunks _jobs/chunks
+        _cloud _jobs/cloudpickle
+        _contexts _jobs/contexts
+        _exceptions _jobs/exceptions
+        _executor _loop/executor
+        _family _system/family
+        _faults _loop/faults
+        _figures _system/figures
+        _fork _loop/fork
+        _handlers _loop/signals
+        _hello _loop/interpreter
+        _imports _jobs/imports
+        _items _jobs/cli_items
+        _link _loop/transport
+        _loop _loop/main
+        _main _jobs/main_module
+        _memory _system/memory
+        _modules _jobs/file_modules
+        _multiprocessing _jobs/multiprocessing
+        _native _system/native
+        _notes _jobs/notes
+        _parts _protocol/parts
+        _pickling _jobs/pickling
+        _retire _jobs/retire
+        _segments _protocol/segments
+        _session _loop/session
+        _settings _jobs/settings
+        _stand_in _jobs/stand_in
+        _template _jobs/forked
+        _watcher _loop/sentinel
+        _wire _protocol/frames
+    """,
+    "rust": """
+        by_name python/pickling/by_reference
+        executor python/executor
+        family process/family
+        faults python/faults
+        forks python/forks
+        hooks python/hooks
+        interpreter/bundle python/interpreter/bundle
+        interpreter/config python/config
+        interpreter/ffi python/raw/mod
+        interpreter/mod python/interpreter/mod
+        memory process/meter
+        message protocol/message
+        os os/mod
+        pickling python/pickling/mod
+        record process/record
+        regions transport/buffer_pool
+        sentinel sentinel/mod
+        session session/mod
+        signals python/signals
+        transport transport/connection
+        wire protocol/frame
+    """,
+}
+
+
+class Module(NamedTuple):
+    """One source file of a tree."""
+
+    tree: str
+    path: Path
+    file: str
+    """The path inside its tree, without the suffix: `_channel`, `_cli/_map`, `os/fork`."""
+    home: str
+    """Where it belongs; the same as `file` once it is there."""
+
+    @property
+    def unit(self) -> str:
+        return self.home.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        return f"{self.tree}/{self.home}"
+
+    @property
+    def place(self) -> str:
+        return str(self.path.relative_to(self.path.parents[len(self.file.split("/")) + 1]))
+
+
+class Tree(NamedTuple):
+    """One of the two Python packages, or the Rust sources."""
+
+    name: str
+    modules: tuple[Module, ...]
+    rank: dict[str, int]
+    """Unit -> number of its layer."""
+
+
+FOLDERS = {
+    "parent": "parent-py/trio_offload",
+    "worker": "parent-py/trio_offload_worker",
+    "rust": "worker-bin/src",
+}
+PACKAGES = {"trio_offload": "parent", "trio_offload_worker": "worker"}
+
+
+def load(name: str, root: Path = ROOT) -> Tree:
+    folder = root / FOLDERS[name]
+    homes = dict(line.split() for line in HOMES[name].strip().splitlines())
+    modules = []
+    for path in sorted(folder.rglob("*.rs" if name == "rust" else "*.py")):
+        file = path.relative_to(folder).with_suffix("").as_posix()
+        modules.append(Module(name, path, file, homes.get(file, file)))
+    rows = enumerate(LAYERS[name].strip().splitlines())
+    return Tree(name, tuple(modules), {unit: number for number, row in rows for unit in row.split()})

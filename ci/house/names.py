@@ -1,0 +1,95 @@
+"""Names: modules that a text mentions exist, ARCHITECTURE.md names each file, tests have short names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .findings import Finding
+from .imports import dotted
+from .layers import ROOT, Module, Tree
+
+MAX_TEST_NAME = 60
+# Where modules are named: in `py.import("…")`, `sys.modules[…]`, `monkeypatch.setattr("…")` and in prose.
+TEXTS = ("parent-py", "worker-bin/src", "worker-bin/tests", "tests", "benchmarks", "ci", "examples", "docs")
+SUFFIXES = {".py", ".rs", ".md", ".sh", ".toml", ""}
+DOTTED = re.compile(r"(?<![\w./-])trio_offload(?:_worker)?(?:\.[a-zA-Z_]\w*)+(?![\w/-])")
+# Files, which are named like this too.
+OTHER_NAMES = {"trio_offload.data", "trio_offload.py", "trio_offload.pth", "trio_offload_worker.py"}
+
+
+def check(trees: dict[str, Tree]) -> Iterator[Finding]:
+    yield from module_names(trees)
+    yield from architecture(trees)
+    yield from test_names()
+
+
+def texts() -> Iterator[Path]:
+    for folder in TEXTS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SUFFIXES and path.is_file() and "__pycache__" not in path.parts:
+                yield path
+    yield from (ROOT / name for name in ("README.md", "ARCHITECTURE.md", "PROTOCOL.md", "pyproject.toml"))
+
+
+def module_names(trees: dict[str, Tree]) -> Iterator[Finding]:
+    known = {dotted(module): module for tree in ("parent", "worker") for module in trees[tree].modules}
+    members = {name: top_level(module) for name, module in known.items()}
+    for path in texts():
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            for name in DOTTED.findall(line):
+                if name not in OTHER_NAMES and not resolves(name, members):
+                    place = f"{path.relative_to(ROOT)}:{number}"
+                    yield Finding("module-name", name, place, f"nothing has the name {name}")
+
+
+def resolves(name: str, members: dict[str, set[str]]) -> bool:
+    """True if the longest part of `name` that is a module has the next part."""
+    module = name
+    while module not in members:
+        module = module.rpartition(".")[0]
+    rest = name[len(module) + 1 :].split(".")
+    return rest == [""] or rest[0] == "_" or rest[0].startswith("__") or rest[0] in members[module]
+
+
+def top_level(module: Module) -> set[str]:
+    """Return the names that the module defines or imports, outside of functions and classes."""
+    names: set[str] = set()
+    stack: list[ast.AST] = [ast.parse(module.path.read_text())]
+    while stack:
+        for node in ast.iter_child_nodes(stack.pop()):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                names.add(node.name)
+                continue
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                names.update(alias.asname or alias.name for alias in node.names)
+            stack.append(node)
+    return names
+
+
+def architecture(trees: dict[str, Tree]) -> Iterator[Finding]:
+    """ARCHITECTURE.md names each source file, and no file of those names that it has is missing."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for tree in trees.values():
+        for module in tree.modules:
+            if not re.search(rf"(?<![\w-]){re.escape(module.path.name)}\b", text):
+                yield Finding("architecture", module.name, module.place, "ARCHITECTURE.md does not name it")
+    files = {path.name for path in [*texts(), *(ROOT / "worker-bin").rglob("*.rs")]}
+    for name in sorted(set(re.findall(r"`(?:[\w./-]*/)?([\w-]+\.(?:py|rs))`", text)) - files):
+        yield Finding("architecture", name, "ARCHITECTURE.md", f"names {name}, which does not exist")
+
+
+def test_names() -> Iterator[Finding]:
+    for folder, suffix, pattern in (
+        ("tests", "py", r"^ *(?:async )?def (test_\w+)"),
+        ("worker-bin", "rs", r"#\[test\]\s+(?:#\[.*\]\s+)*fn (\w+)"),
+    ):
+        for path in sorted((ROOT / folder).rglob(f"*.{suffix}")):
+            for name in re.findall(pattern, path.read_text(), re.MULTILINE):
+                if len(name) > MAX_TEST_NAME:
+                    place = str(path.relative_to(ROOT))
+                    yield Finding("test-name", name, place, f"{name} has {len(name)} characters, at most {MAX_TEST_NAME}")
