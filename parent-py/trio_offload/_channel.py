@@ -47,7 +47,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     theirs.setblocking(True)
     # The receiving side of a Unix socket has no buffer of its own: what counts is the sender's (unix(7)).
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
-    # A worker sends the end of a large frame by way of a copy, and as much of it as this says (transport.rs).
+    # A worker sends the end of a large frame by way of a copy, and as much of it as this says (worker-bin/src/transport).
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE // 4)
     return ours, theirs
 

@@ -1,4 +1,4 @@
-"""How much memory a process holds and what it has used of the processor: the figures of PROTOCOL.md. (``memory.rs``.)"""
+"""How much memory a process holds and what it has used of the processor: the figures of PROTOCOL.md. (``process/meter.rs``.)"""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{Failure, Hello, Message};
-use trio_offload_worker::wire::{self, Header, Progress};
+use trio_offload_worker::process::meter::Figures;
+use trio_offload_worker::protocol::frame::{self, Header, Progress};
+use trio_offload_worker::protocol::message::{Failure, Hello, Message};
 
 /// What travels: the two frames of a small call, what has a body, what has many segments.
 fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {
@@ -40,11 +40,11 @@ fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {
 }
 
 fn encode(message: Message, lengths: Vec<u64>) -> Vec<u8> {
-    wire::encode(Header { kind: message.kind(), id: 1_000, lengths, body: message.into_body() }).unwrap()
+    frame::encode(Header { kind: message.kind(), id: 1_000, lengths, body: message.into_body() }).unwrap()
 }
 
 fn parse(bytes: &[u8]) -> Option<Message> {
-    match wire::parse(bytes).unwrap() {
+    match frame::parse(bytes).unwrap() {
         Progress::Ready { header, .. } => Some(Message::from_header(&header).unwrap()),
         Progress::Need(_) => None,
     }

@@ -6,7 +6,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::wire::WireError;
+use crate::protocol::frame::WireError;
 
 /// The worker could not be made ready for its parent.
 #[derive(Debug, Error)]

@@ -10,12 +10,12 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use crate::error::LaunchError;
-use crate::family;
-use crate::message::{Explanation, Hello};
 use crate::os::{self, SignalsHeld};
-use crate::record::{self, Record};
+use crate::process::family;
+use crate::process::record::{self, Record};
+use crate::protocol::message::{Explanation, Hello};
 use crate::sentinel::{Activity, Charge, Guard, Parent, Standby};
-use crate::transport::{Connection, Outlet, Socket};
+use crate::transport::connection::{Connection, Outlet, Socket};
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,15 +3,11 @@
 
 pub mod error;
 pub mod exit;
-pub mod family;
 pub mod launch;
-pub mod memory;
-pub mod message;
 #[expect(unsafe_code, reason = "the fenced module for what the operating system offers through C only")]
 pub mod os;
-pub mod record;
-pub mod regions;
+pub mod process;
+pub mod protocol;
 pub mod sentinel;
 pub mod session;
 pub mod transport;
-pub mod wire;

@@ -1,24 +1,17 @@
 //! The worker executable of trio-offload: parse, start, serve, exit.
 
-mod by_name;
-mod executor;
-mod faults;
-mod forks;
-mod hooks;
-mod interpreter;
-mod pickling;
-mod signals;
+mod python;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use trio_offload_worker::message::PROTOCOL_VERSION;
+use trio_offload_worker::protocol::message::PROTOCOL_VERSION;
 use trio_offload_worker::sentinel::Activity;
 use trio_offload_worker::{exit, launch, os, session};
 
-use crate::executor::Worker;
-use crate::interpreter::ffi;
+use crate::python::executor::Worker;
+use crate::python::{interpreter, raw};
 
 static ACTIVITY: Activity = Activity::new();
 
@@ -84,11 +77,11 @@ fn info() -> String {
         worker: env!("CARGO_PKG_VERSION"),
         protocol: PROTOCOL_VERSION,
         python: PythonInfo {
-            version: ffi::version(),
-            build: ffi::build(),
-            compiler: ffi::compiler(),
+            version: raw::version(),
+            build: raw::build(),
+            compiler: raw::compiler(),
             libpython: interpreter::loaded_library().to_string_lossy().into_owned(),
-            free_threaded: ffi::FREE_THREADED,
+            free_threaded: raw::FREE_THREADED,
         },
     };
     serde_json::to_string_pretty(&info).unwrap_or_default()

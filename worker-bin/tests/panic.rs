@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 
-use trio_offload_worker::record::{self, Record};
+use trio_offload_worker::process::record::{self, Record};
 
 /// Its value is the file that the copy writes its record to.
 const COPY: &str = "TRIO_OFFLOAD_TEST_PANIC";

@@ -7,12 +7,12 @@ use ciborium::Value;
 use fakes::{Heap, Script};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{
+use trio_offload_worker::process::meter::Figures;
+use trio_offload_worker::protocol::frame::{self, Header, Kind, Progress};
+use trio_offload_worker::protocol::message::{
     Bundle, Explanation, Failure, Hello, Message, Script as BootScript, SegmentType, Setup, TEXT_LIMIT, Template, Welcome, clip,
 };
-use trio_offload_worker::transport::{Connection, Next, Segment};
-use trio_offload_worker::wire::{self, Header, Kind, Progress};
+use trio_offload_worker::transport::connection::{Connection, Next, Segment};
 
 fn byte_strings() -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(vec(any::<u8>(), 0..20), 0..6)
@@ -144,7 +144,7 @@ fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
 fn encoded(message: &Message, id: u64, segments: &[Vec<u8>]) -> Vec<u8> {
     let lengths = segments.iter().map(|segment| segment.len() as u64).collect();
     let header = Header { kind: message.kind(), id, lengths, body: message.clone().into_body() };
-    let mut bytes = wire::encode(header).unwrap();
+    let mut bytes = frame::encode(header).unwrap();
     bytes.extend(segments.concat());
     bytes
 }
@@ -172,7 +172,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_without_a_panic(bytes in vec(any::<u8>(), 0..300)) {
-        let _ = wire::parse(&bytes);
+        let _ = frame::parse(&bytes);
     }
 
     #[test]
@@ -181,7 +181,7 @@ proptest! {
         bytes.extend(u32::try_from(header.len()).unwrap().to_be_bytes());
         bytes.extend(payload.to_be_bytes());
         bytes.extend(header);
-        if let Ok(Progress::Ready { header, .. }) = wire::parse(&bytes) {
+        if let Ok(Progress::Ready { header, .. }) = frame::parse(&bytes) {
             let _ = Message::from_header(&header);
         }
     }
@@ -202,9 +202,9 @@ proptest! {
     #[test]
     fn what_is_not_whole_asks_for_more_and_never_for_less_than_is_there((message, id, segments) in frame()) {
         let bytes = encoded(&message, id, &segments);
-        let Progress::Ready { consumed, .. } = wire::parse(&bytes).unwrap() else { panic!("the frame is whole") };
+        let Progress::Ready { consumed, .. } = frame::parse(&bytes).unwrap() else { panic!("the frame is whole") };
         for length in 0..consumed {
-            let Progress::Need(wanted) = wire::parse(&bytes[..length]).unwrap() else { panic!("{length} bytes were enough") };
+            let Progress::Need(wanted) = frame::parse(&bytes[..length]).unwrap() else { panic!("{length} bytes were enough") };
             prop_assert!(wanted > length && wanted <= consumed);
         }
     }
@@ -218,7 +218,7 @@ proptest! {
 
 #[test]
 fn the_body_is_left_out_where_there_is_nothing_in_it() {
-    let bytes = wire::encode(Header { kind: Kind::Retire, id: 0, lengths: vec![], body: vec![] }).unwrap();
-    let value: Value = ciborium::from_reader(&bytes[wire::PREFIX_LENGTH..]).unwrap();
+    let bytes = frame::encode(Header { kind: Kind::Retire, id: 0, lengths: vec![], body: vec![] }).unwrap();
+    let value: Value = ciborium::from_reader(&bytes[frame::PREFIX_LENGTH..]).unwrap();
     assert_eq!(value.as_array().map(Vec::len), Some(3));
 }

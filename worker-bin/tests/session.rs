@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
-use trio_offload_worker::memory::Figures;
-use trio_offload_worker::message::{Explanation, Failure, Hello, Message, SegmentType, Setup, Template, Welcome};
 use trio_offload_worker::os::fork::Side;
+use trio_offload_worker::process::meter::Figures;
+use trio_offload_worker::protocol::frame::{self, Header, Kind};
+use trio_offload_worker::protocol::message::{Explanation, Failure, Hello, Message, SegmentType, Setup, Template, Welcome};
 use trio_offload_worker::sentinel::{Activity, Doing};
 use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
-use trio_offload_worker::transport::{Allocator, Connection, Next, Payload, Segment};
-use trio_offload_worker::wire::{self, Header, Kind};
+use trio_offload_worker::transport::connection::{Allocator, Connection, Next, Payload, Segment};
 
 /// An executor that answers with what it was told, and notes what it was asked and whether the native thread knew.
 #[derive(Default)]
@@ -189,7 +189,7 @@ fn lengths(segments: Vec<Segment<'_, HeapBuffer>>) -> String {
 /// The bytes of a frame with segments of these lengths.
 fn frame(message: Message, id: u64, segments: &[usize]) -> Vec<u8> {
     let lengths = segments.iter().map(|length| *length as u64).collect();
-    let mut bytes = wire::encode(Header { kind: message.kind(), id, lengths, body: message.into_body() }).unwrap();
+    let mut bytes = frame::encode(Header { kind: message.kind(), id, lengths, body: message.into_body() }).unwrap();
     bytes.extend(std::iter::repeat_n(b'x', segments.iter().sum()));
     bytes
 }
@@ -618,7 +618,7 @@ fn a_stream_that_ends_inside_a_frame_is_an_error() {
 
 #[test]
 fn memory_that_is_not_there_is_said_and_not_a_crash() {
-    let header = wire::encode(Header { kind: Kind::Call, id: 1, lengths: vec![1 << 40], body: vec![] }).unwrap();
+    let header = frame::encode(Header { kind: Kind::Call, id: 1, lengths: vec![1 << 40], body: vec![] }).unwrap();
     let run = run(Fake::default(), [bytes(&[hello(), setup(), header])]);
     assert_eq!(run.ending, Ending::Aborted);
     let Message::Aborted(explanation) = run.last() else { panic!("said {:?} last", run.last()) };

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use ciborium::Value;
 use fakes::{Heap, Script};
 use trio_offload_worker::error::ReceiveError;
-use trio_offload_worker::message::Message;
-use trio_offload_worker::transport::{Connection, Next, Segment};
-use trio_offload_worker::wire::{self, Header};
+use trio_offload_worker::protocol::frame::{self, Header};
+use trio_offload_worker::protocol::message::Message;
+use trio_offload_worker::transport::connection::{Connection, Next, Segment};
 
 #[derive(Debug, PartialEq)]
 struct Frame {
@@ -58,7 +58,7 @@ fn canonical_vectors_are_written_byte_by_byte() {
         let mut written = Vec::new();
         for frame in frames {
             let (kind, id, lengths) = (frame.message.kind(), frame.header.id, frame.header.lengths);
-            written.extend(wire::encode(Header { kind, id, lengths, body: frame.message.into_body() }).unwrap());
+            written.extend(frame::encode(Header { kind, id, lengths, body: frame.message.into_body() }).unwrap());
             written.extend(frame.segments.concat());
         }
         assert!(written == vector.bytes, "{} is written in another way", vector.name);

@@ -308,7 +308,7 @@ fn clone_sibling(birth: BorrowedFd<'_>, front: Option<Front>) -> Result<Side, Fo
     match pid {
         0 => {
             // First: whoever knows the number may end this process, and relies on what that arranges.
-            crate::family::begin();
+            crate::process::family::begin();
             if announce(birth)
                 && let Some(front) = front
             {

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyList, PyMapping, PyTuple, PyType};
 
-use crate::interpreter::ffi;
+use crate::python::raw;
 
 /// The settings that came last, unpickled whenever they are asked for: that is seldom more than once.
 pub(crate) struct Settings {
@@ -100,7 +100,7 @@ struct Unpickler {
 impl Unpickler {
     fn set(&self, py: Python<'_>, find_class: &Py<PyAny>) -> PyResult<()> {
         self.attributes.bind(py).set_item(FIND_CLASS, find_class)?;
-        ffi::forget_methods(self.class.bind(py));
+        raw::forget_methods(self.class.bind(py));
         Ok(())
     }
 
@@ -177,7 +177,7 @@ pub(crate) fn describe_main(py: Python<'_>, settings: &Settings) -> PyResult<()>
 fn intercept_unpickler(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<Option<Unpickler>> {
     let core = py.import("_pickle")?;
     let class = core.getattr("Unpickler")?.cast_into::<PyType>()?;
-    let Ok(attributes) = ffi::attributes_of(&class) else { return Ok(None) };
+    let Ok(attributes) = raw::attributes_of(&class) else { return Ok(None) };
     let Some(original) = attributes.get_item(FIND_CLASS)?.map(Bound::unbind) else { return Ok(None) };
     let seen = Arc::new(AtomicBool::new(false));
     let (of_closure, original_of_closure, seen_of_closure) = (Arc::clone(settings), original.clone_ref(py), Arc::clone(&seen));
@@ -190,7 +190,7 @@ fn intercept_unpickler(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<Opt
         }
         Ok(original_of_closure.bind(py).call1(args)?.unbind())
     };
-    let ours = ffi::new_method(PyCFunction::new_closure(py, Some(c"find_class"), None, find)?.as_any())?.unbind();
+    let ours = raw::new_method(PyCFunction::new_closure(py, Some(c"find_class"), None, find)?.as_any())?.unbind();
     let unpickler = Unpickler { class: class.unbind(), attributes: attributes.unbind(), original, ours };
     unpickler.set(py, &unpickler.ours)?;
     // A Python that goes another way some day is noticed here.

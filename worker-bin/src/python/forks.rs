@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 use trio_offload_worker::sentinel;
 
-use crate::interpreter::ffi;
+use crate::python::raw;
 
 /// The frame that has called `os.fork`, and the instruction it was at.
 static CALLER: Mutex<Option<(Py<PyAny>, Py<PyAny>)>> = Mutex::new(None);
@@ -31,7 +31,7 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
 
 fn step_aside(py: Python<'_>) -> PyResult<()> {
     if sentinel::step_aside()
-        && let Some(frame) = ffi::current_frame(py)
+        && let Some(frame) = raw::current_frame(py)
     {
         let instruction = frame.getattr(pyo3::intern!(py, "f_lasti"))?.unbind();
         replace_caller(Some((frame.unbind(), instruction)));
@@ -40,7 +40,7 @@ fn step_aside(py: Python<'_>) -> PyResult<()> {
 }
 
 fn come_back_soon(py: Python<'_>) -> PyResult<()> {
-    if sentinel::is_away() && !ffi::call_soon(py, come_back) {
+    if sentinel::is_away() && !raw::call_soon(py, come_back) {
         come_back_now();
     }
     Ok(())
@@ -54,7 +54,7 @@ fn forget(_py: Python<'_>) -> PyResult<()> {
 extern "C" fn come_back(_: *mut c_void) -> c_int {
     Python::attach(|py| {
         // Other hooks of a fork may be Python code, in which pending calls are made too.
-        if !(is_in_fork(py).unwrap_or(false) && ffi::call_soon(py, come_back)) {
+        if !(is_in_fork(py).unwrap_or(false) && raw::call_soon(py, come_back)) {
             come_back_now();
         }
     });
@@ -71,7 +71,7 @@ fn come_back_now() {
 fn is_in_fork(py: Python<'_>) -> PyResult<bool> {
     let caller = CALLER.lock().unwrap_or_else(PoisonError::into_inner);
     let Some((caller, instruction)) = caller.as_ref() else { return Ok(false) };
-    let mut frame = ffi::current_frame(py).map(|frame| frame.getattr(pyo3::intern!(py, "f_back"))).transpose()?;
+    let mut frame = raw::current_frame(py).map(|frame| frame.getattr(pyo3::intern!(py, "f_back"))).transpose()?;
     while let Some(found) = frame.filter(|frame| !frame.is_none()) {
         if found.is(caller) {
             return found.getattr(pyo3::intern!(py, "f_lasti"))?.eq(instruction);

@@ -7,17 +7,19 @@
 //! * Buffers of [`OUT_OF_BAND`] bytes and more travel in segments of their own (PEP 574) and are unpickled around memory
 //!   that was received for them, so that an array comes back writable and shares its memory with nobody.
 
+mod by_reference;
+
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyCFunction, PyDict, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple};
-use trio_offload_worker::message::SegmentType;
-use trio_offload_worker::transport::{Payload, Segment};
+use trio_offload_worker::protocol::message::SegmentType;
+use trio_offload_worker::transport::connection::{Payload, Segment};
 
-use crate::by_name::{self, ByName};
-use crate::hooks;
-use crate::interpreter::ffi::{HeldBytes, NewBytes};
+use self::by_reference::ByName;
+use crate::python::hooks;
+use crate::python::raw::{HeldBytes, NewBytes};
 
 /// Buffers smaller than this are cheaper inside the pickle than in a segment of their own.
 const OUT_OF_BAND: usize = 16 * 1024;
@@ -109,7 +111,7 @@ impl Pickling {
 
     pub(crate) fn load<'py>(&self, py: Python<'py>, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<Bound<'py, PyAny>> {
         if let [Segment::Passing(pickle)] = segments[..]
-            && let Some(call) = by_name::call_of(pickle)
+            && let Some(call) = by_reference::call_of(pickle)
         {
             return self.by_name.run(py, call, &|pickle| self.loads(&PyBytes::new(py, pickle)));
         }

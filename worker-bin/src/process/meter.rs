@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
+use crate::os;
 use crate::os::proc;
-use crate::{family, os};
+use crate::process::family;
 
 /// What the process holds now, and what it has used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

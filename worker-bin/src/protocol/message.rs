@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use ciborium::Value;
 
-use crate::memory::Figures;
-use crate::wire::{Body, Header, Kind, WireError};
+use crate::process::meter::Figures;
+use crate::protocol::frame::{Body, Header, Kind, WireError};
 
 /// The version of the protocol that this worker speaks.
 pub const PROTOCOL_VERSION: u64 = 1;

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 use trio_offload_worker::os;
 
-use crate::faults::Faults;
+use crate::python::faults::Faults;
 
 pub(crate) struct Signals {
     /// Python's table of its modules.

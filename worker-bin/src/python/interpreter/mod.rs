@@ -1,19 +1,17 @@
 //! The owner of the running interpreter: the right library, started as the parent's own Python.
 
 mod bundle;
-pub(crate) mod config;
-#[expect(unsafe_code, reason = "the fenced module for Python's C interface")]
-pub(crate) mod ffi;
 
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
-use trio_offload_worker::message::{Explanation, Hello};
 use trio_offload_worker::os;
+use trio_offload_worker::protocol::message::{Explanation, Hello};
 
-use config::{Config, version_number};
+use crate::python::config::{Config, version_number};
+use crate::python::raw;
 
 /// The Python part of what is said in here of templates.
 const OF_TEMPLATES: &str = "trio_offload_worker._template";
@@ -25,7 +23,7 @@ pub(crate) fn loaded_library() -> PathBuf {
 
 #[derive(Debug)]
 pub(crate) struct Interpreter {
-    running: ffi::Running,
+    running: raw::Running,
     /// As `sys.version` has it.
     pub(crate) version: String,
     pub(crate) libpython: PathBuf,
@@ -41,9 +39,9 @@ pub(crate) struct Prefixes {
 impl Interpreter {
     /// Checks that the library is the parent's and starts it as the parent's Python.
     pub(crate) fn start(hello: &Hello) -> Result<Self, Explanation> {
-        let (version, libpython) = (ffi::version(), loaded_library());
+        let (version, libpython) = (raw::version(), loaded_library());
         check_version(hello, &version, &libpython)?;
-        let running = ffi::Running::start(&Config::from_hello(hello)).map_err(|error| {
+        let running = raw::Running::start(&Config::from_hello(hello)).map_err(|error| {
             Explanation::new("interpreter", format!("Python did not start in the worker: {error}{}", home_hint()))
         })?;
         Ok(Self { running, version, libpython })
@@ -167,7 +165,7 @@ fn flag(hello: &Hello, name: &str) -> Option<i32> {
 /// In place, because others hold the list; not touched at all where it is right already.
 fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResult<()> {
     let py = sys.py();
-    let wanted = items.iter().map(|item| ffi::decode(py, item)).collect::<PyResult<Vec<_>>>()?;
+    let wanted = items.iter().map(|item| raw::decode(py, item)).collect::<PyResult<Vec<_>>>()?;
     let wanted = PyList::new(py, wanted)?;
     let list = sys.getattr(name)?.cast_into::<PyList>()?;
     if !list.eq(&wanted)? {
@@ -181,13 +179,13 @@ fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResul
 /// The builds must be the same to the letter, with one exception: an interpreter that is linked statically may have been
 /// compiled a minute before the shared library that belongs to it. There the version's number and the path decide.
 fn check_version(hello: &Hello, version: &str, loaded: &Path) -> Result<(), Explanation> {
-    if hello.free_threaded != ffi::FREE_THREADED {
+    if hello.free_threaded != raw::FREE_THREADED {
         let kind = |free_threaded| if free_threaded { "a free-threaded build" } else { "a build with a GIL" };
         let text = format!(
             "the parent's Python is {}, and the worker executable is made for {}: install trio-offload with the Python that \
              runs the program",
             kind(hello.free_threaded),
-            kind(ffi::FREE_THREADED),
+            kind(raw::FREE_THREADED),
         );
         return Err(Explanation::new("python_version", text));
     }

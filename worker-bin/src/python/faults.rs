@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 use trio_offload_worker::os;
 
-use crate::interpreter::ffi;
+use crate::python::raw;
 
 pub(crate) struct Faults {
     record: RawFd,
@@ -26,7 +26,7 @@ impl Faults {
         // Not before Python's start, which notes what handlers there are: a job would be told of one.
         os::disarm_stacks_signal();
         // Before `enable`, so that it lies beneath.
-        ffi::report_fatal_errors(record, module.getattr("dump_traceback")?)?;
+        raw::report_fatal_errors(record, module.getattr("dump_traceback")?)?;
         let functions = PyDict::new(py);
         for name in SHIELDED {
             let text = name.to_string_lossy();

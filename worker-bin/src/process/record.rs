@@ -43,7 +43,7 @@ impl Record {
         Self { file, identity }
     }
 
-    /// As [`crate::transport::Outlet::leave_unless_there`].
+    /// As [`crate::transport::connection::Outlet::leave_unless_there`].
     pub fn leave_unless_there(&self) {
         if !self.is_there() {
             os::close_in_own_table(self.descriptor());

@@ -19,25 +19,26 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyTuple};
 use trio_offload_worker::exit::{self, Ending};
 use trio_offload_worker::launch::{self, Surroundings, Watch};
-use trio_offload_worker::memory::{Figures, Meter};
-use trio_offload_worker::message::{
+use trio_offload_worker::os;
+use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Front, Side};
+use trio_offload_worker::process::family;
+use trio_offload_worker::process::meter::{Figures, Meter};
+use trio_offload_worker::protocol::frame::{self, Header, Progress};
+use trio_offload_worker::protocol::message::{
     Explanation, Failure, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome, clip,
 };
-use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Front, Side};
-use trio_offload_worker::regions::Regions;
 use trio_offload_worker::sentinel::{self, Activity, Guard, Parent, Standby};
 use trio_offload_worker::session::{Answer, Executor, Raised, Settled};
-use trio_offload_worker::transport::{Allocator, Connection, Segment, Socket};
-use trio_offload_worker::wire::{self, Header, Progress};
-use trio_offload_worker::{family, os};
+use trio_offload_worker::transport::buffer_pool::Regions;
+use trio_offload_worker::transport::connection::{Allocator, Connection, Segment, Socket};
 
-use crate::faults::Faults;
-use crate::forks;
-use crate::hooks::{self, Settings};
-use crate::interpreter::ffi::{self, HeldBytes, NewBytes};
-use crate::interpreter::{Interpreter, Prefixes, environment};
-use crate::pickling::{Pickled, Pickling};
-use crate::signals::{self, Signals};
+use crate::python::faults::Faults;
+use crate::python::forks;
+use crate::python::hooks::{self, Settings};
+use crate::python::interpreter::{Interpreter, Prefixes, environment};
+use crate::python::pickling::{Pickled, Pickling};
+use crate::python::raw::{self, HeldBytes, NewBytes};
+use crate::python::signals::{self, Signals};
 
 pub(crate) struct Worker {
     activity: &'static Activity,
@@ -138,7 +139,7 @@ impl Worker {
         if let Some(python) = &self.python {
             if let Some(template) = &python.of_template {
                 let hello = Hello { bundle: None, ..template.hello.clone() };
-                let _ = wire::encode(header_of(Message::Hello(Box::new(hello)))).and_then(|bytes| match wire::parse(&bytes)? {
+                let _ = frame::encode(header_of(Message::Hello(Box::new(hello)))).and_then(|bytes| match frame::parse(&bytes)? {
                     Progress::Ready { header, .. } => Message::from_header(&header).map(drop),
                     Progress::Need(_) => Ok(()),
                 });
@@ -312,7 +313,7 @@ impl Executor for Worker {
             // It may look at how much this process holds.
             self.regions.release();
             let retire = retire.bind(py);
-            let outcome = ffi::JobContext::enter(py, part_context).and_then(|_context| {
+            let outcome = raw::JobContext::enter(py, part_context).and_then(|_context| {
                 let verdict = retire.call0()?;
                 refuse_asynchronous(retire, &verdict)?;
                 verdict.is_truthy()
@@ -368,7 +369,7 @@ impl Executor for Worker {
         let outcome = Python::attach(|py| {
             // What is still to be written would be written by each worker.
             flush(py, &python.sys);
-            ffi::fork(py, birth.as_fd(), front, &self.allowed, || {
+            raw::fork(py, birth.as_fd(), front, &self.allowed, || {
                 taken = Some(launch::take_over(std::mem::take(&mut descriptors), parent));
             })
         });
@@ -570,7 +571,7 @@ impl PythonSide {
         let job = self.pickling.load(py, segments).map_err(|error| (error, "unpickle"))?;
         let (function, arguments) = take_apart(job).map_err(|error| (error, "unpickle"))?;
         // Behind the unpickling: what the import of a module sets is for all jobs.
-        let _context = ffi::JobContext::enter(py, part_context).map_err(|error| (error, "call"))?;
+        let _context = raw::JobContext::enter(py, part_context).map_err(|error| (error, "call"))?;
         let outcome = self.resolve_settings(py).and_then(|()| self.call_function(&function, arguments));
         if os::is_forked_copy() {
             leave_forked_copy(py, &self.sys, outcome);
@@ -592,7 +593,7 @@ impl PythonSide {
     fn trampoline<'py>(&self, py: Python<'py>) -> PyResult<&Bound<'py, PyAny>> {
         let trampoline = self.trampoline.get_or_try_init(py, || {
             // Not the function `compile`, which makes the hundred classes of the module `ast` first.
-            let code = ffi::compile_expression(py, TRAMPOLINE, c"<trio-offload>")?;
+            let code = raw::compile_expression(py, TRAMPOLINE, c"<trio-offload>")?;
             PyResult::Ok(py.import("builtins")?.call_method1("eval", (code, py.import("__main__")?.dict()))?.unbind())
         })?;
         Ok(trampoline.bind(py))
@@ -636,14 +637,14 @@ fn welcome(interpreter: &Interpreter, prefixes: Prefixes) -> Welcome {
         libpython: interpreter.libpython.as_os_str().as_bytes().to_vec(),
         prefix: prefixes.prefix,
         exec_prefix: prefixes.exec_prefix,
-        free_threaded: ffi::FREE_THREADED,
+        free_threaded: raw::FREE_THREADED,
     }
 }
 
 /// Tells the parent on the worker's own socket that there is none.
 fn refuse(socket: &OwnedFd, error: &ForkError) {
     let message = Message::Refused(Explanation::new("fork", error.to_string()));
-    if let Ok(bytes) = wire::encode(header_of(message)) {
+    if let Ok(bytes) = frame::encode(header_of(message)) {
         // A parent that does not read this finds the end of the stream.
         let _ = os::send_at_once(socket.as_raw_fd(), &bytes);
     }
@@ -658,7 +659,7 @@ fn refuse_threads(py: Python<'_>, module: Option<String>, allowed: &AllowedThrea
     if fork::refuse_threads(allowed).is_ok() {
         return Ok(());
     }
-    let Err(error) = ffi::rehearse_fork(py, allowed) else { return Ok(()) };
+    let Err(error) = raw::rehearse_fork(py, allowed) else { return Ok(()) };
     let failure = Failure {
         stage: "threads".to_owned(),
         type_name: "RuntimeError".to_owned(),
@@ -703,7 +704,7 @@ fn take_apart(job: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyAny>, Bound<'_, Py
 
 /// A coroutine or an asynchronous generator is closed, so that Python does not complain of its never having been awaited.
 fn refuse_asynchronous(function: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
-    if !ffi::is_asynchronous(value) {
+    if !raw::is_asynchronous(value) {
         return Ok(());
     }
     let kind = value.get_type().name()?;

@@ -27,11 +27,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::memory::{FamilyMeter, Meter};
-use crate::message::Message;
-use crate::record::Record;
-use crate::transport::Outlet;
-use crate::{exit, family, memory, os};
+use crate::process::meter::{FamilyMeter, Meter};
+use crate::process::record::Record;
+use crate::process::{family, meter};
+use crate::protocol::message::Message;
+use crate::transport::connection::Outlet;
+use crate::{exit, os};
 
 /// How long an idle worker has for leaving after its parent's death.
 pub const GRACE: Duration = Duration::from_millis(500);
@@ -539,7 +540,7 @@ impl Reporter {
             self.record.memory_limit(limit, reached);
             end_now(exit::MEMORY_LIMIT);
         }
-        if duty.memory_limit.is_some() && !self.has_complained && !memory::is_told() {
+        if duty.memory_limit.is_some() && !self.has_complained && !meter::is_told() {
             self.has_complained = true;
             let _ =
                 writeln!(io::stderr(), "trio-offload-worker: memory_limit is not watched, because /proc cannot be read any more");

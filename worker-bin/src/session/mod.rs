@@ -17,15 +17,15 @@ use std::time::Duration;
 
 use crate::error::{ReceiveError, SendError};
 use crate::exit::Ending;
-use crate::memory::Figures;
-use crate::message::{
+use crate::os::fork::Side;
+use crate::process::meter::Figures;
+use crate::protocol::frame::Header;
+use crate::protocol::message::{
     Explanation, FORK_DESCRIPTORS, Failure, Hello, Message, PROTOCOL_VERSION, SegmentType, Setup, Template, Welcome,
 };
-use crate::os::fork::Side;
-use crate::regions;
 use crate::sentinel::{Activity, Doing, Duty};
-use crate::transport::{Allocator, Connection, IdleClock, Next, Payload, Segment, Stream};
-use crate::wire::Header;
+use crate::transport::buffer_pool;
+use crate::transport::connection::{Allocator, Connection, IdleClock, Next, Payload, Segment, Stream};
 
 /// What the session needs of an interpreter.
 pub trait Executor: Allocator {
@@ -152,7 +152,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn step(&mut self) -> Step {
-        if self.executor.keeps_memory() && !self.connection.anything_within(regions::KEPT_FOR) {
+        if self.executor.keeps_memory() && !self.connection.anything_within(buffer_pool::KEPT_FOR) {
             self.executor.give_memory_back();
         }
         self.connection.run_handlers_with(self.executor.handlers());

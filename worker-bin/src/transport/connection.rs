@@ -17,9 +17,9 @@ use std::thread::{available_parallelism, yield_now};
 use std::time::{Duration, Instant};
 
 use crate::error::{ReceiveError, SendError};
-use crate::message::{Message, SegmentType};
 use crate::os;
-use crate::wire::{self, Header, Progress, WireError};
+use crate::protocol::frame::{self, Header, Progress, WireError};
+use crate::protocol::message::{Message, SegmentType};
 
 /// The bytes of a socket. Tests put something else in its place.
 pub trait Stream {
@@ -154,7 +154,7 @@ impl<S: Stream> Connection<S> {
     pub fn next_header(&mut self) -> Result<Next, ReceiveError> {
         self.tidy();
         loop {
-            match wire::parse(self.waiting())? {
+            match frame::parse(self.waiting())? {
                 Progress::Ready { header, consumed } => {
                     self.start += consumed;
                     return Ok(Next::Header(header));
@@ -215,7 +215,7 @@ impl<S: Stream> Connection<S> {
     pub fn send(&mut self, message: Message, id: u64, payload: Option<&dyn Payload>) -> Result<(), SendError> {
         let segments = payload.map(Payload::segments).unwrap_or_default();
         let lengths = segments.iter().map(|pieces| pieces.iter().map(|piece| piece.len() as u64).sum()).collect();
-        let header = wire::encode(Header { kind: message.kind(), id, lengths, body: message.into_body() })?;
+        let header = frame::encode(Header { kind: message.kind(), id, lengths, body: message.into_body() })?;
         let pieces = segments.iter().flatten().copied();
         let held = std::mem::take(&mut self.held);
         let parts = [held.as_slice(), &header].into_iter().chain(pieces).filter(|part| !part.is_empty());
@@ -224,7 +224,7 @@ impl<S: Stream> Connection<S> {
 
     /// Has a frame go out with the next one, or before anything is waited for: the other side is woken once.
     pub fn hold(&mut self, message: Message) -> Result<(), SendError> {
-        let header = wire::encode(Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() })?;
+        let header = frame::encode(Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() })?;
         self.held.extend(header);
         Ok(())
     }
@@ -377,7 +377,7 @@ impl Outlet {
     /// nobody else can write. Whether it was sent.
     pub fn send_at_once(&self, message: Message, wanted: impl FnOnce() -> bool) -> bool {
         let header = Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() };
-        let Ok(bytes) = wire::encode(header) else { return false };
+        let Ok(bytes) = frame::encode(header) else { return false };
         let Ok(_writing) = self.writing.try_lock() else { return false };
         if !wanted() || !self.is_there() {
             return false;

@@ -7,16 +7,16 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCFunction, PyCode, PyDict, PyList, PyTuple};
-use trio_offload_worker::message::{Bundle, Script};
+use trio_offload_worker::protocol::message::{Bundle, Script};
 
-use super::ffi;
+use crate::python::raw;
 
 /// Makes the app's modules importable and runs its runtime hooks.
 pub(crate) fn boot(py: Python<'_>, bundle: &Bundle) -> PyResult<()> {
     let sys = py.import("sys")?;
-    sys.setattr("_MEIPASS", ffi::decode(py, &bundle.folder)?)?;
+    sys.setattr("_MEIPASS", raw::decode(py, &bundle.folder)?)?;
     for (name, code) in &bundle.modules {
-        ffi::execute_as_module(py, name, &load(py, code)?)?;
+        raw::execute_as_module(py, name, &load(py, code)?)?;
     }
     let main = py.import("__main__")?.dict();
     let mut scripts = bundle.scripts.iter();
@@ -38,7 +38,7 @@ pub(crate) fn boot(py: Python<'_>, bundle: &Bundle) -> PyResult<()> {
 /// that it did not look at would be seen by the app.
 fn hand_archive_over(sys: &Bound<'_, PyModule>, bundle: &Bundle, boot: impl FnOnce() -> PyResult<()>) -> PyResult<()> {
     let Some(pyz) = &bundle.pyz else { return boot() };
-    let pyz = ffi::decode(sys.py(), pyz)?;
+    let pyz = raw::decode(sys.py(), pyz)?;
     let path = sys.getattr("path")?.cast_into::<PyList>()?;
     sys.setattr(ATTRIBUTE, &pyz)?;
     path.append(&pyz)?;

@@ -12,14 +12,14 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCode, PyDict, PyMemoryView, PyString, PyTuple, PyType};
 use thiserror::Error;
-use trio_offload_worker::message::SegmentType;
 use trio_offload_worker::os;
 use trio_offload_worker::os::fork::{self, AllowedThreads, ForkError, Front, Side};
-use trio_offload_worker::record::PROGRESS_SIZE;
-use trio_offload_worker::regions::{Region, Regions};
-use trio_offload_worker::transport::Storage;
+use trio_offload_worker::process::record::PROGRESS_SIZE;
+use trio_offload_worker::protocol::message::SegmentType;
+use trio_offload_worker::transport::buffer_pool::{Region, Regions};
+use trio_offload_worker::transport::connection::Storage;
 
-use super::config::{Config, Flags};
+use crate::python::config::{Config, Flags};
 
 /// Python did not start. The text is Python's own, with the function that gave it.
 #[derive(Debug, Error)]

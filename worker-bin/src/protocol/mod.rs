@@ -1,0 +1,4 @@
+//! Bytes ↔ messages, sans-IO: what PROTOCOL.md defines.
+
+pub mod frame;
+pub mod message;

@@ -1,0 +1,12 @@
+//! The embedded interpreter: everything that needs a running Python.
+
+mod config;
+pub(crate) mod executor;
+mod faults;
+mod forks;
+mod hooks;
+pub(crate) mod interpreter;
+mod pickling;
+#[expect(unsafe_code, reason = "the fenced module for what pyo3 does not offer")]
+pub(crate) mod raw;
+mod signals;
