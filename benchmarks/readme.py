@@ -1,9 +1,9 @@
-"""The part of the project's README.md that quotes ratios: made from results/bench.json, so that it cannot go stale.
+"""Write the tables of ratios in README.md and docs/speed.md, from results/bench.json.
 
-    python benchmarks/readme.py            writes it
-    python benchmarks/readme.py --check    exit status 1 if what stands there is something else
+    python benchmarks/readme.py            write them
+    python benchmarks/readme.py --check    exit with status 1 if either differs from the results
 
-ci/bench writes it after a full run; a test checks it. Needs nothing but Python.
+`ci/bench` calls it after a full run, and a test checks it. It needs only Python.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results" / "bench.json"
-README = FOLDER.parent / "README.md"
+ROOT = FOLDER.parent
 BEGIN, END = "<!-- ratios: benchmarks/readme.py writes this -->\n", "<!-- end of ratios -->\n"
 
 OURS = "trio-offload"
@@ -31,15 +31,36 @@ PEERS = (
 BOUNDS = ("python -c pass", "bare fork, one byte back", "bare Trio echo", "memcpy to fresh memory")
 
 
-def ratios(results: Path) -> str:
-    """What stands between the marks."""
+class Page(NamedTuple):
+    """A document with a table of ratios."""
+
+    name: str
+    to_root: str
+    """What its links to the project's root begin with."""
+    rows: tuple[str, ...] = ()
+    """The rows it shows. All, if none of these has been measured."""
+
+
+SHORT = (
+    "cold start: context opened → first result",
+    "warm call of bool()",
+    "map over 2 workers, item by item",
+    "100 MB NumPy array → worker",
+    "idle worker, memory of its own (USS)",
+)
+PAGES = (Page("README.md", "", SHORT), Page("docs/speed.md", "../"))
+
+
+def ratios(results: Path, page: Page) -> str:
+    """Return the text between the marks."""
     if not results.exists():
         return "`ci/bench` has not been run yet: it writes a table of ratios here.\n"
     written = json.loads(results.read_text())
     measured = {name for record in written["rows"] for name in record["contenders"]}
     peers = [peer for peer in PEERS if any(name.startswith(peer) for name in measured)]
     lines = [["times as fast, or as small, as", *peers, "the machine itself"], ["---"] * (len(peers) + 2)]
-    for record in written["rows"]:
+    chosen = [record for record in written["rows"] if record["row"] in page.rows] or written["rows"]
+    for record in chosen:
         beside = {name: advantage(record, name) for name in record["contenders"] if name != OURS}
         # Where a peer has several ways, the one that does best.
         cells = [min((beside[name] for name in beside if name.startswith(peer)), default=None) for peer in peers]
@@ -47,14 +68,15 @@ def ratios(results: Path) -> str:
             bounds = [f"{shown(beside[bound])} `{bound}`" for bound in BOUNDS if bound in beside]
             lines.append([record["row"], *("" if cell is None else shown(cell) for cell in cells), *(bounds or [""])])
     machine = written["machine"]
+    folder = f"{page.to_root}benchmarks/"
     return (
-        f"How many times as fast as its peers trio-offload is, or how much smaller; less than 1 is slower. Medians from one run of\n"
-        f"`ci/bench` ({machine['processor']}, {machine['cores']} cores, {machine['python'].partition(',')[0]}), all of a row by turns. "
-        "The last\ncolumn is beside what the machine, or Python, takes by itself. "
-        "[The whole table](benchmarks/results/bench.md) has the figures, their spread and the goals; "
-        "[benchmarks/](benchmarks/README.md) says how each is measured.\n\n"
+        "How many times as fast as each peer trio-offload is, or how many times smaller.\n"
+        "Below 1 it is slower. "
+        f"Medians of one run of `ci/bench`:\n{machine['processor']}, {machine['cores']} cores, "
+        f"{machine['python'].partition(',')[0]}.\n"
+        f"The [figures]({folder}results/bench.md) and [how each is measured]({folder}README.md).\n\n"
         + "".join("| " + " | ".join(line) + " |\n" for line in lines)
-        + "\n![The same as a picture](benchmarks/results/bench.svg)\n"
+        + ("" if page.rows else f"\n![The same as a picture]({folder}results/bench.svg)\n")
     )
 
 
@@ -71,23 +93,26 @@ def shown(ratio: float) -> str:
     return f"{ratio:.1f} ×" if ratio >= 1 else f"{ratio:.2f} ×"
 
 
-def replaced(text: str, block: str) -> str:
-    """README with that block between the marks."""
+def replaced(page: Page) -> tuple[Path, str, str]:
+    """Return the path of a page, its text, and the text with the block of today."""
+    path = ROOT / page.name
+    text = path.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        sys.exit(f"{README.name} lacks the marks {BEGIN.strip()} and {END.strip()}, between which the ratios stand")
-    return before + begin + block + end + after
+        sys.exit(f"{page.name} lacks the marks {BEGIN.strip()} and {END.strip()}, between which the ratios stand")
+    return path, text, before + begin + ratios(RESULTS, page) + end + after
 
 
 def write() -> None:
-    README.write_text(replaced(README.read_text(), ratios(RESULTS)))
+    for path, _, new in [replaced(page) for page in PAGES]:
+        path.write_text(new)
 
 
 def check() -> None:
-    text = README.read_text()
-    if text != replaced(text, ratios(RESULTS)):
-        sys.exit(f"the ratios in {README.name} are not those of {RESULTS.name}: run python benchmarks/readme.py")
+    for path, text, new in map(replaced, PAGES):
+        if text != new:
+            sys.exit(f"the ratios in {path.name} are not those of {RESULTS.name}: run python benchmarks/readme.py")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,12 @@ def results(median: float) -> dict[str, Any]:
 
 @pytest.fixture
 def checkout(tmp_path: Path, repository: Path) -> Path:
-    """A project with a README and the program that writes the ratios into it."""
+    """A project with the documents that quote ratios and the program that writes them."""
     (tmp_path / "benchmarks").mkdir()
     shutil.copy(repository / "benchmarks" / "readme.py", tmp_path / "benchmarks")
-    shutil.copy(repository / "README.md", tmp_path)
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/speed.md"):
+        shutil.copy(repository / name, tmp_path / name)
     return tmp_path
 
 
@@ -55,7 +57,8 @@ def test_ratios_are_written_and_checked(checkout: Path) -> None:
     assert run(program, "--check").returncode == 1
     assert run(program).returncode == 0
     assert run(program, "--check").returncode == 0
-    assert "| warm call | 3.0 × | 12 × | 0.80 × `bare Trio echo` |" in (checkout / "README.md").read_text()
+    for name in ("README.md", "docs/speed.md"):
+        assert "| warm call | 3.0 × | 12 × | 0.80 × `bare Trio echo` |" in (checkout / name).read_text()
 
     measured.write_text(json.dumps(results(75.0)))
     stale = run(program, "--check")
@@ -63,12 +66,14 @@ def test_ratios_are_written_and_checked(checkout: Path) -> None:
     assert "run python benchmarks/readme.py" in stale.stderr
 
 
-def test_a_readme_without_the_place_for_the_ratios(checkout: Path) -> None:
-    (checkout / "README.md").write_text("# trio-offload\n")
+@pytest.mark.parametrize("name", ["README.md", "docs/speed.md"])
+def test_a_document_without_the_place_for_the_ratios(checkout: Path, name: str) -> None:
+    (checkout / name).write_text("# trio-offload\n")
+    before = {path: path.read_text() for path in checkout.rglob("*.md")}
     answer = run(checkout / "benchmarks" / "readme.py")
     assert answer.returncode == 1
-    assert "lacks the marks" in answer.stderr
-    assert (checkout / "README.md").read_text() == "# trio-offload\n"
+    assert f"{name} lacks the marks" in answer.stderr
+    assert {path: path.read_text() for path in checkout.rglob("*.md")} == before
 
 
 def test_two_versions_side_by_side(tmp_path: Path, repository: Path) -> None:

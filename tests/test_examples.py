@@ -1,9 +1,11 @@
-"""End to end: every program in ``examples/`` runs by itself and says what it promises."""
+"""End to end: the README's program and those in ``examples/`` run by themselves and print what they promise."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 from cli_support import COMMAND, PATIENCE
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES, README = ROOT / "examples", ROOT / "README.md"
 
 
 def run_example(name: str, folder: Path, *arguments: str) -> str:
@@ -23,6 +26,31 @@ def run_example(name: str, folder: Path, *arguments: str) -> str:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout
+
+
+def block_of_readme(language: str) -> str:
+    """The only block of that language, in which README.md shows a user what to type or to expect."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    return str(block)
+
+
+def test_program_of_the_readme(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(block_of_readme("python"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    ran = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (ran.returncode, ran.stderr, ran.stdout) == (0, "", block_of_readme("text"))
+
+
+def test_command_of_the_readme(tmp_path: Path) -> None:
+    """Its first one, and all that it prints; the last one shows the machine, so its lines are not there."""
+    (block,) = re.findall(r"^```console\n\$ (trio-offload .*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    command, *printed = block.partition("\n$ ")[0].splitlines()
+    name, *arguments = shlex.split(command)
+    assert name == "trio-offload"
+    ran = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ran.returncode, ran.stderr, ran.stdout.splitlines()) == (0, "", printed)
 
 
 def test_each_example_has_its_test_here() -> None:

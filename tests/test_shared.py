@@ -6,6 +6,7 @@ is forced here is the moment: one side is stopped in the middle, and the other c
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -81,7 +82,7 @@ async def test_a_context_that_was_replaced_has_its_workers_reaped(monkeypatch: p
         assert worker.process.ended
     finally:
         default.shutdown()
-        trio_offload._api.atexit.unregister(default.shutdown)
+        atexit.unregister(default.shutdown)
 
 
 class Slow:

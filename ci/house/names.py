@@ -10,6 +10,7 @@ from pathlib import Path
 from .findings import Finding
 from .imports import dotted
 from .layers import ROOT, Module, Tree
+from .prose import markdown
 
 MAX_TEST_NAME = 60
 # Where modules are named: in `py.import("…")`, `sys.modules[…]`, `monkeypatch.setattr("…")` and in prose.
@@ -24,6 +25,7 @@ def check(trees: dict[str, Tree]) -> Iterator[Finding]:
     yield from module_names(trees)
     yield from architecture(trees)
     yield from test_names()
+    yield from links()
 
 
 def texts() -> Iterator[Path]:
@@ -93,3 +95,19 @@ def test_names() -> Iterator[Finding]:
                 if len(name) > MAX_TEST_NAME:
                     place = str(path.relative_to(ROOT))
                     yield Finding("test-name", name, place, f"{name} has {len(name)} characters, at most {MAX_TEST_NAME}")
+
+
+def links() -> Iterator[Finding]:
+    """Each relative link leads to a file, and to one of its headings if it names one."""
+    for path in sorted(markdown()):
+        for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text()):
+            other = path.parent / target if target else path
+            if not other.exists() or (heading and heading not in anchors(other.read_text())):
+                place = str(path.relative_to(ROOT))
+                yield Finding("link", f"{place} {target}#{heading}", place, f"leads nowhere: {target}#{heading}")
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

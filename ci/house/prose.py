@@ -36,7 +36,7 @@ class Paragraph(NamedTuple):
     text: str
 
     def sentences(self) -> list[str]:
-        plain = re.sub(r"``?[^`]+``?", "code", re.sub(r"\]\([^)]*\)|[\[\]*_]", "", self.text))
+        plain = re.sub(r"``?[^`]+``?", "Code", re.sub(r"\]\([^)]*\)|[\[\]*_]", "", self.text))
         return [part for part in re.split(r"(?<=[.!?])[\"')]*\s+(?=[^a-z])", plain) if re.search(r"[a-z]", part)]
 
 
