@@ -36,7 +36,7 @@ from starts import BARE_FORK, PYTHON_PROCESS, Forks, calls_per_second, first_res
 import trio_offload
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker import _chunks
-from trio_offload_worker._wire import Kind, encode_head
+from trio_offload_worker._protocol.frames import Kind, encode_head
 
 PREFIX = struct.Struct(">4sIQ")
 BY_HAND = "by hand"

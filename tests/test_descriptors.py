@@ -245,7 +245,7 @@ def test_output_that_looks_like_frames(tmp_path: Path) -> None:
     """The bytes of a RESULT, of nonsense, and of the beginning of a frame: to the streams they are only bytes."""
     path = script(
         tmp_path,
-        "from trio_offload_worker._wire import Kind, encode_head\n"
+        "from trio_offload_worker._protocol.frames import Kind, encode_head\n"
         "frame = bytes(encode_head(Kind.RESULT, 1, (4,))) + b'\\x80\\x05N.'\n"
         "for data in (frame, b'tro\\x01', os.urandom(5000), b'\\0' * 100):\n"
         "    call(jobs.write_to_every_descriptor, data)\n"

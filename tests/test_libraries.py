@@ -82,9 +82,9 @@ async def test_init_and_retire_hold_arrays(opened: Opened, array: Any) -> None:
 @pytest.mark.parametrize("order", ["C", "F"])
 async def test_more_arrays_than_segments(opened: Opened, order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has no segment of its own stays in the pickle."""
-    from trio_offload_worker import _segments
+    from trio_offload_worker._protocol import segments
 
-    monkeypatch.setattr(_segments, "MAX_SEGMENTS", 3)
+    monkeypatch.setattr(segments, "MAX_SEGMENTS", 3)
     arrays = [numpy.full((300, 100), number, order=order) for number in range(5)]
     async with opened() as context:
         for back, array in zip(await context.run_sync(jobs.echo, arrays), arrays, strict=True):

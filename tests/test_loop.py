@@ -51,7 +51,7 @@ from trio_offload import (
     open_worker_context,
 )
 from trio_offload_worker import _family
-from trio_offload_worker._wire import Kind
+from trio_offload_worker._protocol.frames import Kind
 
 BY_THE_LOOP = str(PROGRAMS / "by_the_loop")
 
@@ -251,8 +251,13 @@ def test_it_has_imported_little(tmp_path: Path) -> None:
         # The test's own hand in it.
         "sitecustomize",
     }
-    names = "cbor executor family faults figures handlers hello link loop memory parts segments session watcher wire"
-    assert ours == {"trio_offload_worker", *(f"trio_offload_worker._{name}" for name in names.split())}
+    folders = {
+        "": "_executor _family _faults _figures _handlers _hello _link _loop _memory _session _watcher",
+        "_protocol.": "cbor decoder frames header parts segments",
+    }
+    names = {folder + name for folder, names in folders.items() for name in names.split()}
+    names |= {folder.rstrip(".") for folder in folders if folder}
+    assert ours == {"trio_offload_worker", *(f"trio_offload_worker.{name}" for name in names)}
 
 
 MAIN = """

@@ -22,8 +22,9 @@ import trio
 import trio.testing
 
 from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, _channel, open_worker_context
-from trio_offload_worker import _native, _segments
-from trio_offload_worker._wire import Kind, encode_head
+from trio_offload_worker import _native
+from trio_offload_worker._protocol import segments
+from trio_offload_worker._protocol.frames import Kind, encode_head
 
 numpy = pytest.importorskip("numpy")
 
@@ -138,7 +139,7 @@ async def test_no_memory_is_shared_with_the_next_job(context: WorkerContext, siz
 
 async def test_many_segments_in_one_frame(context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> None:
     """More buffers than a frame has segments for: the rest goes into the pickle."""
-    monkeypatch.setattr(_segments, "OUT_OF_BAND", 1)
+    monkeypatch.setattr(segments, "OUT_OF_BAND", 1)
     arrays = jobs.make_many(70_000, 8)
     assert await context.run_sync(jobs.check_many, arrays) == (70_000, True)
 

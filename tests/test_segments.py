@@ -14,9 +14,9 @@ from trio.testing import MockClock
 
 from trio_offload import _clock, _regions
 from trio_offload._regions import Regions
-from trio_offload_worker import _memory, _native, _segments
-from trio_offload_worker._segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
-from trio_offload_worker._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
+from trio_offload_worker import _memory, _native
+from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
+from trio_offload_worker._protocol.segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
 
 LARGE = OUT_OF_PICKLE
 PICKLERS = [pickle.Pickler, pickle._Pickler]  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ def test_nothing_large_is_copied() -> None:
 
 
 def test_more_objects_than_a_frame_has_segments_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_segments, "MAX_SEGMENTS", 4)
+    monkeypatch.setattr("trio_offload_worker._protocol.segments.MAX_SEGMENTS", 4)
     value = [bytes([number]) * LARGE for number in range(6)]
     segments, types, _ = segments_of(value)
     assert list(types) == [MEMORY, BYTES, BYTES, BYTES]

@@ -79,7 +79,7 @@ def test_sizes_of_code_without_its_tests(house: Any, trees: Callable[[dict[str, 
         {
             "parent-py/trio_offload/_worker.py": f"class Worker:\n{method}",
             "parent-py/trio_offload/_channel.py": slots,
-            "parent-py/trio_offload_worker/_wire.py": many + "\n" * 400,
+            "parent-py/trio_offload_worker/_protocol/frames.py": many + "\n" * 400,
             "worker-bin/src/wire.rs": "use a;\n" * 400 + "#[cfg(test)]\nmod tests {\n}\n" * 2,
         }
     )

@@ -13,9 +13,10 @@ import cbor2
 import pytest
 from wire_support import Outcome, decode, observed
 
-from trio_offload_worker import _cbor
 from trio_offload_worker._memory import allocate
-from trio_offload_worker._wire import (
+from trio_offload_worker._protocol import cbor
+from trio_offload_worker._protocol.decoder import Decoder
+from trio_offload_worker._protocol.frames import (
     BYTEARRAY,
     BYTES,
     MAGIC,
@@ -25,7 +26,6 @@ from trio_offload_worker._wire import (
     MAX_PAYLOAD,
     MAX_SEGMENTS,
     MEMORY,
-    Decoder,
     Frame,
     Kind,
     WireError,
@@ -354,8 +354,8 @@ BODIES: list[Any] = [
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_our_cbor_is_the_librarys(body: Any) -> None:
-    assert _cbor.dumps(body) == cbor2.dumps(body)
-    assert _cbor.loads(cbor2.dumps(body), MAX_ITEMS) == body
+    assert cbor.dumps(body) == cbor2.dumps(body)
+    assert cbor.loads(cbor2.dumps(body), MAX_ITEMS) == body
 
 
 @pytest.mark.parametrize(
@@ -364,8 +364,8 @@ def test_our_cbor_is_the_librarys(body: Any) -> None:
     ids=["a fraction", "a bignum", "a fraction as a key", "a tag", "deep"],
 )
 def test_what_is_not_ours_is_left_to_the_library(body: Any) -> None:
-    with pytest.raises(_cbor.Unusual):
-        _cbor.loads(cbor2.dumps(body), MAX_ITEMS)
+    with pytest.raises(cbor.Unusual):
+        cbor.loads(cbor2.dumps(body), MAX_ITEMS)
 
 
 def test_random_bytes_are_read_as_the_library_reads_them_or_left_to_it() -> None:
@@ -377,8 +377,8 @@ def test_random_bytes_are_read_as_the_library_reads_them_or_left_to_it() -> None
         for _ in range(source.randrange(3)):
             data[source.randrange(len(data))] = source.randrange(256)
         try:
-            read = _cbor.loads(bytes(data), MAX_ITEMS)
-        except (_cbor.Unusual, _cbor.Excessive):
+            read = cbor.loads(bytes(data), MAX_ITEMS)
+        except (cbor.Unusual, cbor.Excessive):
             continue
         assert read == cbor2.loads(bytes(data))
         agreed += 1

@@ -27,7 +27,7 @@ from trio_offload._payload import dump_call
 from trio_offload._process import WorkerProcess
 from trio_offload._record import RecordFile
 from trio_offload._worker import CallNotRun, Figures, State, Worker, WorkerSettings
-from trio_offload_worker._wire import MAGIC, Frame, Kind, encode_head
+from trio_offload_worker._protocol.frames import MAGIC, Frame, Kind, encode_head
 
 _real_start = _process.start
 

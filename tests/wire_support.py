@@ -6,7 +6,8 @@ from typing import Any
 
 import attrs
 
-from trio_offload_worker._wire import Decoder, Frame, WireError
+from trio_offload_worker._protocol.decoder import Decoder
+from trio_offload_worker._protocol.frames import Frame, WireError
 
 
 @attrs.frozen

@@ -89,7 +89,6 @@ HOMES = {
         _cli/_tally _cli/summary
     """,
     "worker": """
-        _cbor _protocol/cbor
         _chunks _jobs/chunks
         _cloud _jobs/cloudpickle
         _contexts _jobs/contexts
@@ -111,16 +110,13 @@ HOMES = {
         _multiprocessing _jobs/multiprocessing
         _native _system/native
         _notes _jobs/notes
-        _parts _protocol/parts
         _pickling _jobs/pickling
         _retire _jobs/retire
-        _segments _protocol/segments
         _session _loop/session
         _settings _jobs/settings
         _stand_in _jobs/stand_in
         _template _jobs/forked
         _watcher _loop/sentinel
-        _wire _protocol/frames
     """,
     "rust": """
         by_name python/pickling/by_reference

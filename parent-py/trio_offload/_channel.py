@@ -17,7 +17,8 @@ from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_offload_worker._memory import allocate
 from trio_offload_worker._native import native
-from trio_offload_worker._wire import Buffer, Decoder, Frame
+from trio_offload_worker._protocol.decoder import Decoder
+from trio_offload_worker._protocol.frames import Buffer, Frame
 
 if TYPE_CHECKING:
     from ._regions import Regions

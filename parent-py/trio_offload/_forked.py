@@ -28,8 +28,8 @@ from trio._core._run import GLOBAL_RUN_CONTEXT
 
 from trio_offload_worker import _fork
 from trio_offload_worker._executor import Inherited, flush
+from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
 from trio_offload_worker._watcher import call_library
-from trio_offload_worker._wire import PROTOCOL_VERSION
 
 from . import _at_exit, _launch, _locate, _process
 from ._version import __version__

@@ -11,7 +11,7 @@ import sys
 from typing import Any, Final, TypeAlias
 
 import trio_offload_worker
-from trio_offload_worker._wire import PROTOCOL_VERSION
+from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
 
 from . import _frozen, _locate
 from ._strays import Source, Strays

@@ -37,7 +37,7 @@ import trio
 
 from trio_offload_worker import _chunks
 from trio_offload_worker._notes import add_note
-from trio_offload_worker._wire import Frame, Kind
+from trio_offload_worker._protocol.frames import Frame, Kind
 
 from . import _clock, _payload
 from ._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError

@@ -6,7 +6,7 @@ only name although a worker could not find it: functions of a ``__main__`` that 
 ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._by_value`.
 
 Nothing large is copied: buffers (NumPy arrays, say), ``bytes`` and ``bytearray`` travel beside the pickle, from where they
-are, see :mod:`trio_offload_worker._segments`. So an argument must not be changed by another task until the call has
+are, see :mod:`trio_offload_worker._protocol.segments`. So an argument must not be changed by another task until the call has
 returned, as with a thread; a ``bytearray`` cannot change its size until then (``BufferError``).
 """
 
@@ -21,9 +21,9 @@ from typing import Any, Final
 import attrs
 
 from trio_offload_worker._notes import add_note
-from trio_offload_worker._parts import flat
-from trio_offload_worker._segments import Collector
-from trio_offload_worker._wire import MEMORY, Buffer
+from trio_offload_worker._protocol.frames import MEMORY, Buffer
+from trio_offload_worker._protocol.parts import flat
+from trio_offload_worker._protocol.segments import Collector
 
 from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
 from ._by_value import CLOUDPICKLE, ByValue, registered

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_offload_worker._memory import HUGE, allocate, new_mapping
-from trio_offload_worker._wire import MEMORY
+from trio_offload_worker._protocol.frames import MEMORY
 
 from . import _clock
 

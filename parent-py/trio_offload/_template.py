@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 import trio
 
-from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_head
+from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_head
 
 from . import _launch, _locate, _payload
 from ._channel import EndOfStream, WriteFailed

@@ -35,8 +35,8 @@ from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_offload_worker._family import is_told
 from trio_offload_worker._notes import add_note
+from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
 from trio_offload_worker._retire import RetireWhen
-from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
 from . import _clock, _crash, _frozen, _launch, _loader, _locate, _oom, _payload, _process, _record
 from ._channel import Channel, EndOfStream, WriteFailed

@@ -24,7 +24,7 @@ import sys
 from itertools import chain
 from time import perf_counter
 
-from ._parts import Parts
+from ._protocol.parts import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import builtins
 import os
 from types import MemberDescriptorType, TracebackType
 
-from ._parts import Parts
+from ._protocol.parts import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

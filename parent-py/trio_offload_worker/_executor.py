@@ -18,8 +18,8 @@ import os
 import sys
 
 from ._handlers import complain
-from ._segments import Collector
-from ._wire import Kind
+from ._protocol.frames import Kind
+from ._protocol.segments import Collector
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
     from ._handlers import Handlers
-    from ._wire import Buffer
+    from ._protocol.frames import Buffer
 
 
 class Answer:

@@ -12,8 +12,9 @@ import sys
 import time
 
 from ._handlers import complain
+from ._protocol.decoder import Decoder
+from ._protocol.frames import encode_head
 from ._watcher import identity
-from ._wire import Decoder, encode_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from ._handlers import Handlers
     from ._memory import Target
-    from ._wire import Buffer, Frame, Kind
+    from ._protocol.frames import Buffer, Frame, Kind
 
 
 class LinkClosed(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from ._wire import BYTEARRAY, BYTES
+from ._protocol.frames import BYTEARRAY, BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

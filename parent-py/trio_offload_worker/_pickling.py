@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._notes import add_note
-from ._parts import Parts
+from ._protocol.parts import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from ._handlers import Handlers, complain
 from ._hello import Refusal, obey
 from ._link import IdleTimeOver, Link, LinkClosed, LinkLost, complain_of_loss
 from ._memory import allocate
+from ._protocol.frames import Kind, WireError
 from ._watcher import BUSY, LEAVING, SETTLING, WAITING
-from ._wire import Kind, WireError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from ._executor import Answer, Inherited
     from ._memory import Target
+    from ._protocol.frames import Buffer, Frame
     from ._watcher import Watcher
-    from ._wire import Buffer, Frame
 
 
 class Session:

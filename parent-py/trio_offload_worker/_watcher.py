@@ -413,7 +413,7 @@ class _Watch:
             return
         import _socket
 
-        from ._wire import Kind, encode_head
+        from ._protocol.frames import Kind, encode_head
 
         data = encode_head(Kind.REPORT, 0, (), {"figures": figures})
         self._memory[_WRITING] = 1

@@ -25,7 +25,7 @@ import trio_offload
 from trio_offload import _loader, _locate
 from trio_offload._processors import usable_processors
 from trio_offload_worker._family import is_marked, is_told
-from trio_offload_worker._wire import PROTOCOL_VERSION
+from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable

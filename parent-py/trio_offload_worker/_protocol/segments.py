@@ -8,15 +8,15 @@ out-of-band buffers» (PEP 574), and the object becomes a segment, which the rec
 
 from __future__ import annotations
 
-from ._parts import Parts, flat
-from ._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
+from .frames import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
+from .parts import Parts, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Final
 
-    from ._wire import Buffer
+    from .frames import Buffer
 
 
 class Collector(Parts):

@@ -1,0 +1,349 @@
+"""The decoder: a stream of bytes to frames, without I/O.
+
+Two rules keep it fast. It owns the memory that the caller reads into: a small frame is parsed in place,
+and a large segment is received into memory of its own. Only a body is general CBOR; calls and results
+have none, and the three items before it are decoded in place.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from .cbor import SINGLE_BYTES, encode_uint
+from .frames import (
+    BYTES,
+    LENGTH_OF_2,
+    MAGIC,
+    MAX_HEADER,
+    MAX_PAYLOAD,
+    PREFIX,
+    PREFIX_SIZE,
+    SEGMENT_LENGTHS,
+    SHORT_SEGMENT,
+    Frame,
+    Kind,
+    WireError,
+)
+from .header import SHAPES, Head, check_magic, parse_header
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+_BUFFER_SIZE: Final = 64 * 1024
+_BORROW_LIMIT: Final = 32 * 1024
+# The header of a frame of one segment: the array, the kind, the id, the segment's length in an array, and at most a body with
+# figures.
+_SHORTEST_PLAIN: Final = 5
+_LONGEST_PLAIN: Final = 1 + 1 + 9 + 1 + 9 + 10 + 4 * 9
+_FOUR: Final = struct.Struct(">" + 4 * "BI")
+# A body with figures and nothing else, up to the first of them.
+_FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
+# How the header of a message starts that may be one segment and nothing else; their numbers are below 24, so each is one byte.
+_PLAIN_STARTS: Final = {
+    b"\x83" + SINGLE_BYTES[kind]: kind
+    for kind, (segments, fields) in SHAPES.items()
+    if 1 in segments and not any(field.required for field in fields)
+}
+# The only frequent frame with a body: a RESULT with its figures.
+_PLAIN_STARTS[b"\x84" + SINGLE_BYTES[Kind.RESULT]] = Kind.RESULT
+
+
+class Decoder:
+    """Turns a stream of bytes, split anywhere, into frames.
+
+    Fill :meth:`writable`, say how much with :meth:`wrote`, and take frames from :meth:`next_frame` until it gives
+    None. After an error it is of no further use.
+
+    Args:
+        allocate: makes the memory for a segment that does not fit the buffer; asked with its size in bytes and its type, it
+            gives what is to be filled and what gives the object once that has been done.
+        admit: is told the kind of each frame before memory is taken for its payload; what it raises comes out of
+            :meth:`next_frame`.
+        of_worker: the stream comes from a worker. The bodies of messages that only a parent sends are not read then, as they may
+            have any number of items.
+    """
+
+    def __init__(
+        self,
+        allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]] | None = None,
+        admit: Callable[[Kind], object] | None = None,
+        *,
+        of_worker: bool = False,
+    ) -> None:
+        self._allocate = allocate or _allocate_plainly
+        self._admit = admit
+        self._of_worker = of_worker
+        # To be written to by others while nothing is pending, which is when `start` is `end` and there is no `head`.
+        self.buffer = memoryview(bytearray(_BUFFER_SIZE))
+        # What has been read and not given lies between the two. To be read by others, written here only; as the next.
+        self.start = 0
+        self.end = 0
+        # Of a frame whose payload is yet to come.
+        self.head: Head | None = None
+        self._filling: _Filling | None = None
+
+    def writable(self) -> memoryview:
+        """Where the next bytes go. Never empty; what earlier frames borrowed is overwritten."""
+        if self._filling is not None:
+            return self._filling.target
+        if self.start == self.end:
+            self.start = self.end = 0
+            return self.buffer
+        if self.end == len(self.buffer):
+            self._make_room(len(self.buffer))
+        return self.buffer[self.end :]
+
+    def wrote(self, count: int) -> None:
+        """``count`` bytes, at least one, have been put into :meth:`writable`."""
+        if self._filling is not None:
+            self._filling.advance(count)
+        else:
+            self.end += count
+
+    def plain_result(self, start: bytes, count: int = 0) -> memoryview | None:
+        """If what is pending begins with a whole frame whose header starts so, and goes on with one segment and nothing else: that
+        segment; it lies in the buffer. With a ``count``: nothing was pending, and so many bytes have been put into :attr:`buffer`.
+
+        None: it is something else, or not all of it is there; for :meth:`next_frame`.
+        """
+        if count:
+            self.start = 0
+            self.end = count
+        at = self.start
+        if self.head is not None or self.end - at <= PREFIX_SIZE:
+            return None
+        buffer = self.buffer
+        magic, length, payload = PREFIX.unpack_from(buffer, at)
+        at += PREFIX_SIZE
+        begin = at + length
+        end = begin + payload
+        if end <= self.end and magic == MAGIC:
+            if payload < SHORT_SEGMENT:
+                rest = SEGMENT_LENGTHS[payload]
+            elif payload < 0x10000:
+                rest = LENGTH_OF_2.pack(0x8119, payload)
+            else:
+                rest = b"\x81" + encode_uint(payload)
+            if buffer[at:begin] == start + rest:
+                self.start = end
+                return buffer[begin:end]
+        return None
+
+    def next_frame(self, count: int = 0) -> Frame | None:
+        """The next whole frame, or None if more bytes are needed. With a ``count`` it is :meth:`wrote` and this in one.
+
+        Raises:
+            WireError: the bytes are not a frame.
+        """
+        if self._filling is not None:
+            if count:
+                self._filling.advance(count)
+            return self._finish_filling(self._filling)
+        self.end += count
+        if self.head is not None or self.end - self.start <= PREFIX_SIZE:
+            return self._any_frame()
+        # By far the most frequent frames: one segment, no body but figures, and all of it is there. What is not exactly that is
+        # judged in the ordinary way, which takes three times as long. No function is called here that can be done without: of
+        # what a small call costs the parent, most is the number of Python's steps.
+        buffer, start = self.buffer, self.start + PREFIX_SIZE
+        magic, length, payload = PREFIX.unpack_from(buffer, self.start)
+        begin = start + length
+        end = begin + payload
+        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self.end:
+            return self._any_frame()
+        header = bytes(buffer[start:begin])
+        initial = header[2]
+        try:
+            kind = _PLAIN_STARTS[header[:2]]
+        except KeyError:
+            return self._any_frame()
+        if initial > 27:
+            return self._any_frame()
+        at = 3 if initial < 24 else 3 + (1 << (initial - 24))
+        if payload < SHORT_SEGMENT:
+            rest = SEGMENT_LENGTHS[payload]
+        elif payload < 0x10000:
+            rest = LENGTH_OF_2.pack(0x8119, payload)
+        else:
+            rest = b"\x81" + encode_uint(payload)
+        body: dict[str, Any] = {}
+        if header[0] == 0x84:
+            figures = _figures_after(header, at, rest + _FIGURES_HEAD)
+            if figures is None:
+                return self._any_frame()
+            body["figures"] = figures
+        elif header[at:] != rest:
+            return self._any_frame()
+        if self._admit is not None:
+            self._admit(kind)
+        self.start = end
+        return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
+
+    def _any_frame(self) -> Frame | None:
+        """The next frame, whatever it is, while none is being filled."""
+        head = self.head
+        if head is None:
+            if self.start == self.end:
+                return None
+            self.head = head = self._parse_head()
+            if head is None:
+                return None
+            if self._admit is not None:
+                self._admit(head.kind)
+        available = self.end - self.start
+        if head.payload > _BORROW_LIMIT and head.payload > available:
+            filling = _Filling(head, self._allocate)
+            self.start += filling.absorb(self.buffer[self.start : self.end])
+            self._filling = filling
+            return self._finish_filling(filling)
+        if available < head.payload:
+            self._make_room(head.payload)
+            return None
+        segments: list[Any] = []
+        at = self.start
+        types = head.body.get("types")
+        for length in head.lengths:
+            segment: Any = self.buffer[at : at + length]
+            at += length
+            if segments:
+                segment = bytes(segment) if types and types[len(segments)] == BYTES else bytearray(segment)
+            segments.append(segment)
+        self.start = at
+        self.head = None
+        return Frame(head.kind, head.id, segments, head.body, bool(segments))
+
+    def end_of_stream(self) -> None:
+        """The stream is over.
+
+        Raises:
+            WireError: it ended inside a frame.
+        """
+        if self.head is not None or self.start != self.end:
+            raise WireError("torn_frame", "the stream ended inside a frame")
+
+    def _parse_head(self) -> Head | None:
+        available = self.end - self.start
+        if available < PREFIX_SIZE:
+            check_magic(bytes(self.buffer[self.start : self.end]))
+            return None
+        magic, length, payload = PREFIX.unpack_from(self.buffer, self.start)
+        if magic != MAGIC:
+            check_magic(magic)
+        if not 0 < length <= MAX_HEADER:
+            raise WireError("header_too_large", f"a header of {length} bytes; 1 to {MAX_HEADER} are allowed")
+        if payload > MAX_PAYLOAD:
+            raise WireError("payload_too_large", f"a payload of {payload} bytes; {MAX_PAYLOAD} are allowed")
+        if available < PREFIX_SIZE + length:
+            self._make_room(PREFIX_SIZE + length)
+            return None
+        start = self.start + PREFIX_SIZE
+        head = parse_header(bytes(self.buffer[start : start + length]), payload, self._of_worker)
+        self.start = start + length
+        return head
+
+    def _make_room(self, wanted: int) -> None:
+        """Move what is there to the front of a buffer that can hold ``wanted`` bytes from ``start`` on."""
+        if self.start + wanted <= len(self.buffer) and self.end < len(self.buffer):
+            return
+        rest = bytes(self.buffer[self.start : self.end])
+        if wanted > len(self.buffer):
+            self.buffer = memoryview(bytearray(wanted))
+        self.buffer[: len(rest)] = rest
+        self.start, self.end = 0, len(rest)
+
+    def _finish_filling(self, filling: _Filling) -> Frame | None:
+        if not filling.complete:
+            return None
+        head = filling.head
+        segments = filling.take()
+        self._filling = self.head = None
+        if len(self.buffer) > _BUFFER_SIZE and self.start == self.end:
+            self.buffer = memoryview(bytearray(_BUFFER_SIZE))
+            self.start = self.end = 0
+        return Frame(head.kind, head.id, segments, head.body)
+
+
+def _allocate_plainly(size: int, kind: int) -> tuple[memoryview, Callable[[], Any]]:
+    memory = bytearray(size)
+    return memoryview(memory), lambda: bytes(memory) if kind == BYTES else memory
+
+
+class _Filling:
+    """The segments of a large frame while they arrive."""
+
+    def __init__(self, head: Head, allocate: Callable[[int, int], tuple[memoryview, Callable[[], Any]]]) -> None:
+        self.head = head
+        types = head.body.get("types") or bytes(len(head.lengths))
+        self._segments = zip(head.lengths, types, strict=True)
+        self._allocate = allocate
+        # One after the other: each takes memory when it is its turn, and there may be tens of thousands.
+        self._takes: list[Callable[[], Any]] = []
+        self._view: memoryview | None = None
+        self._next()
+
+    def _next(self) -> None:
+        for length, kind in self._segments:
+            view, take = self._allocate(length, kind)
+            self._takes.append(take)
+            if len(view):
+                self._view = view
+                return
+        self._view = None
+
+    def take(self) -> list[Any]:
+        """The segments, which are complete."""
+        return [take() for take in self._takes]
+
+    @property
+    def complete(self) -> bool:
+        return self._view is None
+
+    @property
+    def target(self) -> memoryview:
+        if self._view is None:
+            raise RuntimeError("there is nothing left to fill")
+        return self._view
+
+    def advance(self, count: int) -> None:
+        rest = self.target
+        if count < len(rest):
+            self._view = rest[count:]
+        else:
+            self._next()
+
+    def absorb(self, data: memoryview) -> int:
+        """Take from the front of ``data`` what belongs to the segments; how many bytes that were."""
+        taken = 0
+        while self._view is not None and taken < len(data):
+            part = data[taken : taken + len(self.target)]
+            self.target[: len(part)] = part
+            taken += len(part)
+            self.advance(len(part))
+        return taken
+
+
+def _figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
+    """The four unsigned integers that ``data`` ends with if ``head`` is at ``at``; None if that is not what it does."""
+    if data[at : -_FOUR.size] == head:
+        first, rss, second, peak, third, size, fourth, time = _FOUR.unpack_from(data, -_FOUR.size)
+        # Of a worker that has run for a while, and holds less than 4 GiB, these are four bytes each.
+        if first == second == third == fourth == 0x1A:
+            return [rss, peak, size, time]
+    if not data.startswith(head, at):
+        return None
+    at += len(head)
+    figures = []
+    while at < len(data):
+        initial = data[at]
+        at += 1
+        if initial < 24:
+            figures.append(initial)
+        elif initial > 27:
+            return None
+        else:
+            end = at + (1 << (initial - 24))
+            figures.append(int.from_bytes(data[at:end], "big"))
+            at = end
+    return figures if at == len(data) and len(figures) == 4 else None

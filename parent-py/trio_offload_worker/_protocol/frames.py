@@ -1,0 +1,186 @@
+"""Frames and their encoding, without I/O. PROTOCOL.md defines every byte; ``tests/vectors`` checks it.
+
+The parent and the Python worker share this code. It imports almost nothing, because the Python worker
+pays for each import at each start: ``enum``, ``typing``, ``attrs`` and the CBOR library would each take
+longer than this module.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from .cbor import SINGLE_BYTES, dumps, encode_uint
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, ClassVar, Final
+
+PROTOCOL_VERSION: Final = 1
+
+MAGIC: Final = b"tro\x01"
+MAX_HEADER: Final = 16 * 2**20
+MAX_PAYLOAD: Final = 2**40
+MAX_SEGMENTS: Final = 65_536
+MAX_ID: Final = 2**64 - 1
+MAX_ITEMS: Final = 1024
+
+
+# The type that a segment has in the receiver: writable memory, ``bytes`` or ``bytearray``.
+MEMORY: Final = 0
+BYTES: Final = 1
+BYTEARRAY: Final = 2
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Kind(int):
+    """What a frame says: the number of a message, and its ``name``. There is one object of each, as in an enumeration."""
+
+    HELLO: ClassVar[Kind]
+    SETUP: ClassVar[Kind]
+    CALL: ClassVar[Kind]
+    RETIRE: ClassVar[Kind]
+    SETTINGS: ClassVar[Kind]
+    TEMPLATE: ClassVar[Kind]
+    FORK: ClassVar[Kind]
+    WELCOME: ClassVar[Kind]
+    REFUSED: ClassVar[Kind]
+    READY: ClassVar[Kind]
+    SETUP_FAILED: ClassVar[Kind]
+    RESULT: ClassVar[Kind]
+    RAISED: ClassVar[Kind]
+    RETIRED: ClassVar[Kind]
+    ABORTED: ClassVar[Kind]
+    REPORT: ClassVar[Kind]
+
+    name: str
+
+    def __new__(cls, number: int) -> Kind:  # noqa: PYI034
+        try:
+            return KINDS[number]
+        except KeyError:
+            raise ValueError(f"no message has the number {number}") from None
+
+    def __repr__(self) -> str:
+        return f"Kind.{self.name}"
+
+
+KINDS: Final[dict[int, Kind]] = {}
+for _name, _number in (
+    ("HELLO", 1),
+    ("SETUP", 2),
+    ("CALL", 3),
+    ("RETIRE", 4),
+    ("SETTINGS", 6),
+    ("TEMPLATE", 7),
+    ("FORK", 8),
+    ("WELCOME", 16),
+    ("REFUSED", 17),
+    ("READY", 18),
+    ("SETUP_FAILED", 19),
+    ("RESULT", 20),
+    ("RAISED", 21),
+    ("RETIRED", 22),
+    ("ABORTED", 23),
+    ("REPORT", 25),
+):
+    _kind = int.__new__(Kind, _number)
+    _kind.name = _name
+    KINDS[_number] = _kind
+    setattr(Kind, _name, _kind)
+
+
+# The magic number, the size of the header, the size of all segments.
+PREFIX: Final = struct.Struct(">4sIQ")
+PREFIX_SIZE: Final = PREFIX.size
+_UINT_2: Final = struct.Struct(">BH")
+# A header of three items, up to and including its kind.
+_CALL: Final = b"\x83" + SINGLE_BYTES[Kind.CALL]
+_RESULT: Final = b"\x83" + SINGLE_BYTES[Kind.RESULT]
+
+# The last item of a header with one segment: an array with the segment's length.
+SHORT_SEGMENT: Final = 256
+SEGMENT_LENGTHS: Final = tuple(b"\x81" + encode_uint(length) for length in range(SHORT_SEGMENT))
+# The same for a length of two bytes, after 0x8119.
+LENGTH_OF_2: Final = struct.Struct(">HH")
+# The size of a call's header if its number and its segment's length have two bytes each.
+_CALL_OF_2: Final = len(_CALL) + _UINT_2.size + LENGTH_OF_2.size
+# The bytes before and after a call's number, if the number has two bytes, by the segment's length.
+_CALLS: Final = tuple(
+    (PREFIX.pack(MAGIC, len(_CALL) + _UINT_2.size + len(end), length) + _CALL, end)
+    for length, end in enumerate(SEGMENT_LENGTHS)
+)
+
+
+class WireError(Exception):
+    """The bytes are not a frame of the protocol. ``code`` is the error's name in PROTOCOL.md."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class Frame:
+    """One whole frame.
+
+    Where ``borrowed`` is true, segment 0 lies in the decoder's own buffer and is gone with the next
+    :meth:`Decoder.writable`. Every other segment has memory of its own.
+    """
+
+    __slots__ = ("body", "borrowed", "id", "kind", "segments")
+
+    def __init__(self, kind: Kind, id: int, segments: list[Any], body: dict[str, Any], borrowed: bool = False) -> None:
+        self.kind = kind
+        self.id = id
+        self.segments = segments
+        self.body = body
+        self.borrowed = borrowed
+
+
+def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any] | None = None) -> bytes:
+    """The prefix and the header of a frame; its segments follow it on the wire.
+
+    Raises:
+        ValueError: a value is out of the protocol's bounds.
+    """
+    if len(lengths) == 1 and body is None and kind < 24 and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
+        # Without buffers, as most are. Its kind is one byte.
+        length = lengths[0]
+        end = SEGMENT_LENGTHS[length] if length < SHORT_SEGMENT else b"\x81" + encode_uint(length)
+        header = b"\x83" + SINGLE_BYTES[kind] + encode_uint(id) + end
+        return PREFIX.pack(MAGIC, len(header), length) + header
+    payload = sum(lengths)
+    if not 0 <= id <= MAX_ID:
+        raise ValueError(f"a call's id is between 0 and 2**64 - 1, not {id}")
+    if len(lengths) > MAX_SEGMENTS:
+        raise ValueError(f"a frame has at most {MAX_SEGMENTS} segments, not {len(lengths)}")
+    if payload > MAX_PAYLOAD:
+        raise ValueError(f"a frame carries at most {MAX_PAYLOAD} bytes (1 TiB), not {payload}")
+    parts = [b"\x84" if body else b"\x83", encode_uint(kind), encode_uint(id), encode_uint(len(lengths), 0x80)]
+    parts += map(encode_uint, lengths)
+    if body:
+        parts.append(dumps(body))
+    header = b"".join(parts)
+    if len(header) > MAX_HEADER:
+        raise ValueError(f"a frame's header has at most {MAX_HEADER} bytes (16 MiB), not {len(header)}")
+    return PREFIX.pack(MAGIC, len(header), payload) + header
+
+
+def encode_call(id: int, pickled: Buffer) -> tuple[bytes, bytes]:
+    """The frame of a call that is one segment, and how the header of its result starts (see :meth:`Decoder.plain_result`).
+
+    The same as :func:`encode_head` gives, in half the steps: most of all calls are such.
+    """
+    length = len(pickled)
+    if 0x100 <= id < 0x10000:
+        number = _UINT_2.pack(0x19, id)
+        if length < SHORT_SEGMENT:
+            start, end = _CALLS[length]
+            return b"".join((start, number, end, pickled)), _RESULT + number
+        if length < 0x10000:
+            end = LENGTH_OF_2.pack(0x8119, length)
+            return b"".join((PREFIX.pack(MAGIC, _CALL_OF_2, length), _CALL, number, end, pickled)), _RESULT + number
+    number = encode_uint(id)
+    header = _CALL + number + b"\x81" + encode_uint(length)
+    return PREFIX.pack(MAGIC, len(header), length) + header + pickled, _RESULT + number

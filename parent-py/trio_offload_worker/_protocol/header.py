@@ -1,0 +1,347 @@
+"""The header of a frame: its kind, its number, the lengths of its segments and its body.
+
+A body is a map of the fields that its message has. What a later version may add is ignored.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from .cbor import Excessive, Unusual, check, loads
+from .frames import (
+    BYTEARRAY,
+    KINDS,
+    MAGIC,
+    MAX_HEADER,
+    MAX_ID,
+    MAX_ITEMS,
+    MAX_SEGMENTS,
+    PROTOCOL_VERSION,
+    Kind,
+    WireError,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+# How an unsigned integer goes on after each first byte.
+_WIDTHS: Final = {
+    24 + place: (struct.Struct(code).unpack_from, 1 << place) for place, code in enumerate((">B", ">H", ">I", ">Q"))
+}
+_FIRST_OF_WORKER: Final = 16
+# What the parent sends may name as many things as it has.
+_OF_ANY_SIZE: Final = (Kind.HELLO, Kind.TEMPLATE)
+
+
+class Head:
+    __slots__ = ("body", "id", "kind", "lengths", "payload")
+
+    def __init__(self, kind: Kind, id: int, lengths: list[int], payload: int, body: dict[str, Any]) -> None:
+        self.kind = kind
+        self.id = id
+        self.lengths = lengths
+        self.payload = payload
+        self.body = body
+
+
+def check_magic(start: bytes) -> None:
+    if start[:3] != MAGIC[: min(len(start), 3)]:
+        raise WireError("bad_magic", f"a frame starts with {MAGIC[:3]!r}, not with {start[:3]!r}")
+    if len(start) > 3 and start[3] != MAGIC[3]:
+        raise WireError("unsupported_framing", f"framing version {start[3]}; this side speaks {MAGIC[3]}")
+
+
+def parse_header(data: bytes, payload: int, of_worker: bool) -> Head:
+    try:
+        items, at = _decode_uint(data, 0, 0x80)
+        if items not in (3, 4):
+            raise _malformed(f"an array of {items} items; 3 or 4 are allowed")
+        kind, at = _decode_uint(data, at)
+        id, at = _decode_uint(data, at)
+        count, at = _decode_uint(data, at, 0x80)
+        if count > MAX_SEGMENTS:
+            raise _malformed(f"{count} segments; {MAX_SEGMENTS} are allowed")
+        lengths, at = _decode_lengths(data, at, count)
+    except (IndexError, struct.error):
+        raise _malformed("it ends too early") from None
+    body: dict[str, Any] = {}
+    if items == 4:
+        if not (of_worker and kind < _FIRST_OF_WORKER):
+            body = _decode_body(data[at:], MAX_HEADER if kind in _OF_ANY_SIZE else MAX_ITEMS)
+    elif at != len(data):
+        raise _malformed(f"{len(data) - at} bytes after its end")
+    known = KINDS.get(kind)
+    if known is None:
+        raise WireError("unknown_kind", f"no message has the number {kind} in version {PROTOCOL_VERSION}")
+    if sum(lengths) != payload:
+        raise WireError("segment_mismatch", f"segments of {sum(lengths)} bytes in all, a payload of {payload}")
+    if of_worker and kind < _FIRST_OF_WORKER:
+        return Head(known, id, lengths, payload, {})
+    return Head(known, id, lengths, payload, _checked_body(known, body, len(lengths)))
+
+
+def _decode_lengths(data: bytes, at: int, count: int) -> tuple[list[int], int]:
+    """So many unsigned integers. As :func:`_decode_uint`, without a function for each: there may be tens of thousands."""
+    lengths: list[int] = []
+    add = lengths.append
+    for _ in range(count):
+        initial = data[at]
+        at += 1
+        if initial < 24:
+            add(initial)
+            continue
+        try:
+            unpack, size = _WIDTHS[initial]
+        except KeyError:
+            raise _malformed(f"byte {at - 1} is not an unsigned integer") from None
+        add(unpack(data, at)[0])
+        at += size
+    return lengths, at
+
+
+def _decode_body(data: bytes, most: int) -> dict[str, Any]:
+    try:
+        try:
+            body = loads(data, most)
+        except Unusual:
+            check(data, most)
+            body = _decode_unusual(data)
+    except Excessive as error:
+        raise _malformed(f"its body: {error}") from None
+    except IndexError:
+        raise _malformed("its body ends too early") from None
+    if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
+        raise _malformed("its body is not a map with text keys")
+    return body
+
+
+def _decode_unusual(data: bytes) -> Any:
+    """What our own messages do not hold: a later version's, or an error."""
+    import io
+
+    try:
+        import cbor2
+    except ImportError:
+        raise _malformed("its body is not CBOR, or of a kind that cannot be read without the package cbor2") from None
+    stream = io.BytesIO(data)
+    try:
+        body = cbor2.CBORDecoder(stream).decode()
+    # The library's errors have no common base that it promises for every way in which CBOR can be wrong.
+    except Exception as error:
+        raise _malformed(f"its body is not CBOR: {error}") from error
+    if stream.tell() != len(data):
+        raise _malformed(f"{len(data) - stream.tell()} bytes after its end")
+    return body
+
+
+def _malformed(message: str) -> WireError:
+    return WireError("malformed_header", message)
+
+
+def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
+    """The unsigned integer (or, by ``major``, the length of the array) at ``at``, and where what follows begins."""
+    initial = data[at] ^ major
+    if initial < 24:
+        return initial, at + 1
+    if initial > 27:
+        raise _malformed(f"byte {at} is not {'an array of definite length' if major else 'an unsigned integer'}")
+    end = at + 1 + (1 << (initial - 24))
+    if end > len(data):
+        raise IndexError
+    return int.from_bytes(data[at + 1 : end], "big"), end
+
+
+class _Field:
+    __slots__ = ("fits", "name", "required", "what")
+
+    def __init__(self, name: str, what: str, fits: Callable[[Any], bool], required: bool = True) -> None:
+        self.name = name
+        self.what = what
+        self.fits = fits
+        self.required = required
+
+
+def _is_unsigned(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
+
+
+def _is_boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_array_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_streams(value: Any) -> bool:
+    """Numbers below three, each larger than the one before it."""
+    return isinstance(value, list) and all(map(_is_unsigned, value)) and value == [n for n in range(3) if n in value]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, bytes)
+
+
+def _is_bytes_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, bytes)
+
+
+def _is_array_of_bytes(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, bytes) for item in value)
+
+
+def _is_environment(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], bytes) and _is_bytes_or_null(pair[1])
+        for pair in value
+    )
+
+
+def _are_figures(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_unsigned, value))
+
+
+def _are_types(value: Any) -> bool:
+    # By what they are not, in C: there may be tens of thousands.
+    return isinstance(value, bytes) and not value.translate(None, bytes(range(BYTEARRAY + 1)))
+
+
+def _is_flags(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(flag, int) and not isinstance(flag, bool) and -(2**31) <= flag < 2**31
+        for name, flag in value.items()
+    )
+
+
+def _is_bundle(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("folder"), bytes)
+        and "pyz" in value
+        and _is_bytes_or_null(value["pyz"])
+        and _is_array_of(value.get("modules"), lambda item: len(item) == 2 and _is_code(item))
+        and _is_array_of(
+            value.get("scripts"),
+            lambda item: len(item) == 3 and _is_code(item) and (item[2] is None or isinstance(item[2], str)),
+        )
+    )
+
+
+def _is_array_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(isinstance(item, list) and fits(item) for item in value)
+
+
+def _is_code(item: Any) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], bytes)
+
+
+def _unsigned(name: str, *, required: bool = True) -> _Field:
+    return _Field(name, "an unsigned integer", _is_unsigned, required)
+
+
+def _texts(*names: str) -> tuple[_Field, ...]:
+    return tuple(_Field(name, "text", _is_text) for name in names)
+
+
+def _byte_strings(*names: str) -> tuple[_Field, ...]:
+    return tuple(_Field(name, "a byte string", _is_bytes) for name in names)
+
+
+_NONE: Final = range(1)
+_ANY: Final = range(MAX_SEGMENTS + 1)
+_SOME: Final = range(1, MAX_SEGMENTS + 1)
+_EAGER: Final = _Field("eager", "a boolean", _is_boolean)
+_FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_figures, required=False)
+_TYPES: Final = _Field("types", "a byte string of the numbers 0, 1 and 2", _are_types, required=False)
+_FREE_THREADED: Final = _Field("free_threaded", "a boolean", _is_boolean, required=False)
+_ERROR: Final = _texts("stage", "type", "message", "traceback")
+# How many segments each message has, and the fields of its body.
+SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
+    Kind.HELLO: (
+        _NONE,
+        (
+            _unsigned("protocol"),
+            _unsigned("parent_pid"),
+            *_texts("version"),
+            *_byte_strings("libpython", "program_name"),
+            _Field("environment", "an array of [name, value or null]", _is_environment),
+            *(
+                _Field(name, "an array of byte strings", _is_array_of_bytes)
+                for name in ("argv", "orig_argv", "path", "warnoptions", "xoptions")
+            ),
+            _Field("pycache_prefix", "a byte string or null", _is_bytes_or_null),
+            _Field("flags", "a map from text to integers of 32 bits", _is_flags),
+            _Field("home", "a byte string", _is_bytes, required=False),
+            _Field("search_path", "an array of byte strings", _is_array_of_bytes, required=False),
+            _Field("bundle", "a bundle", _is_bundle, required=False),
+            _Field("template", "a boolean", _is_boolean, required=False),
+            _Field("streams", "some of 0, 1 and 2 in their order", _are_streams, required=False),
+            _Field("directory", "a boolean", _is_boolean, required=False),
+            _FREE_THREADED,
+        ),
+    ),
+    Kind.SETUP: (
+        range(3, 4),
+        (
+            _unsigned("idle_timeout_ms", required=False),
+            _EAGER,
+            _unsigned("report_interval_ms", required=False),
+            _unsigned("memory_limit", required=False),
+        ),
+    ),
+    Kind.CALL: (_SOME, (_TYPES, _Field("prepares", "a boolean", _is_boolean, required=False))),
+    Kind.RETIRE: (_NONE, ()),
+    Kind.SETTINGS: (range(1, 2), (_EAGER,)),
+    Kind.TEMPLATE: (
+        range(1, 2),
+        (
+            _EAGER,
+            _Field("modules", "an array of text", _is_array_of_text),
+            _Field("threads", "an array of text", _is_array_of_text, required=False),
+        ),
+    ),
+    Kind.FORK: (_NONE, ()),
+    Kind.WELCOME: (
+        _NONE,
+        (
+            _unsigned("protocol"),
+            _unsigned("pid"),
+            *_texts("worker", "version"),
+            *_byte_strings("libpython", "prefix", "exec_prefix"),
+            _FREE_THREADED,
+        ),
+    ),
+    Kind.REFUSED: (_NONE, _texts("code", "message")),
+    Kind.READY: (_NONE, (_FIGURES,)),
+    Kind.SETUP_FAILED: (_ANY, (*_ERROR, _Field("module", "text", _is_text, required=False))),
+    Kind.RESULT: (_SOME, (_TYPES, _FIGURES)),
+    Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
+    Kind.RETIRED: (_NONE, _texts("reason")),
+    Kind.ABORTED: (_NONE, _texts("code", "message")),
+    Kind.REPORT: (_NONE, (_Field(_FIGURES.name, _FIGURES.what, _FIGURES.fits),)),
+}
+
+
+def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, Any]:
+    """The fields that the message has; what a later version may have added is left out."""
+    allowed, fields = SHAPES[kind]
+    if segments not in allowed:
+        raise WireError("malformed_body", f"a {kind.name} with {segments} segments")
+    if not fields:
+        return {}
+    for field in fields:
+        if field.name not in body:
+            if field.required:
+                raise WireError("malformed_body", f"a {kind.name} without {field.name!r}")
+        elif not field.fits(body[field.name]):
+            raise WireError("malformed_body", f"the {field.name!r} of a {kind.name} is not {field.what}")
+    # Of another message `types` is a key that is not known, and may be anything.
+    if _TYPES in fields and "types" in body and len(body["types"]) != segments:
+        raise WireError("malformed_body", f"a {kind.name} with {segments} segments and the types of {len(body['types'])}")
+    return {field.name: body[field.name] for field in fields if field.name in body}
