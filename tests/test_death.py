@@ -24,10 +24,10 @@ from trio_offload import (
     BrokenWorkerError,
     WorkerContextStatistics,
     WorkerStartError,
-    _channel,
     open_worker_context,
     run_sync,
 )
+from trio_offload._transport.channel import Channel
 from trio_offload_worker import _family
 
 pytestmark = pytest.mark.usefixtures("worker_type")
@@ -102,7 +102,7 @@ async def test_killed_in_the_middle_of_a_large_reply(monkeypatch: pytest.MonkeyP
         pid = await context.run_sync(os.getpid)
         descriptor = os.pidfd_open(pid)
         dead: list[int] = []
-        read = _channel.Channel._read
+        read = Channel._read
 
         def kill_after_first_read(channel: Any) -> Any:
             frame = read(channel)
@@ -114,7 +114,7 @@ async def test_killed_in_the_middle_of_a_large_reply(monkeypatch: pytest.MonkeyP
             return frame
 
         with monkeypatch.context() as patch:
-            patch.setattr(_channel.Channel, "_read", kill_after_first_read)
+            patch.setattr(Channel, "_read", kill_after_first_read)
             error = await expect_death(lambda: context.run_sync(bytes, 50_000_000), pid)
         os.close(descriptor)
         assert dead == [descriptor]

@@ -39,10 +39,10 @@ from trio_offload import (
     open_worker_context,
 )
 from trio_offload._cache import WorkerCache
-from trio_offload._channel import Channel
 from trio_offload._payload import dump_call
 from trio_offload._process import Lines
 from trio_offload._template import Template
+from trio_offload._transport.channel import Channel
 from trio_offload._worker import Worker, WorkerSettings
 from trio_offload_worker import _family
 

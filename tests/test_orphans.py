@@ -125,7 +125,7 @@ def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: 
     text = """
     import os, signal, sys
     import trio, trio_offload
-    from trio_offload import _channel
+    from trio_offload._transport.channel import Channel
 
     def send(channel, parts):
         hello, rest = parts[0], b"".join(parts[1:])
@@ -137,7 +137,7 @@ def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: 
         os.kill(os.getpid(), signal.SIGKILL)
 
     if __name__ == "__main__":
-        _channel.Channel.send_partly = send
+        Channel.send_partly = send
         trio.run(trio_offload.run_sync, bool)
     """
     # It is a proof that nobody is left in the program's session.

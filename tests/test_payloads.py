@@ -21,10 +21,13 @@ import pytest
 import trio
 import trio.testing
 
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, _channel, open_worker_context
-from trio_offload_worker import _native
-from trio_offload_worker._protocol import segments
-from trio_offload_worker._protocol.frames import Kind, encode_head
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, open_worker_context
+from trio_offload._transport import channel as channel_module
+from trio_offload._transport import pages
+from trio_offload._transport.channel import Channel
+from trio_offload._transport.sockets import socket_pair
+from trio_offload_worker import _native, _segments
+from trio_offload_worker._wire import Kind, encode_head
 
 numpy = pytest.importorskip("numpy")
 
@@ -229,7 +232,7 @@ async def test_what_the_system_refuses_is_done_by_copying(
     elif closed == "ctypes":
         monkeypatch.setitem(sys.modules, "ctypes", None)
         without = _native.Native()
-        monkeypatch.setattr(_channel, "native", lambda: without)
+        monkeypatch.setattr(pages, "native", lambda: without)
     else:
         monkeypatch.setattr(os, "splice", refused)
     values = [os.urandom(1_000_000) * 20, jobs.make_array(3_000_000)]
@@ -284,11 +287,11 @@ async def test_broken_off_while_it_is_received(
 ) -> None:
     pid = await context.run_sync(os.getpid)
     make = functools.partial(context.run_sync, bytes if kind == "bytes" else jobs.make_array, MANY, kill_on_cancel=True)
-    read = _channel.Channel._read
+    read = Channel._read
     reads = 0
     with trio.CancelScope() as scope:
 
-        def break_off(channel: _channel.Channel) -> bool:
+        def break_off(channel: Channel) -> bool:
             nonlocal reads
             reads += 1
             if reads == 5:
@@ -299,7 +302,7 @@ async def test_broken_off_while_it_is_received(
             return read(channel)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_channel.Channel, "_read", break_off)
+            patch.setattr(Channel, "_read", break_off)
             if what == "cancelled":
                 await make()
             else:
@@ -441,8 +444,8 @@ async def test_transfers_overtake_each_other(context: WorkerContext) -> None:
 @pytest.mark.parametrize("direction", ["sent", "received"])
 async def test_however_fast_the_other_side_is_a_transfer_is_cut_into_turns(direction: str) -> None:
     """A socket gives and takes without end as long as the other side keeps pace; the other tasks want their turns."""
-    ours, theirs = _channel.socket_pair()
-    channel = _channel.Channel(ours)
+    ours, theirs = socket_pair()
+    channel = Channel(ours)
     data = bytes(MANY)
     head = encode_head(Kind.RESULT, 1, [MANY])
 
@@ -471,4 +474,4 @@ async def test_however_fast_the_other_side_is_a_transfer_is_cut_into_turns(direc
             turns += 1
     theirs.close()
     # What is sent goes as pages, of which a turn takes more, because they are not copied.
-    assert turns >= MANY // (_channel._TURN_OF_PAGES if direction == "sent" else _channel._TURN)
+    assert turns >= MANY // (pages._TURN_OF_PAGES if direction == "sent" else channel_module._TURN)

@@ -12,11 +12,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_offload import _clock, _regions
-from trio_offload._regions import Regions
-from trio_offload_worker import _memory, _native
-from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
-from trio_offload_worker._protocol.segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
+from trio_offload import _clock
+from trio_offload._transport import buffer_pool
+from trio_offload._transport.buffer_pool import Regions
+from trio_offload_worker import _memory, _native, _segments
+from trio_offload_worker._segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
+from trio_offload_worker._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
 
 LARGE = OUT_OF_PICKLE
 PICKLERS = [pickle.Pickler, pickle._Pickler]  # type: ignore[attr-defined]
@@ -229,7 +230,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(_regions, "time", clock)
+    monkeypatch.setattr(buffer_pool, "time", clock)
     return clock
 
 
@@ -262,7 +263,7 @@ def test_memory_in_use_is_never_given_out_again(clock: Clock) -> None:
 
 
 def test_no_more_is_kept_than_its_bound(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_regions, "_LIMIT", 3 * SIZE)
+    monkeypatch.setattr(buffer_pool, "_LIMIT", 3 * SIZE)
     regions = Regions()
     for size in (SIZE, SIZE, 2 * SIZE, SIZE, 4 * SIZE, SIZE):
         regions.allocate(size, MEMORY)

@@ -22,9 +22,9 @@ from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, _locate, open_worker_context
-from trio_offload._channel import Channel
 from trio_offload._payload import Payload, dump_call
 from trio_offload._template import Templates
+from trio_offload._transport.channel import Channel
 from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, Worker, WorkerSettings
 
 

@@ -40,6 +40,7 @@ from typing import Any, Final, NoReturn
 
 import trio
 
+from trio_offload_worker._descriptors import identity_of
 from trio_offload_worker._family import (
     boot_time,
     end_family,
@@ -52,9 +53,9 @@ from trio_offload_worker._family import (
 )
 
 from . import _clock
-from ._channel import identity_of, socket_pair
 from ._oom import OomKills
 from ._record import RecordFile
+from ._transport.sockets import socket_pair
 
 WORKER_DESCRIPTOR: Final = 3
 _RECORD_DESCRIPTOR: Final = 4

@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from ._channel import identity_of
+from trio_offload_worker._descriptors import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
 

@@ -21,10 +21,11 @@ import trio
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_head
 
 from . import _launch, _locate, _payload
-from ._channel import EndOfStream, WriteFailed
 from ._exceptions import WorkerStartError
 from ._oom import count_kills
 from ._process import Lines, no_forks
+from ._transport.channel import EndOfStream
+from ._transport.sockets import WriteFailed
 from ._worker import (
     ENDED,
     IDLE,

@@ -39,12 +39,13 @@ from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError,
 from trio_offload_worker._retire import RetireWhen
 
 from . import _clock, _crash, _frozen, _launch, _loader, _locate, _oom, _payload, _process, _record
-from ._channel import Channel, EndOfStream, WriteFailed
 from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError
 from ._privileges import Grant
 from ._process import executable_command, no_forks, surroundings
-from ._regions import Regions
 from ._sizes import readable_size
+from ._transport.buffer_pool import Regions
+from ._transport.channel import Channel, EndOfStream
+from ._transport.sockets import WriteFailed
 
 if TYPE_CHECKING:
     from . import _forked

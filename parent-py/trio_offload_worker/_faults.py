@@ -10,7 +10,8 @@ import faulthandler
 import os
 import sys
 
-from ._watcher import STACKS, identity
+from ._descriptors import identity_of
+from ._watcher import STACKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class FaultReports:
         names = ("enable", "disable", "is_enabled", "register", "unregister")
         found = {name: getattr(faulthandler, name) for name in names}
         self._functions: dict[str, Any] = faulthandler.__dict__.setdefault("_functions_of_trio_offload", found)
-        self._identity: Any = identity(record)
+        self._identity: Any = identity_of(record)
 
     def begin(self) -> None:
         self._arm()
@@ -105,5 +106,5 @@ class FaultReports:
         """In a fork of this process, which is nothing to the parent: whatever gets the number next is the user's."""
         self._functions["disable"]()
         self._functions["unregister"](STACKS)
-        if identity(self._record) == self._identity:
+        if identity_of(self._record) == self._identity:
             os.close(self._record)

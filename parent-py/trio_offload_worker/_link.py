@@ -11,10 +11,9 @@ import select
 import sys
 import time
 
+from ._descriptors import identity_of
 from ._handlers import complain
-from ._protocol.decoder import Decoder
-from ._protocol.frames import encode_head
-from ._watcher import identity
+from ._wire import Decoder, encode_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Link:
         self._descriptor = descriptor
         self._handlers = handlers
         os.set_inheritable(descriptor, False)
-        self._identity = identity(descriptor)
+        self._identity = identity_of(descriptor)
         self._decoder = Decoder(allocate, admit)
         self._poller = select.poll()
         self._poller.register(descriptor, select.POLLIN)
@@ -100,7 +99,7 @@ class Link:
             LinkClosed, LinkLost: see there.
             OSError, ValueError: the system, or the protocol's bounds, forbid it.
         """
-        if identity(self._descriptor) != self._identity:
+        if identity_of(self._descriptor) != self._identity:
             raise LinkLost
         head = encode_head(kind, id, lengths, body)
         try:
@@ -114,7 +113,7 @@ class Link:
     def stop_receiving(self) -> None:
         """Nothing is to be read any more: the parent's writes fail from now on, those that wait for room too."""
         try:
-            if identity(self._descriptor) == self._identity:
+            if identity_of(self._descriptor) == self._identity:
                 self._socket.shutdown(_socket.SHUT_RD)
         except OSError:
             pass  # Then it learns that when the process ends.
@@ -126,7 +125,7 @@ class Link:
     def close_in_copy(self) -> None:
         """In a fork of this process: were it to keep the socket, this process's death would go unseen."""
         descriptor = self._socket.detach()
-        if descriptor >= 0 and identity(descriptor) == self._identity:
+        if descriptor >= 0 and identity_of(descriptor) == self._identity:
             os.close(descriptor)
 
     def _await_first_byte(self) -> None:

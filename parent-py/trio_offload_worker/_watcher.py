@@ -34,6 +34,7 @@ import sys
 import time
 
 from . import _family
+from ._descriptors import identity_of
 from ._family import end_family, end_orphans, open_pidfd, stat_fields
 from ._figures import Meter, family_above
 
@@ -70,7 +71,7 @@ class Watcher:
         self._pid = pid
         self._memory = memory
         self._bell = bell
-        self._bell_identity = identity(bell)
+        self._bell_identity = identity_of(bell)
         self._jobs = 0
         self._has_ceiling = False
 
@@ -121,7 +122,7 @@ class Watcher:
 
     def close_in_copy(self) -> None:
         """In a fork of this process."""
-        if identity(self._bell) == self._bell_identity:
+        if identity_of(self._bell) == self._bell_identity:
             os.close(self._bell)
 
     def _await_verdict(self) -> None:
@@ -134,7 +135,7 @@ class Watcher:
     def _ring(self) -> None:
         self._memory[_ASLEEP] = 0
         # A job may have closed every descriptor and opened files of its own.
-        if identity(self._bell) == self._bell_identity:
+        if identity_of(self._bell) == self._bell_identity:
             try:
                 os.write(self._bell, b"!")
             except OSError:
@@ -307,7 +308,7 @@ class _Watch:
         self._parent = parent
         self._worker = worker
         self._socket = socket
-        self._socket_identity = identity(socket)
+        self._socket_identity = identity_of(socket)
         self._record = record
         self._listener = listener
         self._memory = memory
@@ -424,7 +425,7 @@ class _Watch:
             borrowed = _socket.socket(fileno=descriptor)
             try:
                 # The worker tells that it is not busy any more, and looks whether somebody writes, before it writes itself.
-                if self._memory[_DOING] == BUSY and identity(descriptor) == self._socket_identity:
+                if self._memory[_DOING] == BUSY and identity_of(descriptor) == self._socket_identity:
                     # So few bytes are taken as a whole (net/unix/af_unix.c, unix_stream_sendmsg).
                     borrowed.send(data, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
             finally:
@@ -471,15 +472,6 @@ class _Watch:
         if self._memory[_DOING] != LEAVING:
             end_orphans(self._worker.pid, self._since)
         os._exit(0)
-
-
-def identity(descriptor: int) -> tuple[int, int] | None:
-    """What an open file or socket has to itself among all that are open; None if nothing is open there."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _let_go_of_everything(kept: set[int | None]) -> None:

@@ -7,50 +7,38 @@ the stream inside a frame: its owner has to give the channel up.
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NoReturn, overload
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint
 
+from trio_offload_worker._descriptors import identity_of
 from trio_offload_worker._memory import allocate
-from trio_offload_worker._native import native
-from trio_offload_worker._protocol.decoder import Decoder
-from trio_offload_worker._protocol.frames import Buffer, Frame
+from trio_offload_worker._wire import Buffer, Decoder, Frame
+
+from .pages import MIN_PAGES_SIZE, can_splice, send_pages
+from .sockets import (
+    GONE,
+    MAX_PARTS,
+    WriteFailed,
+    after,
+    batches,
+    check_is_gone,
+    front,
+    let_others_run,
+    notify_closing,
+    shielded,
+    wait_writable,
+)
 
 if TYPE_CHECKING:
-    from ._regions import Regions
-
-# Large enough that a frame of this size passes in one write and one read where the kernel allows it
-# (net.core.wmem_max caps what is granted, see socket(7)).
-SOCKET_BUFFER_SIZE: Final = 4 * 2**20
+    from .buffer_pool import Regions
 
 
 class EndOfStream(Exception):
     """The other side has closed its end, and everything that it said before has been read."""
-
-
-class WriteFailed(Exception):
-    """The other side has closed its end. ``sent`` is false if not one byte of this frame was taken."""
-
-    def __init__(self, sent: bool) -> None:
-        super().__init__(sent)
-        self.sent = sent
-
-
-def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two joined sockets: the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.setblocking(False)
-    # With `socket.setdefaulttimeout` Python makes every socket non-blocking, and a worker blocks in its reads.
-    theirs.setblocking(True)
-    # The receiving side of a Unix socket has no buffer of its own: what counts is the sender's (unix(7)).
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
-    # A worker sends the end of a large frame by way of a copy, and as much of it as this says (worker-bin/src/transport).
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE // 4)
-    return ours, theirs
 
 
 class Channel:
@@ -113,19 +101,19 @@ class Channel:
         except BlockingIOError:
             return data
         except OSError as error:
-            _check_is_gone(error)
+            check_is_gone(error)
             raise WriteFailed(False) from None
 
     async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
         """Write what :meth:`send_at_once` has left; ``sent`` says whether that was only a part. Raises what that raises."""
         first = 0
         for index, part in enumerate(parts):
-            if len(part) < _SPLICED or not self._splices or not native().can_splice():
+            if len(part) < MIN_PAGES_SIZE or not self._splices or not can_splice():
                 continue
             if index > first:
                 await self._send_copies(parts[first:index], sent, cancellable)
             view = memoryview(part).cast("B")
-            count = await self._send_pages(view, sent or index > 0, cancellable)
+            count = await send_pages(self._descriptor, view, sent or index > 0, cancellable)
             if count < len(view):
                 # The system has refused it, and will again.
                 self._splices = False
@@ -134,80 +122,32 @@ class Channel:
             first = index + 1
         await self._send_copies(parts[first:], sent, cancellable)
 
-    async def _send_pages(self, view: memoryview, sent: bool, cancellable: bool) -> int:
-        """Send large memory without a copy here; how much of it was sent, which is not all where the system refuses this.
-
-        The kernel takes the very pages (vmsplice(2), splice(2)), and only the receiver copies. That is safe because a worker
-        reads all of a call before it answers it, and until then the call's arguments are not to be changed. A socket takes
-        pages from a pipe only, so there is one in between for the time of this.
-        """
-        try:
-            read, write = os.pipe2(os.O_CLOEXEC)
-        except OSError:
-            return 0
-        done = inside = 0
-        turn = _TURN_OF_PAGES
-        try:
-            _enlarge(write)
-            address = native().address_of(view)
-            while done < len(view):
-                try:
-                    if not inside:
-                        inside = native().vmsplice(write, address + done, len(view) - done)
-                    count = os.splice(read, self._descriptor, inside, flags=_SPLICE_FLAGS)
-                except BlockingIOError:
-                    await self._wait_writable(cancellable)
-                    turn = _TURN_OF_PAGES
-                    continue
-                except (BrokenPipeError, ConnectionResetError):
-                    raise WriteFailed(sent or done > 0) from None
-                except OSError:
-                    return done
-                inside -= count
-                done += count
-                turn -= count
-                if turn <= 0:
-                    turn = _TURN_OF_PAGES
-                    await _let_others_run(cancellable)
-        finally:
-            os.close(read)
-            os.close(write)
-        return done
-
-    async def _wait_writable(self, cancellable: bool) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._descriptor)
-        except trio.Cancelled:
-            if cancellable:
-                raise
-            await _shielded(trio.lowlevel.wait_writable, self._descriptor)
-
     async def _send_copies(self, parts: Sequence[Buffer], sent: bool, cancellable: bool) -> None:
         turn = _TURN
-        for batch in _batches(parts):
+        for batch in batches(parts):
             while batch:
                 try:
-                    count = self._socket.sendmsg(_front(batch, turn))
+                    count = self._socket.sendmsg(front(batch, turn))
                 except BlockingIOError:
-                    await self._wait_writable(cancellable)
+                    await wait_writable(self._descriptor, cancellable)
                     turn = _TURN
                     continue
                 except OSError as error:
-                    _check_is_gone(error)
+                    check_is_gone(error)
                     raise WriteFailed(sent) from None
                 sent = True
-                batch = _after(batch, count)
+                batch = after(batch, count)
                 # Counted over the writes: one that was cut short may be followed by one that is not, without any wait.
                 turn -= count
                 if turn <= 0:
                     turn = _TURN
-                    await _let_others_run(cancellable)
+                    await let_others_run(cancellable)
 
     def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
         """Write as much as can be taken at once; the rest. An end that is gone takes nothing, and the reader is told why."""
         rest: list[Buffer] = [b"".join(parts)]
         try:
-            return _after(rest, self._socket.send(rest[0]))
+            return after(rest, self._socket.send(rest[0]))
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return rest
 
@@ -221,13 +161,13 @@ class Channel:
         left = _TURN
         try:
             while rest and left > 0:
-                count = self._socket.sendmsg(_front(rest[:_MAX_PARTS], left))
-                rest = _after(rest, count)
+                count = self._socket.sendmsg(front(rest[:MAX_PARTS], left))
+                rest = after(rest, count)
                 left -= count
         except BlockingIOError:
             pass
         except OSError as error:
-            _check_is_gone(error)
+            check_is_gone(error)
             raise WriteFailed(left < _TURN) from None
         return rest
 
@@ -242,7 +182,7 @@ class Channel:
             return self._socket.send(data) == len(data)
         except OSError as error:
             if not isinstance(error, BlockingIOError):
-                _check_is_gone(error)
+                check_is_gone(error)
             return False
 
     def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> list[Buffer] | None:
@@ -253,7 +193,7 @@ class Channel:
         """
         rest: list[Buffer] = [b"".join(parts)]
         try:
-            return _after(rest, socket.send_fds(self._socket, rest, descriptors))
+            return after(rest, socket.send_fds(self._socket, rest, descriptors))
         except (BrokenPipeError, ConnectionResetError):
             raise WriteFailed(False) from None
         except OSError as error:
@@ -284,7 +224,7 @@ class Channel:
         more = False
         while answer is None:
             if more:
-                await _let_others_run(cancellable)
+                await let_others_run(cancellable)
             else:
                 # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
                 try:
@@ -292,10 +232,10 @@ class Channel:
                 except trio.Cancelled:
                     if cancellable:
                         raise
-                    await _shielded(trio.lowlevel.wait_readable, self._descriptor)
+                    await shielded(trio.lowlevel.wait_readable, self._descriptor)
                 except OSError as error:
                     # It is closed, or an ordinary file by now. What to make of that, the reading tells.
-                    if error.errno not in (*_GONE, errno.EPERM):
+                    if error.errno not in (*GONE, errno.EPERM):
                         raise
             if start and not self._is_inside:
                 answer = self.look(start)
@@ -324,7 +264,7 @@ class Channel:
         except BlockingIOError:
             return None
         except OSError as error:
-            _check_is_gone(error)
+            check_is_gone(error)
             count = 0
         if count == 0:
             self._ended()
@@ -372,7 +312,7 @@ class Channel:
         if self._socket.fileno() == -1:
             return
         if identity_of(self._descriptor) == self._identity:
-            _notify_closing(self._descriptor)
+            notify_closing(self._descriptor)
             self._socket.close()
         else:
             # Somebody has closed it already. What has the number now is another's.
@@ -390,7 +330,7 @@ class Channel:
         except BlockingIOError:
             raise
         except OSError as error:
-            _check_is_gone(error)
+            check_is_gone(error)
             count = 0
         if count == 0:
             self._ended()
@@ -407,94 +347,7 @@ class Channel:
 # Of 5,000 answers of a job that does nothing one look found 96 to 98 %, two more than 99 %.
 _LOOKS: Final = range(2)
 _MOST_PASSED_OVER: Final = 15  # answers: where looks are always in vain they cost a sixteenth
-_MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
 _SMALL: Final = 32 * 1024
 # As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have
 # their turn: a millisecond's worth of copying.
 _TURN: Final = 2 * 2**20
-# The same where nothing is copied: less than a millisecond.
-_TURN_OF_PAGES: Final = 16 * 2**20
-# From this size on pages are sent and not copies. Below it that is no faster, and ctypes would be imported for it.
-_SPLICED: Final = 2**20
-# SPLICE_F_NONBLOCK and SPLICE_F_MORE, see splice(2).
-_SPLICE_FLAGS: Final = 2 | 4
-# How much a pipe between memory and socket holds, in bytes: as much as a program may ask for without privileges.
-_PIPE: Final = 2**20
-
-
-def _enlarge(pipe: int) -> None:
-    """Let a pipe hold more than its 64 KiB, so that fewer system calls are made."""
-    import fcntl
-
-    try:
-        fcntl.fcntl(pipe, 1031, _PIPE)  # F_SETPIPE_SZ
-    except OSError:
-        pass  # Too much is in use by this user (pipe(7)); it is right without.
-
-
-def identity_of(descriptor: int) -> tuple[int, int] | None:
-    """What a descriptor is open on, by which it is known again whatever becomes of its number; None: it is closed."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _check_is_gone(error: OSError) -> None:
-    """Raises any error but those by which one learns that there is no other side: it has closed its end, or the program ours."""
-    if error.errno not in _GONE:
-        raise error
-
-
-_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK)
-
-
-async def _let_others_run(cancellable: bool) -> None:
-    if cancellable:
-        await trio.lowlevel.checkpoint()
-    else:
-        await trio.lowlevel.cancel_shielded_checkpoint()
-
-
-def _batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:
-    """The parts as lists that one ``sendmsg`` takes."""
-    for first in range(0, len(parts), _MAX_PARTS):
-        yield [memoryview(part).cast("B") for part in parts[first : first + _MAX_PARTS] if len(part)]
-
-
-def _front(batch: list[Buffer], left: int) -> list[Buffer]:
-    """The first ``left`` bytes of ``batch``, or all of it."""
-    for index, part in enumerate(batch):
-        if len(part) >= left:
-            return [*batch[:index], memoryview(part)[:left]]
-        left -= len(part)
-    return batch
-
-
-def _after(batch: list[Buffer], count: int) -> list[Buffer]:
-    """What is left of ``batch`` once its first ``count`` bytes have been sent."""
-    for index, part in enumerate(batch):
-        if count < len(part):
-            return [memoryview(part)[count:], *batch[index + 1 :]]
-        count -= len(part)
-    return []
-
-
-async def _shielded(wait: Any, descriptor: int) -> None:
-    """Wait for the descriptor although a cancellation has been delivered, which may not be followed yet.
-
-    A shield around every wait would cost a quarter of a warm call, so one is put up only when a cancellation is there.
-    Trio's cancellation is level-triggered: what is swallowed comes again at the caller's next checkpoint.
-    """
-    with trio.CancelScope(shield=True):
-        await wait(descriptor)
-
-
-def _notify_closing(descriptor: int) -> None:
-    """Tell a running Trio, if there is one, that the descriptor goes away."""
-    try:
-        trio.lowlevel.notify_closing(descriptor)
-    except RuntimeError:
-        # Not inside trio.run: nobody can be waiting for it.
-        pass

@@ -18,7 +18,7 @@ import trio
 from trio_offload_worker._memory import HUGE, allocate, new_mapping
 from trio_offload_worker._protocol.frames import MEMORY
 
-from . import _clock
+from .. import _clock
 
 if TYPE_CHECKING:
     from trio_offload_worker._memory import Target
