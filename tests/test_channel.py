@@ -37,18 +37,18 @@ class Line:
             self.theirs.send(ANSWER)
         return self.waits > before
 
-    async def receive_result(self, start: bytes) -> Frame | memoryview:
+    async def spin_then_receive(self, start: bytes) -> Frame | memoryview:
         """As a worker's call does it."""
-        looked, segment = self.channel.vain == 0, None
-        if looked:
+        spun, segment = self.channel.spin_misses == 0, None
+        if spun:
             await trio.lowlevel.cancel_shielded_checkpoint()
-            segment = self.channel.look(start)
+            segment = self.channel.poll_result(start)
         if segment is not None:
             return segment
-        return await self.channel.receive_result(start, looked, cancellable=True)
+        return await self.channel.spin_then_receive(start, spun, cancellable=True)
 
     async def _receive(self) -> None:
-        answer = await self.receive_result(START)
+        answer = await self.spin_then_receive(START)
         assert bytes(answer.segments[0] if isinstance(answer, Frame) else answer) == ANSWER[-4:]
 
     def close(self) -> None:
@@ -74,17 +74,17 @@ async def test_an_answer_that_comes_soon_is_not_waited_for(line: Line) -> None:
 
 
 async def test_looks_in_vain_become_rare(line: Line) -> None:
-    """And where one finds something, the next answer is looked for again."""
-    # Counted by what comes at once: where it is looked for it is not waited for.
+    """And where one finds something, the next answer is spun for again."""
+    # Counted by what comes at once: where it is spun for it is not waited for.
     assert await line.answer(at_once=False)
     assert [await line.answer(at_once=True) for _ in range(3)] == [True, False, False]
-    looked = [await _looks(line) for _ in range(40)]
+    spun = [await _looks(line) for _ in range(40)]
     # 0, 1, 3, 7, then always 15 are left out in between.
-    assert [index for index, looks in enumerate(looked) if looks] == [0, 2, 6, 14, 30]
+    assert [index for index, looks in enumerate(spun) if looks] == [0, 2, 6, 14, 30]
 
 
 async def _looks(line: Line) -> bool:
-    """Let an answer come late; whether it was looked for before it was waited for."""
+    """Let an answer come late; whether it was spun for before it was waited for."""
     reads = 0
 
     class Counting:
@@ -121,7 +121,7 @@ async def test_other_tasks_have_their_turn_between_two_looks(line: Line) -> None
 
 async def test_a_cancellation_is_heard_when_looking_has_come_to_nothing(line: Line) -> None:
     with trio.move_on_after(0) as scope:
-        await line.receive_result(START)
+        await line.spin_then_receive(START)
     assert scope.cancelled_caught
 
 
@@ -129,7 +129,7 @@ async def test_a_cancellation_is_heard_when_looking_has_come_to_nothing(line: Li
 async def test_an_answer_that_is_there_is_worth_more_than_a_cancellation(line: Line, start: bytes) -> None:
     line.theirs.send(ANSWER)
     with trio.move_on_after(0) as scope:
-        answer = await line.receive_result(start)
+        answer = await line.spin_then_receive(start)
     assert not scope.cancelled_caught
     # Only what starts as it was said is no frame.
     assert isinstance(answer, Frame) == (start == b"")
@@ -139,10 +139,10 @@ async def test_what_has_been_read_in_part_comes_first(line: Line) -> None:
     """A result that came together with another frame, and one that came in two pieces."""
     report = encode_head(Kind.REPORT, 0, (), FIGURES)
     line.theirs.send(report + ANSWER + ANSWER[:20])
-    frame = await line.receive_result(START)
+    frame = await line.spin_then_receive(START)
     assert isinstance(frame, Frame)
     assert frame.kind is Kind.REPORT
-    assert await line.receive_result(START) == ANSWER[-4:]
+    assert await line.spin_then_receive(START) == ANSWER[-4:]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(line._receive)
         await wait_all_tasks_blocked()
@@ -155,13 +155,13 @@ async def test_an_end_in_the_middle_of_a_frame_is_an_error(line: Line) -> None:
     line.theirs.send(ANSWER[:20])
     line.theirs.close()
     with pytest.raises(WireError, match="torn"):
-        await line.receive_result(START)
+        await line.spin_then_receive(START)
 
 
 async def test_an_end_of_the_stream_is_found_by_looking(line: Line) -> None:
     line.theirs.close()
     with pytest.raises(EndOfStream):
-        await line.receive_result(START)
+        await line.spin_then_receive(START)
     assert line.waits == 0
 
 

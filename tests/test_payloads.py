@@ -474,4 +474,4 @@ async def test_however_fast_the_other_side_is_a_transfer_is_cut_into_turns(direc
             turns += 1
     theirs.close()
     # What is sent goes as pages, of which a turn takes more, because they are not copied.
-    assert turns >= MANY // (pages._TURN_OF_PAGES if direction == "sent" else channel_module._TURN)
+    assert turns >= MANY // (pages._YIELD_EVERY if direction == "sent" else channel_module._YIELD_EVERY)

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from trio_offload import _clock
 from trio_offload._transport import buffer_pool
-from trio_offload._transport.buffer_pool import Regions
+from trio_offload._transport.buffer_pool import BufferPool
 from trio_offload_worker import _memory, _native, _segments
 from trio_offload_worker._segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
 from trio_offload_worker._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
@@ -171,7 +171,7 @@ def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("size", [0, 1, 1000, 2**20, 5_000_000, 17_000_001])
 @pytest.mark.usefixtures("native")
 def test_new_memory_is_of_its_type_and_size(size: int) -> None:
-    for allocate in (_memory.allocate, Regions().allocate):
+    for allocate in (_memory.allocate, BufferPool().allocate):
         for kind, wanted in ((BYTES, bytes), (BYTEARRAY, bytearray)):
             made = fill(allocate(size, kind))
             assert type(made) is wanted
@@ -186,10 +186,10 @@ def test_new_memory_is_of_its_type_and_size(size: int) -> None:
 def test_memory_that_is_not_there(kind: int) -> None:
     for size in (2**47, 2**62):
         with pytest.raises(MemoryError, match=f"a part of a job's result that has {size} bytes; return less"):
-            Regions().allocate(size, kind)
+            BufferPool().allocate(size, kind)
 
 
-@pytest.mark.parametrize("allocate", [_memory.allocate, Regions().allocate], ids=["plainly", "in a context"])
+@pytest.mark.parametrize("allocate", [_memory.allocate, BufferPool().allocate], ids=["plainly", "in a context"])
 def test_bytes_are_filled_where_they_are(allocate: Any) -> None:
     view, take = allocate(5_000_000, BYTES)
     address = _native.native().address_of(view)
@@ -199,7 +199,7 @@ def test_bytes_are_filled_where_they_are(allocate: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 2**20, 5_000_000])
-@pytest.mark.parametrize("allocate", [_memory.allocate, Regions().allocate], ids=["plainly", "in a context"])
+@pytest.mark.parametrize("allocate", [_memory.allocate, BufferPool().allocate], ids=["plainly", "in a context"])
 @pytest.mark.usefixtures("native")
 def test_memory_that_is_given_up_half_filled_may_be_part_of_a_cycle(allocate: Any, size: int) -> None:
     """As it is when a task ends with an exception whose traceback leads back to it. pytest reports what a collector ignores."""
@@ -235,26 +235,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_memory_that_was_let_go_of_is_used_again(clock: Clock) -> None:
-    regions = Regions()
-    regions.allocate(SIZE, MEMORY)
-    first = regions.allocate(SIZE, MEMORY)
+    pool = BufferPool()
+    pool.allocate(SIZE, MEMORY)
+    first = pool.allocate(SIZE, MEMORY)
     address = address_of(first)
-    other = regions.allocate(SIZE, MEMORY)
+    other = pool.allocate(SIZE, MEMORY)
     assert address_of(other) != address
     del first
     clock.now += 1
-    again = regions.allocate(SIZE - 5, MEMORY)
+    again = pool.allocate(SIZE - 5, MEMORY)
     assert address_of(again) == address
     assert len(again[0]) == SIZE - 5
     del again
-    assert address_of(regions.allocate(SIZE // 2 - 5, MEMORY)) != address, "more than half of it would lie idle"
+    assert address_of(pool.allocate(SIZE // 2 - 5, MEMORY)) != address, "more than half of it would lie idle"
 
 
 def test_memory_in_use_is_never_given_out_again(clock: Clock) -> None:
-    regions = Regions()
+    pool = BufferPool()
     held = []
     for number in range(20):
-        view, take = regions.allocate(SIZE, MEMORY)
+        view, take = pool.allocate(SIZE, MEMORY)
         view[:] = bytes([number]) * SIZE
         held.append(pickle.PickleBuffer(take()))
         del view, take
@@ -263,19 +263,19 @@ def test_memory_in_use_is_never_given_out_again(clock: Clock) -> None:
 
 
 def test_no_more_is_kept_than_its_bound(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer_pool, "_LIMIT", 3 * SIZE)
-    regions = Regions()
+    monkeypatch.setattr(buffer_pool, "_MAX_SIZE", 3 * SIZE)
+    pool = BufferPool()
     for size in (SIZE, SIZE, 2 * SIZE, SIZE, 4 * SIZE, SIZE):
-        regions.allocate(size, MEMORY)
-        assert sum(map(len, regions.given)) <= 3 * SIZE
-    assert regions.given
+        pool.allocate(size, MEMORY)
+        assert sum(map(len, pool.given)) <= 3 * SIZE
+    assert pool.given
 
 
 def test_one_alone_leaves_nothing_behind(clock: Clock) -> None:
-    regions = Regions()
+    pool = BufferPool()
     for _ in range(2):
-        regions.allocate(SIZE, MEMORY)
-        assert not regions.given
+        pool.allocate(SIZE, MEMORY)
+        assert not pool.given
         clock.now += 5.5
 
 
@@ -284,38 +284,38 @@ async def test_after_a_pause_nothing_is_kept(
 ) -> None:
     # The machine's clock, which it goes by, is the test's as well.
     monkeypatch.setattr(_clock, "sleep", trio.sleep)
-    regions = Regions()
+    pool = BufferPool()
 
     async def take(pause: float) -> int:
         clock.now += pause
         await trio.sleep(pause)
-        regions.allocate(SIZE, MEMORY)
-        if regions.given:
-            regions.release_later()
-        return len(regions.given)
+        pool.allocate(SIZE, MEMORY)
+        if pool.given:
+            pool.release_later()
+        return len(pool.given)
 
     assert [await take(1), await take(1), await take(4), await take(4), await take(4.9)] == [0, 1, 1, 1, 1]
     await trio.sleep(10)
-    assert not regions.given
+    assert not pool.given
     clock.now += 10
     # And the same once more.
     assert [await take(1), await take(1)] == [0, 1]
     await trio.sleep(10)
-    assert not regions.given
+    assert not pool.given
 
 
 def test_what_is_kept_is_gone_with_the_run(clock: Clock) -> None:
-    regions = Regions()
+    pool = BufferPool()
 
     async def take() -> None:
         for _ in range(2):
-            regions.allocate(SIZE, MEMORY)
-        regions.release_later()
-        assert regions.given
+            pool.allocate(SIZE, MEMORY)
+        pool.release_later()
+        assert pool.given
 
     for _ in range(2):
         trio.run(take)
-        assert not regions.given
+        assert not pool.given
         clock.now += 10
 
 
@@ -327,7 +327,7 @@ def test_where_a_mapping_cannot_tell_whether_it_is_free_it_is_not_used_again(
             raise SystemError("mmap: resizing not available--no mremap()")
 
     monkeypatch.setattr(_memory.mmap, "mmap", Other)
-    regions = Regions()
+    pool = BufferPool()
     for _ in range(4):
-        fill(regions.allocate(SIZE, MEMORY))
-    assert len(regions.given) == 3
+        fill(pool.allocate(SIZE, MEMORY))
+    assert len(pool.given) == 3

@@ -43,7 +43,7 @@ from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, Work
 from ._privileges import Grant
 from ._process import executable_command, no_forks, surroundings
 from ._sizes import readable_size
-from ._transport.buffer_pool import Regions
+from ._transport.buffer_pool import BufferPool
 from ._transport.channel import Channel, EndOfStream
 from ._transport.sockets import WriteFailed
 
@@ -105,7 +105,7 @@ class WorkerSettings:
     trace: TraceWriter | None = None
     fork: bool = False
     templates: Templates | None = None
-    regions: Regions = attrs.field(factory=Regions)
+    regions: BufferPool = attrs.field(factory=BufferPool)
 
 
 @attrs.frozen
@@ -605,15 +605,15 @@ class Worker:
                     except WriteFailed as failure:
                         # That decides nothing: what the worker said before it left does.
                         sent = failure.sent
-                looked = channel.vain == 0
+                looked = channel.spin_misses == 0
                 if looked:
                     await cancel_shielded_checkpoint()
-                    answer = channel.look(start)
+                    answer = channel.poll_result(start)
                 if answer is None:
                     # While the worker is busy with the call.
                     if began >= self._kills_look_at:
                         self._look_for_kills(began)
-                    answer = await channel.receive_result(start, looked, cancellable=cancellable)
+                    answer = await channel.spin_then_receive(start, looked, cancellable=cancellable)
                 while type(answer) is Frame and answer.kind is Kind.REPORT:
                     self._hear_figures(answer)
                     answer = await channel.receive(cancellable=cancellable)
@@ -741,7 +741,7 @@ class Worker:
             answer: Frame | memoryview | None = None
             # With several in flight the worker is often done with one by the time that anybody looks.
             if channel.has_read or len(self._flight) > 1:
-                answer = channel.look(oldest.start)
+                answer = channel.poll_result(oldest.start)
                 if answer is None and channel.has_read:
                     answer = self._receive_nowait(channel)
             if answer is None:
@@ -1005,7 +1005,7 @@ class Worker:
     def _answer_at_hand(self, channel: Channel, oldest: _Flight) -> Frame | memoryview | None:
         """The answer to the oldest call in flight, if the whole of it is there and can be had without waiting."""
         try:
-            segment = channel.look(oldest.start)
+            segment = channel.poll_result(oldest.start)
             return self._receive_nowait(channel) if segment is None else segment
         except (EndOfStream, WireError):
             return None

@@ -1,9 +1,8 @@
-"""Memory for large results, and what is kept of it for the next.
+"""Reuse memory between large results.
 
-The system fills every page with zeros before a program may write to it, which for a large array takes half as long again as
-to receive it. So, while large results come one soon after the other, the memory of those that the program has let go of
-is used again. What is kept is bounded (``_LIMIT``) and given back when there have been none for a while, and a result that comes
-alone leaves nothing behind.
+The kernel zeroes fresh pages, which adds about 50 % to the time needed to receive a large array. Buffers of
+released results are reused while large results keep arriving. The pool keeps at most ``_MAX_SIZE`` bytes and
+frees them when no large result arrives for ``_STREAK`` seconds. A single large result leaves nothing in it.
 """
 
 from __future__ import annotations
@@ -24,26 +23,29 @@ if TYPE_CHECKING:
     from trio_offload_worker._memory import Target
 
 
-class Regions:
-    """The memory of one context's results. May be used from several threads."""
+_MAX_SIZE: Final = 256 * 2**20  # bytes
+_STREAK: Final = 5.0  # seconds; a large result that arrives later than this after the last reuses no memory
+
+
+class BufferPool:
+    """The memory of one context's large results. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # To be read by others, written here only: those that were given out last, in use or not. What is in use is the
-        # program's, and never given out again.
+        # The latest buffers, in use or not. A buffer in use belongs to the program and is not reused. Read-only for others.
         self.given: list[mmap.mmap] = []
         self._last = -_STREAK
         self._is_watched = False
 
     def forget(self) -> None:
-        """In a fork of this process: another thread may have held the lock, and the task that gives memory back is not there."""
+        """Start anew in a fork of this process, which lacks the releasing task; another thread may have held the lock."""
         self.__init__()  # type: ignore[misc]
 
     def allocate(self, size: int, kind: int) -> Target:
-        """Memory for a segment of this type and of so many bytes.
+        """Return memory for a segment of ``size`` bytes and of this type.
 
         Raises:
-            MemoryError: there is not so much.
+            MemoryError: there is not enough.
         """
         try:
             return self._allocate(size, kind)
@@ -60,7 +62,7 @@ class Regions:
         return view, lambda: view
 
     def release_later(self) -> None:
-        """Have what is kept given back once no large result has come for a while. Inside of Trio; may be said again and again."""
+        """Free the pool once no large result has arrived for a while. Call inside of Trio; may be called again."""
         if not self._is_watched:
             self._is_watched = True
             trio.lowlevel.spawn_system_task(self._release)
@@ -79,7 +81,7 @@ class Regions:
     def _take(self, size: int) -> mmap.mmap:
         now = time.monotonic()
         if not self._lock.acquire(blocking=False):
-            # Another thread chooses just now, or the frame below a signal handler.
+            # Another thread is choosing, or the frame below a signal handler.
             return new_mapping(size)
         try:
             follows = now - self._last <= _STREAK
@@ -98,20 +100,16 @@ class Regions:
     def _remember(self, memory: mmap.mmap) -> mmap.mmap:
         given = self.given
         given.append(memory)
-        while sum(map(len, given)) > _LIMIT:
+        while sum(map(len, given)) > _MAX_SIZE:
             del given[0]
         return memory
 
 
-_LIMIT: Final = 256 * 2**20  # bytes
-_STREAK: Final = 5.0  # seconds between two large results, at most, for the second to use the memory of the first
-
-
 def _is_free(memory: mmap.mmap) -> bool:
-    """Whether nobody has a view of it: only then may it change its size, which here it does not."""
+    """Return True if nothing has a view of the mapping. Only then may it be resized, here to its own size."""
     try:
         memory.resize(len(memory))
     except (BufferError, OSError, SystemError, ValueError):
-        # In use; or a system without mremap(2), where nothing is used again.
+        # In use; or a system without mremap(2), where nothing is reused.
         return False
     return True

@@ -1,7 +1,7 @@
-"""Whole frames over a non-blocking socket: partial reads and writes, and nothing of what the frames mean.
+"""Frames over a non-blocking socket. The meaning of a frame is its owner's business.
 
-One task at a time reads, one at a time writes; both may be the same. An operation that does not run to its end leaves
-the stream inside a frame: its owner has to give the channel up.
+One task reads and one task writes at a time; it may be the same task. An interrupted operation leaves
+the stream inside a frame, and the owner must then close the channel.
 """
 
 from __future__ import annotations
@@ -34,33 +34,41 @@ from .sockets import (
 )
 
 if TYPE_CHECKING:
-    from .buffer_pool import Regions
+    from .buffer_pool import BufferPool
+
+# One poll finds 96 to 98 % of 5,000 answers of a job that does nothing, two find more than 99 %.
+_SPINS: Final = range(2)
+# Receives between two spins, where spins always fail. They then cost a sixteenth.
+_MAX_SPINS_SKIPPED: Final = 15
+_SMALL_SIZE: Final = 32 * 1024
+# A socket takes and gives data as long as the other side keeps pace. After this many bytes, one
+# millisecond of copying, the other tasks run.
+_YIELD_EVERY: Final = 2 * 2**20
 
 
 class EndOfStream(Exception):
-    """The other side has closed its end, and everything that it said before has been read."""
+    """The other side has closed its end, and everything that it sent has been read."""
 
 
 class Channel:
     """The parent's end of a worker's socket."""
 
-    def __init__(self, ours: socket.socket, regions: Regions | None = None) -> None:
+    def __init__(self, ours: socket.socket, pool: BufferPool | None = None) -> None:
         self._socket = ours
         self._descriptor = ours.fileno()
         self._identity = identity_of(self._descriptor)
-        self._decoder = Decoder(allocate if regions is None else regions.allocate, of_worker=True)
-        # Until the system has refused it.
+        self._decoder = Decoder(allocate if pool is None else pool.allocate, of_worker=True)
+        # Set to False once the system has refused to send pages.
         self._splices = True
-        # After looks in vain so many answers are waited for without a look, and so many have been. They become more each time: for
-        # answers that take long, or come from a worker that has to share a processor with this process, looks cost next to
-        # nothing. To be read by others, written here only.
-        self.vain = 0
-        self._passed_over = 0
+        # Adaptive spinning. After a failed spin, skip `spin_misses` receives before the next. The number grows
+        # with every miss, so long jobs and single-CPU machines pay almost nothing. Read-only for others.
+        self.spin_misses = 0
+        self._spins_skipped = 0
 
     async def send(self, parts: list[Buffer], *, cancellable: bool) -> None:
         """Write one frame, given as its bytes in order.
 
-        Not a checkpoint if the socket takes all at once.
+        Not a checkpoint if the socket takes the frame at once.
 
         Raises:
             WriteFailed: the other side is gone.
@@ -71,18 +79,18 @@ class Channel:
 
     @property
     def has_read(self) -> bool:
-        """Whether more has been read than :meth:`receive` has given."""
+        """True if more has been read than :meth:`receive` has returned."""
         return self._decoder.start != self._decoder.end
 
     def send_at_once(self, parts: list[Buffer]) -> list[Buffer]:
-        """Write a small frame, given as its bytes in order; what is left of it. Of a large one that is all of it.
+        """Write a small frame without waiting. Return the rest, which is all of a large frame.
 
-        One buffer and one system call: the fastest way for such a frame, and nearly always all there is to do.
+        A small frame is joined and needs one system call.
 
         Raises:
             WriteFailed: the other side is gone.
         """
-        if sum(map(len, parts)) > _SMALL:
+        if sum(map(len, parts)) > _SMALL_SIZE:
             return parts
         data = b"".join(parts)
         rest = self.send_small(data)
@@ -91,7 +99,7 @@ class Channel:
         return parts if len(rest) == len(data) else [rest]
 
     def send_small(self, data: bytes) -> bytes:
-        """Write what can be taken at once of a small frame in one piece; the rest.
+        """Write a small frame of one piece without waiting. Return the rest.
 
         Raises:
             WriteFailed: the other side is gone.
@@ -105,7 +113,13 @@ class Channel:
             raise WriteFailed(False) from None
 
     async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
-        """Write what :meth:`send_at_once` has left; ``sent`` says whether that was only a part. Raises what that raises."""
+        """Write the rest that :meth:`send_at_once` returned. Raises the same.
+
+        Args:
+            parts: the rest.
+            sent: True if a part of the frame has been written.
+            cancellable: False to defer cancellation until the frame is complete.
+        """
         first = 0
         for index, part in enumerate(parts):
             if len(part) < MIN_PAGES_SIZE or not self._splices or not can_splice():
@@ -115,7 +129,7 @@ class Channel:
             view = memoryview(part).cast("B")
             count = await send_pages(self._descriptor, view, sent or index > 0, cancellable)
             if count < len(view):
-                # The system has refused it, and will again.
+                # The system refused, and will refuse again.
                 self._splices = False
                 await self._send_copies([view[count:]], sent or index > 0 or count > 0, cancellable)
             sent = True
@@ -123,28 +137,28 @@ class Channel:
         await self._send_copies(parts[first:], sent, cancellable)
 
     async def _send_copies(self, parts: Sequence[Buffer], sent: bool, cancellable: bool) -> None:
-        turn = _TURN
+        left = _YIELD_EVERY
         for batch in batches(parts):
             while batch:
                 try:
-                    count = self._socket.sendmsg(front(batch, turn))
+                    count = self._socket.sendmsg(front(batch, left))
                 except BlockingIOError:
                     await wait_writable(self._descriptor, cancellable)
-                    turn = _TURN
+                    left = _YIELD_EVERY
                     continue
                 except OSError as error:
                     check_is_gone(error)
                     raise WriteFailed(sent) from None
                 sent = True
                 batch = after(batch, count)
-                # Counted over the writes: one that was cut short may be followed by one that is not, without any wait.
-                turn -= count
-                if turn <= 0:
-                    turn = _TURN
+                # Counted over all writes: a short write may be followed by a full one without a wait.
+                left -= count
+                if left <= 0:
+                    left = _YIELD_EVERY
                     await let_others_run(cancellable)
 
     def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
-        """Write as much as can be taken at once; the rest. An end that is gone takes nothing, and the reader is told why."""
+        """Write without waiting. Return the rest, which is everything if the other end is closed: the reader learns why."""
         rest: list[Buffer] = [b"".join(parts)]
         try:
             return after(rest, self._socket.send(rest[0]))
@@ -152,13 +166,13 @@ class Channel:
             return rest
 
     def send_some(self, parts: Sequence[Buffer]) -> list[Buffer]:
-        """Write as much as can be taken at once, and no more than other tasks should have to wait for; the rest.
+        """Write without waiting, at most the bytes of one time slice. Return the rest.
 
         Raises:
-            WriteFailed: the other side is gone. ``sent`` is about these parts.
+            WriteFailed: the other side is gone. ``sent`` refers to these parts.
         """
         rest: list[Buffer] = [memoryview(part).cast("B") for part in parts if len(part)]
-        left = _TURN
+        left = _YIELD_EVERY
         try:
             while rest and left > 0:
                 count = self._socket.sendmsg(front(rest[:MAX_PARTS], left))
@@ -168,15 +182,15 @@ class Channel:
             pass
         except OSError as error:
             check_is_gone(error)
-            raise WriteFailed(left < _TURN) from None
+            raise WriteFailed(left < _YIELD_EVERY) from None
         return rest
 
     async def wait_writable(self) -> None:
-        """Wait until there is room for more, or the other side is gone."""
+        """Wait until the socket takes more, or the other side is gone."""
         await trio.lowlevel.wait_writable(self._descriptor)
 
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
-        """Write one small frame if that can be done at once and the other side is there; whether it was."""
+        """Write one small frame without waiting. Return True if the socket took all of it."""
         data = b"".join(parts)
         try:
             return self._socket.send(data) == len(data)
@@ -186,7 +200,10 @@ class Channel:
             return False
 
     def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> list[Buffer] | None:
-        """As :meth:`send_partly`, and the first byte takes descriptors along (unix(7), ``SCM_RIGHTS``); None: not at this moment.
+        """Write without waiting, and send descriptors with the first byte (unix(7), ``SCM_RIGHTS``).
+
+        Returns:
+            The rest; None if the system cannot take the descriptors at this moment.
 
         Raises:
             WriteFailed: the other side is gone.
@@ -197,7 +214,7 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             raise WriteFailed(False) from None
         except OSError as error:
-            # The socket is full, or more descriptors are on their way than this user may have open (RLIMIT_NOFILE).
+            # The socket is full, or more descriptors are in flight than this user may have open (RLIMIT_NOFILE).
             if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS):
                 return None
             raise
@@ -209,15 +226,15 @@ class Channel:
     async def receive(self, *, cancellable: bool, start: bytes) -> Frame | memoryview: ...
 
     async def receive(self, *, cancellable: bool, start: bytes = b"") -> Frame | memoryview:
-        """The next frame. A checkpoint, unless the frame has been read already.
+        """Return the next frame. A checkpoint, unless the frame has been read already.
 
         Args:
-            cancellable: whether a cancellation ends this.
-            start: a result whose header starts so may come as :meth:`look` gives it.
+            cancellable: False to defer cancellation until a frame has arrived.
+            start: the start of a header. Such a result may be returned as by :meth:`poll_result`.
 
         Raises:
             EndOfStream: the other side closed its end between two frames.
-            WireError: what it sent is not a frame, or it closed its end inside of one.
+            WireError: the data is not a frame, or the stream ended inside one.
         """
         decoder = self._decoder
         answer: Frame | memoryview | None = decoder.next_frame() if decoder.start != decoder.end else None
@@ -226,7 +243,7 @@ class Channel:
             if more:
                 await let_others_run(cancellable)
             else:
-                # To wait before reading costs nothing, as the answer is never there yet, and makes this a checkpoint.
+                # The answer has not arrived yet, so waiting first costs nothing and makes this a checkpoint.
                 try:
                     await trio.lowlevel.wait_readable(self._descriptor)
                 except trio.Cancelled:
@@ -234,27 +251,29 @@ class Channel:
                         raise
                     await shielded(trio.lowlevel.wait_readable, self._descriptor)
                 except OSError as error:
-                    # It is closed, or an ordinary file by now. What to make of that, the reading tells.
+                    # The descriptor is closed, or an ordinary file. The read below reports that.
                     if error.errno not in (*GONE, errno.EPERM):
                         raise
             if start and not self._is_inside:
-                answer = self.look(start)
+                answer = self.poll_result(start)
                 if answer is None and decoder.start != decoder.end:
                     answer = decoder.next_frame()
                 continue
             try:
-                # A whole turn's worth of a large frame: there will be more, and to be woken for that costs several times as much as
-                # to look.
+                # `more`: a full read of a large frame, which is followed by more. A read costs a fraction of a wake-up.
                 more, answer = self._read()
             except BlockingIOError:
-                more = False  # Trio may say that there is something to read where there is nothing.
+                more = False  # Trio may wake a task without anything to read.
         return answer
 
-    def look(self, start: bytes) -> memoryview | None:
-        """What is there, if it is a result whose header starts so and goes on with one segment and nothing else: that segment, borrowed
-        as a frame's. No frame is made for it, as most results are such. None: it is something else, or not there yet.
+    def poll_result(self, start: bytes) -> memoryview | None:
+        """Read without waiting, and return the segment of the usual result.
 
-        Reads, if nothing was pending. Raises what :meth:`receive` raises.
+        If the next frame is a RESULT with one segment and no body, return that segment, a view into the receive
+        buffer, without building a `Frame`. Otherwise return None. Raises the same as :meth:`receive`.
+
+        Args:
+            start: the start of the result's header.
         """
         decoder = self._decoder
         if decoder.start != decoder.end or decoder.head is not None:
@@ -270,35 +289,39 @@ class Channel:
             self._ended()
         return decoder.plain_result(start, count)
 
-    async def receive_result(self, start: bytes, looked: bool, *, cancellable: bool) -> Frame | memoryview:
-        """As :meth:`receive`, for what may well come within the time of a system call or two.
+    async def spin_then_receive(self, start: bytes, spun: bool, *, cancellable: bool) -> Frame | memoryview:
+        """As :meth:`receive`, but poll a few times before waiting, for answers that take microseconds.
 
-        So it is looked for a few times, as often as the other tasks have had a turn, before it is waited for: to be woken costs Trio
-        several times as much as that. ``looked``: that has been done once, as it should be unless looks have been in :attr:`vain`.
+        Trio needs several times as long for a wake-up as for a poll. The other tasks run between two polls.
+
+        Args:
+            start: as for :meth:`receive`.
+            spun: True if the caller has polled once, which it should unless there are :attr:`spin_misses`.
+            cancellable: as for :meth:`receive`.
         """
         segment = None
         if not self._is_inside:
-            if not looked and self._passed_over < self.vain:
-                self._passed_over += 1
+            if not spun and self._spins_skipped < self.spin_misses:
+                self._spins_skipped += 1
                 return await self.receive(cancellable=cancellable)
-            self._passed_over = 0
+            self._spins_skipped = 0
             found = False
-            for _ in _LOOKS[looked:]:
+            for _ in _SPINS[spun:]:
                 await cancel_shielded_checkpoint()
-                segment = self.look(start)
+                segment = self.poll_result(start)
                 found = segment is not None or self._is_inside
                 if found:
                     break
-            self.vain = 0 if found else min(2 * self.vain + 1, _MOST_PASSED_OVER)
+            self.spin_misses = 0 if found else min(2 * self.spin_misses + 1, _MAX_SPINS_SKIPPED)
         return await self.receive(cancellable=cancellable) if segment is None else segment
 
     @property
     def _is_inside(self) -> bool:
-        """Whether something has been read that has not been given yet, be it only a part of a frame."""
+        """True if data has been read that has not been returned, also a part of a frame."""
         return self._decoder.start != self._decoder.end or self._decoder.head is not None
 
     def receive_nowait(self) -> Frame | None:
-        """The next frame if it is there, else None. Raises what :meth:`receive` raises."""
+        """Return the next frame, or None if it has not arrived. Raises the same as :meth:`receive`."""
         frame = self._decoder.next_frame()
         try:
             while frame is None:
@@ -315,18 +338,21 @@ class Channel:
             notify_closing(self._descriptor)
             self._socket.close()
         else:
-            # Somebody has closed it already. What has the number now is another's.
+            # The program has closed it, and the number may name another file.
             self._socket.detach()
 
     def _read(self) -> tuple[bool, Frame | None]:
-        """Read once; whether that was as much as is read at once, and the next frame, if that is whole now.
+        """Read once.
+
+        Returns:
+            True if the read was as large as one may be; the next frame, or None if it is incomplete.
 
         Raises:
-            BlockingIOError: there was nothing to read.
+            BlockingIOError: there is nothing to read.
         """
         target = self._decoder.writable()
         try:
-            count = self._socket.recv_into(target if target.nbytes <= _TURN else target[:_TURN])
+            count = self._socket.recv_into(target if target.nbytes <= _YIELD_EVERY else target[:_YIELD_EVERY])
         except BlockingIOError:
             raise
         except OSError as error:
@@ -334,20 +360,12 @@ class Channel:
             count = 0
         if count == 0:
             self._ended()
-        return count == _TURN, self._decoder.next_frame(count)
+        return count == _YIELD_EVERY, self._decoder.next_frame(count)
 
     def _ended(self) -> NoReturn:
-        """There was nothing more to read; or there was an error, which is how a Unix socket says that the other side closed its
-        end before it had read everything from us.
+        """Raise the error for the end of the stream.
+
+        An error of the socket is an end too: the other side closed its end before it had read everything.
         """
         self._decoder.end_of_stream()
         raise EndOfStream
-
-
-# Of 5,000 answers of a job that does nothing one look found 96 to 98 %, two more than 99 %.
-_LOOKS: Final = range(2)
-_MOST_PASSED_OVER: Final = 15  # answers: where looks are always in vain they cost a sixteenth
-_SMALL: Final = 32 * 1024
-# As long as the other side keeps pace, a socket gives and takes without end. After so many bytes the other tasks have
-# their turn: a millisecond's worth of copying.
-_TURN: Final = 2 * 2**20

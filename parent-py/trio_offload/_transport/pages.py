@@ -1,7 +1,8 @@
-"""Sending large buffers as pages, without a copy in this process."""
+"""Send large buffers as pages, without copying them in this process."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import Final
 
@@ -9,14 +10,14 @@ from trio_offload_worker._native import native
 
 from .sockets import WriteFailed, let_others_run, wait_writable
 
-# From this size on pages are sent and not copies. Below it that is no faster, and ctypes would be imported for it.
+# Smaller buffers are sent as fast by copying, which needs no ctypes.
 MIN_PAGES_SIZE: Final = 2**20
-# The same where nothing is copied: less than a millisecond.
-_TURN_OF_PAGES: Final = 16 * 2**20
+# After this many bytes, less than a millisecond, the other tasks run.
+_YIELD_EVERY: Final = 16 * 2**20
 # SPLICE_F_NONBLOCK and SPLICE_F_MORE, see splice(2).
 _SPLICE_FLAGS: Final = 2 | 4
-# How much a pipe between memory and socket holds, in bytes: as much as a program may ask for without privileges.
-_PIPE: Final = 2**20
+# Capacity of the pipe between memory and socket: the maximum without privileges.
+_PIPE_SIZE: Final = 2**20
 
 
 def can_splice() -> bool:
@@ -25,18 +26,21 @@ def can_splice() -> bool:
 
 
 async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable: bool) -> int:
-    """Send large memory without a copy here; how much of it was sent, which is not all where the system refuses this.
+    """Send a large buffer as pages. Return the number of bytes sent, less than all if the system refuses.
 
-    The kernel takes the very pages (vmsplice(2), splice(2)), and only the receiver copies. That is safe because a worker
-    reads all of a call before it answers it, and until then the call's arguments are not to be changed. A socket takes
-    pages from a pipe only, so there is one in between for the time of this.
+    The kernel takes the pages themselves (vmsplice(2), splice(2)), and only the receiver copies. A worker reads
+    all of a call before it answers, and arguments may not change until then, so this is safe. A socket takes
+    pages from a pipe only, hence the temporary pipe.
+
+    Raises:
+        WriteFailed: the other side is gone.
     """
     try:
         read, write = os.pipe2(os.O_CLOEXEC)
     except OSError:
         return 0
     done = inside = 0
-    turn = _TURN_OF_PAGES
+    left = _YIELD_EVERY
     try:
         _enlarge(write)
         address = native().address_of(view)
@@ -47,7 +51,7 @@ async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable:
                 count = os.splice(read, descriptor, inside, flags=_SPLICE_FLAGS)
             except BlockingIOError:
                 await wait_writable(descriptor, cancellable)
-                turn = _TURN_OF_PAGES
+                left = _YIELD_EVERY
                 continue
             except (BrokenPipeError, ConnectionResetError):
                 raise WriteFailed(sent or done > 0) from None
@@ -55,9 +59,9 @@ async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable:
                 return done
             inside -= count
             done += count
-            turn -= count
-            if turn <= 0:
-                turn = _TURN_OF_PAGES
+            left -= count
+            if left <= 0:
+                left = _YIELD_EVERY
                 await let_others_run(cancellable)
     finally:
         os.close(read)
@@ -66,10 +70,8 @@ async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable:
 
 
 def _enlarge(pipe: int) -> None:
-    """Let a pipe hold more than its 64 KiB, so that fewer system calls are made."""
-    import fcntl
-
+    """Raise a pipe's capacity from 64 KiB, to make fewer system calls."""
     try:
-        fcntl.fcntl(pipe, 1031, _PIPE)  # F_SETPIPE_SZ
+        fcntl.fcntl(pipe, 1031, _PIPE_SIZE)  # F_SETPIPE_SZ
     except OSError:
-        pass  # Too much is in use by this user (pipe(7)); it is right without.
+        pass  # This user's pipes hold too much already (pipe(7)). The pipe works without.
