@@ -13,7 +13,10 @@ import pytest
 import trio
 
 import trio_offload
-from trio_offload import BrokenWorkerError, WorkerMemoryError, _cgroups, _oom, _processors
+from trio_offload import BrokenWorkerError, WorkerMemoryError
+from trio_offload._process import cgroups as _cgroups
+from trio_offload._process import oom as _oom
+from trio_offload._process import processors as _processors
 
 Files = Callable[[dict[str, str]], None]
 

@@ -28,9 +28,9 @@ from trio_offload import (
     WorkerType,
     _clock,
     _locate,
-    _process,
     open_worker_context,
 )
+from trio_offload._process import pending
 
 LOOP = _locate.Way("", "", "a test wants it so")
 LATE = 0.2  # seconds; a clock that jumps passes it at once
@@ -109,7 +109,7 @@ def test_one_whose_process_goes_on_as_another_program_is_killed(kind: WorkerType
 
 def test_a_template_gets_its_time_to_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no more: a request that it does not get round to is given up with it."""
-    monkeypatch.setattr(_process, "_BIRTH_PATIENCE", LATE)
+    monkeypatch.setattr(pending, "_BIRTH_PATIENCE", LATE)
     monkeypatch.setattr(trio_offload._template.Template, "fork_reserve", lambda self: None)
 
     async def main() -> None:

@@ -33,7 +33,7 @@ from trio_offload import (
     open_worker_context,
 )
 from trio_offload import _crash as crash_module
-from trio_offload import _record as record_module
+from trio_offload._process import record as record_module
 
 pytestmark = pytest.mark.usefixtures("worker_type")
 

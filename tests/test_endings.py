@@ -28,10 +28,10 @@ from trio_offload import (
     WorkerStartError,
     WorkerType,
     _locate,
-    _process,
     _worker,
     open_worker_context,
 )
+from trio_offload._process import start as _process
 from trio_offload_worker import _family
 
 KINDS = ("SPAWN", "FORKSERVER", "FORK", "loop")
@@ -62,7 +62,7 @@ def environment_of(kind: str) -> dict[str, str]:
 PROGRAM = """
 import os, signal, sys
 import trio, trio_offload, jobs
-from trio_offload import _process
+from trio_offload._process.process import WorkerProcess
 from trio_offload_worker import _family
 
 kind, job, line = sys.argv[1:4]
@@ -84,7 +84,7 @@ async def main():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: context.run_sync(getattr(jobs, job), line, kill_on_cancel=True))
             await trio.to_thread.run_sync(sys.stdin.readline)
-            _process.WorkerProcess._signal = then_die(_process.WorkerProcess._signal)
+            WorkerProcess._signal = then_die(WorkerProcess._signal)
             _family._kill_one = then_die(_family._kill_one)
             nursery.cancel_scope.cancel()
 

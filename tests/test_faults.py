@@ -26,9 +26,9 @@ from trio_offload import (
     RemoteError,
     WorkerContextStatistics,
     WorkerStartError,
-    _process,
     open_worker_context,
 )
+from trio_offload._process import start as _process
 
 # What a raising failure raises.
 RAISES: Final[dict[str, type[BaseException]]] = {

@@ -25,7 +25,8 @@ import test_worker
 from lifeline import Gate, Lifeline
 from running import PROGRAMS
 
-from trio_offload import _context, _process, open_worker_context
+from trio_offload import _context, open_worker_context
+from trio_offload._process import start as _process
 from trio_offload._worker import Worker, WorkerSettings
 
 BY_FORKS = str(PROGRAMS / "by_forks")

@@ -34,13 +34,13 @@ from trio_offload import (
     WorkerType,
     _launch,
     _locate,
-    _process,
     cache_scope,
     open_worker_context,
 )
 from trio_offload._cache import WorkerCache
 from trio_offload._payload import dump_call
-from trio_offload._process import Lines
+from trio_offload._process import inherited
+from trio_offload._process.pending import Lines
 from trio_offload._template import Template
 from trio_offload._transport.channel import Channel
 from trio_offload._worker import Worker, WorkerSettings
@@ -957,7 +957,7 @@ async def test_no_worker_is_in_another_directory_because_there_are_no_descriptor
         await context.run_sync(bool)
         reserve = await reserve_of(context)
         with monkeypatch.context() as patch:
-            patch.setattr(_process, "_open_directory", fail)
+            patch.setattr(inherited, "_open_directory", fail)
             with pytest.raises(WorkerStartError, match=r"Too many open files.*ulimit -n"):
                 await context.run_sync(bool)
         assert reserve.process.ended

@@ -46,10 +46,10 @@ from trio_offload import (
     _context,
     _launch,
     _locate,
-    _process,
     _worker,
     open_worker_context,
 )
+from trio_offload._process import start as _process
 from trio_offload_worker import _family
 from trio_offload_worker._protocol.frames import Kind
 

@@ -44,7 +44,7 @@ from trio_offload import (
 )
 from trio_offload._map_results import Results
 from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
-from trio_offload._process import WorkerProcess
+from trio_offload._process.process import WorkerProcess
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker._retire import RetireWhen
 

@@ -26,8 +26,9 @@ import trio
 from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, _process
-from trio_offload._process import WorkerProcess
+from trio_offload import BrokenWorkerError
+from trio_offload._process import start as _process
+from trio_offload._process.process import WorkerProcess
 from trio_offload_worker import _family
 
 
@@ -599,7 +600,7 @@ def test_the_worker_gets_its_descriptor_whichever_are_free(tmp_path: Path) -> No
     code = f"""
 import os, sys
 import trio
-from trio_offload import _process
+from trio_offload._process import start as _process
 for spare in range(6):
     # As many numbers from 3 on are free.
     os.closerange(3, 10)

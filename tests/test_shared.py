@@ -26,8 +26,10 @@ from lifeline import PATIENCE, wait_for_end
 from running import run_script
 
 import trio_offload
-from trio_offload import WorkerType, _process, _strays, open_worker_context, retire_when
+from trio_offload import WorkerType, _strays, open_worker_context, retire_when
 from trio_offload._cache import WorkerCache
+from trio_offload._process import process as process_module
+from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter
 from trio_offload._worker import Worker, WorkerSettings
 
@@ -155,8 +157,8 @@ async def test_a_handler_may_look_at_a_worker_that_is_being_killed(monkeypatch: 
         signal.raise_signal(signal.SIGUSR1)
         original(*arguments)
 
-    original = _process.end_family
-    monkeypatch.setattr(_process, "end_family", end_family)
+    original = process_module.end_family
+    monkeypatch.setattr(process_module, "end_family", end_family)
     worker = Worker(WorkerSettings())
     await worker.start(cancellable=True)
     with on_signal(lambda: seen.append((worker.process.is_alive(), worker.process.kill()))):

@@ -21,10 +21,11 @@ from lifeline import PATIENCE
 from outcome import Error, Outcome, Value
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _launch, _process, _worker
+from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _launch, _worker
 from trio_offload._payload import dump_call
-from trio_offload._process import WorkerProcess
-from trio_offload._record import RecordFile
+from trio_offload._process import start as _process
+from trio_offload._process.process import WorkerProcess
+from trio_offload._process.record import RecordFile
 from trio_offload._transport.channel import Channel, EndOfStream
 from trio_offload._transport.sockets import socket_pair
 from trio_offload._worker import CallNotRun, Figures, State, Worker, WorkerSettings

@@ -17,7 +17,7 @@ import trio
 
 from . import _clock
 from ._exceptions import BrokenWorkerError
-from ._process import WorkerProcess
+from ._process.process import WorkerProcess
 from ._worker import ENDED, IDLE, RUNNING, Worker, WorkerStatistics, describe_ending, logger
 
 

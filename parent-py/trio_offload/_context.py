@@ -24,7 +24,7 @@ from ._cache import WorkerCache
 from ._exceptions import BrokenWorkerError
 from ._map import Map, MapOptions
 from ._payload import dump_call, dump_call_to_fork
-from ._processors import usable_processors
+from ._process.processors import usable_processors
 from ._sizes import parse_size, readable_size
 from ._template import Templates
 from ._trace import TraceWriter
@@ -33,7 +33,7 @@ from ._worker import STARTING, CallNotRun, Worker, WorkerSettings, WorkerStatist
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
-    from ._process import WorkerProcess
+    from ._process.process import WorkerProcess
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 

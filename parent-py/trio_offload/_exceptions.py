@@ -22,7 +22,7 @@ import trio
 from ._crash import CrashRecord
 
 if TYPE_CHECKING:
-    from ._process import WorkerProcess
+    from ._process.process import WorkerProcess
 
 
 class BrokenWorkerError(RuntimeError):

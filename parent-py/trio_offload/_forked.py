@@ -31,14 +31,15 @@ from trio_offload_worker._executor import Inherited, flush
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
 from trio_offload_worker._watcher import call_library
 
-from . import _at_exit, _launch, _locate, _process
+from . import _at_exit, _launch, _locate
+from ._process import start as _process
 from ._version import __version__
 
 if TYPE_CHECKING:
     import socket
 
-    from ._process import WorkerProcess
-    from ._record import RecordFile
+    from ._process.process import WorkerProcess
+    from ._process.record import RecordFile
 
 
 def start(

@@ -43,7 +43,7 @@ from . import _clock, _payload
 from ._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
-from ._processors import usable_processors
+from ._process.processors import usable_processors
 from ._worker import IDLE, RUNNING, CallNotRun, Worker, describe_ending, load_exception, logger
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import trio
 from ._worker import MOST_IN_FLIGHT
 
 if TYPE_CHECKING:
-    from ._process import WorkerProcess
+    from ._process.process import WorkerProcess
 
 
 @attrs.define(eq=False)

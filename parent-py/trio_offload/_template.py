@@ -22,8 +22,9 @@ from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError,
 
 from . import _launch, _locate, _payload
 from ._exceptions import WorkerStartError
-from ._oom import count_kills
-from ._process import Lines, no_forks
+from ._process.fork_lock import no_forks
+from ._process.oom import count_kills
+from ._process.pending import Lines
 from ._transport.channel import EndOfStream
 from ._transport.sockets import WriteFailed
 from ._worker import (

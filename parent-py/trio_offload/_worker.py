@@ -38,10 +38,15 @@ from trio_offload_worker._notes import add_note
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
 from trio_offload_worker._retire import RetireWhen
 
-from . import _clock, _crash, _frozen, _launch, _loader, _locate, _oom, _payload, _process, _record
+from . import _clock, _crash, _frozen, _launch, _loader, _locate, _payload
 from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError
-from ._privileges import Grant
-from ._process import executable_command, no_forks, surroundings
+from ._process import oom as _oom
+from ._process import record as _record
+from ._process import start as _process
+from ._process.fork_lock import no_forks
+from ._process.inherited import surroundings
+from ._process.privileges import Grant
+from ._process.start import executable_command
 from ._sizes import readable_size
 from ._transport.buffer_pool import BufferPool
 from ._transport.channel import Channel, EndOfStream
@@ -49,7 +54,8 @@ from ._transport.sockets import WriteFailed
 
 if TYPE_CHECKING:
     from . import _forked
-    from ._process import Lines, WorkerProcess
+    from ._process.pending import Lines
+    from ._process.process import WorkerProcess
     from ._template import Template, Templates
     from ._trace import TraceWriter
 

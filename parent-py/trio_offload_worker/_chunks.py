@@ -293,7 +293,7 @@ def _refusal(function: Callable[[Any], Any], value: Any) -> TypeError | None:
     return None
 
 
-# The places of the three numbers in the record, see trio_offload/_record.py.
+# The places of the three numbers in the record, see trio_offload/_process/record.py.
 _INDEX: Final = 0
 _NUMBER: Final = 1
 _COUNT: Final = 2

@@ -22,7 +22,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from .._processors import usable_processors
+from .._process.processors import usable_processors
 from ._exit import CommandError, ExitStatus
 
 if TYPE_CHECKING:

@@ -24,8 +24,6 @@ What this module guarantees:
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
 import logging
 import os
@@ -34,9 +32,8 @@ import signal
 import socket
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Iterator
+from typing import Any, Final
 
 import trio
 
@@ -46,19 +43,10 @@ from trio_offload_worker._family import (
     end_family,
     end_orphans,
     hold_reserve,
-    is_marked,
-    is_told,
-    open_pidfd,
     stat_fields,
 )
 
-from . import _clock
-from ._oom import OomKills
-from ._record import RecordFile
-from ._transport.sockets import socket_pair
-
-WORKER_DESCRIPTOR: Final = 3
-_RECORD_DESCRIPTOR: Final = 4
+from .. import _clock
 
 
 class WorkerProcess:
@@ -74,7 +62,7 @@ class WorkerProcess:
         self._pidfd = pidfd
         self._pidfd_identity = None if pidfd is None else identity_of(pidfd)
         # By which a number is known to be still that of the same process.
-        self._start_time = None if pidfd is not None or pid == 0 else _start_time(pid)
+        self._start_time = None if pidfd is not None or pid == 0 else start_time(pid)
         self._lock = threading.Lock()
         self._waiting = 0
         # Whether the process has ended and was reaped. To be read by others, written here only.
@@ -154,7 +142,7 @@ class WorkerProcess:
             left = deadline - time.monotonic()
             if left <= 0:
                 if deadline == self._refused_until:
-                    _unended.leave(self)
+                    unended.leave(self)
                 return False
             with self._kept_pidfd() as pidfd:
                 if pidfd is not None:
@@ -268,14 +256,14 @@ class WorkerProcess:
                 if status is None or status.si_pid == self.pid:
                     return status
             self._forget_pidfd()
-        if self._start_time is not None and _start_time(self.pid) not in (self._start_time, None):
+        if self._start_time is not None and start_time(self.pid) not in (self._start_time, None):
             raise ChildProcessError
         return os.waitid(os.P_PID, self.pid, os.WEXITED | options)
 
     def _forget_pidfd(self) -> None:
         """Somebody has closed it, and it may be another's by now: it is not closed a second time."""
         self._pidfd = None
-        self._start_time = _start_time(self.pid)
+        self._start_time = start_time(self.pid)
 
     @contextlib.contextmanager
     def _kept_pidfd(self) -> Iterator[int | None]:
@@ -330,356 +318,6 @@ class WorkerProcess:
         return _ended_process, (self.pid, self.exitcode)
 
 
-class ForkedProcess(WorkerProcess):
-    """A process that a template was asked for. Until it is there, ``pid`` is 0, and it runs as far as anybody can tell.
-
-    The first thing that it does is to write its number into a pipe. At the end of the pipe without a number the record has it if the
-    process was killed before it could write. Otherwise there never will be such a process: the template has died, or could not
-    fork.
-    """
-
-    def __init__(self, birth: int, template: WorkerProcess, record: RecordFile) -> None:
-        super().__init__(0, None)
-        self._birth = birth
-        self._template = template
-        self._record = record
-
-    @property
-    def is_known(self) -> bool:
-        """Whether it has told its number. It has when anything else is heard of it."""
-        return self.note_birth()
-
-    def note_birth(self) -> bool:
-        """Take in its number if it has told it; whether it has."""
-        with self._lock:
-            return self.pid != 0 or (not self.ended and self._is_born())
-
-    async def wait(self) -> None:
-        if self.killed and self.pid == 0 and not self.poll():
-            with _clock.move_on_after(_BIRTH_PATIENCE), self._kept_pidfd() as birth:
-                if birth is not None:
-                    await trio.lowlevel.wait_readable(birth)
-            self._end_mute_template()
-        await super().wait()
-
-    def wait_sync(self, deadline: float) -> bool:
-        if self.killed and self.pid == 0:
-            if super().wait_sync(min(deadline, time.monotonic() + _BIRTH_PATIENCE)):
-                return True
-            self._end_mute_template()
-        return super().wait_sync(deadline)
-
-    def _kill(self) -> None:
-        self.killed = True
-        if self.pid != 0:
-            self._end_family()
-
-    def _end_mute_template(self) -> None:
-        """A template that does not get round to a request (it is stopped, say) would be waited for without end."""
-        if not self.poll() and self.pid == 0:
-            self._template.kill()
-
-    def _reap(self, options: int) -> bool:
-        if self.pid == 0 and not self.ended and not self._is_born():
-            return self.ended
-        return super()._reap(options)
-
-    def _is_born(self) -> bool:
-        try:
-            number = os.read(self._birth, 4)
-        except BlockingIOError:
-            return False
-        pid = int.from_bytes(number, "big") if len(number) == 4 else self._record.number_of_newborn()
-        if pid == 0:
-            self.ended = True
-            self._close_pidfd()
-            return False
-        self.pid = pid
-        # It is our child, and nobody but us reaps it: the number is its own.
-        # In this order: there may be no other descriptor left.
-        self._close_birth()
-        self._pidfd = open_pidfd(self.pid)
-        if self._pidfd is None:
-            self._start_time = _start_time(self.pid)
-        else:
-            self._pidfd_identity = identity_of(self._pidfd)
-        if self.killed:
-            self._end_family()
-        return True
-
-    def _awaited(self) -> int | None:
-        return self._pidfd if self.pid != 0 else self._birth if self._birth != -1 else None
-
-    def _close_pidfd(self) -> None:
-        super()._close_pidfd()
-        self._close_birth()
-
-    def _close_birth(self) -> None:
-        if self._waiting == 0 and self._birth != -1:
-            birth, self._birth = self._birth, -1
-            os.close(birth)
-
-
-class Lines:
-    """What leads to a process that a template is asked for: its socket, its record, and the pipe through which its number comes.
-
-    The process may be asked for long before there is anything to tell it. Then ``oom_kills`` has been counted already: it is what
-    takes longest of all that the parent does for a start.
-    """
-
-    def __init__(self, template: WorkerProcess, oom_kills: OomKills | None = None) -> None:
-        self.oom_kills: Final = oom_kills
-        with no_forks, contextlib.ExitStack() as made:
-            self.ours, self.theirs = socket_pair()
-            made.callback(self.ours.close)
-            made.callback(self.theirs.close)
-            self.record = RecordFile()
-            made.callback(self.record.close)
-            birth, self.written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            self.process = ForkedProcess(birth, template, self.record)
-            self.process.line = self.ours
-            made.pop_all()
-            no_forks.register(self.process, self.ours, self.record, self)
-
-    def ask(self, send: Callable[[list[int]], bool]) -> bool:
-        """Ask for the process; false: that cannot be done at this moment, and there will be none.
-
-        ``send`` is called with the template's ends in the order of PROTOCOL.md, and says whether it has sent them.
-        """
-        asked = False
-        try:
-            with no_forks:
-                asked = send([self.theirs.fileno(), self.record.fileno(), self.written])
-                if asked:
-                    self._pass_on()
-        finally:
-            if not asked:
-                self.close()
-        return asked
-
-    def _pass_on(self) -> None:
-        """The template has its end of all: it is closed here."""
-        with no_forks:
-            self.theirs.close()
-            if self.written != -1:
-                written, self.written = self.written, -1
-                os.close(written)
-
-    def close(self) -> None:
-        """There will be no such process, or it is not ours: this is a fork of the program."""
-        with no_forks:
-            self._pass_on()
-            self.ours.close()
-            self.record.close()
-            self.process.abandon()
-
-
-def tell_what_does_not_hold(worker: int) -> None:
-    """Say in the log, at the first worker of this program, what cannot be guaranteed on this system."""
-    global _has_looked
-    if _has_looked:
-        return
-    _has_looked = True
-    if not is_told():
-        logger.warning(
-            "/proc cannot be read here: the memory of workers is not known, memory_limit is refused, and of what a job has started "
-            "only processes whose numbers are near the worker's are ended with it"
-        )
-    if not is_marked(worker):
-        logger.warning(
-            "worker %s could not mark itself, because this system does not let it set RLIMIT_LOCKS: a process that a job has started "
-            "and that has lost its parent may outlive the worker, and does if the worker is killed by somebody else or crashes",
-            worker,
-        )
-
-
-_has_looked = False
-
-
-@contextlib.contextmanager
-def surroundings() -> Iterator[tuple[list[int], int | None]]:
-    """What a forked worker takes over from this process as it is now: the numbers of the standard streams that are open, and a
-    descriptor of the working directory, which is closed afterwards.
-
-    Raises:
-        OSError: there are no more descriptors.
-    """
-    directory = _open_directory()
-    try:
-        yield [number for number in range(3) if _is_inherited(number)], directory
-    finally:
-        if directory is not None:
-            os.close(directory)
-
-
-def _is_inherited(descriptor: int) -> bool:
-    """Where a program has closed a standard stream, its number may be that of anything."""
-    try:
-        return not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-    except OSError:
-        return False
-
-
-def _open_directory() -> int | None:
-    """The working directory itself: its name may lead nowhere by now, or be one that may not be entered.
-
-    Raises:
-        OSError: there are no more descriptors.
-    """
-    for path in (".", "/proc/self/cwd"):
-        try:
-            return os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            # Else the worker would be somewhere else, without a word.
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise
-    return None
-
-
-def start(
-    executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None
-) -> tuple[WorkerProcess, socket.socket, RecordFile]:
-    """Start a worker's program; the process, our end of its socket, and the file that it writes to before it dies.
-
-    ``argv`` is by default that of the worker executable.
-
-    Takes about as long as the kernel needs to start a process: ``posix_spawn`` copies nothing of this one, however
-    large it is.
-
-    Raises:
-        OSError: the executable cannot be started.
-    """
-    since = boot_time()
-    with no_forks:
-        _unended.reap()
-        ours, theirs = socket_pair()
-        record = None
-        kept: list[int] = []
-        try:
-            record = RecordFile()
-            # dup2() of a descriptor to itself would leave it close-on-exec, and the first would overwrite the second's
-            # source if that had its number: so both are taken from above.
-            kept.append(_copy_above(theirs))
-            kept.append(_copy_above(record))
-            pid = os.posix_spawn(
-                executable,
-                executable_command(executable) if argv is None else argv,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, kept[0], WORKER_DESCRIPTOR),
-                    (os.POSIX_SPAWN_DUP2, kept[1], _RECORD_DESCRIPTOR),
-                ],
-                # Whatever the starting thread has blocked, the worker can be told to stop. Only SIGINT has to wait until
-                # the worker swallows it: before that, Ctrl+C would kill it.
-                setsigmask=[signal.SIGINT],
-            )
-        except BaseException:
-            ours.close()
-            if record is not None:
-                record.close()
-            raise
-        finally:
-            theirs.close()
-            for descriptor in kept:
-                os.close(descriptor)
-        process = WorkerProcess(pid, open_pidfd(pid), since)
-        process.line = ours
-        no_forks.register(process, ours, record)
-    return process, ours, record
-
-
-def executable_command(executable: str, *label: str) -> list[str]:
-    """The command line of the worker executable. The label is for those who look at a list of processes."""
-    return [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR), str(_RECORD_DESCRIPTOR), *label]
-
-
-def fork(child: Callable[[int, int], NoReturn]) -> tuple[WorkerProcess, socket.socket, RecordFile]:
-    """Fork this process, and call ``child`` in the copy with the descriptors of its socket and its record; as :func:`start` here.
-
-    The hooks of :func:`os.register_at_fork` are called. By then none of the copy's descriptors leads to another worker.
-
-    Raises:
-        OSError, RuntimeError: the system, or Python, does not allow a fork.
-    """
-    since = boot_time()
-    with no_forks:
-        _unended.reap()
-        ours, theirs = socket_pair()
-        record = None
-        kept: list[int] = []
-        try:
-            record = RecordFile()
-            # Where this program has closed a standard stream, a new descriptor would have its number.
-            kept.append(_copy_above(theirs))
-            kept.append(_copy_above(record))
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    no_forks.leave_in_copy()
-                    for file in (ours, theirs, record):
-                        file.close()
-                    child(*kept)
-                finally:
-                    # Whatever has happened: what is on the stack below is the parent's.
-                    os._exit(1)
-        except BaseException:
-            ours.close()
-            if record is not None:
-                record.close()
-            raise
-        finally:
-            theirs.close()
-            for descriptor in kept:
-                os.close(descriptor)
-        process = WorkerProcess(pid, open_pidfd(pid), since)
-        process.line = ours
-        no_forks.register(process, ours, record)
-    return process, ours, record
-
-
-def _copy_above(file: socket.socket | RecordFile) -> int:
-    return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _RECORD_DESCRIPTOR + 1)
-
-
-class _Handover:
-    """Keeps forks of this process away from the workers; see the module's guarantees."""
-
-    def __init__(self) -> None:
-        # Re-entrant, because a signal handler that forks may run inside the critical section.
-        self._lock = threading.RLock()
-        self._processes: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()
-        self._files: weakref.WeakSet[socket.socket | RecordFile | Lines] = weakref.WeakSet()
-        os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._in_child)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def leave_in_copy(self) -> None:
-        """In a fork that was made inside: whoever runs there may start workers of its own."""
-        self._lock.release()
-
-    def register(self, process: WorkerProcess, *files: socket.socket | RecordFile | Lines) -> None:
-        self._processes.add(process)
-        self._files.update(files)
-
-    def _in_child(self) -> None:
-        try:
-            for process in self._processes:
-                # What somebody has closed under us must not keep the others open.
-                with contextlib.suppress(OSError):
-                    process.abandon()
-            for file in self._files:
-                with contextlib.suppress(OSError):
-                    file.close()
-            self._processes.clear()
-            self._files.clear()
-        finally:
-            self._lock.release()
-
-
 class _Unended:
     """Processes that this program could not end. They are reaped when they have ended, as others are started."""
 
@@ -704,14 +342,10 @@ class _Unended:
 
 
 logger: Final = logging.getLogger("trio_offload")
-no_forks: Final = _Handover()
 hold_reserve()
-_unended: Final = _Unended()
+unended: Final = _Unended()
 _REFUSED_PATIENCE: Final = 5.0  # seconds
 _REFUSED_PAUSE: Final = 0.1  # seconds
-_BIRTH_PATIENCE: Final = (
-    5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
-)
 # Of one that was to leave; 120 is Python's own, for output that could not be written. None: how it ended is not known.
 _ENDS_IN_ORDER: Final = (0, 120, None)
 _LAST_THREAD: Final = 0.00001  # seconds; the system makes some 60 microseconds of it (PR_SET_TIMERSLACK in prctl(2))
@@ -719,7 +353,7 @@ _WITHOUT_THREAD: Final = 0.01  # seconds
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
 
-def _start_time(pid: int) -> bytes | None:
+def start_time(pid: int) -> bytes | None:
     """When a process was started, in the kernel's own measure; None: there is no such process, or nothing tells."""
     fields = stat_fields(pid)
     # The 22nd of proc(5), of which these are those from the third on.

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 
-from . import _cgroups
+from . import cgroups as _cgroups
 
 
 def usable_processors() -> int:

@@ -7,8 +7,8 @@ from typing import Final
 
 import attrs
 
-from . import _cgroups
-from ._sizes import readable_size
+from .._sizes import readable_size
+from . import cgroups as _cgroups
 
 
 @attrs.frozen
