@@ -109,7 +109,7 @@ def test_one_whose_process_goes_on_as_another_program_is_killed(kind: WorkerType
 
 def test_a_template_gets_its_time_to_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no more: a request that it does not get round to is given up with it."""
-    monkeypatch.setattr(pending, "_BIRTH_PATIENCE", LATE)
+    monkeypatch.setattr(pending, "_FORK_TIMEOUT", LATE)
     monkeypatch.setattr(trio_offload._template.Template, "fork_reserve", lambda self: None)
 
     async def main() -> None:

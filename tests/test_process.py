@@ -311,7 +311,7 @@ async def test_a_process_that_is_stopped_after_it_was_hung_up_on(
 ) -> None:
     """This program may not signal it, but for SIGCONT, which came too early. It is sent again; and signals, once they are permitted."""
     process = begin("read line <&3")
-    process.line = begin.sockets[process]
+    process.socket = begin.sockets[process]
     send, sent = process._send_signal, []
 
     def send_signal(number: int) -> None:

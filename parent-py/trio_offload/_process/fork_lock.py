@@ -1,4 +1,7 @@
-"""No fork of this process while a socket pair is being handed to a new process."""
+"""Block :func:`os.fork` while a socket pair is handed to a new process, and clean up in a fork.
+
+Otherwise the copy would hold the worker's end open, and the worker's death would not end the stream.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class _Handover:
-    """Keeps forks of this process away from the workers; see the module's guarantees."""
+class ForkLock:
+    """Keeps forks of this process away from its workers. Lock it while a descriptor of a worker is half handed over."""
 
     def __init__(self) -> None:
-        # Re-entrant, because a signal handler that forks may run inside the critical section.
+        # Re-entrant: a signal handler that forks may run while the lock is held.
         self._lock = threading.RLock()
         self._processes: weakref.WeakSet[_Abandonable] = weakref.WeakSet()
         self._files: weakref.WeakSet[_Closable] = weakref.WeakSet()
@@ -34,17 +37,18 @@ class _Handover:
         self._lock.release()
 
     def leave_in_copy(self) -> None:
-        """In a fork that was made inside: whoever runs there may start workers of its own."""
+        """Release the lock in a fork that was made while it was held, so that the fork may start workers."""
         self._lock.release()
 
     def register(self, process: _Abandonable, *files: _Closable) -> None:
+        """Abandon the process and close the files in every fork of this program."""
         self._processes.add(process)
         self._files.update(files)
 
     def _in_child(self) -> None:
         try:
             for process in self._processes:
-                # What somebody has closed under us must not keep the others open.
+                # A descriptor that the program has closed must not keep the others open.
                 with contextlib.suppress(OSError):
                     process.abandon()
             for file in self._files:
@@ -56,4 +60,4 @@ class _Handover:
             self._lock.release()
 
 
-no_forks: Final = _Handover()
+no_forks: Final = ForkLock()

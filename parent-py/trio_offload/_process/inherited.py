@@ -1,4 +1,4 @@
-"""What a forked worker takes over from this process."""
+"""The standard streams and the working directory that a forked worker gets from this process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def surroundings() -> Iterator[tuple[list[int], int | None]]:
-    """What a forked worker takes over from this process as it is now: the numbers of the standard streams that are open, and a
-    descriptor of the working directory, which is closed afterwards.
+    """Provide the open standard streams and the working directory of this moment.
+
+    Yields:
+        The numbers of the open standard streams; a descriptor of the working directory, closed afterwards, or None.
 
     Raises:
-        OSError: there are no more descriptors.
+        OSError: the process has no free descriptor.
     """
     directory = _open_directory()
     try:
@@ -26,7 +28,7 @@ def surroundings() -> Iterator[tuple[list[int], int | None]]:
 
 
 def _is_inherited(descriptor: int) -> bool:
-    """Where a program has closed a standard stream, its number may be that of anything."""
+    """Return True if the descriptor is a standard stream. Another file that has its number is close-on-exec."""
     try:
         return not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     except OSError:
@@ -34,16 +36,16 @@ def _is_inherited(descriptor: int) -> bool:
 
 
 def _open_directory() -> int | None:
-    """The working directory itself: its name may lead nowhere by now, or be one that may not be entered.
+    """Open the working directory itself: its path may be gone, or not permitted.
 
     Raises:
-        OSError: there are no more descriptors.
+        OSError: the process has no free descriptor.
     """
     for path in (".", "/proc/self/cwd"):
         try:
             return os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            # Else the worker would be somewhere else, without a word.
+            # Without this the worker would silently run in another directory.
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
     return None

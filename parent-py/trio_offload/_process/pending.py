@@ -20,17 +20,15 @@ from .oom import OomKills
 from .process import WorkerProcess, start_time
 from .record import RecordFile
 
-_BIRTH_PATIENCE: Final = (
-    5.0  # seconds until a template that has not forked a worker is given up; a thousand times what it takes
-)
+# Seconds until a template that has not forked is killed; a fork takes a thousandth of that.
+_FORK_TIMEOUT: Final = 5.0
 
 
 class ForkedProcess(WorkerProcess):
-    """A process that a template was asked for. Until it is there, ``pid`` is 0, and it runs as far as anybody can tell.
+    """A process that a template was asked to fork. Until its number is known, ``pid`` is 0 and it counts as running.
 
-    The first thing that it does is to write its number into a pipe. At the end of the pipe without a number the record has it if the
-    process was killed before it could write. Otherwise there never will be such a process: the template has died, or could not
-    fork.
+    It first writes its number into a pipe. If the pipe ends without one, the process was killed before it could
+    write, and the record has the number. Otherwise the template has died or could not fork, and no process exists.
     """
 
     def __init__(self, birth: int, template: WorkerProcess, record: RecordFile) -> None:
@@ -41,17 +39,17 @@ class ForkedProcess(WorkerProcess):
 
     @property
     def is_known(self) -> bool:
-        """Whether it has told its number. It has when anything else is heard of it."""
+        """True if its number is known. It is, once a frame of the process has arrived."""
         return self.note_birth()
 
     def note_birth(self) -> bool:
-        """Take in its number if it has told it; whether it has."""
+        """Read the number if it has arrived. Return True if it has."""
         with self._lock:
             return self.pid != 0 or (not self.ended and self._is_born())
 
     async def wait(self) -> None:
         if self.killed and self.pid == 0 and not self.poll():
-            with _clock.move_on_after(_BIRTH_PATIENCE), self._kept_pidfd() as birth:
+            with _clock.move_on_after(_FORK_TIMEOUT), self._kept_pidfd() as birth:
                 if birth is not None:
                     await trio.lowlevel.wait_readable(birth)
             self._end_mute_template()
@@ -59,7 +57,7 @@ class ForkedProcess(WorkerProcess):
 
     def wait_sync(self, deadline: float) -> bool:
         if self.killed and self.pid == 0:
-            if super().wait_sync(min(deadline, time.monotonic() + _BIRTH_PATIENCE)):
+            if super().wait_sync(min(deadline, time.monotonic() + _FORK_TIMEOUT)):
                 return True
             self._end_mute_template()
         return super().wait_sync(deadline)
@@ -70,7 +68,7 @@ class ForkedProcess(WorkerProcess):
             self._end_family()
 
     def _end_mute_template(self) -> None:
-        """A template that does not get round to a request (it is stopped, say) would be waited for without end."""
+        """End a template that does not handle the request, for example because it is stopped."""
         if not self.poll() and self.pid == 0:
             self._template.kill()
 
@@ -90,8 +88,8 @@ class ForkedProcess(WorkerProcess):
             self._close_pidfd()
             return False
         self.pid = pid
-        # It is our child, and nobody but us reaps it: the number is its own.
-        # In this order: there may be no other descriptor left.
+        # Only this program reaps its children, so the number is not reused yet. Close the pipe first: there may
+        # be no other free descriptor.
         self._close_birth()
         self._pidfd = open_pidfd(self.pid)
         if self._pidfd is None:
@@ -116,10 +114,10 @@ class ForkedProcess(WorkerProcess):
 
 
 class Lines:
-    """What leads to a process that a template is asked for: its socket, its record, and the pipe through which its number comes.
+    """A forked process whose number is not known yet: its socket, its record, and the pipe for the number.
 
-    The process may be asked for long before there is anything to tell it. Then ``oom_kills`` has been counted already: it is what
-    takes longest of all that the parent does for a start.
+    A standby process is requested before it is needed. Then ``oom_kills`` has been counted already, which takes
+    longest of the parent's steps of a start.
     """
 
     def __init__(self, template: WorkerProcess, oom_kills: OomKills | None = None) -> None:
@@ -132,28 +130,29 @@ class Lines:
             made.callback(self.record.close)
             birth, self.written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self.process = ForkedProcess(birth, template, self.record)
-            self.process.line = self.ours
+            self.process.socket = self.ours
             made.pop_all()
             no_forks.register(self.process, self.ours, self.record, self)
 
     def ask(self, send: Callable[[list[int]], bool]) -> bool:
-        """Ask for the process; false: that cannot be done at this moment, and there will be none.
+        """Request the process. Return False if that fails at this moment; then this object is closed.
 
-        ``send`` is called with the template's ends in the order of PROTOCOL.md, and says whether it has sent them.
+        Args:
+            send: called with the template's ends in the order of PROTOCOL.md. Returns True if it has sent them.
         """
         asked = False
         try:
             with no_forks:
                 asked = send([self.theirs.fileno(), self.record.fileno(), self.written])
                 if asked:
-                    self._pass_on()
+                    self._close_template_ends()
         finally:
             if not asked:
                 self.close()
         return asked
 
-    def _pass_on(self) -> None:
-        """The template has its end of all: it is closed here."""
+    def _close_template_ends(self) -> None:
+        """Close the template's ends, which it has received."""
         with no_forks:
             self.theirs.close()
             if self.written != -1:
@@ -161,9 +160,9 @@ class Lines:
                 os.close(written)
 
     def close(self) -> None:
-        """There will be no such process, or it is not ours: this is a fork of the program."""
+        """Close all, because no process was forked, or because this is a fork of the program."""
         with no_forks:
-            self._pass_on()
+            self._close_template_ends()
             self.ours.close()
             self.record.close()
             self.process.abandon()

@@ -1,24 +1,26 @@
-"""One worker process: start it, wait for it, end it together with what it started, reap it once.
+"""One worker process: wait for it, end it together with its descendants, reap it once.
 
-What this module guarantees:
+Guarantees of this folder:
 
-* Only a :class:`WorkerProcess` signals or reaps its process, under its lock. Once reaped it is never signalled again:
-  the kernel may have given its number to somebody else. Nobody who asks waits for that lock, because a signal handler may ask
-  in the middle of a kill in the same thread: the holder does what others have wanted meanwhile.
-* Where there are pidfds (Linux 5.3), the process is named by one; a number is used only where there are none. Neither is believed
-  to be still what it was: what a pidfd names is looked at before anything is done to that, and a number has to belong to a
-  process that was started when ours was. A foreign waitpid(-1) may have reaped ours, and a program may close what it has not opened.
-* While a socket pair is being handed to a new process no :func:`os.fork` happens in this one. Otherwise the copy would
-  hold the worker's end open, and the worker's death would not be the end of the stream. (A fork in C that does not run
-  Python's fork hooks is beyond this.)
-* A fork of this process inherits no worker: its copies of the descriptors are closed in the child.
-* A worker that a template forks is a child of this process too, and all of the above is true of it, also while nobody wants it
-  yet. It is known by a pipe until it has told its number; one that is to be ended before that is ended as soon as it has.
-* A process is ended with its descendants, which are found by the mark that they inherit from it (``_family.py``). It is
-  stopped first, so that it cannot start another meanwhile, and killed last; the kernel resumes it if this process ends in
-  between. Of one that has ended otherwise than in order, what it has left is looked for and ended when it is reaped.
-* A program that has given up privileges may not signal the workers that it has started before. Their connection is closed
-  instead: their native thread, which has kept the privileges, ends them with their descendants. That is waited for, but not for ever.
+* Only a :class:`WorkerProcess` signals or reaps its process, under its lock. A reaped process is not signalled:
+  the kernel may have reused its number. Callers never wait for the lock, because a signal handler may call in
+  the middle of a kill in the same thread. The holder does what others have asked for in the meantime.
+* A process is named by a pidfd (Linux 5.3), or by its number where there are none. Both are checked before use:
+  a pidfd must still name this process, and a number must belong to a process with the same start time. A
+  foreign waitpid(-1) may have reaped the process, and a program may close descriptors that it did not open.
+* :func:`os.fork` waits while a socket pair is handed to a new process (``fork_lock.py``). Otherwise the copy would
+  hold the worker's end open, and the worker's death would not end the stream. A fork in C that skips Python's
+  fork hooks is not covered.
+* A fork of this process inherits no worker. Its copies of the descriptors are closed in the child.
+* A worker that a template forks is a child of this process too, and the same holds for it, also while it is on
+  standby. Until it has sent its number it is known by a pipe (``pending.py``); a kill in that time is done once the
+  number arrives.
+* A process is ended with its descendants, which inherit its mark (``_family.py``). It is stopped first, so that it
+  starts no more processes, and killed last; the kernel resumes it if this process ends in between. If a process
+  has exited irregularly, its descendants are searched for and ended when it is reaped.
+* A program that has given up privileges may not signal the workers that it started before. It closes their
+  connection instead: their native thread has kept the privileges and ends them with their descendants. The wait
+  for that is limited.
 """
 
 from __future__ import annotations
@@ -48,74 +50,84 @@ from trio_offload_worker._family import (
 
 from .. import _clock
 
+logger: Final = logging.getLogger("trio_offload")
+
+_REFUSED_TIMEOUT: Final = 5.0  # seconds until a process that may not be signalled is abandoned
+_REFUSED_RETRY_DELAY: Final = 0.1  # seconds
+# Exit statuses of a regular exit. 120: Python could not flush its output. None: the status is not known.
+_REGULAR_EXITS: Final = (0, 120, None)
+_LAST_THREAD_DELAY: Final = 0.00001  # seconds; with the timer slack (PR_SET_TIMERSLACK in prctl(2)) about 60 microseconds
+_POLL_INTERVAL: Final = 0.01  # seconds between two polls where neither a pidfd nor a thread is available
+_MAX_POLL_TIMEOUT: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
+
 
 class WorkerProcess:
-    """A worker's process. What the public sees of it: ``pid``, ``exitcode``, ``signal``, ``is_alive()``.
+    """A worker's process. Public: ``pid``, ``exitcode``, ``signal``, ``is_alive()``.
 
-    It may be pickled; the copy is a record of how the process was at that moment.
+    May be pickled; the copy is a record of the process at that moment.
     """
 
     def __init__(self, pid: int, pidfd: int | None, since: int | None = None) -> None:
         self.pid = pid
-        # A moment before its start: with the number that makes the mark which its descendants have.
+        # A moment before the start. With the number it makes the mark that descendants inherit.
         self._since = boot_time() if since is None else since
         self._pidfd = pidfd
         self._pidfd_identity = None if pidfd is None else identity_of(pidfd)
-        # By which a number is known to be still that of the same process.
+        # Identifies the process where only its number names it.
         self._start_time = None if pidfd is not None or pid == 0 else start_time(pid)
         self._lock = threading.Lock()
         self._waiting = 0
-        # Whether the process has ended and was reaped. To be read by others, written here only.
+        # True if the process has ended and was reaped. Read-only for others.
         self.ended = False
         self._exitcode: int | None = None
-        # Whether this process was killed by us, and not found dead.
+        # True if this program killed it.
         self.killed = False
-        # Whether somebody wants it killed and nobody has begun to.
+        # True if a kill is requested and not begun.
         self._condemned = False
-        # Our end of its socket: where signals are not permitted, the end of that ends it.
-        self.line: socket.socket | None = None
-        # When a process that may not be signalled is given up, on the clock of time.monotonic().
+        # Our end of its socket. Closing it ends the process where signals are not permitted.
+        self.socket: socket.socket | None = None
+        # When a process that may not be signalled is abandoned, as time.monotonic().
         self._refused_until: float | None = None
-        # Whether it has said that it leaves, or was asked to. What its jobs have left to live on then lives on.
+        # True if it has announced its exit, or was asked to exit. Processes that its jobs left behind then live on.
         self.dismissed = False
 
     @property
     def exitcode(self) -> int | None:
-        """The exit status, or the number of the ending signal made negative; None while it runs or if it is not known."""
+        """Exit status, or the negative number of the signal. None means that it runs, or that the status is not known."""
         self.poll()
         return self._exitcode
 
     @property
     def signal(self) -> signal.Signals | None:
-        """The signal that ended the process, if one did."""
+        """Signal that ended the process. None if there was none."""
         code = self.exitcode
         if code is None or code >= 0:
             return None
         try:
             return signal.Signals(-code)
         except ValueError:
-            # A real-time signal other than the first and the last has no name in Python.
+            # Most real-time signals have no name in Python.
             return None
 
     @property
     def is_known(self) -> bool:
-        """Whether its number is known."""
+        """True if its number is known."""
         return True
 
     def is_alive(self) -> bool:
-        """Whether the process still runs."""
+        """Return True if the process runs."""
         return not self.poll()
 
     def poll(self) -> bool:
-        """Reap the process if it has ended; whether it has."""
+        """Reap the process if it has ended. Return True if it has."""
         self._attend()
         return self.ended
 
     async def wait(self) -> None:
-        """Wait until the process has ended, and reap it. One task at a time; anybody may :meth:`poll` meanwhile."""
+        """Wait until the process has ended, and reap it. For one task at a time; others may :meth:`poll`."""
         while not self.poll():
             if self._refused_until is not None:
-                # By the real clock, which a thread has whatever clock Trio has.
+                # A thread, because Trio's clock may not be the real one.
                 wait = functools.partial(self.wait_sync, self._refused_until)
                 await trio.to_thread.run_sync(wait, abandon_on_cancel=True, limiter=_no_limit())
                 break
@@ -126,18 +138,18 @@ class WorkerProcess:
                 try:
                     await trio.to_thread.run_sync(self._wait_unreaped, abandon_on_cancel=True, limiter=_no_limit())
                 except RuntimeError:
-                    # No thread is to be had. Looked at now and then, it is seen a little later.
-                    await _clock.sleep(_WITHOUT_THREAD)
+                    # The system has no thread to spare. Polling notices the end a little later.
+                    await _clock.sleep(_POLL_INTERVAL)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def wait_sync(self, deadline: float) -> bool:
-        """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has ended."""
-        longest = _LONGEST_POLL
+        """Block until the process has ended, or until ``deadline`` on ``time.monotonic()``. Return True if it has ended."""
+        longest = _MAX_POLL_TIMEOUT
         while not self.poll():
             if self._refused_until is not None:
                 deadline = min(deadline, self._refused_until)
-                longest = _REFUSED_PAUSE
-                # Again and again: it may have been stopped since, and this program may be permitted to signal it by now.
+                longest = _REFUSED_RETRY_DELAY
+                # Repeat: the process may have been stopped, or this program may have regained the permission.
                 self.kill()
             left = deadline - time.monotonic()
             if left <= 0:
@@ -150,30 +162,30 @@ class WorkerProcess:
                     poller.register(pidfd, select.POLLIN)
                     poller.poll(min(left, longest) * 1000)
             if pidfd is None:
-                time.sleep(min(left, 0.01))
+                time.sleep(min(left, _POLL_INTERVAL))
         return True
 
     def kill(self) -> None:
-        """End the process and all its descendants with SIGKILL. Wait for it afterwards. May be done again.
+        """End the process and all its descendants with SIGKILL. Wait for it afterwards. May be called again.
 
-        If another thread is just looking at it, or the frame below a signal handler, that one does it.
+        If another thread holds the lock, or the frame below a signal handler, the holder kills it.
         """
         self._condemned = True
         self._attend()
 
     def abandon(self) -> None:
-        """Forget the process without a word to it: in a fork of this process it is not ours."""
-        # Another thread may have held the lock, or waited, at the moment of the fork; neither is there any more.
+        """Forget the process without signalling it, in a fork of this program, whose child it is not."""
+        # Threads that held the lock, or waited, do not exist in the fork.
         self._lock = threading.Lock()
         self._waiting = 0
         self.ended = True
         if self._pidfd is not None and identity_of(self._pidfd) != self._pidfd_identity:
-            # Somebody has closed it.
+            # The program has closed it.
             self._pidfd = None
         self._close_pidfd()
 
     def _attend(self) -> None:
-        """Reap the process if it has ended, else kill it if somebody wants that."""
+        """Reap the process if it has ended; otherwise kill it if that was requested."""
         while not self.ended and self._lock.acquire(blocking=False):
             try:
                 if not self._reap(os.WNOHANG) and self._condemned:
@@ -181,7 +193,7 @@ class WorkerProcess:
                     self._kill()
             finally:
                 self._lock.release()
-            # In this order: who asks for a kill asks first, and tries the lock then.
+            # After the release: a caller sets the request first and tries the lock afterwards.
             if not self._condemned:
                 break
 
@@ -202,13 +214,13 @@ class WorkerProcess:
             end_family(self.pid, self._signal, self._since)
 
     def _hang_up(self) -> None:
-        """Have the process end itself, as this program may not signal it."""
+        """Make the process end itself, because this program may not signal it."""
         if self._refused_until is None:
-            self._refused_until = time.monotonic() + _REFUSED_PATIENCE
-        if self.line is not None:
+            self._refused_until = time.monotonic() + _REFUSED_TIMEOUT
+        if self.socket is not None:
             with contextlib.suppress(OSError):
-                self.line.shutdown(socket.SHUT_RDWR)
-        # This one is permitted within a session (kill(2)). A stopped process would not notice the end of its connection.
+                self.socket.shutdown(socket.SHUT_RDWR)
+        # SIGCONT is permitted within a session (kill(2)). A stopped process would not notice the closed connection.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self._send_signal(signal.SIGCONT)
 
@@ -216,40 +228,39 @@ class WorkerProcess:
         if self.ended:
             return True
         try:
-            if self._look(os.WNOWAIT | options) is None:
+            if self._waitid(os.WNOWAIT | options) is None:
                 return False
             if self.killed:
-                # Its last thread may not be through yet, and want this very processor. To reap it then takes up to four milliseconds, as
-                # a trace of the scheduler shows: waitid(2) waits for that thread without giving way, until the next tick. (Probably
-                # where release_task, in kernel/exit.c, drops what /proc keeps of a process that somebody has looked at there.)
-                time.sleep(_LAST_THREAD)
-            status = self._look(options)
+                # The killed process's last thread may still be exiting on this CPU. `waitid` would then block in the
+                # kernel until the next scheduler tick, up to 4 ms. Sleep briefly first.
+                time.sleep(_LAST_THREAD_DELAY)
+            status = self._waitid(options)
         except ChildProcessError:
-            # SIGCHLD is ignored, or a foreign waitpid(-1) took the status: it has ended, but how will never be known.
-            # On 5.3 kernels and with SIGCHLD ignored this error comes only once the process is gone (wait(2)).
+            # SIGCHLD is ignored, or a foreign waitpid(-1) took the status. The process has ended, with an unknown status.
+            # From Linux 5.3 on, and with SIGCHLD ignored, this error is raised only after the end (wait(2)).
             pass
         else:
             if status is None:
                 return False
             self._exitcode = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-        if not self.killed and not (self.dismissed and self._exitcode in _ENDS_IN_ORDER):
+        if not self.killed and not (self.dismissed and self._exitcode in _REGULAR_EXITS):
             end_orphans(self.pid, self._since)
-        # At last: others read without the lock.
+        # Last, because others read it without the lock.
         self.ended = True
         self._close_pidfd()
         return True
 
-    def _look(self, options: int) -> os.waitid_result | None:
-        """:func:`os.waitid` for this process, by whatever names it still.
+    def _waitid(self, options: int) -> os.waitid_result | None:
+        """Call :func:`os.waitid` for this process, by its pidfd or its number.
 
         Raises:
-            ChildProcessError: there is no such child any more.
+            ChildProcessError: the child has been reaped.
         """
         while self._pidfd is not None:
             try:
                 status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | options)
             except OSError as error:
-                # Either the process was reaped by somebody else, or this is no pidfd of it any more.
+                # The process was reaped elsewhere, or the descriptor no longer is its pidfd.
                 if isinstance(error, ChildProcessError) and _names(self._pidfd, self.pid):
                     raise
             else:
@@ -261,16 +272,16 @@ class WorkerProcess:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | options)
 
     def _forget_pidfd(self) -> None:
-        """Somebody has closed it, and it may be another's by now: it is not closed a second time."""
+        """Drop a pidfd that the program has closed. Its number may name another file, so it is not closed again."""
         self._pidfd = None
         self._start_time = start_time(self.pid)
 
     @contextlib.contextmanager
     def _kept_pidfd(self) -> Iterator[int | None]:
-        """The pidfd, to wait for; None if there is none.
+        """Keep the pidfd open during a wait; None if there is none.
 
-        Whoever reaps the process meanwhile leaves the closing to who waits: a descriptor that is closed under a wait
-        ends it with an error, and in another thread not at all.
+        If the process is reaped during the wait, the waiter closes the descriptor. Closing it earlier would end the
+        wait with an error, and a wait in another thread would not end at all.
         """
         with self._lock:
             self._waiting += 1
@@ -284,17 +295,17 @@ class WorkerProcess:
                     self._close_pidfd()
 
     def _awaited(self) -> int | None:
-        """The descriptor that becomes readable when there is news; None: there is none."""
+        """Return the descriptor to wait for; None if there is none."""
         return self._pidfd
 
     def _close_pidfd(self) -> None:
         if self._waiting == 0 and self._pidfd is not None:
-            # In this order: a fork by another thread in between must not close the number in its copy, where it is something else's.
+            # Clear the attribute first: a fork by another thread in between must not close a reused number.
             pidfd, self._pidfd = self._pidfd, None
             os.close(pidfd)
 
     def _signal(self, number: int) -> None:
-        # Not permitted: it has become a program of another user, or this one has given up privileges, at this very moment.
+        # PermissionError: the process or this program has just changed its user.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self._send_signal(number)
 
@@ -319,7 +330,7 @@ class WorkerProcess:
 
 
 class _Unended:
-    """Processes that this program could not end. They are reaped when they have ended, as others are started."""
+    """Processes that this program could not end. They are reaped when others are started."""
 
     def __init__(self) -> None:
         self._processes: list[WorkerProcess] = []
@@ -331,58 +342,50 @@ class _Unended:
                 "and the process did not end by itself within %s seconds",
                 process.pid,
                 os.geteuid(),
-                _REFUSED_PATIENCE,
+                _REFUSED_TIMEOUT,
             )
             self._processes.append(process)
 
     def reap(self) -> None:
-        """Reap those that have ended."""
+        """Reap the processes that have ended."""
         if self._processes:
             self._processes = [process for process in self._processes if not process.poll()]
 
 
-logger: Final = logging.getLogger("trio_offload")
-hold_reserve()
-unended: Final = _Unended()
-_REFUSED_PATIENCE: Final = 5.0  # seconds
-_REFUSED_PAUSE: Final = 0.1  # seconds
-# Of one that was to leave; 120 is Python's own, for output that could not be written. None: how it ended is not known.
-_ENDS_IN_ORDER: Final = (0, 120, None)
-_LAST_THREAD: Final = 0.00001  # seconds; the system makes some 60 microseconds of it (PR_SET_TIMERSLACK in prctl(2))
-_WITHOUT_THREAD: Final = 0.01  # seconds
-_LONGEST_POLL: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
-
-
 def start_time(pid: int) -> bytes | None:
-    """When a process was started, in the kernel's own measure; None: there is no such process, or nothing tells."""
+    """Return when a process was started, in clock ticks since the boot; None if that is not known."""
     fields = stat_fields(pid)
-    # The 22nd of proc(5), of which these are those from the third on.
+    # Field 22 of proc(5); the list begins with the third.
     return None if fields is None else fields[19]
 
 
 def _names(pidfd: int, pid: int) -> bool:
-    """Whether a descriptor is a pidfd of this process, be it one that has been reaped; also where nothing tells."""
+    """Return False if a descriptor is not a pidfd of this process. A reaped process counts as this one."""
     try:
         with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-            told = file.read()
+            text = file.read()
     except FileNotFoundError:
         return not os.path.exists("/proc/self/fdinfo")
     except OSError:
-        # No descriptor is left to find out.
+        # This process has no free descriptor.
         return True
-    fields = dict(line.split(b":\t", 1) for line in told.splitlines() if b":\t" in line)
-    # Those of all namespaces, with that of the reader's /proc first; -1 of one that is gone.
+    fields = dict(line.split(b":\t", 1) for line in text.splitlines() if b":\t" in line)
+    # The numbers in all PID namespaces, that of this /proc first; -1 after the end.
     return b"Pid" in fields and {b"-1", b"%d" % pid} & {fields[b"Pid"], *fields.get(b"NSpid", b"").split()} != set()
 
 
 def _no_limit() -> trio.CapacityLimiter:
-    """A limiter for a thread that only waits: it must not take a place from the user's threads."""
+    """Return a limiter for a thread that only waits, which needs no token of the user's threads."""
     return trio.CapacityLimiter(1)
 
 
 def _ended_process(pid: int, exitcode: int | None) -> WorkerProcess:
-    """What a pickled WorkerProcess becomes: a record that nothing can be done with."""
+    """Unpickle a WorkerProcess as a record that has ended."""
     process = WorkerProcess(pid, None)
     process.ended = True
     process._exitcode = exitcode
     return process
+
+
+unended: Final = _Unended()
+hold_reserve()

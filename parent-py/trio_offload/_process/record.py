@@ -1,7 +1,7 @@
-"""What is known of a worker that died: the file that it wrote to before, and the record made of it.
+"""The record: a file that outlives its worker, and its parser.
 
-The file has no name: it goes when this process closes it, or ends, in whatever way. PROTOCOL.md («The record») says who
-writes what into it.
+The file has no name, so it vanishes when this process closes it or ends. PROTOCOL.md ("The record") defines its
+contents and who writes them.
 """
 
 from __future__ import annotations
@@ -21,71 +21,75 @@ from trio_offload_worker._descriptors import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
 
+_MAX_SIZE: Final = 256 * 1024  # bytes; faulthandler writes a tenth of that at most (100 threads, 100 frames each)
+_PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_chunks.py
+
 
 @attrs.frozen
 class Progress:
-    """How far a worker has come with a chunk of items."""
+    """Progress of a worker with a chunk of items."""
 
     chunk: int = 0
-    """The chunk's number."""
+    """Number of the chunk."""
     index: int = 0
-    """All items before this one have been run."""
+    """Index of the first item that has not been run to its end."""
     count: int = 0
-    """So many from there on may have begun."""
+    """Number of items from there on that may have been started."""
 
 
 class RecordFile:
-    """The file that a worker writes to before it dies. This process keeps it, the worker inherits it."""
+    """The file that a worker writes to before it dies. The worker inherits it."""
 
     def __init__(self) -> None:
-        # Should there be none.
+        # Before anything may raise, for `close`.
         self._descriptor = -1
         self._identity = 0, 0
         self._descriptor = _new_file()
         status = os.fstat(self._descriptor)
         self._identity = status.st_dev, status.st_ino
-        # The place where a chunk counts its items. Both sides share the position in the file, so all text comes behind it.
+        # The place of a chunk's progress. Both sides share the position in the file, so text follows it.
         if os.write(self._descriptor, bytes(_PROGRESS.size)) < _PROGRESS.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def fileno(self) -> int:
+        """Return the descriptor."""
         return self._descriptor
 
     def identity(self) -> tuple[int, int]:
-        """What the worker knows the file by, whatever number it has there."""
+        """Return the file's identity, by which the worker finds it whatever its number."""
         return self._identity
 
     def number_of_newborn(self) -> int:
-        """The number of a forked worker that has not told it itself; 0: there is none."""
+        """Return the process ID of a forked worker that has not sent it; 0 if there is no process."""
         try:
             return int.from_bytes(os.pread(self._descriptor, 4, 0), sys.byteorder)
         except OSError:
             return 0
 
     def progress(self) -> Progress:
-        """How far a chunk has come."""
+        """Return the progress of the latest chunk."""
         try:
             index, number, count = _PROGRESS.unpack(os.pread(self._descriptor, _PROGRESS.size, 0))
         except (OSError, struct.error):
-            # A job has made it shorter. Then nothing is known.
+            # A job has truncated the file.
             return Progress()
         return Progress(number, index, count)
 
     def read(self) -> str:
-        """What has been written; the front of it, should it be endless."""
+        """Return the text of the file, at most `_MAX_SIZE` bytes of it."""
         if self._descriptor == -1:
             return ""
         try:
-            return os.pread(self._descriptor, _MOST, _PROGRESS.size).decode(errors="replace")
+            return os.pread(self._descriptor, _MAX_SIZE, _PROGRESS.size).decode(errors="replace")
         except OSError as error:
             logger.warning("the record of a worker's death cannot be read: %s", error)
             return ""
 
     def close(self) -> None:
-        """Let the file go. May be done again."""
+        """Close the file. May be called again."""
         if self._descriptor != -1:
             descriptor, self._descriptor = self._descriptor, -1
-            # Somebody may have closed it already. What has the number then is another's.
+            # The program may have closed it, and the number may name another file.
             if identity_of(descriptor) == self._identity:
                 os.close(descriptor)
 
@@ -94,16 +98,16 @@ class RecordFile:
 
 
 def _new_file() -> int:
-    """Open a file that nobody else has.
+    """Open a new unnamed file.
 
     Raises:
-        OSError: there is no place for one, or no descriptor.
+        OSError: the system has no space, or no descriptor.
     """
     if hasattr(os, "memfd_create"):
         try:
             return os.memfd_create("trio-offload-record", os.MFD_CLOEXEC)
         except OSError as error:
-            # A kernel, or a sandbox, that does not have it; what else may be wrong is so for every file.
+            # A kernel or a sandbox without memfd_create. Other errors would occur with every file.
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL):
                 raise
     with tempfile.TemporaryFile() as file:
@@ -112,24 +116,20 @@ def _new_file() -> int:
 
 @attrs.frozen
 class MemoryLimit:
-    """The line that a worker leaves which was ended for its memory; bytes."""
+    """The line in the record of a worker that exceeded its memory limit. In bytes."""
 
     limit: int
     reached: int
 
 
 def take_apart(text: str) -> tuple[MemoryLimit | None, str]:
-    """What :meth:`RecordFile.read` gave: why the worker was ended, if it was, and the rest."""
+    """Split the text of :meth:`RecordFile.read` into the line about the memory limit, or None, and the stacks."""
     line, _, rest = text.partition("\n")
     if line.startswith('{"memory_limit":'):
         try:
-            told = json.loads(line)
-            return MemoryLimit(int(told["memory_limit"]), int(told["reached"])), rest.strip()
+            fields = json.loads(line)
+            return MemoryLimit(int(fields["memory_limit"]), int(fields["reached"])), rest.strip()
         except (ValueError, TypeError, KeyError):
-            # A job has written there. What it says is shown, and believed no further.
+            # A job has written there. Its text is shown and otherwise ignored.
             pass
     return None, text.strip()
-
-
-_MOST: Final = 256 * 1024  # bytes; faulthandler's own bounds (100 threads, 100 frames each) make it a tenth of that
-_PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_chunks.py

@@ -23,18 +23,20 @@ WORKER_DESCRIPTOR: Final = 3
 _RECORD_DESCRIPTOR: Final = 4
 
 Started: TypeAlias = "tuple[WorkerProcess, socket.socket, RecordFile]"
-"""The process, our end of its socket, and the file that it writes to before it dies."""
+"""The process, our end of its socket, and its record."""
 
 _has_looked = False
 
 
 def start(executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None) -> Started:
-    """Start a worker's program; the process, our end of its socket, and the file that it writes to before it dies.
+    """Spawn a worker's program.
 
-    ``argv`` is by default that of the worker executable.
+    ``posix_spawn`` copies nothing of this process, so its size does not matter.
 
-    Takes about as long as the kernel needs to start a process: ``posix_spawn`` copies nothing of this one, however
-    large it is.
+    Args:
+        executable: path of the program.
+        environment: its environment.
+        argv: its command line; None means that of the worker executable.
 
     Raises:
         OSError: the executable cannot be started.
@@ -46,13 +48,13 @@ def start(executable: str, environment: Mapping[bytes, bytes], argv: list[str] |
             executable_command(executable) if argv is None else argv,
             environment,
             file_actions=[
-                # dup2() of a descriptor to itself would leave it close-on-exec, and the first would overwrite the second's
-                # source if that had its number: so both are taken from above.
+                # Copies with higher numbers: dup2() to the same number keeps close-on-exec, and the first dup2() could
+                # overwrite the source of the second.
                 (os.POSIX_SPAWN_DUP2, socket, WORKER_DESCRIPTOR),
                 (os.POSIX_SPAWN_DUP2, record, _RECORD_DESCRIPTOR),
             ],
-            # Whatever the starting thread has blocked, the worker can be told to stop. Only SIGINT has to wait until
-            # the worker swallows it: before that, Ctrl+C would kill it.
+            # The worker must not inherit the thread's mask. SIGINT stays blocked until the worker handles it;
+            # before that, Ctrl+C would kill the worker.
             setsigmask=[signal.SIGINT],
         )
 
@@ -60,29 +62,29 @@ def start(executable: str, environment: Mapping[bytes, bytes], argv: list[str] |
 
 
 def executable_command(executable: str, *label: str) -> list[str]:
-    """The command line of the worker executable. The label is for those who look at a list of processes."""
+    """Return the command line of the worker executable. The label shows in a list of processes."""
     return [os.path.basename(executable), "serve", str(WORKER_DESCRIPTOR), str(_RECORD_DESCRIPTOR), *label]
 
 
 def fork(child: Callable[[int, int], NoReturn]) -> Started:
-    """Fork this process, and call ``child`` in the copy with the descriptors of its socket and its record; as :func:`start` here.
+    """Fork this process, and call ``child`` in the fork with the descriptors of its socket and its record.
 
-    The hooks of :func:`os.register_at_fork` are called. By then none of the copy's descriptors leads to another worker.
+    Runs the hooks of :func:`os.register_at_fork`. Afterwards the fork has no descriptor of another worker.
 
     Raises:
         OSError, RuntimeError: the system, or Python, does not allow a fork.
     """
 
-    def fork(files: Sequence[socket.socket | RecordFile], copied_socket: int, copied_record: int) -> int:
+    def fork(files: Sequence[socket.socket | RecordFile], theirs: int, record: int) -> int:
         pid = os.fork()
         if pid == 0:
             try:
                 no_forks.leave_in_copy()
                 for file in files:
                     file.close()
-                child(copied_socket, copied_record)
+                child(theirs, record)
             finally:
-                # Whatever has happened: what is on the stack below is the parent's.
+                # The frames below on the stack belong to the parent.
                 os._exit(1)
         return pid
 
@@ -90,10 +92,11 @@ def fork(child: Callable[[int, int], NoReturn]) -> Started:
 
 
 def _start(launch: Callable[[Sequence[socket.socket | RecordFile], int, int], int]) -> Started:
-    """Start a process by ``launch``, which gets the files made for it, and copies of its socket and record, and returns its number.
+    """Start a process by calling ``launch``, and register it with the fork lock.
 
-    The numbers of the copies are above those that a new program finds its own at, and above the standard streams, which this
-    program may have closed.
+    Args:
+        launch: gets the new files, and descriptors of the worker's socket and record. Returns the process ID. The
+            descriptors are above the numbers that the worker uses, and above those of closed standard streams.
     """
     since = boot_time()
     with no_forks:
@@ -116,7 +119,7 @@ def _start(launch: Callable[[Sequence[socket.socket | RecordFile], int, int], in
             for descriptor in copies:
                 os.close(descriptor)
         process = WorkerProcess(pid, open_pidfd(pid), since)
-        process.line = ours
+        process.socket = ours
         no_forks.register(process, ours, record)
     return process, ours, record
 
@@ -126,15 +129,15 @@ def _copy_above(file: socket.socket | RecordFile) -> int:
 
 
 def tell_what_does_not_hold(worker: int) -> None:
-    """Say in the log, at the first worker of this program, what cannot be guaranteed on this system."""
+    """Log, at the first worker of this program, the guarantees that this system cannot give."""
     global _has_looked
     if _has_looked:
         return
     _has_looked = True
     if not is_told():
         logger.warning(
-            "/proc cannot be read here: the memory of workers is not known, memory_limit is refused, and of what a job has started "
-            "only processes whose numbers are near the worker's are ended with it"
+            "/proc cannot be read here: the memory use of workers is not known, memory_limit is refused, and a worker's end ends "
+            "only those of its descendants whose process IDs are near its own"
         )
     if not is_marked(worker):
         logger.warning(
