@@ -14,8 +14,8 @@ import trio
 
 import trio_offload
 from trio_offload import BrokenWorkerError, WorkerMemoryError
-from trio_offload._process import cgroups as _cgroups
 from trio_offload._process import oom as _oom
+from trio_offload._process import proc
 from trio_offload._process import processors as _processors
 
 Files = Callable[[dict[str, str]], None]
@@ -26,7 +26,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Files:
     """The files of the system that there are, with what is in them."""
 
     def have(contents: dict[str, str]) -> None:
-        monkeypatch.setattr(_cgroups, "read_file", lambda path: contents.get(path, ""))
+        monkeypatch.setattr(proc, "read_file", lambda path: contents.get(path, ""))
 
     return have
 

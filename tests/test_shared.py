@@ -26,7 +26,7 @@ from lifeline import PATIENCE, wait_for_end
 from running import run_script
 
 import trio_offload
-from trio_offload import WorkerType, _strays, open_worker_context, retire_when
+from trio_offload import WorkerType, _at_exit, _strays, open_worker_context, retire_when
 from trio_offload._cache import WorkerCache
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
@@ -85,6 +85,7 @@ async def test_a_context_that_was_replaced_has_its_workers_reaped(monkeypatch: p
     finally:
         default.shutdown()
         atexit.unregister(default.shutdown)
+        _at_exit.handlers.remove(default.shutdown)
 
 
 class Slow:

@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # _actors, _cluster; _requests, from_worker.
 LAYERS = {
     "parent": """
-        _version _at_exit _sizes _clock _cgroups
-        _processors
+        _version _at_exit _sizes _clock
         _statistics _limiter _trace _crash _transport _connection
         _process
         _exceptions _options
@@ -92,6 +91,7 @@ HOMES = {
         _chunks _jobs/chunks
         _cloud _jobs/cloudpickle
         _contexts _jobs/contexts
+        _descriptors _system/descriptors
         _exceptions _jobs/exceptions
         _executor _loop/executor
         _family _system/family

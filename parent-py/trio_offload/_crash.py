@@ -32,14 +32,20 @@ class CrashRecord:
     function: str | None
     """The function that it ran; None if it had not begun with one."""
     age: float
-    """Seconds from the beginning of the call until the death was seen; of the worker, if it had not begun with a call."""
+    """Seconds from the beginning of the call until the death was seen;
+
+    of the worker, if it had not begun with a call.
+    """
     stack: str
     """The Python stacks of all threads at the fault, as :mod:`faulthandler` writes them; a panic's message in front of them.
 
     Empty where nothing could be written: after SIGKILL, or :func:`os._exit`.
     """
     rss: int | None = None
-    """Resident memory when it was told last, in bytes: at most a ``report_interval`` before the death."""
+    """Resident memory when it was told last, in bytes:
+
+    at most a ``report_interval`` before the death.
+    """
     peak_rss: int | None = None
     """The most that was ever resident by then, in bytes."""
     vms: int | None = None
@@ -49,7 +55,8 @@ class CrashRecord:
     stderr: str | None = None
     """The end of what was written to standard error since the worker's start, by whomever, if that goes to a file.
 
-    None where it goes to a terminal or a pipe: it belongs to the user, and nothing of it can be had twice.
+    None where it goes to a terminal or a pipe: it belongs to the user, and nothing of it can be had
+    twice.
     """
     time: float = attrs.field(factory=time.time)
     """When the death was seen, in seconds since the epoch."""
@@ -71,7 +78,10 @@ class CrashRecord:
 
 
 def keep(record: CrashRecord, directory: str) -> None:
-    """Write the record into the directory as a JSON file of its own, whole or not at all. Failing is only logged."""
+    """Write the record into the directory as a JSON file of its own, whole or not at all.
+
+    Failing is only logged.
+    """
     moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(record.time))
     target = os.path.join(directory, f"trio-offload-crash-{moment}-{record.pid}.json")
     temporary = f"{target}.{os.getpid()}.part"
@@ -104,7 +114,10 @@ def stderr_size() -> int | None:
 
 
 def stderr_since(size: int | None) -> str | None:
-    """The end of what was written there since it was so long; None if it is no file that can be read."""
+    """The end of what was written there since it was so long;
+
+    None if it is no file that can be read.
+    """
     now = stderr_size()
     if size is None or now is None:
         return None

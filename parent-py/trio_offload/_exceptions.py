@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 class BrokenWorkerError(RuntimeError):
     """A worker ended, or had to be ended, before it had answered.
 
-    The usual causes are in the code that ran in the worker: a crash, a call of :func:`os._exit`, a signal from
-    somebody else, a worker that did not leave within the ``grace_period``. The other workers live on.
+    The usual causes are in the code that ran in the worker: a crash, a call of :func:`os._exit`, a
+    signal from somebody else, a worker that did not leave within the ``grace_period``. The other
+    workers live on.
 
-    ``args`` is the message followed by a handle for each process concerned (almost always one). A handle has the
-    attributes ``pid`` and ``exitcode``, as a :class:`multiprocessing.Process` has.
+    ``args`` is the message followed by a handle for each process concerned (almost always one). A
+    handle has the attributes ``pid`` and ``exitcode``, as a :class:`multiprocessing.Process` has.
 
-    If a call was running, a note on the exception (PEP 678) says what is known of the death, the Python stack above all, so
-    that it stands in every traceback; the same as data is in :attr:`crash`.
+    If a call was running, a note on the exception (PEP 678) says what is known of the death, the
+    Python stack above all, so that it stands in every traceback; the same as data is in
+    :attr:`crash`.
     """
 
     crash: CrashRecord | None = None
@@ -62,8 +64,8 @@ class BrokenWorkerError(RuntimeError):
     def exitcode(self) -> int | None:
         """What the worker ended with: its exit status, or the number of the signal made negative.
 
-        None if it is not known: nothing was started, or somebody else took the status (``SIGCHLD`` ignored, a
-        foreign ``waitpid(-1)``).
+        None if it is not known: nothing was started, or somebody else took the status (``SIGCHLD``
+        ignored, a foreign ``waitpid(-1)``).
         """
         return None if self.process is None else self.process.exitcode
 
@@ -76,13 +78,20 @@ class BrokenWorkerError(RuntimeError):
 class WorkerMemoryError(BrokenWorkerError):
     """A job was ended because it held too much memory: more than the context's ``memory_limit``, or than the system has.
 
-    :attr:`~BrokenWorkerError.crash` has the Python stack at that moment, unless it was the system that ended the worker.
+    :attr:`~BrokenWorkerError.crash` has the Python stack at that moment, unless it was the system
+    that ended the worker.
     """
 
     limit: int | None = None
-    """The context's ``memory_limit`` in bytes; None if it has none, and the system's own limit was reached."""
+    """The context's ``memory_limit`` in bytes;
+
+    None if it has none, and the system's own limit was reached.
+    """
     reached: int | None = None
-    """What the worker and its child processes held, in bytes; if the system ended it, what the worker told of last."""
+    """What the worker and its child processes held, in bytes;
+
+    if the system ended it, what the worker told of last.
+    """
 
 
 class WorkerStartError(BrokenWorkerError):
@@ -108,14 +117,17 @@ class WorkerTimeoutError(trio.TooSlowError):
 
 
 class LocateError(WorkerStartError):
-    """The worker executable or the right libpython was not found. The message lists every place looked at."""
+    """The worker executable or the right libpython was not found.
+
+    The message lists every place looked at.
+    """
 
 
 class RemoteError(RuntimeError):
     """Stands in for an exception of a job that could not make the journey to the parent.
 
-    It could not be pickled in the worker, or what was pickled could not be unpickled here; in the latter case the
-    error that unpickling raised is the ``__cause__``.
+    It could not be pickled in the worker, or what was pickled could not be unpickled here; in the
+    latter case the error that unpickling raised is the ``__cause__``.
     """
 
     def __init__(self, type_name: str, message: str, traceback_text: str) -> None:

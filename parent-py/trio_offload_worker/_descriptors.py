@@ -8,8 +8,8 @@ import os
 def identity_of(descriptor: int) -> tuple[int, int] | None:
     """Return the identity of the open file or socket behind a descriptor; None if the descriptor is closed.
 
-    Jobs and programs may close a descriptor that they did not open, and its number is then reused. The identity
-    tells whether the number still names the same file.
+    Jobs and programs may close a descriptor that they did not open, and its number is then reused.
+    The identity tells whether the number still names the same file.
     """
     try:
         status = os.fstat(descriptor)

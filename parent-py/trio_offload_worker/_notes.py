@@ -1,4 +1,7 @@
-"""Notes on exceptions (PEP 678), also where Python does not have them yet. The parent and the worker use it."""
+"""Notes on exceptions (PEP 678), also where Python does not have them yet.
+
+The parent and the worker use it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from __future__ import annotations
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to an exception, unless it has the note already.
 
-    On Python 3.10 the backport of exception groups, which Trio needs, shows it; a plain traceback does not.
-    Bypasses the exception's class, which may forbid setting attributes (a frozen dataclass does).
+    On Python 3.10 the backport of exception groups, which Trio needs, shows it; a plain traceback
+    does not. Bypasses the exception's class, which may forbid setting attributes (a frozen
+    dataclass does).
     """
     try:
         notes = object.__getattribute__(error, "__dict__").setdefault("__notes__", [])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from . import proc
+
 
 def files(controller: str, second: str, first: str, read: Callable[[str], str] | None = None) -> list[str]:
     """Where a file of this process's control groups can be, its own group first, then those above it.
 
-    ``second`` is its name in version 2 of the interface, ``first`` in version 1. In a container the path that the process is
-    told may be the host's; then its own group is the root that it sees.
+    ``second`` is its name in version 2 of the interface, ``first`` in version 1. In a container the
+    path that the process is told may be the host's; then its own group is the root that it sees.
     """
     paths: list[str] = []
-    for line in (read or read_file)("/proc/self/cgroup").splitlines():
+    for line in (read or proc.read_file)("/proc/self/cgroup").splitlines():
         match = re.fullmatch(r"\d+:([^:]*):(/.*)", line)
         if match is None:
             continue
@@ -25,15 +27,6 @@ def files(controller: str, second: str, first: str, read: Callable[[str], str] |
             for name in (controller, controllers):
                 paths += _upwards(f"/sys/fs/cgroup/{name}", group, first)
     return list(dict.fromkeys(paths))
-
-
-def read_file(path: str) -> str:
-    """What is in a file of the system's; empty if there is no such file, or it may not be read."""
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def _upwards(root: str, group: str, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Block :func:`os.fork` while a socket pair is handed to a new process, and clean up in a fork.
 
-Otherwise the copy would hold the worker's end open, and the worker's death would not end the stream.
+Otherwise the copy would hold the worker's end open, and the worker's death would not end the
+stream.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ class _Closable(Protocol):
 
 
 class ForkLock:
-    """Keeps forks of this process away from its workers. Lock it while a descriptor of a worker is half handed over."""
+    """Keeps forks of this process away from its workers.
+
+    Lock it while a descriptor of a worker is half handed over.
+    """
 
     def __init__(self) -> None:
         # Re-entrant: a signal handler that forks may run while the lock is held.

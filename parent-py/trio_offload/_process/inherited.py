@@ -14,7 +14,8 @@ def surroundings() -> Iterator[tuple[list[int], int | None]]:
     """Provide the open standard streams and the working directory of this moment.
 
     Yields:
-        The numbers of the open standard streams; a descriptor of the working directory, closed afterwards, or None.
+        The numbers of the open standard streams; a descriptor of the working directory, closed
+        afterwards, or None.
 
     Raises:
         OSError: the process has no free descriptor.
@@ -28,7 +29,10 @@ def surroundings() -> Iterator[tuple[list[int], int | None]]:
 
 
 def _is_inherited(descriptor: int) -> bool:
-    """Return True if the descriptor is a standard stream. Another file that has its number is close-on-exec."""
+    """Return True if the descriptor is a standard stream.
+
+    Another file that has its number is close-on-exec.
+    """
     try:
         return not fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     except OSError:

@@ -1,4 +1,7 @@
-"""Whether the system's OOM killer may have ended a worker. What cannot be known is marked as a guess."""
+"""Whether the system's OOM killer may have ended a worker.
+
+What cannot be known is marked as a guess.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Final
 import attrs
 
 from .._sizes import readable_size
-from . import cgroups as _cgroups
+from . import proc
+from .cgroups import files
 
 
 @attrs.frozen
@@ -26,7 +30,10 @@ class OomKills:
     """When the first was read. A worker that lived then is none of those that had been counted."""
 
     def looked_at_again(self) -> OomKills:
-        """The same with the first as it is now, which takes 10 us. (The second takes ten times as long.)"""
+        """The same with the first as it is now, which takes 10 us.
+
+        (The second takes ten times as long.)
+        """
         if self.cgroup is None:
             return self
         return attrs.evolve(self, cgroup=_counter(self.path, "oom_kill"), moment=time.monotonic())
@@ -35,7 +42,7 @@ class OomKills:
 def count_kills() -> OomKills:
     """The counters as they are now."""
     cgroup, found = None, ""
-    for path in _cgroups.files("memory", "memory.events", "memory.oom_control", _read):
+    for path in files("memory", "memory.events", "memory.oom_control", _read):
         cgroup = _counter(path, "oom_kill")
         if cgroup is not None:
             found = path
@@ -47,7 +54,8 @@ def count_kills() -> OomKills:
 class Explanation:
     """Why a SIGKILL that we did not send may have been the OOM killer's.
 
-    ``certain``: its counter for this control group rose after the call had begun. A rise that may have come before is no proof.
+    ``certain``: its counter for this control group rose after the call had begun. A rise that may
+    have come before is no proof.
     """
 
     certain: bool
@@ -89,9 +97,12 @@ def explain_kill(before: OomKills, rss: int | None, began: float) -> Explanation
 
 
 def memory_limit() -> int | None:
-    """The memory, in bytes, that this process's control group or else the machine has; None if the system does not tell."""
+    """The memory, in bytes, that this process's control group or else the machine has;
+
+    None if the system does not tell.
+    """
     limits = []
-    for path in _cgroups.files("memory", "memory.max", "memory.limit_in_bytes", _read):
+    for path in files("memory", "memory.max", "memory.limit_in_bytes", _read):
         text = _read(path).strip()
         if text.isdigit():
             limits.append(int(text))
@@ -109,7 +120,7 @@ def _counter(path: str, name: str) -> int | None:
     return None
 
 
-_read = _cgroups.read_file
+_read = proc.read_file
 # Seconds between two looks while calls run.
 LOOK_INTERVAL: Final = 0.01
 _NEAR: Final = 0.8

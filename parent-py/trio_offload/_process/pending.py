@@ -17,7 +17,8 @@ from .. import _clock
 from .._transport.sockets import socket_pair
 from .fork_lock import no_forks
 from .oom import OomKills
-from .process import WorkerProcess, start_time
+from .proc import start_time
+from .process import WorkerProcess
 from .record import RecordFile
 
 # Seconds until a template that has not forked is killed; a fork takes a thousandth of that.
@@ -27,8 +28,9 @@ _FORK_TIMEOUT: Final = 5.0
 class ForkedProcess(WorkerProcess):
     """A process that a template was asked to fork. Until its number is known, ``pid`` is 0 and it counts as running.
 
-    It first writes its number into a pipe. If the pipe ends without one, the process was killed before it could
-    write, and the record has the number. Otherwise the template has died or could not fork, and no process exists.
+    It first writes its number into a pipe. If the pipe ends without one, the process was killed
+    before it could write, and the record has the number. Otherwise the template has died or could
+    not fork, and no process exists.
     """
 
     def __init__(self, birth: int, template: WorkerProcess, record: RecordFile) -> None:
@@ -88,8 +90,8 @@ class ForkedProcess(WorkerProcess):
             self._close_pidfd()
             return False
         self.pid = pid
-        # Only this program reaps its children, so the number is not reused yet. Close the pipe first: there may
-        # be no other free descriptor.
+        # Only this program reaps its children, so the number is not reused yet. Close the pipe
+        # first: there may be no other free descriptor.
         self._close_birth()
         self._pidfd = open_pidfd(self.pid)
         if self._pidfd is None:
@@ -116,8 +118,8 @@ class ForkedProcess(WorkerProcess):
 class Lines:
     """A forked process whose number is not known yet: its socket, its record, and the pipe for the number.
 
-    A standby process is requested before it is needed. Then ``oom_kills`` has been counted already, which takes
-    longest of the parent's steps of a start.
+    A standby process is requested before it is needed. Then ``oom_kills`` has been counted already,
+    which takes longest of the parent's steps of a start.
     """
 
     def __init__(self, template: WorkerProcess, oom_kills: OomKills | None = None) -> None:
@@ -138,7 +140,8 @@ class Lines:
         """Request the process. Return False if that fails at this moment; then this object is closed.
 
         Args:
-            send: called with the template's ends in the order of PROTOCOL.md. Returns True if it has sent them.
+            send: called with the template's ends in the order of PROTOCOL.md. Returns True if it
+                has sent them.
         """
         asked = False
         try:

@@ -1,22 +1,24 @@
 """What this process may do: its user, groups, capabilities, root directory and namespaces.
 
-A worker gets them from this process when it starts, and keeps them. If they change here, its jobs could do more than the
-program may, or meet another root directory. So each worker keeps the privileges that it was started with
-(:class:`Grant`), and takes a call only while they are the program's.
+A worker gets them from this process when it starts, and keeps them. If they change here, its jobs
+could do more than the program may, or meet another root directory. So each worker keeps the
+privileges that it was started with (:class:`Grant`), and takes a call only while they are the
+program's.
 
-A full look takes several microseconds, and no cheaper system call tells of a new root directory. So it is made where one of
-these says that something may have changed:
+A full look takes several microseconds, and no cheaper system call tells of a new root directory. So
+it is made where one of these says that something may have changed:
 
 * The effective user has changed. This is looked at before each call (0.13 us).
-* One of the functions of :mod:`os` that change privileges has been called. They are wrapped once a worker is started, since
-  Python has no audit event for them.
-* A tenth of a second has passed since the last full look. This finds changes by other means (ctypes, extension modules).
+* One of the functions of :mod:`os` that change privileges has been called. They are wrapped once a
+  worker is started, since Python has no audit event for them.
+* A tenth of a second has passed since the last full look. This finds changes by other means
+  (ctypes, extension modules).
 
-Namespaces take longer than all the rest. They are looked at in the first two cases, and otherwise once a second, and only in
-a program that may change them (CAP_SYS_ADMIN).
+Namespaces take longer than all the rest. They are looked at in the first two cases, and otherwise
+once a second, and only in a program that may change them (CAP_SYS_ADMIN).
 
-Not seen are restrictions without a number that the system would tell cheaply: Landlock, a change of the SELinux or AppArmor
-profile.
+Not seen are restrictions without a number that the system would tell cheaply: Landlock, a change of
+the SELinux or AppArmor profile.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ import attrs
 
 @attrs.frozen
 class Privileges:
-    """The privileges of the calling thread. The kernel keeps them for each thread; the C library changes those of all."""
+    """The privileges of the calling thread.
+
+    The kernel keeps them for each thread; the C library changes those of all.
+    """
 
     users: tuple[int, int, int]
     """Real, effective and saved."""
@@ -78,7 +83,10 @@ class Grant:
 
 
 def current(*, anew: bool = False) -> Privileges:
-    """The privileges of the calling thread; with ``anew`` its namespaces are looked at in any case."""
+    """The privileges of the calling thread;
+
+    with ``anew`` its namespaces are looked at in any case.
+    """
     root: tuple[int, int] | None
     try:
         status = os.stat("/")
@@ -98,7 +106,10 @@ def current(*, anew: bool = False) -> Privileges:
 
 
 class _System:
-    """What there is no function for in :mod:`os`. Without ctypes it finds nothing, and so never a change."""
+    """What there is no function for in :mod:`os`.
+
+    Without ctypes it finds nothing, and so never a change.
+    """
 
     def __init__(self) -> None:
         self._look: Callable[[], tuple[bytes, tuple[int, int]]] | None = None
@@ -133,7 +144,8 @@ def _prepare() -> Callable[[], tuple[bytes, tuple[int, int]]]:
 
 def _may_administer(capabilities: bytes) -> bool:
     """Whether CAP_SYS_ADMIN is permitted, without which namespaces cannot be changed."""
-    # Three numbers of 32 bits for the lower capabilities (effective, permitted, inheritable), then three for the upper.
+    # Three numbers of 32 bits for the lower capabilities (effective, permitted, inheritable), then
+    # three for the upper.
     return not capabilities or bool(memoryview(capabilities).cast("I")[1] & _CAP_SYS_ADMIN)
 
 
@@ -156,7 +168,8 @@ def _namespace(name: str) -> str:
 
 class _LastNamespaces:
     def __init__(self) -> None:
-        # In one piece, as several threads may look: who has looked, until when that counts, and what was found.
+        # In one piece, as several threads may look: who has looked, until when that counts, and
+        # what was found.
         self.found: tuple[int, float, tuple[str, ...]] = (0, 0.0, ())
 
 
@@ -180,7 +193,8 @@ class _Grants:
             grant.look_at = -math.inf
 
     def _in_child(self) -> None:
-        # Another thread may have held the lock at the moment of the fork. (It is re-entrant for the sake of signal handlers.)
+        # Another thread may have held the lock at the moment of the fork. (It is re-entrant for the
+        # sake of signal handlers.)
         self._lock = threading.RLock()
 
 

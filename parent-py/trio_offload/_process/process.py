@@ -2,25 +2,28 @@
 
 Guarantees of this folder:
 
-* Only a :class:`WorkerProcess` signals or reaps its process, under its lock. A reaped process is not signalled:
-  the kernel may have reused its number. Callers never wait for the lock, because a signal handler may call in
-  the middle of a kill in the same thread. The holder does what others have asked for in the meantime.
-* A process is named by a pidfd (Linux 5.3), or by its number where there are none. Both are checked before use:
-  a pidfd must still name this process, and a number must belong to a process with the same start time. A
-  foreign waitpid(-1) may have reaped the process, and a program may close descriptors that it did not open.
-* :func:`os.fork` waits while a socket pair is handed to a new process (``fork_lock.py``). Otherwise the copy would
-  hold the worker's end open, and the worker's death would not end the stream. A fork in C that skips Python's
-  fork hooks is not covered.
+* Only a :class:`WorkerProcess` signals or reaps its process, under its lock. A reaped process is
+  not signalled: the kernel may have reused its number. Callers never wait for the lock, because a
+  signal handler may call in the middle of a kill in the same thread. The holder does what others
+  have asked for in the meantime.
+* A process is named by a pidfd (Linux 5.3), or by its number where there are none. Both are checked
+  before use: a pidfd must still name this process, and a number must belong to a process with the
+  same start time. A foreign waitpid(-1) may have reaped the process, and a program may close
+  descriptors that it did not open.
+* :func:`os.fork` waits while a socket pair is handed to a new process (``fork_lock.py``). Otherwise
+  the copy would hold the worker's end open, and the worker's death would not end the stream. A fork
+  in C that skips Python's fork hooks is not covered.
 * A fork of this process inherits no worker. Its copies of the descriptors are closed in the child.
-* A worker that a template forks is a child of this process too, and the same holds for it, also while it is on
-  standby. Until it has sent its number it is known by a pipe (``pending.py``); a kill in that time is done once the
-  number arrives.
-* A process is ended with its descendants, which inherit its mark (``_family.py``). It is stopped first, so that it
-  starts no more processes, and killed last; the kernel resumes it if this process ends in between. If a process
-  has exited irregularly, its descendants are searched for and ended when it is reaped.
-* A program that has given up privileges may not signal the workers that it started before. It closes their
-  connection instead: their native thread has kept the privileges and ends them with their descendants. The wait
-  for that is limited.
+* A worker that a template forks is a child of this process too, and the same holds for it, also
+  while it is on standby. Until it has sent its number it is known by a pipe (``pending.py``); a
+  kill in that time is done once the number arrives.
+* A process is ended with its descendants, which inherit its mark (``_family.py``). It is stopped
+  first, so that it starts no more processes, and killed last; the kernel resumes it if this process
+  ends in between. If a process has exited irregularly, its descendants are searched for and ended
+  when it is reaped.
+* A program that has given up privileges may not signal the workers that it started before. It
+  closes their connection instead: their native thread has kept the privileges and ends them with
+  their descendants. The wait for that is limited.
 """
 
 from __future__ import annotations
@@ -45,16 +48,17 @@ from trio_offload_worker._family import (
     end_family,
     end_orphans,
     hold_reserve,
-    stat_fields,
 )
 
 from .. import _clock
+from .proc import is_pidfd_of, start_time
 
 logger: Final = logging.getLogger("trio_offload")
 
 _REFUSED_TIMEOUT: Final = 5.0  # seconds until a process that may not be signalled is abandoned
 _REFUSED_RETRY_DELAY: Final = 0.1  # seconds
-# Exit statuses of a regular exit. 120: Python could not flush its output. None: the status is not known.
+# Exit statuses of a regular exit. 120: Python could not flush its output. None: the status is not
+# known.
 _REGULAR_EXITS: Final = (0, 120, None)
 _LAST_THREAD_DELAY: Final = 0.00001  # seconds; with the timer slack (PR_SET_TIMERSLACK in prctl(2)) about 60 microseconds
 _POLL_INTERVAL: Final = 0.01  # seconds between two polls where neither a pidfd nor a thread is available
@@ -88,12 +92,16 @@ class WorkerProcess:
         self.socket: socket.socket | None = None
         # When a process that may not be signalled is abandoned, as time.monotonic().
         self._refused_until: float | None = None
-        # True if it has announced its exit, or was asked to exit. Processes that its jobs left behind then live on.
+        # True if it has announced its exit, or was asked to exit. Processes that its jobs left
+        # behind then live on.
         self.dismissed = False
 
     @property
     def exitcode(self) -> int | None:
-        """Exit status, or the negative number of the signal. None means that it runs, or that the status is not known."""
+        """Exit status, or the negative number of the signal.
+
+        None means that it runs, or that the status is not known.
+        """
         self.poll()
         return self._exitcode
 
@@ -124,7 +132,10 @@ class WorkerProcess:
         return self.ended
 
     async def wait(self) -> None:
-        """Wait until the process has ended, and reap it. For one task at a time; others may :meth:`poll`."""
+        """Wait until the process has ended, and reap it.
+
+        For one task at a time; others may :meth:`poll`.
+        """
         while not self.poll():
             if self._refused_until is not None:
                 # A thread, because Trio's clock may not be the real one.
@@ -143,13 +154,17 @@ class WorkerProcess:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def wait_sync(self, deadline: float) -> bool:
-        """Block until the process has ended, or until ``deadline`` on ``time.monotonic()``. Return True if it has ended."""
+        """Block until the process has ended, or until ``deadline`` on ``time.monotonic()``.
+
+        Return True if it has ended.
+        """
         longest = _MAX_POLL_TIMEOUT
         while not self.poll():
             if self._refused_until is not None:
                 deadline = min(deadline, self._refused_until)
                 longest = _REFUSED_RETRY_DELAY
-                # Repeat: the process may have been stopped, or this program may have regained the permission.
+                # Repeat: the process may have been stopped, or this program may have regained the
+                # permission.
                 self.kill()
             left = deadline - time.monotonic()
             if left <= 0:
@@ -202,7 +217,7 @@ class WorkerProcess:
         self._end_family()
 
     def _end_family(self) -> None:
-        if self._pidfd is not None and not _names(self._pidfd, self.pid):
+        if self._pidfd is not None and not is_pidfd_of(self._pidfd, self.pid):
             self._forget_pidfd()
         try:
             self._send_signal(0)
@@ -220,7 +235,8 @@ class WorkerProcess:
         if self.socket is not None:
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
-        # SIGCONT is permitted within a session (kill(2)). A stopped process would not notice the closed connection.
+        # SIGCONT is permitted within a session (kill(2)). A stopped process would not notice the
+        # closed connection.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self._send_signal(signal.SIGCONT)
 
@@ -231,13 +247,15 @@ class WorkerProcess:
             if self._waitid(os.WNOWAIT | options) is None:
                 return False
             if self.killed:
-                # The killed process's last thread may still be exiting on this CPU. `waitid` would then block in the
-                # kernel until the next scheduler tick, up to 4 ms. Sleep briefly first.
+                # The killed process's last thread may still be exiting on this CPU. `waitid` would
+                # then block in the kernel until the next scheduler tick, up to 4 ms. Sleep briefly
+                # first.
                 time.sleep(_LAST_THREAD_DELAY)
             status = self._waitid(options)
         except ChildProcessError:
-            # SIGCHLD is ignored, or a foreign waitpid(-1) took the status. The process has ended, with an unknown status.
-            # From Linux 5.3 on, and with SIGCHLD ignored, this error is raised only after the end (wait(2)).
+            # SIGCHLD is ignored, or a foreign waitpid(-1) took the status. The process has ended,
+            # with an unknown status. From Linux 5.3 on, and with SIGCHLD ignored, this error is
+            # raised only after the end (wait(2)).
             pass
         else:
             if status is None:
@@ -261,7 +279,7 @@ class WorkerProcess:
                 status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | options)
             except OSError as error:
                 # The process was reaped elsewhere, or the descriptor no longer is its pidfd.
-                if isinstance(error, ChildProcessError) and _names(self._pidfd, self.pid):
+                if isinstance(error, ChildProcessError) and is_pidfd_of(self._pidfd, self.pid):
                     raise
             else:
                 if status is None or status.si_pid == self.pid:
@@ -272,7 +290,10 @@ class WorkerProcess:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | options)
 
     def _forget_pidfd(self) -> None:
-        """Drop a pidfd that the program has closed. Its number may name another file, so it is not closed again."""
+        """Drop a pidfd that the program has closed.
+
+        Its number may name another file, so it is not closed again.
+        """
         self._pidfd = None
         self._start_time = start_time(self.pid)
 
@@ -280,8 +301,8 @@ class WorkerProcess:
     def _kept_pidfd(self) -> Iterator[int | None]:
         """Keep the pidfd open during a wait; None if there is none.
 
-        If the process is reaped during the wait, the waiter closes the descriptor. Closing it earlier would end the
-        wait with an error, and a wait in another thread would not end at all.
+        If the process is reaped during the wait, the waiter closes the descriptor. Closing it
+        earlier would end the wait with an error, and a wait in another thread would not end at all.
         """
         with self._lock:
             self._waiting += 1
@@ -300,7 +321,8 @@ class WorkerProcess:
 
     def _close_pidfd(self) -> None:
         if self._waiting == 0 and self._pidfd is not None:
-            # Clear the attribute first: a fork by another thread in between must not close a reused number.
+            # Clear the attribute first: a fork by another thread in between must not close a reused
+            # number.
             pidfd, self._pidfd = self._pidfd, None
             os.close(pidfd)
 
@@ -350,28 +372,6 @@ class _Unended:
         """Reap the processes that have ended."""
         if self._processes:
             self._processes = [process for process in self._processes if not process.poll()]
-
-
-def start_time(pid: int) -> bytes | None:
-    """Return when a process was started, in clock ticks since the boot; None if that is not known."""
-    fields = stat_fields(pid)
-    # Field 22 of proc(5); the list begins with the third.
-    return None if fields is None else fields[19]
-
-
-def _names(pidfd: int, pid: int) -> bool:
-    """Return False if a descriptor is not a pidfd of this process. A reaped process counts as this one."""
-    try:
-        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-            text = file.read()
-    except FileNotFoundError:
-        return not os.path.exists("/proc/self/fdinfo")
-    except OSError:
-        # This process has no free descriptor.
-        return True
-    fields = dict(line.split(b":\t", 1) for line in text.splitlines() if b":\t" in line)
-    # The numbers in all PID namespaces, that of this /proc first; -1 after the end.
-    return b"Pid" in fields and {b"-1", b"%d" % pid} & {fields[b"Pid"], *fields.get(b"NSpid", b"").split()} != set()
 
 
 def _no_limit() -> trio.CapacityLimiter:

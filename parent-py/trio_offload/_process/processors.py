@@ -6,15 +6,16 @@ import math
 import os
 import sys
 
-from . import cgroups as _cgroups
+from . import proc
+from .cgroups import files
 
 
 def usable_processors() -> int:
     """The processors that this process may use at this moment, one or more.
 
-    As :func:`os.process_cpu_count` of Python 3.13 counts them, on every Python: what ``-X cpu_count`` or the variable
-    ``PYTHON_CPU_COUNT`` says, otherwise the processors of the affinity mask. The latter are no more than the processor time
-    that the control groups allow, rounded up.
+    As :func:`os.process_cpu_count` of Python 3.13 counts them, on every Python: what ``-X
+    cpu_count`` or the variable ``PYTHON_CPU_COUNT`` says, otherwise the processors of the affinity
+    mask. The latter are no more than the processor time that the control groups allow, rounded up.
     """
     told = _told()
     if told is not None:
@@ -38,10 +39,10 @@ def _told() -> int | None:
 def _quotas() -> list[float]:
     """The processors' worth of time that each control group above this process allows."""
     found: list[float] = []
-    for path in _cgroups.files("cpu", "cpu.max", "cpu.cfs_quota_us"):
-        words = _cgroups.read_file(path).split()
+    for path in files("cpu", "cpu.max", "cpu.cfs_quota_us"):
+        words = proc.read_file(path).split()
         if path.endswith("_quota_us"):
-            words += _cgroups.read_file(path.replace("_quota_us", "_period_us")).split()
+            words += proc.read_file(path.replace("_quota_us", "_period_us")).split()
         # «max», and -1 in version 1: as much as there is.
         if len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words):
             found.append(int(words[0]) / int(words[1]))

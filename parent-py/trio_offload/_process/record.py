@@ -1,7 +1,7 @@
 """The record: a file that outlives its worker, and its parser.
 
-The file has no name, so it vanishes when this process closes it or ends. PROTOCOL.md ("The record") defines its
-contents and who writes them.
+The file has no name, so it vanishes when this process closes it or ends. PROTOCOL.md ("The record")
+defines its contents and who writes them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class RecordFile:
         self._descriptor = _new_file()
         status = os.fstat(self._descriptor)
         self._identity = status.st_dev, status.st_ino
-        # The place of a chunk's progress. Both sides share the position in the file, so text follows it.
+        # The place of a chunk's progress. Both sides share the position in the file, so text
+        # follows it.
         if os.write(self._descriptor, bytes(_PROGRESS.size)) < _PROGRESS.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -60,7 +61,10 @@ class RecordFile:
         return self._identity
 
     def number_of_newborn(self) -> int:
-        """Return the process ID of a forked worker that has not sent it; 0 if there is no process."""
+        """Return the process ID of a forked worker that has not sent it;
+
+        0 if there is no process.
+        """
         try:
             return int.from_bytes(os.pread(self._descriptor, 4, 0), sys.byteorder)
         except OSError:

@@ -48,13 +48,13 @@ def start(executable: str, environment: Mapping[bytes, bytes], argv: list[str] |
             executable_command(executable) if argv is None else argv,
             environment,
             file_actions=[
-                # Copies with higher numbers: dup2() to the same number keeps close-on-exec, and the first dup2() could
-                # overwrite the source of the second.
+                # Copies with higher numbers: dup2() to the same number keeps close-on-exec, and the
+                # first dup2() could overwrite the source of the second.
                 (os.POSIX_SPAWN_DUP2, socket, WORKER_DESCRIPTOR),
                 (os.POSIX_SPAWN_DUP2, record, _RECORD_DESCRIPTOR),
             ],
-            # The worker must not inherit the thread's mask. SIGINT stays blocked until the worker handles it;
-            # before that, Ctrl+C would kill the worker.
+            # The worker must not inherit the thread's mask. SIGINT stays blocked until the worker
+            # handles it; before that, Ctrl+C would kill the worker.
             setsigmask=[signal.SIGINT],
         )
 
@@ -69,7 +69,8 @@ def executable_command(executable: str, *label: str) -> list[str]:
 def fork(child: Callable[[int, int], NoReturn]) -> Started:
     """Fork this process, and call ``child`` in the fork with the descriptors of its socket and its record.
 
-    Runs the hooks of :func:`os.register_at_fork`. Afterwards the fork has no descriptor of another worker.
+    Runs the hooks of :func:`os.register_at_fork`. Afterwards the fork has no descriptor of another
+    worker.
 
     Raises:
         OSError, RuntimeError: the system, or Python, does not allow a fork.
@@ -95,8 +96,9 @@ def _start(launch: Callable[[Sequence[socket.socket | RecordFile], int, int], in
     """Start a process by calling ``launch``, and register it with the fork lock.
 
     Args:
-        launch: gets the new files, and descriptors of the worker's socket and record. Returns the process ID. The
-            descriptors are above the numbers that the worker uses, and above those of closed standard streams.
+        launch: gets the new files, and descriptors of the worker's socket and record. Returns the
+            process ID. The descriptors are above the numbers that the worker uses, and above those
+            of closed standard streams.
     """
     since = boot_time()
     with no_forks:

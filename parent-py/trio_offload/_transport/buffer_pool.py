@@ -1,8 +1,9 @@
 """Reuse memory between large results.
 
-The kernel zeroes fresh pages, which adds about 50 % to the time needed to receive a large array. Buffers of
-released results are reused while large results keep arriving. The pool keeps at most ``_MAX_SIZE`` bytes and
-frees them when no large result arrives for ``_STREAK`` seconds. A single large result leaves nothing in it.
+The kernel zeroes fresh pages, which adds about 50 % to the time needed to receive a large array.
+Buffers of released results are reused while large results keep arriving. The pool keeps at most
+``_MAX_SIZE`` bytes and frees them when no large result arrives for ``_STREAK`` seconds. A single
+large result leaves nothing in it.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The latest buffers, in use or not. A buffer in use belongs to the program and is not reused. Read-only for others.
+        # The latest buffers, in use or not. A buffer in use belongs to the program and is not
+        # reused. Read-only for others.
         self.given: list[mmap.mmap] = []
         self._last = -_STREAK
         self._is_watched = False
 
     def forget(self) -> None:
-        """Start anew in a fork of this process, which lacks the releasing task; another thread may have held the lock."""
+        """Start anew in a fork of this process, which lacks the releasing task;
+
+        another thread may have held the lock.
+        """
         self.__init__()  # type: ignore[misc]
 
     def allocate(self, size: int, kind: int) -> Target:
@@ -62,7 +67,10 @@ class BufferPool:
         return view, lambda: view
 
     def release_later(self) -> None:
-        """Free the pool once no large result has arrived for a while. Call inside of Trio; may be called again."""
+        """Free the pool once no large result has arrived for a while.
+
+        Call inside of Trio; may be called again.
+        """
         if not self._is_watched:
             self._is_watched = True
             trio.lowlevel.spawn_system_task(self._release)
@@ -106,7 +114,10 @@ class BufferPool:
 
 
 def _is_free(memory: mmap.mmap) -> bool:
-    """Return True if nothing has a view of the mapping. Only then may it be resized, here to its own size."""
+    """Return True if nothing has a view of the mapping.
+
+    Only then may it be resized, here to its own size.
+    """
     try:
         memory.resize(len(memory))
     except (BufferError, OSError, SystemError, ValueError):

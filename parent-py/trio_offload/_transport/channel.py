@@ -1,7 +1,7 @@
 """Frames over a non-blocking socket. The meaning of a frame is its owner's business.
 
-One task reads and one task writes at a time; it may be the same task. An interrupted operation leaves
-the stream inside a frame, and the owner must then close the channel.
+One task reads and one task writes at a time; it may be the same task. An interrupted operation
+leaves the stream inside a frame, and the owner must then close the channel.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Channel:
         self._decoder = Decoder(allocate if pool is None else pool.allocate, of_worker=True)
         # Set to False once the system has refused to send pages.
         self._splices = True
-        # Adaptive spinning. After a failed spin, skip `spin_misses` receives before the next. The number grows
-        # with every miss, so long jobs and single-CPU machines pay almost nothing. Read-only for others.
+        # Adaptive spinning. After a failed spin, skip `spin_misses` receives before the next. The
+        # number grows with every miss, so long jobs and single-CPU machines pay almost nothing.
+        # Read-only for others.
         self.spin_misses = 0
         self._spins_skipped = 0
 
@@ -151,14 +152,18 @@ class Channel:
                     raise WriteFailed(sent) from None
                 sent = True
                 batch = after(batch, count)
-                # Counted over all writes: a short write may be followed by a full one without a wait.
+                # Counted over all writes: a short write may be followed by a full one without a
+                # wait.
                 left -= count
                 if left <= 0:
                     left = _YIELD_EVERY
                     await let_others_run(cancellable)
 
     def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
-        """Write without waiting. Return the rest, which is everything if the other end is closed: the reader learns why."""
+        """Write without waiting.
+
+        Return the rest, which is everything if the other end is closed: the reader learns why.
+        """
         rest: list[Buffer] = [b"".join(parts)]
         try:
             return after(rest, self._socket.send(rest[0]))
@@ -214,7 +219,8 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             raise WriteFailed(False) from None
         except OSError as error:
-            # The socket is full, or more descriptors are in flight than this user may have open (RLIMIT_NOFILE).
+            # The socket is full, or more descriptors are in flight than this user may have open
+            # (RLIMIT_NOFILE).
             if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS):
                 return None
             raise
@@ -243,7 +249,8 @@ class Channel:
             if more:
                 await let_others_run(cancellable)
             else:
-                # The answer has not arrived yet, so waiting first costs nothing and makes this a checkpoint.
+                # The answer has not arrived yet, so waiting first costs nothing and makes this a
+                # checkpoint.
                 try:
                     await trio.lowlevel.wait_readable(self._descriptor)
                 except trio.Cancelled:
@@ -260,7 +267,8 @@ class Channel:
                     answer = decoder.next_frame()
                 continue
             try:
-                # `more`: a full read of a large frame, which is followed by more. A read costs a fraction of a wake-up.
+                # `more`: a full read of a large frame, which is followed by more. A read costs a
+                # fraction of a wake-up.
                 more, answer = self._read()
             except BlockingIOError:
                 more = False  # Trio may wake a task without anything to read.
@@ -269,8 +277,9 @@ class Channel:
     def poll_result(self, start: bytes) -> memoryview | None:
         """Read without waiting, and return the segment of the usual result.
 
-        If the next frame is a RESULT with one segment and no body, return that segment, a view into the receive
-        buffer, without building a `Frame`. Otherwise return None. Raises the same as :meth:`receive`.
+        If the next frame is a RESULT with one segment and no body, return that segment, a view into
+        the receive buffer, without building a `Frame`. Otherwise return None. Raises the same as
+        :meth:`receive`.
 
         Args:
             start: the start of the result's header.
@@ -292,11 +301,13 @@ class Channel:
     async def spin_then_receive(self, start: bytes, spun: bool, *, cancellable: bool) -> Frame | memoryview:
         """As :meth:`receive`, but poll a few times before waiting, for answers that take microseconds.
 
-        Trio needs several times as long for a wake-up as for a poll. The other tasks run between two polls.
+        Trio needs several times as long for a wake-up as for a poll. The other tasks run between
+        two polls.
 
         Args:
             start: as for :meth:`receive`.
-            spun: True if the caller has polled once, which it should unless there are :attr:`spin_misses`.
+            spun: True if the caller has polled once, which it should unless there are
+                :attr:`spin_misses`.
             cancellable: as for :meth:`receive`.
         """
         segment = None
@@ -321,7 +332,10 @@ class Channel:
         return self._decoder.start != self._decoder.end or self._decoder.head is not None
 
     def receive_nowait(self) -> Frame | None:
-        """Return the next frame, or None if it has not arrived. Raises the same as :meth:`receive`."""
+        """Return the next frame, or None if it has not arrived.
+
+        Raises the same as :meth:`receive`.
+        """
         frame = self._decoder.next_frame()
         try:
             while frame is None:
@@ -345,7 +359,8 @@ class Channel:
         """Read once.
 
         Returns:
-            True if the read was as large as one may be; the next frame, or None if it is incomplete.
+            True if the read was as large as one may be; the next frame, or None if it is
+            incomplete.
 
         Raises:
             BlockingIOError: there is nothing to read.
@@ -365,7 +380,8 @@ class Channel:
     def _ended(self) -> NoReturn:
         """Raise the error for the end of the stream.
 
-        An error of the socket is an end too: the other side closed its end before it had read everything.
+        An error of the socket is an end too: the other side closed its end before it had read
+        everything.
         """
         self._decoder.end_of_stream()
         raise EndOfStream

@@ -28,9 +28,9 @@ def can_splice() -> bool:
 async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable: bool) -> int:
     """Send a large buffer as pages. Return the number of bytes sent, less than all if the system refuses.
 
-    The kernel takes the pages themselves (vmsplice(2), splice(2)), and only the receiver copies. A worker reads
-    all of a call before it answers, and arguments may not change until then, so this is safe. A socket takes
-    pages from a pipe only, hence the temporary pipe.
+    The kernel takes the pages themselves (vmsplice(2), splice(2)), and only the receiver copies. A
+    worker reads all of a call before it answers, and arguments may not change until then, so this
+    is safe. A socket takes pages from a pipe only, hence the temporary pipe.
 
     Raises:
         WriteFailed: the other side is gone.

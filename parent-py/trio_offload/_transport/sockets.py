@@ -11,7 +11,8 @@ import trio
 
 from trio_offload_worker._wire import Buffer
 
-# A frame of this size takes one write and one read, if the kernel grants that much (net.core.wmem_max, socket(7)).
+# A frame of this size takes one write and one read, if the kernel grants that much
+# (net.core.wmem_max, socket(7)).
 SOCKET_BUFFER_SIZE: Final = 4 * 2**20
 MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
 # The other side has closed its end, or the program has closed ours.
@@ -19,7 +20,10 @@ GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK)
 
 
 class WriteFailed(Exception):
-    """The other side has closed its end. ``sent`` is True if it may have received a part of the frame."""
+    """The other side has closed its end.
+
+    ``sent`` is True if it may have received a part of the frame.
+    """
 
     def __init__(self, sent: bool) -> None:
         super().__init__(sent)
@@ -27,7 +31,10 @@ class WriteFailed(Exception):
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Return two joined sockets: the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446)."""
+    """Return two joined sockets:
+
+    the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446).
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
     # Workers use blocking reads. `socket.setdefaulttimeout` makes every new socket non-blocking.
@@ -90,8 +97,9 @@ def after(batch: list[Buffer], count: int) -> list[Buffer]:
 async def shielded(wait: Any, descriptor: int) -> None:
     """Wait again after a wait was cancelled, because this operation defers cancellation.
 
-    A shield around every wait would cost a quarter of a warm call, so it is used after a cancellation only.
-    Trio's cancellation is level-triggered: the caller's next checkpoint raises it again.
+    A shield around every wait would cost a quarter of a warm call, so it is used after a
+    cancellation only. Trio's cancellation is level-triggered: the caller's next checkpoint raises
+    it again.
     """
     with trio.CancelScope(shield=True):
         await wait(descriptor)

@@ -1,0 +1,41 @@
+"""Read ``/proc`` and other files of the system."""
+
+from __future__ import annotations
+
+import os
+
+from trio_offload_worker._family import stat_fields
+
+
+def read_file(path: str) -> str:
+    """Return the text of a file of the system; empty if it does not exist or may not be read."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def start_time(pid: int) -> bytes | None:
+    """Return when a process was started, in clock ticks since the boot; None if unknown."""
+    fields = stat_fields(pid)
+    # Field 22 of proc(5); the list begins with the third.
+    return None if fields is None else fields[19]
+
+
+def is_pidfd_of(pidfd: int, pid: int) -> bool:
+    """Return False if a descriptor is not a pidfd of this process.
+
+    A reaped process counts as this one.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return not os.path.exists("/proc/self/fdinfo")
+    except OSError:
+        # This process has no free descriptor.
+        return True
+    fields = dict(line.split(b":\t", 1) for line in text.splitlines() if b":\t" in line)
+    # The numbers in all PID namespaces, that of this /proc first; -1 after the end.
+    return b"Pid" in fields and {b"-1", b"%d" % pid} & {fields[b"Pid"], *fields.get(b"NSpid", b"").split()} != set()
