@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_offload._transport.channel import Channel, EndOfStream
 from trio_offload._transport.sockets import WriteFailed, socket_pair
-from trio_offload_worker._wire import Buffer, Frame, Kind, WireError, encode_call, encode_head
+from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
 ANSWER = encode_head(Kind.RESULT, 1, (4,)) + b"\x80\x05N."
 _, START = encode_call(1, b"")

@@ -26,8 +26,9 @@ from trio_offload._transport import channel as channel_module
 from trio_offload._transport import pages
 from trio_offload._transport.channel import Channel
 from trio_offload._transport.sockets import socket_pair
-from trio_offload_worker import _native, _segments
-from trio_offload_worker._wire import Kind, encode_head
+from trio_offload_worker import _native
+from trio_offload_worker._protocol import segments
+from trio_offload_worker._protocol.frames import Kind, encode_head
 
 numpy = pytest.importorskip("numpy")
 

@@ -15,9 +15,9 @@ from trio.testing import MockClock
 from trio_offload import _clock
 from trio_offload._transport import buffer_pool
 from trio_offload._transport.buffer_pool import BufferPool
-from trio_offload_worker import _memory, _native, _segments
-from trio_offload_worker._segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
-from trio_offload_worker._wire import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
+from trio_offload_worker import _memory, _native
+from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
+from trio_offload_worker._protocol.segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
 
 LARGE = OUT_OF_PICKLE
 PICKLERS = [pickle.Pickler, pickle._Pickler]  # type: ignore[attr-defined]

@@ -21,7 +21,8 @@ from lifeline import PATIENCE
 
 from trio_offload import _forked, _launch, _locate, _worker
 from trio_offload._process.process import WorkerProcess
-from trio_offload_worker._wire import BYTEARRAY, BYTES, MAGIC, MEMORY, Decoder, Frame, Kind, encode_head
+from trio_offload_worker._protocol.decoder import Decoder
+from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAGIC, MEMORY, Frame, Kind, encode_head
 
 LOOP: Final = _locate.Way("", "", "a test wants it so")
 

@@ -13,7 +13,8 @@ import time
 
 from ._descriptors import identity_of
 from ._handlers import complain
-from ._wire import Decoder, encode_head
+from ._protocol.decoder import Decoder
+from ._protocol.frames import encode_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_offload_worker._descriptors import identity_of
 from trio_offload_worker._memory import allocate
-from trio_offload_worker._wire import Buffer, Decoder, Frame
+from trio_offload_worker._protocol.decoder import Decoder
+from trio_offload_worker._protocol.frames import Buffer, Frame
 
 from .pages import MIN_PAGES_SIZE, can_splice, send_pages
 from .sockets import (

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import trio
 
-from trio_offload_worker._wire import Buffer
+from trio_offload_worker._protocol.frames import Buffer
 
 # A frame of this size takes one write and one read, if the kernel grants that much
 # (net.core.wmem_max, socket(7)).
@@ -41,7 +41,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     theirs.setblocking(True)
     # The receiving side of a Unix socket has no buffer; the sender's counts (unix(7)).
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
-    # A worker copies the end of a large frame, as many bytes as this buffer has (transport.rs).
+    # A worker copies the end of a large frame, as many bytes as this buffer has (`transport/`).
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE // 4)
     return ours, theirs
 
