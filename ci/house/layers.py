@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LAYERS = {
     "parent": """
         _version _at_exit _sizes _clock
-        _statistics _limiter _trace _crash _transport _connection
+        _statistics _trace _crash _transport _connection
         _process
-        _exceptions _options
+        _exceptions _limiter
+        _options
         _interpreter
         _pickling _pyinstaller
         _worker

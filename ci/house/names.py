@@ -24,6 +24,7 @@ OTHER_NAMES = {"trio_offload.data", "trio_offload.py", "trio_offload.pth", "trio
 def check(trees: dict[str, Tree]) -> Iterator[Finding]:
     yield from module_names(trees)
     yield from architecture(trees)
+    yield from layer_tables(trees)
     yield from test_names()
     yield from links()
 
@@ -83,6 +84,18 @@ def architecture(trees: dict[str, Tree]) -> Iterator[Finding]:
     files = {path.name for path in [*texts(), *(ROOT / "worker-bin").rglob("*.rs")]}
     for name in sorted(set(re.findall(r"`(?:[\w./-]*/)?([\w-]+\.(?:py|rs))`", text)) - files):
         yield Finding("architecture", name, "ARCHITECTURE.md", f"names {name}, which does not exist")
+
+
+def layer_tables(trees: dict[str, Tree]) -> Iterator[Finding]:
+    """The tables of layers in ARCHITECTURE.md are those of `layers.py`."""
+    written = re.findall(r"^\| \d+ \|(.*)\|$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    rows = [set(re.findall(r"`(\w+)/?`", row)) for row in written]
+    for tree in trees.values():
+        for number in sorted(set(tree.rank.values())):
+            units = {unit for unit, layer in tree.rank.items() if layer == number}
+            if units not in rows:
+                message = f"has no row with these units of {tree.name}: {', '.join(sorted(units))}"
+                yield Finding("architecture", f"{tree.name} layer {number + 1}", "ARCHITECTURE.md", message)
 
 
 def test_names() -> Iterator[Finding]:
