@@ -19,6 +19,7 @@ from trio.testing import Sequencer, wait_all_tasks_blocked
 
 import trio_offload
 from trio_offload import WorkerContext, WorkerType, _api, _context, cache_scope, open_worker_context, run_sync
+from trio_offload._options import ContextOptions
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     """Contexts use fakes; the default context is a new one for the test."""
     plan = Plan()
     monkeypatch.setattr(_context, "Worker", plan.make)
-    monkeypatch.setattr(_api._default, "_current", WorkerContext._create())
+    monkeypatch.setattr(_api._default, "_current", WorkerContext._create(ContextOptions()))
     yield plan
     assert not plan.running, "a worker was left running"
 

@@ -640,13 +640,14 @@ async def test_a_thread_that_comes_later_is_told_by_the_worker(modules: Any) -> 
 @pytest.mark.parametrize(
     ("preload", "error", "said"),
     [
-        ("json", TypeError, "a single string"),
-        (5, TypeError, "not 5"),
-        ([5], TypeError, "not 5"),
-        (["json", ""], ValueError, "not ''"),
-        ([".json"], ValueError, "full names"),
-        (["js on"], ValueError, "full names"),
-        (["__main__"], ValueError, "when a job needs it"),
+        ("json", TypeError, "an iterable of module names, got the single string 'json'"),
+        (b"json", TypeError, "an iterable of module names, got b'json'"),
+        (5, TypeError, "an iterable of module names, got 5"),
+        ([5], TypeError, "must contain module names, got 5"),
+        (["json", ""], ValueError, "full module names like 'package.module', got ''"),
+        ([".json"], ValueError, "full module names like 'package.module', got '.json'"),
+        (["js on"], ValueError, "full module names like 'package.module', got 'js on'"),
+        (["__main__"], ValueError, "must not contain '__main__'. Workers load the main script when a job needs it"),
     ],
 )
 async def test_what_is_no_list_of_modules(preload: Any, error: type[Exception], said: str) -> None:
@@ -661,10 +662,10 @@ async def test_what_is_no_list_of_modules(preload: Any, error: type[Exception], 
 @pytest.mark.parametrize(
     ("threads", "error", "said"),
     [
-        ("io", TypeError, "a single string"),
-        (5, TypeError, "not 5"),
-        ([b"io"], TypeError, "not b'io'"),
-        ([""], ValueError, "empty"),
+        ("io", TypeError, "an iterable of thread names, got the single string 'io'"),
+        (5, TypeError, "an iterable of thread names, got 5"),
+        ([b"io"], TypeError, "must contain thread names, got b'io'"),
+        (["io", ""], ValueError, r"must contain thread names, got the empty string in \('io', ''\)"),
     ],
 )
 async def test_what_is_no_list_of_threads(threads: Any, error: type[Exception], said: str) -> None:
@@ -678,7 +679,7 @@ async def test_what_is_no_list_of_threads(threads: Any, error: type[Exception], 
 
 @pytest.mark.parametrize("option", ["forkserver_preload", "forkserver_threads"])
 async def test_the_options_are_for_this_type_only(option: str) -> None:
-    with pytest.raises(ValueError, match=rf"{option} is for worker_type=WorkerType\.FORKSERVER"):
+    with pytest.raises(ValueError, match=rf"{option} must be empty unless worker_type=WorkerType\.FORKSERVER, got"):
         async with open_worker_context(**{option: ["json"]}):  # type: ignore[arg-type]
             pass
     async with open_worker_context(forkserver_preload=iter(())):

@@ -6,20 +6,27 @@ nothing pass.
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import inspect
+import itertools
 import math
 import pickle
+import pydoc
+import re
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from running import PROGRAMS, Ended, run, run_script
 
 import trio_offload
-from trio_offload import BrokenWorkerError, LocateError, RemoteError, WorkerContext, WorkerStartError, WorkerType
+from trio_offload import BrokenWorkerError, LocateError, RemoteError, WorkerContext, WorkerStartError, WorkerType, _options
+from trio_offload._options import ContextOptions, MapSettings
 
 OF_THE_PREDECESSOR = [
     "BrokenWorkerError",
@@ -238,31 +245,118 @@ async def test_statistics_are_a_record() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "told"),
     [
-        ({"idle_timeout": [-1]}, TypeError, "idle_timeout"),
-        ({"idle_timeout": "5"}, TypeError, "idle_timeout"),
-        ({"idle_timeout": True}, TypeError, "idle_timeout"),
-        ({"idle_timeout": -1}, ValueError, "idle_timeout"),
-        ({"idle_timeout": math.nan}, ValueError, "idle_timeout"),
-        ({"grace_period": None}, TypeError, "grace_period"),
-        ({"grace_period": -0.001}, ValueError, "grace_period"),
-        ({"grace_period": -math.inf}, ValueError, "grace_period"),
-        ({"init": 0}, TypeError, "init"),
-        ({"init": None}, TypeError, "init"),
-        ({"retire": None}, TypeError, "retire"),
-        ({"worker_type": "wrong"}, ValueError, "worker_type"),
-        ({"worker_type": None}, ValueError, "worker_type"),
+        ({"idle_timeout": [-1]}, TypeError, "idle_timeout must be a number of seconds, got [-1]"),
+        ({"idle_timeout": "5"}, TypeError, "idle_timeout must be a number of seconds, got '5'"),
+        ({"idle_timeout": True}, TypeError, "idle_timeout must be a number of seconds, got True"),
+        ({"idle_timeout": -1}, ValueError, "idle_timeout must be 0 seconds or more, got -1. Use math.inf for no limit"),
+        ({"idle_timeout": math.nan}, ValueError, "idle_timeout must be 0 seconds or more, got nan"),
+        ({"grace_period": None}, TypeError, "grace_period must be a number of seconds, got None"),
+        ({"grace_period": -0.001}, ValueError, "grace_period must be 0 seconds or more, got -0.001"),
+        ({"grace_period": -math.inf}, ValueError, "grace_period must be 0 seconds or more, got -inf"),
+        ({"init": 0}, TypeError, "init must be a callable that takes no arguments, got 0"),
+        ({"init": None}, TypeError, "init must be a callable that takes no arguments, got None"),
+        ({"retire": None}, TypeError, "retire must be a callable that takes no arguments, got None"),
+        (
+            {"worker_type": "wrong"},
+            ValueError,
+            "worker_type must be WorkerType.SPAWN, WorkerType.FORKSERVER or WorkerType.FORK, got 'wrong'",
+        ),
+        ({"worker_type": None}, ValueError, "or WorkerType.FORK, got None"),
+        (
+            {"report_interval": 0.001},
+            ValueError,
+            "report_interval must be 0.01 seconds or more, got 0.001. Use math.inf for no reports",
+        ),
+        ({"crash_dir": 5}, TypeError, "crash_dir must be a path, got 5"),
+        ({"trace": 5}, TypeError, "trace must be a path, got 5"),
+        # As a function of one's own would say it, with its name.
+        (
+            {"idle_timout": 5},
+            TypeError,
+            "{}(): got an unexpected keyword argument 'idle_timout'. Did you mean 'idle_timeout'?",
+        ),
+        ({"colour": "red"}, TypeError, "{}(): got an unexpected keyword argument 'colour'"),
     ],
     ids=repr,
 )
 async def test_wrong_arguments(options: dict[str, Any], kind: type[Exception], told: str) -> None:
     for opening in (trio_offload.open_worker_context, trio_offload.cache_scope):
-        with pytest.raises(kind, match=told):
+        with pytest.raises(kind, match=re.escape(told.format(opening.__name__))):
             async with opening(**options):
                 pytest.fail("it was opened")
     before = trio_offload._api._default._current
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=re.escape(told.format("configure_default_context"))):
         trio_offload.configure_default_context(**options)
     assert trio_offload._api._default._current is before
+
+
+def test_too_many_positional_arguments() -> None:
+    with pytest.raises(TypeError, match=r"open_worker_context\(\): too many positional arguments"):
+        trio_offload.open_worker_context(5, bool, bool, 5, WorkerType.SPAWN, 10**9)  # type: ignore[call-arg,unused-ignore]
+
+
+# --- options, each stated once ------------------------------------------------------------------------------
+
+TAKES_OPTIONS = ["open_worker_context", "cache_scope", "configure_default_context"]
+
+
+def fields_of(record: Any) -> list[str]:
+    return [field.name for field in attrs.fields(record)]
+
+
+@pytest.mark.parametrize("name", TAKES_OPTIONS)
+def test_each_option_is_in_the_help(name: str) -> None:
+    function = getattr(trio_offload, name)
+    assert list(inspect.signature(function).parameters) == fields_of(ContextOptions)
+    shown = pydoc.render_doc(function, renderer=pydoc.plaintext)
+    assert all(f"{option}: " in shown for option in fields_of(ContextOptions))
+    # Hints can be evaluated, and a size may be text.
+    hints = typing.get_type_hints(function)
+    assert list(hints) == [*fields_of(ContextOptions), "return"]
+    assert hints["memory_limit"] == int | str | None
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (trio_offload.open_worker_context, ContextOptions),
+        (trio_offload.map, MapSettings),
+        (WorkerContext.map, MapSettings),
+    ],
+)
+def test_each_option_has_its_paragraph(function: Any, options: Any) -> None:
+    """In the order of the parameters."""
+    _, _, arguments = (inspect.getdoc(function) or "").partition("Args:\n")
+    described = re.findall(r"^    (\w+): ", arguments.partition("\nRaises:")[0], re.MULTILINE)
+    assert [name for name in described if name not in ("fn", "items")] == fields_of(options)
+
+
+def test_each_option_has_its_docstring() -> None:
+    tree = ast.parse(Path(_options.__file__).read_text())
+    for record in (ContextOptions, MapSettings):
+        (node,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == record.__name__)
+        described = [
+            ast.unparse(field.target)
+            for field, text in itertools.pairwise(node.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+        ]
+        assert described == fields_of(record)
+
+
+@pytest.mark.parametrize("function", [trio_offload.map, WorkerContext.map])
+def test_a_checker_sees_the_options_of_map(function: Any) -> None:
+    """They are stated for it in a TypedDict, and for Python in a record: the two are equal."""
+    parameters = inspect.signature(function).parameters
+    options = {name: parameter.annotation for name, parameter in parameters.items() if name in fields_of(MapSettings)}
+    assert list(options) == fields_of(MapSettings)
+    assert options.pop("return_outcomes") is bool  # it chooses the overload
+    assert options == typing.get_type_hints(_options.MapOptions)
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in options)
+
+
+def test_a_misspelt_option_of_map() -> None:
+    with pytest.raises(TypeError, match=r"map\(\): got an unexpected .*'chunksize'\. Did you mean 'chunk_size'\?"):
+        trio_offload.map(abs, [1], chunksize=5)  # type: ignore[call-overload,unused-ignore]
 
 
 def test_outside_of_trio() -> None:

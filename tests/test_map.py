@@ -44,6 +44,7 @@ from trio_offload import (
 )
 from trio_offload._map_results import Results
 from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
+from trio_offload._options import ContextOptions
 from trio_offload._process.process import WorkerProcess
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker._retire import RetireWhen
@@ -56,7 +57,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     """Contexts use fakes."""
     plan = Plan()
     monkeypatch.setattr(_context, "Worker", plan.make)
-    monkeypatch.setattr(_api._default, "_current", WorkerContext._create())
+    monkeypatch.setattr(_api._default, "_current", WorkerContext._create(ContextOptions()))
     yield plan
     assert not plan.running, "a worker was left running"
 
@@ -424,7 +425,7 @@ async def test_it_may_be_cancelled_at_each_step(plan: Plan, is_async: bool) -> N
     cancelled = 0
     for number in range(1, 10_000):
         items = one_by_one(range(6)) if is_async else range(6)
-        context = WorkerContext._create()
+        context = WorkerContext._create(ContextOptions())
         with trio.CancelScope() as scope:
             steps = Steps(number, scope.cancel)
             trio.lowlevel.add_instrument(steps)
@@ -808,7 +809,7 @@ async def test_a_closed_context_refuses(plan: Plan) -> None:
 async def test_a_context_that_is_closed_meanwhile(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs is finished, as with calls; nothing more is begun when the worker's turn is over."""
     monkeypatch.setattr(_map, "_TURN", 0.0)
-    context = WorkerContext._create()
+    context = WorkerContext._create(ContextOptions())
     async with context.map(pass_gate, range(10), workers=1) as results:
         await wait_all_tasks_blocked()
         async with trio.open_nursery() as nursery:

@@ -322,12 +322,12 @@ async def test_the_warning_as_an_error_leaves_nothing() -> None:
     ("conditions", "error", "message"),
     [
         ({}, ValueError, "at least one of rss, jobs and seconds"),
-        ({"jobs": 0}, ValueError, "one or more"),
-        ({"jobs": 1.0}, TypeError, "a number of jobs"),
-        ({"jobs": True}, TypeError, "a number of jobs"),
-        ({"seconds": -1}, ValueError, "zero or more"),
-        ({"seconds": math.nan}, ValueError, "zero or more"),
-        ({"seconds": "1"}, TypeError, "a number of seconds"),
+        ({"jobs": 0}, ValueError, "jobs must be 1 or more, got 0"),
+        ({"jobs": 1.0}, TypeError, "jobs must be an integer, got 1.0"),
+        ({"jobs": True}, TypeError, "jobs must be an integer, got True"),
+        ({"seconds": -1}, ValueError, "seconds must be 0 seconds or more, got -1"),
+        ({"seconds": math.nan}, ValueError, "seconds must be 0 seconds or more, got nan"),
+        ({"seconds": "1"}, TypeError, "seconds must be a number of seconds, got '1'"),
     ],
 )
 def test_conditions_that_are_none(conditions: Any, error: type[Exception], message: str) -> None:

@@ -28,6 +28,7 @@ from running import run_script
 import trio_offload
 from trio_offload import WorkerType, _at_exit, _strays, open_worker_context, retire_when
 from trio_offload._cache import WorkerCache
+from trio_offload._options import ContextOptions
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter
@@ -78,7 +79,7 @@ async def test_a_context_that_was_replaced_has_its_workers_reaped(monkeypatch: p
         await default.context().run_sync(bool)
         (worker,) = default.context()._cache._idle
         with pytest.warns(UserWarning, match="is replaced while workers"):
-            default.replace(trio_offload.WorkerContext._create())
+            default.replace(trio_offload.WorkerContext._create(ContextOptions()))
         let_leave([worker])
         default.context().statistics()
         assert worker.process.ended

@@ -17,9 +17,11 @@ from ._api import (
     retire_when,
     run_sync,
 )
-from ._context import WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
+from ._context import WorkerContext, WorkerContextStatistics
 from ._crash import CrashRecord
 from ._exceptions import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
+from ._limiter import current_default_worker_limiter
+from ._options import WorkerType
 from ._version import __version__ as __version__
 from ._worker import WorkerStatistics
 

@@ -7,16 +7,17 @@ import os
 import threading
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import outcome
 import tricycle
 import trio
 
 from trio_offload_worker._retire import RetireWhen
 
 from . import _at_exit
-from ._context import Limiter, WorkerContext, WorkerContextStatistics, WorkerType, current_default_worker_limiter
+from ._context import WorkerContext, WorkerContextStatistics
+from ._limiter import Limiter, current_default_worker_limiter
+from ._options import ContextOptions, check_count, check_seconds, takes_map_options, takes_options
 from ._sizes import parse_size
 
 if TYPE_CHECKING:
@@ -35,267 +36,128 @@ async def run_sync(
     cancellable: bool = False,
     limiter: Limiter | None = None,
 ) -> ResultType:
-    """Run ``sync_fn(*args)`` in a worker process, and return or raise what it returned or raised.
+    """Run ``sync_fn(*args)`` in a worker process and return its result.
 
-    Workers are kept and used again, the last one first, so what a job leaves in global variables is there for some
-    later job: rely on it only for caches. Entry is a checkpoint.
+    An exception raised by the job is raised here. Workers are reused, the most recently used first,
+    so a job may find global variables as an earlier job left them. Rely on that for caches only.
+
+    The workers are those of the innermost :func:`cache_scope` around the calling task, else of the
+    default context. Entry is a checkpoint.
 
     Args:
-        sync_fn: a synchronous callable that can be pickled: a function at the top of a module or of the main script.
-            With the package cloudpickle installed also lambdas, functions defined inside others, and what was typed
-            into a REPL or a notebook.
-        *args: its positional arguments, not to be changed until the call has returned. For keyword arguments use
+        sync_fn: A synchronous callable that can be pickled: a function at the top level of a module
+            or of the main script. If the package cloudpickle is installed, lambdas, nested
+            functions and functions from a REPL or a notebook work as well.
+        *args: Its positional arguments. Do not change them until the call has returned, because
+            large ones are sent without copying. For keyword arguments use
             :func:`functools.partial`.
-        kill_on_cancel: whether the call can be cancelled. If it is, the worker is killed (SIGKILL) at whatever point
-            the job has reached, together with all processes that it started, before the cancellation goes on. If it
-            cannot be cancelled the call waits for the job's end. Ctrl+C does not reach the job, only programs that it
-            started. A deadline round the call is by Trio's clock, as round anything else.
-        cancellable: the same under another name; either is enough.
-        limiter: an async context manager round the call, as a rule a :class:`trio.CapacityLimiter`; None: that of
-            :func:`current_default_worker_limiter`.
+        kill_on_cancel: If true, cancelling the call kills the worker (SIGKILL) at once, with all
+            processes that it started. If false, the call ignores cancellation and waits for the
+            job. In either case Ctrl+C does not reach the job, only programs that the job started.
+        cancellable: Another name of ``kill_on_cancel``. Either is enough.
+        limiter: An async context manager around the call, usually a :class:`trio.CapacityLimiter`.
+            None means the :func:`current_default_worker_limiter`.
 
     Raises:
-        BaseException: what the job raised, with its traceback, causes and notes.
-        RemoteError: the job raised something that could not make the journey.
-        BrokenWorkerError: the worker ended before it had answered.
-        WorkerStartError: no worker could be started.
+        BaseException: The job's exception, with its traceback, causes and notes.
+        RemoteError: The job raised an exception that cannot be pickled.
+        BrokenWorkerError: The worker died before it answered.
+        WorkerStartError: A worker could not be started.
     """
     return await _default.context().run_sync(
         sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter
     )
 
 
-@overload
-def map(
-    fn: Callable[[ItemType], ResultType],
-    items: Iterable[ItemType] | AsyncIterable[ItemType],
-    *,
-    ordered: bool = True,
-    chunk_size: int | Literal["auto"] = 1,
-    timeout: float | None = None,
-    return_outcomes: Literal[False] = False,
-    workers: int | None = None,
-    window: int | None = None,
-    limiter: Limiter | None = None,
-) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
+if TYPE_CHECKING:
+    # The overloads of the method: they stand there only.
+    map = WorkerContext._create(ContextOptions()).map
+else:
+
+    @takes_map_options
+    def map(
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        **options: Any,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+        return _default.context().map(fn, items, **options)
+
+    map.__doc__ = WorkerContext.map.__doc__
 
 
-@overload
-def map(
-    fn: Callable[[ItemType], ResultType],
-    items: Iterable[ItemType] | AsyncIterable[ItemType],
-    *,
-    ordered: bool = True,
-    chunk_size: int | Literal["auto"] = 1,
-    timeout: float | None = None,
-    return_outcomes: Literal[True],
-    workers: int | None = None,
-    window: int | None = None,
-    limiter: Limiter | None = None,
-) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
-
-
-@overload
-def map(
-    fn: Callable[[ItemType], ResultType],
-    items: Iterable[ItemType] | AsyncIterable[ItemType],
-    *,
-    ordered: bool = True,
-    chunk_size: int | Literal["auto"] = 1,
-    timeout: float | None = None,
-    return_outcomes: bool,
-    workers: int | None = None,
-    window: int | None = None,
-    limiter: Limiter | None = None,
-) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
-
-
-def map(
-    fn: Callable[[ItemType], ResultType],
-    items: Iterable[ItemType] | AsyncIterable[ItemType],
-    *,
-    ordered: bool = True,
-    chunk_size: int | Literal["auto"] = 1,
-    timeout: float | None = None,
-    return_outcomes: bool = False,
-    workers: int | None = None,
-    window: int | None = None,
-    limiter: Limiter | None = None,
-) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
-    """Call ``fn`` with each item, in several workers at once; the results come from an async iterator.
+@takes_options(ContextOptions)
+@contextlib.asynccontextmanager
+@trio.lowlevel.enable_ki_protection
+async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerContext]:
+    """Open a context: workers that share one set of options.
 
     ::
 
-        async with trio_offload.map(thumbnail, paths, chunk_size="auto") as thumbnails:
-            async for thumbnail in thumbnails:
-                ...
+        async with trio_offload.open_worker_context(retire=retire_when(rss="500MiB")) as context:
+            await context.run_sync(parse, path)
 
-    Each item is one positional argument; where ``fn`` takes more use :func:`functools.partial`, or let it take a tuple. The
-    work begins at the start of the block. At its end, however it is reached, nothing is left running: what runs then is
-    killed (SIGKILL), with all processes that it started. An item is run once at most. If its worker leaves or dies
-    before it has begun, it is run by another one.
-
-    The iteration is a checkpoint whenever it waits, and once for each chunk.
+    At the end of the block the context waits for its calls in progress and for its workers to exit.
+    That wait cannot be cancelled.
 
     Args:
-        fn: a synchronous callable that can be pickled, as for :func:`run_sync`. It is pickled for each chunk, with what a
-            partial has bound.
-        items: an iterable, which is read in the event loop, so its ``__next__`` must not take long; or an async iterable. It
-            may be endless: it is read only as far as the ``window`` allows. An async generator is closed when it is no
-            longer needed.
-        ordered: whether the results come in the order of the items, or each as soon as it is there.
-        chunk_size: how many items travel together. With many small items the journey takes most of the time, and chunks save
-            it: "auto" measures how long the items take, and chooses chunks that last about 20 milliseconds, of 512 KiB at
-            most, from one item on. A chunk is one job to ``retire``, ``memory_limit`` and the statistics. If
-            a worker dies in it, the item that killed it fails, those after it are run elsewhere, and of those before
-            it the results are lost: they were to travel together. (Items that take less than a microsecond are counted by up
-            to 64; then all of those fail.) With 1 only the item itself is lost. Where the
-            context has a ``retire``, or there is a ``timeout``, "auto" is 1.
-        timeout: seconds that an item may take. The worker of one that takes longer is killed. The time counts from when the
-            worker is ready for the item and has imported ``fn``. Items travel alone then. These are seconds of the machine's
-            clock, also in a run of Trio with another one.
-        return_outcomes: whether the iterator gives an :class:`outcome.Outcome` for each item, with its value or error.
-            Otherwise the first error of an item ends the iteration: it is raised by the iterator after the results that come
-            before it, and all else is given up.
-        workers: how many workers are used at most. None: as many as the ``limiter`` has tokens.
-        window: how many items may be between the source and the consumer: read, and their chunk not consumed
-            yet. None: eight chunks for each worker, and up to 32 where a chunk takes less than half a millisecond. A
-            consumer that is slower than the workers stops them when it is full; with ``ordered``, so does one item that
-            takes very long.
-        limiter: each worker that is in use holds a token of it; None: that of :func:`current_default_worker_limiter`, unless
-            ``workers`` is given.
-
-    Returns:
-        An async context manager round an async iterator, to be iterated by one task.
-
-    Raises:
-        TypeError, ValueError: an argument is not what it should be.
-        Exception: at the start of the block: ``fn`` cannot be pickled.
-        trio.ClosedResourceError: the context is closed, or the iterator is used after its block.
-
-    The iterator raises what an item raised, with a note that says which, and where :func:`run_sync` would:
-    :exc:`BrokenWorkerError`, :exc:`RemoteError` and what the pickler raises. :exc:`WorkerTimeoutError` is for an item that
-    took too long. These are outcomes with ``return_outcomes``. What is no item's fault ends the iteration in either case:
-    :exc:`WorkerStartError` if no worker can be started, and what ``items`` itself raises.
-    """
-    return _default.context().map(
-        fn,
-        items,
-        ordered=ordered,
-        chunk_size=chunk_size,
-        timeout=timeout,
-        return_outcomes=return_outcomes,
-        workers=workers,
-        window=window,
-        limiter=limiter,
-    )
-
-
-@contextlib.asynccontextmanager
-@trio.lowlevel.enable_ki_protection
-async def open_worker_context(
-    idle_timeout: float = 600.0,
-    init: Callable[[], Any] = bool,
-    retire: Callable[[], Any] = bool,
-    grace_period: float = 30.0,
-    worker_type: WorkerType = WorkerType.SPAWN,
-    *,
-    memory_limit: int | str | None = None,
-    report_interval: float = 1.0,
-    crash_dir: str | os.PathLike[str] | None = None,
-    trace: str | os.PathLike[str] | None = None,
-    forkserver_preload: Iterable[str] = (),
-    forkserver_threads: Iterable[str] = (),
-) -> AsyncIterator[WorkerContext]:
-    """Open a context with workers of its own.
-
-    At the end of the block the context waits for the calls in progress, which cannot be cancelled, and for the
-    workers to leave.
-
-    Args:
-        idle_timeout: seconds that an idle worker waits for a job before it leaves; :data:`math.inf`: for ever.
-        init: called in each worker before its first job. If it raises, the calls that wanted the worker raise
-            :exc:`WorkerStartError` from that exception. The context variables that it sets are those of every job.
-        retire: called in the worker after each job, once the result is on its way; if it returns something true the
-            worker leaves. If it raises, the worker breaks, which a later call is told.
-        grace_period: seconds of the machine's clock that the workers get to leave at the end of the block, before they are
-            killed and :exc:`BrokenWorkerError` is raised; :data:`math.inf`: for ever.
-        worker_type: how workers are started.
-        memory_limit: what a job may hold, with the child processes that it starts: bytes, or text like "500MiB" or "2 GB".
-            A job that passes it is ended within half a second, and its call raises :exc:`WorkerMemoryError`. A worker
-            that holds more than that when a job has ended takes no other.
-        report_interval: seconds between a worker's reports of its memory while a job runs; :data:`math.inf`: it tells only
-            with results.
-        crash_dir: a directory that gets a JSON file for each worker that dies in a call (see :class:`CrashRecord`); it is
-            made if it is not there.
-        trace: a file that gets the run in the Chrome trace-event format, which https://ui.perfetto.dev shows: a row for each
-            worker, a slice for each job, a curve of the memory. It is overwritten.
-        forkserver_preload: with :attr:`WorkerType.FORKSERVER`: the names of modules that every worker finds imported. They are
-            imported once, in the template. One that cannot be imported, or leaves a thread running that it does not stop for
-            a fork, makes each start of a worker fail with :exc:`WorkerStartError`.
-        forkserver_threads: the names of threads that may run in the template when it forks, as ``ps -L -o comm`` shows them; a
-            ``*`` at the end stands for anything. A worker has no such threads, and whatever they held or were about to do stays
-            as it was at that moment: a lock that one of them has is locked for ever. So name a thread only if you know that its
-            library is made for forks. Those of jemalloc (in pyarrow, which pandas imports) need not be named.
+        idle_timeout: Seconds after which an idle worker exits. :data:`math.inf` keeps it until the
+            context closes.
+        init: Function that each worker calls before its first job. Context variables that it sets
+            are visible to every job. If it raises, calls that need the worker raise
+            :exc:`WorkerStartError` from that exception.
+        retire: Function that a worker calls after each job, once the result has been sent. If it
+            returns a true value, the worker exits; see :func:`retire_when`. If it raises, the
+            worker breaks, and a later call raises the error.
+        grace_period: Seconds that workers get to exit at the end of the block, measured on the
+            machine's clock. Then they are killed, and :exc:`BrokenWorkerError` is raised.
+            :data:`math.inf` means unlimited.
+        worker_type: How workers are started; see :class:`WorkerType`.
+        memory_limit: Memory that a job may use, with its child processes: a number of bytes, or
+            text like "500MiB" or "2 GB". A job above it is killed within half a second, and its
+            call raises :exc:`WorkerMemoryError`. A worker that is above it after a job exits.
+            None means unlimited.
+        report_interval: Seconds between a worker's memory reports while a job runs, at least 0.01.
+            :data:`math.inf` disables them; memory use then arrives with results only.
+        crash_dir: Directory for a JSON file about each worker that dies during a call; see
+            :class:`CrashRecord`. It is created if necessary. None means disabled.
+        trace: File for a trace of the run, in the Chrome trace-event format, which
+            https://ui.perfetto.dev shows: one row for each worker, a slice for each job, a curve of
+            its memory use. An existing file is overwritten. None means disabled.
+        forkserver_preload: Names of modules that the template imports once, so that every worker
+            has them. For :attr:`WorkerType.FORKSERVER` only. A module must be importable and must
+            not leave a thread running, unless the module stops that thread for forks. Otherwise
+            calls raise :exc:`WorkerStartError`.
+        forkserver_threads: Names of threads that may run in the template when it forks, as
+            ``ps -L -o comm`` shows them. A ``*`` at the end matches any text. Such a thread does
+            not exist in a worker. Its state stays as it was at the fork: a lock that it held is
+            locked forever. Name a thread only if its library supports forks. Threads of jemalloc
+            (in pyarrow, which pandas imports) are always allowed.
 
     Raises:
-        TypeError, ValueError: an argument is not what it should be.
-        BrokenWorkerError: at the end of the block: a worker did not leave in good order.
+        TypeError, ValueError: An option is wrong.
+        BrokenWorkerError: At the end of the block: a worker died or had to be killed.
     """
-    context: WorkerContext = WorkerContext._create(
-        idle_timeout,
-        init,
-        retire,
-        grace_period,
-        worker_type,
-        memory_limit=memory_limit,
-        report_interval=report_interval,
-        crash_dir=crash_dir,
-        trace=trace,
-        forkserver_preload=forkserver_preload,
-        forkserver_threads=forkserver_threads,
-    )
+    context = WorkerContext._create(options)
     try:
         yield context
     finally:
         await context._close()
 
 
+@takes_options(ContextOptions)
 @contextlib.asynccontextmanager
 @trio.lowlevel.enable_ki_protection
-async def cache_scope(
-    idle_timeout: float = 600.0,
-    init: Callable[[], Any] = bool,
-    retire: Callable[[], Any] = bool,
-    grace_period: float = 30.0,
-    worker_type: WorkerType = WorkerType.SPAWN,
-    *,
-    memory_limit: int | str | None = None,
-    report_interval: float = 1.0,
-    crash_dir: str | os.PathLike[str] | None = None,
-    trace: str | os.PathLike[str] | None = None,
-    forkserver_preload: Iterable[str] = (),
-    forkserver_threads: Iterable[str] = (),
-) -> AsyncIterator[None]:
-    """Within the block, :func:`run_sync` in this task and in all tasks below it uses workers of its own.
+async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
+    """Give this part of the task tree workers of its own.
 
-    It follows the task tree: a task in a nursery that was opened inside of the block is in the scope, whoever starts
-    it; one in a nursery from outside is not, even if it is started here. Scopes may be nested. A context from
-    :func:`open_worker_context` is not affected. The arguments and exceptions are those of that function.
+    Within the block, :func:`run_sync`, :func:`map` and :func:`prewarm` use them in this task and in
+    all tasks below it. A scope follows the task tree: a task is in the scope if its nursery was
+    opened inside of the block, whichever task starts it. A task in a nursery from outside is not.
+
+    Scopes can be nested; the innermost one counts. Contexts of :func:`open_worker_context` are not
+    affected. The parameters and exceptions are the same as for that function.
     """
-    context: WorkerContext = WorkerContext._create(
-        idle_timeout,
-        init,
-        retire,
-        grace_period,
-        worker_type,
-        memory_limit=memory_limit,
-        report_interval=report_interval,
-        crash_dir=crash_dir,
-        trace=trace,
-        forkserver_preload=forkserver_preload,
-        forkserver_threads=forkserver_threads,
-    )
+    context = WorkerContext._create(options)
     token = _scope.set(context)
     try:
         yield
@@ -304,105 +166,82 @@ async def cache_scope(
         await context._close()
 
 
-def configure_default_context(
-    idle_timeout: float = 600.0,
-    init: Callable[[], Any] = bool,
-    retire: Callable[[], Any] = bool,
-    grace_period: float = 30.0,
-    worker_type: WorkerType = WorkerType.SPAWN,
-    *,
-    memory_limit: int | str | None = None,
-    report_interval: float = 1.0,
-    crash_dir: str | os.PathLike[str] | None = None,
-    trace: str | os.PathLike[str] | None = None,
-    forkserver_preload: Iterable[str] = (),
-    forkserver_threads: Iterable[str] = (),
-) -> None:
-    """Replace the context that :func:`run_sync` uses outside of any :func:`cache_scope`.
+@takes_options(ContextOptions)
+def configure_default_context(options: ContextOptions) -> None:
+    """Set the options of the default context, which :func:`run_sync` uses outside of any scope.
 
-    Best called once, before the first call. If workers of the previous one are still there a warning says so: idle
-    ones are told to leave, running ones leave at the interpreter's exit. The arguments are those of
-    :func:`open_worker_context`; the ``grace_period`` applies at the interpreter's exit.
+    Call it once, before the first call. A later call replaces the context and warns if the previous
+    one still has workers. Its idle workers exit at once, the others when the interpreter exits.
+
+    The parameters are the same as for :func:`open_worker_context`. The ``grace_period`` applies
+    when the interpreter exits.
 
     Raises:
-        TypeError, ValueError: an argument is not what it should be.
-        RuntimeError: not called from the main thread.
+        TypeError, ValueError: An option is wrong.
+        RuntimeError: Called from a thread other than the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("the default context can be configured from the main thread only")
-    _default.replace(
-        WorkerContext._create(
-            idle_timeout,
-            init,
-            retire,
-            grace_period,
-            worker_type,
-            memory_limit=memory_limit,
-            report_interval=report_interval,
-            crash_dir=crash_dir,
-            trace=trace,
-            forkserver_preload=forkserver_preload,
-            forkserver_threads=forkserver_threads,
-        )
-    )
+        raise RuntimeError("configure_default_context() must be called from the main thread")
+    _default.replace(WorkerContext._create(options))
 
 
 async def prewarm(workers: int) -> int:
-    """Start workers of the context that :func:`run_sync` would use here; see :meth:`WorkerContext.prewarm`."""
+    """Start workers of the context that :func:`run_sync` would use here.
+
+    See :meth:`WorkerContext.prewarm`.
+    """
     return await _default.context().prewarm(workers)
 
 
 def retire_when(
     *, rss: int | str | None = None, jobs: int | None = None, seconds: float | None = None
 ) -> Callable[[], bool]:
-    """A function for ``retire``: the worker leaves after the job with which any of the conditions has come true.
+    """Return a function for ``retire``: a worker exits once any of the conditions is true.
 
-    The next call does not wait for the worker's successor: it is started while the last result is on its way.
+    Conditions are checked after each job. The replacement is started while the last result is being
+    sent, so the next call need not wait for it.
 
     Args:
-        rss: the worker holds more resident memory than this, in bytes or as text like "500MiB" or "2 GB". It is the memory
-            of that moment that counts, not its peak. A ceiling under what a worker holds before its first job (with
-            what ``init`` has imported) would replace every worker at once: then it is taken as what a worker may grow by,
-            and a warning says so.
-        jobs: it has run so many.
-        seconds: it has lived so long since it was ready for its first job.
+        rss: Resident memory that a worker may use after a job: a number of bytes, or text like
+            "500MiB" or "2 GB". Peaks during a job do not count. A worker's baseline is its memory
+            before the first job, with the imports of ``init``. If ``rss`` is below the baseline, it
+            applies to growth above the baseline, and a warning is issued. Otherwise every worker
+            would be replaced after one job.
+        jobs: Number of jobs after which a worker exits.
+        seconds: Age at which a worker exits, in seconds since it was ready for its first job.
 
     Raises:
-        TypeError, ValueError: a condition is not what it should be, or there is none.
+        TypeError, ValueError: A condition is wrong, or all are missing.
     """
     if rss is None and jobs is None and seconds is None:
         raise ValueError("retire_when needs at least one of rss, jobs and seconds")
     if jobs is not None:
-        if isinstance(jobs, bool) or not isinstance(jobs, int):
-            raise TypeError(f"jobs is a number of jobs, not {jobs!r}")
-        if jobs < 1:
-            raise ValueError(f"jobs is a number of jobs, one or more, not {jobs!r}")
+        check_count("jobs", jobs)
     if seconds is not None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise TypeError(f"seconds is a number of seconds, not {seconds!r}")
-        if not seconds >= 0:
-            raise ValueError(f"seconds is a number of seconds, zero or more, not {seconds!r}")
+        check_seconds("seconds", seconds)
     return RetireWhen(None if rss is None else parse_size(rss, "rss"), jobs, seconds)
 
 
 def default_context_statistics() -> WorkerContextStatistics:
-    """The statistics of the context that :func:`run_sync` would use here; see :meth:`WorkerContext.statistics`.
+    """Return the statistics of the context that :func:`run_sync` would use here.
 
-    With several threads that run Trio the figures are those of one moment, which may have passed.
+    See :meth:`WorkerContext.statistics`. Other threads may use the default context too, so the
+    figures may be outdated when this returns.
     """
     return _default.context().statistics()
 
 
 def atexit_shutdown_grace_period(grace_period: float = -1.0) -> float:
-    """Older name: the seconds that workers of the default context get to leave at the interpreter's exit.
+    """Older name: set the grace period of the default context.
 
     New code passes ``grace_period`` to :func:`configure_default_context`.
 
     Args:
-        grace_period: the new number of seconds; a negative one changes nothing.
+        grace_period: Seconds that workers get to exit when the interpreter exits. A negative number
+            leaves them as they are.
 
     Returns:
-        The number of seconds that is in force now.
+        The number of seconds now in force.
     """
     return _default.grace_period(grace_period)
 
@@ -416,7 +255,7 @@ class _DefaultContext:
     """The context of calls that name none. It is shared by all runs of Trio, in all threads, and ends at exit."""
 
     def __init__(self) -> None:
-        self._current: WorkerContext = WorkerContext._create()
+        self._current = WorkerContext._create(ContextOptions())
         self._grace_period: float | None = None
         self._replaced: list[WorkerContext] = []
         _at_exit.register(self.shutdown)
@@ -436,7 +275,7 @@ class _DefaultContext:
             warnings.warn(
                 "the default context of trio_offload is replaced while workers of the previous one are there; "
                 "call configure_default_context() before the first run_sync()",
-                stacklevel=3,
+                stacklevel=4,
             )
         previous, self._current = self._current, context
         self._grace_period = None

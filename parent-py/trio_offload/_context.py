@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
-import math
-import numbers
-import os
 import threading
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -22,10 +18,11 @@ from trio_offload_worker._retire import RetireWhen
 
 from ._cache import WorkerCache
 from ._exceptions import BrokenWorkerError
-from ._map import Map, MapOptions
+from ._limiter import Limiter, current_default_worker_limiter
+from ._map import Map
+from ._options import ContextOptions, WorkerType, check_count, map_settings, takes_map_options
 from ._payload import dump_call, dump_call_to_fork
-from ._process.processors import usable_processors
-from ._sizes import parse_size, readable_size
+from ._sizes import readable_size
 from ._template import Templates
 from ._trace import TraceWriter
 from ._worker import STARTING, CallNotRun, Worker, WorkerSettings, WorkerStatistics, logger
@@ -33,60 +30,14 @@ from ._worker import STARTING, CallNotRun, Worker, WorkerSettings, WorkerStatist
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
+    from ._options import MapOptions
     from ._process.process import WorkerProcess
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
 ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
-Limiter = contextlib.AbstractAsyncContextManager[Any]
-
-
-class WorkerType(str, enum.Enum):
-    """How a context starts its workers.
-
-    ``SPAWN`` starts the worker executable afresh.
-    """
-
-    SPAWN = "spawn"
-    FORKSERVER = "forkserver"
-    """Workers are forked off a template: a process of the context's own with a running Python, and with the modules imported
-    that ``forkserver_preload`` names. Each takes a tenth of the time, and shares memory with the template.
-
-    A worker has the working directory, environment, standard streams, ``sys.path``, ``sys.argv`` and warning filters that this
-    program has when the worker starts. Fixed when the template starts, with the context's first call, are: Python's switches
-    (``-X`` and the like), how the standard streams encode and buffer, the seed of ``hash()``, limits (:mod:`resource`), the
-    umask, priorities. :mod:`random` and NumPy's global generator are seeded anew in each worker; other generators that a
-    preloaded module makes are the same in all of them. Exit handlers of preloaded modules run at the end of each worker.
-    A context keeps two processes beside its workers: the template, and one that is forked ahead and becomes the next worker. That one
-    is told nothing before it does. They take three open files each.
-
-    It needs Linux and the worker executable, see «trio-offload doctor».
-    """
-    FORK = "fork"
-    """For experiments. A worker is a fork of this process and has all that it has, as it was at that moment.
-
-    ``init`` and ``retire`` are not pickled but inherited: lambdas, closures and methods of objects with locks work. Calls are
-    pickled as always; what they name is found in the modules that are there, ``__main__`` among them, which is not run again.
-    What is meanwhile defined anew in ``__main__`` is noticed (the next call that names something in it gets a new worker); no
-    other change in this process is. The exit handlers of this process are not called in a worker, those of its jobs are.
-
-    What can go wrong, and with ``SPAWN`` cannot:
-
-    * Of the threads of this process only the one that forks is in the worker. A lock that another one held at that moment, in
-      Python or in a C library, is locked there for ever: the first job that needs it hangs. (From 3.12 on Python warns of forks
-      beside other threads. Here it does not: this is the warning.)
-    * Libraries with threads or devices of their own (CUDA and other graphics processors, OpenMP, gRPC, most of macOS's system
-      libraries) do not survive a fork. Use them in workers only, or not with this type.
-    * All descriptors of this process are in the worker too, but those of Trio and of other workers: a connection that is closed
-      here stays open, one that is used on both sides has its data mixed up, a file's position is common to both.
-    * What this process has written to a file but not flushed may be written twice; standard output and error are flushed before.
-    * :mod:`random` begins anew in each worker. Generators of other libraries do not: with ``numpy.random`` all workers draw the
-      same numbers, unless ``init`` seeds them.
-    * Memory is shared until one side writes to it, be it a reference count; both may come to hold all of it. What is inherited
-      counts in a worker's figures, for ``memory_limit`` and ``retire_when``, and its cyclic garbage is not collected.
-    * The fork blocks the event loop for as long as the kernel copies page tables: the documentation has figures.
-    """
+ContextType = TypeVar("ContextType")
 
 
 @attrs.frozen
@@ -104,166 +55,39 @@ class WorkerContextStatistics:
     """
 
 
-def current_default_worker_limiter() -> trio.CapacityLimiter:
-    """The :class:`trio.CapacityLimiter` that calls use which bring none of their own.
-
-    Its ``total_tokens`` may be changed. At first it is the number of processors that this program may use: those of its affinity
-    mask (taskset, cpusets), no more than the control groups' quota of processor time (containers), or what ``-X cpu_count`` or
-    ``PYTHON_CPU_COUNT`` says. Each :func:`trio.run` has one limiter.
-
-    Raises:
-        RuntimeError: not inside of :func:`trio.run`.
-    """
-    try:
-        return _default_limiter.get()
-    except LookupError:
-        limiter = trio.CapacityLimiter(usable_processors())
-        _default_limiter.set(limiter)
-        return limiter
-
-
-def _size_or_none(value: Any) -> int | None:
-    return None if value is None else parse_size(value, "memory_limit")
-
-
-def _path_or_none(value: Any) -> str | None:
-    if value is None:
-        return None
-    try:
-        # The working directory may be another one by the time that it is used.
-        return os.path.abspath(os.fsdecode(value))
-    except TypeError:
-        raise TypeError(f"crash_dir and trace are paths, not {value!r}") from None
-
-
-def _plain_number(value: Any) -> Any:
-    """Python's own number for one of another kind (NumPy's, a fraction): Trio's clock takes no others."""
-    if isinstance(value, (int, float)):
-        return value
-    return float(value) if isinstance(value, numbers.Real) else value
-
-
-def _names(value: Any, option: str, of: str) -> tuple[str, ...]:
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{option} is an iterable of the names of {of}, not a single string ({value!r})")
-    try:
-        names = tuple(value)
-    except TypeError:
-        raise TypeError(f"{option} is an iterable of the names of {of}, not {value!r}") from None
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"{option} has the names of {of}, not {name!r}")
-    return names
-
-
-def _thread_names(value: Any) -> tuple[str, ...]:
-    names = _names(value, "forkserver_threads", "threads")
-    if not all(names):
-        raise ValueError(f"forkserver_threads has the names of threads, none of which is empty, not {list(names)!r}")
-    return names
-
-
-def _module_names(value: Any) -> tuple[str, ...]:
-    names = _names(value, "forkserver_preload", "modules")
-    for name in names:
-        if name == "__main__":
-            raise ValueError("forkserver_preload cannot have __main__: a worker loads the main script when a job needs it")
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise ValueError(f"forkserver_preload has the full names of modules, like 'package.module', not {name!r}")
-    return names
-
-
 class _NoPublicConstructor(type):
     """Instances are made with ``_create`` only."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{cls.__module__}.{cls.__qualname__} has no public constructor; use open_worker_context()")
 
-    def _create(cls, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, **kwargs)
+    def _create(cls: type[ContextType], options: ContextOptions) -> ContextType:
+        return super().__call__(options)  # type: ignore[misc,no-any-return]
 
 
-@attrs.frozen(eq=False, slots=False)
-class WorkerContext(metaclass=_NoPublicConstructor):
-    """Workers with a configuration of their own, from :func:`open_worker_context`.
+class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
+    """Workers that share one set of options, from :func:`open_worker_context`.
 
-    What that was called with can be read from the attributes of the same names.
+    The options are attributes, under the names of the parameters of that function.
     """
 
-    idle_timeout: float = attrs.field(default=600.0, converter=_plain_number)
-    init: Callable[[], Any] = attrs.field(default=bool)
-    retire: Callable[[], Any] = attrs.field(default=bool)
-    grace_period: float = attrs.field(default=30.0, converter=_plain_number)
-    worker_type: WorkerType = attrs.field(default=WorkerType.SPAWN)
-    memory_limit: int | None = attrs.field(default=None, kw_only=True, converter=_size_or_none)
-    report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number)
-    crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
-    trace: str | None = attrs.field(default=None, kw_only=True, converter=_path_or_none)
-    forkserver_preload: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_module_names)
-    forkserver_threads: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_thread_names)
-    _cache: WorkerCache = attrs.field(factory=WorkerCache, repr=False, init=False)
-    _calls: _Calls = attrs.field(factory=lambda: _Calls(), repr=False, init=False)
-    _settings: WorkerSettings = attrs.field(repr=False, init=False)
-    # Taken by the first who warns.
-    _warned: threading.Lock = attrs.field(factory=threading.Lock, repr=False, init=False)
+    _cache: WorkerCache
+    _calls: _Calls
+    _settings: WorkerSettings
+    _warned: threading.Lock  # taken by the first thread that warns
 
-    @_settings.default
-    def _make_settings(self) -> WorkerSettings:
-        if self.worker_type == WorkerType.FORK:
-            # Imported now, and not in the middle of the first call.
-            from . import _forked  # noqa: F401
-        return WorkerSettings(
-            idle_timeout=self.idle_timeout,
-            init=self.init,
-            retire=self.retire,
-            memory_limit=self.memory_limit,
-            report_interval=self.report_interval,
-            crash_dir=self.crash_dir,
-            trace=None if self.trace is None else TraceWriter(self.trace),
-            fork=self.worker_type == WorkerType.FORK,
-            templates=Templates(self.forkserver_preload, self.forkserver_threads)
-            if self.worker_type == WorkerType.FORKSERVER
-            else None,
-        )
-
-    def __attrs_post_init__(self) -> None:
-        # When all arguments have been looked at: a call that is refused must not have overwritten a file.
+    def __init__(self, options: ContextOptions) -> None:
+        """Raises ValueError if the trace file cannot be written."""
+        private = {
+            "_cache": WorkerCache(),
+            "_calls": _Calls(),
+            "_settings": _worker_settings(options),
+            "_warned": threading.Lock(),
+        }
+        for name, value in {**vars(options), **private}.items():
+            object.__setattr__(self, name, value)  # attributes are read-only
         if self._settings.trace is not None:
             self._settings.trace.open()
-
-    @report_interval.validator
-    @idle_timeout.validator
-    @grace_period.validator
-    def _check_seconds(self, attribute: attrs.Attribute[float], value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{attribute.name} is a number of seconds, not {value!r}")
-        if math.isnan(value) or value < 0:
-            raise ValueError(f"{attribute.name} is a number of seconds, zero or more (math.inf: for ever), not {value!r}")
-        if attribute.name == "report_interval" and value < _SHORTEST_REPORT:
-            raise ValueError(
-                f"report_interval is at least {_SHORTEST_REPORT} seconds (math.inf: no reports), not {value!r}: memory does "
-                "not change so fast that more could be learnt"
-            )
-
-    @init.validator
-    @retire.validator
-    def _check_callable(self, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not callable(value):
-            raise TypeError(f"{attribute.name} is a function that takes no arguments, not {value!r}")
-
-    @worker_type.validator
-    def _check_worker_type(self, attribute: attrs.Attribute[WorkerType], value: object) -> None:
-        try:
-            WorkerType(value)
-        except ValueError:
-            names = ", ".join(f"WorkerType.{member.name}" for member in WorkerType)
-            raise ValueError(f"{attribute.name} is one of {names}, not {value!r}") from None
-
-    @forkserver_preload.validator
-    @forkserver_threads.validator
-    def _check_for_templates(self, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
-        if value and self.worker_type != WorkerType.FORKSERVER:
-            raise ValueError(f"{attribute.name} is for worker_type=WorkerType.FORKSERVER, not for {self.worker_type!r}")
 
     @trio.lowlevel.enable_ki_protection
     async def run_sync(
@@ -274,10 +98,10 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         cancellable: bool = False,
         limiter: Limiter | None = None,
     ) -> ResultType:
-        """Run ``sync_fn(*args)`` in a worker of this context. :func:`trio_offload.run_sync` says all about it.
+        """Run ``sync_fn(*args)`` in a worker of this context, as :func:`trio_offload.run_sync` does.
 
         Raises:
-            trio.ClosedResourceError: the context is closed, or about to be.
+            trio.ClosedResourceError: The context is closed or closing.
         """
         if limiter is None:
             limiter = current_default_worker_limiter()
@@ -359,13 +183,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         fn: Callable[[ItemType], ResultType],
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         *,
-        ordered: bool = True,
-        chunk_size: int | Literal["auto"] = 1,
-        timeout: float | None = None,
         return_outcomes: Literal[False] = False,
-        workers: int | None = None,
-        window: int | None = None,
-        limiter: Limiter | None = None,
+        **options: Unpack[MapOptions],
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
 
     @overload
@@ -374,13 +193,8 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         fn: Callable[[ItemType], ResultType],
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         *,
-        ordered: bool = True,
-        chunk_size: int | Literal["auto"] = 1,
-        timeout: float | None = None,
         return_outcomes: Literal[True],
-        workers: int | None = None,
-        window: int | None = None,
-        limiter: Limiter | None = None,
+        **options: Unpack[MapOptions],
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
 
     @overload
@@ -389,44 +203,92 @@ class WorkerContext(metaclass=_NoPublicConstructor):
         fn: Callable[[ItemType], ResultType],
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         *,
-        ordered: bool = True,
-        chunk_size: int | Literal["auto"] = 1,
-        timeout: float | None = None,
         return_outcomes: bool,
-        workers: int | None = None,
-        window: int | None = None,
-        limiter: Limiter | None = None,
+        **options: Unpack[MapOptions],
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
 
+    @takes_map_options
     def map(
         self,
         fn: Callable[[ItemType], ResultType],
         items: Iterable[ItemType] | AsyncIterable[ItemType],
-        *,
-        ordered: bool = True,
-        chunk_size: int | Literal["auto"] = 1,
-        timeout: float | None = None,
-        return_outcomes: bool = False,
-        workers: int | None = None,
-        window: int | None = None,
-        limiter: Limiter | None = None,
+        **options: Any,
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
-        """Call ``fn`` with each item in workers of this context. :func:`trio_offload.map` says all about it."""
-        options = MapOptions.checked(
-            ordered=ordered,
-            chunk_size=chunk_size,
-            timeout=timeout,
-            return_outcomes=return_outcomes,
-            workers=workers,
-            window=window,
-        )
-        if limiter is None and workers is None:
+        """Call ``fn`` with each item in several workers at once, and iterate over the results.
+
+        ::
+
+            async with trio_offload.map(thumbnail, paths, chunk_size="auto") as thumbnails:
+                async for thumbnail in thumbnails:
+                    ...
+
+        :meth:`WorkerContext.map` uses the workers of its context. :func:`trio_offload.map` uses
+        those of the innermost :func:`cache_scope`, else of the default context.
+
+        The work starts when the block is entered. When the block is left, for any reason, all
+        running items are killed (SIGKILL), with all processes that they started.
+
+        Each item is one positional argument. If ``fn`` takes more, use :func:`functools.partial`,
+        or let it take a tuple. An item runs once at most. If its worker exits or dies before the
+        item has begun, another worker runs it.
+
+        The iteration, by one task, is a checkpoint when it waits, and once for each chunk.
+
+        Args:
+            fn: A synchronous callable that can be pickled, as for :func:`run_sync`. It is pickled
+                for each chunk, with the arguments that a partial has bound.
+            items: An iterable or an async iterable. It may be endless, because it is read only as
+                far as ``window`` allows. An iterable is read in the event loop, so its ``__next__``
+                must be quick. An async generator is closed at the end.
+            ordered: If true, results come in the order of the items. If false, each comes as soon
+                as it is ready.
+            chunk_size: Number of items that travel together. Chunks make many small items much
+                faster. "auto" measures the items and chooses chunks that take about 20
+                milliseconds, 512 KiB at most. With ``timeout``, or in a context with ``retire``,
+                "auto" means 1. A chunk counts as one job for ``retire``, ``memory_limit`` and the
+                statistics.
+
+                If a worker dies in a chunk, the item that killed it fails. Items before it fail
+                too, because their results travel together. Items after it run in another worker.
+                With 1, only the item itself fails. (Items of less than a microsecond are counted in
+                groups of up to 64. Such a group fails as a whole.)
+            timeout: Seconds that an item may take, measured on the machine's clock, whatever clock
+                Trio uses. The time starts when the worker has imported ``fn``. If an item takes
+                longer, its worker is killed. Requires a ``chunk_size`` of 1 or "auto".
+            return_outcomes: If true, the iterator returns an :class:`outcome.Outcome` for each
+                item, with its value or its exception. If false, the first exception ends the
+                iteration. The iterator raises it after the results before it, and abandons all
+                other items.
+            workers: Largest number of workers. None means as many as ``limiter`` has tokens.
+            window: Largest number of items that have been read and whose chunk has not been
+                consumed. A full window stops the workers: when the consumer is slow, or, if
+                ``ordered``, when one item takes very long. None means eight chunks for each worker,
+                and up to 32 if a chunk takes less than half a millisecond.
+            limiter: Async context manager, of which each busy worker holds a token. None means the
+                :func:`current_default_worker_limiter`; with ``workers``, it means unlimited.
+
+        Returns:
+            An async context manager, which returns an async iterator.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong.
+            Exception: At the start of the block: ``fn`` cannot be pickled.
+            trio.ClosedResourceError: The context, or the iterator's block, has ended.
+
+        The iterator raises an item's exception, with a note that names the item. These are the
+        exceptions of :func:`run_sync`, and :exc:`WorkerTimeoutError` if the item took longer than
+        ``timeout``. Other exceptions always end the iteration, also with ``return_outcomes``:
+        :exc:`WorkerStartError` if a worker cannot be started, and exceptions raised by ``items``.
+        """
+        settings = map_settings(options)
+        limiter = settings.limiter
+        if limiter is None and settings.workers is None:
             limiter = current_default_worker_limiter()
-        return Map(self, fn, items, options, limiter)
+        return Map(self, fn, items, settings, limiter)
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> WorkerContextStatistics:
-        """How many workers there are, idle and running, and what each of them holds."""
+        """Return the numbers of idle and busy workers, and a record for each worker."""
         self._cache.settle()
         return WorkerContextStatistics(
             idle_workers=len(self._cache), running_workers=self._calls.running, workers=self._cache.statistics()
@@ -434,25 +296,23 @@ class WorkerContext(metaclass=_NoPublicConstructor):
 
     @trio.lowlevel.enable_ki_protection
     async def prewarm(self, workers: int) -> int:
-        """Start as many workers as are missing, so that ``workers`` calls at once find an idle one each.
+        """Start workers until that many are idle.
 
-        They are started side by side. A checkpoint; if it is cancelled, those that are not ready yet are ended.
+        They start side by side. This is a checkpoint; if it is cancelled, workers that are not
+        ready yet are killed.
 
         Args:
-            workers: how many are to be idle afterwards, unless calls have taken some meanwhile.
+            workers: Number of idle workers to reach. Concurrent calls may take some of them.
 
         Returns:
-            How many were started; 0 if there were enough.
+            The number of workers started; 0 if enough were idle.
 
         Raises:
-            TypeError, ValueError: ``workers`` is not a number, or is negative.
-            WorkerStartError: one could not be started. Those that were ready by then stay.
-            trio.ClosedResourceError: the context is closed, or about to be.
+            TypeError, ValueError: ``workers`` is not an integer, or is negative.
+            WorkerStartError: A worker could not be started. Those that were ready stay.
+            trio.ClosedResourceError: The context is closed or closing.
         """
-        if isinstance(workers, bool) or not isinstance(workers, int):
-            raise TypeError(f"workers is a number of workers, not {workers!r}")
-        if workers < 0:
-            raise ValueError(f"workers is a number of workers, zero or more, not {workers!r}")
+        check_count("workers", workers, at_least=0)
         await trio.lowlevel.checkpoint()
         calls, cache = self._calls, self._cache
         key = calls.enter(counted=False)
@@ -574,6 +434,26 @@ class WorkerContext(metaclass=_NoPublicConstructor):
             self._settings.trace.close()
 
 
+def _worker_settings(options: ContextOptions) -> WorkerSettings:
+    """Return the same options in the form that a worker takes."""
+    if options.worker_type is WorkerType.FORK:
+        # Imported now, and not in the middle of the first call.
+        from . import _forked  # noqa: F401
+    return WorkerSettings(
+        idle_timeout=options.idle_timeout,
+        init=options.init,
+        retire=options.retire,
+        memory_limit=options.memory_limit,
+        report_interval=options.report_interval,
+        crash_dir=options.crash_dir,
+        trace=None if options.trace is None else TraceWriter(options.trace),
+        fork=options.worker_type is WorkerType.FORK,
+        templates=Templates(options.forkserver_preload, options.forkserver_threads)
+        if options.worker_type is WorkerType.FORKSERVER
+        else None,
+    )
+
+
 class _Calls:
     """Knows the calls in progress, in any thread, and lets one task wait until there are none.
 
@@ -663,5 +543,3 @@ async def _to_the_end(operation: Callable[[], Awaitable[None]]) -> None:
 _MOST_LOST: Final = 5
 # Stands for a limiter that has let the call pass.
 _PASSED: Final = trio.CapacityLimiter(1)
-_SHORTEST_REPORT: Final = 0.01  # seconds
-_default_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("trio_offload_limiter")

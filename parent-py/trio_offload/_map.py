@@ -30,7 +30,7 @@ import reprlib
 import time
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import attrs
 import trio
@@ -49,58 +49,11 @@ from ._worker import IDLE, RUNNING, CallNotRun, Worker, describe_ending, load_ex
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ._context import Limiter, WorkerContext
+    from ._context import WorkerContext
+    from ._limiter import Limiter
+    from ._options import MapSettings
 
 DeliveredType = TypeVar("DeliveredType")
-
-
-@attrs.frozen
-class MapOptions:
-    """What a ``map`` was asked for; :meth:`WorkerContext.map` says what each means. ``chunk_size`` None: by measure."""
-
-    ordered: bool
-    chunk_size: int | None
-    timeout: float | None
-    return_outcomes: bool
-    workers: int | None
-    window: int | None
-
-    @classmethod
-    def checked(
-        cls,
-        *,
-        ordered: bool,
-        chunk_size: int | Literal["auto"],
-        timeout: float | None,
-        return_outcomes: bool,
-        workers: int | None,
-        window: int | None,
-    ) -> MapOptions:
-        """Raises TypeError or ValueError."""
-        if chunk_size != "auto":
-            _check_count("chunk_size", chunk_size, 'a number of items, or "auto"')
-        if workers is not None:
-            _check_count("workers", workers, "a number of workers")
-        if window is not None:
-            _check_count("window", window, "a number of items")
-        if timeout is not None:
-            if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-                raise TypeError(f"timeout is a number of seconds, not {timeout!r}")
-            if not timeout > 0:
-                raise ValueError(f"timeout is a number of seconds above zero, not {timeout!r}")
-            if chunk_size not in (1, "auto"):
-                raise ValueError(
-                    f"with a timeout each item travels alone, so that one that takes too long takes no other with it: leave "
-                    f"chunk_size={chunk_size!r} out, or the timeout"
-                )
-        return cls(
-            bool(ordered),
-            None if chunk_size == "auto" else chunk_size,
-            None if timeout is None or timeout == math.inf else timeout,
-            bool(return_outcomes),
-            workers,
-            window,
-        )
 
 
 class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], Generic[DeliveredType]):
@@ -111,13 +64,13 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         context: WorkerContext,
         function: Callable[[Any], Any],
         items: Any,
-        options: MapOptions,
+        options: MapSettings,
         limiter: Limiter | None,
     ) -> None:
         if not callable(function):
-            raise TypeError(f"fn is a function that takes an item, not {function!r}")
+            raise TypeError(f"fn must be a callable that takes one item, got {function!r}")
         if not isinstance(items, (AsyncIterable, Iterable)):
-            raise TypeError(f"items is an iterable or an async iterable, not {items!r}")
+            raise TypeError(f"items must be an iterable or an async iterable, got {items!r}")
         if options.chunk_size is None and (options.timeout is not None or context.retire is not bool):
             # A worker that is ended for a job, or after one, is that job's own.
             options = attrs.evolve(options, chunk_size=1)
@@ -649,13 +602,6 @@ _TURN: Final = 0.05  # seconds after which a lane lets others have its token
 _BUDGET: Final = 0.1  # seconds after which a worker gives back what it has not begun of a chunk
 _UNINTERRUPTED: Final = 16  # answers, or items of an async iterable, before other tasks have their turn
 _MOST_LOST: Final = 5
-
-
-def _check_count(name: str, value: Any, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {what}, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} is {what}, one or more, not {value!r}")
 
 
 def _rebuilt(stage: str, segments: list[Any], type_name: str, message: str, traceback: str) -> BaseException:

@@ -95,6 +95,8 @@ async def maps() -> None:
         assert_type(await sizes.__anext__(), tuple[int, float])
         async with context.map(functools.partial(shout, times=2), ["a"], return_outcomes=True) as outcomes:
             assert_type((await outcomes.__anext__()).unwrap(), str)
+        async with context.map(shout, ["a"], return_outcomes=False, chunk_size=5, window=None, limiter=None) as texts:
+            assert_type(texts, AsyncIterator[str])
     try:
         pass
     except WorkerTimeoutError as error:
@@ -119,6 +121,20 @@ async def contexts() -> None:
         await context.run_sync(nothing)
     async with cache_scope(idle_timeout=10, retire=lambda: True):
         assert_type(await trio_offload.run_sync(shout, "hello"), str)
+    # The first five may be positional.
+    async with open_worker_context(5, nothing, nothing, 3, WorkerType.FORK) as context:
+        assert_type(context.memory_limit, int | None)
+        assert_type(context.report_interval, float)
+        assert_type(context.crash_dir, str | None)
+        assert_type(context.trace, str | None)
+        assert_type(context.forkserver_preload, tuple[str, ...])
+    async with cache_scope(5, nothing, nothing, 3, WorkerType.SPAWN, crash_dir=Path("crashes"), trace="run.json"):
+        pass
+    async with open_worker_context(
+        worker_type=WorkerType.FORKSERVER, forkserver_preload=["json"], forkserver_threads=(name for name in ["io*"])
+    ):
+        pass
+    configure_default_context(5, nothing, nothing, 3, WorkerType.SPAWN, memory_limit="1 GB", forkserver_preload=())
     configure_default_context(idle_timeout=5.0, init=nothing, grace_period=3)
     assert_type(default_context_statistics().idle_workers, int)
 

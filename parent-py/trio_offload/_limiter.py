@@ -1,0 +1,35 @@
+"""How many calls run at once, unless the caller says otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Final
+
+import trio
+
+from ._process.processors import usable_processors
+
+Limiter = contextlib.AbstractAsyncContextManager[Any]
+
+_default_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("trio_offload_limiter")
+
+
+def current_default_worker_limiter() -> trio.CapacityLimiter:
+    """Return the default limiter, used by calls that do not pass ``limiter``.
+
+    Each :func:`trio.run` has one. You may change its ``total_tokens``. Initially it has one token
+    for each processor that this program may use:
+
+    * as many as ``-X cpu_count`` or ``PYTHON_CPU_COUNT`` says, if one of them is set;
+    * otherwise the processors of the affinity mask (taskset, cpusets), limited by the CPU quota of
+      the control groups (containers).
+
+    Raises:
+        RuntimeError: called outside of :func:`trio.run`.
+    """
+    try:
+        return _default_limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(usable_processors())
+        _default_limiter.set(limiter)
+        return limiter

@@ -1,0 +1,382 @@
+"""The options of a context and of a ``map``: names, types, defaults and checks, each stated once.
+
+A new option of a context is a field of :class:`ContextOptions` and a paragraph in the docstring of
+:func:`~trio_offload.open_worker_context`. Everything else follows: the three functions that take
+the options, their signatures, and the attributes of :class:`~trio_offload.WorkerContext`. An option
+of ``map`` is a field of :class:`MapSettings`, an entry of ``MapOptions``, and a paragraph too.
+
+A converter normalises a value and passes on any that it cannot convert. The validator, which knows
+the option's name, rejects that. All values have been converted when the first validator runs.
+
+Annotations are evaluated here: `typing.get_type_hints` reads them from functions of other modules.
+"""
+
+import enum
+import functools
+import inspect
+import math
+import numbers
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar
+
+import attrs
+
+from ._limiter import Limiter
+from ._sizes import parse_size
+
+Parameters = ParamSpec("Parameters")
+ReturnType = TypeVar("ReturnType")
+FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
+
+MIN_REPORT_INTERVAL: Final = 0.01  # seconds; memory use changes little in less
+
+
+class WorkerType(str, enum.Enum):
+    """How a context starts its workers."""
+
+    SPAWN = "spawn"
+    """A worker is a new process of the worker executable. It is independent of this program's memory."""
+
+    FORKSERVER = "forkserver"
+    """A worker is forked from a template, a process with the modules of ``forkserver_preload``.
+
+    It starts in a tenth of the time and shares memory with the template. Requirements: Linux and
+    the worker executable; ``trio-offload doctor`` checks both.
+
+    The context keeps two more processes: the template, and a standby process that becomes the next
+    worker. Each takes three open files.
+
+    A worker receives this program's current state when it starts: working directory, environment,
+    standard streams, ``sys.path``, ``sys.argv`` and warning filters. All other state is fixed when
+    the template starts, at the context's first call: interpreter flags (``-X`` and others),
+    encoding and buffering of the streams, the seed of ``hash()``, resource limits, umask and
+    priorities.
+
+    Each worker reseeds :mod:`random` and NumPy's global generator. Any other generator that a
+    preloaded module creates yields the same numbers in all workers. Exit handlers of preloaded
+    modules run when a worker exits.
+    """
+
+    FORK = "fork"
+    """A worker is a fork of this process. For experiments.
+
+    It inherits all objects of this process. ``init`` and ``retire`` are inherited as well, so
+    lambdas, closures and methods of objects with locks work. Calls are pickled as always. Names in
+    them refer to the inherited modules; ``__main__`` is not run again. If ``__main__`` has changed
+    since the fork, the next call that mentions it gets a new worker. Other changes in this process
+    do not reach existing workers. A worker skips this process's exit handlers and runs those
+    registered by its jobs.
+
+    Forking a process has risks, which ``SPAWN`` avoids:
+
+    * Threads: only the forking thread exists in the worker. A lock that another thread held, in
+      Python or in a C library, stays locked. The first job that needs it hangs. Python 3.12 and
+      later warn about this; trio-offload suppresses that warning.
+    * Libraries with threads or devices (CUDA, OpenMP, gRPC, most system libraries of macOS) break
+      in a fork. Use them in workers only.
+    * File descriptors: a worker inherits all of them, except Trio's and those of other workers. A
+      connection closed here stays open there. Both sides share a file's position.
+    * Buffers: data that this process wrote to a file but did not flush may be written twice.
+      Standard output and standard error are flushed before the fork.
+    * Random numbers: each worker reseeds :mod:`random`. ``numpy.random`` and other generators yield
+      the same numbers in all workers, unless ``init`` seeds them.
+    * Memory: a page is shared until one side writes to it, and a reference count is a write.
+      Inherited memory counts towards ``memory_limit`` and :func:`retire_when`. Inherited reference
+      cycles are not collected.
+    * Time: the fork blocks the event loop while the kernel copies page tables.
+      ``docs/fork.md`` has measurements.
+    """
+
+
+def check_count(name: str, value: object, *, at_least: int = 1, alternative: str = "") -> None:
+    """Raise TypeError or ValueError unless the value is an integer of that size."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer{alternative}, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be {at_least} or more, got {value!r}")
+
+
+def check_seconds(name: str, value: object, *, at_least: float = 0, positive: bool = False, hint: str = "") -> None:
+    """Raise TypeError or ValueError unless the value is a number of seconds of that size."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+    # Comparisons that are false for NaN.
+    if positive and not value > 0:
+        raise ValueError(f"{name} must be more than 0 seconds, got {value!r}{hint}")
+    if not value >= at_least:
+        raise ValueError(f"{name} must be {at_least} seconds or more, got {value!r}{hint}")
+
+
+def _plain_number(value: float) -> float:
+    """Convert other real numbers (NumPy's, fractions): Trio's clock takes only int and float."""
+    number: Any = value
+    if not isinstance(number, (int, float)) and isinstance(number, numbers.Real):
+        return float(number)
+    return value
+
+
+def _member(value: WorkerType) -> WorkerType:
+    try:
+        return WorkerType(value)
+    except ValueError:
+        return value
+
+
+def _bytes(value: int | str | None) -> int | None:
+    return None if value is None else parse_size(value, "memory_limit")
+
+
+def _absolute_path(value: str | os.PathLike[str] | None) -> str | None:
+    try:
+        # The working directory may have changed before the path is used.
+        return None if value is None else os.path.abspath(os.fsdecode(value))
+    except TypeError:
+        return value  # type: ignore[return-value]  # for the validator
+
+
+def _names(value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)):
+        return value  # type: ignore[return-value]  # for the validator
+    try:
+        return tuple(value)
+    except TypeError:
+        return value  # type: ignore[return-value]  # for the validator
+
+
+def _check_limit(options: object, attribute: "attrs.Attribute[float]", value: float) -> None:
+    check_seconds(attribute.name, value, hint=". Use math.inf for no limit")
+
+
+def _check_interval(options: object, attribute: "attrs.Attribute[float]", value: float) -> None:
+    check_seconds(attribute.name, value, at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
+
+
+def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{attribute.name} must be a callable that takes no arguments, got {value!r}")
+
+
+def _check_type(options: object, attribute: "attrs.Attribute[WorkerType]", value: object) -> None:
+    if not isinstance(value, WorkerType):
+        *others, last = map(str, WorkerType)
+        raise ValueError(f"{attribute.name} must be {', '.join(others)} or {last}, got {value!r}")
+
+
+def _check_path(options: object, attribute: "attrs.Attribute[str | None]", value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a path, got {value!r}")
+
+
+def _check_names(options: "ContextOptions", attribute: "attrs.Attribute[tuple[str, ...]]", value: object) -> None:
+    kind = "module" if attribute.name == "forkserver_preload" else "thread"
+    if not isinstance(value, tuple):
+        got = f"the single string {value!r}" if isinstance(value, str) else repr(value)
+        raise TypeError(f"{attribute.name} must be an iterable of {kind} names, got {got}")
+    for name in value:
+        if not isinstance(name, str):
+            raise TypeError(f"{attribute.name} must contain {kind} names, got {name!r}")
+    if value and options.worker_type is not WorkerType.FORKSERVER:
+        raise ValueError(f"{attribute.name} must be empty unless worker_type=WorkerType.FORKSERVER, got {value!r}")
+
+
+def _check_modules(options: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
+    for name in value:
+        if name == "__main__":
+            raise ValueError(
+                f"{attribute.name} must not contain '__main__'. Workers load the main script when a job needs it"
+            )
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"{attribute.name} must contain full module names like 'package.module', got {name!r}")
+
+
+def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
+    if not all(value):
+        raise ValueError(f"{attribute.name} must contain thread names, got the empty string in {value!r}")
+
+
+@attrs.frozen(eq=False, slots=False)
+class ContextOptions:
+    """How the workers of a context start, work and exit.
+
+    The first five may be positional; trio-parallel has the same five.
+    """
+
+    idle_timeout: float = attrs.field(default=600.0, converter=_plain_number, validator=_check_limit)
+    """Seconds after which an idle worker exits. :data:`math.inf` keeps it."""
+
+    init: Callable[[], Any] = attrs.field(default=bool, validator=_check_callable)
+    """Function that each worker calls before its first job."""
+
+    retire: Callable[[], Any] = attrs.field(default=bool, validator=_check_callable)
+    """Function that a worker calls after each job. If it returns a true value, the worker exits."""
+
+    grace_period: float = attrs.field(default=30.0, converter=_plain_number, validator=_check_limit)
+    """Seconds that workers get to exit when the context closes. Then they are killed."""
+
+    worker_type: WorkerType = attrs.field(default=WorkerType.SPAWN, converter=_member, validator=_check_type)
+    """How workers are started."""
+
+    memory_limit: int | None = attrs.field(default=None, kw_only=True, converter=_bytes)
+    """Bytes that a job may use, with its child processes. None means unlimited."""
+
+    report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)
+    """Seconds between the memory reports of a worker while a job runs. :data:`math.inf` disables them."""
+
+    crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
+    """Directory for crash records. None means disabled."""
+
+    trace: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
+    """File for a trace of the run, in the Chrome trace-event format. None means disabled."""
+
+    forkserver_preload: tuple[str, ...] = attrs.field(
+        default=(), kw_only=True, converter=_names, validator=[_check_names, _check_modules]
+    )
+    """Modules that the template imports. For :attr:`WorkerType.FORKSERVER` only."""
+
+    forkserver_threads: tuple[str, ...] = attrs.field(
+        default=(), kw_only=True, converter=_names, validator=[_check_names, _check_threads]
+    )
+    """Threads that may run in the template when it forks. For the same type only."""
+
+
+def _truth(value: bool) -> bool:
+    return bool(value)
+
+
+def _chunk_size(value: int | Literal["auto"]) -> int | None:
+    if isinstance(value, str) and value == "auto":
+        return None
+    check_count("chunk_size", value, alternative=" or 'auto'")
+    return value
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value == math.inf else value
+
+
+def _check_count_or_none(settings: object, attribute: "attrs.Attribute[int | None]", value: int | None) -> None:
+    if value is not None:
+        check_count(attribute.name, value)
+
+
+def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | None]", value: float | None) -> None:
+    if value is None:
+        return
+    check_seconds(attribute.name, value, positive=True)
+    if settings.chunk_size not in (1, None):
+        raise ValueError(
+            f"chunk_size must be 1 or 'auto' with a timeout, got {settings.chunk_size!r}. Each item then travels alone, so "
+            "that a slow one takes no other with it"
+        )
+
+
+class MapOptions(TypedDict, total=False):
+    """The options of ``map`` as type checkers see them, without ``return_outcomes``.
+
+    That one chooses the overload.
+    """
+
+    ordered: bool
+    chunk_size: int | Literal["auto"]
+    timeout: float | None
+    workers: int | None
+    window: int | None
+    limiter: Limiter | None
+
+
+@attrs.frozen(kw_only=True, eq=False, slots=False)
+class MapSettings:
+    """The options of one ``map``, with their defaults, checked."""
+
+    ordered: bool = attrs.field(default=True, converter=_truth)
+    """True if results come in the order of the items."""
+
+    chunk_size: int | None = attrs.field(default=1, converter=_chunk_size)
+    """Number of items that travel together. None means "auto": chosen by measurement."""
+
+    timeout: float | None = attrs.field(default=None, converter=_finite, validator=_check_timeout)
+    """Seconds that an item may take. None means unlimited."""
+
+    return_outcomes: bool = attrs.field(default=False, converter=_truth)
+    """True if each result is an :class:`outcome.Outcome`."""
+
+    workers: int | None = attrs.field(default=None, validator=_check_count_or_none)
+    """Largest number of workers. None means as many as the limiter has tokens."""
+
+    window: int | None = attrs.field(default=None, validator=_check_count_or_none)
+    """Largest number of items between the source and the consumer. None means a number that suits the items."""
+
+    limiter: Limiter | None = None
+    """Async context manager that each busy worker enters. None means the default."""
+
+
+def takes_options(
+    options: Callable[Parameters, ContextOptions],
+) -> Callable[[Callable[[ContextOptions], ReturnType]], Callable[Parameters, ReturnType]]:
+    """Give a function that takes a :class:`ContextOptions` the parameters of that class.
+
+    Type checkers, :func:`inspect.signature` and :func:`help` see each of them.
+    """
+    parameters = _signature(options)
+
+    def decorate(function: Callable[[ContextOptions], ReturnType]) -> Callable[Parameters, ReturnType]:
+        @functools.wraps(function)
+        def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> ReturnType:
+            try:
+                checked = options(*args, **kwargs)
+            except TypeError:
+                _check_binding(function.__name__, parameters, args, kwargs)
+                raise
+            return function(checked)
+
+        returned = inspect.unwrap(function).__annotations__["return"]
+        _publish(wrapper, parameters.replace(return_annotation=returned))
+        return wrapper
+
+    return decorate
+
+
+def takes_map_options(function: FunctionType) -> FunctionType:
+    """Show the fields of :class:`MapSettings` in the signature, in place of ``**options``."""
+    signature = inspect.signature(function)
+    own = list(signature.parameters.values())[:-1]
+    _publish(function, signature.replace(parameters=[*own, *_signature(MapSettings).parameters.values()]))
+    return function
+
+
+def map_settings(options: dict[str, Any]) -> MapSettings:
+    """Return the settings for the keyword arguments of a ``map``.
+
+    Raises:
+        TypeError, ValueError: an option is wrong.
+    """
+    try:
+        return MapSettings(**options)
+    except TypeError:
+        _check_binding("map", _signature(MapSettings), (), options)
+        raise
+
+
+_signature: Final = functools.cache(inspect.signature)  # each saves 20 µs of the import
+
+
+def _publish(function: Any, signature: inspect.Signature) -> None:
+    """Make it the signature of the function, for all who ask."""
+    function.__signature__ = signature
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
+    function.__annotations__["return"] = signature.return_annotation
+
+
+def _check_binding(name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise TypeError, with the name of the function called, if arguments do not fit its signature."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        import difflib  # for errors only: it takes a millisecond
+
+        hints = [
+            difflib.get_close_matches(word, signature.parameters, 1) for word in kwargs if word not in signature.parameters
+        ]
+        hint = f". Did you mean {hints[0][0]!r}?" if hints and hints[0] else ""
+        raise TypeError(f"{name}(): {error}{hint}") from None
