@@ -184,9 +184,9 @@ def _temporary_files() -> dict[str, str]:
 
 def _shut_default_workers_down() -> None:
     """End the workers of the default context, which would otherwise live until this process exits."""
-    api = sys.modules.get("trio_offload._api")
-    if api is not None:
-        api._default.shutdown()
+    default = sys.modules.get("trio_offload._default")
+    if default is not None:
+        default.default_context.shutdown()
 
 
 def _first_use_is_over() -> None:

@@ -18,7 +18,7 @@ from fakes import Plan, block, block_in_thread
 from trio.testing import Sequencer, wait_all_tasks_blocked
 
 import trio_offload
-from trio_offload import WorkerContext, WorkerType, _api, _context, cache_scope, open_worker_context, run_sync
+from trio_offload import WorkerContext, WorkerType, _context, _default, cache_scope, open_worker_context, run_sync
 from trio_offload._options import ContextOptions
 
 
@@ -27,7 +27,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     """Contexts use fakes; the default context is a new one for the test."""
     plan = Plan()
     monkeypatch.setattr(_context, "Worker", plan.make)
-    monkeypatch.setattr(_api._default, "_current", WorkerContext._create(ContextOptions()))
+    monkeypatch.setattr(_default.default_context, "_current", WorkerContext._create(ContextOptions()))
     yield plan
     assert not plan.running, "a worker was left running"
 
@@ -334,7 +334,7 @@ async def test_replacing_a_default_context_in_use_warns(plan: Plan) -> None:
         trio_offload.configure_default_context()
     await run_sync(bool)
     assert len(plan.workers) == 2
-    _api._default.shutdown()
+    _default.default_context.shutdown()
     assert all(worker.state.name == "ENDED" for worker in plan.workers)
 
 
@@ -347,7 +347,7 @@ def test_the_older_name_sets_the_grace_period(plan: Plan) -> None:
     assert trio_offload.atexit_shutdown_grace_period() == 30.0
     assert trio_offload.atexit_shutdown_grace_period(7.5) == 7.5
     assert trio_offload.atexit_shutdown_grace_period(-1) == 7.5
-    _api._default._grace_period = None
+    _default.default_context._grace_period = None
 
 
 def test_statistics_can_be_asked_for_outside_of_trio(plan: Plan) -> None:

@@ -550,7 +550,7 @@ def test_a_fork_of_the_program_has_a_template_of_its_own(tmp_path: Path) -> None
     child = os.fork()
     if child == 0:
         print(trio.run(parent_of_job) == os.getpid(), flush=True)
-        trio_offload._api._default.shutdown()
+        trio_offload._default.default_context.shutdown()
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)
     print(trio.run(parent_of_job) == os.getpid())

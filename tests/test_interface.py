@@ -284,10 +284,10 @@ async def test_wrong_arguments(options: dict[str, Any], kind: type[Exception], t
         with pytest.raises(kind, match=re.escape(told.format(opening.__name__))):
             async with opening(**options):
                 pytest.fail("it was opened")
-    before = trio_offload._api._default._current
+    before = trio_offload._default.default_context._current
     with pytest.raises(kind, match=re.escape(told.format("configure_default_context"))):
         trio_offload.configure_default_context(**options)
-    assert trio_offload._api._default._current is before
+    assert trio_offload._default.default_context._current is before
 
 
 def test_too_many_positional_arguments() -> None:

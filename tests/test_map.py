@@ -35,9 +35,9 @@ from trio_offload import (
     WorkerStartError,
     WorkerTimeoutError,
     WorkerType,
-    _api,
     _clock,
     _context,
+    _default,
     _locate,
     _map,
     open_worker_context,
@@ -57,7 +57,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     """Contexts use fakes."""
     plan = Plan()
     monkeypatch.setattr(_context, "Worker", plan.make)
-    monkeypatch.setattr(_api._default, "_current", WorkerContext._create(ContextOptions()))
+    monkeypatch.setattr(_default.default_context, "_current", WorkerContext._create(ContextOptions()))
     yield plan
     assert not plan.running, "a worker was left running"
 

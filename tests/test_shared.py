@@ -74,11 +74,11 @@ async def test_workers_that_have_left_are_reaped_by_the_next_call(kind: WorkerTy
 
 
 async def test_a_context_that_was_replaced_has_its_workers_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    default = trio_offload._api._DefaultContext()
+    default = trio_offload._default.DefaultContext()
     try:
         await default.context().run_sync(bool)
         (worker,) = default.context()._cache._idle
-        with pytest.warns(UserWarning, match="is replaced while workers"):
+        with pytest.warns(UserWarning, match="replaces a default context that still has workers"):
             default.replace(trio_offload.WorkerContext._create(ContextOptions()))
         let_leave([worker])
         default.context().statistics()
@@ -265,7 +265,7 @@ def test_a_fork_of_this_process_has_no_workers_of_ours(tmp_path: Path) -> None:
 
         async def main():
             await trio_offload.run_sync(bool)
-            context = trio_offload._api._default.context()
+            context = trio_offload._default.default_context.context()
             locks = [context._settings.regions._lock, context._cache._idle[0]._closing, context._cache._idle[0].process._lock]
             for lock in locks:
                 lock.acquire()

@@ -5,20 +5,15 @@ import sys as _sys
 if _sys.platform == "win32":
     raise ImportError("trio-offload does not support Windows yet: it needs Unix sockets that a child inherits")
 
-from ._api import (
+from ._api import current_default_process_limiter, map, open_worker_context, prewarm, retire_when, run_sync
+from ._context import WorkerContext, WorkerContextStatistics
+from ._crash import CrashRecord
+from ._default import (
     atexit_shutdown_grace_period,
     cache_scope,
     configure_default_context,
-    current_default_process_limiter,
     default_context_statistics,
-    map,
-    open_worker_context,
-    prewarm,
-    retire_when,
-    run_sync,
 )
-from ._context import WorkerContext, WorkerContextStatistics
-from ._crash import CrashRecord
 from ._exceptions import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
 from ._limiter import current_default_worker_limiter
 from ._options import WorkerType

@@ -1,21 +1,20 @@
-"""What a user calls: :func:`run_sync`, contexts to open, and the default context with its end at exit."""
+"""The functions that users call: jobs, contexts, and conditions for ``retire``.
+
+Those about the default context and its scopes are in :mod:`._default`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
-import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import tricycle
 import trio
 
 from trio_offload_worker._retire import RetireWhen
 
-from . import _at_exit
-from ._context import WorkerContext, WorkerContextStatistics
+from ._context import WorkerContext
+from ._default import current_context
 from ._limiter import Limiter, current_default_worker_limiter
 from ._options import ContextOptions, check_count, check_seconds, takes_map_options, takes_options
 from ._sizes import parse_size
@@ -64,14 +63,14 @@ async def run_sync(
         BrokenWorkerError: The worker died before it answered.
         WorkerStartError: A worker could not be started.
     """
-    return await _default.context().run_sync(
+    return await current_context().run_sync(
         sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter
     )
 
 
 if TYPE_CHECKING:
     # The overloads of the method: they stand there only.
-    map = WorkerContext._create(ContextOptions()).map
+    map = current_context().map
 else:
 
     @takes_map_options
@@ -80,7 +79,7 @@ else:
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         **options: Any,
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
-        return _default.context().map(fn, items, **options)
+        return current_context().map(fn, items, **options)
 
     map.__doc__ = WorkerContext.map.__doc__
 
@@ -144,53 +143,12 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         await context._close()
 
 
-@takes_options(ContextOptions)
-@contextlib.asynccontextmanager
-@trio.lowlevel.enable_ki_protection
-async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
-    """Give this part of the task tree workers of its own.
-
-    Within the block, :func:`run_sync`, :func:`map` and :func:`prewarm` use them in this task and in
-    all tasks below it. A scope follows the task tree: a task is in the scope if its nursery was
-    opened inside of the block, whichever task starts it. A task in a nursery from outside is not.
-
-    Scopes can be nested; the innermost one counts. Contexts of :func:`open_worker_context` are not
-    affected. The parameters and exceptions are the same as for that function.
-    """
-    context = WorkerContext._create(options)
-    token = _scope.set(context)
-    try:
-        yield
-    finally:
-        _scope.reset(token)
-        await context._close()
-
-
-@takes_options(ContextOptions)
-def configure_default_context(options: ContextOptions) -> None:
-    """Set the options of the default context, which :func:`run_sync` uses outside of any scope.
-
-    Call it once, before the first call. A later call replaces the context and warns if the previous
-    one still has workers. Its idle workers exit at once, the others when the interpreter exits.
-
-    The parameters are the same as for :func:`open_worker_context`. The ``grace_period`` applies
-    when the interpreter exits.
-
-    Raises:
-        TypeError, ValueError: An option is wrong.
-        RuntimeError: Called from a thread other than the main thread.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("configure_default_context() must be called from the main thread")
-    _default.replace(WorkerContext._create(options))
-
-
 async def prewarm(workers: int) -> int:
     """Start workers of the context that :func:`run_sync` would use here.
 
     See :meth:`WorkerContext.prewarm`.
     """
-    return await _default.context().prewarm(workers)
+    return await current_context().prewarm(workers)
 
 
 def retire_when(
@@ -222,90 +180,6 @@ def retire_when(
     return RetireWhen(None if rss is None else parse_size(rss, "rss"), jobs, seconds)
 
 
-def default_context_statistics() -> WorkerContextStatistics:
-    """Return the statistics of the context that :func:`run_sync` would use here.
-
-    See :meth:`WorkerContext.statistics`. Other threads may use the default context too, so the
-    figures may be outdated when this returns.
-    """
-    return _default.context().statistics()
-
-
-def atexit_shutdown_grace_period(grace_period: float = -1.0) -> float:
-    """Older name: set the grace period of the default context.
-
-    New code passes ``grace_period`` to :func:`configure_default_context`.
-
-    Args:
-        grace_period: Seconds that workers get to exit when the interpreter exits. A negative number
-            leaves them as they are.
-
-    Returns:
-        The number of seconds now in force.
-    """
-    return _default.grace_period(grace_period)
-
-
 def current_default_process_limiter() -> trio.CapacityLimiter:
     """Older name of :func:`current_default_worker_limiter`."""
     return current_default_worker_limiter()
-
-
-class _DefaultContext:
-    """The context of calls that name none. It is shared by all runs of Trio, in all threads, and ends at exit."""
-
-    def __init__(self) -> None:
-        self._current = WorkerContext._create(ContextOptions())
-        self._grace_period: float | None = None
-        self._replaced: list[WorkerContext] = []
-        _at_exit.register(self.shutdown)
-        os.register_at_fork(after_in_child=self._forget)
-
-    def context(self) -> WorkerContext:
-        """The context of the innermost :func:`cache_scope` round this task, else the default one."""
-        try:
-            return _scope.get(self._current)
-        except RuntimeError:
-            # Outside of trio.run, where statistics may be asked for and calls fail with Trio's own error.
-            return self._current
-
-    def replace(self, context: WorkerContext) -> None:
-        statistics = self._current.statistics()
-        if statistics.idle_workers or statistics.running_workers:
-            warnings.warn(
-                "the default context of trio_offload is replaced while workers of the previous one are there; "
-                "call configure_default_context() before the first run_sync()",
-                stacklevel=4,
-            )
-        previous, self._current = self._current, context
-        self._grace_period = None
-        self._replaced.append(previous)
-        previous._cache.dismiss()
-        # No call comes by there any more, and so nobody who would reap them.
-        context._cache.take_over(previous._cache)
-
-    def grace_period(self, grace_period: float) -> float:
-        if grace_period >= 0:
-            self._grace_period = grace_period
-        return self._current.grace_period if self._grace_period is None else self._grace_period
-
-    def shutdown(self) -> None:
-        """End all workers of the default context and of those that it replaced. They may be used again afterwards."""
-        replaced, self._replaced = self._replaced, []
-        errors = []
-        for context in [*replaced, self._current]:
-            grace_period = self.grace_period(-1.0) if context is self._current else context.grace_period
-            try:
-                context._close_sync(grace_period)
-            except Exception as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-
-    def _forget(self) -> None:
-        for context in [*self._replaced, self._current]:
-            context._forget()
-
-
-_scope: Final[tricycle.TreeVar[WorkerContext]] = tricycle.TreeVar("trio_offload_scope")
-_default: Final = _DefaultContext()

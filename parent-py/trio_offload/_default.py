@@ -1,0 +1,149 @@
+"""The default context: used by calls outside of a context, shared by all runs of Trio, closed at exit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import AsyncIterator
+from typing import Final
+
+import tricycle
+import trio
+
+from . import _at_exit
+from ._context import WorkerContext, WorkerContextStatistics
+from ._options import ContextOptions, takes_options
+
+_scope: Final[tricycle.TreeVar[WorkerContext]] = tricycle.TreeVar("trio_offload_scope")
+
+
+class DefaultContext:
+    """Holds the default context and the contexts that it has replaced.
+
+    Threads read the reference to the current one. Only the main thread replaces it.
+    """
+
+    def __init__(self) -> None:
+        self._current = WorkerContext._create(ContextOptions())
+        self._grace_period: float | None = None
+        self._replaced: list[WorkerContext] = []
+        _at_exit.register(self.shutdown)
+        os.register_at_fork(after_in_child=self._forget)
+
+    def context(self) -> WorkerContext:
+        """Return the context of the innermost scope around this task, else the default one."""
+        try:
+            return _scope.get(self._current)
+        except RuntimeError:
+            # Outside of trio.run. Statistics are available; calls fail with Trio's own error.
+            return self._current
+
+    def replace(self, context: WorkerContext) -> None:
+        """Make this the default context; the idle workers of the previous one exit."""
+        statistics = self._current.statistics()
+        if statistics.idle_workers or statistics.running_workers:
+            warnings.warn(
+                "configure_default_context() replaces a default context that still has workers. "
+                "Call it before the first run_sync()",
+                stacklevel=4,
+            )
+        previous, self._current = self._current, context
+        self._grace_period = None
+        self._replaced.append(previous)
+        previous._cache.dismiss()
+        # Calls reap exited workers, and the previous context gets no more calls.
+        context._cache.take_over(previous._cache)
+
+    def grace_period(self, grace_period: float) -> float:
+        """Set the grace period unless it is negative, and return it."""
+        if grace_period >= 0:
+            self._grace_period = grace_period
+        return self._current.grace_period if self._grace_period is None else self._grace_period
+
+    def shutdown(self) -> None:
+        """End all workers, also those of replaced contexts. A later call starts new ones."""
+        replaced, self._replaced = self._replaced, []
+        errors = []
+        for context in [*replaced, self._current]:
+            grace_period = self.grace_period(-1.0) if context is self._current else context.grace_period
+            try:
+                context._close_sync(grace_period)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _forget(self) -> None:
+        for context in [*self._replaced, self._current]:
+            context._forget()
+
+
+default_context: Final = DefaultContext()
+current_context: Final = default_context.context
+
+
+@takes_options(ContextOptions)
+@contextlib.asynccontextmanager
+@trio.lowlevel.enable_ki_protection
+async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
+    """Give this part of the task tree workers of its own.
+
+    Within the block, :func:`run_sync`, :func:`map` and :func:`prewarm` use them in this task and in
+    all tasks below it. A scope follows the task tree: a task is in the scope if its nursery was
+    opened inside of the block, whichever task starts it. A task in a nursery from outside is not.
+
+    Scopes can be nested; the innermost one counts. Contexts of :func:`open_worker_context` are not
+    affected. The parameters and exceptions are the same as for that function.
+    """
+    context = WorkerContext._create(options)
+    token = _scope.set(context)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+        await context._close()
+
+
+@takes_options(ContextOptions)
+def configure_default_context(options: ContextOptions) -> None:
+    """Set the options of the default context, which :func:`run_sync` uses outside of any scope.
+
+    Call it once, before the first call. A later call replaces the context and warns if the previous
+    one still has workers. Its idle workers exit at once, the others when the interpreter exits.
+
+    The parameters are the same as for :func:`open_worker_context`. The ``grace_period`` applies
+    when the interpreter exits.
+
+    Raises:
+        TypeError, ValueError: An option is wrong.
+        RuntimeError: Called from a thread other than the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("configure_default_context() must be called from the main thread")
+    default_context.replace(WorkerContext._create(options))
+
+
+def default_context_statistics() -> WorkerContextStatistics:
+    """Return the statistics of the context that :func:`run_sync` would use here.
+
+    See :meth:`WorkerContext.statistics`. Other threads may use the default context too, so the
+    figures may be outdated when this returns.
+    """
+    return current_context().statistics()
+
+
+def atexit_shutdown_grace_period(grace_period: float = -1.0) -> float:
+    """Older name: set the grace period of the default context.
+
+    New code passes ``grace_period`` to :func:`configure_default_context`.
+
+    Args:
+        grace_period: Seconds that workers get to exit when the interpreter exits. A negative number
+            leaves them as they are.
+
+    Returns:
+        The number of seconds now in force.
+    """
+    return default_context.grace_period(grace_period)
