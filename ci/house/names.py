@@ -16,6 +16,11 @@ MAX_TEST_NAME = 60
 # Where modules are named: in `py.import("…")`, `sys.modules[…]`, `monkeypatch.setattr("…")` and in prose.
 TEXTS = ("parent-py", "worker-bin/src", "worker-bin/tests", "tests", "benchmarks", "ci", "examples", "docs")
 SUFFIXES = {".py", ".rs", ".md", ".sh", ".toml", ""}
+# Names of others in ARCHITECTURE.md, most of them rejected.
+FOREIGN = {
+    *(".symver", "LD_BIND_NOW", "MockClock", "PyConfig", "PyInitConfig", "PyInitConfig_SetStr", "RefCell", "RunVar"),
+    *("TreeVar", "altair", "criterion", "ctrlc", "divan", "frozendict", "nix", "persistent_id", "rustix"),
+}
 DOTTED = re.compile(r"(?<![\w./-])trio_offload(?:_worker)?(?:\.[a-zA-Z_]\w*)+(?![\w/-])")
 # Files, which are named like this too.
 OTHER_NAMES = {"trio_offload.data", "trio_offload.py", "trio_offload.pth", "trio_offload_worker.py"}
@@ -75,8 +80,14 @@ def top_level(module: Module) -> set[str]:
 
 
 def architecture(trees: dict[str, Tree]) -> Iterator[Finding]:
-    """ARCHITECTURE.md names each source file, and no file of those names that it has is missing."""
+    """ARCHITECTURE.md names each source file; its own names are those of files and of the sources."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
+    sources = "\n".join(path.read_text(errors="replace") for path in texts() if path.suffix != ".md")
+    words = {word for word in re.findall(r"\w+", sources) if not re.match(r"[A-Z]\w*[a-z]", word)}
+    words.update(re.findall(r"\b(?:class|struct|enum|trait|type) (\w+)", sources))
+    for name in sorted(set(re.findall(r"`([\w.:]+?)(?:\(\))?`", text)) - FOREIGN):
+        if not name.endswith((".py", ".rs", ".md")) and not words.issuperset(filter(None, re.split(r"\W+", name))):
+            yield Finding("architecture", name, "ARCHITECTURE.md", f"{name} is not defined in any source")
     for tree in trees.values():
         for module in tree.modules:
             if not re.search(rf"(?<![\w-]){re.escape(module.path.name)}\b", text):
