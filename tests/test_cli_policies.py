@@ -113,8 +113,8 @@ def test_the_memory_of_an_import_is_no_leak(folder: Path) -> None:
     ("arguments", "parts"),
     [
         (["--memory-limit", "much"], ("--memory-limit", "'much'", "500MiB")),
-        (["--memory-limit", "0"], ("--memory-limit", "not more than zero")),
-        (["--memory-limit", "9" * 400], ("--memory-limit", "more than any machine has")),
+        (["--memory-limit", "0"], ("--memory-limit", "must be more than zero bytes")),
+        (["--memory-limit", "9" * 400], ("--memory-limit", "must be less than 8 EiB")),
         (["--retire-rss", "-5MB"], ("--retire-rss",)),
         (["--retire-rss", "5 XB"], ("--retire-rss", "'5 XB'")),
         (["--retire-jobs", "0"], ("--retire-jobs", "'0'")),
