@@ -23,8 +23,9 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def trees(house: Any, tmp_path: Path) -> Callable[[dict[str, str]], Any]:
-    """The trees of a project that has these files."""
+def trees(house: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Any]:
+    """The trees of a project that has these files; `_worker.py` and `os.rs` still lie flat."""
+    monkeypatch.setattr(house.layers, "HOMES", {"parent": "_worker _worker/worker", "worker": "", "rust": "os os/mod"})
 
     def made(files: dict[str, str]) -> Any:
         for folder in house.layers.FOLDERS.values():
@@ -47,16 +48,16 @@ def test_imports_upwards(house: Any, trees: Callable[[dict[str, str]], Any]) -> 
     project = trees(
         {
             "parent-py/trio_offload/__init__.py": "__version__ = '1'",
-            "parent-py/trio_offload/_process.py": "def late():\n    from ._worker import Worker",
-            "parent-py/trio_offload/_worker.py": "from ._process import late",
+            "parent-py/trio_offload/_process/process.py": "def late():\n    from .._worker import Worker",
+            "parent-py/trio_offload/_worker.py": "from ._process.process import late",
             "parent-py/trio_offload/_transport/channel.py": "if TYPE_CHECKING:\n    from .. import __version__",
             "parent-py/trio_offload/_transport/pages.py": "from .channel import Channel\nfrom .._sizes import show",
             "parent-py/trio_offload/_sizes.py": "",
             "parent-py/trio_offload/_stranger.py": "",
-            "parent-py/trio_offload_worker/_session.py": "import trio_offload._sizes",
-            "worker-bin/src/os.rs": "use crate::{family, exit};\n",
-            "worker-bin/src/family.rs": "use crate::os;\n#[cfg(test)]\nmod tests {\n    use crate::session::Session;\n}\n",
-            "worker-bin/src/session.rs": "use crate::{family, os};\n",
+            "parent-py/trio_offload_worker/_loop/session.py": "import trio_offload._sizes",
+            "worker-bin/src/os.rs": "use crate::{process::family, exit};\n",
+            "worker-bin/src/process/family.rs": "use crate::os;\n#[cfg(test)]\nmod tests {\n    use crate::session::Session;\n}\n",
+            "worker-bin/src/session/mod.rs": "use crate::{process::family, os};\n",
             "worker-bin/src/exit.rs": "",
         }
     )
@@ -78,9 +79,9 @@ def test_sizes_of_code_without_its_tests(house: Any, trees: Callable[[dict[str, 
     project = trees(
         {
             "parent-py/trio_offload/_worker.py": f"class Worker:\n{method}",
-            "parent-py/trio_offload/_channel.py": slots,
+            "parent-py/trio_offload/_transport/channel.py": slots,
             "parent-py/trio_offload_worker/_protocol/frames.py": many + "\n" * 400,
-            "worker-bin/src/wire.rs": "use a;\n" * 400 + "#[cfg(test)]\nmod tests {\n}\n" * 2,
+            "worker-bin/src/protocol/frame.rs": "use a;\n" * 400 + "#[cfg(test)]\nmod tests {\n}\n" * 2,
         }
     )
     assert keys(house.sizes.check(project)) == {
@@ -97,11 +98,11 @@ def test_things_that_have_one_place(house: Any, trees: Callable[[dict[str, str]]
         {
             "parent-py/trio_offload/_context.py": f"def scope({options}):\n    return kind is WorkerType.FORK",
             "parent-py/trio_offload/_options.py": f"def checked({options}):\n    return kind is WorkerType.FORK",
-            "parent-py/trio_offload/_map.py": "def _is_interrupt(): ...",
+            "parent-py/trio_offload/_map/map.py": "def _is_interrupt(): ...",
             "parent-py/trio_offload/_cli/run.py": "def is_interrupt(): ...",
             "parent-py/trio_offload_worker/_loop/guard.py": "import trio",
             "parent-py/trio_offload_worker/_loop/session.py": "# import trio",
-            "worker-bin/src/session.rs": "fn f() { unsafe { g() } }",
+            "worker-bin/src/session/mod.rs": "fn f() { unsafe { g() } }",
             "worker-bin/src/os/fork.rs": "unsafe fn g() {}",
         }
     )

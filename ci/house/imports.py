@@ -62,18 +62,17 @@ def python_imports(module: Module, known: dict[str, Module]) -> Iterator[tuple[M
 
 
 def rust_uses(module: Module, tree: Tree) -> Iterator[tuple[Module, int]]:
-    """Yield the first module of each path from the crate's root, with its line."""
-    roots = {
-        other.file.removesuffix("/mod"): other
-        for other in tree.modules
-        if other.file.count("/") == other.file.endswith("/mod")
-    }
+    """Yield the module of each path from the crate's root, with its line."""
+    known = {other.file.removesuffix("/mod"): other for other in tree.modules}
     text = without_tests(module.path.read_text())
-    for found in re.finditer(r"\b(?:crate|trio_offload_worker)::(?:(\w+)|\{([^;]*?)\};)", text):
-        names = [found[1]] if found[1] else re.findall(r"(?:^|,)\s*(\w+)", re.sub(r"\{.*?\}", "", found[2], flags=re.DOTALL))
-        for name in names:
-            if name in roots and roots[name] is not module:
-                yield roots[name], text.count("\n", 0, found.start()) + 1
+    for found in re.finditer(r"\b(?:crate|trio_offload_worker)::(?:([\w:]+)|\{([^;]*?)\};)", text):
+        grouped = re.sub(r"\{.*?\}", "", found[2] or "", flags=re.DOTALL)
+        for path in [found[1]] if found[1] else re.findall(r"(?:^|,)\s*([\w:]+)", grouped):
+            name = path.replace("::", "/")
+            while name and name not in known:
+                name = name.rpartition("/")[0]
+            if name and known[name] is not module:
+                yield known[name], text.count("\n", 0, found.start()) + 1
 
 
 def without_tests(text: str) -> str:

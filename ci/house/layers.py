@@ -57,9 +57,7 @@ HOMES = {
         _by_name _pickling/by_reference
         _by_value _pickling/by_value
         _cache _pool/cache
-        _channel _transport/channel
         _context _context
-        _errors _exceptions
         _forked _launch/fork
         _frozen _interpreter/frozen
         _launch _interpreter/hello
@@ -68,12 +66,7 @@ HOMES = {
         _map _map/map
         _map_results _map/results
         _map_source _map/source
-        _oom _process/oom
         _payload _pickling/payload
-        _privileges _process/privileges
-        _process _process/process
-        _record _process/record
-        _regions _transport/buffer_pool
         _strays _interpreter/file_modules
         _template _launch/template
         _worker _worker/worker
@@ -120,27 +113,6 @@ HOMES = {
         _watcher _loop/sentinel
     """,
     "rust": """
-        by_name python/pickling/by_reference
-        executor python/executor
-        family process/family
-        faults python/faults
-        forks python/forks
-        hooks python/hooks
-        interpreter/bundle python/interpreter/bundle
-        interpreter/config python/config
-        interpreter/ffi python/raw/mod
-        interpreter/mod python/interpreter/mod
-        memory process/meter
-        message protocol/message
-        os os/mod
-        pickling python/pickling/mod
-        record process/record
-        regions transport/buffer_pool
-        sentinel sentinel/mod
-        session session/mod
-        signals python/signals
-        transport transport/connection
-        wire protocol/frame
     """,
 }
 
