@@ -17,7 +17,7 @@ CI = Path(__file__).resolve().parent.parent / "ci"
 def house(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The package of the checks; it is no part of what is installed."""
     monkeypatch.syspath_prepend(str(CI))
-    for part in ("findings", "imports", "layers", "places", "prose", "sizes"):
+    for part in ("findings", "imports", "layers", "names", "places", "prose", "sizes"):
         importlib.import_module(f"house.{part}")
     return sys.modules["house"]
 
@@ -70,6 +70,39 @@ def test_imports_upwards(house: Any, trees: Callable[[dict[str, str]], Any]) -> 
         ("circle", "parent/_worker/worker"),
         ("layer", "parent/_stranger"),
     }
+
+
+def test_modules_that_the_import_loads(house: Any, trees: Callable[[dict[str, str]], Any]) -> None:
+    project = trees(
+        {
+            "parent-py/trio_offload/__init__.py": "from ._api import run\nif TYPE_CHECKING:\n    from ._sizes import show",
+            "parent-py/trio_offload/_api.py": "import trio_offload_worker._jobs.chunks\ndef f():\n    from . import _trace",
+            "parent-py/trio_offload/_sizes.py": "",
+            "parent-py/trio_offload/_trace.py": "",
+            "parent-py/trio_offload_worker/__init__.py": "",
+            "parent-py/trio_offload_worker/_jobs/__init__.py": "",
+            "parent-py/trio_offload_worker/_jobs/chunks.py": "",
+        }
+    )
+    known = {house.imports.dotted(module): module for tree in ("parent", "worker") for module in project[tree].modules}
+    loaded = house.imports.loaded_by(known["trio_offload"], known)
+    assert {module.name for module in loaded} == {
+        "parent/__init__",
+        "parent/_api",
+        "worker/__init__",
+        "worker/_jobs/__init__",
+        "worker/_jobs/chunks",
+    }
+
+
+def test_names_in_texts(house: Any) -> None:
+    members = {"trio_offload": {"run_sync"}, "trio_offload._worker": {"Worker"}}
+    names = {"trio_offload.run_sync", "trio_offload._worker.Worker.kill", "trio_offload.__file__", "trio_offload._map.Map"}
+    assert {name for name in names if not house.names.resolves(name, members)} == {"trio_offload._map.Map"}
+    assert house.names.DOTTED.findall("a/trio_offload.x, `trio_offload_worker._loop.main`, trio_offload.data/") == [
+        "trio_offload_worker._loop.main"
+    ]
+    assert house.names.anchors("# One\n## What `x` is, and why\ntext") == {"one", "what-x-is-and-why"}
 
 
 def test_sizes_of_code_without_its_tests(house: Any, trees: Callable[[dict[str, str]], Any]) -> None:
