@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _give_a_private_temporary_folder(config)
     try:
         import trio_offload
-        from trio_offload._locate import worker_executable
+        from trio_offload._interpreter.locate import worker_executable
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("trio_offload"):
             raise
@@ -229,7 +229,8 @@ def _left_after_settling(before: Belongings) -> list[str]:
 def worker_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Contexts that do not ask for a type have this one. A file whose tests hold for all types uses it by a mark."""
     import trio_offload
-    from trio_offload import WorkerType, _locate
+    from trio_offload import WorkerType
+    from trio_offload._interpreter import locate as _locate
 
     worker_type = WorkerType(request.param)
     if worker_type is WorkerType.FORKSERVER and not _locate.way().is_native:
@@ -252,7 +253,8 @@ def worker_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def of_any_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The type for a context, whose workers are of each kind by turns: the executable, forked off a template, a fork of this process, the
     loop in Python."""
-    from trio_offload import WorkerType, _locate
+    from trio_offload import WorkerType
+    from trio_offload._interpreter import locate as _locate
 
     if request.param == "loop":
         monkeypatch.setattr(_locate, "way", lambda: _locate.Way("", "", "a test wants the loop"))

@@ -23,7 +23,10 @@ from running import run, run_script, write
 
 import trio_offload
 import trio_offload_worker
-from trio_offload import LocateError, WorkerStartError, _frozen, _launch, _locate
+from trio_offload import LocateError, WorkerStartError
+from trio_offload._interpreter import frozen as _frozen
+from trio_offload._interpreter import locate as _locate
+from trio_offload._interpreter import main_module as _main_module
 
 MAGIC = b"MEI\014\013\012\013\016"
 
@@ -200,7 +203,7 @@ def test_hello_of_an_app(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("pyi_rth_inspect", "inspect"),
         ("näher", None),
     ]
-    assert _launch.main_plan() == {"kind": "code", "code": MAIN, "path": f"{folder}/app.py"}
+    assert _main_module.main_plan() == {"kind": "code", "code": MAIN, "path": f"{folder}/app.py"}
 
 
 def test_search_path_of_an_app_that_has_emptied_its_own(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +420,8 @@ def test_main_that_travels_as_code(tmp_path: Path) -> None:
     """A job of the script, whose file is gone: its code was kept, as an archive keeps it."""
     text = """
         import marshal, os, sys, trio, trio_offload
-        from trio_offload import _launch, _payload
+        from trio_offload import _payload
+        from trio_offload._interpreter import settings
 
         def where():
             return __name__, __file__, sys.modules["__main__"] is sys.modules["__mp_main__"]
@@ -426,7 +430,7 @@ def test_main_that_travels_as_code(tmp_path: Path) -> None:
             with open(__file__) as file:
                 code = marshal.dumps(compile(file.read(), "script.py", "exec"))
             os.unlink(__file__)
-            _launch.main_plan = _payload.main_plan = lambda: {"kind": "code", "code": code, "path": "/app/script.py"}
+            settings.main_plan = _payload.main_plan = lambda: {"kind": "code", "code": code, "path": "/app/script.py"}
             print(*await trio_offload.run_sync(where))
 
         if __name__ == "__main__":

@@ -19,7 +19,8 @@ import jobs
 import pytest
 from running import plain_environment, run, run_script, write
 
-from trio_offload import BrokenWorkerError, WorkerStartError, WorkerType, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerStartError, WorkerType, open_worker_context
+from trio_offload._interpreter import locate as _locate
 from trio_offload_worker import _watcher
 
 Build = Callable[..., Path]

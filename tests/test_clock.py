@@ -27,9 +27,9 @@ from trio_offload import (
     WorkerTimeoutError,
     WorkerType,
     _clock,
-    _locate,
     open_worker_context,
 )
+from trio_offload._interpreter import locate as _locate
 from trio_offload._process import pending
 
 LOOP = _locate.Way("", "", "a test wants it so")

@@ -362,7 +362,7 @@ def test_no_streams_at_all(tmp_path: Path) -> None:
 
 def test_a_start_of_the_executable_by_hand(tmp_path: Path) -> None:
     """It says what it is, and does not take descriptor 3 for a socket that it is not."""
-    from trio_offload import _locate
+    from trio_offload._interpreter import locate as _locate
 
     environment = {**os.environ, "LD_LIBRARY_PATH": os.path.dirname(_locate.libpython())}
     executable = _locate.worker_executable()

@@ -27,10 +27,10 @@ from trio_offload import (
     WorkerMemoryError,
     WorkerStartError,
     WorkerType,
-    _locate,
     _worker,
     open_worker_context,
 )
+from trio_offload._interpreter import locate as _locate
 from trio_offload._process import start as _process
 from trio_offload_worker import _family
 

@@ -25,7 +25,8 @@ from running import BASE, PACKAGES, plain_environment, run, run_script, write
 from test_identity import assert_same, compare
 
 import trio_offload
-from trio_offload import WorkerStartError, _locate
+from trio_offload import WorkerStartError
+from trio_offload._interpreter import locate as _locate
 
 VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -90,7 +91,7 @@ def assert_runs(
 ) -> dict[str, Any]:
     """A program and its worker are the same Python, with the package and the executable that are ``installed`` below a folder."""
     environment = environment or plain_environment()
-    ask = "import trio_offload, trio_offload._locate as l; print(trio_offload.__file__, l.worker_executable(), sep='\\n')"
+    ask = "import trio_offload, trio_offload._interpreter.locate as l; print(trio_offload.__file__, l.worker_executable(), sep='\\n')"
     for path in run([python, *switches, "-c", ask], environment=environment).lines():
         assert Path(path).is_relative_to(installed), path
     return assert_same(compare(tmp_path, switches, python=python, environment=environment))
@@ -255,7 +256,7 @@ def test_a_python_with_its_library_beside_it(tmp_path: Path, static_interpreter:
     add_dependencies(folder / "lib" / VERSION / "site-packages")
     worker = assert_runs(tmp_path, python, installed=folder)
     assert worker["prefix"] == repr(str(folder))
-    ask = "from trio_offload import _locate; print(_locate.find_libpython().path, _locate._loaded_libpython())"
+    ask = "from trio_offload._interpreter import locate as _locate; print(_locate.find_libpython().path, _locate._loaded_libpython())"
     library = folder / "lib" / os.path.basename(_locate.libpython())
     assert run([python, "-c", ask]).lines() == [f"{library} None"]
 
@@ -426,7 +427,7 @@ def test_a_user_who_may_not_read_it(tmp_path: Path, wheel: Path) -> None:
     pip(BASE, "--target", target, wheel)
     let_everybody_in(tmp_path)
     (target / "bin" / _locate.EXECUTABLE).chmod(0o700)
-    ask = "from trio_offload import _locate; print(_locate.worker_executable())"
+    ask = "from trio_offload._interpreter import locate as _locate; print(_locate.worker_executable())"
     command = ["setpriv", "--reuid", str(NOBODY), "--clear-groups", BASE, "-c", ask]
     environment = plain_environment(PYTHONPATH=os.pathsep.join([str(target), *PACKAGES]))
     ended = run(command, environment=environment, expect=None)

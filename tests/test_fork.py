@@ -30,7 +30,8 @@ from lifeline import PATIENCE, Lifeline
 from running import plain_environment, run, run_script, write
 
 import trio_offload
-from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerStartError, WorkerType, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerStartError, WorkerType, open_worker_context
+from trio_offload._interpreter import locate as _locate
 from trio_offload_worker import resident_memory
 
 ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))

@@ -32,12 +32,12 @@ from trio_offload import (
     WorkerContext,
     WorkerStartError,
     WorkerType,
-    _launch,
-    _locate,
     cache_scope,
     open_worker_context,
 )
 from trio_offload._cache import WorkerCache
+from trio_offload._interpreter import hello as _hello
+from trio_offload._interpreter import locate as _locate
 from trio_offload._payload import dump_call
 from trio_offload._process import inherited
 from trio_offload._process.pending import Lines
@@ -301,7 +301,7 @@ def test_the_environment_is_the_one_that_python_shows(behind: bool, monkeypatch:
     expected = dict(os.environb)
     if not behind:
         monkeypatch.setattr(os, "environb", types.MappingProxyType(expected))
-    found = _launch.environment()
+    found = _hello.environment()
     assert found == expected
     assert found[b"TEMPLATE_NEW"] == b"\x80"
     found.clear()

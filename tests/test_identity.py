@@ -24,7 +24,8 @@ import pytest
 from running import BASE, PACKAGES, PROGRAMS, TIMEOUT, make_environment, plain_environment, run, run_script, started, write
 
 import trio_offload
-from trio_offload import _loader, _locate
+from trio_offload._interpreter import loader as _loader
+from trio_offload._interpreter import locate as _locate
 from trio_offload_worker import _settings
 
 VERSION = sys.version_info[:2]
@@ -651,7 +652,7 @@ def test_the_home_of_python_from_the_environment(tmp_path: Path) -> None:
 
 def test_packages_in_a_folder_of_their_own(tmp_path: Path) -> None:
     """As `pip install --target` makes it: the worker lies in the folder's bin."""
-    from trio_offload import _locate
+    from trio_offload._interpreter import locate as _locate
 
     target = tmp_path / "target"
     (target / "bin").mkdir(parents=True)
@@ -662,7 +663,7 @@ def test_packages_in_a_folder_of_their_own(tmp_path: Path) -> None:
     environment.pop(_locate.OVERRIDE, None)
     assert_same(compare(tmp_path, python=BASE, environment=environment))
     said = run(
-        [BASE, "-c", "from trio_offload._locate import worker_executable; print(worker_executable())"],
+        [BASE, "-c", "from trio_offload._interpreter.locate import worker_executable; print(worker_executable())"],
         environment=environment,
     )
     assert said.stdout.strip() == copy
@@ -933,7 +934,7 @@ def test_libraries_come_from_where_the_program_takes_them(tmp_path: Path, preloa
     shutil.copy(library, copy)
     program = f"""
         import ctypes, os, trio, trio_offload
-        from trio_offload import _locate
+        from trio_offload._interpreter import locate as _locate
 
         def loaded():
             ctypes.CDLL("libtwofold.so", os.RTLD_LOCAL)

@@ -427,7 +427,7 @@ def test_of_this_environment_nothing_is_a_stray(tmp_path: Path) -> None:
     """The usual modules are found by the folders that they lie in."""
     program = """
         import json, sys, trio, trio_offload, unittest.mock, xml.etree, encodings.idna
-        from trio_offload._strays import Strays
+        from trio_offload._interpreter.file_modules import Strays
         print(Strays().find(sys.path))
     """
     assert run([sys.executable, write(tmp_path / "script.py", program)]).lines() == ["{}"]

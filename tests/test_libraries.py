@@ -18,7 +18,8 @@ import pytest
 from running import PROGRAMS, plain_environment, run, run_script, write
 from test_worker_side import LOOP
 
-from trio_offload import WorkerType, _locate, open_worker_context
+from trio_offload import WorkerType, open_worker_context
+from trio_offload._interpreter import locate as _locate
 
 Opened = Callable[..., Any]
 KINDS = {
@@ -433,7 +434,9 @@ def test_the_main_module_looks_like_the_programs(script: Any, form: str) -> None
                     return await context.run_sync(looker.attributes)
             after = trio.run(afterwards) if main_plan()["kind"] != "none" else here
             print(after == here or (after, here))
-        """.replace("main_plan()", "__import__('trio_offload._launch')._launch.main_plan()"),
+        """.replace(
+            "main_plan()", "__import__('trio_offload._interpreter.main_module')._interpreter.main_module.main_plan()"
+        ),
         *FORMS[form],
         as_input=form == "standard input",
     )

@@ -20,9 +20,11 @@ import pytest
 from running import PACKAGES, PROGRAMS, make_environment, plain_environment, run, run_script, write
 
 import trio_offload
-from trio_offload import LocateError, WorkerStartError, _forked, _launch, _locate
+from trio_offload import LocateError, WorkerStartError, _forked
 from trio_offload._cli import _doctor
 from trio_offload._cli._probes import PROBES
+from trio_offload._interpreter import hello as _hello
+from trio_offload._interpreter import locate as _locate
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBRARY = f"libpython{MINOR}{getattr(sys, 'abiflags', '')}.so.1.0"
@@ -57,7 +59,7 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
 
     def place(package: str) -> Path:
-        monkeypatch.setattr(_locate, "__file__", str(tmp_path / package / "_locate.py"))
+        monkeypatch.setattr(_locate, "__file__", str(tmp_path / package / "_interpreter" / "locate.py"))
         return tmp_path
 
     return place
@@ -111,7 +113,7 @@ def test_an_executable_that_only_lies_nearby(layout: Any, place: str) -> None:
 @pytest.mark.parametrize("switch", ["-E", "-I"])
 def test_the_variable_without_the_environment(switch: str, tmp_path: Path) -> None:
     program = """
-        from trio_offload import _locate
+        from trio_offload._interpreter import locate as _locate
         print(_locate.find_worker_executable().how)
     """
     script = write(tmp_path / "script.py", program)
@@ -345,7 +347,7 @@ def test_an_interpreter_without_a_name_is_found(static: Any, monkeypatch: pytest
 
 REPORT = """
     import os, sys, trio, trio_offload
-    from trio_offload import _locate
+    from trio_offload._interpreter import locate as _locate
 
     if len(sys.argv) > 1 and sys.argv[1] != "beside":
         _locate.libpython = lambda: sys.argv[1]
@@ -553,7 +555,7 @@ def test_another_python_of_this_version_gets_its_own_library(tmp_path: Path, ano
 
 def test_two_pythons_do_not_run_with_each_others_library(tmp_path: Path, another_python: str, starts: Starts) -> None:
     said = run(
-        [another_python, "-c", "from trio_offload._locate import libpython; print(libpython())"],
+        [another_python, "-c", "from trio_offload._interpreter.locate import libpython; print(libpython())"],
         environment=plain_environment(PYTHONPATH=os.pathsep.join(PACKAGES)),
     )
     theirs = said.stdout.strip()
@@ -619,9 +621,9 @@ async def test_a_free_threaded_python_is_refused_by_name(kind: str, monkeypatch:
 
 
 def test_the_handshake_and_the_doctor_name_a_free_threaded_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "free_threaded" not in _launch.hello("", {})
+    assert "free_threaded" not in _hello.hello("", {})
     monkeypatch.setattr(sys, "abiflags", "t")
-    for body in (_launch.hello("", {}), _forked.hello()):
+    for body in (_hello.hello("", {}), _forked.hello()):
         assert body["free_threaded"] is True
     report = _doctor.examine(next(probe for probe in PROBES if probe.name == "python"))
     assert report.facts["free-threaded"] is True

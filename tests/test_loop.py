@@ -44,11 +44,11 @@ from trio_offload import (
     WorkerContext,
     WorkerMemoryError,
     _context,
-    _launch,
-    _locate,
     _worker,
     open_worker_context,
 )
+from trio_offload._interpreter import command_line as _command_line
+from trio_offload._interpreter import locate as _locate
 from trio_offload._process import start as _process
 from trio_offload_worker import _family
 from trio_offload_worker._protocol.frames import Kind
@@ -182,7 +182,9 @@ async def test_a_copy_of_the_parent_that_lives_on_does_not_keep_its_workers(tmp_
 )
 def test_it_is_the_same_python(tmp_path: Path, switches: str) -> None:
     # Not by the variable, which some of these switches turn off.
-    by_the_loop = "change:from trio_offload import _locate; _locate.way = lambda: _locate.Way('', '', 'test')"
+    by_the_loop = (
+        "change:from trio_offload._interpreter import locate as _locate; _locate.way = lambda: _locate.Way('', '', 'test')"
+    )
     environment = plain_environment(PYTHONINSPECT="1", PYTHONWARNINGS="error::UserWarning", LC_ALL="C")
     found = test_identity.compare(tmp_path, switches.split(), arguments=[by_the_loop], environment=environment, stdin=b"")
     test_identity.assert_same(found)
@@ -344,7 +346,7 @@ PATCHES = {
 @contextmanager
 def loop_with(patch: str) -> Iterator[Parent]:
     """A worker in Python in which something was changed before it began."""
-    argv = _launch.loop_command()
+    argv = _command_line.loop_command()
     place = argv.index("-c") + 1
     argv[place] = argv[place].replace("_loop.main(", f"from trio_offload_worker import _watcher\n{patch}_loop.main(")
     process, ours, record = _process.start(argv[0], os.environb, argv)
@@ -531,7 +533,7 @@ def hidden_libraries() -> Iterator[list[str]]:
     supported = run([DISTRIBUTIONS, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], expect=None)
     if supported.status != 0:
         pytest.skip(f"{DISTRIBUTIONS} is too old")
-    script = f"import sys; sys.path[:0] = {PACKAGES!r}; from trio_offload import _locate; print(_locate.libpython(), _locate._loaded_libpython())"
+    script = f"import sys; sys.path[:0] = {PACKAGES!r}; from trio_offload._interpreter import locate as _locate; print(_locate.libpython(), _locate._loaded_libpython())"
     found = run([DISTRIBUTIONS, "-c", script], expect=None)
     if found.status != 0:
         # It has none, which is what is wanted.

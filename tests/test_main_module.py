@@ -20,7 +20,7 @@ import attrs
 import pytest
 from running import PROGRAMS, TIMEOUT, Ended, left_in_session, plain_environment, run, write
 
-from trio_offload import _locate
+from trio_offload._interpreter import locate as _locate
 
 MAIN = PROGRAMS / "main_of_all_forms.py"
 

@@ -37,11 +37,10 @@ from trio_offload import (
     WorkerType,
     _clock,
     _context,
-    _default,
-    _locate,
     _map,
     open_worker_context,
 )
+from trio_offload._interpreter import locate as _locate
 from trio_offload._map_results import Results
 from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
 from trio_offload._options import ContextOptions

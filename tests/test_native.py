@@ -15,7 +15,8 @@ import trio
 from lifeline import PATIENCE
 from running import ceiling, run_script
 
-from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerType, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerType, open_worker_context
+from trio_offload._interpreter import locate as _locate
 from trio_offload_worker import _watcher, single_threaded
 
 of_both_types = pytest.mark.usefixtures("worker_type")

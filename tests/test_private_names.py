@@ -19,7 +19,7 @@ NAMES = [
     ("threading", "_shutdown", "the end of a forked worker: threads are joined (_template.leave, _fork)"),
     ("atexit", "_run_exitfuncs", "the end of a forked worker: exit handlers run"),
     ("functools", "_lru_cache_wrapper", "functions with a cache, by value (_cloud)"),
-    ("sys", "_xoptions", "a worker has the program's -X options (_launch, _hello)"),
+    ("sys", "_xoptions", "a worker has the program's -X options (_interpreter, _hello)"),
     ("sys", "_getframe", "the frames of a job in its traceback (_exceptions)"),
     ("_pickle", "Pickler", "a loop imports the pickler without its package (_executor)"),
     ("_functools", "partial", "the same"),
@@ -30,7 +30,7 @@ NAMES = [
     (
         "multiprocessing.resource_tracker",
         "_resource_tracker",
-        "workers share the program's tracker (_launch, _multiprocessing)",
+        "workers share the program's tracker (_interpreter, _multiprocessing)",
     ),
     ("multiprocessing.util", "_finalizer_registry", "a fork does not run its parent's finalizers"),
     ("multiprocessing.util", "_run_after_forkers", "what registered for forks runs in one"),
@@ -59,7 +59,7 @@ def test_attributes_of_objects() -> None:
     trackers: Any = importlib.import_module("multiprocessing.resource_tracker")
     assert hasattr(processes.current_process(), "_name")
     assert hasattr(trackers._resource_tracker, "_fd")
-    # Copied in one step; `dict(os.environb)` where it is none (_launch.environment).
+    # Copied in one step; `dict(os.environb)` where it is none (_hello.environment).
     assert type(os.environb._data) is dict  # type: ignore[attr-defined]
 
 

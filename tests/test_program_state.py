@@ -15,7 +15,8 @@ import pytest
 from running import PROGRAMS, plain_environment, run
 
 import trio_offload
-from trio_offload import WorkerType, _locate
+from trio_offload import WorkerType
+from trio_offload._interpreter import locate as _locate
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "program-state.md"
 MOMENTS = {"call": "call", "start": "worker", "template": "template", "no": "never"}

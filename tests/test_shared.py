@@ -26,9 +26,9 @@ from lifeline import PATIENCE, wait_for_end
 from running import run_script
 
 import trio_offload
-from trio_offload import WorkerType, _at_exit, _strays, open_worker_context, retire_when
+from trio_offload import WorkerType, _at_exit, open_worker_context, retire_when
 from trio_offload._cache import WorkerCache
-from trio_offload._options import ContextOptions
+from trio_offload._interpreter import file_modules as _strays
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter

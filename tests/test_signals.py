@@ -25,7 +25,8 @@ import trio
 from programs import signal_jobs as jobs
 from running import PROGRAMS, TIMEOUT, Command, end_session, left_in_session, plain_environment, started, write
 
-from trio_offload import BrokenWorkerError, WorkerType, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerType, open_worker_context
+from trio_offload._interpreter import locate as _locate
 
 CTRL_C = b"\x03"
 CTRL_BACKSLASH = b"\x1c"

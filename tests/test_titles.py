@@ -13,7 +13,9 @@ import setproctitle
 from running import PROGRAMS, plain_environment, run
 
 import trio_offload
-from trio_offload import WorkerType, _launch, _locate
+from trio_offload import WorkerType
+from trio_offload._interpreter import command_line as _command_line
+from trio_offload._interpreter import locate as _locate
 
 TITLE = "pictures: (17) of 20"
 KINDS = ("spawn", "loop", "fork", "forkserver")
@@ -112,9 +114,9 @@ PYTHON = os.path.basename(sys.executable)
 )
 def test_the_name_of_a_program(first: Any, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [first])
-    assert _launch.program_label() == label
+    assert _command_line.program_label() == label
 
 
 def test_a_program_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [])
-    assert _launch.program_label() == PYTHON
+    assert _command_line.program_label() == PYTHON

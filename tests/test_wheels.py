@@ -164,7 +164,7 @@ def test_an_editable_install(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(ONE_CALL)
     assert _run(python, program, environment=plain) == "the worker agrees\n"
-    ask = "import trio_offload; from trio_offload import _locate; print(trio_offload.__file__, _locate.worker_executable())"
+    ask = "import trio_offload; from trio_offload._interpreter import locate as _locate; print(trio_offload.__file__, _locate.worker_executable())"
     package, worker = _run(python, "-c", ask, environment=plain).split()
     assert Path(package).is_relative_to(ROOT)
     assert Path(worker).is_relative_to(environment)
@@ -200,7 +200,7 @@ def in_the_app(number):
 async def main():
     async with trio_offload.open_worker_context() as context:
         print(await context.run_sync(in_the_app, 21), await context.run_sync(abs, -3))
-    print(trio_offload._locate.worker_executable())
+    print(trio_offload._interpreter.locate.worker_executable())
 
 def run():
     trio.run(main)

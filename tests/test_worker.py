@@ -21,7 +21,8 @@ import trio
 from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, _locate, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, open_worker_context
+from trio_offload._interpreter import locate as _locate
 from trio_offload._payload import Payload, dump_call
 from trio_offload._template import Templates
 from trio_offload._transport.channel import Channel

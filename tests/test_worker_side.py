@@ -19,7 +19,9 @@ from typing import Any, Final
 import pytest
 from lifeline import PATIENCE
 
-from trio_offload import _forked, _launch, _locate, _worker
+from trio_offload import _forked, _worker
+from trio_offload._interpreter import hello as _hello
+from trio_offload._interpreter import locate as _locate
 from trio_offload._process.process import WorkerProcess
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAGIC, MEMORY, Frame, Kind, encode_head
@@ -51,7 +53,7 @@ class Parent:
         return frame
 
     def hello(self, **changes: Any) -> dict[str, Any]:
-        return _launch.hello(self.way.libpython, _worker.given_back(self.way)) | changes
+        return _hello.hello(self.way.libpython, _worker.given_back(self.way)) | changes
 
     def bring_to(self, state: str, **setup: Any) -> None:
         if state != "AWAIT_HELLO":

@@ -21,7 +21,8 @@ from lifeline import PATIENCE
 from outcome import Error, Outcome, Value
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _launch, _worker
+from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _worker
+from trio_offload._interpreter import settings as _settings
 from trio_offload._payload import dump_call
 from trio_offload._process import start as _process
 from trio_offload._process.process import WorkerProcess
@@ -557,9 +558,9 @@ async def test_what_has_changed_since_the_greeting_comes_before_the_first_call(
         nursery.start_soon(begin_with_call, worker, outcomes)
         await peer.hear(Kind.HELLO)
         await peer.hear(Kind.SETUP)
-        *first, path = _launch.changing_state()
+        *first, path = _settings.changing_state()
         changed = (*first, path)
-        monkeypatch.setattr(_launch, "changing_state", lambda: changed)
+        monkeypatch.setattr(_settings, "changing_state", lambda: changed)
         peer.say(EVENTS["WELCOME"])
         await wait_all_tasks_blocked()
         peer.say(EVENTS["READY"])

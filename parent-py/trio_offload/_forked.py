@@ -31,7 +31,9 @@ from trio_offload_worker._executor import Inherited, flush
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
 from trio_offload_worker._watcher import call_library
 
-from . import _at_exit, _launch, _locate
+from . import _at_exit
+from ._interpreter import locate as _locate
+from ._interpreter import settings as _settings
 from ._process import start as _process
 from ._version import __version__
 
@@ -56,7 +58,7 @@ def start(
     parent = os.getpid()
 
     quiet = ExitStack()
-    filters = _launch.filters_in_force(warnings)
+    filters = _settings.filters_in_force(warnings)
 
     def child(socket: int, record: int) -> NoReturn:
         quiet.close()
@@ -98,9 +100,9 @@ def hello() -> dict[str, Any]:
 
 
 def settings() -> dict[str, Any]:
-    """:func:`_launch.current_settings` for a fork: it has this process's main module and warning filters."""
+    """:func:`_settings.current_settings` for a fork: it has this process's main module and warning filters."""
     inherited = getattr(sys.modules.get("trio_offload_worker._main"), "_number", None)
-    return _launch.current_settings() | {
+    return _settings.current_settings() | {
         "main": {"kind": "none", "why": "is the parent's"},
         # Where this process is a worker itself, and has loaded a main script: as there.
         "main_number": inherited,
@@ -164,7 +166,7 @@ def _quiet_filters() -> Iterator[None]:
         yield
         return
     entry = ("ignore", None, DeprecationWarning, _FORKING_MODULE, 0)
-    filters = _launch.filters_in_force(warnings)
+    filters = _settings.filters_in_force(warnings)
     # From Python 3.14 on there is a lock for them.
     lock: Any = getattr(warnings, "_lock", nullcontext())
     with lock:

@@ -2,7 +2,7 @@
 
 The ordinary pickler goes first. cloudpickle, where it is installed, takes what that one refuses, and what it would
 only name although a worker could not find it: functions of a ``__main__`` that has no file (a REPL, a notebook,
-``python -c``, standard input), and what the user has registered with it. See :mod:`trio_offload._launch` for which ``__main__`` that is. A function for which the
+``python -c``, standard input), and what the user has registered with it. See :mod:`trio_offload._interpreter.main_module` for which ``__main__`` that is. A function for which the
 ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._by_value`.
 
 Nothing large is copied: buffers (NumPy arrays, say), ``bytes`` and ``bytearray`` travel beside the pickle, from where they
@@ -27,7 +27,7 @@ from trio_offload_worker._protocol.segments import Collector
 
 from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
 from ._by_value import CLOUDPICKLE, ByValue, registered
-from ._launch import main_plan
+from ._interpreter.main_module import main_plan
 
 
 @attrs.define

@@ -20,8 +20,11 @@ import trio
 
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_head
 
-from . import _launch, _locate, _payload
+from . import _payload
 from ._exceptions import WorkerStartError
+from ._interpreter import hello as _hello
+from ._interpreter import locate as _locate
+from ._interpreter import settings as _settings
 from ._process.fork_lock import no_forks
 from ._process.oom import count_kills
 from ._process.pending import Lines
@@ -123,7 +126,7 @@ class Template(Worker):
 
     def environment_since(self) -> dict[bytes, bytes | None]:
         """The variables that have changed here since it was started; None: it is gone."""
-        now = _launch.environment()
+        now = _hello.environment()
         if now == self._environment:
             return {}
         changed: dict[bytes, bytes | None] = {
@@ -133,7 +136,7 @@ class Template(Worker):
 
     def hello_of_worker(self, streams: list[int], directory: bool) -> dict[str, Any]:
         """The body of its HELLO. The arguments say which descriptors go with it."""
-        return _launch.hello(self._libpython, self.environment_since(), forked=(streams, directory))
+        return _hello.hello(self._libpython, self.environment_since(), forked=(streams, directory))
 
     def frames_said(self, what: object, encode: Callable[[], list[Buffer]]) -> list[Buffer]:
         """What a worker is told at its start, encoded. It is seldom anything else than the last time, and takes longer to encode than
@@ -168,14 +171,14 @@ class Template(Worker):
 
     def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
         self._libpython = way.libpython
-        hello = {**_launch.hello(way.libpython, given_back(way)), "template": True}
-        self._environment = _launch.environment()
-        settings = _launch.current_settings()
+        hello = {**_hello.hello(way.libpython, given_back(way)), "template": True}
+        self._environment = _hello.environment()
+        settings = _settings.current_settings()
         self._applied = _applied_part(settings)
         segment = _payload.dump_settings(settings)
         # A process is measured from its own beginning on; the template runs no job.
         body: dict[str, Any] = {
-            "eager": _launch.must_be_applied({**settings, "coverage": False}),
+            "eager": _settings.must_be_applied({**settings, "coverage": False}),
             "modules": list(self._modules),
         }
         if self._threads:

@@ -38,8 +38,14 @@ from trio_offload_worker._notes import add_note
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
 from trio_offload_worker._retire import RetireWhen
 
-from . import _clock, _crash, _frozen, _launch, _loader, _locate, _payload
+from . import _clock, _crash, _payload
 from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError
+from ._interpreter import command_line as _command_line
+from ._interpreter import frozen as _frozen
+from ._interpreter import hello as _hello
+from ._interpreter import loader as _loader
+from ._interpreter import locate as _locate
+from ._interpreter import settings as _settings
 from ._process import oom as _oom
 from ._process import record as _record
 from ._process import start as _process
@@ -170,7 +176,7 @@ class Worker:
         # To be read by others, written here only.
         self.state = STARTING
         self._calls = 0
-        self._told: _launch.ChangingState | None = None
+        self._told: _settings.ChangingState | None = None
         self._retires = settings.retire is not bool
         self._record: _record.RecordFile | None = None
         self._left_behind = ""
@@ -307,7 +313,7 @@ class Worker:
 
     def _label(self) -> list[str]:
         """What its command line tells those who look at a list of processes."""
-        return [_launch.program_label()]
+        return [_command_line.program_label()]
 
     def _begin_forked(self, templates: Templates, template: Template) -> bool:
         """Take the process that the template has forked ahead, or ask it for one; whether that could be done."""
@@ -317,7 +323,7 @@ class Worker:
         self._grant = template._grant
 
         def greeting(streams: list[int], directory: bool) -> list[Buffer]:
-            settings = _launch.current_settings()
+            settings = _settings.current_settings()
             hello = template.hello_of_worker(streams, directory)
             frames = template.frames_said(
                 (hello, settings, *functions),
@@ -325,7 +331,7 @@ class Worker:
                     encode_head(Kind.HELLO, 0, (), hello), settings, template.must_be_applied(settings), *functions
                 ),
             )
-            self._told = _launch.changing_state()
+            self._told = _settings.changing_state()
             return self._with_call(frames)
 
         reserve = template.take_reserve()
@@ -513,7 +519,7 @@ class Worker:
                 self._check_welcome(await self._receive(cancellable))
                 call = self._call_ahead()
                 # The worker is busy with the rest of its start, and to be woken and to answer takes longer than that.
-                if call is not None and self._told is _launch.changing_state() and self.keeps_privileges():
+                if call is not None and self._told is _settings.changing_state() and self.keeps_privileges():
                     with contextlib.suppress(WriteFailed):
                         await channel.send(self._take_ahead(call), cancellable=cancellable)
             self.state = SETTING_UP
@@ -595,7 +601,7 @@ class Worker:
                     sent = False
                     raise EndOfStream
                 if not ahead:
-                    news = self._new_settings() if _launch.changing_state() is not self._told else None
+                    news = self._new_settings() if _settings.changing_state() is not self._told else None
                     try:
                         if call.small and news is None:
                             # By far the most: it takes no list of parts.
@@ -695,7 +701,7 @@ class Worker:
         flight = _Flight(self._calls, call.function)
         if prepares:
             flight.prepares = True
-        if _launch.changing_state() is not self._told:
+        if _settings.changing_state() is not self._told:
             self._unsent += self._new_settings()
         if call.small and not prepares:
             data, flight.start = encode_call(self._calls, call.parts[0])
@@ -899,16 +905,16 @@ class Worker:
 
     def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
         """HELLO and SETUP as bytes."""
-        settings = _launch.current_settings()
-        hello = encode_head(Kind.HELLO, 0, (), _launch.hello(way.libpython, given_back(way)))
-        return self._frames(hello, settings, _launch.must_be_applied(settings), init, retire)
+        settings = _settings.current_settings()
+        hello = encode_head(Kind.HELLO, 0, (), _hello.hello(way.libpython, given_back(way)))
+        return self._frames(hello, settings, _settings.must_be_applied(settings), init, retire)
 
     def _greeting_of_fork(self) -> list[Buffer]:
         from . import _forked
 
         settings = _forked.settings()
         hello = encode_head(Kind.HELLO, 0, (), _forked.hello())
-        return self._frames(hello, settings, _launch.must_be_applied(settings), b"", b"")
+        return self._frames(hello, settings, _settings.must_be_applied(settings), b"", b"")
 
     def _fork(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         from . import _forked
@@ -926,7 +932,7 @@ class Worker:
             ) from error
 
     def _frames(self, hello: bytes, settings: dict[str, Any], eager: bool, init: bytes, retire: bytes) -> list[Buffer]:
-        self._told = _launch.changing_state()
+        self._told = _settings.changing_state()
         segments = [_payload.dump_settings(settings), init, retire]
         setup: dict[str, Any] = {"eager": eager}
         if self._settings.idle_timeout < _LONGEST_IDLE:
@@ -1061,14 +1067,14 @@ class Worker:
             )
 
     def _new_settings(self) -> list[Buffer]:
-        told, self._told = self._told, _launch.changing_state()
+        told, self._told = self._told, _settings.changing_state()
         if self._settings.fork:
             from . import _forked
 
             settings = _forked.settings()
         else:
-            settings = _launch.current_settings()
-        segment = _payload.dump_settings(_launch.new_settings(settings, told))
+            settings = _settings.current_settings()
+        segment = _payload.dump_settings(_settings.new_settings(settings, told))
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
     async def _already_said(self, channel: Channel) -> Frame | None:
@@ -1391,7 +1397,7 @@ _STAGES: Final = {
 
 
 def _spawn(way: _locate.Way, label: list[str]) -> tuple[WorkerProcess, Any, _record.RecordFile]:
-    environment = _launch.environment()
+    environment = _hello.environment()
     if way.is_native:
         executable = way.executable
         argv = executable_command(executable, *label)
@@ -1408,7 +1414,7 @@ def _spawn(way: _locate.Way, label: list[str]) -> tuple[WorkerProcess, Any, _rec
             raise WorkerStartError(
                 f"a worker could not be started as {sys.executable}: it may not be executed, or is not there. {_PRIVILEGES_HINT}"
             )
-        argv = _launch.loop_command()
+        argv = _command_line.loop_command()
         # Python sets LC_CTYPE when it finds the C locale (PEP 538). This one has done so where it should be done; there it
         # would only change the environment that the worker is given.
         environment[_COERCION] = b"0"

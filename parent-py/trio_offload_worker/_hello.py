@@ -1,6 +1,6 @@
 """What HELLO says, for a worker in Python: is this the parent's own Python? Then ``sys`` and the environment are put right.
 
-Most of it is so already: the parent has started its own interpreter with its own switches (``trio_offload._launch``). In a
+Most of it is so already: the parent has started its own interpreter with its own switches (``trio_offload._interpreter``). In a
 fork of the parent all of it is.
 """
 

@@ -29,7 +29,7 @@ RECORD: Final = 4
 def main(release: str) -> NoReturn:
     """Serve the parent at the other end of descriptor 3, and end Python with an exit code of PROTOCOL.md's table.
 
-    ``trio_offload._launch`` has the line of Python that calls it. ``release`` is that of this package.
+    ``trio_offload._interpreter.command_line`` has the line of Python that calls it. ``release`` is that of this package.
     """
     parent = os.getppid()
     if not _prepare_descriptors():

@@ -1,6 +1,6 @@
 """Modules that the parent has loaded from files where the import system does not look.
 
-They are imported here from the same files and under the same names, when a job names one; see ``trio_offload._strays``.
+They are imported here from the same files and under the same names, when a job names one; see ``trio_offload._interpreter.file_modules``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from typing import Any
 import trio
 
 import trio_offload
-from trio_offload import WorkerType, _locate
+from trio_offload import WorkerType
+from trio_offload._interpreter import locate as _locate
 from trio_offload._process import privileges as _privileges
 
 # A worker that loads this script has the program's own arguments.

@@ -176,7 +176,7 @@ def _trim() -> None:
 
 
 def _run_workers_as_loops() -> None:
-    from trio_offload import _locate
+    from trio_offload._interpreter import locate as _locate
 
     way = _locate.Way("", "", "the soak wants it so")
     _locate.way = lambda: way

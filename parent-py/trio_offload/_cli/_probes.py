@@ -22,7 +22,8 @@ import attrs
 import trio
 
 import trio_offload
-from trio_offload import _loader, _locate
+from trio_offload._interpreter import loader as _loader
+from trio_offload._interpreter import locate as _locate
 from trio_offload._process.processors import usable_processors
 from trio_offload_worker._family import is_marked, is_told
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION

@@ -2,7 +2,7 @@
 
 from PyInstaller.utils.hooks import collect_submodules
 
-from trio_offload._locate import worker_executable
+from trio_offload._interpreter.locate import worker_executable
 
 # Among the binaries, so that it stays executable and its libraries are looked for; where libpython lies.
 binaries = [(worker_executable(), ".")]

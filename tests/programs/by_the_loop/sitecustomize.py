@@ -7,7 +7,7 @@ class Finder:
     """Waits for the module that decides, so that nothing is imported that the program does not import."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "trio_offload._locate":
+        if name != "trio_offload._interpreter.locate":
             return None
         sys.meta_path.remove(self)
         from importlib.util import find_spec

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import attrs
 
-from ._exceptions import LocateError
+from .._exceptions import LocateError
 
 
 @attrs.frozen

@@ -17,8 +17,8 @@ from typing import Final
 
 import attrs
 
-from . import _frozen
-from ._exceptions import LocateError
+from .._exceptions import LocateError
+from . import frozen as _frozen
 
 EXECUTABLE: Final = "trio-offload-worker"
 OVERRIDE: Final = "TRIO_OFFLOAD_WORKER"
@@ -212,7 +212,7 @@ def _executable_places() -> Iterator[tuple[str, str]]:
     # The one that was installed with this very package comes first: an environment may have another release of its own. pip
     # puts scripts beside the library folder: <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and Debian's
     # /usr/local), <target>/trio_offload with --target.
-    package = os.path.dirname(os.path.abspath(__file__))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # No other folder above the package is looked at: who may write there need not be who installed it.
     folder = os.path.dirname(package)
     yield os.path.join(folder, "bin", EXECUTABLE), "in the scripts beside this package"

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-from . import _frozen
+from . import frozen as _frozen
 
 Source: TypeAlias = "tuple[str | None, list[str] | None]"
 """The file of a module (None: it has none) and where its submodules are looked for (None: it is no package)."""
