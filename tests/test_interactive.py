@@ -423,12 +423,12 @@ async def test_odd_things_in_sys_modules(monkeypatch: pytest.MonkeyPatch) -> Non
         assert await context.run_sync(abs, -5) == 5
 
 
-def test_of_this_environment_nothing_is_a_stray(tmp_path: Path) -> None:
+def test_this_environment_has_no_file_modules(tmp_path: Path) -> None:
     """The usual modules are found by the folders that they lie in."""
     program = """
         import json, sys, trio, trio_offload, unittest.mock, xml.etree, encodings.idna
-        from trio_offload._interpreter.file_modules import Strays
-        print(Strays().find(sys.path))
+        from trio_offload._interpreter.file_modules import FileModules
+        print(FileModules().find(sys.path))
     """
     assert run([sys.executable, write(tmp_path / "script.py", program)]).lines() == ["{}"]
 

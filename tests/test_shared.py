@@ -28,7 +28,7 @@ from running import run_script
 import trio_offload
 from trio_offload import WorkerType, _at_exit, open_worker_context, retire_when
 from trio_offload._cache import WorkerCache
-from trio_offload._interpreter import file_modules as _strays
+from trio_offload._interpreter import file_modules
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter
@@ -318,21 +318,21 @@ async def test_descriptors_of_a_worker_that_the_program_has_closed(
 
 
 def test_a_look_at_modules_in_the_middle_of_another_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    strays = _strays.Strays()
-    strays.find(sys.path)
+    search = file_modules.FileModules()
+    search.find(sys.path)
     module = types.ModuleType("a_module_from_nowhere")
     module.__file__ = "/nowhere/at/all.py"
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    slow = Slow(_strays._source)
-    monkeypatch.setattr(_strays, "_source", slow)
+    slow = Slow(file_modules._source)
+    monkeypatch.setattr(file_modules, "_source", slow)
     found: list[dict[str, Any]] = []
-    first = threading.Thread(target=lambda: found.append(strays.find(sys.path)))
+    first = threading.Thread(target=lambda: found.append(search.find(sys.path)))
     first.start()
     assert slow.reached.wait(PATIENCE)
-    found.append(strays.find(sys.path))
+    found.append(search.find(sys.path))
     slow.go_on.set()
     first.join(PATIENCE)
-    found.append(strays.find(sys.path))
+    found.append(search.find(sys.path))
     assert [module.__name__ in each for each in found] == [True, True, True]
 
 

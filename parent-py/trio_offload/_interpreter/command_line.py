@@ -11,12 +11,12 @@ import trio_offload_worker
 from .._version import __version__
 from .flags import flags as interpreter_flags
 
-_LONGEST_LABEL: Final = 60  # bytes
+_MAX_LABEL_SIZE: Final = 60  # bytes
 
-# The first argument is the folder of the package, wherever this process has found it.
+# The first argument is the folder in which this process has found the package.
 _BOOTSTRAP: Final = """\
 import sys
-# Nothing is to be found in the working directory, which -c puts there.
+# Remove the working directory, which -c adds.
 path = list(filter(None, sys.path))
 sys.path[:] = [sys.argv[1], *path]
 import trio_offload_worker
@@ -27,19 +27,19 @@ _loop.main(sys.argv[2])
 
 
 def loop_command() -> list[str]:
-    """The command line of a worker that is a loop in Python: this interpreter, under the name and with the switches that it has.
+    """Return the command line of a worker in Python: this interpreter with its name and switches.
 
-    What is to be run begins with the program's name, because a list of processes is cut off at the right.
+    The code begins with the program's name, because a list of processes is cut off at the right.
     """
     folder = os.path.dirname(os.path.dirname(os.path.abspath(trio_offload_worker.__file__)))
-    # In another locale that Python may be unable to decode more than ASCII, and would run nothing.
+    # ASCII: in another locale that Python may be unable to decode other characters.
     label = program_label().encode("ascii", "replace").decode()
     code = f"# trio-offload worker of {label}\n{_BOOTSTRAP}"
     return [program_name(), *_interpreter_arguments(), "-c", code, folder, __version__]
 
 
 def program_label() -> str:
-    """What tells a person who looks at a list of processes whose worker one is: this program's name, in one short line."""
+    """Return this program's name in one short line, for a list of processes."""
     first = next(iter(getattr(sys, "argv", ())), "")
     path = first.rstrip("/") if isinstance(first, str) else ""
     folder, name = os.path.split(path)
@@ -47,24 +47,25 @@ def program_label() -> str:
         # `python -m PACKAGE`.
         name = os.path.basename(folder) or name
     if name in ("", ".", "-c", "-m"):
-        # Typed in: nothing tells more than which Python it is.
+        # A prompt or `-c`: the name of the interpreter.
         name = os.path.basename(program_name())
-    # It may hold anything; a line break would end a comment in the loop's command line.
-    shown = "".join(character if character.isprintable() else "?" for character in name[:_LONGEST_LABEL])
+    # A line break would end the comment in the loop's code.
+    shown = "".join(character if character.isprintable() else "?" for character in name[:_MAX_LABEL_SIZE])
     encoding = sys.getfilesystemencoding()
-    return shown.encode(encoding, "replace")[:_LONGEST_LABEL].decode(encoding, "ignore")
+    return shown.encode(encoding, "replace")[:_MAX_LABEL_SIZE].decode(encoding, "ignore")
 
 
 def program_name() -> str:
-    # Empty where Python was started under a name that leads to no program; from that name it has found all the rest.
+    """Return the name by which Python finds its installation."""
+    # `sys.executable` is empty if Python was started under a name that leads to no program.
     return sys.executable or (sys.orig_argv or [""])[0]
 
 
 def _interpreter_arguments() -> list[str]:
-    """The switches with which ``sys.executable`` becomes a Python like this one.
+    """Return the switches that make ``sys.executable`` a Python like this one.
 
-    What :func:`hello` says comes too late for these. (The standard library has the like of it, for multiprocessing, in
-    ``subprocess._args_from_interpreter_flags``; but it leaves out what is meant for a main program only.)
+    HELLO arrives too late for these. (``subprocess._args_from_interpreter_flags``, for
+    multiprocessing, leaves out the switches that concern a main program only.)
     """
     flags = sys.flags
     letters = "d" * flags.debug + "v" * flags.verbose + "q" * flags.quiet + "b" * flags.bytes_warning + "O" * flags.optimize
@@ -80,8 +81,8 @@ def _interpreter_arguments() -> list[str]:
         options.setdefault("dev", True)
     if getattr(flags, "warn_default_encoding", False):
         options.setdefault("warn_default_encoding", True)
-    if "utf8_mode" in (asked := interpreter_flags()):
-        options["utf8"] = str(asked["utf8_mode"])
+    if "utf8_mode" in (values := interpreter_flags()):
+        options["utf8"] = str(values["utf8_mode"])
     if sys.pycache_prefix is not None:
         options["pycache_prefix"] = sys.pycache_prefix
     for name, value in options.items():

@@ -1,4 +1,4 @@
-"""The flags of this interpreter, whatever its version has."""
+"""The flags of this interpreter. They differ between versions of Python."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import os
 import sys
 from typing import Any
 
-from . import frozen as _frozen
+from . import frozen
 
 
 def encoded(values: Any) -> list[bytes]:
-    """Strings as the operating system has them. What is no string (a Path in sys.path) means nothing to Python either."""
+    """Return strings as the operating system has them, without other objects.
+
+    Python ignores those too, for example a Path in sys.path.
+    """
     return [os.fsencode(value) for value in values if isinstance(value, str)]
 
 
 def flags() -> dict[str, int]:
+    """Return the flags for HELLO, by the names of ``PyConfig``."""
     present = sys.flags
     values = {
         "isolated": present.isolated,
@@ -29,18 +33,18 @@ def flags() -> dict[str, int]:
         "bytes_warning": present.bytes_warning,
         "parser_debug": present.debug,
         "warn_default_encoding": getattr(present, "warn_default_encoding", 0),
-        # There is no flag for -u; a text stream over an unbuffered one writes through.
+        # No flag tells of -u. A text stream over an unbuffered one writes through.
         "buffered_stdio": not getattr(sys.__stdout__, "write_through", False),
     }
-    told = "utf8" in sys._xoptions or (_frozen.bundle() is not None and sys.getfilesystemencoding() != "utf-8")
-    if present.utf8_mode or told or sys.version_info >= (3, 15):
-        # The locale decides nothing from Python 3.15 on (PEP 686). Before that, where nobody has asked for either, the worker decides
-        # by the locale, as every Python does (PEP 540). The program may have set LC_ALL to C since, for the output of others: a
-        # worker that is told to be without UTF-8 would be in ASCII.
-        # An app made by PyInstaller does not decide by the locale alone, so there it may have been left out on purpose.
+    requested = "utf8" in sys._xoptions or (frozen.bundle() is not None and sys.getfilesystemencoding() != "utf-8")
+    if present.utf8_mode or requested or sys.version_info >= (3, 15):
+        # Otherwise the worker decides by the locale (PEP 540), up to Python 3.14 (PEP 686). The
+        # program may have set LC_ALL to C since its start: a worker with UTF-8 mode explicitly off
+        # would then use ASCII. An app of PyInstaller does not decide by the locale alone, so its
+        # choice is always sent.
         values["utf8_mode"] = present.utf8_mode
     if not present.hash_randomization:
-        # Hashes start from zero. An app made by PyInstaller for Python 3.14 or newer is so without a variable that tells.
+        # Hashes are not random. Apps of PyInstaller are so from Python 3.14 on, without a variable.
         values["hash_randomization"] = 0
     if hasattr(present, "safe_path"):
         values["safe_path"] = present.safe_path

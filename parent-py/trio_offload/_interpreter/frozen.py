@@ -1,11 +1,12 @@
-"""Apps that a freezer has made of a program: which freezer, and what their workers need.
+"""Frozen apps: the freezer, and the facts that workers of such an app need.
 
-An app made by PyInstaller is a Python without an installation. Its bootloader takes the first modules, the boot script and
-the runtime hooks out of an archive at the end of the app's file. A worker is handed the same, see PROTOCOL.md; the
-archive's format is that of ``PyInstaller/archive/readers.py`` and ``bootloader/src/pyi_archive.h``, and the same from
+An app of PyInstaller is a Python without an installation. Its bootloader reads the first modules,
+the boot script and the runtime hooks from an archive at the end of the app's file. HELLO carries
+the same to a worker, see PROTOCOL.md. The archive's format is defined by
+``PyInstaller/archive/readers.py`` and ``bootloader/src/pyi_archive.h``; it is the same from
 PyInstaller 5.0 on.
 
-zipapp, shiv and pex keep the user's Python: nothing is special about their workers but where the executable lies.
+zipapp, shiv and pex keep the user's Python. Only the executable lies elsewhere.
 """
 
 from __future__ import annotations
@@ -24,10 +25,25 @@ import attrs
 
 from .._exceptions import LocateError
 
+_REMEDY: Final = "PyInstaller makes apps in which trio-offload works; shiv and pex do too"
+_DEFERRED: Final = {
+    # Each hook changes one module and imports it first, which takes 10 ms, or 400 ms for
+    # pkg_resources. PyInstaller's other hooks are fast and must run early.
+    "pyi_rth_inspect": "inspect",
+    "pyi_rth_pkgutil": "pkgutil",
+    "pyi_rth_multiprocessing": "multiprocessing",
+    "pyi_rth_pkgres": "pkg_resources",
+    "pyi_rth_django": "django.utils.autoreload",
+}
+_PYC_MAGIC: Final = importlib.util.MAGIC_NUMBER
+_MAGIC: Final = b"MEI\014\013\012\013\016"
+_COOKIE: Final = struct.Struct(">8sIIII64s")  # magic, length of all, offset and length of the table, Python, its library
+_ENTRY: Final = struct.Struct(">IIIIBc")  # length of the entry, offset, length, length uncompressed, compressed, type
+
 
 @attrs.frozen
 class Code:
-    """Code as ``marshal`` writes it, and what it is called."""
+    """Code in the format of ``marshal``, and its name."""
 
     name: str
     code: bytes = attrs.field(repr=lambda code: f"<{len(code)} bytes>")
@@ -35,12 +51,15 @@ class Code:
 
 @attrs.frozen
 class Bundle:
-    """What PyInstaller's bootloader has found in this app's archive."""
+    """The contents of this app's archive, for PyInstaller's bootloader."""
 
     folder: str
-    """``sys._MEIPASS``: where the files of the app lie."""
+    """``sys._MEIPASS``: the folder of the app's files."""
     pyz: str | None
-    """Where the archive of its modules begins: path, question mark, offset. None: they are files."""
+    """Start of the archive of modules:
+
+    path, question mark, offset. None means that they are files.
+    """
     modules: tuple[Code, ...]
     scripts: tuple[Code, ...]
     """The boot script and the runtime hooks, in their order."""
@@ -50,10 +69,10 @@ class Bundle:
 
 @functools.cache
 def bundle() -> Bundle | None:
-    """The bundle that this process runs from, read once; None if it is no app made by PyInstaller.
+    """Return the bundle of this process, read once; None if it is not an app of PyInstaller.
 
     Raises:
-        LocateError: it is one, and its archive cannot be read.
+        LocateError: the app's archive cannot be read.
     """
     folder = getattr(sys, "_MEIPASS", None)
     if folder is None or not getattr(sys, "frozen", False):
@@ -80,13 +99,16 @@ def bundle() -> Bundle | None:
 
 
 def bootstrap_modules() -> frozenset[str]:
-    """The names of the modules that were there before anything could be imported; none if this is no such app."""
+    """Return the names of the modules that the bootloader loads before any import;
+
+    none outside of an app.
+    """
     found = bundle()
     return frozenset() if found is None else frozenset(module.name for module in found.modules)
 
 
 def hello_keys() -> dict[str, Any]:
-    """What a HELLO says more if this is an app made by PyInstaller; nothing otherwise."""
+    """Return the keys of HELLO for an app of PyInstaller; none otherwise."""
     found = bundle()
     if found is None:
         return {}
@@ -98,10 +120,10 @@ def hello_keys() -> dict[str, Any]:
 
 
 def refuse_unsupported() -> None:
-    """Say so if this is an app of a freezer that leaves no Python that a worker could be.
+    """Refuse apps of freezers that leave no Python for a worker.
 
     Raises:
-        LocateError: it is one; the message names the freezer.
+        LocateError: this is such an app; the message names the freezer.
     """
     if "__compiled__" in globals():
         raise LocateError(
@@ -109,13 +131,14 @@ def refuse_unsupported() -> None:
             f"import them. {_REMEDY}. Nuitka's accelerated mode, which compiles the main script and leaves packages alone, works too"
         )
     if getattr(sys, "frozen", False) and bundle() is None:
-        # The startup script of cx_Freeze is a module of this name (cx_Freeze/initscripts/__startup__.py).
+        # The startup script of cx_Freeze is a module of this name
+        # (cx_Freeze/initscripts/__startup__.py).
         freezer = "cx_Freeze" if "__startup__" in sys.modules else "a freezer that trio-offload does not know"
         raise LocateError(f"this app was made by {freezer}, and trio-offload cannot start workers in such an app. {_REMEDY}")
 
 
 def how_to_get_executable() -> str | None:
-    """What helps where the executable was not found, if that is another thing than installing the package again."""
+    """Return the remedy for a missing executable, if not installing the package again."""
     if bundle() is not None:
         return (
             "PyInstaller collects it into the app by a hook that trio-offload brings. Build the app in an environment in which "
@@ -128,18 +151,6 @@ def how_to_get_executable() -> str | None:
             "trio-offload for the Python that runs it, or make the app with shiv or pex, which unpack themselves"
         )
     return None
-
-
-_REMEDY: Final = "PyInstaller makes apps in which trio-offload works; shiv and pex do too"
-_DEFERRED: Final = {
-    # Each changes something in this module only, and imports it first, which takes ten milliseconds and with pkg_resources four
-    # hundred. The other hooks that PyInstaller has set variables, say, which must be done early and is soon done.
-    "pyi_rth_inspect": "inspect",
-    "pyi_rth_pkgutil": "pkgutil",
-    "pyi_rth_multiprocessing": "multiprocessing",
-    "pyi_rth_pkgres": "pkg_resources",
-    "pyi_rth_django": "django.utils.autoreload",
-}
 
 
 @functools.cache
@@ -156,29 +167,27 @@ def _bundle_body() -> dict[str, Any]:
 
 
 def _search_path(folder: str) -> list[str]:
-    """``sys.path`` as the bootloader has set it. Its entries differ by version; the app may have added others since."""
+    """Return ``sys.path`` as the bootloader sets it.
+
+    The entries differ by version; the app may have added others.
+    """
     inside = [path for path in map(str, sys.path) if path == folder or path.startswith(folder + os.sep)]
     needed = [os.path.join(folder, "base_library.zip"), folder]
     return [*inside, *(path for path in needed if path not in inside)]
 
 
 def _archive_places() -> Iterator[str]:
-    # From 6.10 on the bootloader says it; in a process that such an app has started by other means it may be another app's.
-    said = os.environ.get("_PYI_ARCHIVE_FILE")
-    if said:
-        yield said
+    # Set by the bootloader from 6.10 on. A process that another app has started inherits that
+    # app's.
+    path = os.environ.get("_PYI_ARCHIVE_FILE")
+    if path:
+        yield path
     yield sys.executable
     yield f"{sys.executable}.pkg"
 
 
-_PYC_MAGIC: Final = importlib.util.MAGIC_NUMBER
-_MAGIC: Final = b"MEI\014\013\012\013\016"
-_COOKIE: Final = struct.Struct(">8sIIII64s")  # magic, length of all, offset and length of the table, Python, its library
-_ENTRY: Final = struct.Struct(">IIIIBc")  # length of the entry, offset, length, length uncompressed, compressed, type
-
-
 def _read(path: str, folder: str) -> Bundle | None:
-    """The archive in a file; None if there is none in it."""
+    """Read the archive in a file; None if it has none."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         place = _find_cookie(data)
         if place is None:
@@ -199,7 +208,7 @@ def _read(path: str, folder: str) -> Bundle | None:
                 if compressed:
                     content = zlib.decompress(content)
                 if content[:4] == _PYC_MAGIC:
-                    # PyInstaller 5.0 stored the modules as whole .pyc files (PEP 552).
+                    # PyInstaller 5.0 stored whole .pyc files (PEP 552).
                     content = content[16:]
                 (scripts if kind == b"s" else modules).append(Code(name, content))
             elif kind == b"z":
@@ -210,9 +219,10 @@ def _read(path: str, folder: str) -> Bundle | None:
 
 
 def _find_cookie(data: mmap.mmap) -> tuple[int, int, int] | None:
-    """Where the archive begins, and where its table lies and how long that is.
+    """Return the offset of the archive, and the offset and length of its table.
 
-    The last cookie in the file that is one: on Linux the archive may be a section of the executable, and others follow.
+    Uses the last valid cookie: on Linux the archive may be a section of the executable, followed by
+    others.
     """
     end = len(data)
     while (at := data.rfind(_MAGIC, 0, end)) >= 0:

@@ -1,8 +1,8 @@
-"""What the dynamic loader is told (ld.so(8)), so that a worker has this interpreter's libpython and all else as the program has it.
+"""Set up the dynamic loader (ld.so(8)) of a worker: the right libpython and libraries.
 
-The libpython is preloaded by its full path, which satisfies the executable's need of a library of that name. Its folder is not
-put into ``LD_LIBRARY_PATH``: other libraries lie there too (conda's ``lib``, ``/usr/lib``), and jobs would load these where the
-program loads its own.
+The libpython is preloaded by its full path, which satisfies the executable's need of a library of
+that name. Its folder stays out of ``LD_LIBRARY_PATH``: it has other libraries (conda's ``lib``,
+``/usr/lib``), and jobs would load those instead of the program's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ import attrs
 
 PRELOAD: Final = b"LD_PRELOAD"
 LIBRARY_PATH: Final = b"LD_LIBRARY_PATH"
+_PT_LOAD: Final = 1
+_PT_DYNAMIC: Final = 2
+_DT_STRTAB: Final = 5
+_DT_RPATH: Final = 15
+_DT_RUNPATH: Final = 29
+_MAX_PATHS_SIZE: Final = 65536  # bytes
 
 
 def lead(environment: dict[bytes, bytes], libpython: str, *, is_loaded: bool, folders: Iterable[str] = ()) -> None:
-    """Change the environment of a worker that is to be started.
+    """Change the environment of a worker before its start.
 
     Args:
-        is_loaded: whether the libpython is loaded into this program too.
-        folders: of an app: where the libraries of its extension modules are, whatever else is in the search path.
+        environment: changed in place.
+        libpython: path of the libpython.
+        is_loaded: True if this program has loaded it too.
+        folders: folders of an app with the libraries of its extension modules.
     """
     path = os.fsencode(libpython)
     before = [os.fsencode(folder) for folder in folders]
@@ -32,7 +40,7 @@ def lead(environment: dict[bytes, bytes], libpython: str, *, is_loaded: bool, fo
     if before or not _can_be_preloaded(path):
         before.insert(0, os.path.dirname(path))
     else:
-        # Behind the user's own, which are meant to come before everything.
+        # After the user's own, which must come first.
         environment[PRELOAD] = b":".join(filter(None, [environment.get(PRELOAD), path]))
         paths = _paths_of_program()
         before += paths.first
@@ -45,16 +53,16 @@ def lead(environment: dict[bytes, bytes], libpython: str, *, is_loaded: bool, fo
 
 @attrs.frozen
 class SearchPaths:
-    """The folders that an executable file adds to the search for libraries."""
+    """The folders that an executable adds to the search for libraries."""
 
     first: tuple[bytes, ...] = ()
     """``DT_RPATH``: before ``LD_LIBRARY_PATH``, for all libraries of the process."""
     last: tuple[bytes, ...] = ()
-    """``DT_RUNPATH``: after it, for those that the executable's own code loads."""
+    """``DT_RUNPATH``: after it, for libraries that the executable's own code loads."""
 
 
 def search_paths(file: BinaryIO, origin: bytes) -> SearchPaths:
-    """What an ELF file says; nothing if it is of another kind. ``origin`` is the folder in which it lies."""
+    """Return the search paths of an ELF file in the folder ``origin``; none for other files."""
     header = file.read(64)
     if header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
         return SearchPaths()
@@ -76,7 +84,7 @@ def search_paths(file: BinaryIO, origin: bytes) -> SearchPaths:
         for kind, _, offset, begin, _, length, _, _ in segments:
             if kind == _PT_LOAD and begin <= address < begin + length:
                 file.seek(offset + address - begin + entries[tag])
-                text = file.read(_LONGEST).partition(b"\0")[0]
+                text = file.read(_MAX_PATHS_SIZE).partition(b"\0")[0]
                 text = text.replace(b"${ORIGIN}", origin).replace(b"$ORIGIN", origin)
                 return tuple(folder for folder in text.split(b":") if folder.startswith(b"/") and b"$" not in folder)
         return ()
@@ -95,14 +103,6 @@ def _paths_of_program() -> SearchPaths:
 
 
 def _can_be_preloaded(path: bytes) -> bool:
-    """Other C libraries do not take a file that was loaded by its path for one that is needed by its name."""
-    # The first two separate entries, and the third begins a variable.
+    """Return True if the file can be preloaded: with glibc, and if its path can be written."""
+    # Spaces and colons separate entries, and a dollar sign begins a variable.
     return "CS_GNU_LIBC_VERSION" in os.confstr_names and not any(character in path for character in (b" ", b":", b"$"))
-
-
-_PT_LOAD: Final = 1
-_PT_DYNAMIC: Final = 2
-_DT_STRTAB: Final = 5
-_DT_RPATH: Final = 15
-_DT_RUNPATH: Final = 29
-_LONGEST: Final = 65536  # bytes

@@ -1,9 +1,9 @@
-"""Where the worker executable is, and which libpython belongs to this interpreter.
+"""Find the worker executable and this interpreter's libpython.
 
-Both are looked for in an ordered list of places. The first that has it wins; if none has, the error lists them all.
-The answer does not change while this interpreter runs, so each is looked for once.
+Both are searched for in an ordered list of places. The first place wins; the error lists all of
+them. The result does not change while this interpreter runs, so each search is made once.
 
-Where this interpreter has no shared libpython, a worker is a second run of the interpreter itself, with a loop in Python
+Without a shared libpython a worker is a second process of this interpreter, with a loop in Python
 (``trio_offload_worker._loop``): :func:`way`.
 """
 
@@ -18,16 +18,19 @@ from typing import Final
 import attrs
 
 from .._exceptions import LocateError
-from . import frozen as _frozen
+from . import frozen
 
 EXECUTABLE: Final = "trio-offload-worker"
 OVERRIDE: Final = "TRIO_OFFLOAD_WORKER"
 _LOADED: Final = "loaded by this interpreter"
+_HOW_TO_GET_EXECUTABLE: Final = (
+    "It is installed together with this package; `pip install --force-reinstall trio-offload` brings it back"
+)
 
 
 @attrs.frozen
 class Found:
-    """A file, and how it was found."""
+    """A file, and the place where it was found."""
 
     path: str
     how: str
@@ -35,26 +38,30 @@ class Found:
 
 @attrs.frozen
 class Way:
-    """How workers are run here: as the worker ``executable`` with ``libpython``, or, both empty, as a loop in Python."""
+    """How workers run here:
+
+    the worker ``executable`` with ``libpython``, or a loop in Python if both are empty.
+    """
 
     executable: str
     libpython: str
     why: str
     is_loaded: bool = False
-    """Whether the libpython is loaded into this program too, and not only lies beside it."""
+    """True if this program has loaded the libpython too."""
 
     @property
     def is_native(self) -> bool:
+        """True if workers run the executable."""
         return bool(self.executable)
 
 
 def way() -> Way:
-    """How a worker is to be run here.
+    """Return how workers run here.
 
     Raises:
-        LocateError: neither way is open; the message says what is missing and what to do.
+        LocateError: they cannot; the message names what is missing and the remedy.
     """
-    _frozen.refuse_unsupported()
+    frozen.refuse_unsupported()
     refuse_untried_build()
     try:
         library = libpython()
@@ -68,15 +75,15 @@ def way() -> Way:
 
 
 def is_free_threaded() -> bool:
-    """Whether this Python is built to run without a GIL (PEP 703), be it switched on just now or not."""
+    """Return True if this is a free-threaded build (PEP 703), also while its GIL is on."""
     return "t" in getattr(sys, "abiflags", "")
 
 
 def refuse_untried_build() -> None:
-    """Of either kind of worker, and of forks of this process.
+    """Refuse builds of Python with which workers of any type, forks included, were not tested.
 
     Raises:
-        LocateError: this is a build of Python that nobody has run workers with.
+        LocateError: this is such a build.
     """
     if is_free_threaded():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -87,7 +94,7 @@ def refuse_untried_build() -> None:
 
 
 def worker_executable() -> str:
-    """The path of the worker executable.
+    """Return the path of the worker executable.
 
     Raises:
         LocateError: it is in none of the places; the message lists them.
@@ -96,35 +103,35 @@ def worker_executable() -> str:
 
 
 def libpython() -> str:
-    """The path of the shared libpython of this very interpreter.
+    """Return the path of this interpreter's shared libpython.
 
     Raises:
-        LocateError: it is in none of the places; the message lists them and says what to install.
+        LocateError: it is in none of the places; the message lists them and the remedies.
     """
     return find_libpython().path
 
 
 def interpreter() -> str:
-    """The path of the program that this interpreter is; empty if it is none that can be started as Python once more.
+    """Return the path of this interpreter; empty if it cannot be started as Python again.
 
-    A frozen program, and one that embeds Python, often have themselves there: to start such an "interpreter" for a worker
-    would be to start the program again.
+    ``sys.executable`` of a frozen program, and of one that embeds Python, often is that program. A
+    worker would start the program again.
     """
-    # Python may have been started under a name that leads to no program.
+    # `sys.executable` may be a name that leads to no program.
     path = sys.executable if os.path.exists(sys.executable or "") else os.path.realpath("/proc/self/exe")
     named = any("python" in os.path.basename(name).lower() for name in (path, os.path.realpath(path)))
     return path if named and not getattr(sys, "frozen", False) and _may_execute(path) else ""
 
 
 def _may_execute(path: str) -> bool:
-    # By default the real user is asked for, and it is the effective one who starts a program.
+    # `os.access` checks the real user by default, and the effective user starts programs.
     return os.access(path, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 @functools.cache
 def find_worker_executable() -> Found:
-    """As :func:`worker_executable`, with how it was found."""
-    _frozen.refuse_unsupported()
+    """As :func:`worker_executable`, with the place."""
+    frozen.refuse_unsupported()
     looked: list[str] = []
     for path, how in _executable_places():
         if path in looked:
@@ -136,15 +143,15 @@ def find_worker_executable() -> Found:
             return Found(path, how)
     raise LocateError(
         f"the worker executable ({EXECUTABLE}) was not found. "
-        + (_frozen.how_to_get_executable() or _HOW_TO_GET_EXECUTABLE)
+        + (frozen.how_to_get_executable() or _HOW_TO_GET_EXECUTABLE)
         + f", or set {OVERRIDE} to its path. Looked at:\n"
         + _listing(looked)
     )
 
 
 def find_libpython() -> Found:
-    """As :func:`libpython`, with how it was found."""
-    _frozen.refuse_unsupported()
+    """As :func:`libpython`, with the place."""
+    frozen.refuse_unsupported()
     found, looked = _search_libpython()
     if found is None:
         raise LocateError(
@@ -155,7 +162,10 @@ def find_libpython() -> Found:
 
 @functools.cache
 def _search_libpython() -> tuple[Found | None, list[str]]:
-    """The libpython, or else all the places. Where there is none each start of a worker asks, so that is remembered too."""
+    """Return the libpython or None, and the places.
+
+    Cached also if there is none, because each start asks.
+    """
     loaded = _loaded_libpython()
     if loaded is not None:
         return Found(loaded, _LOADED), []
@@ -170,7 +180,7 @@ def _search_libpython() -> tuple[Found | None, list[str]]:
 
 
 def remedies() -> list[str]:
-    """How to come by a shared libpython, each for another kind of Python."""
+    """Return how to get a shared libpython, one remedy for each kind of Python."""
     number = sys.version.split()[0]
     return [
         f"On Debian and Ubuntu: apt-get install libpython{sys.version_info.major}.{sys.version_info.minor}",
@@ -194,26 +204,22 @@ def _remedy_for_execution(path: str) -> str:
     )
 
 
-_HOW_TO_GET_EXECUTABLE: Final = (
-    "It is installed together with this package; `pip install --force-reinstall trio-offload` brings it back"
-)
-
-
 def _executable_places() -> Iterator[tuple[str, str]]:
-    # With -E and -I the environment says nothing about what is run, as it says nothing to Python itself.
+    # With -E and -I Python ignores the environment, and so does this.
     override = "" if sys.flags.ignore_environment else os.environ.get(OVERRIDE)
     if override:
         yield os.path.abspath(override), f"named by {OVERRIDE}"
         return
-    bundled = _frozen.bundle()
+    bundled = frozen.bundle()
     if bundled is not None:
         yield os.path.join(bundled.folder, EXECUTABLE), "in this app's bundle"
         return
-    # The one that was installed with this very package comes first: an environment may have another release of its own. pip
-    # puts scripts beside the library folder: <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and Debian's
-    # /usr/local), <target>/trio_offload with --target.
+    # The executable that was installed with this package comes first: the environment may have
+    # another release. pip puts scripts beside the library folder:
+    # <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and Debian's /usr/local),
+    # <target>/trio_offload with --target.
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    # No other folder above the package is looked at: who may write there need not be who installed it.
+    # Other folders above the package may be writable by other users.
     folder = os.path.dirname(package)
     yield os.path.join(folder, "bin", EXECUTABLE), "in the scripts beside this package"
     prefix = _prefix_of(folder)
@@ -221,14 +227,17 @@ def _executable_places() -> Iterator[tuple[str, str]]:
         yield os.path.join(prefix, "bin", EXECUTABLE), "in the scripts beside this package"
     yield os.path.join(sys.prefix, "bin", EXECUTABLE), "in the scripts of this environment"
     yield from ((path, "in the scripts that the package's own record names") for path in _recorded_executables())
-    # A checkout that is used in place.
+    # A checkout, used in place.
     checkout = os.path.dirname(folder)
     if os.path.basename(folder) == "parent-py":
         yield os.path.join(checkout, "target", "release", EXECUTABLE), "built in this checkout"
 
 
 def _prefix_of(library_folder: str) -> str | None:
-    """The prefix that a folder of packages belongs to (``PREFIX/lib/pythonX.Y/site-packages``); None: it is no such folder."""
+    """Return the prefix of a folder of packages (``PREFIX/lib/pythonX.Y/site-packages``);
+
+    None for other folders.
+    """
     above, name = os.path.split(library_folder)
     above, python = os.path.split(above)
     prefix, library = os.path.split(above)
@@ -238,7 +247,7 @@ def _prefix_of(library_folder: str) -> str | None:
 
 
 def _recorded_executables() -> Iterator[str]:
-    # Imported here because it costs more than all the rest, and is seldom needed.
+    # A slow import that is seldom needed.
     import importlib.metadata
 
     try:
@@ -251,10 +260,10 @@ def _recorded_executables() -> Iterator[str]:
 
 
 def _loaded_libpython() -> str | None:
-    """The libpython that this interpreter runs from: beyond doubt the right one. None: it is linked statically.
+    """Return the libpython that this interpreter runs from; None if it is linked statically.
 
-    It is the file in which the interpreter's own objects lie. Its name alone would not do: an extension module that was
-    linked with some libpython has that one loaded beside the right one.
+    The file that holds the interpreter's own objects. Its name is no proof: an extension module
+    that was linked with another libpython loads that one too.
     """
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}".encode()
     address = id(int)
@@ -282,8 +291,8 @@ def _libpython_places() -> Iterator[str]:
     base = os.path.dirname(os.path.dirname(os.path.realpath(getattr(sys, "_base_executable", sys.executable))))
     multiarch = sysconfig.get_config_var("MULTIARCH")
     folders = _existing(
-        # A relocated build (uv's standalone Pythons, conda) has paths of another machine in its variables: what lies
-        # beside the interpreter comes first.
+        # Beside the interpreter first: a relocated build (uv's standalone Pythons, conda) has paths
+        # of another machine in its variables.
         os.path.join(base, "lib"),
         os.path.join(sys.base_exec_prefix, "lib"),
         sysconfig.get_config_var("LIBDIR"),
