@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from trio_offload import BrokenWorkerError
-from trio_offload._payload import Payload
+from trio_offload._pickling.payload import Payload
 from trio_offload._process.record import Progress
 from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, WorkerSettings, WorkerStatistics
 from trio_offload_worker import _chunks

@@ -420,7 +420,7 @@ def test_main_that_travels_as_code(tmp_path: Path) -> None:
     """A job of the script, whose file is gone: its code was kept, as an archive keeps it."""
     text = """
         import marshal, os, sys, trio, trio_offload
-        from trio_offload import _payload
+        from trio_offload._pickling import calls
         from trio_offload._interpreter import settings
 
         def where():
@@ -430,7 +430,7 @@ def test_main_that_travels_as_code(tmp_path: Path) -> None:
             with open(__file__) as file:
                 code = marshal.dumps(compile(file.read(), "script.py", "exec"))
             os.unlink(__file__)
-            settings.main_plan = _payload.main_plan = lambda: {"kind": "code", "code": code, "path": "/app/script.py"}
+            settings.main_plan = calls.main_plan = lambda: {"kind": "code", "code": code, "path": "/app/script.py"}
             print(*await trio_offload.run_sync(where))
 
         if __name__ == "__main__":

@@ -20,9 +20,10 @@ import jobs
 import numpy
 import pytest
 
-from trio_offload import _payload
-from trio_offload._by_name import ByName
-from trio_offload._payload import Payload, dump_call
+from trio_offload._pickling import calls
+from trio_offload._pickling.by_reference import ByName
+from trio_offload._pickling.calls import dump_call
+from trio_offload._pickling.payload import Payload, function_name
 from trio_offload_worker import _chunks
 
 FUNCTIONS: list[Any] = [bool, len, os.getpid, json.dumps, math.sin, decimal.Decimal, operator.add, jobs.echo, Path]
@@ -58,12 +59,12 @@ def load(payload: Payload, loads: Any = pickle.loads) -> Any:
 @pytest.fixture(autouse=True)
 def names(monkeypatch: pytest.MonkeyPatch) -> ByName:
     names = ByName()
-    monkeypatch.setattr(_payload, "_by_name", names)
+    monkeypatch.setattr(calls, "_by_name", names)
     return names
 
 
 @pytest.mark.parametrize("loads", [pickle.loads, pickle._loads], ids=["C", "Python"])  # type: ignore[attr-defined]
-@pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=_payload.function_name)
+@pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=function_name)
 def test_a_call_is_what_the_pickler_makes_of_it(function: Any, loads: Any, names: ByName) -> None:
     for args in ARGUMENTS:
         for _ in range(2):
@@ -72,10 +73,10 @@ def test_a_call_is_what_the_pickler_makes_of_it(function: Any, loads: Any, names
     assert (names.start_of(function) is not None) == (function in FUNCTIONS)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=_payload.function_name)
+@pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=function_name)
 def test_a_chunk_is_what_the_pickler_makes_of_it(function: Any) -> None:
     for args in ARGUMENTS:
-        payload = _payload.dump_chunk(_chunks.run, function, args)
+        payload = calls.dump_chunk(_chunks.run, function, args)
         assert payload.function is function
         assert pickle.dumps(load(payload)) == pickle.dumps(pickle.loads(pickle.dumps((_chunks.run, (function, args)))))
 
@@ -102,7 +103,7 @@ def module() -> Iterator[types.ModuleType]:
 def test_what_is_no_longer_found_by_its_name_is_refused_as_ever(
     name: str, change: str, args: Any, module: types.ModuleType, names: ByName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_payload, "_cloud_pickler", lambda: None)
+    monkeypatch.setattr(calls, "cloud_pickler", lambda: None)
     function = getattr(module, name)
     assert load(dump_call(function, args)) == (function, args)
     if change == "replaced":
@@ -149,18 +150,18 @@ def test_names_of_other_alphabets_are_for_the_pickler(module: types.ModuleType, 
 def test_what_is_in_a_main_without_a_file_is_refused_as_ever(args: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def function() -> None: ...
 
-    monkeypatch.setattr(_payload, "_cloud_pickler", lambda: None)
+    monkeypatch.setattr(calls, "cloud_pickler", lambda: None)
     function.__module__, function.__qualname__ = "__main__", "function"
     monkeypatch.setattr(sys.modules["__main__"], "function", function, raising=False)
-    monkeypatch.setattr(_payload, "main_plan", lambda: {"kind": "path", "path": "script.py"})
+    monkeypatch.setattr(calls, "main_plan", lambda: {"kind": "path", "path": "script.py"})
     assert load(dump_call(function, args)) == (function, args)
-    monkeypatch.setattr(_payload, "main_plan", lambda: {"kind": "none", "why": "was typed in"})
+    monkeypatch.setattr(calls, "main_plan", lambda: {"kind": "none", "why": "was typed in"})
     with pytest.raises(pickle.PicklingError, match="lives in a __main__ that was typed in"):
         dump_call(function, args)
 
 
 def test_arguments_that_cannot_be_pickled_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_payload, "_cloud_pickler", lambda: None)
+    monkeypatch.setattr(calls, "cloud_pickler", lambda: None)
     with pytest.raises(TypeError, match="cannot pickle") as caught:
         dump_call(jobs.echo, (sys._getframe(),))
     # Since Python 3.14 the pickler has notes of its own, which come first.

@@ -392,7 +392,7 @@ async def test_a_context_waits_for_a_call_in_another_thread(plan: Plan) -> None:
 async def test_functools_partial_and_names_in_messages(plan: Plan) -> None:
     import functools
 
-    from trio_offload._payload import function_name
+    from trio_offload._pickling.payload import function_name
 
     async with open_worker_context() as context:
         assert await context.run_sync(functools.partial(int, base=2), "11") == 3

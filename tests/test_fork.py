@@ -507,7 +507,7 @@ async def main():
     await worker.start(cancellable=False)
     if sys.argv[1] == "printed to nobody":
         # What is written at the exit finds no reader: Python's own word for that is 120.
-        await worker.run_sync(trio_offload._payload.dump_call(exec, (CODE, {})), cancellable=False)
+        await worker.run_sync(dump_call(exec, (CODE, {})), cancellable=False)
     worker.ask_to_retire()
     await worker.wait()
     print(worker.process.exitcode, file=sys.stderr)

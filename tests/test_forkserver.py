@@ -38,7 +38,7 @@ from trio_offload import (
 from trio_offload._cache import WorkerCache
 from trio_offload._interpreter import hello as _hello
 from trio_offload._interpreter import locate as _locate
-from trio_offload._payload import dump_call
+from trio_offload._pickling.calls import dump_call
 from trio_offload._process import inherited
 from trio_offload._process.pending import Lines
 from trio_offload._template import Template

@@ -24,8 +24,10 @@ import jobs
 import pytest
 from running import PROGRAMS, plain_environment, run, typed_in, write
 
-from trio_offload import _by_value, _payload, open_worker_context
-from trio_offload._by_value import ByValue
+from trio_offload import open_worker_context
+from trio_offload._pickling import by_value, calls
+from trio_offload._pickling.by_value import ByValue
+from trio_offload._pickling.picklers import Pickling
 
 pytest.importorskip("cloudpickle")
 
@@ -548,14 +550,14 @@ def test_viztracer(tmp_path: Path) -> None:
 def picklers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The picklers that are tried, and a memory of this test's own."""
     tried: list[str] = []
-    original = _payload._Pickling.dump
+    original = Pickling.dump
 
     def dump(pickling: Any, *rest: Any) -> Any:
         tried.append(type(pickling.pickler).__module__)
         return original(pickling, *rest)
 
-    monkeypatch.setattr(_payload._Pickling, "dump", dump)
-    monkeypatch.setattr(_payload, "_by_value", ByValue())
+    monkeypatch.setattr(Pickling, "dump", dump)
+    monkeypatch.setattr(calls, "_by_value", ByValue())
     return tried
 
 
@@ -563,7 +565,7 @@ ORDINARY, CLOUD = "_pickle", "trio_offload_worker._cloud"
 
 
 def known() -> int:
-    return len(_payload._by_value)
+    return len(calls._by_value)
 
 
 def calls_of_one_function() -> dict[str, Any]:
@@ -594,15 +596,15 @@ def calls_of_one_function() -> dict[str, Any]:
 def test_it_is_found_out_once(picklers: list[str], form: str) -> None:
     function = calls_of_one_function()[form]
     for _ in range(3):
-        _payload.dump_call(function, ())
+        calls.dump_call(function, ())
     assert picklers == [ORDINARY, CLOUD, CLOUD, CLOUD]
     assert known() == 1
 
 
 def test_it_is_the_functions_sake_and_not_the_arguments(picklers: list[str]) -> None:
     for _ in range(2):
-        _payload.dump_call(jobs.echo, (lambda: 5,))
-    _payload.dump_call(jobs.echo, ([5],))
+        calls.dump_call(jobs.echo, (lambda: 5,))
+    calls.dump_call(jobs.echo, ([5],))
     assert picklers == [ORDINARY, CLOUD, ORDINARY, CLOUD, ORDINARY]
     assert known() == 0
 
@@ -611,7 +613,7 @@ def test_one_function_says_nothing_of_another(picklers: list[str]) -> None:
     """Of the same name and code: as a cell that is run again makes it."""
     made = [calls_of_one_function()["function"] for _ in range(3)]
     for function in made:
-        _payload.dump_call(function, ())
+        calls.dump_call(function, ())
     assert picklers == [ORDINARY, CLOUD] * 3
     assert known() == 3
 
@@ -620,7 +622,7 @@ def test_a_function_that_is_gone_is_forgotten(picklers: list[str]) -> None:
     function = calls_of_one_function()["function"]
     # A cycle, as a recursive inner function makes it.
     function.itself = function
-    _payload.dump_call(function, ())
+    calls.dump_call(function, ())
     assert known() == 1
     gone = weakref.ref(function)
     del function
@@ -663,17 +665,17 @@ async def test_a_function_that_is_out_of_reach_for_a_while(picklers: list[str], 
 def test_a_main_module_that_gets_a_file(picklers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be found in it, because no worker could load it, can be found."""
     plan = {"kind": "none", "why": "is a test's"}
-    monkeypatch.setattr(_payload, "main_plan", lambda: plan)
-    monkeypatch.setattr(_by_value, "main_plan", lambda: plan)
+    monkeypatch.setattr(calls, "main_plan", lambda: plan)
+    monkeypatch.setattr(by_value, "main_plan", lambda: plan)
     function = calls_of_one_function()["function"]
     function.__module__, function.__qualname__ = "__main__", "of_the_tests"
     monkeypatch.setattr(sys.modules["__main__"], "of_the_tests", function, raising=False)
     for _ in range(2):
-        _payload.dump_call(function, ([],))
+        calls.dump_call(function, ([],))
     assert picklers == [ORDINARY, CLOUD, CLOUD]
     plan["kind"] = "path"
     for _ in range(2):
-        _payload.dump_call(function, ([],))
+        calls.dump_call(function, ([],))
     assert picklers[3:] == [ORDINARY, ORDINARY]
     assert known() == 0
 
@@ -689,7 +691,7 @@ def test_the_body_that_is_there_now_travels(picklers: list[str]) -> None:
         return -value
 
     def there() -> Any:
-        function, arguments = pickle.loads(b"".join(_payload.dump_call(body, ()).parts))
+        function, arguments = pickle.loads(b"".join(calls.dump_call(body, ()).parts))
         return function(*arguments)
 
     assert there() == 1

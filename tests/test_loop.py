@@ -44,11 +44,11 @@ from trio_offload import (
     WorkerContext,
     WorkerMemoryError,
     _context,
-    _worker,
     open_worker_context,
 )
 from trio_offload._interpreter import command_line as _command_line
 from trio_offload._interpreter import locate as _locate
+from trio_offload._pickling.calls import dump_call
 from trio_offload._process import start as _process
 from trio_offload_worker import _family
 from trio_offload_worker._protocol.frames import Kind
@@ -360,7 +360,7 @@ def loop_with(patch: str) -> Iterator[Parent]:
 
 
 def call(function: Any, *arguments: Any) -> bytes:
-    payload = _worker._payload.dump_call(function, arguments)
+    payload = dump_call(function, arguments)
     return b"".join(payload.parts)
 
 

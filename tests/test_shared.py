@@ -29,6 +29,7 @@ import trio_offload
 from trio_offload import WorkerType, _at_exit, open_worker_context, retire_when
 from trio_offload._cache import WorkerCache
 from trio_offload._interpreter import file_modules
+from trio_offload._options import ContextOptions
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter

@@ -23,7 +23,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, open_worker_context
 from trio_offload._interpreter import locate as _locate
-from trio_offload._payload import Payload, dump_call
+from trio_offload._pickling.calls import dump_call
+from trio_offload._pickling.payload import Payload
 from trio_offload._template import Templates
 from trio_offload._transport.channel import Channel
 from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, Worker, WorkerSettings

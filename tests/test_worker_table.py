@@ -23,7 +23,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _worker
 from trio_offload._interpreter import settings as _settings
-from trio_offload._payload import dump_call
+from trio_offload._pickling.calls import dump_call
 from trio_offload._process import start as _process
 from trio_offload._process.process import WorkerProcess
 from trio_offload._process.record import RecordFile

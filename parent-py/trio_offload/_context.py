@@ -21,7 +21,7 @@ from ._exceptions import BrokenWorkerError
 from ._limiter import Limiter, current_default_worker_limiter
 from ._map import Map
 from ._options import ContextOptions, WorkerType, check_count, map_settings, takes_map_options
-from ._payload import dump_call, dump_call_to_fork
+from ._pickling.calls import dump_call, dump_call_to_fork
 from ._sizes import readable_size
 from ._template import Templates
 from ._trace import TraceWriter

@@ -39,10 +39,12 @@ from trio_offload_worker import _chunks
 from trio_offload_worker._notes import add_note
 from trio_offload_worker._protocol.frames import Frame, Kind
 
-from . import _clock, _payload
+from . import _clock
 from ._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
+from ._pickling import calls as _calls
+from ._pickling import payload as _payload
 from ._process.processors import usable_processors
 from ._worker import IDLE, RUNNING, CallNotRun, Worker, describe_ending, load_exception, logger
 
@@ -81,7 +83,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._may_retire = context.retire is not bool
         self._to_fork = context._settings.fork
         self._processors = 0
-        self._dump_call = _payload.dump_call_to_fork if self._to_fork else _payload.dump_call
+        self._dump_call = _calls.dump_call_to_fork if self._to_fork else _calls.dump_call
         self._pace = Pace(options.chunk_size)
         self._source = Source(items)
         self._results: Results[DeliveredType] = Results(self, ordered=options.ordered, outcomes=options.return_outcomes)
@@ -369,7 +371,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return True
         self._prepared.add(worker)
         try:
-            worker.start_call(_payload.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork), prepares=True)
+            worker.start_call(_calls.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork), prepares=True)
             # What comes of it does not matter: the item will find the same.
             await worker.next_answer()
         except CallNotRun:
@@ -497,10 +499,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             if type(items) is range:
                 plain = items.start, items.stop, items.step
             elif not _chunks.are_plain(items):
-                plain, pickled = None, [_payload.dump_item(item, function, to_fork=self._to_fork) for item in items]
+                plain, pickled = None, [_calls.dump_item(item, function, to_fork=self._to_fork) for item in items]
             chunk.number = next(self._numbers)
             budget = None if self._options.chunk_size is not None else _BUDGET
-            return _payload.dump_chunk(
+            return _calls.dump_chunk(
                 _chunks.run,
                 function,
                 (plain, pickled, chunk.number, record, budget),
@@ -587,7 +589,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 value = None
                 if pair is not None:
                     try:
-                        value = _payload.load_item(*pair)
+                        value = _calls.load_item(*pair)
                     except BaseException as problem:
                         add_note(problem, "(while unpickling the result of a job)")
                         failures[index] = problem

@@ -20,11 +20,11 @@ import trio
 
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_head
 
-from . import _payload
 from ._exceptions import WorkerStartError
 from ._interpreter import hello as _hello
 from ._interpreter import locate as _locate
 from ._interpreter import settings as _settings
+from ._pickling import calls as _calls
 from ._process.fork_lock import no_forks
 from ._process.oom import count_kills
 from ._process.pending import Lines
@@ -175,7 +175,7 @@ class Template(Worker):
         self._environment = _hello.environment()
         settings = _settings.current_settings()
         self._applied = _applied_part(settings)
-        segment = _payload.dump_settings(settings)
+        segment = _calls.dump_settings(settings)
         # A process is measured from its own beginning on; the template runs no job.
         body: dict[str, Any] = {
             "eager": _settings.must_be_applied({**settings, "coverage": False}),

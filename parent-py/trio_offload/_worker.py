@@ -38,7 +38,7 @@ from trio_offload_worker._notes import add_note
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
 from trio_offload_worker._retire import RetireWhen
 
-from . import _clock, _crash, _payload
+from . import _clock, _crash
 from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError
 from ._interpreter import command_line as _command_line
 from ._interpreter import frozen as _frozen
@@ -46,6 +46,8 @@ from ._interpreter import hello as _hello
 from ._interpreter import loader as _loader
 from ._interpreter import locate as _locate
 from ._interpreter import settings as _settings
+from ._pickling import calls as _calls
+from ._pickling import payload as _payload
 from ._process import oom as _oom
 from ._process import record as _record
 from ._process import start as _process
@@ -669,7 +671,7 @@ class Worker:
             result = None, load_exception(raised)
         else:
             try:
-                result = _payload.load(segments), None
+                result = _calls.load(segments), None
             except BaseException as error:
                 add_note(error, "(while unpickling the result of a job)")
                 result = None, error
@@ -808,7 +810,7 @@ class Worker:
         result: tuple[Any, BaseException | None]
         if raised is None:
             try:
-                result = _payload.load(segments), None
+                result = _calls.load(segments), None
             except BaseException as error:
                 add_note(error, "(while unpickling the result of a job)")
                 result = None, error
@@ -899,8 +901,8 @@ class Worker:
 
     def _pickled_functions(self) -> tuple[bytes, bytes]:
         return (
-            b"" if self._settings.init is bool else _payload.dump_callable(self._settings.init),
-            _payload.dump_callable(self._settings.retire) if self._retires else b"",
+            b"" if self._settings.init is bool else _calls.dump_callable(self._settings.init),
+            _calls.dump_callable(self._settings.retire) if self._retires else b"",
         )
 
     def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
@@ -933,7 +935,7 @@ class Worker:
 
     def _frames(self, hello: bytes, settings: dict[str, Any], eager: bool, init: bytes, retire: bytes) -> list[Buffer]:
         self._told = _settings.changing_state()
-        segments = [_payload.dump_settings(settings), init, retire]
+        segments = [_calls.dump_settings(settings), init, retire]
         setup: dict[str, Any] = {"eager": eager}
         if self._settings.idle_timeout < _LONGEST_IDLE:
             setup["idle_timeout_ms"] = math.ceil(self._settings.idle_timeout * 1000)
@@ -1074,7 +1076,7 @@ class Worker:
             settings = _forked.settings()
         else:
             settings = _settings.current_settings()
-        segment = _payload.dump_settings(_settings.new_settings(settings, told))
+        segment = _calls.dump_settings(_settings.new_settings(settings, told))
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
     async def _already_said(self, channel: Channel) -> Frame | None:
@@ -1331,7 +1333,7 @@ def load_exception(frame: Frame) -> BaseException:
     if not frame.segments:
         return told
     try:
-        error = _payload.load(frame.segments)
+        error = _calls.load(frame.segments)
     except BaseException as why:
         told.__cause__ = why
         return told

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from ._interpreter.main_module import main_plan
+from .._interpreter.main_module import main_plan
 
 
 class ByValue:

@@ -3,7 +3,7 @@
 The ordinary pickler goes first. cloudpickle, where it is installed, takes what that one refuses, and what it would
 only name although a worker could not find it: functions of a ``__main__`` that has no file (a REPL, a notebook,
 ``python -c``, standard input), and what the user has registered with it. See :mod:`trio_offload._interpreter.main_module` for which ``__main__`` that is. A function for which the
-ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._by_value`.
+ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._pickling.by_value`.
 
 Nothing large is copied: buffers (NumPy arrays, say), ``bytes`` and ``bytearray`` travel beside the pickle, from where they
 are, see :mod:`trio_offload_worker._protocol.segments`. So an argument must not be changed by another task until the call has
@@ -12,40 +12,20 @@ returned, as with a thread; a ``bytearray`` cannot change its size until then (`
 
 from __future__ import annotations
 
-import functools
 import pickle
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import attrs
-
 from trio_offload_worker._notes import add_note
-from trio_offload_worker._protocol.frames import MEMORY, Buffer
-from trio_offload_worker._protocol.parts import flat
-from trio_offload_worker._protocol.segments import Collector
+from trio_offload_worker._protocol.frames import MEMORY
 
-from ._by_name import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
-from ._by_value import CLOUDPICKLE, ByValue, registered
-from ._interpreter.main_module import main_plan
-
-
-@attrs.define
-class Payload:
-    """A pickled call: ``parts`` in the order in which they are written, the length of each segment in bytes, and their types
-    if one of them is not memory. A ``small`` one is a single ``bytes``, which may be copied for a shorter way.
-    """
-
-    parts: Sequence[Buffer]
-    lengths: Sequence[int]
-    function: Callable[..., Any]
-    types: bytes = b""
-    small: bool = False
-
-    @property
-    def name(self) -> str:
-        """The function's name, for messages."""
-        return function_name(self.function)
+from .._interpreter.main_module import main_plan
+from .by_reference import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
+from .by_value import CLOUDPICKLE, ByValue, registered
+from .payload import MAIN, function_name, mentions, mentions_main
+from .payload import Payload as Payload
+from .picklers import PROTOCOL, Pickling, cloud_pickler, dump_plain
 
 
 def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -58,11 +38,11 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
     # Most calls come this way. Their arguments need no file that large objects go past.
-    pickled = start + (pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
+    pickled = start + (pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
     # Numbers and texts name nothing; which module the function is of, the start says.
-    if start[_OF_MODULE] != _MAIN and not (CLOUDPICKLE in sys.modules and registered()):
+    if start[_OF_MODULE] != MAIN and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (function, args), function, out_of_band=True)
 
@@ -93,11 +73,11 @@ def dump_chunk(
     if not small or start is None or (_by_value.known and _by_value.holds(function)):
         return _dump((helper, (function, args)), function, start, args, END_OF_CALL_OF_TWO)
     # As in `dump_call`.
-    pickled = start + pickle.dumps(args, _PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL_OF_TWO
+    pickled = start + pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL_OF_TWO
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
     # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
-    if pickled.find(_MAIN) < 0 and not (CLOUDPICKLE in sys.modules and registered()):
+    if pickled.find(MAIN) < 0 and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (helper, (function, args)), function, out_of_band=True)
 
@@ -127,11 +107,11 @@ def load_item(data: Any, buffers: Sequence[Any]) -> Any:
 
 def dump_callable(function: Callable[[], Any]) -> bytes:
     """Pickle ``init`` or ``retire`` into one piece. Raises as :func:`dump_call` does."""
-    if _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
+    if _by_value.holds(function) and (pickler := cloud_pickler()) is not None:
         payload = _dump_by_value(pickler, function, function, out_of_band=False)
     else:
         try:
-            payload = _Pickling(pickle.Pickler, out_of_band=False).dump(function, function)
+            payload = Pickling(pickle.Pickler, out_of_band=False).dump(function, function)
         except Exception as error:
             payload = _dump_refused(function, function, error, out_of_band=False)
         else:
@@ -141,7 +121,7 @@ def dump_callable(function: Callable[[], Any]) -> bytes:
 
 def dump_settings(settings: dict[str, Any]) -> bytes:
     """Pickle builtin objects."""
-    return pickle.dumps(settings, _PROTOCOL)
+    return pickle.dumps(settings, PROTOCOL)
 
 
 def load(segments: Sequence[Any]) -> Any:
@@ -162,28 +142,9 @@ def load(segments: Sequence[Any]) -> Any:
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
-def function_name(function: Callable[..., Any]) -> str:
-    """The name of a function as a message shows it."""
-    inner: Any = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    try:
-        name = getattr(inner, "__qualname__", None)
-        if name is None:
-            return repr(function)
-        module = getattr(inner, "__module__", None)
-        return name if module in (None, "builtins") else f"{module}.{name}"
-    except Exception:
-        # Some callables answer to any name and some to none; a message must not fail for that.
-        return f"an instance of {type(inner).__qualname__}"
-
-
-_PROTOCOL: Final = 5
-_SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
 _COPIED: Final = 4096  # bytes
-_MAIN: Final = b"__main__"
 # Where in the start of a call's pickle the module's name begins, as far as that can be this one.
-_OF_MODULE: Final = slice(AFTER_PROTOCOL + 1, AFTER_PROTOCOL + 1 + len(_MAIN))
+_OF_MODULE: Final = slice(AFTER_PROTOCOL + 1, AFTER_PROTOCOL + 1 + len(MAIN))
 _SHORTEST_WITH_MAIN: Final = len(b"__mp_main__")  # bytes
 # What was found out about objects, for all threads: as good for one as for another, and gone with the object.
 _by_value: Final = ByValue()
@@ -201,10 +162,10 @@ def _dump(
 
     If it is a call whose pickle starts and ends in a way that is known, only its ``args`` are left for the ordinary pickler.
     """
-    if _by_value.known and _by_value.holds(function) and (pickler := _cloud_pickler()) is not None:
+    if _by_value.known and _by_value.holds(function) and (pickler := cloud_pickler()) is not None:
         return _dump_by_value(pickler, value, function, out_of_band=True)
     try:
-        payload = _dump_call(value, function) if start is None else _call_with(start, _dump_call(args, function), end)
+        payload = dump_plain(value, function) if start is None else _call_with(start, dump_plain(args, function), end)
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
     return _checked(payload, value, function, out_of_band=True)
@@ -226,7 +187,7 @@ def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:
 
 def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:
     try:
-        payload = _dump_call(value, function)
+        payload = dump_plain(value, function)
     except Exception:
         return _dump(value, function)
     return _as_registered(payload, value, function, out_of_band=True) or payload
@@ -235,7 +196,7 @@ def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:
 def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
     """Pickle what the ordinary pickler was of no use for before; ``function`` is what messages call it by."""
     try:
-        return _Pickling(pickler, out_of_band).dump(value, function)
+        return Pickling(pickler, out_of_band).dump(value, function)
     except Exception as error:
         add_note(error, _also_with_cloudpickle(function))
         raise
@@ -243,7 +204,7 @@ def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, ou
 
 def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *, out_of_band: bool) -> Payload:
     """Pickle what the ordinary pickler has refused."""
-    pickler = _cloud_pickler()
+    pickler = cloud_pickler()
     if pickler is None:
         add_note(
             error,
@@ -254,7 +215,7 @@ def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *,
         raise error
     _by_value.remember(function)
     try:
-        return _Pickling(pickler, out_of_band).dump(value, function)
+        return Pickling(pickler, out_of_band).dump(value, function)
     except Exception as second:
         add_note(second, _also_with_cloudpickle(function))
         raise second from error
@@ -270,7 +231,7 @@ def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_
     plan = main_plan()
     if plan["kind"] != "none":
         return payload
-    pickler = _cloud_pickler()
+    pickler = cloud_pickler()
     if pickler is None:
         raise pickle.PicklingError(
             f"a worker cannot find {function_name(function)}, or something in its arguments: it lives in a __main__ "
@@ -278,7 +239,7 @@ def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_
             "a module."
         )
     _by_value.remember(function)
-    return _Pickling(pickler, out_of_band).dump(value, function)
+    return Pickling(pickler, out_of_band).dump(value, function)
 
 
 def _as_registered(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload | None:
@@ -287,79 +248,12 @@ def _as_registered(payload: Payload, value: Any, function: Callable[..., Any], *
         return None
     names = registered()
     # A submodule of a registered package begins with that one's name, so its name is found too.
-    if not names or not _mentions(payload, [name.encode("utf-8", "surrogatepass") for name in names]):
+    if not names or not mentions(payload, [name.encode("utf-8", "surrogatepass") for name in names]):
         return None
     _by_value.remember(function)
-    pickler = _cloud_pickler()
+    pickler = cloud_pickler()
     return None if pickler is None else _dump_by_value(pickler, value, function, out_of_band=out_of_band)
 
 
 def _also_with_cloudpickle(function: Callable[..., Any]) -> str:
     return f"(while pickling a call of {function_name(function)}, also with cloudpickle)"
-
-
-def _dump_call(value: Any, function: Callable[..., Any]) -> Payload:
-    """With the ordinary pickler. To make one with its file takes longer than to pickle a small call: so some are kept."""
-    try:
-        kept = _kept.pop()
-    except IndexError:
-        kept = _Pickling(pickle.Pickler, out_of_band=True)
-    payload = kept.dump(value, function)
-    # One that has failed, or has seen much, is not used again.
-    if len(payload.lengths) == 1 and payload.lengths[0] <= _SMALL and len(_kept) < _MOST_KEPT:
-        kept.pickler.clear_memo()
-        kept.collector.parts.clear()
-        _kept.append(kept)
-    return payload
-
-
-class _Pickling:
-    """A pickler with what it writes to."""
-
-    __slots__ = ("collector", "out_of_band", "pickler")
-
-    def __init__(self, pickler: Any, out_of_band: bool) -> None:
-        # It knows nothing of the pickler: in a circle large arguments would outlive their call.
-        self.collector = collector = Collector()
-        self.out_of_band = out_of_band
-        self.pickler = pickler(collector, _PROTOCOL, buffer_callback=collector.take if out_of_band else None)
-
-    def dump(self, value: Any, function: Callable[..., Any]) -> Payload:
-        """Pickle a value; ``function`` is what messages call it by."""
-        self.pickler.dump(value)
-        collector = self.collector
-        parts = collector.parts
-        if not self.out_of_band:
-            pieces = list(map(flat, parts))
-            return Payload(pieces, [sum(map(len, pieces))], function)
-        if len(parts) == 1 and not collector.offered:
-            return Payload(parts.copy(), [len(parts[0])], function)
-        sent, lengths, types = collector.segments()
-        return Payload(sent, lengths, function, types)
-
-
-# For all threads; each takes one out while it pickles, so that a pickle within a pickle gets another.
-_kept: Final[list[_Pickling]] = []
-_MOST_KEPT: Final = 4
-
-
-def mentions_main(payload: Payload) -> bool:
-    """Whether a pickle may name something in ``__main__``: false alarms are harmless, and large data is left alone."""
-    return _mentions(payload, (_MAIN,))
-
-
-def _mentions(payload: Payload, names: Sequence[bytes]) -> bool:
-    # Not by `in`; see `dump_chunk`.
-    return any(
-        part.find(name) >= 0 for part in payload.parts if len(part) <= _SMALL and isinstance(part, bytes) for name in names
-    )
-
-
-def _cloud_pickler() -> Any:
-    try:
-        import cloudpickle  # noqa: F401
-    except ImportError:
-        return None
-    from trio_offload_worker._cloud import Pickler
-
-    return Pickler
