@@ -37,6 +37,7 @@ from trio_offload import (
     WorkerType,
     _clock,
     _context,
+    _default,
     _map,
     open_worker_context,
 )
