@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_support import COMMAND, PATIENCE
@@ -26,6 +27,26 @@ def run_example(name: str, folder: Path, *arguments: str) -> str:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout
+
+
+def guarded_programs() -> list[Any]:
+    """The whole programs in docs/, which their guard tells from fragments."""
+    blocks = [
+        (path.name, block)
+        for path in sorted((ROOT / "docs").glob("*.md"))
+        for block in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    return [pytest.param(block, id=name) for name, block in blocks if "async def main" in block and "__name__" in block]
+
+
+@pytest.mark.parametrize("program", guarded_programs())
+def test_program_of_a_page(tmp_path: Path, program: str) -> None:
+    (tmp_path / "program.py").write_text(program)
+    ran = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.strip().isdigit()
 
 
 def block_of_readme(language: str) -> str:
