@@ -343,6 +343,12 @@ def test_each_option_has_its_docstring() -> None:
         assert described == fields_of(record)
 
 
+@pytest.mark.parametrize(("page", "options"), [("interface.md", ContextOptions), ("map.md", MapSettings)])
+def test_each_option_is_in_the_documents(page: str, options: Any) -> None:
+    text = (Path(__file__).parent.parent / "docs" / page).read_text()
+    assert [name for name in fields_of(options) if not re.search(rf"[`(,| ]{name}(`|=)", text)] == []
+
+
 @pytest.mark.parametrize("function", [trio_offload.map, WorkerContext.map])
 def test_a_checker_sees_the_options_of_map(function: Any) -> None:
     """They are stated for it in a TypedDict, and for Python in a record: the two are equal."""

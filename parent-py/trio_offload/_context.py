@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import attrs
@@ -22,6 +22,7 @@ from ._limiter import Limiter, current_default_worker_limiter
 from ._map import Map
 from ._options import ContextOptions, WorkerType, check_count, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
+from ._pool.tracker import CallTracker, run_shielded
 from ._sizes import readable_size
 from ._template import Templates
 from ._trace import TraceWriter
@@ -72,7 +73,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
     """
 
     _cache: WorkerCache
-    _calls: _Calls
+    _calls: CallTracker
     _settings: WorkerSettings
     _warned: threading.Lock  # taken by the first thread that warns
 
@@ -80,7 +81,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         """Raises ValueError if the trace file cannot be written."""
         private = {
             "_cache": WorkerCache(),
-            "_calls": _Calls(),
+            "_calls": CallTracker(),
             "_settings": _worker_settings(options),
             "_warned": threading.Lock(),
         }
@@ -408,7 +409,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             finally:
                 self._close_trace()
 
-        await _to_the_end(close)
+        await run_shielded(close)
 
     def _close_sync(self, grace_period: float) -> None:
         """See the idle workers off when the interpreter exits."""
@@ -452,92 +453,6 @@ def _worker_settings(options: ContextOptions) -> WorkerSettings:
         if options.worker_type is WorkerType.FORKSERVER
         else None,
     )
-
-
-class _Calls:
-    """Knows the calls in progress, in any thread, and lets one task wait until there are none.
-
-    Each is a key in a dictionary, and :meth:`enter` first puts it there and then looks whether the context is closed, while
-    :meth:`close` does it the other way round. So one of the two always sees the other, and neither needs a lock: an
-    operation on a dictionary is one step.
-    """
-
-    def __init__(self) -> None:
-        self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
-        # What is not counted is waited for as well, but is not a call.
-        self._entered: dict[object, bool] = {}
-
-    def forget(self) -> None:
-        """In a fork of this process none of them is there."""
-        self._entered.clear()
-
-    @property
-    def closed(self) -> bool:
-        return self._closed is not None
-
-    @property
-    def running(self) -> int:
-        """How many calls there are."""
-        return sum(self._entered.copy().values())
-
-    def enter(self, *, counted: bool = True) -> object:
-        """A call begins; what is returned is for :meth:`leave`."""
-        key = object()
-        self._entered[key] = counted
-        if self._closed is not None:
-            self.leave(key)
-            raise trio.ClosedResourceError("this worker context is closed")
-        return key
-
-    def leave(self, key: object) -> None:
-        """A call has come to its end."""
-        try:
-            del self._entered[key]
-        except KeyError:
-            return  # This is a fork of the process in which it was entered.
-        if self._closed is not None and not self._entered:
-            token, finished = self._closed
-            if token is trio.lowlevel.current_trio_token():
-                finished.set()
-            else:
-                # Two that leave at the same time may both be the last, and the first of them lets the other's run come to its end.
-                with contextlib.suppress(trio.RunFinishedError):
-                    token.run_sync_soon(finished.set)
-
-    async def close(self) -> None:
-        finished = trio.Event()
-        self._closed = trio.lowlevel.current_trio_token(), finished
-        if not self._entered:
-            finished.set()
-        await finished.wait()
-
-
-async def _to_the_end(operation: Callable[[], Awaitable[None]]) -> None:
-    """Await what must not be left half done.
-
-    A shield keeps a cancellation away, but not KeyboardInterrupt, which Trio raises in the main task at whatever it
-    awaits. So the operation runs in a task of its own; an interrupt that came meanwhile is raised when it is done.
-    """
-    results: list[outcome.Outcome[None]] = []
-
-    @trio.lowlevel.enable_ki_protection
-    async def run() -> None:
-        with trio.CancelScope(shield=True):
-            results.append(await outcome.acapture(operation))
-
-    interrupted = False
-    with trio.CancelScope(shield=True):
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run)
-        except BaseException:
-            # Of the nursery's own: the task keeps to itself what the operation raises.
-            interrupted = True
-    try:
-        results[0].unwrap()
-    finally:
-        if interrupted:
-            raise KeyboardInterrupt
 
 
 _MOST_LOST: Final = 5

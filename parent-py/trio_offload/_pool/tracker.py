@@ -1,0 +1,102 @@
+"""The calls in progress of a context, and an orderly end for both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import outcome
+import trio
+
+
+class CallTracker:
+    """Counts the calls in progress, in all threads, and lets one task wait until all have ended.
+
+    Lock-free. :meth:`enter` inserts its key, then checks whether the tracker is closed.
+    :meth:`close` marks it closed, then checks for keys. Operations on a dictionary are atomic, so
+    whichever runs second sees the other.
+    """
+
+    def __init__(self) -> None:
+        self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
+        # True for a call; False for an operation that close() awaits but statistics omit.
+        self._entered: dict[object, bool] = {}
+
+    def forget(self) -> None:
+        """Drop the parent's calls, in a fork of this process."""
+        self._entered.clear()
+
+    @property
+    def closed(self) -> bool:
+        """True if further calls are refused."""
+        return self._closed is not None
+
+    @property
+    def running(self) -> int:
+        """Number of calls in progress."""
+        return sum(self._entered.copy().values())
+
+    def enter(self, *, counted: bool = True) -> object:
+        """Begin a call and return its key, for :meth:`leave`.
+
+        Raises:
+            trio.ClosedResourceError: The tracker is closed.
+        """
+        key = object()
+        self._entered[key] = counted
+        if self._closed is not None:
+            self.leave(key)
+            raise trio.ClosedResourceError("this worker context is closed")
+        return key
+
+    def leave(self, key: object) -> None:
+        """End a call."""
+        try:
+            del self._entered[key]
+        except KeyError:
+            return  # a fork of the process in which it was entered
+        if self._closed is not None and not self._entered:
+            token, finished = self._closed
+            if token is trio.lowlevel.current_trio_token():
+                finished.set()
+            else:
+                # Two calls that leave at once may both be the last. The first one wakes the
+                # closing task, whose run may end before the second one gets here.
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(finished.set)
+
+    async def close(self) -> None:
+        """Refuse further calls, and wait until those in progress have ended."""
+        finished = trio.Event()
+        self._closed = trio.lowlevel.current_trio_token(), finished
+        if not self._entered:
+            finished.set()
+        await finished.wait()
+
+
+async def run_shielded(operation: Callable[[], Awaitable[None]]) -> None:
+    """Run an operation to completion, deferring cancellation and Ctrl+C.
+
+    A shield does not stop KeyboardInterrupt, which Trio raises in the main task at any checkpoint.
+    So the operation runs in a child task. A pending interrupt is raised afterwards.
+    """
+    results: list[outcome.Outcome[None]] = []
+
+    @trio.lowlevel.enable_ki_protection
+    async def run() -> None:
+        with trio.CancelScope(shield=True):
+            results.append(await outcome.acapture(operation))
+
+    interrupted = False
+    with trio.CancelScope(shield=True):
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+        except BaseException:
+            # KeyboardInterrupt in the nursery: the child task keeps its own exceptions.
+            interrupted = True
+    try:
+        results[0].unwrap()
+    finally:
+        if interrupted:
+            raise KeyboardInterrupt
