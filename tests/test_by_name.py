@@ -171,9 +171,7 @@ def test_arguments_that_cannot_be_pickled_are_told_as_ever(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", [types.BuiltinFunctionType, types.FunctionType, type])
-def test_a_reducer_of_the_users_is_asked_where_the_pickler_asks_it(
-    kind: Any, monkeypatch: pytest.MonkeyPatch, names: ByName
-) -> None:
+def test_user_reducer_is_called_as_by_pickler(kind: Any, monkeypatch: pytest.MonkeyPatch, names: ByName) -> None:
     functions: list[Any] = [jobs.echo, bool, math.sin]
     for function in functions:
         assert names.start_of(function) is not None

@@ -196,7 +196,7 @@ async def test_a_call_is_cancelled_at_each_checkpoint(call: Call, warm: bool) ->
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("call", [small, large, raising, exiting])
-async def test_without_kill_on_cancel_it_is_deferred_at_each_checkpoint(call: Call, warm: bool) -> None:
+async def test_cancel_is_deferred_without_kill_on_cancel(call: Call, warm: bool) -> None:
     for number in range(1, 10_000):
         async with opened(warm) as (context, before):
             with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
@@ -210,7 +210,7 @@ async def test_without_kill_on_cancel_it_is_deferred_at_each_checkpoint(call: Ca
 
 
 @pytest.mark.usefixtures("worker_type")
-async def test_between_two_workers_a_cancellation_is_seen_before_anything_runs(tmp_path: Path) -> None:
+async def test_cancellation_between_workers_runs_nothing(tmp_path: Path) -> None:
     """Also without kill_on_cancel: a call for which one worker after the other is gone must not be beyond reach."""
     journal = tmp_path / "journal"
     cancelled = 0
@@ -329,7 +329,7 @@ def test_ctrl_c_at_each_checkpoint_of_an_end_does_not_stop_it(step: str) -> None
     assert number > 1
 
 
-def test_ctrl_c_while_a_context_waits_for_its_calls_is_raised_when_they_are_done(tmp_path: Path) -> None:
+def test_ctrl_c_in_closing_context_is_raised_after_calls(tmp_path: Path) -> None:
     async def interrupt(context: WorkerContext, gate: Gate) -> None:
         await wait_all_tasks_blocked()
         press_ctrl_c()

@@ -119,14 +119,14 @@ async def test_other_tasks_have_their_turn_between_two_looks(line: Line) -> None
     assert turns >= 2
 
 
-async def test_a_cancellation_is_heard_when_looking_has_come_to_nothing(line: Line) -> None:
+async def test_cancel_after_failed_spin(line: Line) -> None:
     with trio.move_on_after(0) as scope:
         await line.spin_then_receive(START)
     assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize("start", [START, b""])
-async def test_an_answer_that_is_there_is_worth_more_than_a_cancellation(line: Line, start: bytes) -> None:
+async def test_ready_answer_wins_over_cancellation(line: Line, start: bytes) -> None:
     line.theirs.send(ANSWER)
     with trio.move_on_after(0) as scope:
         answer = await line.spin_then_receive(start)

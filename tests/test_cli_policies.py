@@ -186,7 +186,7 @@ def test_what_ends_workers_from_outside_is_a_kind_too(folder: Path) -> None:
     assert largest(said[1]) > 150
 
 
-def test_a_worker_over_time_is_counted_though_it_never_told_of_itself(folder: Path) -> None:
+def test_worker_over_time_is_counted_without_report(folder: Path) -> None:
     arguments = ("jobs:trouble", "forever", "forever", "--timeout", "0.5", "--workers", "1", "--summary")
     said = summary(run(folder, "map", *arguments))
     assert said[0] == "2 jobs, 2 failed: 2 timeout"

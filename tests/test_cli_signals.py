@@ -44,7 +44,7 @@ def interrupt(process: subprocess.Popen[bytes], number: signal.Signals) -> float
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_everything_and_what_is_finished_is_printed(folder: Path, number: signal.Signals, status: int) -> None:
+def test_signal_ends_run_and_prints_finished_items(folder: Path, number: signal.Signals, status: int) -> None:
     # The first item never ends; that the last has started says that the three between them are finished.
     items = ("hold-first", "a", "b", "c", "hold-last")
     with started(folder, "map", "jobs:hold", *items, "--workers", "2", stdin=subprocess.DEVNULL) as process:
@@ -113,7 +113,7 @@ def test_ctrl_c_while_the_function_is_imported(folder: Path) -> None:
         assert_nothing_runs(process)
 
 
-def test_an_idle_worker_that_will_not_leave_does_not_hold_ctrl_c_up(folder: Path) -> None:
+def test_stuck_idle_worker_does_not_delay_ctrl_c(folder: Path) -> None:
     """Its exit handlers would take for ever; they have the grace period at a normal end, and none at this one."""
     (folder / "stays.py").write_text("import atexit, time\natexit.register(time.sleep, 1000)\nfrom jobs import hold\n")
     arguments = ("map", "stays:hold", "--lines", "-", "--workers", "2")

@@ -241,7 +241,7 @@ def test_several_runs_have_their_time_kept_at_once() -> None:
     wait_for_threads()
 
 
-def test_a_deadline_that_comes_first_is_kept_although_it_was_set_last() -> None:
+def test_earliest_deadline_may_be_set_last() -> None:
     async def main() -> None:
         with _clock.move_on_after(1000.0), _clock.move_on_after(0.01) as scope:
             await trio.sleep_forever()

@@ -50,7 +50,7 @@ async def test_the_last_idle_worker_is_used_first(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1], ids=["a token is free", "none is free"])
-async def test_entry_is_a_checkpoint_and_cancellation_there_takes_nothing(plan: Plan, taken: int) -> None:
+async def test_entry_checkpoint_cancellation_takes_nothing(plan: Plan, taken: int) -> None:
     limiter = trio.CapacityLimiter(1)
     for _ in range(taken):
         limiter.acquire_on_behalf_of_nowait(object())
@@ -103,7 +103,7 @@ async def test_a_call_can_be_cancelled_only_if_it_says_so(plan: Plan, option: st
         assert context.statistics() == _context.WorkerContextStatistics(0, 0)
 
 
-async def test_a_call_that_crossed_with_retirement_goes_to_another_worker(plan: Plan) -> None:
+async def test_retirement_sends_crossing_call_elsewhere(plan: Plan) -> None:
     async with open_worker_context() as context:
         await context.run_sync(bool)
         plan.workers[0].retired = True
@@ -112,7 +112,7 @@ async def test_a_call_that_crossed_with_retirement_goes_to_another_worker(plan: 
         assert len(plan.workers) == 2
 
 
-async def test_workers_that_leave_as_soon_as_they_are_started_are_not_replaced_for_ever(plan: Plan) -> None:
+async def test_workers_that_exit_at_once_are_not_replaced_forever(plan: Plan) -> None:
     plan.born_retired = True
     async with open_worker_context() as context:
         with pytest.raises(trio_offload.BrokenWorkerError, match=r"5 workers .* bool left one after the other") as told:
@@ -138,9 +138,7 @@ async def test_however_many_idle_workers_have_retired_a_call_is_run(plan: Plan) 
         assert len(plan.workers) == 21
 
 
-async def test_a_call_that_goes_from_worker_to_worker_can_be_cancelled_in_between(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancel_between_two_workers(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     plan.born_retired = True
 
     def make(settings: Any) -> Any:
@@ -338,7 +336,7 @@ async def test_replacing_a_default_context_in_use_warns(plan: Plan) -> None:
     assert all(worker.state.name == "ENDED" for worker in plan.workers)
 
 
-async def test_the_default_context_is_configured_from_the_main_thread_only() -> None:
+async def test_default_context_needs_main_thread_to_configure() -> None:
     with pytest.raises(RuntimeError, match="main thread"):
         await trio.to_thread.run_sync(trio_offload.configure_default_context)
 

@@ -156,9 +156,7 @@ async def test_a_job_that_replaces_the_worker_by_another_program(line: Lifeline)
         assert await context.run_sync(jobs.echo, 5) == 5
 
 
-async def test_a_job_that_closes_the_socket_ends_the_worker_and_no_frame_goes_into_a_file(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_job_that_closes_socket_writes_no_frame_into_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What makes daemons closes every descriptor above 2; the next file that a job opens gets the socket's number."""
     async with open_worker_context() as context:
         pid = await context.run_sync(os.getpid)
@@ -170,7 +168,7 @@ async def test_a_job_that_closes_the_socket_ends_the_worker_and_no_frame_goes_in
     assert capfd.readouterr().err.count("a job has closed descriptor 3") == 1
 
 
-async def test_a_program_that_runs_out_of_descriptors_is_told_so_and_loses_nothing() -> None:
+async def test_program_without_free_descriptors_loses_nothing() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     outcomes = set()
     highest = max(map(int, os.listdir("/proc/self/fd")))
@@ -205,7 +203,7 @@ async def test_a_program_that_runs_out_of_descriptors_is_told_so_and_loses_nothi
     assert outcomes == {"not started", "started"}
 
 
-async def test_the_parent_does_not_get_a_signal_that_was_meant_for_a_worker(line: Lifeline) -> None:
+async def test_signal_for_worker_does_not_reach_parent(line: Lifeline) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as received:
         async with open_worker_context() as context, trio.open_nursery() as nursery:
             nursery.start_soon(expect_death, lambda: context.run_sync(jobs.hold_for_ever, line.path), None, signal.SIGTERM)
@@ -238,7 +236,7 @@ async def test_a_worker_swallows_ctrl_c_and_what_a_job_starts_gets_it(line: Life
         assert await context.run_sync(os.getpid) == pid
 
 
-async def test_one_that_does_not_leave_is_killed_after_the_grace_period_with_its_children(line: Lifeline) -> None:
+async def test_stuck_worker_is_killed_with_children(line: Lifeline) -> None:
     with pytest.raises(BrokenWorkerError, match="had to be killed") as told:
         async with open_worker_context(grace_period=0.05) as context:
             child = await context.run_sync(jobs.leave_child, line.path)
@@ -290,9 +288,7 @@ async def test_a_cancelled_job_that_forks_on_and_on_is_caught(line: Lifeline) ->
 
 
 @pytest.mark.parametrize("way", ["forked", "started with every descriptor"])
-async def test_a_child_that_outlives_the_job_does_not_hide_the_workers_death(
-    line: Lifeline, tmp_path: Path, way: str
-) -> None:
+async def test_surviving_child_does_not_hide_death(line: Lifeline, tmp_path: Path, way: str) -> None:
     with closing(Lifeline(tmp_path / "another line")) as another_line:
         async with open_worker_context() as context:
             job = jobs.leave_fork if way == "forked" else jobs.leave_careless_child

@@ -259,7 +259,7 @@ def test_output_that_looks_like_frames(tmp_path: Path) -> None:
     [b"\x00\x01\x02", b"tro\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00", b"x" * 1000],
     ids=["short", "head", "long"],
 )
-async def test_a_job_that_writes_into_the_socket_breaks_its_worker_only(data: bytes) -> None:
+async def test_job_that_writes_into_socket_breaks_only_its_worker(data: bytes) -> None:
     """It has to look for the descriptor to do so. The caller is told; the next call has another worker."""
     with trio.fail_after(PATIENCE):
         async with open_worker_context() as context:

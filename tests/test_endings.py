@@ -93,7 +93,7 @@ if __name__ == "__main__":
 """
 
 
-async def test_a_parent_that_is_killed_after_any_of_its_signals_leaves_nothing(kind: str, tmp_path: Path) -> None:
+async def test_parent_killed_after_each_signal_leaves_nothing(kind: str, tmp_path: Path) -> None:
     """The first stops the worker, six kill what the job has started, the eighth kills the worker, the ninth a watcher."""
     script = write(tmp_path / "program.py", PROGRAM)
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -118,7 +118,7 @@ async def test_a_parent_that_is_killed_after_any_of_its_signals_leaves_nothing(k
             assert count > 8 or program.returncode == -signal.SIGKILL
 
 
-async def test_a_parent_that_is_killed_while_its_worker_is_stopped_leaves_nothing(kind: str, tmp_path: Path) -> None:
+async def test_parent_killed_with_stopped_worker_leaves_nothing(kind: str, tmp_path: Path) -> None:
     """One that holds the GIL, and has started nothing."""
     script = write(tmp_path / "program.py", PROGRAM)
     line = Lifeline(tmp_path / "line")
@@ -147,9 +147,7 @@ WAYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("way", ["killed by somebody", "killed while idle", *WAYS])
-async def test_whatever_ends_a_worker_what_its_jobs_have_started_ends_too(
-    worker_type: WorkerType, line: Lifeline, way: str
-) -> None:
+async def test_every_end_of_worker_ends_its_family(worker_type: WorkerType, line: Lifeline, way: str) -> None:
     async with open_worker_context(worker_type=worker_type) as context:
         worker = await context.run_sync(jobs.leave_family, line.path)
         assert line.held()
@@ -179,9 +177,7 @@ async def test_a_job_that_starts_programs_on_and_on_leaves_none(worker_type: Wor
 
 
 @pytest.mark.parametrize("kind", ["FORK", "loop"], indirect=True)
-async def test_a_worker_in_python_that_is_killed_together_with_its_parent_leaves_nothing(
-    kind: str, tmp_path: Path, line: Lifeline
-) -> None:
+async def test_loop_killed_together_with_parent_leaves_nothing(kind: str, tmp_path: Path, line: Lifeline) -> None:
     """Its watcher is there still. (A worker executable has none, as docs/platforms.md says.)"""
     script = write(tmp_path / "program.py", PROGRAM)
     command = [sys.executable, script, kind, "start_family", line.path, "0"]
@@ -197,7 +193,7 @@ async def test_a_worker_in_python_that_is_killed_together_with_its_parent_leaves
 
 
 @pytest.mark.parametrize("kind", ["FORK", "loop"], indirect=True)
-async def test_a_watcher_that_is_killed_does_not_leave_its_worker_stopped(worker_type: WorkerType) -> None:
+async def test_killed_sentinel_leaves_no_stopped_worker(worker_type: WorkerType) -> None:
     async with open_worker_context(worker_type=worker_type) as context:
         with trio.fail_after(PATIENCE):
             assert await context.run_sync(jobs.go_on_without_watcher, kill_on_cancel=True) == 1
@@ -222,9 +218,7 @@ async def test_a_worker_out_of_descriptors_is_held_to_its_ceiling(worker_type: W
         await line.ended()
 
 
-async def test_a_worker_out_of_descriptors_ends_with_its_parent_and_all_that_it_has_started(
-    kind: str, tmp_path: Path, line: Lifeline
-) -> None:
+async def test_worker_without_descriptors_ends_with_parent_and_family(kind: str, tmp_path: Path, line: Lifeline) -> None:
     script = write(tmp_path / "program.py", PROGRAM)
     command = [sys.executable, script, kind, "run_out_of_descriptors", line.path, "0"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -275,7 +269,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("refused", ["nothing", "marks", "both"])
-async def test_a_system_that_refuses_what_finds_orphans_runs_workers_and_says_what_does_not_hold(
+async def test_system_without_orphan_search_runs_workers_and_warns(
     kind: str, refused: str, tmp_path: Path, line: Lifeline
 ) -> None:
     script = write(tmp_path / "program.py", REFUSING)

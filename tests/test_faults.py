@@ -116,7 +116,7 @@ STAGES: Final[dict[str, tuple[Callable[[str], tuple[Any, ...]], str | None]]] = 
 
 @pytest.mark.parametrize("how", RAISES)
 @pytest.mark.parametrize("stage", STAGES)
-async def test_what_is_raised_reaches_the_caller_and_the_worker_lives_on(stage: str, how: str, starts: list[int]) -> None:
+async def test_exception_reaches_caller_and_worker_survives(stage: str, how: str, starts: list[int]) -> None:
     make, note = STAGES[stage]
     async with opened() as context:
         pid = await context.run_sync(os.getpid)
@@ -200,7 +200,7 @@ async def test_a_result_that_cannot_travel(job: Callable[[], Any], kind: type, w
     assert starts == [pid]
 
 
-async def test_arguments_that_cannot_be_pickled_are_told_before_anything_is_started(starts: list[int]) -> None:
+async def test_unpicklable_arguments_fail_before_start(starts: list[int]) -> None:
     import threading
 
     async with opened() as context:
@@ -231,7 +231,7 @@ async def test_a_function_that_the_worker_does_not_find(starts: list[int], monke
     assert starts == [pid]
 
 
-async def test_a_callable_that_answers_to_any_name_is_told_and_hangs_nothing() -> None:
+async def test_callable_with_every_attribute_is_refused() -> None:
     from unittest.mock import Mock
 
     async with opened() as context:
@@ -339,7 +339,7 @@ async def test_a_retire_that_ends_the_process(how: str, starts: list[int], caplo
     assert starts == [pid, another]
 
 
-async def test_a_verdict_of_retire_that_cannot_be_judged_breaks_like_one_that_raises() -> None:
+async def test_retire_with_undecidable_result_breaks_worker() -> None:
     with pytest.raises(BrokenWorkerError):
         async with opened(retire=bad_jobs.Undecided) as context:
             pid = await context.run_sync(os.getpid)

@@ -94,7 +94,7 @@ class Counter:
             return self.jobs == 13
 
 
-async def test_init_and_retire_need_no_pickle_and_are_the_objects_themselves() -> None:
+async def test_init_and_retire_are_inherited_objects() -> None:
     counter = Counter()
     async with forking(init=counter.begin, retire=counter.is_enough) as context:
         pids = [await context.run_sync(os.getpid) for _ in range(7)]
@@ -618,7 +618,7 @@ trio.run(main)
 
 
 @pytest.mark.parametrize("switches", [["-W", "error"], ["-W", "always"], []], ids=" ".join)
-def test_hooks_run_and_the_warning_of_threads_does_not_come_between(tmp_path: Path, switches: list[str]) -> None:
+def test_fork_hooks_run_without_thread_warning(tmp_path: Path, switches: list[str]) -> None:
     """Python 3.12 warns of a fork beside other threads; who asks for forks by name has been told."""
     ended = run([sys.executable, *switches, write(tmp_path / "script.py", HOOKS)])
     assert ended.lines() == ["before parent | before child"]

@@ -112,7 +112,7 @@ LEFT_OUT = {
     "test_a_worker_has_its_streams_and_its_own",
     "test_what_a_job_starts_has_the_streams_only",
     # The fork's standard error is pytest's, which writes to a descriptor that the job closes. See test_fork.py.
-    "test_a_job_that_closes_the_socket_ends_the_worker_and_no_frame_goes_into_a_file",
+    "test_job_that_closes_socket_writes_no_frame_into_file",
     # With a fatal error of Python's too, which in a loop says its stack on standard error.
     "test_a_fault_is_told_with_the_line_of_python",
     # What lives on has all of this process's descriptors, the pipes of the test runner too, and keeps that one waiting.

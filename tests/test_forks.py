@@ -97,7 +97,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_fork_has_workers_of_its_own_and_leaves_the_parents_alone(tmp_path: Path) -> None:
+def test_fork_of_program_has_its_own_workers(tmp_path: Path) -> None:
     ended = run_program(tmp_path, FORK_WITH_IDLE_WORKERS)
     assert ended.lines() == ["well"]
     assert ended.stderr == ""

@@ -96,7 +96,7 @@ def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- who is whose child --------------------------------------------------------------------------
 
 
-async def test_workers_are_children_of_the_program_and_not_of_the_template() -> None:
+async def test_forked_workers_are_children_of_program() -> None:
     before = children()
     async with forked() as context:
         worker = await context.run_sync(os.getpid)
@@ -107,7 +107,7 @@ async def test_workers_are_children_of_the_program_and_not_of_the_template() -> 
         assert await context.run_sync(os.getpid) == worker
 
 
-async def test_a_template_and_a_reserve_are_no_workers_in_the_statistics() -> None:
+async def test_statistics_exclude_template_and_standby() -> None:
     async with forked() as context:
         worker = await context.run_sync(os.getpid)
         await reserve_of(context)
@@ -117,7 +117,7 @@ async def test_a_template_and_a_reserve_are_no_workers_in_the_statistics() -> No
         assert context.statistics().idle_workers == 1
 
 
-async def test_no_template_before_the_first_call_and_none_after_the_context() -> None:
+async def test_template_lives_from_first_call_to_context_end() -> None:
     before = children()
     async with forked() as context:
         await trio.lowlevel.checkpoint()
@@ -405,9 +405,7 @@ async def test_a_template_that_is_killed_is_replaced(line: Lifeline, gate: Gate,
         assert "died of SIGKILL" in caplog.text
 
 
-async def test_a_template_that_dies_with_a_request_before_it_is_replaced(
-    no_reserve: None, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_template_that_dies_with_request_is_replaced(no_reserve: None, caplog: pytest.LogCaptureFixture) -> None:
     async with forked() as context:
         await context.run_sync(bool)
         template = template_of(context).process
@@ -483,9 +481,7 @@ async def test_a_killed_program_takes_all_along(tmp_path: Path, line: Lifeline, 
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["forked ahead before its end", "after it"])
-async def test_a_copy_of_the_program_that_lives_on_does_not_keep_the_template(
-    tmp_path: Path, line: Lifeline, late: bool
-) -> None:
+async def test_living_fork_of_program_keeps_no_template(tmp_path: Path, line: Lifeline, late: bool) -> None:
     text = f"""
     import ctypes, os, signal, sys
     import trio, trio.testing, trio_offload
@@ -753,7 +749,7 @@ async def test_a_cancelled_start_goes_on_for_the_others(modules: Any, line: Life
         assert template_of(context).process.pid == template
 
 
-async def test_a_context_that_closes_ends_a_template_that_is_still_starting(modules: Any, line: Lifeline) -> None:
+async def test_closing_context_ends_starting_template(modules: Any, line: Lifeline) -> None:
     modules("endless", f"import jobs; jobs.hold_for_ever({line.path!r})")
     async with forked(forkserver_preload=["endless"]) as context:
         async with trio.open_nursery() as nursery:
@@ -950,7 +946,7 @@ async def test_there_is_one_after_a_call_without_a_result_too(line: Lifeline) ->
         assert await context.run_sync(os.getpid) == reserve.process.pid
 
 
-async def test_no_worker_is_in_another_directory_because_there_are_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_keeps_directory_without_free_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -970,9 +966,7 @@ async def _append(results: list[Any], awaitable: Any) -> None:
 
 
 @pytest.mark.parametrize("ahead", [True, False], ids=["forked ahead", "forked when it is wanted"])
-async def test_a_greeting_waits_while_too_many_descriptors_are_on_their_way(
-    ahead: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_greeting_waits_for_descriptors_in_flight(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not ahead:
         monkeypatch.setattr(Template, "fork_reserve", lambda template: None)
     async with forked(retire=object) as context:
@@ -1059,9 +1053,7 @@ def test_which_first_call_goes_along(settings: dict[str, Any], argument: bytes, 
 
 
 @pytest.mark.parametrize("retire", [bool, object])
-async def test_a_first_call_that_has_ended_its_worker_before_anybody_looks(
-    retire: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_first_call_ends_worker_unobserved(retire: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker has begun with it, so it is not run again."""
     async with forked(retire=retire) as context:
         await context.run_sync(bool)

@@ -431,7 +431,7 @@ def test_a_path_entry_that_is_no_string(tmp_path: Path) -> None:
     assert worker["path"].endswith("'/last']")
 
 
-def test_a_filter_for_a_category_of_a_module_that_a_worker_has_no_use_for(tmp_path: Path) -> None:
+def test_warning_filter_with_category_of_unused_module(tmp_path: Path) -> None:
     """The filter waits until a job imports the module; it does not import it by itself."""
     write(tmp_path / "heavy.py", "class HeavyWarning(UserWarning):\n    pass\n")
     write(

@@ -566,7 +566,7 @@ def test_a_pickle_that_a_job_writes_is_read_by_the_next_run(script: Any, tmp_pat
     assert script(program)[0] == ["1 True True True", "['__main__'] True"]
 
 
-def test_what_cloudpickle_pickles_in_a_job_comes_back_as_the_scripts_own(script: Any) -> None:
+def test_cloudpickle_in_job_returns_objects_of_script(script: Any) -> None:
     pytest.importorskip("cloudpickle")
     lines, _ = script(
         """

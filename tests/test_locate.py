@@ -471,18 +471,14 @@ def test_the_users_library_path_may_lead_to_another_one(tmp_path: Path, starts: 
     assert ended.lines() == ["True"]
 
 
-def test_where_the_library_has_gone_the_loaders_choice_is_checked(
-    tmp_path: Path, starts: Starts, another_version: Path
-) -> None:
+def test_missing_library_checks_choice_of_loader(tmp_path: Path, starts: Starts, another_version: Path) -> None:
     """Python was upgraded under a running program, say; then the loader goes on to the next place."""
     text = refused(tmp_path, starts, str(tmp_path / "gone" / LIBRARY), f"LD_LIBRARY_PATH={another_version.parent}")
     assert str(another_version) in text
     assert str(tmp_path / "gone") in text
 
 
-def test_a_library_that_was_built_a_minute_after_its_static_interpreter(
-    tmp_path: Path, starts: Starts, another_build: Path
-) -> None:
+def test_library_built_after_its_static_interpreter(tmp_path: Path, starts: Starts, another_build: Path) -> None:
     """Distributions build twice. The number is the same and it is the file that belongs to the interpreter: so it runs."""
     ended = run_script(tmp_path, REPORT, str(another_build), environment=starts.environment())
     assert ended.lines() == ["False"]

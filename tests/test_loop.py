@@ -93,7 +93,7 @@ def reuse(module: Any, *names: str) -> None:
 
 reuse(
     test_worker,
-    "test_a_started_worker_is_idle_and_answers_calls_again_and_again",
+    "test_started_worker_is_idle_and_answers_calls",
     "test_what_a_job_raises_is_an_outcome_and_the_worker_lives_on",
     "test_a_worker_that_is_asked_leaves_well",
     "test_a_worker_that_retired_by_itself_is_heard",
@@ -103,12 +103,12 @@ reuse(
     "test_a_worker_that_breaks_says_so_and_has_ended",
     "test_a_failed_start_leaves_nothing",
     "test_a_start_can_be_cancelled_if_it_says_so",
-    "test_a_large_call_does_not_wait_for_the_exit_of_a_worker_that_retired",
+    "test_large_call_does_not_wait_for_retired_worker",
     "test_a_new_worker_does_not_time_out_before_its_first_call",
 )
 reuse(
     test_faults,
-    "test_what_is_raised_reaches_the_caller_and_the_worker_lives_on",
+    "test_exception_reaches_caller_and_worker_survives",
     "test_a_death_is_explained_and_the_next_call_has_a_new_worker",
     "test_a_result_that_cannot_travel",
     "test_a_function_that_the_worker_does_not_find",
@@ -119,11 +119,11 @@ reuse(
 reuse(
     test_death,
     "test_a_job_that_replaces_the_worker_by_another_program",
-    "test_a_job_that_closes_the_socket_ends_the_worker_and_no_frame_goes_into_a_file",
+    "test_job_that_closes_socket_writes_no_frame_into_file",
     "test_sigterm_to_idle_workers_is_a_good_end",
     "test_a_worker_swallows_ctrl_c_and_what_a_job_starts_gets_it",
     "test_a_cancelled_job_takes_its_family_along",
-    "test_a_child_that_outlives_the_job_does_not_hide_the_workers_death",
+    "test_surviving_child_does_not_hide_death",
     "test_ordinary_retirement_leaves_a_jobs_children_alone",
     "test_a_copy_of_the_worker_that_a_job_forked_never_answers",
 )
@@ -132,7 +132,7 @@ reuse(
     "test_a_worker_has_its_streams_and_its_own",
     "test_workers_do_not_have_each_others_sockets",
     "test_a_fork_of_a_worker_does_not_have_its_socket",
-    "test_a_job_that_writes_into_the_socket_breaks_its_worker_only",
+    "test_job_that_writes_into_socket_breaks_only_its_worker",
     "test_a_job_that_closes_everything_breaks_its_worker_only",
 )
 reuse(
@@ -152,7 +152,7 @@ reuse(test_memory, "test_what_init_takes_is_part_of_the_baseline")
 reuse(test_output, "test_what_a_job_printed_is_out_when_the_call_returns")
 reuse(
     test_orphans,
-    "test_a_killed_parent_takes_an_idle_worker_along_and_what_its_jobs_left",
+    "test_killed_parent_ends_idle_worker_and_leftovers",
     "test_os_exit_takes_the_workers_along",
     "test_a_stopped_parent_keeps_its_workers",
     "test_a_program_that_ends_sees_its_idle_workers_off",
@@ -165,16 +165,16 @@ async def test_a_killed_parent_takes_a_busy_worker_along(tmp_path: Path, line: L
 
 
 @pytest.mark.parametrize("sent", ["nothing", "half of HELLO", "all"])
-def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: Path, sent: str) -> None:
-    test_orphans.test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path, sent)
+def test_parent_killed_during_start_leaves_no_worker(tmp_path: Path, sent: str) -> None:
+    test_orphans.test_parent_killed_during_start_leaves_no_worker(tmp_path, sent)
 
 
-async def test_a_parent_that_takes_its_time_to_die_takes_along_what_jobs_left(tmp_path: Path, line: Lifeline) -> None:
-    await test_orphans.test_a_parent_that_takes_its_time_to_die_takes_along_what_jobs_left(tmp_path, line, "SPAWN")
+async def test_slowly_dying_parent_ends_leftovers(tmp_path: Path, line: Lifeline) -> None:
+    await test_orphans.test_slowly_dying_parent_ends_leftovers(tmp_path, line, "SPAWN")
 
 
-async def test_a_copy_of_the_parent_that_lives_on_does_not_keep_its_workers(tmp_path: Path, line: Lifeline) -> None:
-    await test_orphans.test_a_copy_of_the_parent_that_lives_on_does_not_keep_its_workers(tmp_path, line, "hold")
+async def test_living_fork_of_parent_keeps_no_worker(tmp_path: Path, line: Lifeline) -> None:
+    await test_orphans.test_living_fork_of_parent_keeps_no_worker(tmp_path, line, "hold")
 
 
 @pytest.mark.parametrize(

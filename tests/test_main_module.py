@@ -450,7 +450,7 @@ def test_the_lesson_comes_as_an_exception_that_can_be_caught(site: Site) -> None
     assert site.starts() == 1
 
 
-def test_an_unguarded_script_that_swallows_everything_makes_no_storm(site: Site) -> None:
+def test_unguarded_script_that_swallows_errors_makes_no_storm(site: Site) -> None:
     ended = site.script(
         """
         import trio, trio_offload

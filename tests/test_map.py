@@ -303,7 +303,7 @@ async def test_each_worker_in_use_holds_a_token(plan: Plan, tokens: int) -> None
         assert trio_offload.default_context_statistics().running_workers == 0
 
 
-async def test_the_default_limiter_counts_unless_there_is_a_number_of_workers(plan: Plan) -> None:
+async def test_default_limiter_counts_without_workers_option(plan: Plan) -> None:
     limiter = trio_offload.current_default_worker_limiter()
     limiter.total_tokens = 2
     async with trio_offload.map(pass_gate, range(10)):
@@ -478,7 +478,7 @@ async def test_a_map_is_entered_once(plan: Plan) -> None:
             pass
 
 
-async def test_a_task_that_waits_for_a_result_is_told_that_the_block_is_left(plan: Plan) -> None:
+async def test_waiting_task_learns_that_block_is_left(plan: Plan) -> None:
     async with trio.open_nursery() as nursery:
 
         async def consume() -> None:
@@ -755,7 +755,7 @@ class Late:
 
 @pytest.mark.parametrize("source", [iter, one_by_one], ids=["iterable", "async iterable"])
 @pytest.mark.parametrize("ordered", [True, False])
-async def test_the_chunk_of_a_worker_that_is_not_to_be_had_is_run_by_another(
+async def test_chunk_of_unavailable_worker_is_run_by_another(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, source: Any, ordered: bool
 ) -> None:
     """By one that waits for something to do, while the reader of an async iterable waits for room."""
@@ -828,7 +828,7 @@ async def test_a_context_that_is_closed_meanwhile(plan: Plan, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("item", range(5))
-async def test_a_call_that_crosses_with_retirement_goes_to_another_worker(plan: Plan, item: int) -> None:
+async def test_call_crossing_retirement_goes_elsewhere(plan: Plan, item: int) -> None:
     """Also one that was on its way while the last one before it was run."""
     plan.retires_after.add(item)
     for number in range(5):
@@ -842,7 +842,7 @@ async def test_a_call_that_crosses_with_retirement_goes_to_another_worker(plan: 
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2])
-async def test_workers_that_leave_as_soon_as_they_are_started_are_not_replaced_for_ever(plan: Plan, chunk_size: int) -> None:
+async def test_workers_that_exit_at_once_are_not_replaced_forever(plan: Plan, chunk_size: int) -> None:
     plan.born_retired = True
     async with trio_offload.map(map_jobs.double, range(4), workers=1, chunk_size=chunk_size) as results:
         with pytest.raises(BrokenWorkerError, match="left one after the other"):
@@ -956,9 +956,7 @@ def machine_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_clock, "move_on_after", trio.move_on_after)
 
 
-async def test_an_item_that_takes_too_long_is_told_and_the_others_are_run(
-    plan: Plan, autojump_clock: MockClock, machine_clock: None
-) -> None:
+async def test_item_over_time_fails_and_others_run(plan: Plan, autojump_clock: MockClock, machine_clock: None) -> None:
     for item in (0, 1, 3, 4):
         plan.gate(item).set()
     async with trio_offload.map(pass_gate, range(5), workers=1, timeout=7, return_outcomes=True) as results:
@@ -1013,7 +1011,7 @@ def test_the_pace_begins_with_one_grows_and_shrinks() -> None:
     assert pace.size == 1
 
 
-def test_so_many_more_calls_are_sent_ahead_as_short_ones_have_been_seen() -> None:
+def test_calls_in_flight_grow_with_short_calls() -> None:
     pace = Pace(10)
     assert (pace.in_flight, pace.inside) == (1, 8)
     seen = []
@@ -1296,7 +1294,7 @@ async def test_time_runs_out_for_one_item_only(line: Lifeline) -> None:
 
 
 @pytest.mark.parametrize("worker_type", list(WorkerType))
-async def test_what_a_worker_begins_before_it_is_killed_is_not_run_again(
+async def test_item_begun_before_kill_is_not_rerun(
     worker_type: WorkerType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It finishes the item that took too long, and those behind it, while this process is about to kill it."""

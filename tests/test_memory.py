@@ -83,7 +83,7 @@ async def test_the_peak_outlives_what_was_given_back() -> None:
         assert worker.peak_rss >= told - MIB
 
 
-async def test_the_peak_is_not_that_of_the_program_that_started_the_worker() -> None:
+async def test_peak_excludes_the_starting_program() -> None:
     """What getrusage(2) calls the peak is handed on through fork and exec."""
     ballast = memory_jobs.touched(200 * MIB)
     async with open_worker_context() as context:

@@ -152,7 +152,7 @@ trio.run(main)
 
 
 @of_both_types
-async def test_a_job_that_has_closed_everything_is_watched_all_the_same() -> None:
+async def test_job_that_closed_all_descriptors_is_watched() -> None:
     async with open_worker_context(memory_limit="100MiB") as context:
         error: type[BrokenWorkerError] = WorkerMemoryError if _locate.way().is_native else BrokenWorkerError
         with trio.fail_after(PATIENCE), pytest.raises(error):

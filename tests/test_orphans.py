@@ -77,7 +77,7 @@ async def test_a_killed_parent_takes_a_busy_worker_along(tmp_path: Path, line: L
         await gone(line, since, f"{where}, {job}")
 
 
-async def test_a_killed_parent_takes_an_idle_worker_along_and_what_its_jobs_left(tmp_path: Path, line: Lifeline) -> None:
+async def test_killed_parent_ends_idle_worker_and_leftovers(tmp_path: Path, line: Lifeline) -> None:
     with program(tmp_path, "idle", "leave_child", line.path) as parent:
         assert parent.stdout.readline() == b"idle\n"
         since = time.monotonic()
@@ -86,9 +86,7 @@ async def test_a_killed_parent_takes_an_idle_worker_along_and_what_its_jobs_left
 
 
 @pytest.mark.parametrize("kind", ["SPAWN", "FORKSERVER", "FORK"])
-async def test_a_parent_that_takes_its_time_to_die_takes_along_what_jobs_left(
-    tmp_path: Path, line: Lifeline, kind: str
-) -> None:
+async def test_slowly_dying_parent_ends_leftovers(tmp_path: Path, line: Lifeline, kind: str) -> None:
     """Its descriptors are closed, and then it gets no processor before its worker has come to its end."""
     text = """
     import os, sys
@@ -121,7 +119,7 @@ async def test_a_parent_that_takes_its_time_to_die_takes_along_what_jobs_left(
 
 
 @pytest.mark.parametrize("sent", ["nothing", "half of HELLO", "HELLO", "all but a byte", "all"])
-def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: Path, sent: str) -> None:
+def test_parent_killed_during_start_leaves_no_worker(tmp_path: Path, sent: str) -> None:
     text = """
     import os, signal, sys
     import trio, trio_offload
@@ -145,9 +143,7 @@ def test_a_parent_that_is_killed_while_it_starts_a_worker_leaves_none(tmp_path: 
 
 
 @pytest.mark.parametrize("job", ["hold", "leave_child"])
-async def test_a_copy_of_the_parent_that_lives_on_does_not_keep_its_workers(
-    tmp_path: Path, line: Lifeline, job: str
-) -> None:
+async def test_living_fork_of_parent_keeps_no_worker(tmp_path: Path, line: Lifeline, job: str) -> None:
     with program(tmp_path, "under a copy", job, line.path) as parent:
         assert parent.stdout.readline() == b"idle\n"
         copy = int(parent.stdout.readline())
@@ -227,7 +223,7 @@ def test_a_program_that_ends_under_a_running_job_takes_it_along(tmp_path: Path, 
         assert parent.wait(PATIENCE) == 0
 
 
-def test_a_worker_that_does_not_leave_at_exit_is_killed_after_the_grace_period(tmp_path: Path, line: Lifeline) -> None:
+def test_worker_that_stays_at_exit_is_killed(tmp_path: Path, line: Lifeline) -> None:
     text = """
     import math, os, signal, sys
     import trio, trio_offload, jobs

@@ -93,9 +93,7 @@ trio.run(main)
 
 
 @pytest.mark.parametrize("descriptor", [1, 2], ids=["stdout", "stderr"])
-async def test_a_job_that_floods_a_pipe_which_nobody_reads_can_be_cancelled(
-    tmp_path: Path, line: Lifeline, descriptor: int
-) -> None:
+async def test_cancel_of_job_that_floods_unread_pipe(tmp_path: Path, line: Lifeline, descriptor: int) -> None:
     """It blocks, as any program would; nothing else does."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)

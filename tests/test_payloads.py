@@ -381,7 +381,7 @@ async def test_the_parent_keeps_neither_arguments_nor_results(context: WorkerCon
     assert [reference() for reference in references] == [None, None]
 
 
-async def test_a_failed_call_keeps_its_arguments_no_longer_than_its_exception(context: WorkerContext) -> None:
+async def test_failed_call_releases_arguments(context: WorkerContext) -> None:
     argument = jobs.make_array(40_000)
     reference = weakref.ref(argument)
     with pytest.raises(AttributeError):
@@ -443,7 +443,7 @@ async def test_transfers_overtake_each_other(context: WorkerContext) -> None:
 
 
 @pytest.mark.parametrize("direction", ["sent", "received"])
-async def test_however_fast_the_other_side_is_a_transfer_is_cut_into_turns(direction: str) -> None:
+async def test_transfer_yields_whatever_the_speed(direction: str) -> None:
     """A socket gives and takes without end as long as the other side keeps pace; the other tasks want their turns."""
     ours, theirs = socket_pair()
     channel = Channel(ours)

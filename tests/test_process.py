@@ -273,9 +273,7 @@ async def test_no_signal_is_sent_to_what_was_reaped(pidfds: bool, begin: Begin, 
     assert not signals
 
 
-async def test_what_has_ended_and_was_not_reaped_is_reaped_and_not_signalled(
-    pidfds: bool, begin: Begin, signals: list[Any]
-) -> None:
+async def test_ended_process_is_reaped_not_signalled(pidfds: bool, begin: Begin, signals: list[Any]) -> None:
     process = begin("exit 7")
     wait_for_end(process.pid)
     process.kill()
@@ -353,7 +351,7 @@ async def test_a_number_that_was_closed_under_us_and_is_another_files(begin: Beg
 
 
 @pytest.mark.parametrize("is_waited_for", [True, False])
-async def test_a_number_that_was_closed_under_us_and_names_another_process(begin: Begin, is_waited_for: bool) -> None:
+async def test_descriptor_number_names_another_process(begin: Begin, is_waited_for: bool) -> None:
     process, other = begin("exec cat <&3"), begin("exec cat <&3")
     if process._pidfd is None or other._pidfd is None:
         pytest.skip("there are no pidfds here")
@@ -399,7 +397,7 @@ async def test_a_number_that_has_become_another_childs_is_left_alone(
     assert other.exitcode == -signal.SIGKILL
 
 
-def test_a_pidfd_that_was_closed_before_a_fork_is_not_closed_in_the_copy(begin: Begin) -> None:
+def test_fork_does_not_close_a_closed_pidfd(begin: Begin) -> None:
     process = begin("exec cat <&3")
     number = process._pidfd
     if number is None:
@@ -457,7 +455,7 @@ async def test_one_that_forks_faster_than_one_looks_is_caught(marked: bool, begi
     await line.ended()
 
 
-async def test_nothing_is_left_of_one_that_goes_on_though_it_was_stopped(
+async def test_start_that_ignores_stop_leaves_nothing(
     family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may not get round to stop in time, or somebody resumes it: then it starts a process when all others are dead."""

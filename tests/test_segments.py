@@ -201,7 +201,7 @@ def test_bytes_are_filled_where_they_are(allocate: Any) -> None:
 @pytest.mark.parametrize("size", [1000, 2**20, 5_000_000])
 @pytest.mark.parametrize("allocate", [_memory.allocate, BufferPool().allocate], ids=["plainly", "in a context"])
 @pytest.mark.usefixtures("native")
-def test_memory_that_is_given_up_half_filled_may_be_part_of_a_cycle(allocate: Any, size: int) -> None:
+def test_abandoned_buffer_may_be_in_a_cycle(allocate: Any, size: int) -> None:
     """As it is when a task ends with an exception whose traceback leads back to it. pytest reports what a collector ignores."""
     for kind in (MEMORY, BYTES, BYTEARRAY):
         cycle: list[Any] = [allocate(size, kind)]
@@ -319,9 +319,7 @@ def test_what_is_kept_is_gone_with_the_run(clock: Clock) -> None:
         clock.now += 10
 
 
-def test_where_a_mapping_cannot_tell_whether_it_is_free_it_is_not_used_again(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mapping_of_unknown_use_is_not_reused(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(mmap.mmap):
         def resize(self, newsize: int) -> None:
             raise SystemError("mmap: resizing not available--no mremap()")

@@ -173,7 +173,7 @@ async def test_a_handler_may_look_at_a_worker_that_is_being_killed(monkeypatch: 
     assert worker.process.exitcode == -signal.SIGKILL
 
 
-async def test_a_handler_may_ask_for_statistics_while_a_worker_is_seen_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handler_reads_statistics_during_reaping(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_worker_context() as context:
         await context.run_sync(bool)
         (worker,) = context._cache._idle
@@ -190,7 +190,7 @@ async def test_a_handler_may_ask_for_statistics_while_a_worker_is_seen_off(monke
         assert not context._cache._leaving
 
 
-def test_a_handler_may_write_into_a_trace_in_the_middle_of_a_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handler_writes_trace_during_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(TraceWriter(str(tmp_path / "trace.json"))) as trace:
         trace.open()
         original = os.write
@@ -318,7 +318,7 @@ async def test_descriptors_of_a_worker_that_the_program_has_closed(
 # --- what is remembered between calls -------------------------------------------------------------
 
 
-def test_a_look_at_modules_in_the_middle_of_another_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nested_module_snapshot_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     search = file_modules.FileModules()
     search.find(sys.path)
     module = types.ModuleType("a_module_from_nowhere")

@@ -66,7 +66,7 @@ def environment_of(kind: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", ["LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONCOERCECLOCALE", "PYTHONINSPECT"])
-def test_a_title_where_the_first_variable_is_changed_for_the_start(kind: str, first: str, tmp_path: Path) -> None:
+def test_title_with_first_variable_changed_for_start(kind: str, first: str, tmp_path: Path) -> None:
     """The command line is looked for in front of the first variable, in memory."""
     script = tmp_path / "service.py"
     script.write_text(PROGRAM)

@@ -264,7 +264,7 @@ def test_plain_results_of_a_row() -> None:
         b"tro\x02" + encode_head(Kind.RESULT, 300, [4])[4:] + b"abcd",
     ],
 )
-def test_what_is_not_exactly_a_plain_result_is_judged_as_any_other(data: bytes) -> None:
+def test_almost_plain_result_takes_ordinary_path(data: bytes) -> None:
     _, start = encode_call(300, b"pickled")
     decoder = Decoder()
     # What an earlier, longer frame has left.
@@ -291,7 +291,7 @@ def test_what_is_not_exactly_a_plain_result_is_judged_as_any_other(data: bytes) 
     ],
     ids=["figures", "figures and a longer segment", "a result", "a call"],
 )
-def test_a_frequent_frame_with_a_wrong_byte_is_judged_as_any_other(frame: bytes) -> None:
+def test_frequent_frame_with_wrong_byte(frame: bytes) -> None:
     """There is a short way for such frames if they come whole: byte by byte they go the long one, and both must agree."""
     header = 16 + int.from_bytes(frame[4:8], "big")
     right = 0
@@ -368,7 +368,7 @@ def test_what_is_not_ours_is_left_to_the_library(body: Any) -> None:
         cbor.loads(cbor2.dumps(body), MAX_ITEMS)
 
 
-def test_random_bytes_are_read_as_the_library_reads_them_or_left_to_it() -> None:
+def test_random_bytes_are_read_as_by_library() -> None:
     source = random.Random(21)
     seeds = [cbor2.dumps(body) for body in BODIES[:3]] + [cbor2.dumps({"a": [1, b"x", "y", None, {"b": -5}]})]
     agreed = 0

@@ -121,7 +121,7 @@ async def see_off(worker: Any) -> None:
         await worker.wait()
 
 
-async def test_a_started_worker_is_idle_and_answers_calls_again_and_again(side: Any) -> None:
+async def test_started_worker_is_idle_and_answers_calls(side: Any) -> None:
     worker = side.make()
     assert worker.state is not State.IDLE
     await worker.start(cancellable=False)
@@ -145,7 +145,7 @@ async def test_what_a_job_raises_is_an_outcome_and_the_worker_lives_on(side: Any
     await see_off(worker)
 
 
-async def test_a_worker_takes_one_call_at_a_time_and_only_between_start_and_end(side: Any) -> None:
+async def test_worker_takes_one_call_between_start_and_end(side: Any) -> None:
     worker = side.make()
     with pytest.raises(RuntimeError, match="not idle"):
         await worker.run_sync(CALL, cancellable=False)
@@ -264,7 +264,7 @@ async def test_a_worker_that_breaks_says_so_and_has_ended(side: Any) -> None:
     assert worker.process.ended
 
 
-async def test_a_second_call_may_be_in_flight_and_the_answers_come_in_order(side: Any) -> None:
+async def test_second_call_in_flight_is_answered_in_order(side: Any) -> None:
     worker = side.make()
     with pytest.raises(RuntimeError, match="does not take a call"):
         worker.start_call(CALL)
@@ -300,7 +300,7 @@ async def test_so_many_calls_may_be_in_flight_and_no_more(side: Any) -> None:
     await see_off(worker)
 
 
-async def test_calls_in_flight_to_a_worker_that_has_retired_are_not_run(side: Any) -> None:
+async def test_retired_worker_runs_no_call_in_flight(side: Any) -> None:
     worker = await side.started_and_retired()
     worker.start_call(CALL)
     worker.start_call(CALL)
@@ -323,7 +323,7 @@ async def test_a_worker_that_breaks_with_two_calls_in_flight_has_ended(side: Any
     assert worker.process.ended
 
 
-async def test_a_worker_with_two_calls_in_flight_is_ended_by_a_cancellation(side: Any) -> None:
+async def test_cancel_ends_worker_with_two_calls_in_flight(side: Any) -> None:
     worker = side.make()
     await worker.start(cancellable=False)
     async with trio.open_nursery() as nursery:
@@ -373,7 +373,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     return made
 
 
-async def test_no_deadline_is_exceeded_while_a_stopped_worker_does_not_leave() -> None:
+async def test_stopped_worker_does_not_exceed_deadline() -> None:
     worker = Worker(WorkerSettings(math.inf, bool, bool))
     await worker.start(cancellable=False)
     os.kill(worker.process.pid, signal.SIGSTOP)
@@ -451,7 +451,7 @@ async def test_recycling_after_each_job_strands_none(starts: list[Worker], size:
     assert len(starts) == 12
 
 
-async def test_a_large_call_does_not_wait_for_the_exit_of_a_worker_that_retired(tmp_path: Path) -> None:
+async def test_large_call_does_not_wait_for_retired_worker(tmp_path: Path) -> None:
     """It has said RETIRED, and something that a job left behind keeps its process from ending."""
     with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
         worker = Worker(WorkerSettings(math.inf, bool, jobs.leaves_slowly))
@@ -481,9 +481,7 @@ async def test_a_new_worker_does_not_time_out_before_its_first_call(starts: list
 
 
 @pytest.mark.parametrize("retire", [bool, jobs.never], ids=["plain", "with a retire of its own"])
-async def test_a_worker_that_died_while_it_was_idle_has_not_run_the_call(
-    retire: Callable[[], Any], caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_worker_that_died_idle_has_not_run_call(retire: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker(WorkerSettings(math.inf, bool, retire))
     await worker.start(cancellable=False)
     os.kill(worker.process.pid, signal.SIGKILL)
@@ -495,7 +493,7 @@ async def test_a_worker_that_died_while_it_was_idle_has_not_run_the_call(
     assert "SIGKILL" in caplog.text
 
 
-async def test_a_call_in_flight_crosses_with_the_retirement_after_the_one_before_it(tmp_path: Path) -> None:
+async def test_call_in_flight_crosses_with_retirement(tmp_path: Path) -> None:
     """The second call is in the worker's socket when it says RETIRED: it is not read, and its caller is told."""
     journal = tmp_path / "journal"
     worker = Worker(WorkerSettings(math.inf, bool, object))
@@ -510,7 +508,7 @@ async def test_a_call_in_flight_crosses_with_the_retirement_after_the_one_before
     assert journal.read_text().split() == ["first"]
 
 
-async def test_the_call_behind_the_one_that_broke_the_worker_has_not_begun(tmp_path: Path) -> None:
+async def test_call_behind_broken_one_has_not_begun(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     worker = Worker(WorkerSettings(math.inf, bool, bool))
     await worker.start(cancellable=False)

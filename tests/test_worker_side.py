@@ -225,7 +225,7 @@ def test_what_was_sent_together_is_handled_in_order(parent: Parent) -> None:
 
 @pytest.mark.parametrize("size", [5, 20_000_000], ids=["small", "larger than the socket"])
 @pytest.mark.parametrize("kind", ["native", "loop", "fork"])
-def test_a_call_that_was_sent_ahead_is_not_run_after_the_retirement(kind: str, size: int, tmp_path: Path) -> None:
+def test_retired_worker_skips_call_sent_ahead(kind: str, size: int, tmp_path: Path) -> None:
     """It is there when the worker has answered the one before it, and then `retire` says that it leaves."""
     way = _locate.way() if kind == "native" else LOOP
     with parent_of(way, fork=kind == "fork", retire=object) as parent:

@@ -471,9 +471,7 @@ async def test_a_worker_that_is_another_python_is_refused(peer: Peer, changes: d
 
 
 @pytest.mark.parametrize("event", ["REFUSED", "SETUP_FAILED", "end"])
-async def test_one_that_has_said_its_last_words_and_does_not_end_is_ended(
-    peer: Peer, monkeypatch: pytest.MonkeyPatch, event: str
-) -> None:
+async def test_worker_that_stays_after_last_frame_is_ended(peer: Peer, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
     monkeypatch.setattr(_worker, "_EXIT_PATIENCE", 0.01)
     worker = Worker(WorkerSettings())
     outcomes: list[Any] = []
@@ -503,7 +501,7 @@ async def begin_with_call(worker: Worker, outcomes: list[Any]) -> None:
         outcomes.append(await capture(lambda: worker.run_sync(CALL, cancellable=True)))
 
 
-async def test_the_first_call_is_said_as_soon_as_the_welcome_has_been_checked(peer: Peer) -> None:
+async def test_first_call_follows_checked_welcome(peer: Peer) -> None:
     worker = Worker(WorkerSettings())
     outcomes: list[Any] = []
     async with trio.open_nursery() as nursery:
@@ -549,9 +547,7 @@ async def test_another_python_than_the_parents_gets_no_call(peer: Peer) -> None:
     assert [type(outcome) for outcome in outcomes] == [WorkerStartError]
 
 
-async def test_what_has_changed_since_the_greeting_comes_before_the_first_call(
-    peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_settings_changed_since_greeting_precede_first_call(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(WorkerSettings())
     outcomes: list[Any] = []
     async with trio.open_nursery() as nursery:
@@ -572,7 +568,7 @@ async def test_what_has_changed_since_the_greeting_comes_before_the_first_call(
     await worker.end()
 
 
-async def test_the_end_of_a_worker_while_a_large_call_is_written_is_told(peer: Peer) -> None:
+async def test_end_of_worker_during_large_write_is_reported(peer: Peer) -> None:
     worker = await bring_to(State.IDLE, peer)
     outcomes: list[Any] = []
 
@@ -589,7 +585,7 @@ async def test_the_end_of_a_worker_while_a_large_call_is_written_is_told(peer: P
     assert "exited with status 0 while it ran jobs.echo" in str(outcomes[0])
 
 
-async def test_a_retirement_while_a_large_call_is_written_sends_it_elsewhere(peer: Peer) -> None:
+async def test_retirement_during_large_write_sends_call_elsewhere(peer: Peer) -> None:
     worker = await bring_to(State.IDLE, peer)
     outcomes: list[Any] = []
 
@@ -612,9 +608,7 @@ async def test_a_retirement_while_a_large_call_is_written_sends_it_elsewhere(pee
     [((), type(None)), ((b"not a pickle",), Exception), ((pickled("not an exception"),), type(None))],
     ids=["could not be pickled", "cannot be unpickled", "is no exception"],
 )
-async def test_an_exception_that_did_not_make_the_journey_is_stood_in_for(
-    peer: Peer, segments: tuple[bytes, ...], cause: type
-) -> None:
+async def test_unpicklable_exception_becomes_remote_error(peer: Peer, segments: tuple[bytes, ...], cause: type) -> None:
     worker = await bring_to(State.IDLE, peer)
     outcomes: list[Any] = []
 
