@@ -31,6 +31,13 @@ def pass_gate(item: Any) -> Any:
     return item
 
 
+async def run_call(worker: Any, call: Payload, *, cancellable: bool = True) -> tuple[Any, BaseException | None]:
+    """Run one call in a worker of either kind, as a context does. It may have been sent with the greeting."""
+    if worker.state is not State.RUNNING:
+        worker.submit(call)
+    return await worker.answer(cancellable=cancellable, spin=True)  # type: ignore[no-any-return]
+
+
 class FakeProcess:
     """As much of a WorkerProcess as the cache looks at."""
 
@@ -117,37 +124,29 @@ class FakeWorker:
             raise
         self.state = State.IDLE
 
-    async def run_sync(self, call: Payload, *, cancellable: bool) -> tuple[Any, BaseException | None]:
-        if self.state is not State.IDLE:
-            raise RuntimeError("the worker is not idle")
-        if self.retired:
-            await self._leave()
-        self.state = State.RUNNING
-        result = await self._run(call, cancellable)
-        self.state = State.IDLE
-        return result
-
-    def start_call(self, call: Payload, *, prepares: bool = False) -> None:
-        expected = State.RUNNING if self.flight else State.IDLE
-        if self.state is not expected or len(self.flight) >= MOST_IN_FLIGHT:
-            raise RuntimeError(
-                f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight, or it runs none of these"
-            )
+    def submit(self, call: Payload, prepares: bool = False) -> None:
+        if self.state is not (State.RUNNING if self.flight else State.IDLE) or len(self.flight) == MOST_IN_FLIGHT:
+            raise RuntimeError(f"the worker takes no call in the state {self.state.name}, with {len(self.flight)} in flight")
         self.state = State.RUNNING
         self.plan.flights.append(len(self.flight))
         self.flight.append(call)
         self.plan.most_in_flight = max(self.plan.most_in_flight, len(self.flight))
 
+    def flush(self) -> None:
+        pass
+
     @property
     def has_answer(self) -> bool:
         return self.plan.has_answers and bool(self.flight)
 
-    async def next_answer(self, *, looks_again: bool = False) -> tuple[Any, BaseException | None]:
+    async def answer(
+        self, cancellable: bool = True, spin: bool = False, looks_again: bool = False
+    ) -> tuple[Any, BaseException | None]:
         if not self.flight:
             raise RuntimeError("the worker has no call to answer")
         if self.retired:
             await self._leave()
-        result = await self._run(self.flight[0], True)
+        result = await self._run(self.flight[0], cancellable)
         self.flight.popleft()
         if not self.flight:
             self.state = State.IDLE
@@ -200,9 +199,6 @@ class FakeWorker:
             await self.plan.gate(item).wait()
             if item in self.plan.retires_after:
                 self.retired = True
-
-    def keeps_privileges(self) -> bool:
-        return True
 
     def will_retire(self, ahead: int = 0) -> bool:
         return self.plan.foreseen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -124,3 +125,14 @@ def pass_named_gate(line: str, item: str) -> str:
 
 def pid_and(item: Any) -> tuple[int, Any]:
     return os.getpid(), item
+
+
+class MadeAtPickling:
+    """Arrives as so many bytes of one value. They are made when it is pickled, and nobody else holds them."""
+
+    def __init__(self, value: int, size: int) -> None:
+        self._value = value
+        self._size = size
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return bytes, (pickle.PickleBuffer(bytes([self._value]) * self._size),)

@@ -194,6 +194,38 @@ def test_what_was_typed_in_is_found_by_its_name(tmp_path: Path) -> None:
     ]
 
 
+MAPPED = """
+import trio, trio_offload
+
+def first(item):
+    return item, "second" in globals()
+
+def items():
+    yield from range(3)
+    exec("def second(item): return -item", globals())
+    yield from range(3, 6)
+
+async def main():
+    async with trio_offload.open_worker_context(worker_type="fork") as context:
+        await context.run_sync(first, 0)
+        async with context.map(first, items(), workers=1) as results:
+            seen = [result async for result in results]
+        print(seen[0], *seen[3:])
+        exec("def third(item): return -item", globals())
+        for chunk_size in 1, 2:
+            async with context.map(third, range(3), workers=1, chunk_size=chunk_size) as results:
+                print(*[result async for result in results])
+
+trio.run(main)
+"""
+
+
+def test_map_finds_what_was_defined_after_the_fork(tmp_path: Path) -> None:
+    """Before it, and while calls are in flight: a worker from before gets no call that names `__main__`."""
+    ended = run([sys.executable, "-"], stdin=MAPPED.encode())
+    assert ended.lines() == ["(0, False) (3, True) (4, True) (5, True)", "0 -1 -2", "0 -1 -2"]
+
+
 MAIN = """
 import os, sys, trio, trio_offload
 
@@ -507,7 +539,8 @@ async def main():
     await worker.start(cancellable=False)
     if sys.argv[1] == "printed to nobody":
         # What is written at the exit finds no reader: Python's own word for that is 120.
-        await worker.run_sync(dump_call(exec, (CODE, {})), cancellable=False)
+        worker.submit(dump_call(exec, (CODE, {})))
+        await worker.answer(cancellable=False)
     worker.ask_to_retire()
     await worker.wait()
     print(worker.process.exitcode, file=sys.stderr)

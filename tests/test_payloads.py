@@ -17,6 +17,7 @@ from typing import Any
 
 import jobs
 import lifeline
+import map_jobs
 import pytest
 import trio
 import trio.testing
@@ -243,6 +244,26 @@ async def test_what_the_system_refuses_is_done_by_copying(
         assert (back[1] == values[1]).all()
     if closed != "ctypes":
         assert calls == (2 if closed == "splice at the second time" else 1), "a worker's socket is tried once"
+
+
+async def test_map_sends_pages_and_keeps_them_until_the_answer(
+    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    splice = os.splice
+
+    def counting(*arguments: Any, **options: Any) -> int:
+        counts.append(splice(*arguments, **options))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "splice", counting)
+    size = 6_000_000
+    items = [map_jobs.MadeAtPickling(number, size) for number in range(12)]
+    async with context.map(jobs.echo, items, workers=2) as results:
+        assert [(back[0], set(back) == {back[0]}, len(back)) async for back in results] == [
+            (number, True, size) for number in range(12)
+        ]
+    assert sum(counts) > size
 
 
 async def test_a_worker_without_a_free_descriptor_sends_copies(context: WorkerContext) -> None:

@@ -113,7 +113,7 @@ async def test_two_threads_may_see_off_the_same_worker(monkeypatch: pytest.Monke
     cache.push(worker)
     let_leave([worker])
     slow = Slow(worker._let_go)
-    monkeypatch.setattr(worker, "_let_go", slow)
+    monkeypatch.setattr(Worker, "_let_go", lambda _: slow())
     problems: list[BaseException] = []
 
     def see_off() -> None:
@@ -182,7 +182,7 @@ async def test_handler_reads_statistics_during_reaping(monkeypatch: pytest.Monke
         context._cache.push(worker)
         let_leave([worker])
         original = worker._let_go
-        monkeypatch.setattr(worker, "_let_go", lambda: (signal.raise_signal(signal.SIGUSR1), original()))
+        monkeypatch.setattr(Worker, "_let_go", lambda _: (signal.raise_signal(signal.SIGUSR1), original()))
         idle: list[int] = []
         with on_signal(lambda: idle.append(context.statistics().idle_workers)):
             context.statistics()

@@ -18,6 +18,7 @@ import fakes
 import jobs
 import pytest
 import trio
+from fakes import run_call
 from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
 from trio.testing import wait_all_tasks_blocked
 
@@ -80,7 +81,7 @@ class RealSide:
     async def started_and_retired(self) -> Worker:
         worker = self.make(retire=object)
         await worker.start(cancellable=False)
-        await worker.run_sync(dump_call(bool, ()), cancellable=False)
+        await run_call(worker, dump_call(bool, ()), cancellable=False)
         # It retires now. That it has said so is certain once it has ended; nobody may have reaped it for that.
         wait_for_end(worker.process.pid)
         return worker
@@ -129,7 +130,7 @@ async def test_started_worker_is_idle_and_answers_calls(side: Any) -> None:
     assert worker.hear()
     assert not worker.process.ended
     for _ in range(3):
-        assert await worker.run_sync(CALL, cancellable=True) == (5, None)
+        assert await run_call(worker, CALL, cancellable=True) == (5, None)
         assert worker.state is State.IDLE
     await see_off(worker)
 
@@ -137,30 +138,28 @@ async def test_started_worker_is_idle_and_answers_calls(side: Any) -> None:
 async def test_what_a_job_raises_is_an_outcome_and_the_worker_lives_on(side: Any) -> None:
     worker = side.make()
     await worker.start(cancellable=False)
-    value, error = await worker.run_sync(dump_call(divmod, (1, 0)), cancellable=False)
+    value, error = await run_call(worker, dump_call(divmod, (1, 0)), cancellable=False)
     assert value is None
     assert isinstance(error, ZeroDivisionError)
     assert worker.state is State.IDLE
-    assert await worker.run_sync(CALL, cancellable=False) == (5, None)
+    assert await run_call(worker, CALL, cancellable=False) == (5, None)
     await see_off(worker)
 
 
-async def test_worker_takes_one_call_between_start_and_end(side: Any) -> None:
+async def test_worker_takes_calls_between_start_and_end_only(side: Any) -> None:
     worker = side.make()
-    with pytest.raises(RuntimeError, match="not idle"):
-        await worker.run_sync(CALL, cancellable=False)
+    with pytest.raises(RuntimeError, match="no call in the state STARTING, with 0 in flight"):
+        worker.submit(CALL)
     await worker.start(cancellable=False)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: worker.run_sync(side.waiting_call(), cancellable=False))
+        nursery.start_soon(lambda: run_call(worker, side.waiting_call(), cancellable=False))
         await side.begun()
         assert worker.state is State.RUNNING
-        with pytest.raises(RuntimeError, match="not idle"):
-            await worker.run_sync(CALL, cancellable=False)
         assert not worker.gone()
         side.let_finish()
     await see_off(worker)
-    with pytest.raises(RuntimeError, match="not idle"):
-        await worker.run_sync(CALL, cancellable=False)
+    with pytest.raises(RuntimeError, match="no call in the state ENDED, with 0 in flight"):
+        worker.submit(CALL)
 
 
 async def test_a_worker_that_is_asked_leaves_well(side: Any) -> None:
@@ -194,7 +193,7 @@ async def test_a_worker_that_retired_by_itself_is_heard(side: Any) -> None:
 async def test_a_call_to_a_worker_that_has_retired_is_not_run(side: Any) -> None:
     worker = await side.started_and_retired()
     with pytest.raises(CallNotRun):
-        await worker.run_sync(CALL, cancellable=False)
+        await run_call(worker, CALL, cancellable=False)
     assert worker.state in (State.RETIRING, State.ENDED)
     assert worker.gone()
     assert worker.process.exitcode == 0
@@ -224,7 +223,7 @@ async def test_a_cancelled_call_has_ended_the_worker_when_it_returns(side: Any) 
     worker = side.make()
     await worker.start(cancellable=False)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: worker.run_sync(side.waiting_call(), cancellable=True))
+        nursery.start_soon(lambda: run_call(worker, side.waiting_call(), cancellable=True))
         await side.begun()
         nursery.cancel_scope.cancel()
     assert worker.state is State.ENDED
@@ -238,7 +237,7 @@ async def test_a_call_that_may_not_be_cancelled_runs_to_its_end(side: Any) -> No
     async with trio.open_nursery() as nursery:
 
         async def call() -> None:
-            assert (await worker.run_sync(side.waiting_call(), cancellable=False))[1] is None
+            assert (await run_call(worker, side.waiting_call(), cancellable=False))[1] is None
             assert worker.state is State.IDLE
             seen.append("finished")
 
@@ -258,7 +257,7 @@ async def test_a_worker_that_breaks_says_so_and_has_ended(side: Any) -> None:
     worker = side.make()
     await worker.start(cancellable=False)
     with pytest.raises(BrokenWorkerError) as caught:
-        await worker.run_sync(side.breaking_call(), cancellable=False)
+        await run_call(worker, side.breaking_call(), cancellable=False)
     assert caught.value.process is worker.process
     assert worker.state is State.ENDED
     assert worker.process.ended
@@ -266,24 +265,20 @@ async def test_a_worker_that_breaks_says_so_and_has_ended(side: Any) -> None:
 
 async def test_second_call_in_flight_is_answered_in_order(side: Any) -> None:
     worker = side.make()
-    with pytest.raises(RuntimeError, match="does not take a call"):
-        worker.start_call(CALL)
     await worker.start(cancellable=False)
     with pytest.raises(RuntimeError, match="no call to answer"):
-        await worker.next_answer()
+        await worker.answer()
     for _ in range(3):
-        worker.start_call(CALL)
+        worker.submit(CALL)
         assert worker.state is State.RUNNING
-        worker.start_call(dump_call(divmod, (1, 0)))
-        with pytest.raises(RuntimeError, match="not idle"):
-            await worker.run_sync(CALL, cancellable=False)
-        assert await worker.next_answer() == (5, None)
+        worker.submit(dump_call(divmod, (1, 0)))
+        assert await worker.answer() == (5, None)
         assert worker.state is State.RUNNING
-        worker.start_call(dump_call(int, ("7",)))
-        assert isinstance((await worker.next_answer())[1], ZeroDivisionError)
-        assert await worker.next_answer() == (7, None)
+        worker.submit(dump_call(int, ("7",)))
+        assert isinstance((await worker.answer())[1], ZeroDivisionError)
+        assert await worker.answer() == (7, None)
         assert worker.state is State.IDLE
-    assert await worker.run_sync(CALL, cancellable=False) == (5, None)
+    assert await run_call(worker, CALL, cancellable=False) == (5, None)
     await see_off(worker)
 
 
@@ -291,21 +286,21 @@ async def test_so_many_calls_may_be_in_flight_and_no_more(side: Any) -> None:
     worker = side.make()
     await worker.start(cancellable=False)
     for number in range(MOST_IN_FLIGHT):
-        worker.start_call(dump_call(int, (str(number),)))
-    with pytest.raises(RuntimeError, match=f"{MOST_IN_FLIGHT} are in flight"):
-        worker.start_call(CALL)
+        worker.submit(dump_call(int, (str(number),)))
+    with pytest.raises(RuntimeError, match=f"in the state RUNNING, with {MOST_IN_FLIGHT} in flight"):
+        worker.submit(CALL)
     for number in range(MOST_IN_FLIGHT):
-        assert await worker.next_answer() == (number, None)
+        assert await worker.answer() == (number, None)
     assert worker.state is State.IDLE
     await see_off(worker)
 
 
 async def test_retired_worker_runs_no_call_in_flight(side: Any) -> None:
     worker = await side.started_and_retired()
-    worker.start_call(CALL)
-    worker.start_call(CALL)
+    worker.submit(CALL)
+    worker.submit(CALL)
     with pytest.raises(CallNotRun):
-        await worker.next_answer()
+        await worker.answer()
     assert worker.state in (State.RETIRING, State.ENDED)
     assert worker.gone()
     assert worker.process.exitcode == 0
@@ -314,10 +309,10 @@ async def test_retired_worker_runs_no_call_in_flight(side: Any) -> None:
 async def test_a_worker_that_breaks_with_two_calls_in_flight_has_ended(side: Any) -> None:
     worker = side.make()
     await worker.start(cancellable=False)
-    worker.start_call(side.breaking_call())
-    worker.start_call(CALL)
+    worker.submit(side.breaking_call())
+    worker.submit(CALL)
     with pytest.raises(BrokenWorkerError) as caught:
-        await worker.next_answer()
+        await worker.answer()
     assert caught.value.process is worker.process
     assert worker.state is State.ENDED
     assert worker.process.ended
@@ -327,9 +322,9 @@ async def test_cancel_ends_worker_with_two_calls_in_flight(side: Any) -> None:
     worker = side.make()
     await worker.start(cancellable=False)
     async with trio.open_nursery() as nursery:
-        worker.start_call(side.waiting_call())
-        worker.start_call(CALL)
-        nursery.start_soon(worker.next_answer)
+        worker.submit(side.waiting_call())
+        worker.submit(CALL)
+        nursery.start_soon(worker.answer)
         await side.begun()
         nursery.cancel_scope.cancel()
     assert worker.state is State.ENDED
@@ -457,10 +452,10 @@ async def test_large_call_does_not_wait_for_retired_worker(tmp_path: Path) -> No
         worker = Worker(WorkerSettings(math.inf, bool, jobs.leaves_slowly))
         await worker.start(cancellable=False)
         worker._channel = BlindChannel(worker._channel)  # type: ignore[assignment]
-        await worker.run_sync(dump_call(jobs.leave_slowly, (line.path, gate.path)), cancellable=False)
+        await run_call(worker, dump_call(jobs.leave_slowly, (line.path, gate.path)), cancellable=False)
         await line.pid()
         with trio.fail_after(PATIENCE), pytest.raises(CallNotRun):
-            await worker.run_sync(dump_call(len, (bytes(20_000_000),)), cancellable=True)
+            await run_call(worker, dump_call(len, (bytes(20_000_000),)), cancellable=True)
         assert not worker.gone(), "it has not ended yet"
         gate.open()
         await worker.wait()
@@ -473,7 +468,7 @@ async def test_a_new_worker_does_not_time_out_before_its_first_call(starts: list
     await worker.start(cancellable=False)
     await trio.sleep(0.2)
     assert worker.hear()
-    assert await worker.run_sync(CALL, cancellable=False) == (5, None)
+    assert await run_call(worker, CALL, cancellable=False) == (5, None)
     wait_for_end(worker.process.pid)
     assert not worker.hear()
     assert worker.gone()
@@ -487,7 +482,7 @@ async def test_worker_that_died_idle_has_not_run_call(retire: Callable[[], Any],
     os.kill(worker.process.pid, signal.SIGKILL)
     wait_for_end(worker.process.pid)
     with pytest.raises(CallNotRun):
-        await worker.run_sync(CALL, cancellable=False)
+        await run_call(worker, CALL, cancellable=False)
     assert worker.state is State.ENDED
     assert worker.process.exitcode == -signal.SIGKILL
     assert "SIGKILL" in caplog.text
@@ -499,23 +494,39 @@ async def test_call_in_flight_crosses_with_retirement(tmp_path: Path) -> None:
     worker = Worker(WorkerSettings(math.inf, bool, object))
     await worker.start(cancellable=False)
     for text in ("first", "second"):
-        worker.start_call(dump_call(jobs.append, (str(journal), text)))
-    assert await worker.next_answer() == ("first", None)
+        worker.submit(dump_call(jobs.append, (str(journal), text)))
+    assert await worker.answer() == ("first", None)
     with pytest.raises(CallNotRun):
-        await worker.next_answer()
+        await worker.answer()
     await worker.wait()
     assert worker.process.exitcode == 0
     assert journal.read_text().split() == ["first"]
+
+
+async def test_retired_worker_is_sent_nothing() -> None:
+    worker = Worker(WorkerSettings(math.inf, bool, object))
+    await worker.start(cancellable=False)
+    await run_call(worker, CALL)
+    wait_for_end(worker.process.pid)
+    sent: list[Any] = []
+    worker._channel.send_at_once = sent.append  # type: ignore[method-assign, union-attr, assignment]
+    worker.submit(CALL)
+    worker.submit(CALL)
+    worker.flush()
+    with pytest.raises(CallNotRun):
+        await worker.answer()
+    assert not sent
+    await worker.wait()
 
 
 async def test_call_behind_broken_one_has_not_begun(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     worker = Worker(WorkerSettings(math.inf, bool, bool))
     await worker.start(cancellable=False)
-    worker.start_call(dump_call(jobs.segfault, ()))
-    worker.start_call(dump_call(jobs.append, (str(journal), "second")))
+    worker.submit(dump_call(jobs.segfault, ()))
+    worker.submit(dump_call(jobs.append, (str(journal), "second")))
     with pytest.raises(BrokenWorkerError, match=r"SIGSEGV while it ran jobs\.segfault"):
-        await worker.next_answer()
+        await worker.answer()
     assert not journal.exists()
 
 
@@ -525,12 +536,12 @@ async def test_both_sides_may_write_large_payloads_at_once(size: int) -> None:
     worker = Worker(WorkerSettings(math.inf, bool, bool))
     await worker.start(cancellable=False)
     with trio.fail_after(PATIENCE):
-        worker.start_call(dump_call(jobs.echo, (bytes([0]) * size,)))
+        worker.submit(dump_call(jobs.echo, (bytes([0]) * size,)))
         for number in range(1, 6):
-            worker.start_call(dump_call(jobs.echo, (bytes([number]) * size,)))
-            result, _ = await worker.next_answer()
+            worker.submit(dump_call(jobs.echo, (bytes([number]) * size,)))
+            result, _ = await worker.answer()
             assert (result[0], result[-1], len(result)) == (number - 1, number - 1, size)
-        assert await worker.next_answer() == (bytes([5]) * size, None)
+        assert await worker.answer() == (bytes([5]) * size, None)
     await see_off(worker)
 
 
@@ -540,10 +551,10 @@ async def test_a_worker_that_died_idle_has_not_run_the_calls_in_flight(size: int
     await worker.start(cancellable=False)
     os.kill(worker.process.pid, signal.SIGKILL)
     wait_for_end(worker.process.pid)
-    worker.start_call(dump_call(len, (bytes(size),)))
-    worker.start_call(dump_call(len, (bytes(size),)))
+    worker.submit(dump_call(len, (bytes(size),)))
+    worker.submit(dump_call(len, (bytes(size),)))
     with pytest.raises(CallNotRun):
-        await worker.next_answer()
+        await worker.answer()
     assert worker.state is State.ENDED
 
 
@@ -553,7 +564,7 @@ async def test_the_time_of_an_idle_worker_begins_with_its_last_answer() -> None:
     await worker.start(cancellable=False)
     first = worker.expires_at
     assert 0 < first - time.monotonic() <= 600
-    await worker.run_sync(CALL, cancellable=False)
+    await run_call(worker, CALL, cancellable=False)
     assert worker.expires_at > first
     await see_off(worker)
 
@@ -562,10 +573,10 @@ async def test_answers_that_come_before_the_end_are_counted(line: Lifeline) -> N
     """What was answered, and the call behind it, must not be run by another worker."""
     worker = Worker(WorkerSettings(math.inf, bool, bool))
     await worker.start(cancellable=False)
-    worker.start_call(CALL)
-    worker.start_call(dump_call(jobs.hold_for_ever, (line.path,)))
-    worker.start_call(CALL)
-    worker.send_calls()
+    worker.submit(CALL)
+    worker.submit(dump_call(jobs.hold_for_ever, (line.path,)))
+    worker.submit(CALL)
+    worker.flush()
     await line.pid()
     assert worker._channel is not None
     await worker._end_in_flight(worker._channel)
@@ -578,14 +589,14 @@ async def test_answers_that_come_before_the_end_are_counted(line: Lifeline) -> N
 async def test_an_answer_that_is_there_when_it_is_cancelled(looks_again: bool) -> None:
     worker = Worker(WorkerSettings(math.inf, bool, bool))
     await worker.start(cancellable=False)
-    worker.start_call(CALL)
-    worker.send_calls()
+    worker.submit(CALL)
+    worker.flush()
     assert worker._channel is not None
     await trio.lowlevel.wait_readable(worker._channel._socket)
     result = None
     with trio.CancelScope() as scope:
         scope.cancel()
-        result = await worker.next_answer(looks_again=looks_again)
+        result = await worker.answer(looks_again=looks_again)
     assert result == ((5, None) if looks_again else None)
     assert worker.state is (State.IDLE if looks_again else State.ENDED)
     if looks_again:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import jobs
 import pytest
 import trio
+from fakes import run_call
 from lifeline import PATIENCE
 from outcome import Error, Outcome, Value
 from trio.testing import wait_all_tasks_blocked
@@ -232,7 +233,7 @@ async def test_every_event_in_every_state(peer: Peer, state: State, event: str, 
         worker, outcome = await _idle(peer, event, expected)
     else:
         worker = await bring_to(State.IDLE, peer)
-        outcome = await outcome_of(lambda: told(worker.run_sync(CALL, cancellable=True)), peer, event, expected, Kind.CALL)
+        outcome = await outcome_of(lambda: told(run_call(worker, CALL, cancellable=True)), peer, event, expected, Kind.CALL)
     await _check(peer, worker, state, event, expected, outcome)
 
 
@@ -245,22 +246,22 @@ IN_FLIGHT: Final[dict[str, str]] = {event: TABLE[State.RUNNING].get(event, "kill
 @pytest.mark.parametrize("which", ["the first", "the second"])
 async def test_every_event_with_two_calls_in_flight(peer: Peer, which: str, event: str, expected: str) -> None:
     worker = await bring_to(State.IDLE, peer)
-    worker.start_call(CALL)
-    worker.start_call(CALL)
-    worker.send_calls()
+    worker.submit(CALL)
+    worker.submit(CALL)
+    worker.flush()
     assert (await peer.hear(Kind.CALL)).id == THIS_CALL
     assert (await peer.hear(Kind.CALL)).id == THIS_CALL + 1
     if which == "the second":
         peer.say(frame(Kind.RESULT, THIS_CALL, (pickled(4),)))
-        assert await worker.next_answer() == (4, None)
+        assert await worker.answer() == (4, None)
         assert worker.state is State.RUNNING
         # What answers the second call is what answered another one before.
         expected = {"RESULT": "killed", "RAISED": "killed", "RESULT of another call": "value"}.get(event, expected)
-    outcome = await outcome_of(lambda: told(worker.next_answer()), peer, event, expected)
+    outcome = await outcome_of(lambda: told(worker.answer()), peer, event, expected)
     if which == "the first" and expected in ("value", "error"):
         assert worker.state is State.RUNNING
         peer.say(frame(Kind.RESULT, THIS_CALL + 1, (pickled(6),)))
-        assert await worker.next_answer() == (6, None)
+        assert await worker.answer() == (6, None)
     await _check(peer, worker, State.RUNNING, event, expected, outcome)
 
 
@@ -288,7 +289,7 @@ async def test_a_report_changes_no_state(peer: Peer) -> None:
     async with trio.open_nursery() as nursery:
 
         async def call() -> None:
-            outcomes.append(await worker.run_sync(CALL, cancellable=True))
+            outcomes.append(await run_call(worker, CALL, cancellable=True))
 
         nursery.start_soon(call)
         await peer.hear(Kind.CALL)
@@ -430,7 +431,7 @@ async def test_an_answer_may_come_in_pieces(peer: Peer) -> None:
     outcomes: list[Any] = []
 
     async def run() -> None:
-        outcomes.append(await worker.run_sync(CALL, cancellable=True))
+        outcomes.append(await run_call(worker, CALL, cancellable=True))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
@@ -498,7 +499,7 @@ async def begin_with_call(worker: Worker, outcomes: list[Any]) -> None:
     worker.begin(CALL)
     outcomes.append(await capture(lambda: worker.finish(cancellable=True)))
     if outcomes == [None]:
-        outcomes.append(await capture(lambda: worker.run_sync(CALL, cancellable=True)))
+        outcomes.append(await capture(lambda: run_call(worker, CALL, cancellable=True)))
 
 
 async def test_first_call_follows_checked_welcome(peer: Peer) -> None:
@@ -574,7 +575,7 @@ async def test_end_of_worker_during_large_write_is_reported(peer: Peer) -> None:
 
     async def run() -> None:
         call = dump_call(jobs.echo, (bytes(50_000_000),))
-        outcomes.append(await capture(lambda: worker.run_sync(call, cancellable=True)))
+        outcomes.append(await capture(lambda: run_call(worker, call, cancellable=True)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
@@ -591,7 +592,7 @@ async def test_retirement_during_large_write_sends_call_elsewhere(peer: Peer) ->
 
     async def run() -> None:
         call = dump_call(jobs.echo, (bytes(50_000_000),))
-        outcomes.append(await capture(lambda: worker.run_sync(call, cancellable=True)))
+        outcomes.append(await capture(lambda: run_call(worker, call, cancellable=True)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
@@ -613,7 +614,7 @@ async def test_unpicklable_exception_becomes_remote_error(peer: Peer, segments: 
     outcomes: list[Any] = []
 
     async def run() -> None:
-        outcomes.append(await worker.run_sync(CALL, cancellable=True))
+        outcomes.append(await run_call(worker, CALL, cancellable=True))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
@@ -647,7 +648,7 @@ async def test_a_small_call_that_the_socket_does_not_take_at_once(
     outcomes: list[Any] = []
 
     async def run() -> None:
-        outcomes.append(await worker.run_sync(CALL, cancellable=True))
+        outcomes.append(await run_call(worker, CALL, cancellable=True))
 
     assert CALL.small
     async with trio.open_nursery() as nursery:
@@ -675,6 +676,6 @@ async def test_the_end_of_a_worker_while_a_small_call_waits_for_room(
         return data[taken:]
 
     monkeypatch.setattr(channel, "send_small", send_some)
-    result = await capture(lambda: worker.run_sync(CALL, cancellable=True))
+    result = await capture(lambda: run_call(worker, CALL, cancellable=True))
     assert type(result) is (BrokenWorkerError if taken else CallNotRun)
     assert worker.process.exitcode == 0

@@ -26,12 +26,13 @@ from ._pool.tracker import CallTracker, run_shielded
 from ._sizes import readable_size
 from ._template import Templates
 from ._trace import TraceWriter
-from ._worker import STARTING, CallNotRun, Worker, WorkerSettings, WorkerStatistics, logger
+from ._worker import IDLE, STARTING, CallNotRun, Worker, WorkerSettings, WorkerStatistics, logger
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
     from ._options import MapOptions
+    from ._pickling.payload import Payload
     from ._process.process import WorkerProcess
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
@@ -140,8 +141,10 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     worker.begin(call)
                 try:
                     if worker.state is STARTING:
-                        await self._finish(worker, kill_on_cancel or cancellable)
-                    value, error = await worker.run_sync(call, cancellable=kill_on_cancel or cancellable)
+                        await self._finish(worker, kill_on_cancel or cancellable, call)
+                    else:
+                        worker.submit(call)
+                    value, error = await worker.answer(kill_on_cancel or cancellable, True)
                     if self.retire is not bool and worker.will_retire():
                         # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
                         worker.ask_to_retire()
@@ -349,29 +352,27 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
 
         A checkpoint if one has to be started; cancelled, it is ended.
         """
-        while True:
-            worker = self._cache.pop()
-            new = worker is None
-            if worker is None:
-                worker = Worker(self._settings)
-                worker.begin()
-            if worker.state is STARTING:
-                try:
-                    await self._finish(worker, True)
-                except BaseException:
-                    self._cache.push(worker)
-                    raise
-                worker.fork_next()
-            if worker.keeps_privileges():
-                return worker, new
-            worker.ask_to_retire()
-            self._cache.push(worker)
+        worker = self._cache.pop()
+        new = worker is None
+        if worker is None:
+            worker = Worker(self._settings)
+            worker.begin()
+        if worker.state is STARTING:
+            try:
+                await self._finish(worker, True)
+            except BaseException:
+                self._cache.push(worker)
+                raise
+            worker.fork_next()
+        return worker, new
 
-    async def _finish(self, worker: Worker, cancellable: bool) -> None:
-        """Wait until a worker that was begun takes calls."""
+    async def _finish(self, worker: Worker, cancellable: bool, call: Payload | None = None) -> None:
+        """Wait until a worker is ready, and submit a call that was not sent with the greeting."""
         await worker.finish(cancellable=cancellable)
         self._cache.note_started(worker)
         self._warn_of_baseline(worker)
+        if call is not None and worker.state is IDLE:
+            worker.submit(call)
 
     def _begin_spare(self) -> None:
         """Somebody is about to leave: who comes next is not to wait for a cold start."""

@@ -371,9 +371,9 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return True
         self._prepared.add(worker)
         try:
-            worker.start_call(_calls.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork), prepares=True)
+            worker.submit(_calls.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork), prepares=True)
             # What comes of it does not matter: the item will find the same.
-            await worker.next_answer()
+            await worker.answer()
         except CallNotRun:
             self._send_elsewhere(chunk, worker, new)
         except BrokenWorkerError as error:
@@ -385,27 +385,28 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         timeout = self._options.timeout
         begun: collections.deque[Chunk] = collections.deque()
         record = worker.record_identity
-        self._begin(worker, record, first, begun)
+        takes_more = self._begin(worker, record, first, begun, new)
         clock = _clock.now
         now = since = sent = clock()
         until = now + _TURN
         answered = 0
         for answers in itertools.count(1):
-            if not begun and now < until and self._source.may_have_more and not self._room():
+            if takes_more and not begun and now < until and self._source.may_have_more and not self._room():
                 # Most often the consumer has only not had its turn yet.
                 await trio.lowlevel.checkpoint()
             # What has been read already comes first: then all that follow go out together.
-            if now < until and not (begun and worker.has_answer):
+            if takes_more and now < until and not (begun and worker.has_answer):
                 if answered:
                     self._pace.answered(answered, now - sent, waits=not begun)
                     answered = 0
-                # One that does not keep them is given back once it has answered.
-                most = self._most_in_flight() if worker.keeps_privileges() else 0
+                most = self._most_in_flight()
                 while len(begun) < most and not self._stopped:
                     chunk = None if self._may_retire and worker.will_retire(len(begun)) else self._take()
                     if chunk is None:
                         break
-                    self._begin(worker, record, chunk, begun)
+                    takes_more = self._begin(worker, record, chunk, begun, new)
+                    if not takes_more:
+                        break
                     if len(begun) == 1:
                         # The time that it took to pickle it is not its own.
                         since = clock()
@@ -414,7 +415,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 return
             try:
                 if timeout is None:
-                    result = await worker.next_answer()
+                    result = await worker.answer()
                 else:
                     result = await self._answer_in_time(worker, since, timeout)
             except CallNotRun:
@@ -457,19 +458,32 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return False
         return type(limiter) is not trio.CapacityLimiter or limiter.statistics().tasks_waiting > 0
 
-    def _begin(self, worker: Worker, record: tuple[int, int], chunk: Chunk, begun: collections.deque[Chunk]) -> None:
-        """Send a chunk off, unless it has come to nothing: its items fail, or are tried one by one."""
+    def _begin(
+        self, worker: Worker, record: tuple[int, int], chunk: Chunk, begun: collections.deque[Chunk], new: bool
+    ) -> bool:
+        """Send a chunk off, unless it has come to nothing: its items fail, or are tried one by one.
+
+        Return False if the worker must get no more chunks. It is given back once it has answered.
+        """
         payload = self._pickled(chunk, record)
         if payload is not None:
             chunk.sent = sum(payload.lengths)
-            worker.start_call(payload)
+            try:
+                worker.submit(payload)
+            except CallNotRun:
+                if begun:
+                    self._put_back(chunk)
+                else:
+                    self._send_elsewhere(chunk, worker, new)
+                return False
             begun.append(chunk)
+        return True
 
     async def _answer_in_time(self, worker: Worker, since: float, seconds: float) -> tuple[Any, BaseException | None]:
         with _clock.move_on_after(since + seconds - _clock.now()):
             # Where this process has little of a processor the answer may be older than the deadline's end is seen. The worker has
             # gone on to the next item then, which must not be run once more.
-            return await worker.next_answer(looks_again=True)
+            return await worker.answer(looks_again=True)
         raise WorkerTimeoutError(
             f"an item was not finished within {seconds:g} seconds; worker {worker.process.pid}, which ran it, was killed",
             seconds,

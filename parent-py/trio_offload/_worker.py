@@ -2,12 +2,11 @@
 
 The parent's half of the state table in PROTOCOL.md is here. What a worker guarantees to whoever uses it:
 
-* :meth:`Worker.run_sync` either returns what came of the call, and the worker is idle again; or raises
-  :class:`CallNotRun`, the call has not begun, and the worker has ended or is on its way out; or raises
-  :class:`~trio_offload.BrokenWorkerError`. In that case, and whenever anything else comes out of it (a cancellation,
-  say), the process has ended and has been reaped, together with whatever it had started.
-* :meth:`Worker.start_call` and :meth:`Worker.next_answer` are the same in halves, so that a second call can be on its way
-  while the worker runs the first.
+* :meth:`Worker.submit` queues a call behind those in flight, or raises :class:`CallNotRun`.
+* :meth:`Worker.answer` has three outcomes. It returns the result of the oldest call in flight. It
+  raises :class:`CallNotRun`: the call was not started, and the worker has ended or is exiting. It
+  raises anything else (:class:`~trio_offload.BrokenWorkerError`, a cancellation): the worker and
+  its descendants have been killed and reaped.
 * :meth:`Worker.start` leaves either an idle worker or no process at all.
 """
 
@@ -157,19 +156,54 @@ class Figures:
     cpu_time: float | None = None
 
 
-@attrs.define(eq=False)
-class _Flight:
-    """A call of :meth:`Worker.start_call` that has no answer yet."""
-
-    number: int
-    function: Callable[..., Any]
-    start: bytes = b""  # of the header of a plain result, where that is worth a shorter way
-    sent: bool = False  # whether the socket may have taken a byte of it
-    prepares: bool = False  # whether it is no job but what somebody has done before one
-
-
 class Worker:
     """A worker process and the conversation with it."""
+
+    # An instance with 30 attributes in a dictionary loses the fast access of CPython 3.11, which
+    # costs 1 % of a call.
+    __slots__ = (
+        "__weakref__",
+        "_asks_first",
+        "_began",
+        "_behind",
+        "_calls",
+        "_channel",
+        "_closing",
+        "_definitions",
+        "_figures",
+        "_first_call",
+        "_grant",
+        "_greet",
+        "_greeting_rest",
+        "_has_watcher",
+        "_jobs",
+        "_kills_look_at",
+        "_last_words",
+        "_left_behind",
+        "_next_kills",
+        "_oom_kills",
+        "_preparing",
+        "_process",
+        "_ready",
+        "_record",
+        "_retires",
+        "_running",
+        "_sent",
+        "_settings",
+        "_start",
+        "_started",
+        "_stderr_size",
+        "_template",
+        "_told",
+        "_unsent",
+        "answer_size",
+        "answered_too_late",
+        "baseline",
+        "expires_at",
+        "given_up",
+        "progress",
+        "state",
+    )
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -192,8 +226,10 @@ class Worker:
         self._started = time.monotonic()
         self._ready = self._started
         self._jobs = 0
-        # The function that runs, and when it began on the clock of time.monotonic().
-        self._running: Callable[..., Any] | None = None
+        # The running call. It keeps memory alive while the socket may hold pages of it. Then the
+        # start of its result's header, empty for a large call.
+        self._running: _payload.Payload | None = None
+        self._start = b""
         # What it held before its first job, in bytes.
         self.baseline = 0
         self._greeting_rest: list[Buffer] = []
@@ -204,18 +240,25 @@ class Worker:
         # Of a fork: what it finds in its ``__main__``.
         self._definitions: _forked.Definitions | None = None
         self._began = self._started
+        # The calls behind the running one, the oldest first, with the same starts.
+        self._behind: collections.deque[tuple[_payload.Payload, bytes]] = collections.deque()
+        # Data that the socket has not taken yet. Number of the last call that it may have begun.
+        self._unsent: list[Buffer] = []
+        self._sent = 0
+        # Number of a call that prepares for jobs and is not counted as one.
+        self._preparing = 0
         # From which its process is forked, if it is.
         self._template: Template | None = None
         # It is watched by a process that has its end of the socket too, so that its death is the end of the stream only a moment
         # later. A call that was sent in between might have begun, for all that could be known: so such a worker is asked first.
         self._has_watcher = False
+        # True if an idle worker is polled before it is sent a call. The frame that this found.
+        self._asks_first = self._retires
+        self._last_words: Frame | None = None
         # Ended on purpose, before anybody had a use for it: how is no matter.
         self.given_up = False
         # When it may have retired by itself, on the clock of time.monotonic().
         self.expires_at = math.inf
-        # The calls of `start_call` that have no answer yet, the oldest first, and what the socket has not taken of them yet.
-        self._flight: collections.deque[_Flight] = collections.deque()
-        self._unsent: list[Buffer] = []
         # How far it had come with a chunk. Known once it has ended.
         self.progress = _record.Progress()
         # The bytes of the last answer.
@@ -225,9 +268,8 @@ class Worker:
         self.answered_too_late = 0
         # The privileges of this program when the process was started; of a forked one, when its template was.
         self._grant: Grant
-        # The call that is wanted of it first, and the same once it has been sent together with the greeting.
+        # The first call, until READY. If it has been sent, it is call number 1.
         self._first_call: _payload.Payload | None = None
-        self._sent_ahead: _payload.Payload | None = None
 
     @property
     def process(self) -> WorkerProcess:
@@ -253,9 +295,9 @@ class Worker:
 
     @property
     def _running_name(self) -> str | None:
-        # Looked at for who asks, and not at each call; another thread may ask while the call ends.
-        function = self._running
-        return None if function is None else _payload.function_name(function)
+        # Looked up for who asks, and not at each call; another thread may ask while the call ends.
+        call = self._running
+        return None if call is None else call.name
 
     def statistics(self) -> WorkerStatistics:
         """What is known of it at this moment."""
@@ -280,8 +322,9 @@ class Worker:
     def begin(self, call: _payload.Payload | None = None) -> None:
         """Start the process and tell it all that it has to know, without waiting for anything.
 
-        If what it is to be forked off is not ready, :meth:`finish` does all that. With ``call`` it may be told of that too: then
-        :meth:`run_sync` of the very same comes right after :meth:`finish`.
+        If its template is not ready, :meth:`finish` does all that. A ``call`` may be sent with the
+        greeting. Then the worker is running it when :meth:`finish` returns, and :meth:`answer` must
+        follow. Otherwise it is idle.
 
         Raises:
             WorkerStartError: it could not be started; nothing is left of it.
@@ -296,7 +339,7 @@ class Worker:
         if self._settings.templates is None:
             self._grant = Grant()
         if self._settings.fork:
-            self._has_watcher = True
+            self._has_watcher = self._asks_first = True
             greeting = self._greeting_of_fork()
             self._converse(lambda: greeting, *self._fork())
             return
@@ -304,6 +347,7 @@ class Worker:
         if templates is None:
             way = _locate.way()
             self._has_watcher = not way.is_native
+            self._asks_first = self._has_watcher or self._retires
             functions = self._prepare(way)
             # Said afterwards: while the system loads the program there is time to find out what to say.
             self._converse(lambda: self._greeting(way, *functions), *_spawn(way, self._label()))
@@ -410,8 +454,7 @@ class Worker:
 
     def _take_ahead(self, call: _payload.Payload) -> list[Buffer]:
         """The frame of the first call, which is about to be sent before READY has been heard."""
-        self._sent_ahead = call
-        self._calls = 1
+        self._calls = self._sent = 1
         return [self._head_of(call), *call.parts]
 
     def _head_of(self, call: _payload.Payload, prepares: bool = False) -> bytes:
@@ -479,8 +522,8 @@ class Worker:
             except _NeverForked as lost:
                 template = lost.template
             templates.discard(template)
-            self._process = self._channel = self._sent_ahead = self._greet = None
-            self._calls = 0
+            self._process = self._channel = self._greet = None
+            self._calls = self._sent = 0
             if left == 0:
                 self.state = ENDED
                 await template._end_gently()
@@ -544,7 +587,14 @@ class Worker:
         _process.tell_what_does_not_hold(self.process.pid)
         if self._settings.trace is not None:
             self._settings.trace.worker_started(self.process.pid, self._started, self._ready)
-        self._become_idle()
+        # From here on its arguments are kept alive only while it runs.
+        call, self._first_call = self._first_call, None
+        if call is not None and self._calls:
+            self.state = RUNNING
+            self._running = call
+            self._began = self._ready
+        else:
+            self._become_idle()
 
     async def end(self) -> None:
         """End the worker, in whatever state it is. Not cancellable."""
@@ -556,131 +606,6 @@ class Worker:
         self.given_up = True
         self.kill()
 
-    async def run_sync(self, call: _payload.Payload, *, cancellable: bool) -> tuple[Any, BaseException | None]:
-        """Run a pickled call in the worker: what it returned and None, or None and what it raised. (To make an ``outcome.Value``
-        takes as long as to unpickle what is in it.)
-
-        A checkpoint. If it is cancelled, which it can be only if ``cancellable``, the worker is killed.
-
-        Raises:
-            CallNotRun: the worker had left; nothing was run.
-            BrokenWorkerError: the worker ended, or had to be ended, before it answered.
-        """
-        channel = self._channel
-        if channel is None or self.state is not IDLE:
-            raise RuntimeError("the worker is not idle")
-        if self._definitions is not None and _payload.mentions_main(call) and not self._definitions.are_current():
-            # It would not find what the call names in `__main__`, or would find what that was before.
-            self.ask_to_retire()
-            raise CallNotRun
-        ahead = False
-        if self._first_call is not None:
-            ahead = self._sent_ahead is call
-            self._sent_ahead = self._first_call = None
-        self._began = began = time.monotonic()
-        if not ahead:
-            grant = self._grant
-            if (began >= grant.look_at or geteuid() != grant.user) and not grant.holds(began):
-                self.ask_to_retire()
-                raise CallNotRun
-            self._calls += 1
-        self.state = RUNNING
-        self._running = call.function
-        sent = True
-        # How the header of a plain result starts, where that is worth a shorter way.
-        start = b""
-        # Either a frame, or of a plain result its one segment.
-        answer: Frame | memoryview | None = None
-        try:
-            # In one piece, and no coroutine is made where there is nothing to wait for: here either would be felt.
-            gone = False
-            if self._has_watcher or self._retires:
-                gone = self._has_watcher and self.process.poll()
-                if gone or (self._retires and not ahead):
-                    answer = await self._already_said(channel)
-            if answer is None:
-                if gone:
-                    sent = False
-                    raise EndOfStream
-                if not ahead:
-                    news = self._new_settings() if _settings.changing_state() is not self._told else None
-                    try:
-                        if call.small and news is None:
-                            # By far the most: it takes no list of parts.
-                            data, start = encode_call(self._calls, call.parts[0])
-                            unsent = channel.send_small(data)
-                            if unsent:
-                                await channel.send_rest([unsent], len(unsent) < len(data), cancellable=cancellable)
-                        else:
-                            parts = [*(news or ()), self._head_of(call), *call.parts]
-                            rest = channel.send_at_once(parts)
-                            if rest:
-                                await channel.send_rest(rest, rest is not parts, cancellable=cancellable)
-                    except WriteFailed as failure:
-                        # That decides nothing: what the worker said before it left does.
-                        sent = failure.sent
-                looked = channel.spin_misses == 0
-                if looked:
-                    await cancel_shielded_checkpoint()
-                    answer = channel.poll_result(start)
-                if answer is None:
-                    # While the worker is busy with the call.
-                    if began >= self._kills_look_at:
-                        self._look_for_kills(began)
-                    answer = await channel.spin_then_receive(start, looked, cancellable=cancellable)
-                while type(answer) is Frame and answer.kind is Kind.REPORT:
-                    self._hear_figures(answer)
-                    answer = await channel.receive(cancellable=cancellable)
-        except EndOfStream:
-            await self._end_gently()
-            if not sent:
-                logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
-                raise CallNotRun from None
-            raise self._broken(f"while it ran {call.name}") from None
-        except CallNotRun:
-            raise
-        except WireError as error:
-            if error.code == "torn_frame":
-                await self._end_gently()
-                raise self._broken(f"in the middle of its answer to {call.name}") from None
-            await self._end()
-            raise BrokenWorkerError(
-                f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
-                f"while it ran {call.name}",
-                self.process,
-            ) from error
-        except BaseException:
-            self._trace_job("cancelled")
-            await self._end()
-            raise
-        # No await between the reading and the unpickling: the segment may lie in the channel's buffer.
-        raised: Frame | None = None
-        if type(answer) is memoryview:
-            segments: list[Any] = [answer]
-        elif answer.id == self._calls and (answer.kind is Kind.RESULT or answer.kind is Kind.RAISED):
-            segments = answer.segments
-            raised = answer if answer.kind is Kind.RAISED else None
-            if answer.body:
-                self._hear_figures(answer)
-        else:
-            return await self._refused_call(answer, call.name)
-        if self._settings.regions.given:
-            self._settings.regions.release_later()
-        result: tuple[Any, BaseException | None]
-        if raised is not None:
-            result = None, load_exception(raised)
-        else:
-            try:
-                result = _calls.load(segments), None
-            except BaseException as error:
-                add_note(error, "(while unpickling the result of a job)")
-                result = None, error
-        self._jobs += 1
-        if self._settings.trace is not None:
-            self._trace_job("ok" if raised is None else "raised")
-        self._become_idle()
-        return result
-
     def keeps_privileges(self) -> bool:
         """Return whether this program still has the privileges that the worker was started with.
 
@@ -688,125 +613,159 @@ class Worker:
         """
         return self._grant.holds(time.monotonic())
 
-    def start_call(self, call: _payload.Payload, *, prepares: bool = False) -> None:
-        """Put a pickled call behind those in flight. Every call is followed by one :meth:`next_answer`, which does the rest.
+    def submit(self, call: _payload.Payload, prepares: bool = False) -> None:
+        """Queue a pickled call behind those in flight. Nothing is written yet.
 
-        Beside the call that the worker runs, others may be on their way, :data:`MOST_IN_FLIGHT` in all: it begins with the next as
-        soon as it has answered one, and nobody has to be awaited in between. All that are started before the next answer is
-        asked for go out in one piece. One that ``prepares`` is no job to ``retire``, the statistics and the trace.
+        At most :data:`MOST_IN_FLIGHT` calls are in flight. One :meth:`answer` follows for each. A
+        call that ``prepares`` is not counted as a job.
+
+        Raises:
+            CallNotRun: the worker must not get this call. It retires unless others are in flight.
         """
-        if self._channel is None or self.state is not (RUNNING if self._flight else IDLE):
-            raise RuntimeError("the worker does not take a call now")
-        if len(self._flight) == MOST_IN_FLIGHT:
-            raise RuntimeError(f"the worker does not take a call now: {MOST_IN_FLIGHT} are in flight")
-        self._calls += 1
-        flight = _Flight(self._calls, call.function)
-        if prepares:
-            flight.prepares = True
+        state = self.state
+        if state is not IDLE and (state is not RUNNING or len(self._behind) >= MOST_IN_FLIGHT - 1):
+            raise RuntimeError(f"the worker takes no call in the state {state.name}, with {self._in_flight} in flight")
+        if self._definitions is not None and _payload.mentions_main(call) and not self._definitions.are_current():
+            # The call names something in `__main__` that the fork lacks, or has an old version of.
+            self.ask_to_retire()
+            raise CallNotRun
+        now = time.monotonic()
+        grant = self._grant
+        if (now >= grant.look_at or geteuid() != grant.user) and not grant.holds(now):
+            # As in `keeps_privileges`.
+            self.ask_to_retire()
+            raise CallNotRun
+        self._calls = number = self._calls + 1
         if _settings.changing_state() is not self._told:
             self._unsent += self._new_settings()
         if call.small and not prepares:
-            data, flight.start = encode_call(self._calls, call.parts[0])
+            # By far the most: it takes no list of parts.
+            data, start = encode_call(number, call.parts[0])
             self._unsent.append(data)
         else:
-            self._unsent.append(self._head_of(call, prepares))
-            self._unsent += call.parts
-        if not self._flight:
+            start = b""
+            if prepares:
+                self._preparing = number
+            self._unsent += (self._head_of(call, prepares), *call.parts)
+        if state is IDLE:
             self.state = RUNNING
-            self._begin(flight)
-        self._flight.append(flight)
+            self._running, self._start, self._began = call, start, now
+        else:
+            self._behind.append((call, start))
 
-    def send_calls(self) -> None:
-        """Write what the socket takes at once of the calls in flight. The rest is written while the next answer is waited for, so
-        that the two sides never wait for each other to read.
-        """
+    def flush(self) -> None:
+        """Write calls without waiting. :meth:`answer` writes the rest."""
         channel = self._channel
-        if channel is None or not self._unsent:
-            return
-        if not self._flight[0].sent and self._has_watcher and self.process.poll():
-            # What it said before it left, or the end of the stream, is all that there is to hear.
-            self._unsent = []
-        elif self._send_some(channel):
-            for flight in self._flight:
-                flight.sent = True
+        if channel is not None and self._unsent:
+            # If the worker has ended, `answer` finds that too, and raises what it means.
+            with contextlib.suppress(EndOfStream):
+                self._last_words = self._write(channel)
 
     @property
     def has_answer(self) -> bool:
-        """Whether an answer, or the beginning of one, has been read already."""
+        """True if an answer, or the beginning of one, has been read already."""
         return self._channel is not None and self._channel.has_read
 
-    async def next_answer(self, *, looks_again: bool = False) -> tuple[Any, BaseException | None]:
-        """What came of the oldest call in flight, as from :meth:`run_sync`. A checkpoint unless it is there already; if cancelled the worker is killed.
+    # Not keyword-only: such parameters are looked up by name at each call.
+    async def answer(
+        self, cancellable: bool = True, spin: bool = False, looks_again: bool = False
+    ) -> tuple[Any, BaseException | None]:
+        """Return the outcome of the oldest call in flight.
 
-        With ``looks_again``: unless the answer is there by then. It is returned, and the cancellation comes again at the next checkpoint.
+        A checkpoint with ``spin``, and without it unless the answer has been read already. If it is
+        cancelled, the worker is killed.
+
+        Args:
+            cancellable: False to defer cancellation.
+            spin: poll before waiting. Right for calls that may take microseconds.
+            looks_again: return an answer that has arrived although this is cancelled. The next
+                checkpoint raises the cancellation again.
+
+        Returns:
+            A result and None, or None and an exception: a tuple is cheaper than an ``outcome``.
 
         Raises:
-            CallNotRun: none of the calls in flight was run.
-            BrokenWorkerError: the worker ended, or had to be ended, before it answered the oldest. Those behind it have not
-                begun.
+            CallNotRun: no call in flight was started; the worker has ended or is exiting.
+            BrokenWorkerError: the worker died, or was killed, before it answered. The calls behind
+                this one were not started.
         """
-        channel = self._channel
-        if channel is None or not self._flight:
+        channel, start, unsent = self._channel, self._start, self._unsent
+        if channel is None or self.state is not RUNNING:
             raise RuntimeError("the worker has no call to answer")
-        oldest = self._flight[0]
+        # Either a frame, or of a plain result its one segment.
+        answer: Frame | memoryview | None = None
         try:
-            if self._unsent:
-                self.send_calls()
-            answer: Frame | memoryview | None = None
-            # With several in flight the worker is often done with one by the time that anybody looks.
-            if channel.has_read or len(self._flight) > 1:
-                answer = channel.poll_result(oldest.start)
-                if answer is None and channel.has_read:
-                    answer = self._receive_nowait(channel)
-            if answer is None:
-                if self._unsent:
-                    answer = await self._next_frame_while_sending(channel)
+            # In one piece: a coroutine made where there is nothing to wait for would be felt.
+            if unsent:
+                if start and len(unsent) == 1 and not self._behind and not self._asks_first:
+                    data: Any = unsent.pop()
+                    sent, self._sent = self._sent, self._calls
+                    try:
+                        rest = channel.send_small(data)
+                        if rest:
+                            await channel.send_rest([rest], len(rest) < len(data), cancellable=cancellable)
+                    except WriteFailed as failure:
+                        # That decides nothing: the last frames of the worker do.
+                        if not failure.sent:
+                            self._sent = sent
                 else:
-                    if self._began >= self._kills_look_at:
-                        self._look_for_kills(self._began)
-                    answer = await channel.receive(cancellable=True, start=oldest.start)
-                    while type(answer) is Frame and answer.kind is Kind.REPORT:
-                        self._hear_figures(answer)
-                        answer = await channel.receive(cancellable=True, start=oldest.start)
-        except EndOfStream:
-            if not oldest.sent:
-                raise await self._died_idle() from None
-            await self._end_gently()
-            raise self._broken(f"while it ran {_payload.function_name(oldest.function)}") from None
-        except WireError as error:
-            if error.code == "torn_frame":
-                await self._end_gently()
-                raise self._broken(f"in the middle of its answer to {_payload.function_name(oldest.function)}") from None
-            await self._end()
-            raise BrokenWorkerError(
-                f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
-                f"while it ran {_payload.function_name(oldest.function)}",
-                self.process,
-            ) from error
-        except BaseException as error:
-            answer = None
-            if looks_again and isinstance(error, trio.Cancelled) and not self._unsent:
-                answer = self._answer_at_hand(channel, oldest)
+                    answer = self._last_words or self._write(channel)
+                    if answer is not None:
+                        await cancel_shielded_checkpoint()
+                    elif unsent:
+                        if self._behind:
+                            answer = await self._receive_while_sending(channel, start, cancellable)
+                        else:
+                            # The worker reads all of a call before it answers it.
+                            await self._send_rest(channel, cancellable)
             if answer is None:
-                self._trace_job("cancelled")
-                await self._end_in_flight(channel)
+                if spin:
+                    spun = channel.spin_misses == 0
+                    if spun:
+                        await cancel_shielded_checkpoint()
+                        answer = channel.poll_result(start)
+                    if answer is None:
+                        # While the worker is busy with the call.
+                        if self._began >= self._kills_look_at:
+                            self._look_for_kills(self._began)
+                        answer = await channel.spin_then_receive(start, spun, cancellable=cancellable)
+                else:
+                    # With several in flight, the next answer has often arrived already.
+                    if channel.has_read or self._behind:
+                        answer = channel.poll_result(start)
+                        if answer is None and channel.has_read:
+                            answer = self._receive_nowait(channel)
+                    if answer is None:
+                        if self._began >= self._kills_look_at:
+                            self._look_for_kills(self._began)
+                        answer = await channel.receive(cancellable=cancellable, start=start)
+            while type(answer) is Frame and answer.kind is Kind.REPORT:
+                self._hear_figures(answer)
+                answer = await channel.receive(cancellable=cancellable, start=start)
+        except BaseException as error:
+            answer = await self._end_for(error, channel, looks_again)
+            if answer is None:
                 raise
+        # The next frame is read after this one has been unpickled: a segment may lie in the
+        # channel's buffer.
+        behind = self._behind
+        is_job = True
         raised: Frame | None = None
         segments: Sequence[Any]
         if type(answer) is memoryview:
             segments = (answer,)
             self.answer_size = len(answer)
-        elif answer.id == oldest.number and (answer.kind is Kind.RESULT or answer.kind is Kind.RAISED):
+        elif answer.id == self._calls - len(behind) and (answer.kind is Kind.RESULT or answer.kind is Kind.RAISED):
             segments = answer.segments
+            is_job = answer.id != self._preparing
             self.answer_size = sum(map(len, segments))
             raised = answer if answer.kind is Kind.RAISED else None
             if answer.body:
                 self._hear_figures(answer)
         else:
-            return await self._refused_call(answer, _payload.function_name(oldest.function), oldest.number)
+            return await self._refused_call(answer)
         if self._settings.regions.given:
             self._settings.regions.release_later()
-        # No other frame is read before this one has been unpickled: a segment may lie in the channel's buffer.
         result: tuple[Any, BaseException | None]
         if raised is None:
             try:
@@ -816,16 +775,24 @@ class Worker:
                 result = None, error
         else:
             result = None, load_exception(raised)
-        if not oldest.prepares:
+        if is_job:
             self._jobs += 1
             if self._settings.trace is not None:
                 self._trace_job("ok" if raised is None else "raised")
-        self._flight.popleft()
-        if self._flight:
-            self._begin(self._flight[0])
+        if behind:
+            # As far as can be told from here.
+            self._running, self._start = behind.popleft()
+            self._began = time.monotonic()
         else:
-            self._become_idle()
+            # As in `_become_idle`.
+            self.state = IDLE
+            self._running = None
+            self.expires_at = time.monotonic() + self._settings.idle_timeout
         return result
+
+    @property
+    def _in_flight(self) -> int:
+        return len(self._behind) + (self.state is RUNNING)
 
     def will_retire(self, ahead: int = 0) -> bool:
         """Whether an idle worker is about to leave by the ``retire`` that it was given, as far as that can be foreseen here.
@@ -1016,13 +983,43 @@ class Worker:
                 return frame
             self._hear_figures(frame)
 
-    def _answer_at_hand(self, channel: Channel, oldest: _Flight) -> Frame | memoryview | None:
-        """The answer to the oldest call in flight, if the whole of it is there and can be had without waiting."""
-        try:
-            segment = channel.poll_result(oldest.start)
-            return self._receive_nowait(channel) if segment is None else segment
-        except (EndOfStream, WireError):
-            return None
+    async def _end_for(self, error: BaseException, channel: Channel, looks_again: bool) -> Frame | memoryview | None:
+        """End the worker after an error, and raise the error of the call.
+
+        Return an answer that has arrived all the same, or None to raise the original error.
+        """
+        name = self._running_name
+        if isinstance(error, EndOfStream):
+            if self._sent < self._calls - len(self._behind):
+                # Not a byte of the call was taken.
+                await self._end_gently()
+                logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
+                raise CallNotRun from None
+            await self._end_gently()
+            raise self._broken(f"while it ran {name}") from None
+        if isinstance(error, WireError):
+            if error.code == "torn_frame":
+                await self._end_gently()
+                raise self._broken(f"in the middle of its answer to {name}") from None
+            await self._end()
+            raise BrokenWorkerError(
+                f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
+                f"while it ran {name}",
+                self.process,
+            ) from error
+        answer: Frame | memoryview | None = None
+        if looks_again and isinstance(error, trio.Cancelled) and not self._unsent:
+            with contextlib.suppress(EndOfStream, WireError):
+                answer = self._poll(channel, self._start)
+        if answer is None:
+            self._trace_job("cancelled")
+            await (self._end_in_flight(channel) if self._behind else self._end())
+        return answer
+
+    def _poll(self, channel: Channel, start: bytes) -> Frame | memoryview | None:
+        """Return the next answer if it can be read without waiting, else None."""
+        segment = channel.poll_result(start)
+        return self._receive_nowait(channel) if segment is None else segment
 
     async def _end_in_flight(self, channel: Channel) -> None:
         """As :meth:`_end`, and count which of the calls in flight were answered until the process had ended."""
@@ -1079,62 +1076,66 @@ class Worker:
         segment = _calls.dump_settings(_settings.new_settings(settings, told))
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
-    async def _already_said(self, channel: Channel) -> Frame | None:
-        """What an idle worker has said: one with a ``retire`` of its own has often said RETIRED by now.
+    def _write(self, channel: Channel) -> Frame | None:
+        """Write calls without waiting.
 
-        That spares it a call in vain.
+        An idle worker may have retired. Then nothing is written, and its last frame is returned.
+
+        Raises:
+            EndOfStream: it ended without one.
         """
+        sent = self._sent
+        if self._asks_first and sent < self._calls - len(self._behind):
+            gone = self._has_watcher and self.process.poll()
+            if gone or self._retires:
+                last_words = self._receive_nowait(channel)
+                if last_words is not None:
+                    return last_words
+                if gone:
+                    raise EndOfStream
+        unsent = self._unsent
+        self._sent = self._calls
         try:
-            frame = self._receive_nowait(channel)
-        except EndOfStream:
-            # It ended before a byte of the call was written.
-            raise await self._died_idle() from None
-        if frame is not None:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        return frame
-
-    def _begin(self, flight: _Flight) -> None:
-        """The worker is with this call now, as far as can be told from here."""
-        self._running = flight.function
-        self._began = time.monotonic()
-
-    def _send_some(self, channel: Channel) -> bool:
-        """Write what the socket takes of the calls in flight; whether it took any, or may take some later."""
-        try:
-            rest = channel.send_at_once(self._unsent)
-            self._unsent = channel.send_some(rest) if rest is self._unsent else rest
+            rest = channel.send_at_once(unsent)
+            unsent[:] = channel.send_some(rest) if rest is unsent else rest
         except WriteFailed as failure:
-            # That decides nothing: what the worker said before it left does.
-            self._unsent = []
-            return failure.sent
-        return True
+            # That decides nothing: the last frames of the worker do.
+            unsent.clear()
+            if not failure.sent:
+                self._sent = sent
+        return None
 
-    async def _next_frame_while_sending(self, channel: Channel) -> Frame:
-        """The next frame; meanwhile the rest of the calls goes out, because the worker may not read before it has written."""
+    async def _send_rest(self, channel: Channel, cancellable: bool) -> None:
+        """Write the rest of the calls. If that is cancelled, `_unsent` is the rest."""
+        try:
+            await channel.send_rest(self._unsent, True, cancellable=cancellable)
+        except WriteFailed:
+            self._unsent.clear()
+
+    async def _receive_while_sending(self, channel: Channel, start: bytes, cancellable: bool) -> Frame | memoryview:
+        """Write the rest of the calls and receive the next frame at the same time.
+
+        The worker may not read before it has written its answer.
+        """
+        answer = self._poll(channel, start)
+        if answer is not None:
+            return answer
 
         async def send_rest() -> None:
-            try:
-                while self._unsent:
-                    await channel.wait_writable()
-                    self._send_some(channel)
-            except trio.Cancelled:
-                pass  # What is left is in its place, for the next time.
+            with contextlib.suppress(trio.Cancelled):
+                await self._send_rest(channel, True)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_rest)
-            # Kept from the nursery, which would make a group of what it raises.
-            frame = await outcome.acapture(self._next_frame, channel, True)
-            nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=not cancellable):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_rest)
+                # Kept from the nursery, which would make a group of what it raises.
+                frame = await outcome.acapture(self._next_frame, channel, True)
+                nursery.cancel_scope.cancel()
         return frame.unwrap()
 
-    async def _died_idle(self) -> CallNotRun:
-        """The worker had ended before a byte of the call could be written."""
-        await self._end_gently()
-        logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
-        return CallNotRun()
-
-    async def _refused_call(self, frame: Frame, name: str, number: int | None = None) -> NoReturn:
+    async def _refused_call(self, frame: Frame) -> NoReturn:
         """The worker answered a call with something other than its result."""
+        name = self._running_name
         if frame.kind is Kind.RETIRED:
             self._leave(in_order=True)
             raise CallNotRun
@@ -1146,7 +1147,7 @@ class Worker:
         await self._end()
         raise BrokenWorkerError(
             f"worker {self.process.pid} was ended: it said {frame.kind.name} (id {frame.id}) in answer to call "
-            f"{number or self._calls} of {name}",
+            f"{self._calls - len(self._behind)} of {name}",
             self.process,
         )
 

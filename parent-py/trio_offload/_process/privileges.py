@@ -69,7 +69,7 @@ class Grant:
     def holds(self, now: float) -> bool:
         """Whether this process still has them. ``now`` is the time by :func:`time.monotonic`.
 
-        The first line stands once more where each call passes (``Worker.run_sync``).
+        The first line stands once more where each call passes (``Worker.submit``).
         """
         if now < self.look_at and os.geteuid() == self.user:
             return True

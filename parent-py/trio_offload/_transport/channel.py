@@ -25,7 +25,6 @@ from .sockets import (
     MAX_PARTS,
     WriteFailed,
     after,
-    batches,
     check_is_gone,
     front,
     let_others_run,
@@ -77,7 +76,7 @@ class Channel:
         """
         rest = self.send_at_once(parts)
         if rest:
-            await self.send_rest(rest, rest is not parts, cancellable=cancellable)
+            await self.send_rest(list(rest), rest is not parts, cancellable=cancellable)
 
     @property
     def has_read(self) -> bool:
@@ -114,36 +113,39 @@ class Channel:
             check_is_gone(error)
             raise WriteFailed(False) from None
 
-    async def send_rest(self, parts: Sequence[Buffer], sent: bool, *, cancellable: bool) -> None:
+    async def send_rest(self, parts: list[Buffer], sent: bool, *, cancellable: bool) -> None:
         """Write the rest that :meth:`send_at_once` returned. Raises the same.
+
+        What has been written is removed from the list. After a cancellation the list is the rest.
 
         Args:
             parts: the rest.
             sent: True if a part of the frame has been written.
             cancellable: False to defer cancellation until the frame is complete.
         """
-        first = 0
-        for index, part in enumerate(parts):
-            if len(part) < MIN_PAGES_SIZE or not self._splices or not can_splice():
-                continue
-            if index > first:
-                await self._send_copies(parts[first:index], sent, cancellable)
-            view = memoryview(part).cast("B")
-            count = await send_pages(self._descriptor, view, sent or index > 0, cancellable)
-            if count < len(view):
-                # The system refused, and will refuse again.
-                self._splices = False
-                await self._send_copies([view[count:]], sent or index > 0 or count > 0, cancellable)
+        while parts:
+            if self._goes_as_pages(parts[0]):
+                # A system that refuses will refuse again.
+                self._splices = await send_pages(self._descriptor, parts, sent, cancellable)
+            else:
+                await self._send_copies(parts, self._count_copied(parts), sent, cancellable)
             sent = True
-            first = index + 1
-        await self._send_copies(parts[first:], sent, cancellable)
 
-    async def _send_copies(self, parts: Sequence[Buffer], sent: bool, cancellable: bool) -> None:
+    def _goes_as_pages(self, part: Buffer) -> bool:
+        return len(part) >= MIN_PAGES_SIZE and self._splices and can_splice()
+
+    def _count_copied(self, parts: list[Buffer]) -> int:
+        """Return the number of leading buffers to copy with one ``sendmsg``."""
+        return next((index for index, part in enumerate(parts[:MAX_PARTS]) if self._goes_as_pages(part)), MAX_PARTS)
+
+    async def _send_copies(self, parts: list[Buffer], count: int, sent: bool, cancellable: bool) -> None:
+        """Send the first ``count`` buffers, and remove from the list what has been sent."""
+        batch: list[Buffer] = [memoryview(part).cast("B") for part in parts[:count] if len(part)]
         left = _YIELD_EVERY
-        for batch in batches(parts):
+        try:
             while batch:
                 try:
-                    count = self._socket.sendmsg(front(batch, left))
+                    written = self._socket.sendmsg(front(batch, left))
                 except BlockingIOError:
                     await wait_writable(self._descriptor, cancellable)
                     left = _YIELD_EVERY
@@ -152,13 +154,15 @@ class Channel:
                     check_is_gone(error)
                     raise WriteFailed(sent) from None
                 sent = True
-                batch = after(batch, count)
+                batch = after(batch, written)
                 # Counted over all writes: a short write may be followed by a full one without a
                 # wait.
-                left -= count
+                left -= written
                 if left <= 0:
                     left = _YIELD_EVERY
                     await let_others_run(cancellable)
+        finally:
+            parts[:count] = batch
 
     def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
         """Write without waiting.
@@ -174,26 +178,26 @@ class Channel:
     def send_some(self, parts: Sequence[Buffer]) -> list[Buffer]:
         """Write without waiting, at most the bytes of one time slice. Return the rest.
 
+        A buffer that goes as pages is left to :meth:`send_rest`, with all that follow it.
+
         Raises:
             WriteFailed: the other side is gone. ``sent`` refers to these parts.
         """
-        rest: list[Buffer] = [memoryview(part).cast("B") for part in parts if len(part)]
+        rest: list[Buffer] = [part for part in parts if len(part)]
+        count = self._count_copied(rest)
+        batch: list[Buffer] = [memoryview(part).cast("B") for part in rest[:count]]
         left = _YIELD_EVERY
         try:
-            while rest and left > 0:
-                count = self._socket.sendmsg(front(rest[:MAX_PARTS], left))
-                rest = after(rest, count)
-                left -= count
+            while batch and left > 0:
+                written = self._socket.sendmsg(front(batch, left))
+                batch = after(batch, written)
+                left -= written
         except BlockingIOError:
             pass
         except OSError as error:
             check_is_gone(error)
             raise WriteFailed(left < _YIELD_EVERY) from None
-        return rest
-
-    async def wait_writable(self) -> None:
-        """Wait until the socket takes more, or the other side is gone."""
-        await trio.lowlevel.wait_writable(self._descriptor)
+        return batch + rest[count:]
 
     def send_nowait(self, parts: Sequence[Buffer]) -> bool:
         """Write one small frame without waiting. Return True if the socket took all of it."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trio_offload_worker._native import native
 
 from .sockets import WriteFailed, let_others_run, wait_writable
+
+if TYPE_CHECKING:
+    from trio_offload_worker._protocol.frames import Buffer
 
 # Smaller buffers are sent as fast by copying, which needs no ctypes.
 MIN_PAGES_SIZE: Final = 2**20
@@ -25,8 +28,10 @@ def can_splice() -> bool:
     return native().can_splice()
 
 
-async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable: bool) -> int:
-    """Send a large buffer as pages. Return the number of bytes sent, less than all if the system refuses.
+async def send_pages(descriptor: int, parts: list[Buffer], sent: bool, cancellable: bool) -> bool:
+    """Send the first buffer of a list as pages. Return False if the system refuses.
+
+    What has been sent is removed from the list, also if this is cancelled.
 
     The kernel takes the pages themselves (vmsplice(2), splice(2)), and only the receiver copies. A
     worker reads all of a call before it answers, and arguments may not change until then, so this
@@ -35,10 +40,11 @@ async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable:
     Raises:
         WriteFailed: the other side is gone.
     """
+    view = memoryview(parts[0]).cast("B")
     try:
         read, write = os.pipe2(os.O_CLOEXEC)
     except OSError:
-        return 0
+        return False
     done = inside = 0
     left = _YIELD_EVERY
     try:
@@ -56,7 +62,7 @@ async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable:
             except (BrokenPipeError, ConnectionResetError):
                 raise WriteFailed(sent or done > 0) from None
             except OSError:
-                return done
+                return False
             inside -= count
             done += count
             left -= count
@@ -64,9 +70,11 @@ async def send_pages(descriptor: int, view: memoryview, sent: bool, cancellable:
                 left = _YIELD_EVERY
                 await let_others_run(cancellable)
     finally:
+        # The bytes that are still in the pipe have not been sent.
+        parts[:1] = [view[done:]] if done < len(view) else []
         os.close(read)
         os.close(write)
-    return done
+    return True
 
 
 def _enlarge(pipe: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import trio
@@ -68,12 +67,6 @@ async def let_others_run(cancellable: bool) -> None:
         await trio.lowlevel.checkpoint()
     else:
         await trio.lowlevel.cancel_shielded_checkpoint()
-
-
-def batches(parts: Sequence[Buffer]) -> Iterable[list[Buffer]]:
-    """Return the parts as lists, each short enough for one ``sendmsg``."""
-    for first in range(0, len(parts), MAX_PARTS):
-        yield [memoryview(part).cast("B") for part in parts[first : first + MAX_PARTS] if len(part)]
 
 
 def front(batch: list[Buffer], left: int) -> list[Buffer]:
