@@ -21,7 +21,7 @@ import numpy
 import pytest
 
 from trio_offload._pickling import calls
-from trio_offload._pickling.by_reference import ByName
+from trio_offload._pickling.by_reference import CallsByReference
 from trio_offload._pickling.calls import dump_call
 from trio_offload._pickling.payload import Payload, function_name
 from trio_offload_worker import _chunks
@@ -57,15 +57,15 @@ def load(payload: Payload, loads: Any = pickle.loads) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def names(monkeypatch: pytest.MonkeyPatch) -> ByName:
-    names = ByName()
+def names(monkeypatch: pytest.MonkeyPatch) -> CallsByReference:
+    names = CallsByReference()
     monkeypatch.setattr(calls, "_by_name", names)
     return names
 
 
 @pytest.mark.parametrize("loads", [pickle.loads, pickle._loads], ids=["C", "Python"])  # type: ignore[attr-defined]
 @pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=function_name)
-def test_a_call_is_what_the_pickler_makes_of_it(function: Any, loads: Any, names: ByName) -> None:
+def test_a_call_is_what_the_pickler_makes_of_it(function: Any, loads: Any, names: CallsByReference) -> None:
     for args in ARGUMENTS:
         for _ in range(2):
             found, got = load(dump_call(function, args), loads)
@@ -101,7 +101,7 @@ def module() -> Iterator[types.ModuleType]:
 @pytest.mark.parametrize("change", ["replaced", "removed", "module replaced", "module removed", "module blocked"])
 @pytest.mark.parametrize("args", [(), (1,)], ids=["", "an argument"])
 def test_what_is_no_longer_found_by_its_name_is_refused_as_ever(
-    name: str, change: str, args: Any, module: types.ModuleType, names: ByName, monkeypatch: pytest.MonkeyPatch
+    name: str, change: str, args: Any, module: types.ModuleType, names: CallsByReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "cloud_pickler", lambda: None)
     function = getattr(module, name)
@@ -133,13 +133,13 @@ def test_what_is_no_longer_found_by_its_name_is_refused_as_ever(
     ],
 )
 def test_functions_with_unusual_names_are_for_the_pickler(
-    attribute: str, value: Any, module: types.ModuleType, names: ByName
+    attribute: str, value: Any, module: types.ModuleType, names: CallsByReference
 ) -> None:
     setattr(module.function, attribute, value)
     assert names.start_of(module.function) is None
 
 
-def test_names_of_other_alphabets_are_for_the_pickler(module: types.ModuleType, names: ByName) -> None:
+def test_names_of_other_alphabets_are_for_the_pickler(module: types.ModuleType, names: CallsByReference) -> None:
     exec("def größe(): pass", module.__dict__)
     function = module.__dict__["größe"]
     assert names.start_of(function) is None
@@ -171,7 +171,7 @@ def test_arguments_that_cannot_be_pickled_are_told_as_ever(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", [types.BuiltinFunctionType, types.FunctionType, type])
-def test_user_reducer_is_called_as_by_pickler(kind: Any, monkeypatch: pytest.MonkeyPatch, names: ByName) -> None:
+def test_user_reducer_is_called_as_by_pickler(kind: Any, monkeypatch: pytest.MonkeyPatch, names: CallsByReference) -> None:
     functions: list[Any] = [jobs.echo, bool, math.sin]
     for function in functions:
         assert names.start_of(function) is not None
@@ -180,7 +180,7 @@ def test_user_reducer_is_called_as_by_pickler(kind: Any, monkeypatch: pytest.Mon
         assert load(dump_call(function, ()))[0] == pickle.loads(pickle.dumps(function))
 
 
-def test_only_so_many_are_known(names: ByName) -> None:
+def test_only_so_many_are_known(names: CallsByReference) -> None:
     module = types.ModuleType("many_functions")
     sys.modules[module.__name__] = module
     try:

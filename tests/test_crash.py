@@ -227,7 +227,7 @@ def test_a_record_is_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    crash_module.keep(crash, str(tmp_path))
+    crash_module.save_crash_record(crash, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

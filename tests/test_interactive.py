@@ -26,7 +26,7 @@ from running import PROGRAMS, plain_environment, run, typed_in, write
 
 from trio_offload import open_worker_context
 from trio_offload._pickling import by_value, calls
-from trio_offload._pickling.by_value import ByValue
+from trio_offload._pickling.by_value import FunctionsByValue
 from trio_offload._pickling.picklers import Pickling
 
 pytest.importorskip("cloudpickle")
@@ -557,7 +557,7 @@ def picklers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(pickling, *rest)
 
     monkeypatch.setattr(Pickling, "dump", dump)
-    monkeypatch.setattr(calls, "_by_value", ByValue())
+    monkeypatch.setattr(calls, "_by_value", FunctionsByValue())
     return tried
 
 
@@ -634,7 +634,7 @@ def test_a_function_that_is_gone_is_forgotten(picklers: list[str]) -> None:
 def test_a_new_function_with_the_number_of_another_one(picklers: list[str]) -> None:
     """Forced: the entry of that number is of something else, or of something that is gone."""
     function, other = (calls_of_one_function()["function"] for _ in range(2))
-    memory = ByValue()
+    memory = FunctionsByValue()
     memory.remember(other)
     (reference,) = memory.known.values()
     memory.known[id(function)] = reference

@@ -1,11 +1,11 @@
-"""The machine's time, whatever clock a run of Trio has.
+"""Timeouts by the machine's clock, whatever clock a run of Trio has.
 
-A process takes the time that it takes, so what waits for one goes by the machine's clock. That of a run may be a
-:class:`trio.testing.MockClock`, which stands still, or jumps to the next deadline as soon as no task of the run has anything to
-do; it does not know that a process has. Only a deadline that the user sets is by Trio's clock: it is his.
+Processes run in real time, so waits for them use the machine's clock. The clock of a run may be a
+:class:`trio.testing.MockClock`, which stands still, or jumps to the next deadline when all tasks of
+the run wait, although a process is busy. Only deadlines that the user sets use Trio's clock.
 
-Where a run has Trio's ordinary clock its deadlines are by the machine's, and are used. Elsewhere one thread keeps the time for
-all runs. It sets no deadline of Trio's, to which a clock could jump, and is there only while somebody waits.
+With Trio's ordinary clock, Trio's own deadlines are used. Otherwise one thread keeps the time for
+all runs. It sets no deadline to which a clock could jump, and lives only while a task waits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _moved_on_by_alarm(seconds: float) -> Iterator[trio.CancelScope]:
         try:
             alarm = _alarms.set(now() + seconds, lambda: token.run_sync_soon(scope.cancel))
         except RuntimeError:
-            # No thread is to be had. What Trio's clock makes of the time is better than no end.
+            # The system has no thread to spare. A deadline on Trio's clock is better than none.
             scope.deadline = trio.current_time() + seconds
             yield scope
             return
@@ -66,11 +66,12 @@ class _Alarm:
 
 
 class _Alarms:
-    """Deadlines, in any thread. They are kept by one thread that ends with the last of them."""
+    """Deadlines for all threads, kept by one thread that ends with the last of them."""
 
     def __init__(self) -> None:
         self._start_anew()
-        # Another thread may hold the lock at that moment, and the one that keeps the time is not in the copy.
+        # Another thread may hold the lock during a fork, and the timekeeping thread is not in the
+        # copy.
         os.register_at_fork(after_in_child=self._start_anew)
 
     def _start_anew(self) -> None:
@@ -80,14 +81,14 @@ class _Alarms:
         self._is_kept = False
 
     def set(self, deadline: float, ring: Callable[[], Any]) -> _Alarm:
-        """Have something called, in the thread that keeps the time, when :func:`now` has come to the deadline.
+        """Call ``ring`` in the timekeeping thread when :func:`now` reaches the deadline.
 
         Raises:
-            RuntimeError: there are no more threads.
+            RuntimeError: the system has no thread to spare.
         """
         with self._changed:
             if not self._is_kept:
-                # One of Trio's, which are kept for a while when they have nothing to do.
+                # One of Trio's threads, which are cached.
                 trio.lowlevel.start_thread_soon(self._keep, lambda _: None)
                 self._is_kept = True
             self._count += 1
@@ -97,6 +98,7 @@ class _Alarms:
         return alarm
 
     def unset(self, alarm: _Alarm) -> None:
+        """Cancel an alarm."""
         with self._changed:
             if alarm in self._set:
                 self._set.remove(alarm)
@@ -108,17 +110,17 @@ class _Alarms:
             while self._set:
                 left = self._set[0].deadline - now()
                 if left > 0:
-                    self._changed.wait(min(left, _LONGEST_WAIT))
+                    self._changed.wait(min(left, _MAX_WAIT))
                     continue
                 alarm = heapq.heappop(self._set)
                 try:
                     alarm.ring()
                 except trio.RunFinishedError:
-                    pass  # Nobody waits any more.
+                    pass  # The waiting run has ended.
             self._is_kept = False
 
 
-# Another release of Trio may have it elsewhere. Then the thread keeps all time.
+# If another release of Trio has it elsewhere, the thread is always used.
 _ORDINARY: Final = getattr(_run_of_trio, "SystemClock", None)
-_LONGEST_WAIT: Final = 3600.0  # seconds; a lock takes no infinity
+_MAX_WAIT: Final = 3600.0  # seconds; a lock takes no infinity
 _alarms: Final = _Alarms()

@@ -21,51 +21,47 @@ _TAIL: Final = 4096  # bytes
 
 @attrs.frozen
 class CrashRecord:
-    """What is known of a worker that ended before it had answered. May be pickled."""
+    """The facts about a worker that ended before it answered. May be pickled."""
 
     pid: int
-    """The process id that it had."""
+    """Process ID."""
     exitcode: int | None
-    """Its exit status, or the number of the signal made negative; None if it is not known."""
+    """Exit status, or the negative number of the signal. None means unknown."""
     signal: signal.Signals | None
-    """The signal that ended it, if one did."""
+    """Signal that ended it. None means that there was none."""
     function: str | None
-    """The function that it ran; None if it had not begun with one."""
+    """Name of the function that it ran. None means that it had not started one."""
     age: float
-    """Seconds from the beginning of the call until the death was seen;
+    """Seconds from the start of the call until the end was noticed;
 
-    of the worker, if it had not begun with a call.
+    without a call, of the worker.
     """
     stack: str
-    """The Python stacks of all threads at the fault, as :mod:`faulthandler` writes them; a panic's message in front of them.
+    """Python stacks of all threads in the format of :mod:`faulthandler`, after a panic's message.
 
     Empty where nothing could be written: after SIGKILL, or :func:`os._exit`.
     """
     rss: int | None = None
-    """Resident memory when it was told last, in bytes:
-
-    at most a ``report_interval`` before the death.
-    """
+    """Resident memory in bytes, at most one ``report_interval`` before the end."""
     peak_rss: int | None = None
-    """The most that was ever resident by then, in bytes."""
+    """Peak of resident memory until then, in bytes."""
     vms: int | None = None
-    """The size of its address space then, in bytes."""
+    """Size of its address space then, in bytes."""
     cpu_time: float | None = None
     """Processor time until then, in seconds."""
     stderr: str | None = None
-    """The end of what was written to standard error since the worker's start, by whomever, if that goes to a file.
+    """End of the text on standard error since the worker's start, from any process.
 
-    None where it goes to a terminal or a pipe: it belongs to the user, and nothing of it can be had
-    twice.
+    None if it is not a file, for example a terminal or a pipe: that text cannot be read twice.
     """
     time: float = attrs.field(factory=time.time)
-    """When the death was seen, in seconds since the epoch."""
+    """When the end was noticed, in seconds since the epoch."""
 
     def note(self) -> str:
-        """The record as a traceback shows it."""
+        """Return the record as a traceback shows it."""
         lines = [f"The worker had run {self.function} for {self.age:.2f} s." if self.function else ""]
         if self.rss is not None and self.peak_rss is not None:
-            lines.append(f"It held {readable_size(self.rss)} when it was told last, at most {readable_size(self.peak_rss)}.")
+            lines.append(f"It held {readable_size(self.rss)} at its last report, at most {readable_size(self.peak_rss)}.")
         if self.stack:
             lines.append("What it left behind:\n" + "\n".join(f"  {line}".rstrip() for line in self.stack.splitlines()))
         elif self.signal is not None:
@@ -73,14 +69,14 @@ class CrashRecord:
         return "\n".join(filter(None, lines))
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as what JSON can hold; the signal by its name."""
+        """Return the record as JSON types, with the signal's name."""
         return attrs.asdict(self) | {"signal": None if self.signal is None else self.signal.name}
 
 
-def keep(record: CrashRecord, directory: str) -> None:
-    """Write the record into the directory as a JSON file of its own, whole or not at all.
+def save_crash_record(record: CrashRecord, directory: str) -> None:
+    """Write the record into the directory as a JSON file, completely or not at all.
 
-    Failing is only logged.
+    A failure is logged.
     """
     moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(record.time))
     target = os.path.join(directory, f"trio-offload-crash-{moment}-{record.pid}.json")
@@ -105,7 +101,7 @@ def keep(record: CrashRecord, directory: str) -> None:
 
 
 def stderr_size() -> int | None:
-    """How long the file is that standard error goes to, in bytes; None if it goes to no file."""
+    """Return the size of standard error's file in bytes; None if it is not a file."""
     try:
         status = os.fstat(2)
     except OSError:
@@ -114,17 +110,17 @@ def stderr_size() -> int | None:
 
 
 def stderr_since(size: int | None) -> str | None:
-    """The end of what was written there since it was so long;
+    """Return the end of the text written to standard error since it had this size;
 
-    None if it is no file that can be read.
+    None if not a file.
     """
     now = stderr_size()
     if size is None or now is None:
         return None
     try:
-        # The descriptor itself is open for writing, and its place in the file is the user's.
+        # The descriptor is open for writing, and its position belongs to the user.
         with open("/proc/self/fd/2", "rb") as file:
-            # A file that has become shorter has been begun anew.
+            # A shorter file was truncated.
             file.seek(max(size if size <= now else 0, now - _TAIL))
             return file.read(_TAIL).decode(errors="replace")
     except OSError:

@@ -26,22 +26,21 @@ if TYPE_CHECKING:
 
 
 class BrokenWorkerError(RuntimeError):
-    """A worker ended, or had to be ended, before it had answered.
+    """A worker ended, or had to be ended, before it answered.
 
     The usual causes are in the code that ran in the worker: a crash, a call of :func:`os._exit`, a
-    signal from somebody else, a worker that did not leave within the ``grace_period``. The other
-    workers live on.
+    signal from another process, a worker that did not exit within the ``grace_period``. The other
+    workers keep running.
 
-    ``args`` is the message followed by a handle for each process concerned (almost always one). A
-    handle has the attributes ``pid`` and ``exitcode``, as a :class:`multiprocessing.Process` has.
+    ``args`` is the message followed by a handle for each process concerned, almost always one. A
+    handle has the attributes ``pid`` and ``exitcode``, like a :class:`multiprocessing.Process`.
 
-    If a call was running, a note on the exception (PEP 678) says what is known of the death, the
-    Python stack above all, so that it stands in every traceback; the same as data is in
-    :attr:`crash`.
+    If a call was running, a note on the exception (PEP 678) describes the end, with the Python
+    stack, and every traceback shows it. :attr:`crash` has the same as data.
     """
 
     crash: CrashRecord | None = None
-    """What is known of the death; None where no worker died in a call."""
+    """The facts about the worker's end. None means that no worker died in a call."""
 
     def __init__(self, message: str, *processes: WorkerProcess) -> None:
         super().__init__(message, *processes)
@@ -51,58 +50,55 @@ class BrokenWorkerError(RuntimeError):
 
     @property
     def process(self) -> WorkerProcess | None:
-        """The handle of the process that the error is about; None if there was none yet."""
+        """Handle of the process. None means that none was started."""
         last: Any = self.args[-1]
         return None if isinstance(last, str) else last
 
     @property
     def pid(self) -> int | None:
-        """The id that the worker had."""
+        """Process ID of the worker."""
         return None if self.process is None else self.process.pid
 
     @property
     def exitcode(self) -> int | None:
-        """What the worker ended with: its exit status, or the number of the signal made negative.
+        """Exit status of the worker, or the negative number of the signal.
 
-        None if it is not known: nothing was started, or somebody else took the status (``SIGCHLD``
-        ignored, a foreign ``waitpid(-1)``).
+        None means unknown: no process was started, or another part of the program took the status
+        (``SIGCHLD`` ignored, a foreign ``waitpid(-1)``).
         """
         return None if self.process is None else self.process.exitcode
 
     @property
     def signal(self) -> signal.Signals | None:
-        """The signal that ended the worker; None if it was none."""
+        """Signal that ended the worker. None means that there was none."""
         return None if self.process is None else self.process.signal
 
 
 class WorkerMemoryError(BrokenWorkerError):
-    """A job was ended because it held too much memory: more than the context's ``memory_limit``, or than the system has.
+    """A job was ended because its memory use exceeded a limit: the context's, or the system's.
 
-    :attr:`~BrokenWorkerError.crash` has the Python stack at that moment, unless it was the system
-    that ended the worker.
+    :attr:`~BrokenWorkerError.crash` has the Python stack of that moment, unless the system ended
+    the worker.
     """
 
     limit: int | None = None
-    """The context's ``memory_limit`` in bytes;
-
-    None if it has none, and the system's own limit was reached.
-    """
+    """The context's ``memory_limit`` in bytes. None means that the system's limit was reached."""
     reached: int | None = None
-    """What the worker and its child processes held, in bytes;
+    """Memory of the worker and its child processes in bytes;
 
-    if the system ended it, what the worker told of last.
+    the last report if the system ended it.
     """
 
 
 class WorkerStartError(BrokenWorkerError):
-    """A worker could not be started, so the call was not run.
+    """A worker could not be started, and the call was not run.
 
     If ``init`` raised, or a module of ``forkserver_preload``, the exception is the ``__cause__``.
     """
 
 
 class WorkerTimeoutError(trio.TooSlowError):
-    """An item of a ``map`` took longer than its ``timeout``, and the worker that ran it was killed."""
+    """An item of a ``map`` took longer than its ``timeout``, and its worker was killed."""
 
     def __init__(self, message: str, timeout: float) -> None:
         super().__init__(message, timeout)
@@ -112,7 +108,7 @@ class WorkerTimeoutError(trio.TooSlowError):
 
     @property
     def timeout(self) -> float:
-        """The seconds that it had."""
+        """Seconds that the item was allowed."""
         return float(self.args[1])
 
 
@@ -124,10 +120,10 @@ class LocateError(WorkerStartError):
 
 
 class RemoteError(RuntimeError):
-    """Stands in for an exception of a job that could not make the journey to the parent.
+    """Replaces an exception of a job that could not be sent to the parent.
 
-    It could not be pickled in the worker, or what was pickled could not be unpickled here; in the
-    latter case the error that unpickling raised is the ``__cause__``.
+    It could not be pickled in the worker, or it could not be unpickled here. In the latter case the
+    error of unpickling is the ``__cause__``.
     """
 
     def __init__(self, type_name: str, message: str, traceback_text: str) -> None:
@@ -135,12 +131,12 @@ class RemoteError(RuntimeError):
 
     @property
     def type_name(self) -> str:
-        """The qualified name of the original exception's class."""
+        """Qualified name of the original exception's class."""
         return str(self.args[0])
 
     @property
     def message(self) -> str:
-        """What ``str()`` of the original exception gave."""
+        """``str()`` of the original exception."""
         return str(self.args[1])
 
     @property

@@ -1,15 +1,18 @@
-"""A run as a file in the Chrome trace-event format: one row a worker, a slice a job, a counter for the memory.
+"""Write a run in the Chrome trace-event format: a row per worker, a slice per job, memory counters.
 
-Perfetto (https://ui.perfetto.dev) and the browser's own tracer (chrome://tracing) open it. The format is described in «Trace
-Event Format» of the catapult project. What of it is used here, and why:
+Perfetto (https://ui.perfetto.dev) and the browser's own tracer (chrome://tracing) open it. The
+format is described in "Trace Event Format" of the catapult project. This file uses:
 
-* The array form, one event a line. Its closing bracket may be missing, but not a comma stand before the end (the importers add
-  the bracket and no more): so commas are written in front of events.
-* Each event goes to the file at once, in one write(2), and nothing waits in a buffer: whatever ends this program, what happened
-  until then can be read. A write to a file takes about two microseconds, which is less than the making of the event.
-* Complete events (``X``) for starts and jobs, written at their end: one event instead of two, and their order in the file does
-  not matter. Those of one row never overlap, which Perfetto could not show; a worker runs one job at a time.
-* A counter (``C``) belongs to a process and is known by its name, which therefore has the worker's pid in it.
+* The array form, one event a line. Its closing bracket may be missing, but not a comma stand before
+  the end (the importers add the bracket and no more): so commas are written in front of events.
+* Each event goes to the file at once, in one write(2), and nothing waits in a buffer: whatever ends
+  this program, what happened until then can be read. A write to a file takes about two
+  microseconds, which is less than the making of the event.
+* Complete events (``X``) for starts and jobs, written at their end: one event instead of two, and
+  their order in the file does not matter. Those of one row never overlap, which Perfetto could not
+  show; a worker runs one job at a time.
+* A counter (``C``) belongs to a process and is known by its name, which therefore has the worker's
+  pid in it.
 """
 
 from __future__ import annotations
@@ -24,13 +27,19 @@ from typing import Any, Final
 
 logger: Final = logging.getLogger("trio_offload")
 
+_MICROSECONDS: Final = 1e6  # per second; three decimals are nanoseconds
+
 
 class TraceWriter:
-    """Writes events to a file as they happen. Safe to use from several threads. Times are those of ``time.monotonic()``."""
+    """Writes events to a file as they happen.
+
+    Thread-safe. Times are those of ``time.monotonic()``.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        # What is to be written, None for the end of it; and the lock of whoever writes. A signal handler may ask for statistics in the middle of a write.
+        # Events to write, None for the end; and the lock of the writer. A signal handler may add
+        # events during a write.
         self._events: collections.deque[bytes | None] = collections.deque()
         self._lock = threading.Lock()
         self._origin = time.monotonic()
@@ -38,10 +47,10 @@ class TraceWriter:
         self._descriptor = -1
 
     def open(self) -> None:
-        """Begin the file; one that is there is overwritten.
+        """Create the file, or overwrite it.
 
         Raises:
-            ValueError: it cannot be written.
+            ValueError: the file cannot be written.
         """
         try:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -50,29 +59,32 @@ class TraceWriter:
         self._write("[\n" + self._event("process_name", "M", self._process, None, {"name": "trio-offload"}))
 
     def worker_started(self, pid: int, began: float, ready: float) -> None:
-        """A worker was started, and took its first job or could have."""
+        """Record that a worker became ready for its first job."""
         self._add(self._event("thread_name", "M", pid, None, {"name": f"worker {pid}"}))
         self._add_slice("start", "worker", pid, began, ready, {})
 
     def job(self, pid: int, name: str, began: float, ended: float, how: str) -> None:
-        """A call has come to its end: ``how`` is "ok", "raised", "cancelled" or the name of our exception."""
+        """Record a finished call:
+
+        ``how`` is "ok", "raised", "cancelled" or the name of our exception.
+        """
         self._add_slice(name, "job", pid, began, ended, {"outcome": how})
 
     def memory(self, pid: int, when: float, rss: int) -> None:
-        """A worker has told how much memory is resident, in bytes."""
+        """Record a worker's resident memory, in bytes."""
         self._add(self._event(f"memory {pid}", "C", pid, when, {"rss": rss}))
 
     def worker_ended(self, pid: int, when: float) -> None:
-        """A worker's process has ended."""
+        """Record the end of a worker's process."""
         self._add(self._event(f"memory {pid}", "C", pid, when, {"rss": 0}))
         self._add(self._event("end", "i", pid, when, {}, s="t"))
 
     def close(self) -> None:
-        """Close the file; events that come later are dropped. May be done again."""
+        """Close the file and drop later events. May be called again."""
         self._write("\n]\n", None)
 
     def __del__(self) -> None:
-        self._let_go()
+        self._close()
 
     def _add_slice(self, name: str, category: str, pid: int, began: float, ended: float, args: dict[str, Any]) -> None:
         duration = max(0.0, round((ended - began) * _MICROSECONDS, 3))
@@ -89,11 +101,11 @@ class TraceWriter:
 
     def _write(self, *texts: str | None) -> None:
         if os.getpid() != self._process:
-            # A fork of that process has the same open file, and a story of its own.
+            # A fork of that process shares the open file, and its events are not traced.
             return
         # Pure ASCII: json escapes the rest, lone surrogates too.
         self._events.extend(None if text is None else text.encode("ascii") for text in texts)
-        # Nobody waits for the lock: who has it writes out what others have added meanwhile.
+        # Never wait for the lock: its holder writes the events that others add.
         while self._events and self._lock.acquire(blocking=False):
             try:
                 self._write_out()
@@ -104,7 +116,7 @@ class TraceWriter:
         while self._events:
             event = self._events.popleft()
             if event is None:
-                self._let_go()
+                self._close()
                 continue
             rest = memoryview(event)
             try:
@@ -112,13 +124,10 @@ class TraceWriter:
                     rest = rest[os.write(self._descriptor, rest) :]
             except OSError as error:
                 # A full disk must not break the calls that are traced.
-                self._let_go()
+                self._close()
                 logger.warning("the trace is cut short, because it could not be written: %s", error.strerror)
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         if self._descriptor != -1:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
-
-
-_MICROSECONDS: Final = 1e6  # in a second; three places after the point are nanoseconds

@@ -1173,7 +1173,7 @@ class Worker:
         add_note(error, crash.note())
         self._trace_job(type(error).__name__)
         if self._settings.crash_dir is not None:
-            _crash.keep(crash, self._settings.crash_dir)
+            _crash.save_crash_record(crash, self._settings.crash_dir)
         return error
 
     def _judge_death(self, when: str, told: _record.MemoryLimit | None, crash: _crash.CrashRecord) -> BrokenWorkerError:

@@ -24,6 +24,7 @@ import trio
 import trio_offload
 from trio_offload._interpreter import loader as _loader
 from trio_offload._interpreter import locate as _locate
+from trio_offload._process.oom import group_memory_limit
 from trio_offload._process.processors import usable_processors
 from trio_offload_worker._family import is_marked, is_told
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
@@ -113,7 +114,7 @@ def _system(report: Report) -> Facts:
         "processors": os.cpu_count(),
         "processors for this process": usable_processors(),
         "memory (bytes)": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "memory limit of the control group (bytes)": _memory_limit(),
+        "memory limit of the control group (bytes)": group_memory_limit(),
         "open files allowed": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "processes allowed": resource.getrlimit(resource.RLIMIT_NPROC)[0],
     }
@@ -288,30 +289,6 @@ def _distribution() -> str | None:
         return platform.freedesktop_os_release().get("PRETTY_NAME")
     except OSError:
         return None
-
-
-def _memory_limit() -> int | None:
-    """The smallest memory limit of the control groups around this process, in bytes (version 2 and 1)."""
-    limits = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, name = Path("/sys/fs/cgroup"), "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        # In a container the group's path is often one of the outside, and the root is what is inside.
-        for folder in (group, *group.parents):
-            if folder == root.parent:
-                break
-            text = _read_line(str(folder / name))
-            if text is not None and text.isdigit():
-                limits.append(int(text))
-    smallest = min(limits, default=None)
-    # Version 1 writes "no limit" as the largest multiple of a page.
-    return None if smallest is None or smallest >= 1 << 62 else smallest
 
 
 def _has_pidfd() -> bool:

@@ -37,8 +37,10 @@ _DEFERRED: Final = {
 }
 _PYC_MAGIC: Final = importlib.util.MAGIC_NUMBER
 _MAGIC: Final = b"MEI\014\013\012\013\016"
-_COOKIE: Final = struct.Struct(">8sIIII64s")  # magic, length of all, offset and length of the table, Python, its library
-_ENTRY: Final = struct.Struct(">IIIIBc")  # length of the entry, offset, length, length uncompressed, compressed, type
+# Magic, length of all, offset and length of the table, Python, its library.
+_COOKIE: Final = struct.Struct(">8sIIII64s")
+# Length of the entry, offset, length, length uncompressed, compressed, type.
+_ENTRY: Final = struct.Struct(">IIIIBc")
 
 
 @attrs.frozen
@@ -99,10 +101,7 @@ def bundle() -> Bundle | None:
 
 
 def bootstrap_modules() -> frozenset[str]:
-    """Return the names of the modules that the bootloader loads before any import;
-
-    none outside of an app.
-    """
+    """Return the names of the modules that an app's bootloader loads before any import."""
     found = bundle()
     return frozenset() if found is None else frozenset(module.name for module in found.modules)
 

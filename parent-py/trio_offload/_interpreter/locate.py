@@ -234,10 +234,7 @@ def _executable_places() -> Iterator[tuple[str, str]]:
 
 
 def _prefix_of(library_folder: str) -> str | None:
-    """Return the prefix of a folder of packages (``PREFIX/lib/pythonX.Y/site-packages``);
-
-    None for other folders.
-    """
+    """Return the prefix of ``PREFIX/lib/pythonX.Y/site-packages``; None for other folders."""
     above, name = os.path.split(library_folder)
     above, python = os.path.split(above)
     prefix, library = os.path.split(above)

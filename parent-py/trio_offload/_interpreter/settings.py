@@ -57,13 +57,13 @@ def current_settings() -> dict[str, Any]:
     }
 
 
-def new_settings(settings: dict[str, Any], told: ChangingState | None) -> dict[str, Any]:
-    """Return changed settings for a worker whose last settings were sent at the state ``told``.
+def new_settings(settings: dict[str, Any], sent: ChangingState | None) -> dict[str, Any]:
+    """Return changed settings for a worker whose last settings were sent at the state ``sent``.
 
     ``path`` is :data:`sys.path` then and now, if it has changed; HELLO has its first value.
     """
     now = changing_state()[-1]
-    before = now if told is None else told[-1]
+    before = now if sent is None else sent[-1]
     return settings if before == now else {**settings, "path": (before, now)}
 
 
@@ -73,10 +73,7 @@ def must_be_applied(settings: dict[str, Any]) -> bool:
 
 
 ChangingState: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], int, tuple[str, ...]]"
-"""``authkey``, ``resource_tracker``, ``modules`` and ``main_number`` of :func:`current_settings`;
-
-:data:`sys.path`.
-"""
+"""Authentication key, resource tracker, modules, number of the main module, ``sys.path``."""
 
 
 def changing_state() -> ChangingState:

@@ -1,12 +1,12 @@
-"""Functions that are sent by their name: the pickle of that is made once for each.
+"""Cache the pickles of functions that are pickled by reference.
 
-To pickle ``(function, args)`` is to a large part to find out that the function is what its module has by its name
-(``save_global`` in Lib/pickle.py). What comes of that is kept, and whether it still holds is asked at each call, as the pickler
-would: the module is imported, and what it has by this name is this very object. So a function that was replaced in its module is
-refused as ever, by the pickler, which then gets the whole of it.
+Most of the time of pickling ``(function, args)`` goes into finding the function in its module
+(``save_global`` in Lib/pickle.py). The result is kept, and each call checks the same condition as
+the pickler: the module is imported, and its attribute of this name is this object. If a function
+was replaced in its module, the pickler gets the whole call and refuses it.
 
-A pickle is a program for a stack. The one for a call is put together of «push the function», which remembers nothing for later,
-the program that pushes the arguments, and «make a tuple of the two».
+A pickle is a program for a stack machine. A call's pickle is assembled from "push the function",
+which memoizes nothing, the program that pushes the arguments, and "make a tuple of two".
 """
 
 from __future__ import annotations
@@ -17,9 +17,26 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
+END_OF_CALL: Final = b"\x86."
+"""Opcodes after the arguments: TUPLE2, STOP. They replace the STOP of the arguments' own pickle."""
+END_OF_CALL_OF_TWO: Final = b"\x86" + END_OF_CALL
+"""The same if the arguments are the second of two."""
+CALL_WITHOUT_ARGUMENTS: Final = b")" + END_OF_CALL
+"""Opcodes after the start for a call without arguments: EMPTY_TUPLE first."""
+AFTER_PROTOCOL: Final = 2
+"""Offset behind PROTO in the pickle of the arguments; the start has its own."""
 
-class ByName:
-    """The functions and classes whose names are known."""
+_MAX_KNOWN: Final = 256
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
+_MAX_SHORT: Final = 1000
+# The types that the pickler pickles by reference (Modules/_pickle.c, `save` and `save_global`).
+_KINDS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
+# The letters of names without encoding and without line breaks.
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
+
+
+class CallsByReference:
+    """The known starts of pickled calls, by function."""
 
     __slots__ = ("_joined", "_known")
 
@@ -31,7 +48,10 @@ class ByName:
         return len(self._known)
 
     def start_of(self, function: Callable[..., Any]) -> bytes | None:
-        """How the pickle of a call of ``function`` starts; None if that is for the pickler to say."""
+        """Return the start of the pickle of a call of ``function``;
+
+        None if the pickler must decide.
+        """
         kind = type(function)
         if kind not in _KINDS or kind in copyreg.dispatch_table:
             return None
@@ -50,7 +70,10 @@ class ByName:
         return None
 
     def start_of_two(self, ours: Callable[..., Any], first: Callable[..., Any]) -> bytes | None:
-        """The same for a call of ``ours`` with ``first`` and one more argument. Ours is one that nobody replaces in its module."""
+        """Return the start for a call of ``ours`` with ``first`` and one more argument.
+
+        ``ours`` must not be replaced in its module.
+        """
         start = self.start_of(first)
         if start is None:
             return None
@@ -66,13 +89,13 @@ class ByName:
     def _remember(self, function: Callable[..., Any]) -> tuple[str, str, bytes] | None:
         module, name = function.__module__, function.__qualname__
         if type(function) is types.BuiltinFunctionType and type(function.__self__) is not types.ModuleType:
-            # A method, which is pickled as one.
+            # A bound method, which is pickled differently.
             return None
         if type(module) is not str or not _PLAIN.issuperset(module) or not _PLAIN.issuperset(name):
             return None
         if "." in name or type(sys.modules.get(module)) is not types.ModuleType:
             return None
-        if len(self._known) >= _MOST:
+        if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
             self._joined.clear()
         known = module, name, b"\x80\x05c%b\n%b\n" % (module.encode(), name.encode())
@@ -81,27 +104,9 @@ class ByName:
 
 
 def are_small(args: tuple[Any, ...]) -> bool:
-    """Whether all arguments are numbers and short texts."""
+    """Return True if all arguments are numbers and short texts."""
     for value in args:
         kind = type(value)
-        if kind not in _NUMBERS and ((kind is not str and kind is not bytes) or len(value) > _SHORT):
+        if kind not in _NUMBERS and ((kind is not str and kind is not bytes) or len(value) > _MAX_SHORT):
             return False
-    return len(args) <= _SHORT
-
-
-END_OF_CALL: Final = b"\x86."
-"""What comes after the arguments: TUPLE2, STOP. Theirs ended with a STOP alone."""
-END_OF_CALL_OF_TWO: Final = b"\x86" + END_OF_CALL
-"""The same if they are the second of two."""
-CALL_WITHOUT_ARGUMENTS: Final = b")" + END_OF_CALL
-"""What comes after the start where there are no arguments: EMPTY_TUPLE."""
-AFTER_PROTOCOL: Final = 2
-"""Where the pickle of the arguments goes on after it has said its protocol (PROTO), which the start says."""
-
-_MOST: Final = 256
-_NUMBERS: Final = frozenset({int, float, bool, type(None)})
-_SHORT: Final = 1000
-# Of these the pickler takes the name (Modules/_pickle.c, `save` and `save_global`).
-_KINDS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
-# The letters of a name that needs no encoding, and that no line ends in.
-_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
+    return len(args) <= _MAX_SHORT

@@ -1,16 +1,16 @@
-"""Which functions have to travel by value: found out once for each, and remembered for as long as it lives.
+"""Remember which functions need cloudpickle.
 
-Without this every call of a lambda, or of a function from a REPL or a notebook, would begin with an ordinary pickle that is
-thrown away. What makes it safe to remember:
+Without this cache, every call of a lambda or a REPL function would first try the standard pickler
+and discard the result. The cache is safe because:
 
-* Remembered is only that the ordinary pickler is of no use. cloudpickle, which comes next then, takes all that the
-  ordinary one takes, and what can be found by name it only names too. So a memory that is out of date costs time and
-  changes nothing.
-* What is remembered is the object and not its name: a function that is defined anew is another one. It is held weakly,
-  and its identity is compared, because a new object may get the number of one that is gone.
-* A function that was out of reach may come within it (a name that a test had patched is put back). So its name is
-  looked up at each call, which takes a fraction of what a pickle does.
-* Not remembered is what travels: a function's body, its globals and what it closes over are pickled at each call.
+* It stores only that the standard pickler is of no use. cloudpickle pickles everything that the
+  standard pickler does, and also pickles importable objects by reference. A stale entry costs time
+  and changes nothing.
+* It stores the object, not its name: a redefined function is another object. References are weak,
+  and the identity is compared, because an id may be reused.
+* A function may become importable (a name that a test had patched is restored). So its name is
+  looked up at each call, which takes a fraction of pickling.
+* The pickle itself is not stored: a function's body, globals and closure are pickled at each call.
 """
 
 from __future__ import annotations
@@ -24,24 +24,31 @@ from typing import Any, Final
 
 from .._interpreter.main_module import main_plan
 
+CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
+"""The module with the registered modules. There are none until it is imported."""
+_ROOTS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
 
-class ByValue:
-    """The functions and classes that were found to need cloudpickle, and are still there."""
+
+class FunctionsByValue:
+    """The living functions and classes that need cloudpickle."""
 
     __slots__ = ("known",)
 
     def __init__(self) -> None:
-        # To be read by others, to see whether there are any.
+        # Read-only for others.
         self.known: Final[dict[int, weakref.ref[Any]]] = {}
 
     def __len__(self) -> int:
         return len(self.known)
 
     def holds(self, function: Callable[..., Any]) -> bool:
-        """Whether a call of ``function`` is known to need cloudpickle. It is asked before every call."""
+        """Return True if a call of ``function`` is known to need cloudpickle.
+
+        Called before every call.
+        """
         if not self.known:
             return False
-        # By far the most calls are of these, and what they are of is what they are.
+        # Usually the function is its own root.
         root = function if type(function) in _ROOTS else root_of(function)
         reference = self.known.get(id(root))
         if reference is None or reference() is not root:
@@ -52,7 +59,7 @@ class ByValue:
         return True
 
     def remember(self, function: Callable[..., Any]) -> None:
-        """The ordinary pickler could not do a call of ``function``: remember that, if it was for the function's sake."""
+        """Remember that the standard pickler refused a call, if it was because of the function."""
         root = root_of(function)
         if found_by_name(root):
             return
@@ -60,19 +67,22 @@ class ByValue:
         known = self.known
 
         def forget(reference: weakref.ref[Any]) -> None:
-            # Called before the number can be given to another object; but another thread may have been here since, or come now.
+            # Called before the id is reused; another thread may have stored a new entry since.
             if known.get(number) is reference:
                 known.pop(number, None)
 
         try:
             known[number] = weakref.ref(root, forget)
         except TypeError:
-            # Not everything that can be called can be held weakly; such a thing is tried anew each time.
+            # Some callables have no weak references. They are tried again at each call.
             pass
 
 
 def root_of(function: Callable[..., Any]) -> Any:
-    """The function or class that decides about a callable: of a partial its function, of a method or an instance the class."""
+    """Return the function or class that decides:
+
+    a partial's function, a method's or instance's class.
+    """
     root: Any = function
     while isinstance(root, functools.partial):
         root = root.func
@@ -84,10 +94,10 @@ def root_of(function: Callable[..., Any]) -> Any:
 
 
 def found_by_name(root: Any) -> bool:
-    """Whether a worker can find this function or class by its name, as far as can be told from here.
+    """Return True if a worker can find this function or class by its name.
 
-    The same question that the pickler asks (``save_global`` in Lib/pickle.py); a ``__main__`` that no worker can
-    load has nothing in it that one could find, and what is registered with cloudpickle is not to be looked for.
+    Checks the same as the pickler (``save_global`` in Lib/pickle.py). False for a ``__main__`` that
+    no worker can load, and for modules registered with cloudpickle.
     """
     try:
         module_name = root.__module__
@@ -95,7 +105,7 @@ def found_by_name(root: Any) -> bool:
         for name in root.__qualname__.split("."):
             found = getattr(found, name)
     except Exception:
-        # Some callables answer to any name and some to none.
+        # Callables may have any attribute or none.
         return False
     if found is not root or (module_name == "__main__" and main_plan()["kind"] == "none"):
         return False
@@ -103,12 +113,12 @@ def found_by_name(root: Any) -> bool:
 
 
 def registered() -> Collection[str]:
-    """The modules whose contents the user wants to travel by value (``cloudpickle.register_pickle_by_value``), by their names.
+    """Return the names of the modules that the user has registered to be pickled by value.
 
-    Those of a package's submodules are not listed, and travel by value too.
+    See ``cloudpickle.register_pickle_by_value``. It covers submodules, which are not listed.
     """
     library: Any = sys.modules.get(CLOUDPICKLE)
-    # What the public function gives is a copy of this set, and most calls are made where it is empty.
+    # The public function copies this set, which usually is empty.
     names: Collection[str] | None = getattr(library, "_PICKLE_BY_VALUE_MODULES", None)
     if names is not None:
         return names
@@ -120,10 +130,3 @@ def registered() -> Collection[str]:
 def _is_registered(module: str) -> bool:
     names = registered()
     return bool(names) and any(module == name or module.startswith(f"{name}.") for name in names)
-
-
-CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
-"""The module that knows which modules are to travel by value. As long as it is not imported, none is."""
-
-
-_ROOTS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})

@@ -1,13 +1,19 @@
-"""Objects to segments and back: which pickler, and what travels beside the pickle.
+"""Pickle calls and items into segments, and unpickle results.
 
-The ordinary pickler goes first. cloudpickle, where it is installed, takes what that one refuses, and what it would
-only name although a worker could not find it: functions of a ``__main__`` that has no file (a REPL, a notebook,
-``python -c``, standard input), and what the user has registered with it. See :mod:`trio_offload._interpreter.main_module` for which ``__main__`` that is. A function for which the
-ordinary pickler was of no use once is not tried with it again, see :mod:`trio_offload._pickling.by_value`.
+The standard pickler is tried first. cloudpickle, if installed, pickles the rest by value:
 
-Nothing large is copied: buffers (NumPy arrays, say), ``bytes`` and ``bytearray`` travel beside the pickle, from where they
-are, see :mod:`trio_offload_worker._protocol.segments`. So an argument must not be changed by another task until the call has
-returned, as with a thread; a ``bytearray`` cannot change its size until then (``BufferError``).
+* objects that the standard pickler refuses;
+* objects that a worker could not find by reference, because their ``__main__`` has no file (a REPL,
+  a notebook, ``python -c``, standard input), see :mod:`trio_offload._interpreter.main_module`;
+* modules that the user has registered with cloudpickle.
+
+A function that needed cloudpickle once is not tried with the standard pickler again, see
+:mod:`trio_offload._pickling.by_value`.
+
+Large data is not copied: buffers (NumPy arrays, for example), ``bytes`` and ``bytearray`` are sent
+from their own memory beside the pickle, see :mod:`trio_offload_worker._protocol.segments`. So an
+argument must not change until the call has returned, as with a thread. A ``bytearray`` cannot be
+resized until then (``BufferError``).
 """
 
 from __future__ import annotations
@@ -21,36 +27,52 @@ from trio_offload_worker._notes import add_note
 from trio_offload_worker._protocol.frames import MEMORY
 
 from .._interpreter.main_module import main_plan
-from .by_reference import AFTER_PROTOCOL, CALL_WITHOUT_ARGUMENTS, END_OF_CALL, END_OF_CALL_OF_TWO, ByName, are_small
-from .by_value import CLOUDPICKLE, ByValue, registered
+from .by_reference import (
+    AFTER_PROTOCOL,
+    CALL_WITHOUT_ARGUMENTS,
+    END_OF_CALL,
+    END_OF_CALL_OF_TWO,
+    CallsByReference,
+    are_small,
+)
+from .by_value import CLOUDPICKLE, FunctionsByValue, registered
 from .payload import MAIN, function_name, mentions, mentions_main
 from .payload import Payload as Payload
 from .picklers import PROTOCOL, Pickling, cloud_pickler, dump_plain
+
+_MAX_COPIED: Final = 4096  # bytes
+# The place of the module's name in the start of a call's pickle, for names of this length.
+_OF_MODULE: Final = slice(AFTER_PROTOCOL + 1, AFTER_PROTOCOL + 1 + len(MAIN))
+_MIN_WITH_MAIN: Final = len(b"__mp_main__")  # bytes
+# Facts about functions, for all threads.
+_by_value: Final = FunctionsByValue()
+_by_name: Final = CallsByReference()
 
 
 def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     """Pickle a call.
 
     Raises:
-        Exception: whatever the pickler raises, with a note that says what would help.
+        Exception: the pickler's error, with a note that names the remedy.
     """
     start = _by_name.start_of(function)
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
-    # Most calls come this way. Their arguments need no file that large objects go past.
+    # The usual call. Small arguments need no pickler with out-of-band buffers.
     pickled = start + (pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
     size = len(pickled)
-    payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
-    # Numbers and texts name nothing; which module the function is of, the start says.
+    payload = Payload((pickled,), (size,), function, b"", size <= _MAX_COPIED)
+    # Numbers and texts name nothing. The start has the function's module.
     if start[_OF_MODULE] != MAIN and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (function, args), function, out_of_band=True)
 
 
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
-    """As :func:`dump_call`, for a fork of this process: it has the ``__main__`` of this one, so what is in there is named.
+    """Pickle a call for a fork of this process, as :func:`dump_call`.
 
-    Also what was typed in, and refers to things that no pickler takes.
+    The fork has this ``__main__``, so its objects are pickled by reference, also typed functions
+    that refer to objects no pickler takes.
     """
     return _dump_to_fork((function, args), function)
 
@@ -63,9 +85,16 @@ def dump_chunk(
     to_fork: bool = False,
     small: bool = False,
 ) -> Payload:
-    """Pickle a call of ``helper`` with ``function`` and ``args``; whoever speaks of it names the function. As :func:`dump_call`.
+    """Pickle a call of ``helper`` with ``function`` and ``args``, as :func:`dump_call`.
 
-    If it is known to be ``small``, there is nothing in ``args`` but tuples and ranges of numbers.
+    Messages name the function.
+
+    Args:
+        helper: the function to call.
+        function: its first argument.
+        args: its second argument.
+        to_fork: True for a fork of this process.
+        small: True if ``args`` has only tuples and ranges of numbers.
     """
     if to_fork:
         return _dump_to_fork((helper, (function, args)), function)
@@ -75,21 +104,21 @@ def dump_chunk(
     # As in `dump_call`.
     pickled = start + pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL_OF_TWO
     size = len(pickled)
-    payload = Payload((pickled,), (size,), function, b"", size <= _COPIED)
-    # Not by `in`, which first takes what it looks for for a number, and makes an exception of that.
+    payload = Payload((pickled,), (size,), function, b"", size <= _MAX_COPIED)
+    # `find`, because `in` first tries its operand as a number and handles an exception.
     if pickled.find(MAIN) < 0 and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (helper, (function, args)), function, out_of_band=True)
 
 
 def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
-    """Pickle one item of a chunk, and the buffers that go with it. As :func:`dump_call`."""
+    """Pickle one item of a chunk. Return the pickle and its buffers. As :func:`dump_call`."""
     payload = _dump_to_fork(item, function) if to_fork else _dump(item, function)
     buffers = len(payload.lengths) - 1
     pieces = len(payload.parts) - buffers
     types = payload.types[1:] or bytes(buffers)
-    # What has a type goes as the object that it is, and the pickle of the chunk gives it the type again. The rest was taken from
-    # buffers; as these it goes beside the pickle of the chunk too.
+    # An object with a segment type is returned itself, and the pickle of the chunk restores its
+    # type. Other parts are buffers, which stay out of the pickle of the chunk too.
     outside = [_item_part(part, kind) for part, kind in zip(payload.parts[pieces:], types, strict=True)]
     return b"".join(payload.parts[:pieces]), outside
 
@@ -101,12 +130,15 @@ def _item_part(part: Any, kind: int) -> Any:
 
 
 def load_item(data: Any, buffers: Sequence[Any]) -> Any:
-    """What :func:`dump_item` made, or a chunk in a worker, for one item's result. Raises whatever unpickling raises."""
+    """Unpickle an item of :func:`dump_item`, or a result of a chunk.
+
+    Raises the error of unpickling.
+    """
     return load([data, *buffers])
 
 
 def dump_callable(function: Callable[[], Any]) -> bytes:
-    """Pickle ``init`` or ``retire`` into one piece. Raises as :func:`dump_call` does."""
+    """Pickle ``init`` or ``retire`` into one piece. Raises the same as :func:`dump_call`."""
     if _by_value.holds(function) and (pickler := cloud_pickler()) is not None:
         payload = _dump_by_value(pickler, function, function, out_of_band=False)
     else:
@@ -125,11 +157,11 @@ def dump_settings(settings: dict[str, Any]) -> bytes:
 
 
 def load(segments: Sequence[Any]) -> Any:
-    """What the segments of a frame hold. Raises whatever unpickling raises."""
-    # A worker has the user's main module under the name that multiprocessing gives it; here it is __main__ itself, and
-    # whichever that is just now.
+    """Unpickle the segments of a frame. Raises the error of unpickling."""
+    # In a worker the user's main module is `__mp_main__`, as in multiprocessing. Here it is the
+    # current `__main__`.
     first = segments[0]
-    if len(first) > _SHORTEST_WITH_MAIN:
+    if len(first) > _MIN_WITH_MAIN:
         modules = sys.modules
         main = modules["__main__"]
         try:
@@ -142,15 +174,6 @@ def load(segments: Sequence[Any]) -> Any:
     return pickle.loads(segments[0], buffers=segments[1:])
 
 
-_COPIED: Final = 4096  # bytes
-# Where in the start of a call's pickle the module's name begins, as far as that can be this one.
-_OF_MODULE: Final = slice(AFTER_PROTOCOL + 1, AFTER_PROTOCOL + 1 + len(MAIN))
-_SHORTEST_WITH_MAIN: Final = len(b"__mp_main__")  # bytes
-# What was found out about objects, for all threads: as good for one as for another, and gone with the object.
-_by_value: Final = ByValue()
-_by_name: Final = ByName()
-
-
 def _dump(
     value: Any,
     function: Callable[..., Any],
@@ -158,9 +181,9 @@ def _dump(
     args: tuple[Any, ...] = (),
     end: bytes = END_OF_CALL,
 ) -> Payload:
-    """Pickle a value with the pickler that it needs; ``function`` is what messages call it by.
+    """Pickle a value with the pickler that it needs; ``function`` names it in messages.
 
-    If it is a call whose pickle starts and ends in a way that is known, only its ``args`` are left for the ordinary pickler.
+    If the start of a call's pickle is known, the standard pickler pickles only ``args``.
     """
     if _by_value.known and _by_value.holds(function) and (pickler := cloud_pickler()) is not None:
         return _dump_by_value(pickler, value, function, out_of_band=True)
@@ -172,7 +195,7 @@ def _dump(
 
 
 def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:
-    """The call whose pickle starts and ends so."""
+    """Return the call with this start and end around its arguments."""
     parts, lengths = arguments.parts, arguments.lengths
     outside = len(lengths) - 1
     if len(parts) == 1 + outside:
@@ -194,7 +217,7 @@ def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:
 
 
 def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
-    """Pickle what the ordinary pickler was of no use for before; ``function`` is what messages call it by."""
+    """Pickle with cloudpickle; ``function`` names the value in messages."""
     try:
         return Pickling(pickler, out_of_band).dump(value, function)
     except Exception as error:
@@ -203,7 +226,7 @@ def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, ou
 
 
 def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *, out_of_band: bool) -> Payload:
-    """Pickle what the ordinary pickler has refused."""
+    """Pickle a value that the standard pickler has refused."""
     pickler = cloud_pickler()
     if pickler is None:
         add_note(
@@ -222,7 +245,7 @@ def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *,
 
 
 def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload:
-    """The payload, if a worker finds what is in it and is meant to; else one that has it by value."""
+    """Return the payload if a worker can find its references; otherwise pickle by value."""
     by_value = _as_registered(payload, value, function, out_of_band=out_of_band)
     if by_value is not None:
         return by_value
@@ -243,11 +266,11 @@ def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_
 
 
 def _as_registered(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload | None:
-    """A payload that has by value what the user has registered with cloudpickle; None if there is nothing of that in this one."""
+    """Return a payload with registered modules by value; None if this one mentions none of them."""
     if CLOUDPICKLE not in sys.modules:
         return None
     names = registered()
-    # A submodule of a registered package begins with that one's name, so its name is found too.
+    # The name of a submodule contains the name of its registered package.
     if not names or not mentions(payload, [name.encode("utf-8", "surrogatepass") for name in names]):
         return None
     _by_value.remember(function)

@@ -10,21 +10,24 @@ import attrs
 
 from trio_offload_worker._protocol.frames import Buffer
 
-SMALL: Final = 128 * 1024  # above what the pickler gathers into one frame: larger parts are one object's data
+# Bytes. More than the pickler gathers into one frame: a larger part is one object's data.
+SMALL: Final = 128 * 1024
 MAIN: Final = b"__main__"
 
 
 @attrs.define
 class Payload:
-    """A pickled call: ``parts`` in the order in which they are written, the length of each segment in bytes, and their types
-    if one of them is not memory. A ``small`` one is a single ``bytes``, which may be copied for a shorter way.
-    """
+    """A pickled call."""
 
     parts: Sequence[Buffer]
+    """The bytes of all segments, in the order in which they are written."""
     lengths: Sequence[int]
+    """Length of each segment, in bytes."""
     function: Callable[..., Any]
     types: bytes = b""
+    """Type of each segment. Empty if all are memory."""
     small: bool = False
+    """True if there is one part, a ``bytes`` that is cheap to copy."""
 
     @property
     def name(self) -> str:
@@ -33,7 +36,7 @@ class Payload:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """The name of a function as a message shows it."""
+    """Return the name of a function for a message."""
     inner: Any = function
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -44,17 +47,21 @@ def function_name(function: Callable[..., Any]) -> str:
         module = getattr(inner, "__module__", None)
         return name if module in (None, "builtins") else f"{module}.{name}"
     except Exception:
-        # Some callables answer to any name and some to none; a message must not fail for that.
+        # Callables may have any attribute or none; a message must not fail.
         return f"an instance of {type(inner).__qualname__}"
 
 
 def mentions_main(payload: Payload) -> bool:
-    """Whether a pickle may name something in ``__main__``: false alarms are harmless, and large data is left alone."""
+    """Return True if a pickle may name an object of ``__main__``. Large data is not searched."""
     return mentions(payload, (MAIN,))
 
 
 def mentions(payload: Payload, names: Sequence[bytes]) -> bool:
-    # Not by `in`; see `dump_chunk`.
+    """Return True if a small part of a pickle contains one of the names;
+
+    a false alarm is harmless.
+    """
+    # `find`, because `in` first tries its operand as a number and handles an exception.
     return any(
         part.find(name) >= 0 for part in payload.parts if len(part) <= SMALL and isinstance(part, bytes) for name in names
     )

@@ -1,4 +1,4 @@
-"""Picklers that are used again, and cloudpickle's."""
+"""Reusable picklers, and cloudpickle's pickler."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from trio_offload_worker._protocol.segments import Collector
 from .payload import SMALL, Payload
 
 PROTOCOL: Final = 5
-_MOST_KEPT: Final = 4
+_MAX_KEPT: Final = 4
 
 
 def dump_plain(value: Any, function: Callable[..., Any]) -> Payload:
-    """With the ordinary pickler. To make one with its file takes longer than to pickle a small call: so some are kept."""
+    """Pickle with the standard pickler.
+
+    Some picklers are kept: creating one takes longer than pickling a small call.
+    """
     try:
         kept = _kept.pop()
     except IndexError:
         kept = Pickling(pickle.Pickler, out_of_band=True)
     payload = kept.dump(value, function)
-    # One that has failed, or has seen much, is not used again.
-    if len(payload.lengths) == 1 and payload.lengths[0] <= SMALL and len(_kept) < _MOST_KEPT:
+    # A pickler that has failed, or has pickled much, is not kept.
+    if len(payload.lengths) == 1 and payload.lengths[0] <= SMALL and len(_kept) < _MAX_KEPT:
         kept.pickler.clear_memo()
         kept.collector.parts.clear()
         _kept.append(kept)
@@ -31,18 +34,19 @@ def dump_plain(value: Any, function: Callable[..., Any]) -> Payload:
 
 
 class Pickling:
-    """A pickler with what it writes to."""
+    """A pickler and its output."""
 
     __slots__ = ("collector", "out_of_band", "pickler")
 
     def __init__(self, pickler: Any, out_of_band: bool) -> None:
-        # It knows nothing of the pickler: in a circle large arguments would outlive their call.
+        # Without a reference back to the pickler: in a cycle large arguments would outlive their
+        # call.
         self.collector = collector = Collector()
         self.out_of_band = out_of_band
         self.pickler = pickler(collector, PROTOCOL, buffer_callback=collector.take if out_of_band else None)
 
     def dump(self, value: Any, function: Callable[..., Any]) -> Payload:
-        """Pickle a value; ``function`` is what messages call it by."""
+        """Pickle a value; ``function`` names it in messages."""
         self.pickler.dump(value)
         collector = self.collector
         parts = collector.parts
@@ -55,11 +59,12 @@ class Pickling:
         return Payload(sent, lengths, function, types)
 
 
-# For all threads; each takes one out while it pickles, so that a pickle within a pickle gets another.
+# For all threads. Each takes one out while it pickles, so nested pickling uses another.
 _kept: Final[list[Pickling]] = []
 
 
 def cloud_pickler() -> Any:
+    """Return cloudpickle's pickler class; None if cloudpickle is not installed."""
     try:
         import cloudpickle  # noqa: F401
     except ImportError:

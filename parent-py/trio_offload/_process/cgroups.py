@@ -1,4 +1,4 @@
-"""The control groups of this process (cgroups(7)), as far as they say what it may use."""
+"""The control groups of this process (cgroups(7)): the files with its limits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from . import proc
 
 
 def files(controller: str, second: str, first: str, read: Callable[[str], str] | None = None) -> list[str]:
-    """Where a file of this process's control groups can be, its own group first, then those above it.
+    """Return the paths where a file of this process's control groups may be, its own group first.
 
-    ``second`` is its name in version 2 of the interface, ``first`` in version 1. In a container the
-    path that the process is told may be the host's; then its own group is the root that it sees.
+    In a container the path of the group may be the host's. Then the group is the visible root.
+
+    Args:
+        controller: name of the controller in version 1 of the interface.
+        second: name of the file in version 2.
+        first: name of the file in version 1.
+        read: reads a file.
     """
     paths: list[str] = []
     for line in (read or proc.read_file)("/proc/self/cgroup").splitlines():

@@ -41,7 +41,7 @@ class ForkLock:
         self._lock.release()
 
     def leave_in_copy(self) -> None:
-        """Release the lock in a fork that was made while it was held, so that the fork may start workers."""
+        """Release the lock in a fork that was made under it, so that the fork may start workers."""
         self._lock.release()
 
     def register(self, process: _Abandonable, *files: _Closable) -> None:

@@ -1,6 +1,6 @@
-"""Whether the system's OOM killer may have ended a worker.
+"""The memory limits of the system, and whether its OOM killer may have ended a worker.
 
-What cannot be known is marked as a guess.
+An uncertain verdict says that it is a guess.
 """
 
 from __future__ import annotations
@@ -14,20 +14,27 @@ from .._sizes import readable_size
 from . import proc
 from .cgroups import files
 
+_read = proc.read_file
+# Seconds between two reads of the counters while calls run.
+LOOK_INTERVAL: Final = 0.01
+_NEAR_LIMIT: Final = 0.8
+# Version 1 of the interface writes "no limit" as the largest multiple of a page.
+_UNLIMITED: Final = 1 << 62
+
 
 @attrs.frozen
 class OomKills:
-    """How many processes the OOM killer has ended so far: in this process's cgroup, and on the whole machine.
+    """The counters of the OOM killer: kills in this process's control group, and on the machine.
 
-    None for each that this system does not tell.
+    None for a counter that this system does not have.
     """
 
     cgroup: int | None
     machine: int | None
     path: str = ""
-    """The file of the first."""
+    """Path of the first."""
     moment: float = attrs.field(factory=time.monotonic, eq=False)
-    """When the first was read. A worker that lived then is none of those that had been counted."""
+    """When the first was read. A worker that lived then had not been counted."""
 
     def looked_at_again(self) -> OomKills:
         """The same with the first as it is now, which takes 10 us.
@@ -40,7 +47,7 @@ class OomKills:
 
 
 def count_kills() -> OomKills:
-    """The counters as they are now."""
+    """Read the counters."""
     cgroup, found = None, ""
     for path in files("memory", "memory.events", "memory.oom_control", _read):
         cgroup = _counter(path, "oom_kill")
@@ -51,7 +58,7 @@ def count_kills() -> OomKills:
 
 
 @attrs.frozen
-class Explanation:
+class OomVerdict:
     """Why a SIGKILL that we did not send may have been the OOM killer's.
 
     ``certain``: its counter for this control group rose after the call had begun. A rise that may
@@ -62,13 +69,13 @@ class Explanation:
     text: str
 
 
-def explain_kill(before: OomKills, rss: int | None, began: float) -> Explanation | None:
-    """What speaks for the OOM killer; None if nothing does.
+def explain_kill(before: OomKills, rss: int | None, began: float) -> OomVerdict | None:
+    """Return the evidence for the OOM killer; None if there is none.
 
     Args:
-        before: the counters when they were read last while the worker lived.
+        before: the counters when they were last read while the worker lived.
         rss: the resident memory, in bytes, that the worker told of last; None if it never did.
-        began: when its call began, on the clock of :func:`time.monotonic`.
+        began: start of its call, as :func:`time.monotonic`.
     """
     now = count_kills()
     if before.cgroup is not None and now.cgroup is not None and now.cgroup > before.cgroup:
@@ -76,36 +83,43 @@ def explain_kill(before: OomKills, rss: int | None, began: float) -> Explanation
             f"its count of processes ended for their memory in this control group went from {before.cgroup} to {now.cgroup}"
         )
         if before.moment >= began:
-            return Explanation(True, f"by the system's OOM killer: {text} meanwhile")
-        return Explanation(
+            return OomVerdict(True, f"by the system's OOM killer: {text} meanwhile")
+        return OomVerdict(
             False, f"perhaps by the system's OOM killer (a guess: {text}, but that may have been before this call)"
         )
     if before.machine is not None and now.machine is not None and now.machine > before.machine:
-        return Explanation(
+        return OomVerdict(
             False,
             "perhaps by the system's OOM killer (a guess: it has ended a process on this machine meanwhile, which need not "
             "have been this one)",
         )
     limit = memory_limit()
-    if rss is not None and limit is not None and rss > _NEAR * limit:
-        return Explanation(
+    if rss is not None and limit is not None and rss > _NEAR_LIMIT * limit:
+        return OomVerdict(
             False,
-            f"perhaps by the system's OOM killer (a guess: it held {readable_size(rss)} when it was told last, and there "
+            f"perhaps by the system's OOM killer (a guess: it held {readable_size(rss)} at its last report, and there "
             f"are {readable_size(limit)} in all)",
         )
     return None
 
 
+def group_memory_limit() -> int | None:
+    """Return the smallest limit of the control groups around this process, in bytes;
+
+    None if none.
+    """
+    texts = [_read(path).strip() for path in files("memory", "memory.max", "memory.limit_in_bytes", _read)]
+    limits = [int(text) for text in texts if text.isdigit()]
+    return min((limit for limit in limits if limit < _UNLIMITED), default=None)
+
+
 def memory_limit() -> int | None:
-    """The memory, in bytes, that this process's control group or else the machine has;
+    """Return the bytes of memory of the control groups or of the machine, the smallest.
 
     None if the system does not tell.
     """
-    limits = []
-    for path in files("memory", "memory.max", "memory.limit_in_bytes", _read):
-        text = _read(path).strip()
-        if text.isdigit():
-            limits.append(int(text))
+    limit = group_memory_limit()
+    limits = [] if limit is None else [limit]
     total = _counter("/proc/meminfo", "MemTotal:")
     if total is not None:
         limits.append(total * 1024)
@@ -118,9 +132,3 @@ def _counter(path: str, name: str) -> int | None:
         if len(words) >= 2 and words[0] == name and words[1].isdigit():
             return int(words[1])
     return None
-
-
-_read = proc.read_file
-# Seconds between two looks while calls run.
-LOOK_INTERVAL: Final = 0.01
-_NEAR: Final = 0.8

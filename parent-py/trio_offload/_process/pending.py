@@ -26,7 +26,9 @@ _FORK_TIMEOUT: Final = 5.0
 
 
 class ForkedProcess(WorkerProcess):
-    """A process that a template was asked to fork. Until its number is known, ``pid`` is 0 and it counts as running.
+    """A process that a template was asked to fork. It counts as running.
+
+    ``pid`` is 0 until its number is known.
 
     It first writes its number into a pipe. If the pipe ends without one, the process was killed
     before it could write, and the record has the number. Otherwise the template has died or could
@@ -116,7 +118,7 @@ class ForkedProcess(WorkerProcess):
 
 
 class Lines:
-    """A forked process whose number is not known yet: its socket, its record, and the pipe for the number.
+    """A forked process with an unknown number: its socket, its record, and the pipe for the number.
 
     A standby process is requested before it is needed. Then ``oom_kills`` has been counted already,
     which takes longest of the parent's steps of a start.
@@ -137,7 +139,7 @@ class Lines:
             no_forks.register(self.process, self.ours, self.record, self)
 
     def ask(self, send: Callable[[list[int]], bool]) -> bool:
-        """Request the process. Return False if that fails at this moment; then this object is closed.
+        """Request the process. Return False, and close this object, if that fails at this moment.
 
         Args:
             send: called with the template's ends in the order of PROTOCOL.md. Returns True if it

@@ -1,23 +1,22 @@
-"""What this process may do: its user, groups, capabilities, root directory and namespaces.
+"""The privileges of this process: users, groups, capabilities, root directory, namespaces.
 
-A worker gets them from this process when it starts, and keeps them. If they change here, its jobs
-could do more than the program may, or meet another root directory. So each worker keeps the
-privileges that it was started with (:class:`Grant`), and takes a call only while they are the
-program's.
+A worker inherits them when it starts, and keeps them. If this process changes its own, jobs could
+do more than the program may, or use another root directory. So each worker keeps the privileges of
+its start (:class:`Grant`), and takes calls only while the program has the same.
 
-A full look takes several microseconds, and no cheaper system call tells of a new root directory. So
-it is made where one of these says that something may have changed:
+A full check takes several microseconds, and no cheaper system call reveals a new root directory. It
+is made when one of these says that something may have changed:
 
-* The effective user has changed. This is looked at before each call (0.13 us).
-* One of the functions of :mod:`os` that change privileges has been called. They are wrapped once a
-  worker is started, since Python has no audit event for them.
-* A tenth of a second has passed since the last full look. This finds changes by other means
+* The effective user has changed. This is checked before each call (0.13 us).
+* One of the functions of :mod:`os` that change privileges was called. They are wrapped once a
+  worker is started, because Python has no audit event for them.
+* A tenth of a second has passed since the last full check. This finds changes by other means
   (ctypes, extension modules).
 
-Namespaces take longer than all the rest. They are looked at in the first two cases, and otherwise
-once a second, and only in a program that may change them (CAP_SYS_ADMIN).
+Reading the namespaces takes longer than the rest. They are read in the first two cases, and
+otherwise once a second, and only in a program that may change them (CAP_SYS_ADMIN).
 
-Not seen are restrictions without a number that the system would tell cheaply: Landlock, a change of
+Some restrictions have no number that is cheap to read, and are not noticed: Landlock, a change of
 the SELinux or AppArmor profile.
 """
 
@@ -34,20 +33,29 @@ from typing import Any, Final
 
 import attrs
 
+_CHANGERS: Final = (
+    "chroot", "initgroups", "setegid", "seteuid", "setgid", "setgroups", "setns", "setregid", "setresgid", "setresuid", "setreuid",
+    "setuid", "unshare",
+)  # fmt: skip
+_NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
+_LOOK_INTERVAL: Final = 0.1  # seconds
+_NAMESPACES_INTERVAL: Final = 1.0  # seconds
+_CAPABILITY_VERSION: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+_CAP_SYS_ADMIN: Final = 1 << 21
+_PR_GET_SECCOMP: Final = 21
+_PR_GET_NO_NEW_PRIVS: Final = 39
+
 
 @attrs.frozen
 class Privileges:
-    """The privileges of the calling thread.
-
-    The kernel keeps them for each thread; the C library changes those of all.
-    """
+    """The privileges of a thread. The kernel has them per thread; the C library changes all."""
 
     users: tuple[int, int, int]
     """Real, effective and saved."""
     groups: tuple[int, int, int]
     more_groups: tuple[int, ...]
     capabilities: bytes
-    """As capget(2) writes them; empty without ctypes."""
+    """Data of capget(2); empty without ctypes."""
     restrictions: tuple[int, int]
     """``no_new_privs``, and the mode of seccomp(2)."""
     root: tuple[int, int] | None
@@ -60,21 +68,21 @@ class Grant:
     __slots__ = ("__weakref__", "look_at", "privileges", "user")
 
     def __init__(self) -> None:
-        # Until when they need not be looked at, on the clock of time.monotonic().
+        # Time of the next check, as time.monotonic().
         self.look_at = -math.inf
         _grants.add(self)
         self.privileges = current(anew=True)
         self.user = self.privileges.users[1]
 
     def holds(self, now: float) -> bool:
-        """Whether this process still has them. ``now`` is the time by :func:`time.monotonic`.
+        """Return True if this process still has them at ``now``, as :func:`time.monotonic`.
 
         The first line stands once more where each call passes (``Worker.submit``).
         """
         if now < self.look_at and os.geteuid() == self.user:
             return True
         anew = self.look_at == -math.inf
-        # Before the look: a change that another thread makes from here on counts.
+        # Set before the check, so that a concurrent change causes another.
         self.look_at = now + _LOOK_INTERVAL
         if current(anew=anew) == self.privileges:
             return True
@@ -83,10 +91,7 @@ class Grant:
 
 
 def current(*, anew: bool = False) -> Privileges:
-    """The privileges of the calling thread;
-
-    with ``anew`` its namespaces are looked at in any case.
-    """
+    """Return the privileges of the calling thread. ``anew`` reads its namespaces in any case."""
     root: tuple[int, int] | None
     try:
         status = os.stat("/")
@@ -106,16 +111,13 @@ def current(*, anew: bool = False) -> Privileges:
 
 
 class _System:
-    """What there is no function for in :mod:`os`.
-
-    Without ctypes it finds nothing, and so never a change.
-    """
+    """Privileges without a function in :mod:`os`. Without ctypes they count as unchanged."""
 
     def __init__(self) -> None:
         self._look: Callable[[], tuple[bytes, tuple[int, int]]] | None = None
 
     def look(self) -> tuple[bytes, tuple[int, int]]:
-        """The capabilities; ``no_new_privs`` and the mode of seccomp."""
+        """Return the capabilities; ``no_new_privs`` and the mode of seccomp."""
         if self._look is None:
             self._look = _prepare()
         return self._look()
@@ -133,7 +135,7 @@ def _prepare() -> Callable[[], tuple[bytes, tuple[int, int]]]:
     thread = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
 
     def look() -> tuple[bytes, tuple[int, int]]:
-        # Made anew for each look: several threads may look at once.
+        # A new buffer each time, because several threads may call this.
         data = kind()
         known = capget(ctypes.byref(thread), ctypes.byref(data)) == 0
         restrictions = prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), prctl(_PR_GET_SECCOMP, 0, 0, 0, 0)
@@ -143,7 +145,7 @@ def _prepare() -> Callable[[], tuple[bytes, tuple[int, int]]]:
 
 
 def _may_administer(capabilities: bytes) -> bool:
-    """Whether CAP_SYS_ADMIN is permitted, without which namespaces cannot be changed."""
+    """Return True if CAP_SYS_ADMIN is permitted, which a change of namespaces needs."""
     # Three numbers of 32 bits for the lower capabilities (effective, permitted, inheritable), then
     # three for the upper.
     return not capabilities or bool(memoryview(capabilities).cast("I")[1] & _CAP_SYS_ADMIN)
@@ -168,13 +170,12 @@ def _namespace(name: str) -> str:
 
 class _LastNamespaces:
     def __init__(self) -> None:
-        # In one piece, as several threads may look: who has looked, until when that counts, and
-        # what was found.
+        # One tuple for several threads: the reading thread, the time of the next read, the result.
         self.found: tuple[int, float, tuple[str, ...]] = (0, 0.0, ())
 
 
 class _Grants:
-    """All there are, to be looked at anew when something may have changed."""
+    """All grants, to be checked again when something may have changed."""
 
     def __init__(self) -> None:
         self._grants: weakref.WeakSet[Grant] = weakref.WeakSet()
@@ -206,7 +207,7 @@ def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _grants.look_anew()
 
-    # By this name pickle finds it; that of the builtin function is the platform's module.
+    # pickle finds it by this name; the module of the builtin function depends on the platform.
     noted.__module__ = "os"
     return noted
 
@@ -220,17 +221,6 @@ def _watch() -> None:
             setattr(os, name, _noted(function))
 
 
-_CHANGERS: Final = (
-    "chroot", "initgroups", "setegid", "seteuid", "setgid", "setgroups", "setns", "setregid", "setresgid", "setresuid", "setreuid",
-    "setuid", "unshare",
-)  # fmt: skip
-_NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
-_LOOK_INTERVAL: Final = 0.1  # seconds
-_NAMESPACES_INTERVAL: Final = 1.0  # seconds
-_CAPABILITY_VERSION: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
-_CAP_SYS_ADMIN: Final = 1 << 21
-_PR_GET_SECCOMP: Final = 21
-_PR_GET_NO_NEW_PRIVS: Final = 39
 _grants: Final = _Grants()
 _system: Final = _System()
 _last_namespaces: Final = _LastNamespaces()

@@ -60,8 +60,10 @@ _REFUSED_RETRY_DELAY: Final = 0.1  # seconds
 # Exit statuses of a regular exit. 120: Python could not flush its output. None: the status is not
 # known.
 _REGULAR_EXITS: Final = (0, 120, None)
-_LAST_THREAD_DELAY: Final = 0.00001  # seconds; with the timer slack (PR_SET_TIMERSLACK in prctl(2)) about 60 microseconds
-_POLL_INTERVAL: Final = 0.01  # seconds between two polls where neither a pidfd nor a thread is available
+# Seconds; with the timer slack (PR_SET_TIMERSLACK in prctl(2)) about 60 microseconds.
+_LAST_THREAD_DELAY: Final = 0.00001
+# Seconds between two polls where neither a pidfd nor a thread is available.
+_POLL_INTERVAL: Final = 0.01
 _MAX_POLL_TIMEOUT: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
 
@@ -181,7 +183,9 @@ class WorkerProcess:
         return True
 
     def kill(self) -> None:
-        """End the process and all its descendants with SIGKILL. Wait for it afterwards. May be called again.
+        """End the process and all its descendants with SIGKILL. May be called again.
+
+        Wait for the process afterwards.
 
         If another thread holds the lock, or the frame below a signal handler, the holder kills it.
         """
@@ -189,7 +193,7 @@ class WorkerProcess:
         self._attend()
 
     def abandon(self) -> None:
-        """Forget the process without signalling it, in a fork of this program, whose child it is not."""
+        """Forget the process in a fork of this program, whose child it is not."""
         # Threads that held the lock, or waited, do not exist in the fork.
         self._lock = threading.Lock()
         self._waiting = 0

@@ -21,7 +21,8 @@ from trio_offload_worker._descriptors import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
 
-_MAX_SIZE: Final = 256 * 1024  # bytes; faulthandler writes a tenth of that at most (100 threads, 100 frames each)
+# Bytes. faulthandler writes a tenth of that at most: 100 threads, 100 frames each.
+_MAX_SIZE: Final = 256 * 1024
 _PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_chunks.py
 
 
@@ -61,10 +62,7 @@ class RecordFile:
         return self._identity
 
     def number_of_newborn(self) -> int:
-        """Return the process ID of a forked worker that has not sent it;
-
-        0 if there is no process.
-        """
+        """Return the process ID of a forked worker that has not sent it; 0 if none exists."""
         try:
             return int.from_bytes(os.pread(self._descriptor, 4, 0), sys.byteorder)
         except OSError:
@@ -127,7 +125,7 @@ class MemoryLimit:
 
 
 def take_apart(text: str) -> tuple[MemoryLimit | None, str]:
-    """Split the text of :meth:`RecordFile.read` into the line about the memory limit, or None, and the stacks."""
+    """Split the text of :meth:`RecordFile.read` into the memory limit, or None, and the stacks."""
     line, _, rest = text.partition("\n")
     if line.startswith('{"memory_limit":'):
         try:

@@ -67,7 +67,7 @@ def executable_command(executable: str, *label: str) -> list[str]:
 
 
 def fork(child: Callable[[int, int], NoReturn]) -> Started:
-    """Fork this process, and call ``child`` in the fork with the descriptors of its socket and its record.
+    """Fork this process, and call ``child`` in the fork with its socket and its record.
 
     Runs the hooks of :func:`os.register_at_fork`. Afterwards the fork has no descriptor of another
     worker.

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 _MAX_SIZE: Final = 256 * 2**20  # bytes
-_STREAK: Final = 5.0  # seconds; a large result that arrives later than this after the last reuses no memory
+# Seconds. A large result that arrives later than this after the last one reuses no memory.
+_STREAK: Final = 5.0
 
 
 class BufferPool:
@@ -40,9 +41,9 @@ class BufferPool:
         self._is_watched = False
 
     def forget(self) -> None:
-        """Start anew in a fork of this process, which lacks the releasing task;
+        """Start anew in a fork of this process.
 
-        another thread may have held the lock.
+        It lacks the releasing task, and another thread may have held the lock.
         """
         self.__init__()  # type: ignore[misc]
 

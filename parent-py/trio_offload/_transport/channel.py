@@ -210,7 +210,7 @@ class Channel:
             return False
 
     def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> list[Buffer] | None:
-        """Write without waiting, and send descriptors with the first byte (unix(7), ``SCM_RIGHTS``).
+        """Write without waiting; the first byte carries descriptors (unix(7), ``SCM_RIGHTS``).
 
         Returns:
             The rest; None if the system cannot take the descriptors at this moment.
@@ -304,7 +304,7 @@ class Channel:
         return decoder.plain_result(start, count)
 
     async def spin_then_receive(self, start: bytes, spun: bool, *, cancellable: bool) -> Frame | memoryview:
-        """As :meth:`receive`, but poll a few times before waiting, for answers that take microseconds.
+        """As :meth:`receive`, but poll a few times first, for answers that take microseconds.
 
         Trio needs several times as long for a wake-up as for a poll. The other tasks run between
         two polls.

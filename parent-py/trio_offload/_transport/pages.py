@@ -31,7 +31,7 @@ def can_splice() -> bool:
 async def send_pages(descriptor: int, parts: list[Buffer], sent: bool, cancellable: bool) -> bool:
     """Send the first buffer of a list as pages. Return False if the system refuses.
 
-    What has been sent is removed from the list, also if this is cancelled.
+    Sent data is removed from the list, also if this is cancelled.
 
     The kernel takes the pages themselves (vmsplice(2), splice(2)), and only the receiver copies. A
     worker reads all of a call before it answers, and arguments may not change until then, so this
