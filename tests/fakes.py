@@ -13,7 +13,8 @@ import trio
 from trio_offload import BrokenWorkerError
 from trio_offload._pickling.payload import Payload
 from trio_offload._process.record import Progress
-from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, WorkerSettings, WorkerStatistics
+from trio_offload._statistics import WorkerStatistics
+from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, WorkerSettings
 from trio_offload_worker import _chunks
 
 

@@ -39,7 +39,7 @@ async def test_the_last_idle_worker_is_used_first(plan: Plan) -> None:
             for _ in range(3):
                 nursery.start_soon(context.run_sync, block)
             await wait_all_tasks_blocked()
-            assert context.statistics() == _context.WorkerContextStatistics(idle_workers=0, running_workers=3)
+            assert context.statistics() == trio_offload.WorkerContextStatistics(idle_workers=0, running_workers=3)
             plan.release.set()
         assert context.statistics().idle_workers == 3
         last = list(context._cache._idle)[-1]
@@ -100,7 +100,7 @@ async def test_a_call_can_be_cancelled_only_if_it_says_so(plan: Plan, option: st
                 await wait_all_tasks_blocked()
                 scope.cancel()
         assert plan.workers[-1].killed
-        assert context.statistics() == _context.WorkerContextStatistics(0, 0)
+        assert context.statistics() == trio_offload.WorkerContextStatistics(0, 0)
 
 
 async def test_retirement_sends_crossing_call_elsewhere(plan: Plan) -> None:
@@ -119,7 +119,7 @@ async def test_workers_that_exit_at_once_are_not_replaced_forever(plan: Plan) ->
             await context.run_sync(bool)
         assert told.value.args[1:] == tuple(worker.process for worker in plan.workers)
         assert len(plan.workers) == 5
-        assert context.statistics() == _context.WorkerContextStatistics(0, 0)
+        assert context.statistics() == trio_offload.WorkerContextStatistics(0, 0)
         plan.born_retired = False
         assert await context.run_sync(int, "5") == 5
 
@@ -160,7 +160,7 @@ async def test_a_failed_start_is_told_once_and_gives_everything_back(plan: Plan)
         for _ in range(3):
             with pytest.raises(trio_offload.WorkerStartError):
                 await context.run_sync(bool, limiter=limiter)
-        assert context.statistics() == _context.WorkerContextStatistics(0, 0)
+        assert context.statistics() == trio_offload.WorkerContextStatistics(0, 0)
         assert limiter.borrowed_tokens == 0
         assert len(plan.workers) == 3
 
@@ -349,7 +349,7 @@ def test_the_older_name_sets_the_grace_period(plan: Plan) -> None:
 
 
 def test_statistics_can_be_asked_for_outside_of_trio(plan: Plan) -> None:
-    assert trio_offload.default_context_statistics() == _context.WorkerContextStatistics(0, 0)
+    assert trio_offload.default_context_statistics() == trio_offload.WorkerContextStatistics(0, 0)
 
 
 async def test_the_default_context_is_shared_by_runs_in_threads(plan: Plan) -> None:

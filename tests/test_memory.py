@@ -287,7 +287,7 @@ def test_in_the_default_context(tmp_path: Path) -> None:
 
 async def test_a_ceiling_under_the_baseline_replaces_nobody_for_ever() -> None:
     with pytest.warns(  # noqa: PT031
-        UserWarning, match="is under the baseline, what a worker holds before its first job"
+        UserWarning, match="is under the baseline, a worker's memory before its first job"
     ) as told:
         async with open_worker_context(retire=retire_when(rss="1MiB")) as context:
             pids = [await context.run_sync(os.getpid) for _ in range(5)]

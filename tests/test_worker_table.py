@@ -28,9 +28,10 @@ from trio_offload._pickling.calls import dump_call
 from trio_offload._process import start as _process
 from trio_offload._process.process import WorkerProcess
 from trio_offload._process.record import RecordFile
+from trio_offload._statistics import Figures
 from trio_offload._transport.channel import Channel, EndOfStream
 from trio_offload._transport.sockets import socket_pair
-from trio_offload._worker import CallNotRun, Figures, State, Worker, WorkerSettings
+from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
 from trio_offload_worker._protocol.frames import MAGIC, Frame, Kind, encode_head
 
 _real_start = _process.start

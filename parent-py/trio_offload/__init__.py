@@ -6,7 +6,7 @@ if _sys.platform == "win32":
     raise ImportError("trio-offload does not support Windows yet: it needs Unix sockets that a child inherits")
 
 from ._api import current_default_process_limiter, map, open_worker_context, prewarm, retire_when, run_sync
-from ._context import WorkerContext, WorkerContextStatistics
+from ._context import WorkerContext
 from ._crash import CrashRecord
 from ._default import (
     atexit_shutdown_grace_period,
@@ -17,8 +17,8 @@ from ._default import (
 from ._exceptions import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
 from ._limiter import current_default_worker_limiter
 from ._options import WorkerType
+from ._statistics import WorkerContextStatistics, WorkerStatistics
 from ._version import __version__ as __version__
-from ._worker import WorkerStatistics
 
 __all__ = [
     "BrokenWorkerError",

@@ -18,7 +18,8 @@ import trio
 from . import _clock
 from ._exceptions import BrokenWorkerError
 from ._process.process import WorkerProcess
-from ._worker import ENDED, IDLE, RUNNING, Worker, WorkerStatistics, describe_ending, logger
+from ._statistics import WorkerStatistics
+from ._worker import ENDED, IDLE, RUNNING, Worker, describe_ending, logger
 
 
 class WorkerCache:

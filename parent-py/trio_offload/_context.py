@@ -8,7 +8,6 @@ import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
-import attrs
 import outcome
 import trio
 from trio import CapacityLimiter
@@ -24,9 +23,8 @@ from ._options import ContextOptions, WorkerType, check_count, map_settings, tak
 from ._pickling.calls import dump_call, dump_call_to_fork
 from ._pool.tracker import CallTracker, run_shielded
 from ._sizes import readable_size
-from ._template import Templates
-from ._trace import TraceWriter
-from ._worker import IDLE, STARTING, CallNotRun, Worker, WorkerSettings, WorkerStatistics, logger
+from ._statistics import WorkerContextStatistics
+from ._worker import IDLE, STARTING, CallNotRun, Worker, WorkerSettings, logger
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -40,21 +38,6 @@ if TYPE_CHECKING:
 ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
 ContextType = TypeVar("ContextType")
-
-
-@attrs.frozen
-class WorkerContextStatistics:
-    """The workers that a context has at this moment."""
-
-    idle_workers: int
-    """Workers that wait for a job."""
-    running_workers: int
-    """Calls in progress, each with a worker of its own (or about to get one)."""
-    workers: tuple[WorkerStatistics, ...] = attrs.field(default=(), eq=False)
-    """A record for each worker that is idle or runs a job, the oldest first. One that is being started has none yet.
-
-    Statistics are equal if the two numbers are, as they are in trio-parallel.
-    """
 
 
 class _NoPublicConstructor(type):
@@ -387,15 +370,15 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                 self._cache.push_spare(spare)
 
     def _warn_of_baseline(self, worker: Worker) -> None:
-        """Say once that a ``retire_when`` is under what a worker holds before its first job."""
+        """Warn once about a ``retire_when`` below a worker's memory before its first job."""
         retire, baseline = self.retire, worker.baseline
         if type(retire) is not RetireWhen or retire.rss is None or baseline < retire.rss:
             return
         if self._warned.acquire(blocking=False):
             warnings.warn(
-                f"retire_when(rss={retire.rss}): {readable_size(retire.rss)} is under the baseline, what a worker holds before "
-                f"its first job: {readable_size(baseline)}. Every worker would be replaced after one job; instead they are "
-                f"replaced when they have grown by {readable_size(retire.rss)}. Give more than the baseline",
+                f"retire_when(rss={retire.rss}): {readable_size(retire.rss)} is under the baseline, a worker's memory before its "
+                f"first job: {readable_size(baseline)}. Every worker would be replaced after one job, so the limit applies to "
+                "growth above the baseline instead. Give more than the baseline",
                 stacklevel=2,
             )
 
@@ -437,9 +420,18 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
 
 
 def _worker_settings(options: ContextOptions) -> WorkerSettings:
-    """Return the same options in the form that a worker takes."""
-    if options.worker_type is WorkerType.FORK:
-        # Imported now, and not in the middle of the first call.
+    """Return the options in the form that a worker takes."""
+    # Modules for some contexts only. They are imported here, before the first call.
+    trace = templates = None
+    if options.trace is not None:
+        from ._trace import TraceWriter
+
+        trace = TraceWriter(options.trace)
+    if options.worker_type is WorkerType.FORKSERVER:
+        from ._template import Templates
+
+        templates = Templates(options.forkserver_preload, options.forkserver_threads)
+    elif options.worker_type is WorkerType.FORK:
         from . import _forked  # noqa: F401
     return WorkerSettings(
         idle_timeout=options.idle_timeout,
@@ -448,11 +440,9 @@ def _worker_settings(options: ContextOptions) -> WorkerSettings:
         memory_limit=options.memory_limit,
         report_interval=options.report_interval,
         crash_dir=options.crash_dir,
-        trace=None if options.trace is None else TraceWriter(options.trace),
+        trace=trace,
         fork=options.worker_type is WorkerType.FORK,
-        templates=Templates(options.forkserver_preload, options.forkserver_threads)
-        if options.worker_type is WorkerType.FORKSERVER
-        else None,
+        templates=templates,
     )
 
 

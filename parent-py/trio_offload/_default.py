@@ -13,8 +13,9 @@ import tricycle
 import trio
 
 from . import _at_exit
-from ._context import WorkerContext, WorkerContextStatistics
+from ._context import WorkerContext
 from ._options import ContextOptions, takes_options
+from ._statistics import WorkerContextStatistics
 
 _scope: Final[tricycle.TreeVar[WorkerContext]] = tricycle.TreeVar("trio_offload_scope")
 

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from os import geteuid
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import attrs
 import outcome
@@ -55,6 +55,7 @@ from ._process.inherited import surroundings
 from ._process.privileges import Grant
 from ._process.start import executable_command
 from ._sizes import readable_size
+from ._statistics import Figures, WorkerStatistics
 from ._transport.buffer_pool import BufferPool
 from ._transport.channel import Channel, EndOfStream
 from ._transport.sockets import WriteFailed
@@ -119,41 +120,6 @@ class WorkerSettings:
     fork: bool = False
     templates: Templates | None = None
     regions: BufferPool = attrs.field(factory=BufferPool)
-
-
-@attrs.frozen
-class WorkerStatistics:
-    """One worker at one moment."""
-
-    pid: int
-    """Its process id."""
-    state: Literal["idle", "running"]
-    """Whether it waits for a job or runs one."""
-    jobs: int
-    """How many jobs it has finished."""
-    rss: int | None
-    """Resident memory in bytes, without child processes. Of an idle worker: after its last job; of a running one: when it
-    was told last, at most a ``report_interval`` ago. None only where the system does not tell."""
-    peak_rss: int | None
-    """The most that was ever resident, in bytes."""
-    vms: int | None
-    """The size of the address space, in bytes."""
-    cpu_time: float | None
-    """Processor time of all its threads so far, in seconds."""
-    age: float
-    """Seconds since it was started."""
-    function: str | None
-    """The name of the function that it runs; None if it is idle."""
-
-
-@attrs.frozen
-class Figures:
-    """What a worker has told of itself: bytes, and seconds of processor time. None: nothing yet, or it cannot."""
-
-    rss: int | None = None
-    peak_rss: int | None = None
-    vms: int | None = None
-    cpu_time: float | None = None
 
 
 class Worker:
