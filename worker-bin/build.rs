@@ -12,7 +12,7 @@ fn main() {
     link_unwinder_statically();
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux") {
         // What the libraries that jobs load are to find here, and not in the C library (os/namespaces.rs) or in Python's
-        // (python/raw/mod.rs).
+        // (python/raw/command_line.rs).
         for name in ["unshare", "setns", "trio_offload_single_threaded", "Py_GetArgcArgv"] {
             println!("cargo:rustc-link-arg-bins=-Wl,--export-dynamic-symbol={name}");
         }

@@ -5,9 +5,10 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use trio_offload_worker::process::meter::Figures;
+use trio_offload_worker::protocol::figures::Figures;
 use trio_offload_worker::protocol::frame::{self, Header, Progress};
-use trio_offload_worker::protocol::message::{Failure, Hello, Message};
+use trio_offload_worker::protocol::hello::Hello;
+use trio_offload_worker::protocol::message::{Failure, Message};
 
 /// What travels: the two frames of a small call, what has a body, what has many segments.
 fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {

@@ -10,12 +10,19 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use crate::error::LaunchError;
-use crate::os::{self, SignalsHeld};
+use crate::os;
+use crate::os::signals::SignalsHeld;
 use crate::process::family;
 use crate::process::record::{self, Record};
-use crate::protocol::message::{Explanation, Hello};
-use crate::sentinel::{Activity, Charge, Guard, Parent, Standby};
-use crate::transport::connection::{Connection, Outlet, Socket};
+use crate::protocol::hello::Hello;
+use crate::protocol::message::Explanation;
+use crate::sentinel::activity::Activity;
+use crate::sentinel::guard::Guard;
+use crate::sentinel::parent::Parent;
+use crate::sentinel::post::{Charge, Standby};
+use crate::transport::connection::Connection;
+use crate::transport::reports::Outlet;
+use crate::transport::socket::Socket;
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,18 +65,18 @@ pub struct Surroundings {
 
 /// Takes the socket and the record, closes what else was inherited, and arranges the signals.
 pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
-    if !os::is_socket(socket) {
+    if !os::descriptors::is_socket(socket) {
         return Err(LaunchError::NoSocket(socket));
     }
     let system = |what| move |source| LaunchError::System { what, source };
     let interrupt_held = SignalsHeld::interrupt().map_err(system("blocking SIGINT"))?;
-    let socket: OwnedFd = os::adopt(socket).map_err(system("taking the socket"))?;
-    let record: OwnedFd = os::adopt(record).map_err(|_| LaunchError::NoRecord(record))?;
-    os::close_from(record.as_raw_fd() + 1);
+    let socket: OwnedFd = os::descriptors::adopt(socket).map_err(system("taking the socket"))?;
+    let record: OwnedFd = os::descriptors::adopt(record).map_err(|_| LaunchError::NoRecord(record))?;
+    os::descriptors::close_from(record.as_raw_fd() + 1);
     family::begin();
-    os::ignore_file_size_signal();
-    os::restore_fault_signals();
-    os::drop_in_children(socket.as_fd(), record.as_fd()).map_err(system("watching for forks"))?;
+    os::signals::ignore_file_size_signal();
+    os::signals::restore_fault_signals();
+    os::copies::drop_in_children(socket.as_fd(), record.as_fd()).map_err(system("watching for forks"))?;
     Ok(surround(socket, record, Some(interrupt_held)))
 }
 
@@ -83,10 +90,10 @@ pub fn take_over(descriptors: Vec<OwnedFd>, parent: &Parent) -> Result<(Connecti
     let system = |what| move |source| LaunchError::System { what, source };
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or(LaunchError::NoSocket(SOCKET));
-    os::put_in_place(next()?.as_fd(), SOCKET).map_err(system("taking the socket"))?;
-    os::put_in_place(next()?.as_fd(), RECORD).map_err(system("taking the record"))?;
-    let socket: OwnedFd = os::adopt(SOCKET).map_err(system("taking the socket"))?;
-    let record: OwnedFd = os::adopt(RECORD).map_err(|_| LaunchError::NoRecord(RECORD))?;
+    os::descriptors::put_in_place(next()?.as_fd(), SOCKET).map_err(system("taking the socket"))?;
+    os::descriptors::put_in_place(next()?.as_fd(), RECORD).map_err(system("taking the record"))?;
+    let socket: OwnedFd = os::descriptors::adopt(SOCKET).map_err(system("taking the socket"))?;
+    let record: OwnedFd = os::descriptors::adopt(RECORD).map_err(|_| LaunchError::NoRecord(RECORD))?;
     let (mut connection, surroundings) = surround(socket, record, None);
     connection.expect_descriptors(Some(parent.pid()));
     Ok((connection, surroundings))
@@ -100,12 +107,14 @@ pub fn settle_in(hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<(), LaunchE
         let number = RawFd::try_from(stream).unwrap_or_default();
         let comes = hello.streams.as_ref().is_some_and(|streams| streams.contains(&stream));
         match comes.then(|| descriptors.next()).flatten() {
-            Some(descriptor) => os::put_in_place(descriptor.as_fd(), number).map_err(system("taking a standard stream"))?,
-            None => os::put_null_in_place(number).map_err(system("replacing a standard stream that is closed"))?,
+            Some(descriptor) => {
+                os::descriptors::put_in_place(descriptor.as_fd(), number).map_err(system("taking a standard stream"))?
+            }
+            None => os::descriptors::put_null_in_place(number).map_err(system("replacing a standard stream that is closed"))?,
         }
     }
     if let Some(directory) = descriptors.next() {
-        os::change_directory(directory.as_fd()).map_err(system("changing to the parent's directory"))?;
+        os::descriptors::change_directory(directory.as_fd()).map_err(system("changing to the parent's directory"))?;
     }
     Ok(())
 }
@@ -199,7 +208,7 @@ fn find_parent(hello: &Hello) -> Result<&'static Parent, Explanation> {
 /// Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:
 /// an ignored signal stays ignored in the programs that a job starts (execve(2)), a handled one is reset for them.
 fn swallow_interrupts(interrupt_held: Option<SignalsHeld>) -> Result<(), Explanation> {
-    os::swallow_interrupt();
+    os::signals::swallow_interrupt();
     drop(interrupt_held);
     SignalsHeld::let_interrupt_through()
         .map_err(|error| Explanation::new("environment", format!("unblocking SIGINT failed: {error}")))
@@ -210,7 +219,7 @@ fn restore_environment(hello: &Hello) -> Result<(), LaunchError> {
         let shown = || String::from_utf8_lossy(name).into_owned();
         let variable = CString::new(name.as_slice()).map_err(|_| LaunchError::Variable(shown()))?;
         let value = value.as_deref().map(CString::new).transpose().map_err(|_| LaunchError::Variable(shown()))?;
-        os::set_environment(&variable, value.as_deref()).map_err(|_| LaunchError::Variable(shown()))?;
+        os::process::set_environment(&variable, value.as_deref()).map_err(|_| LaunchError::Variable(shown()))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use trio_offload_worker::protocol::message::PROTOCOL_VERSION;
-use trio_offload_worker::sentinel::Activity;
+use trio_offload_worker::sentinel::activity::Activity;
 use trio_offload_worker::{exit, launch, os, session};
 
 use crate::python::executor::Worker;
@@ -48,7 +48,7 @@ fn serve(socket: i32, record: i32) -> ExitCode {
     }
     let code = worker.finish(ending);
     if is_forked {
-        os::exit_now(code);
+        os::process::exit_now(code);
     }
     // The socket is closed by the end of the process: to the parent an end of the stream means that the worker is gone.
     std::mem::forget(connection);
@@ -77,11 +77,11 @@ fn info() -> String {
         worker: env!("CARGO_PKG_VERSION"),
         protocol: PROTOCOL_VERSION,
         python: PythonInfo {
-            version: raw::version(),
-            build: raw::build(),
-            compiler: raw::compiler(),
+            version: raw::version::version(),
+            build: raw::version::build(),
+            compiler: raw::version::compiler(),
             libpython: interpreter::loaded_library().to_string_lossy().into_owned(),
-            free_threaded: raw::FREE_THREADED,
+            free_threaded: raw::version::FREE_THREADED,
         },
     };
     serde_json::to_string_pretty(&info).unwrap_or_default()

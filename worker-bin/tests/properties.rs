@@ -7,12 +7,13 @@ use ciborium::Value;
 use fakes::{Heap, Script};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use trio_offload_worker::process::meter::Figures;
+use trio_offload_worker::protocol::figures::Figures;
 use trio_offload_worker::protocol::frame::{self, Header, Kind, Progress};
-use trio_offload_worker::protocol::message::{
-    Bundle, Explanation, Failure, Hello, Message, Script as BootScript, SegmentType, Setup, TEXT_LIMIT, Template, Welcome, clip,
-};
-use trio_offload_worker::transport::connection::{Connection, Next, Segment};
+use trio_offload_worker::protocol::hello::{Bundle, Hello, Script as BootScript, Welcome};
+use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Setup, TEXT_LIMIT, Template, clip};
+use trio_offload_worker::protocol::segments::SegmentType;
+use trio_offload_worker::transport::Segment;
+use trio_offload_worker::transport::connection::{Connection, Next};
 
 fn byte_strings() -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(vec(any::<u8>(), 0..20), 0..6)

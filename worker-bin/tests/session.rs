@@ -12,12 +12,16 @@ use std::time::Duration;
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
 use trio_offload_worker::os::fork::Side;
-use trio_offload_worker::process::meter::Figures;
+use trio_offload_worker::protocol::figures::Figures;
 use trio_offload_worker::protocol::frame::{self, Header, Kind};
-use trio_offload_worker::protocol::message::{Explanation, Failure, Hello, Message, SegmentType, Setup, Template, Welcome};
-use trio_offload_worker::sentinel::{Activity, Doing};
-use trio_offload_worker::session::{self, Answer, Executor, Raised, Settled};
-use trio_offload_worker::transport::connection::{Allocator, Connection, Next, Payload, Segment};
+use trio_offload_worker::protocol::hello::{Hello, Welcome};
+use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Setup, Template};
+use trio_offload_worker::protocol::segments::SegmentType;
+use trio_offload_worker::sentinel::activity::{Activity, Doing};
+use trio_offload_worker::session;
+use trio_offload_worker::session::executor::{Answer, Executor, Raised, Settled};
+use trio_offload_worker::transport::connection::{Connection, Next};
+use trio_offload_worker::transport::{Allocator, Payload, Segment};
 
 /// An executor that answers with what it was told, and notes what it was asked and whether the native thread knew.
 #[derive(Default)]

@@ -13,7 +13,8 @@ use fakes::{Heap, Script};
 use trio_offload_worker::error::ReceiveError;
 use trio_offload_worker::protocol::frame::{self, Header};
 use trio_offload_worker::protocol::message::Message;
-use trio_offload_worker::transport::connection::{Connection, Next, Segment};
+use trio_offload_worker::transport::Segment;
+use trio_offload_worker::transport::connection::{Connection, Next};
 
 #[derive(Debug, PartialEq)]
 struct Frame {

@@ -151,7 +151,7 @@ impl Target {
     /// `None`: it is not the one that is meant, by the caller's look at it.
     pub fn new(pid: i32, is_meant: impl FnOnce() -> bool) -> Option<Self> {
         // In this order: what is looked at has the handle already.
-        let handle = u32::try_from(pid).ok().and_then(super::open_process);
+        let handle = u32::try_from(pid).ok().and_then(crate::os::process::open_process);
         (pid > 1 && is_meant()).then_some(Self { pid, handle })
     }
 

@@ -7,8 +7,31 @@
 
 use std::ffi::c_int;
 use std::io;
+use std::sync::OnceLock;
 
-use crate::sentinel;
+/// How this process is left with one thread, and how it gets the others back.
+#[derive(Debug, Clone, Copy)]
+pub struct Aside {
+    /// Whether there was another thread.
+    pub step_aside: fn() -> bool,
+    pub come_back: fn() -> io::Result<()>,
+}
+
+/// Unset as long as there is one thread.
+static ASIDE: OnceLock<Aside> = OnceLock::new();
+
+/// From now on a change of namespaces may call these. The first ones count.
+pub fn step_aside_by(aside: Aside) {
+    let _ = ASIDE.set(aside);
+}
+
+fn step_aside() -> bool {
+    ASIDE.get().is_some_and(|aside| (aside.step_aside)())
+}
+
+fn come_back() -> io::Result<()> {
+    ASIDE.get().map_or(Ok(()), |aside| (aside.come_back)())
+}
 
 /// # Safety
 /// As unshare(2): the caller answers for what it wants to share no longer.
@@ -34,21 +57,21 @@ pub(super) unsafe extern "C" fn setns(descriptor: c_int, kind: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn trio_offload_single_threaded(wanted: c_int) -> c_int {
     if wanted != 0 {
-        sentinel::step_aside();
+        step_aside();
         return 0;
     }
-    c_int::from(sentinel::come_back().is_err())
+    c_int::from(come_back().is_err())
 }
 
 fn with_one_thread(call: &dyn Fn() -> libc::c_long) -> c_int {
     let status = call();
-    if status == 0 || error() != Some(libc::EINVAL) || !sentinel::step_aside() {
+    if status == 0 || error() != Some(libc::EINVAL) || !step_aside() {
         return narrowed(status);
     }
     let status = call();
     let kept = error();
     // At the end of the job it is tried again, and a worker that nobody can watch takes no other.
-    let _ = sentinel::come_back();
+    let _ = come_back();
     if let Some(kept) = kept.filter(|_| status != 0) {
         set_error(kept);
     }

@@ -10,7 +10,8 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Identity, check, identity_of_number};
+use crate::os::check;
+use crate::os::descriptors::{Identity, identity_of_number};
 
 /// A descriptor that a job can close.
 #[derive(Debug, Clone, Copy)]

@@ -57,7 +57,7 @@ pub fn begin() {
     MARK.store(if is_set { mark } else { 0 }, Ordering::Relaxed);
     if !is_set {
         // If that is refused too (qemu's user mode), the parent sees that there is no mark.
-        let _ = os::become_subreaper();
+        let _ = os::process::become_subreaper();
     }
 }
 

@@ -20,19 +20,7 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use crate::os;
 use crate::os::proc;
 use crate::process::family;
-
-/// What the process holds now, and what it has used so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Figures {
-    /// Resident memory, in bytes.
-    pub rss: u64,
-    /// The most that was ever resident, in bytes.
-    pub peak_rss: u64,
-    /// The size of the address space, in bytes.
-    pub vms: u64,
-    /// Processor time of all threads, in microseconds.
-    pub cpu_time: u64,
-}
+use crate::protocol::figures::Figures;
 
 /// Reads the figures, and knows when it did so last.
 #[derive(Debug, Default)]
@@ -76,7 +64,12 @@ impl Meter {
             self.peak = self.peak.max(peak().unwrap_or_default());
         }
         self.peak = self.peak.max(rss);
-        Some(Figures { rss, peak_rss: self.peak, vms, cpu_time: os::processor_time().as_micros().try_into().unwrap_or(u64::MAX) })
+        Some(Figures {
+            rss,
+            peak_rss: self.peak,
+            vms,
+            cpu_time: os::process::processor_time().as_micros().try_into().unwrap_or(u64::MAX),
+        })
     }
 }
 
@@ -133,7 +126,7 @@ fn resident_in(system: &System, pid: Pid) -> Option<u64> {
 
 fn resident(pid: Pid) -> Option<u64> {
     let text = proc::read(&format!("{pid}/statm")).ok()?;
-    Some(sizes_in_statm(str::from_utf8(&text).ok()?, os::page_size())?.1)
+    Some(sizes_in_statm(str::from_utf8(&text).ok()?, os::memory::page_size())?.1)
 }
 
 /// Whether the system tells what this process holds, without which nothing can be compared with a limit.
@@ -161,7 +154,7 @@ const LOOKS: usize = 3;
 #[cfg(target_os = "linux")]
 fn sizes() -> Option<(u64, u64)> {
     let mut memory = [0; 256];
-    sizes_in_statm(front_of("/proc/self/statm", &mut memory)?, os::page_size())
+    sizes_in_statm(front_of("/proc/self/statm", &mut memory)?, os::memory::page_size())
 }
 
 /// Without `/proc`: slower, and right.

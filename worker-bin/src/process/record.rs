@@ -19,7 +19,7 @@ use crate::os;
 #[derive(Debug)]
 pub struct Record {
     file: OwnedFd,
-    identity: Option<os::Identity>,
+    identity: Option<os::descriptors::Identity>,
 }
 
 /// The line that explains a worker which was ended for its memory. The parent knows it by its first word.
@@ -39,19 +39,19 @@ const STACK_SETTLED: Duration = Duration::from_millis(15);
 
 impl Record {
     pub fn new(file: OwnedFd) -> Self {
-        let identity = os::identity_of(file.as_fd());
+        let identity = os::descriptors::identity_of(file.as_fd());
         Self { file, identity }
     }
 
-    /// As [`crate::transport::connection::Outlet::leave_unless_there`].
+    /// As `Outlet::leave_unless_there`.
     pub fn leave_unless_there(&self) {
         if !self.is_there() {
-            os::close_in_own_table(self.descriptor());
+            os::descriptors::close_in_own_table(self.descriptor());
         }
     }
 
     fn is_there(&self) -> bool {
-        os::identity_of(self.file.as_fd()) == self.identity
+        os::descriptors::identity_of(self.file.as_fd()) == self.identity
     }
 
     /// The number to hand to `faulthandler`.
@@ -72,7 +72,7 @@ impl Record {
         let mut grown = begun;
         let mut size = self.size();
         let empty = size;
-        os::ask_for_stacks();
+        os::signals::ask_for_stacks();
         while begun.elapsed() < STACK_PATIENCE && (size == empty || grown.elapsed() < STACK_SETTLED) {
             thread::sleep(Duration::from_millis(1));
             let now = self.size();
@@ -85,12 +85,12 @@ impl Record {
     /// Not into what a job may have opened under the same number.
     fn write(&self, text: &str) {
         if self.is_there() {
-            let _ = os::append(self.file.as_fd(), text.as_bytes());
+            let _ = os::descriptors::append(self.file.as_fd(), text.as_bytes());
         }
     }
 
     fn size(&self) -> u64 {
-        os::size_of(self.descriptor())
+        os::descriptors::size_of(self.descriptor())
     }
 }
 

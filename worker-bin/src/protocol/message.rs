@@ -2,12 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-
 use ciborium::Value;
 
-use crate::process::meter::Figures;
+use crate::protocol::fields::{Fields, body, list, text, unsigned, write_types};
+use crate::protocol::figures::Figures;
 use crate::protocol::frame::{Body, Header, Kind, WireError};
+use crate::protocol::hello::{Hello, Welcome};
+use crate::protocol::segments::SegmentType;
 
 /// The version of the protocol that this worker speaks.
 pub const PROTOCOL_VERSION: u64 = 1;
@@ -49,81 +50,6 @@ pub enum Message {
     Report(Figures),
 }
 
-/// What the receiver makes of a segment, so that it can receive it in its place. Where a message does not say it, each is
-/// [`SegmentType::Memory`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(u8)]
-pub enum SegmentType {
-    /// Memory that can be written to.
-    #[default]
-    Memory = 0,
-    /// A `bytes` object.
-    Bytes = 1,
-    /// A `bytearray`.
-    ByteArray = 2,
-}
-
-impl SegmentType {
-    fn from_number(number: u8) -> Option<Self> {
-        [Self::Memory, Self::Bytes, Self::ByteArray].into_iter().find(|kind| *kind as u8 == number)
-    }
-}
-
-/// Everything that the worker must know to become the parent's own Python. The fields are named in PROTOCOL.md.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Hello {
-    pub protocol: u64,
-    pub parent_pid: u64,
-    pub version: String,
-    pub libpython: Vec<u8>,
-    /// Variables that the parent changed only to start the worker, with the value to give back (`None`: unset it).
-    pub environment: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    pub program_name: Vec<u8>,
-    pub argv: Vec<Vec<u8>>,
-    pub orig_argv: Vec<Vec<u8>>,
-    pub path: Vec<Vec<u8>>,
-    pub warnoptions: Vec<Vec<u8>>,
-    pub xoptions: Vec<Vec<u8>>,
-    pub pycache_prefix: Option<Vec<u8>>,
-    pub flags: Vec<(String, i32)>,
-    /// Where Python's library lies, if that is not to be found from `program_name`.
-    pub home: Option<Vec<u8>>,
-    /// What `sys.path` begins as, if that does not follow from `home`.
-    pub search_path: Option<Vec<Vec<u8>>>,
-    /// The parent is an app made by PyInstaller.
-    pub bundle: Option<Bundle>,
-    /// This process is to be a template, from which workers are forked.
-    pub template: bool,
-    /// To a forked worker: which of the three standard streams come with the frame as descriptors, in this order; the others are
-    /// closed in the parent.
-    pub streams: Option<Vec<u64>>,
-    /// The parent's working directory comes behind them.
-    pub directory: bool,
-    /// The parent's Python is built to run without a GIL (PEP 703).
-    pub free_threaded: bool,
-}
-
-/// What PyInstaller's bootloader would have handed to the app. Code is as `marshal` writes it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Bundle {
-    /// `sys._MEIPASS`.
-    pub folder: Vec<u8>,
-    /// The archive of the app's modules: a path, a question mark, the offset in it.
-    pub pyz: Option<Vec<u8>>,
-    /// The modules that have to be there before anything can be imported from the archive: name and code.
-    pub modules: Vec<(String, Vec<u8>)>,
-    /// The boot script and the runtime hooks.
-    pub scripts: Vec<Script>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Script {
-    pub name: String,
-    pub code: Vec<u8>,
-    /// The module after whose first import it runs; `None`: at once.
-    pub after: Option<String>,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Setup {
     /// Milliseconds without a call after which the worker retires; `None`: never.
@@ -148,19 +74,6 @@ pub struct Template {
 
 /// How many descriptors come with a FORK: the worker's socket, its record, and the pipe that its number is written to.
 pub const FORK_DESCRIPTORS: usize = 3;
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Welcome {
-    pub protocol: u64,
-    pub worker: String,
-    pub pid: u64,
-    pub version: String,
-    pub libpython: Vec<u8>,
-    pub prefix: Vec<u8>,
-    pub exec_prefix: Vec<u8>,
-    /// As in [`Hello`].
-    pub free_threaded: bool,
-}
 
 /// Why the worker refuses to start or breaks off: a code for the program, a message for the person.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,157 +242,6 @@ impl Message {
     }
 }
 
-impl Hello {
-    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
-        Ok(Self {
-            protocol: fields.required("protocol", "protocol is missing or not an unsigned number", unsigned)?,
-            parent_pid: fields.required("parent_pid", "parent_pid is missing or not an unsigned number", unsigned)?,
-            version: fields.required("version", "version is missing or not text", text)?,
-            libpython: fields.required("libpython", "libpython is missing or not bytes", bytes)?,
-            environment: fields.required("environment", "environment is missing or not an array of pairs", |value| {
-                list(value, |pair| match pair.as_array()?.as_slice() {
-                    [name, Value::Null] => Some((bytes(name)?, None)),
-                    [name, value] => Some((bytes(name)?, Some(bytes(value)?))),
-                    _ => None,
-                })
-            })?,
-            program_name: fields.required("program_name", "program_name is missing or not bytes", bytes)?,
-            argv: fields.required("argv", "argv is missing or not an array of bytes", byte_strings)?,
-            orig_argv: fields.required("orig_argv", "orig_argv is missing or not an array of bytes", byte_strings)?,
-            path: fields.required("path", "path is missing or not an array of bytes", byte_strings)?,
-            warnoptions: fields.required("warnoptions", "warnoptions is missing or not an array of bytes", byte_strings)?,
-            xoptions: fields.required("xoptions", "xoptions is missing or not an array of bytes", byte_strings)?,
-            pycache_prefix: fields.required(
-                "pycache_prefix",
-                "pycache_prefix is missing or neither bytes nor null",
-                |value| nullable(value, bytes),
-            )?,
-            flags: fields.required("flags", "flags is missing or not a map of text to integers of 32 bits", |value| {
-                // The last of two of the same name counts, here as elsewhere.
-                let flags = value.as_map()?.iter().map(|(name, flag)| Some((name.as_text()?, flag)));
-                let flags = flags.collect::<Option<BTreeMap<_, _>>>()?.into_iter();
-                flags.map(|(name, flag)| Some((name.to_owned(), i32::try_from(flag.as_integer()?).ok()?))).collect()
-            })?,
-            home: fields.optional("home", "home is not bytes", bytes)?,
-            search_path: fields.optional("search_path", "search_path is not an array of bytes", byte_strings)?,
-            bundle: fields.optional("bundle", "bundle is not what a bundle is", Bundle::read)?,
-            template: fields.optional("template", "template is not a truth value", Value::as_bool)?.unwrap_or_default(),
-            streams: fields.optional("streams", "streams is not some of 0, 1 and 2 in their order", streams)?,
-            directory: fields.optional("directory", "directory is not a truth value", Value::as_bool)?.unwrap_or_default(),
-            free_threaded: free_threaded(fields)?,
-        })
-    }
-
-    /// How many descriptors come with it.
-    pub fn descriptors(&self) -> usize {
-        self.streams.as_ref().map_or(0, Vec::len) + usize::from(self.directory)
-    }
-
-    fn write(self) -> Body {
-        let environment = self
-            .environment
-            .into_iter()
-            .map(|(name, value)| Value::Array(vec![Value::Bytes(name), value.map_or(Value::Null, Value::Bytes)]));
-        let environment = Value::Array(environment.collect());
-        let flags = self.flags.into_iter().map(|(name, flag)| (Value::Text(name), Value::from(flag)));
-        let always = body([
-            ("protocol", Value::from(self.protocol)),
-            ("parent_pid", Value::from(self.parent_pid)),
-            ("version", Value::Text(self.version)),
-            ("libpython", Value::Bytes(self.libpython)),
-            ("environment", environment),
-            ("program_name", Value::Bytes(self.program_name)),
-            ("argv", byte_array(self.argv)),
-            ("orig_argv", byte_array(self.orig_argv)),
-            ("path", byte_array(self.path)),
-            ("warnoptions", byte_array(self.warnoptions)),
-            ("xoptions", byte_array(self.xoptions)),
-            ("pycache_prefix", self.pycache_prefix.map_or(Value::Null, Value::Bytes)),
-            ("flags", Value::Map(flags.collect())),
-        ]);
-        let optional = [
-            ("home", self.home.map(Value::Bytes)),
-            ("search_path", self.search_path.map(byte_array)),
-            ("bundle", self.bundle.map(Bundle::write)),
-            ("template", self.template.then_some(Value::from(true))),
-            ("streams", self.streams.map(|streams| Value::Array(streams.into_iter().map(Value::from).collect()))),
-            ("directory", self.directory.then_some(Value::from(true))),
-            (FREE_THREADED, self.free_threaded.then_some(Value::from(true))),
-        ];
-        let optional = optional.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
-        always.into_iter().chain(optional).collect()
-    }
-}
-
-impl Bundle {
-    fn read(value: &Value) -> Option<Self> {
-        let pairs = value.as_map()?;
-        let field = |key: &str| pairs.iter().rev().find(|(name, _)| name.as_text() == Some(key)).map(|(_, value)| value);
-        Some(Self {
-            folder: bytes(field("folder")?)?,
-            pyz: nullable(field("pyz")?, bytes)?,
-            modules: list(field("modules")?, |module| match module.as_array()?.as_slice() {
-                [name, code] => Some((text(name)?, bytes(code)?)),
-                _ => None,
-            })?,
-            scripts: list(field("scripts")?, |script| match script.as_array()?.as_slice() {
-                [name, code, after] => Some(Script { name: text(name)?, code: bytes(code)?, after: nullable(after, text)? }),
-                _ => None,
-            })?,
-        })
-    }
-
-    fn write(self) -> Value {
-        let modules = self.modules.into_iter().map(|(name, code)| Value::Array(vec![Value::Text(name), Value::Bytes(code)]));
-        let scripts = self.scripts.into_iter().map(|script| {
-            let after = script.after.map_or(Value::Null, Value::Text);
-            Value::Array(vec![Value::Text(script.name), Value::Bytes(script.code), after])
-        });
-        let pairs = [
-            ("folder", Value::Bytes(self.folder)),
-            ("pyz", self.pyz.map_or(Value::Null, Value::Bytes)),
-            ("modules", Value::Array(modules.collect())),
-            ("scripts", Value::Array(scripts.collect())),
-        ];
-        Value::Map(pairs.into_iter().map(|(key, value)| (Value::Text(key.to_owned()), value)).collect())
-    }
-}
-
-impl Welcome {
-    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
-        Ok(Self {
-            protocol: fields.required("protocol", "protocol is missing or not an unsigned number", unsigned)?,
-            worker: fields.required("worker", "worker is missing or not text", text)?,
-            pid: fields.required("pid", "pid is missing or not an unsigned number", unsigned)?,
-            version: fields.required("version", "version is missing or not text", text)?,
-            libpython: fields.required("libpython", "libpython is missing or not bytes", bytes)?,
-            prefix: fields.required("prefix", "prefix is missing or not bytes", bytes)?,
-            exec_prefix: fields.required("exec_prefix", "exec_prefix is missing or not bytes", bytes)?,
-            free_threaded: free_threaded(fields)?,
-        })
-    }
-
-    fn write(self) -> Body {
-        let always = body([
-            ("protocol", Value::from(self.protocol)),
-            ("worker", Value::Text(self.worker)),
-            ("pid", Value::from(self.pid)),
-            ("version", Value::Text(self.version)),
-            ("libpython", Value::Bytes(self.libpython)),
-            ("prefix", Value::Bytes(self.prefix)),
-            ("exec_prefix", Value::Bytes(self.exec_prefix)),
-        ]);
-        let optional = self.free_threaded.then(|| (FREE_THREADED.to_owned(), Value::from(true)));
-        always.into_iter().chain(optional).collect()
-    }
-}
-
-const FREE_THREADED: &str = "free_threaded";
-
-fn free_threaded(fields: &Fields<'_>) -> Result<bool, WireError> {
-    Ok(fields.optional(FREE_THREADED, "free_threaded is not a truth value", Value::as_bool)?.unwrap_or_default())
-}
-
 impl Explanation {
     fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
         Ok(Self {
@@ -509,108 +271,4 @@ impl Failure {
             ("traceback", Value::Text(self.traceback)),
         ])
     }
-}
-
-impl Figures {
-    const PROBLEM: &'static str = "figures are missing or not an array of four unsigned numbers";
-
-    fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
-        fields.required("figures", Self::PROBLEM, Self::from_value)
-    }
-
-    fn read_optional(fields: &Fields<'_>) -> Result<Option<Self>, WireError> {
-        fields.optional("figures", Self::PROBLEM, Self::from_value)
-    }
-
-    fn from_value(value: &Value) -> Option<Self> {
-        match *list(value, unsigned)?.as_slice() {
-            [rss, peak_rss, vms, cpu_time] => Some(Self { rss, peak_rss, vms, cpu_time }),
-            _ => None,
-        }
-    }
-
-    fn write(self) -> (String, Value) {
-        let values = [self.rss, self.peak_rss, self.vms, self.cpu_time];
-        ("figures".to_owned(), Value::Array(values.into_iter().map(Value::from).collect()))
-    }
-}
-
-/// The keys of a received body.
-struct Fields<'a> {
-    kind: Kind,
-    body: &'a Body,
-}
-
-impl Fields<'_> {
-    fn required<T>(&self, key: &str, problem: &'static str, read: impl Fn(&Value) -> Option<T>) -> Result<T, WireError> {
-        self.find(key).and_then(read).ok_or_else(|| self.problem(problem))
-    }
-
-    fn optional<T>(&self, key: &str, problem: &'static str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, WireError> {
-        self.find(key).map(|value| read(value).ok_or_else(|| self.problem(problem))).transpose()
-    }
-
-    /// One for each segment, or none at all.
-    fn types(&self, segments: usize) -> Result<Vec<SegmentType>, WireError> {
-        let types = self.optional("types", "types is not a byte string of the numbers 0, 1 and 2", |value| {
-            value.as_bytes()?.iter().map(|number| SegmentType::from_number(*number)).collect::<Option<Vec<_>>>()
-        })?;
-        match types {
-            Some(types) if types.len() != segments => Err(self.problem("types has another length than there are segments")),
-            types => Ok(types.unwrap_or_default()),
-        }
-    }
-
-    // RFC 8949 calls a repeated key invalid but leaves it to the application; like most decoders we let the last one count.
-    fn find(&self, key: &str) -> Option<&Value> {
-        self.body.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
-    }
-
-    fn problem(&self, problem: &'static str) -> WireError {
-        WireError::MalformedBody { kind: self.kind, problem }
-    }
-}
-
-fn write_types(types: &[SegmentType]) -> Option<(String, Value)> {
-    let numbers = types.iter().map(|kind| *kind as u8).collect();
-    (!types.is_empty()).then(|| ("types".to_owned(), Value::Bytes(numbers)))
-}
-
-fn unsigned(value: &Value) -> Option<u64> {
-    value.as_integer().and_then(|integer| u64::try_from(integer).ok())
-}
-
-fn text(value: &Value) -> Option<String> {
-    value.as_text().map(str::to_owned)
-}
-
-fn bytes(value: &Value) -> Option<Vec<u8>> {
-    value.as_bytes().cloned()
-}
-
-/// `None`: it is neither null nor what it should be.
-fn nullable<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Option<T>> {
-    if value.is_null() { Some(None) } else { read(value).map(Some) }
-}
-
-fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-    value.as_array()?.iter().map(read).collect()
-}
-
-/// Numbers below three, each larger than the one before it.
-fn streams(value: &Value) -> Option<Vec<u64>> {
-    let streams = list(value, unsigned)?;
-    (streams.iter().all(|stream| *stream < 3) && streams.is_sorted_by(|one, next| one < next)).then_some(streams)
-}
-
-fn byte_strings(value: &Value) -> Option<Vec<Vec<u8>>> {
-    list(value, bytes)
-}
-
-fn byte_array(items: Vec<Vec<u8>>) -> Value {
-    Value::Array(items.into_iter().map(Value::Bytes).collect())
-}
-
-fn body<const N: usize>(pairs: [(&str, Value); N]) -> Body {
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

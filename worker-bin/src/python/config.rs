@@ -1,6 +1,6 @@
 //! What the parent said about its Python, as plain data: HELLO → the values that `ffi` puts into the C configuration.
 
-use trio_offload_worker::protocol::message::Hello;
+use trio_offload_worker::protocol::hello::Hello;
 
 /// The configuration of the interpreter. Byte strings are as the operating system has them (PEP 383).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -24,9 +24,9 @@ impl Faults {
     pub(crate) fn report(py: Python<'_>, record: RawFd) -> PyResult<Self> {
         let module = py.import("faulthandler")?;
         // Not before Python's start, which notes what handlers there are: a job would be told of one.
-        os::disarm_stacks_signal();
+        os::signals::disarm_stacks_signal();
         // Before `enable`, so that it lies beneath.
-        raw::report_fatal_errors(record, module.getattr("dump_traceback")?)?;
+        raw::fatal_errors::report_fatal_errors(record, module.getattr("dump_traceback")?)?;
         let functions = PyDict::new(py);
         for name in SHIELDED {
             let text = name.to_string_lossy();
@@ -34,7 +34,7 @@ impl Faults {
             let functions = functions.clone().unbind();
             let stand_in = move |arguments: &Bound<'_, PyTuple>, keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
                 let py = arguments.py();
-                let shield = if os::is_forked_copy() {
+                let shield = if os::copies::is_forked_copy() {
                     // It has a faulthandler of its own.
                     functions.bind(py).clone().into_any()
                 } else {
@@ -54,8 +54,8 @@ impl Faults {
     /// A job has changed what a fault does to the process.
     pub(crate) fn arm_again(&self, py: Python<'_>) -> PyResult<()> {
         self.function(py, "disable")?.call0()?;
-        self.function(py, "unregister")?.call1((os::STACKS,))?;
-        os::disarm_stacks_signal();
+        self.function(py, "unregister")?.call1((os::signals::STACKS,))?;
+        os::signals::disarm_stacks_signal();
         self.arm(py)
     }
 
@@ -64,7 +64,7 @@ impl Faults {
         keywords.set_item("file", self.record)?;
         keywords.set_item("all_threads", true)?;
         self.function(py, "enable")?.call((), Some(&keywords))?;
-        self.function(py, "register")?.call((os::STACKS,), Some(&keywords)).map(drop)
+        self.function(py, "register")?.call((os::signals::STACKS,), Some(&keywords)).map(drop)
     }
 
     fn function<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {

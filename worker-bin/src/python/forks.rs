@@ -30,8 +30,8 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
 }
 
 fn step_aside(py: Python<'_>) -> PyResult<()> {
-    if sentinel::step_aside()
-        && let Some(frame) = raw::current_frame(py)
+    if sentinel::post::step_aside()
+        && let Some(frame) = raw::fork::current_frame(py)
     {
         let instruction = frame.getattr(pyo3::intern!(py, "f_lasti"))?.unbind();
         replace_caller(Some((frame.unbind(), instruction)));
@@ -40,7 +40,7 @@ fn step_aside(py: Python<'_>) -> PyResult<()> {
 }
 
 fn come_back_soon(py: Python<'_>) -> PyResult<()> {
-    if sentinel::is_away() && !raw::call_soon(py, come_back) {
+    if sentinel::post::is_away() && !raw::fork::call_soon(py, come_back) {
         come_back_now();
     }
     Ok(())
@@ -54,7 +54,7 @@ fn forget(_py: Python<'_>) -> PyResult<()> {
 extern "C" fn come_back(_: *mut c_void) -> c_int {
     Python::attach(|py| {
         // Other hooks of a fork may be Python code, in which pending calls are made too.
-        if !(is_in_fork(py).unwrap_or(false) && raw::call_soon(py, come_back)) {
+        if !(is_in_fork(py).unwrap_or(false) && raw::fork::call_soon(py, come_back)) {
             come_back_now();
         }
     });
@@ -64,14 +64,14 @@ extern "C" fn come_back(_: *mut c_void) -> c_int {
 fn come_back_now() {
     replace_caller(None);
     // Where that fails it is tried again at the end of the job.
-    let _ = sentinel::come_back();
+    let _ = sentinel::post::come_back();
 }
 
 /// Whether the frame that has called `os.fork` still waits for that in the same instruction.
 fn is_in_fork(py: Python<'_>) -> PyResult<bool> {
     let caller = CALLER.lock().unwrap_or_else(PoisonError::into_inner);
     let Some((caller, instruction)) = caller.as_ref() else { return Ok(false) };
-    let mut frame = raw::current_frame(py).map(|frame| frame.getattr(pyo3::intern!(py, "f_back"))).transpose()?;
+    let mut frame = raw::fork::current_frame(py).map(|frame| frame.getattr(pyo3::intern!(py, "f_back"))).transpose()?;
     while let Some(found) = frame.filter(|frame| !frame.is_none()) {
         if found.is(caller) {
             return found.getattr(pyo3::intern!(py, "f_lasti"))?.eq(instruction);

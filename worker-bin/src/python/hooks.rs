@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyCFunction, PyDict, PyList, PyMapping, PyTuple, PyType};
+use pyo3::types::{PyBytes, PyCFunction, PyDict, PyMapping, PyTuple, PyType};
 
+use crate::python::finders;
 use crate::python::raw;
 
 /// The settings that came last, unpickled whenever they are asked for: that is seldom more than once.
@@ -53,7 +54,7 @@ pub(crate) fn install(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> 
         return Ok(());
     }
     let finder = Py::new(py, MultiprocessingFinder { settings: Arc::clone(settings) })?;
-    sys.getattr("meta_path")?.cast::<PyList>()?.insert(0, finder)
+    finders::put_first(&sys, finder.into_bound(py).into_any())
 }
 
 /// Gives `multiprocessing` the process's identity if it is imported; whether it is.
@@ -68,16 +69,6 @@ pub(crate) fn adopt_imported(sys: &Bound<'_, PyModule>, settings: &Settings) -> 
 
 pub(crate) fn has_multiprocessing(sys: &Bound<'_, PyModule>) -> PyResult<bool> {
     sys.getattr("modules")?.contains("multiprocessing.process")
-}
-
-/// Takes a finder out of `sys.meta_path`.
-pub(crate) fn leave_finders(finder: &Bound<'_, PyAny>) -> PyResult<()> {
-    let finders = finder.py().import("sys")?.getattr("meta_path")?;
-    let finders = finders.cast::<PyList>()?;
-    match finders.iter().position(|one| one.is(finder)) {
-        Some(index) => finders.del_item(index),
-        None => Ok(()),
-    }
 }
 
 /// What keeps the user's script from being run before something uses it.
@@ -246,11 +237,10 @@ impl MultiprocessingFinder {
         path: Option<&Bound<'py, PyAny>>,
         target: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if !name.extract::<&str>().is_ok_and(|name| name == "multiprocessing.process") {
+        if !finders::leave_for(slf.as_any(), name, "multiprocessing.process")? {
             return Ok(None);
         }
         let py = slf.py();
-        leave_finders(slf.as_any())?;
         let module = py.import("trio_offload_worker._multiprocessing")?;
         let settings = slf.get().settings.get(py)?;
         module.call_method1("find_spec", (settings, name, path, target)).map(Some)

@@ -29,19 +29,19 @@ pub(crate) struct Signals {
 /// What jobs begin with.
 #[derive(Debug, Default)]
 struct State {
-    interrupt: Option<os::Disposition>,
-    faults: [Option<os::Disposition>; 6],
-    mask: Option<os::SignalMask>,
+    interrupt: Option<os::signals::Disposition>,
+    faults: [Option<os::signals::Disposition>; 6],
+    mask: Option<os::signals::SignalMask>,
     timers: [bool; 3],
 }
 
 impl State {
     fn now() -> Self {
         Self {
-            interrupt: os::interrupt_disposition(),
-            faults: os::fault_dispositions(),
-            mask: os::SignalMask::now(),
-            timers: os::running_timers(),
+            interrupt: os::signals::interrupt_disposition(),
+            faults: os::signals::fault_dispositions(),
+            mask: os::signals::SignalMask::now(),
+            timers: os::signals::running_timers(),
         }
     }
 }
@@ -103,19 +103,19 @@ impl Signals {
         if let Some(mask) = &before.mask {
             mask.restore();
         }
-        let running = os::running_timers();
+        let running = os::signals::running_timers();
         let stop = [0, 1, 2].map(|timer| running.get(timer) == Some(&true) && before.timers.get(timer) == Some(&false));
         if stop.contains(&true) {
-            os::stop_timers(stop);
+            os::signals::stop_timers(stop);
         }
-        if os::interrupt_disposition() != before.interrupt
+        if os::signals::interrupt_disposition() != before.interrupt
             || !module
                 .call_method1(pyo3::intern!(py, "getsignal"), (module.getattr(pyo3::intern!(py, "SIGINT"))?,))?
                 .is(&self.interrupt)
         {
             self.swallow_interrupts(py)?;
         }
-        if os::fault_dispositions() != before.faults {
+        if os::signals::fault_dispositions() != before.faults {
             faults.arm_again(py)?;
         }
         module.call_method1(pyo3::intern!(py, "set_wakeup_fd"), (-1,)).map(drop)

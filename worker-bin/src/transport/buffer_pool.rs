@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::os::Mapping;
+use crate::os::memory::Mapping;
 
 /// How long a worker waits for the next call before it gives the memory back. A program that calls again and again does so
 /// within a fraction of this.

@@ -7,8 +7,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use trio_offload_worker::protocol::message::SegmentType;
-use trio_offload_worker::transport::connection::{Allocator, Storage, Stream};
+use trio_offload_worker::protocol::segments::SegmentType;
+use trio_offload_worker::transport::{Allocator, Storage, Stream};
 
 /// What a scripted socket gives next.
 #[derive(Debug, Clone)]

@@ -7,8 +7,9 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCFunction, PyCode, PyDict, PyList, PyTuple};
-use trio_offload_worker::protocol::message::{Bundle, Script};
+use trio_offload_worker::protocol::hello::{Bundle, Script};
 
+use crate::python::finders;
 use crate::python::raw;
 
 /// Makes the app's modules importable and runs its runtime hooks.
@@ -21,10 +22,8 @@ pub(crate) fn boot(py: Python<'_>, bundle: &Bundle) -> PyResult<()> {
     let main = py.import("__main__")?.dict();
     let mut scripts = bundle.scripts.iter();
     hand_archive_over(&sys, bundle, || scripts.next().map_or(Ok(()), |boot_script| run(py, boot_script, &main)))?;
-    // First on the list: behind PathFinder, it would not be asked.
-    let waiting = WaitingHooks::default();
-    let waiting = Py::new(py, waiting)?;
-    sys.getattr("meta_path")?.cast::<PyList>()?.insert(0, &waiting)?;
+    let waiting = Bound::new(py, WaitingHooks::default())?;
+    finders::put_first(&sys, waiting.clone().into_any())?;
     for script in scripts {
         match &script.after {
             Some(module) if !sys.getattr("modules")?.contains(module)? => waiting.get().add(script),

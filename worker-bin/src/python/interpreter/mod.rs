@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use trio_offload_worker::os;
-use trio_offload_worker::protocol::message::{Explanation, Hello};
+use trio_offload_worker::protocol::hello::Hello;
+use trio_offload_worker::protocol::message::Explanation;
 
 use crate::python::config::{Config, version_number};
 use crate::python::raw;
@@ -23,7 +24,7 @@ pub(crate) fn loaded_library() -> PathBuf {
 
 #[derive(Debug)]
 pub(crate) struct Interpreter {
-    running: raw::Running,
+    running: raw::py_config::Running,
     /// As `sys.version` has it.
     pub(crate) version: String,
     pub(crate) libpython: PathBuf,
@@ -39,9 +40,9 @@ pub(crate) struct Prefixes {
 impl Interpreter {
     /// Checks that the library is the parent's and starts it as the parent's Python.
     pub(crate) fn start(hello: &Hello) -> Result<Self, Explanation> {
-        let (version, libpython) = (raw::version(), loaded_library());
+        let (version, libpython) = (raw::version::version(), loaded_library());
         check_version(hello, &version, &libpython)?;
-        let running = raw::Running::start(&Config::from_hello(hello)).map_err(|error| {
+        let running = raw::py_config::Running::start(&Config::from_hello(hello)).map_err(|error| {
             Explanation::new("interpreter", format!("Python did not start in the worker: {error}{}", home_hint()))
         })?;
         Ok(Self { running, version, libpython })
@@ -179,13 +180,13 @@ fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResul
 /// The builds must be the same to the letter, with one exception: an interpreter that is linked statically may have been
 /// compiled a minute before the shared library that belongs to it. There the version's number and the path decide.
 fn check_version(hello: &Hello, version: &str, loaded: &Path) -> Result<(), Explanation> {
-    if hello.free_threaded != raw::FREE_THREADED {
+    if hello.free_threaded != raw::version::FREE_THREADED {
         let kind = |free_threaded| if free_threaded { "a free-threaded build" } else { "a build with a GIL" };
         let text = format!(
             "the parent's Python is {}, and the worker executable is made for {}: install trio-offload with the Python that \
              runs the program",
             kind(hello.free_threaded),
-            kind(raw::FREE_THREADED),
+            kind(raw::version::FREE_THREADED),
         );
         return Err(Explanation::new("python_version", text));
     }

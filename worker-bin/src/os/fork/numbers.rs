@@ -20,7 +20,7 @@ use std::ffi::{c_int, c_void};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsRawFd as _;
 
-use super::SignalsHeld;
+use crate::os::signals::SignalsHeld;
 
 /// How far the control block is searched, in bytes. It has 2304 to 2368 of them in the C libraries of today, and the number lies in
 /// the first 800.

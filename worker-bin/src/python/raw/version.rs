@@ -1,0 +1,32 @@
+//! Which Python this executable is linked with. No interpreter is needed to ask.
+
+use std::ffi::CStr;
+
+use pyo3::ffi;
+
+/// `sys.version`. It can be asked for before Python has started.
+pub(crate) fn version() -> String {
+    // SAFETY: Py_GetVersion needs no interpreter and gives a C string that stays (Python/getversion.c).
+    text(unsafe { ffi::Py_GetVersion() })
+}
+
+/// Whether the Python that this executable is built for runs without a GIL (PEP 703). Its objects are others then.
+pub(crate) const FREE_THREADED: bool = cfg!(Py_GIL_DISABLED);
+
+pub(crate) fn build() -> String {
+    // SAFETY: as Py_GetVersion (Modules/getbuildinfo.c).
+    text(unsafe { ffi::Py_GetBuildInfo() })
+}
+
+pub(crate) fn compiler() -> String {
+    // SAFETY: as Py_GetVersion (Python/getcompiler.c).
+    text(unsafe { ffi::Py_GetCompiler() })
+}
+
+pub(super) fn text(pointer: *const std::ffi::c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: the callers give C strings of Python's that stay as long as the library is loaded.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
