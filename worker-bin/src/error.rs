@@ -1,4 +1,4 @@
-//! What can go wrong before and below the protocol. Each text says what to do, where there is something to do.
+//! Errors before and below the protocol. Each message includes the remedy, if any.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::protocol::frame::WireError;
 
-/// The worker could not be made ready for its parent.
+/// The worker could not start.
 #[derive(Debug, Error)]
 pub enum LaunchError {
     #[error("descriptor {0} is not the parent's socket; this program is started by trio-offload, not by hand")]
@@ -23,7 +23,7 @@ pub enum LaunchError {
     Variable(String),
 }
 
-/// A frame could not be taken from the socket.
+/// A frame could not be received.
 #[derive(Debug, Error)]
 pub enum ReceiveError {
     #[error(transparent)]
@@ -45,7 +45,7 @@ impl ReceiveError {
     }
 }
 
-/// A frame could not be put on the socket.
+/// A frame could not be sent.
 #[derive(Debug, Error)]
 pub enum SendError {
     #[error("the parent has closed its end of the socket")]

@@ -1,17 +1,17 @@
-//! The exit codes of PROTOCOL.md, and how a session can end.
+//! The exit codes of PROTOCOL.md, and the endings of a session.
 
 #![forbid(unsafe_code)]
 
-/// The command line was wrong, or descriptor 3 is not the parent's socket.
+/// Wrong command line, or descriptor 3 is not the parent's socket.
 pub const WRONG_ARGUMENTS: i32 = 2;
 /// The parent died while the worker was busy; the native thread ended it.
 pub const ORPHANED: i32 = 6;
-/// A job passed its context's `memory_limit`; the native thread ended it.
+/// A job exceeded its context's `memory_limit`; the native thread ended it.
 pub const MEMORY_LIMIT: i32 = 7;
-/// Python's own code for «flushing standard output failed at exit».
+/// Python could not flush standard output at exit; Python's own code.
 pub const FLUSH_FAILED: i32 = 120;
 
-/// How a session came to its end.
+/// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     Retired,
@@ -19,7 +19,7 @@ pub enum Ending {
     Refused,
     SetupFailed,
     Aborted,
-    /// No end: this process is a worker now, which a template has forked, and has a session of its own before it.
+    /// This process is a freshly forked worker, which begins its own session.
     Forked,
 }
 

@@ -1,7 +1,8 @@
 //! Command line, environment and descriptors → a process that is ready for its parent.
 //!
-//! The order matters: the environment is put right while the process has one thread, the descriptors before Python or the
-//! user could open one, and Ctrl+C has its handler before Python would install its own.
+//! The order matters. The environment changes while the process has one thread. Descriptors are
+//! sorted out before Python or user code opens one. Ctrl+C has its handler before Python would
+//! install its own.
 
 #![forbid(unsafe_code)]
 
@@ -16,15 +17,15 @@ use crate::process::family;
 use crate::process::record::{self, Record};
 use crate::protocol::hello::Hello;
 use crate::protocol::message::Explanation;
-use crate::sentinel::activity::Activity;
+use crate::sentinel::activity::ActivityCell;
+use crate::sentinel::control::{SentinelTarget, StandbyThread};
 use crate::sentinel::guard::Guard;
 use crate::sentinel::parent::Parent;
-use crate::sentinel::post::{Charge, Standby};
 use crate::transport::connection::Connection;
-use crate::transport::reports::Outlet;
+use crate::transport::reports::ReportSender;
 use crate::transport::socket::Socket;
 
-/// What the command line asks for.
+/// The command to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plan {
     Serve {
@@ -33,7 +34,7 @@ pub enum Plan {
     },
     ShowInfo,
     ShowVersion,
-    /// No arguments: say what this program is.
+    /// No arguments: explain what this program is.
     Explain,
     Wrong,
 }
@@ -46,25 +47,25 @@ impl Plan {
             [] => Self::Explain,
             ["--info"] => Self::ShowInfo,
             ["--version"] => Self::ShowVersion,
-            // What follows tells people whose worker this is.
+            // The rest names the program that owns this worker, for `ps`.
             ["serve", "3", "4", ..] => Self::Serve { socket: 3, record: 4 },
             _ => Self::Wrong,
         }
     }
 }
 
-/// The process around the socket, before the parent has said anything.
+/// Process state needed between startup and HELLO.
 #[derive(Debug)]
-pub struct Surroundings {
+pub struct ProcessSetup {
     descriptor: RawFd,
-    outlet: Outlet,
+    reports: ReportSender,
     record: &'static Record,
-    /// `None`: Ctrl+C is swallowed already.
+    /// `None` means that Ctrl+C is swallowed already.
     interrupt_held: Option<SignalsHeld>,
 }
 
-/// Takes the socket and the record, closes what else was inherited, and arranges the signals.
-pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
+/// Take the socket and the record, close all other inherited descriptors, and set up the signals.
+pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, ProcessSetup), LaunchError> {
     if !os::descriptors::is_socket(socket) {
         return Err(LaunchError::NoSocket(socket));
     }
@@ -77,14 +78,15 @@ pub fn prepare(socket: RawFd, record: RawFd) -> Result<(Connection<Socket>, Surr
     os::signals::ignore_file_size_signal();
     os::signals::restore_fault_signals();
     os::copies::drop_in_children(socket.as_fd(), record.as_fd()).map_err(system("watching for forks"))?;
-    Ok(surround(socket, record, Some(interrupt_held)))
+    Ok(wrap_socket(socket, record, Some(interrupt_held)))
 }
 
-/// Makes a process that a template has just forked ready for its parent: it gets the socket and the record that came with the request
-/// in place of the template's. Signals, and what is closed in children, are arranged already; the rest comes with HELLO.
+/// Make a freshly forked process ready for its parent. The socket and the record that came with
+/// FORK replace the template's. Signal handlers and fork handlers are inherited; the rest comes
+/// with HELLO.
 ///
-/// Whose child this process is now does not tell its parent: that may have ended before the template forked.
-pub fn take_over(descriptors: Vec<OwnedFd>, parent: &Parent) -> Result<(Connection<Socket>, Surroundings), LaunchError> {
+/// The parent process is taken from the template: it may have died before the fork.
+pub fn take_over(descriptors: Vec<OwnedFd>, parent: &Parent) -> Result<(Connection<Socket>, ProcessSetup), LaunchError> {
     const SOCKET: RawFd = 3;
     const RECORD: RawFd = 4;
     let system = |what| move |source| LaunchError::System { what, source };
@@ -94,13 +96,13 @@ pub fn take_over(descriptors: Vec<OwnedFd>, parent: &Parent) -> Result<(Connecti
     os::descriptors::put_in_place(next()?.as_fd(), RECORD).map_err(system("taking the record"))?;
     let socket: OwnedFd = os::descriptors::adopt(SOCKET).map_err(system("taking the socket"))?;
     let record: OwnedFd = os::descriptors::adopt(RECORD).map_err(|_| LaunchError::NoRecord(RECORD))?;
-    let (mut connection, surroundings) = surround(socket, record, None);
+    let (mut connection, process_setup) = wrap_socket(socket, record, None);
     connection.expect_descriptors(Some(parent.pid()));
-    Ok((connection, surroundings))
+    Ok((connection, process_setup))
 }
 
-/// Gives a forked worker the standard streams and the working directory that have come with its HELLO, in place of the template's.
-pub fn settle_in(hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<(), LaunchError> {
+/// Install the standard streams and the working directory that came with HELLO in a forked worker.
+pub fn install_streams(hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<(), LaunchError> {
     let system = |what| move |source| LaunchError::System { what, source };
     let mut descriptors = descriptors.into_iter();
     for stream in 0..3 {
@@ -119,46 +121,47 @@ pub fn settle_in(hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<(), LaunchE
     Ok(())
 }
 
-fn surround(socket: OwnedFd, record: OwnedFd, interrupt_held: Option<SignalsHeld>) -> (Connection<Socket>, Surroundings) {
+fn wrap_socket(socket: OwnedFd, record: OwnedFd, interrupt_held: Option<SignalsHeld>) -> (Connection<Socket>, ProcessSetup) {
     let descriptor = socket.as_raw_fd();
     let record: &'static Record = Box::leak(Box::new(Record::new(record)));
     record::report_panics(record);
-    let outlet = Outlet::new(socket.as_fd());
-    let connection = Connection::with_outlet(Socket::from(socket), &outlet);
-    (connection, Surroundings { descriptor, outlet, record, interrupt_held })
+    let reports = ReportSender::new(socket.as_fd());
+    let connection = Connection::with_reports(Socket::from(socket), &reports);
+    (connection, ProcessSetup { descriptor, reports, record, interrupt_held })
 }
 
-impl Surroundings {
-    /// Does what HELLO says about the process: gives the environment back, finds the parent, starts the native threads.
-    pub fn settle(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
+impl ProcessSetup {
+    /// Apply the process part of HELLO: restore the environment, find the parent, start the native
+    /// thread.
+    pub fn apply_hello(self, hello: &Hello, activity: &'static ActivityCell) -> Result<&'static Parent, Explanation> {
         restore_environment(hello).map_err(|error| Explanation::new("environment", error.to_string()))?;
         self.watch(hello, activity)
     }
 
-    fn watch(self, hello: &Hello, activity: &'static Activity) -> Result<&'static Parent, Explanation> {
+    fn watch(self, hello: &Hello, activity: &'static ActivityCell) -> Result<&'static Parent, Explanation> {
         let interrupt_held = self.interrupt_held;
-        let (parent, watch) = Self { interrupt_held: None, ..self }.meet(hello, None, activity)?;
+        let (parent, watch) = Self { interrupt_held: None, ..self }.prepare_watch(hello, None, activity)?;
         watch.begin();
         swallow_interrupts(interrupt_held)?;
         Ok(parent)
     }
 
-    /// The same for a worker that was forked: its Python is running, and gets the environment itself. The native thread can wait
-    /// until there is something to watch, but it is there: one that stands by, or one that is started now.
-    pub fn meet(
+    /// Find the parent, and have a native thread ready to watch it. A preforked worker brings one;
+    /// otherwise it is started now.
+    pub fn prepare_watch(
         self,
         hello: &Hello,
-        standby: Option<Standby>,
-        activity: &'static Activity,
+        standby: Option<StandbyThread>,
+        activity: &'static ActivityCell,
     ) -> Result<(&'static Parent, Watch), Explanation> {
         let parent = find_parent(hello)?;
-        let standby = standby.map_or_else(|| Standby::start(activity), Ok).map_err(|error| no_thread(&error))?;
-        let charge = Charge { socket: self.descriptor, outlet: self.outlet, parent, record: self.record };
-        Ok((parent, Watch { standby, charge }))
+        let standby = standby.map_or_else(|| StandbyThread::start(activity), Ok).map_err(|error| no_thread(&error))?;
+        let target = SentinelTarget { socket: self.descriptor, reports: self.reports, parent, record: self.record };
+        Ok((parent, Watch { standby, target }))
     }
 
-    /// The same for a template, which must not have a thread when it forks: the guard is to be dismissed before.
-    pub fn settle_template(self, hello: &Hello) -> Result<(&'static Parent, Guard), Explanation> {
+    /// Apply HELLO in a template. The guard must be dismissed before a fork.
+    pub fn apply_hello_for_template(self, hello: &Hello) -> Result<(&'static Parent, Guard), Explanation> {
         restore_environment(hello).map_err(|error| Explanation::new("environment", error.to_string()))?;
         let parent = find_parent(hello)?;
         let guard = Guard::start(self.descriptor, parent).map_err(|error| no_thread(&error))?;
@@ -166,23 +169,23 @@ impl Surroundings {
         Ok((parent, guard))
     }
 
-    /// Where Python is to write the stacks when it dies.
+    /// Descriptor to which Python writes the stacks when it dies.
     pub fn record(&self) -> RawFd {
         self.record.descriptor()
     }
 }
 
-/// What the native thread is to watch.
+/// A watch that has not begun.
 #[derive(Debug)]
 pub struct Watch {
-    standby: Standby,
-    charge: Charge,
+    standby: StandbyThread,
+    target: SentinelTarget,
 }
 
 impl Watch {
-    /// From now on it is watched.
+    /// Begin to watch.
     pub fn begin(self) {
-        self.standby.watch(self.charge);
+        self.standby.watch(self.target);
     }
 }
 
@@ -198,15 +201,16 @@ fn no_thread(error: &io::Error) -> Explanation {
 
 fn find_parent(hello: &Hello) -> Result<&'static Parent, Explanation> {
     let parent = u32::try_from(hello.parent_pid).ok().and_then(Parent::watch);
-    // Nobody may be left to read this; then the worker just ends.
+    // If the parent has died, the worker just exits.
     let parent = parent.ok_or_else(|| {
         Explanation::new("wrong_parent", format!("the process {} that asked for this worker has ended", hello.parent_pid))
     })?;
     Ok(Box::leak(Box::new(parent)))
 }
 
-/// Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:
-/// an ignored signal stays ignored in the programs that a job starts (execve(2)), a handled one is reset for them.
+/// Ctrl+C belongs to the parent, which cancels its jobs. A handler swallows it: an ignored signal
+/// would stay ignored in the programs that a job starts (execve(2)), while a handler is reset for
+/// them.
 fn swallow_interrupts(interrupt_held: Option<SignalsHeld>) -> Result<(), Explanation> {
     os::signals::swallow_interrupt();
     drop(interrupt_held);

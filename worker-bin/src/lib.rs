@@ -1,5 +1,5 @@
-//! The worker of trio-offload, without its Python: the protocol, the socket, the state machine, and the native thread that
-//! watches the parent. The executable (`main.rs`) adds the interpreter. PROTOCOL.md and ARCHITECTURE.md describe both.
+//! The worker of trio-offload without Python: protocol, socket, state machine, and the native
+//! thread. The executable (`main.rs`) adds the interpreter. See PROTOCOL.md and ARCHITECTURE.md.
 
 pub mod error;
 pub mod exit;

@@ -7,55 +7,57 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use trio_offload_worker::protocol::message::PROTOCOL_VERSION;
-use trio_offload_worker::sentinel::activity::Activity;
+use trio_offload_worker::sentinel::activity::ActivityCell;
 use trio_offload_worker::{exit, launch, os, session};
 
 use crate::python::executor::Worker;
 use crate::python::{interpreter, raw};
 
-static ACTIVITY: Activity = Activity::new();
+static ACTIVITY: ActivityCell = ActivityCell::new();
 
 fn main() -> ExitCode {
     match launch::Plan::from_arguments(std::env::args_os().skip(1)) {
         launch::Plan::Serve { socket, record } => serve(socket, record),
-        launch::Plan::ShowInfo => say(&info()),
-        launch::Plan::ShowVersion => say(concat!("trio-offload-worker ", env!("CARGO_PKG_VERSION"))),
-        launch::Plan::Explain => {
-            say("This is the worker of trio-offload: a process that runs Python functions for a Trio program. \
-                 The trio_offload package starts it when it is needed; there is nothing to do with it by hand.")
-        }
+        launch::Plan::ShowInfo => print_line(&info()),
+        launch::Plan::ShowVersion => print_line(concat!("trio-offload-worker ", env!("CARGO_PKG_VERSION"))),
+        launch::Plan::Explain => print_line(
+            "This is the worker of trio-offload: a process that runs Python functions for a Trio program. \
+                 The trio_offload package starts it when it is needed; there is nothing to do with it by hand.",
+        ),
         launch::Plan::Wrong => {
-            complain("unknown arguments; it takes --info or --version, and «serve 3 4» from trio-offload itself")
+            print_error("unknown arguments; it takes --info or --version, and «serve 3 4» from trio-offload itself")
         }
     }
 }
 
 fn serve(socket: i32, record: i32) -> ExitCode {
-    let (mut connection, surroundings) = match launch::prepare(socket, record) {
+    let (mut connection, process_setup) = match launch::prepare(socket, record) {
         Ok(prepared) => prepared,
-        Err(error) => return complain(&error.to_string()),
+        Err(error) => return print_error(&error.to_string()),
     };
-    let mut worker = Worker::new(surroundings, &ACTIVITY);
+    let mut worker = Worker::new(process_setup, &ACTIVITY);
     let mut ending = session::run(&mut connection, &mut worker, &ACTIVITY);
-    let newborn = worker.take_newborn();
-    let is_forked = newborn.is_some();
-    if let Some(newborn) = newborn {
-        // A template has forked this process. Its own connection has lost its descriptor to the worker's.
-        let templates = std::mem::replace(&mut connection, newborn);
-        connection.succeed(templates).relinquish();
-        worker.rehearse();
+    let forked_connection = worker.take_forked();
+    let is_forked = forked_connection.is_some();
+    if let Some(forked_connection) = forked_connection {
+        // A template has forked this process. The template's descriptor number belongs to the
+        // worker's socket now.
+        let templates = std::mem::replace(&mut connection, forked_connection);
+        connection.reuse_memory_of(templates).leave_open();
+        worker.warm_up();
         ending = session::run(&mut connection, &mut worker, &ACTIVITY);
     }
     let code = worker.finish(ending);
     if is_forked {
         os::process::exit_now(code);
     }
-    // The socket is closed by the end of the process: to the parent an end of the stream means that the worker is gone.
+    // The end of the process closes the socket: to the parent, an end of the stream means that the
+    // worker is gone.
     std::mem::forget(connection);
     exit_code(code)
 }
 
-/// What `--info` prints: one JSON object.
+/// The output of `--info`: one JSON object.
 #[derive(Serialize)]
 struct Info {
     worker: &'static str,
@@ -87,15 +89,15 @@ fn info() -> String {
     serde_json::to_string_pretty(&info).unwrap_or_default()
 }
 
-/// Not `println!`, which panics when nobody reads.
-fn say(text: &str) -> ExitCode {
+/// Print a line. `println!` panics if the pipe is closed.
+fn print_line(text: &str) -> ExitCode {
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn complain(text: &str) -> ExitCode {
+fn print_error(text: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "trio-offload-worker: {text}");
     exit_code(exit::WRONG_ARGUMENTS)
 }

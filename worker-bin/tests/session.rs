@@ -17,9 +17,9 @@ use trio_offload_worker::protocol::frame::{self, Header, Kind};
 use trio_offload_worker::protocol::hello::{Hello, Welcome};
 use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Setup, Template};
 use trio_offload_worker::protocol::segments::SegmentType;
-use trio_offload_worker::sentinel::activity::{Activity, Doing};
+use trio_offload_worker::sentinel::activity::{Activity, ActivityCell};
 use trio_offload_worker::session;
-use trio_offload_worker::session::executor::{Answer, Executor, Raised, Settled};
+use trio_offload_worker::session::executor::{Answer, Executor, Raised, Verdict};
 use trio_offload_worker::transport::connection::{Connection, Next};
 use trio_offload_worker::transport::{Allocator, Payload, Segment};
 
@@ -32,7 +32,7 @@ struct Fake {
     watches: bool,
     fail_set_up: bool,
     raise: bool,
-    settled: Option<Settled>,
+    verdict: Option<Verdict>,
     figures: Option<Figures>,
     /// Which side each fork is to find itself on, the last first; all others on the template's.
     forks: Vec<Side>,
@@ -100,7 +100,7 @@ impl Executor for Fake {
         Ok((!self.is_forked).then(Welcome::default))
     }
 
-    fn equip(&mut self) -> Result<(), Explanation> {
+    fn init_pickling(&mut self) -> Result<(), Explanation> {
         if self.lacks_pickler { Err(Explanation::new("interpreter", "no pickler")) } else { Ok(()) }
     }
 
@@ -140,9 +140,9 @@ impl Executor for Fake {
         }
     }
 
-    fn settle(&mut self, answer: Option<Pieces>, was_job: bool) -> Settled {
+    fn after_answer(&mut self, answer: Option<Pieces>, was_job: bool) -> Verdict {
         self.note(format!("settle {}{}", answer.is_some(), if was_job { "" } else { ", no job" }));
-        if was_job { self.settled.clone().unwrap_or(Settled::Stay) } else { Settled::Stay }
+        if was_job { self.verdict.clone().unwrap_or(Verdict::Stay) } else { Verdict::Stay }
     }
 
     fn interrupted(&mut self) {
@@ -174,7 +174,7 @@ impl Executor for Fake {
         self.keeps_memory
     }
 
-    fn give_memory_back(&mut self) {
+    fn release_memory(&mut self) {
         if self.keeps_memory {
             self.keeps_memory = false;
             self.note("give back");
@@ -184,7 +184,7 @@ impl Executor for Fake {
 
 fn lengths(segments: Vec<Segment<'_, HeapBuffer>>) -> String {
     let lengths = segments.into_iter().map(|segment| match segment {
-        Segment::Passing(bytes) => bytes.len(),
+        Segment::Borrowed(bytes) => bytes.len(),
         Segment::Owned(buffer) => buffer.into_bytes().len(),
     });
     format!("{:?}", lengths.collect::<Vec<_>>())
@@ -266,11 +266,11 @@ fn run(executor: Fake, events: impl IntoIterator<Item = Event>) -> Run {
 
 fn run_script(mut executor: Fake, script: Script) -> Run {
     let log = Rc::clone(&executor.log);
-    let activity = Activity::new();
+    let activity = ActivityCell::new();
     let mut connection = Connection::new(script);
     let ending = session::run(&mut connection, &mut executor, &activity);
-    assert_eq!(activity.get(), if ending == Ending::Forked { Doing::Waiting } else { Doing::Leaving });
-    let Script { sent, writes, timeouts, stopped, .. } = Connection::new(Script::new([])).succeed(connection);
+    assert_eq!(activity.get(), if ending == Ending::Forked { Activity::Idle } else { Activity::Exiting });
+    let Script { sent, writes, timeouts, stopped, .. } = Connection::new(Script::new([])).reuse_memory_of(connection);
     let mut replies = Connection::new(Script::cut(&sent, &[], true));
     let mut said = Vec::new();
     while let Next::Header(header) = replies.next_header().unwrap() {
@@ -503,7 +503,7 @@ fn a_job_that_raises_leaves_the_worker_idle() {
 #[test]
 fn a_preparation_is_no_job() {
     let figures = Some(Figures { rss: 2_000, peak_rss: 3_000, vms: 1 << 40, cpu_time: 7 });
-    let retiring = Fake { settled: Some(Settled::Retire), figures, ..Fake::default() };
+    let retiring = Fake { verdict: Some(Verdict::Retire), figures, ..Fake::default() };
     let setup = frame(Message::Setup(Setup { memory_limit: Some(1_000), ..Setup::default() }), 0, &[1, 0, 2]);
     let run = run(retiring, [bytes(&[hello(), setup, preparation(1), preparation(2), call(3)])]);
     assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result, Kind::Result, Kind::Retired]);
@@ -512,13 +512,13 @@ fn a_preparation_is_no_job() {
 
 #[test]
 fn retire_decides_after_the_answer() {
-    let retiring = Fake { settled: Some(Settled::Retire), ..Fake::default() };
+    let retiring = Fake { verdict: Some(Verdict::Retire), ..Fake::default() };
     let run_ = run(retiring, [bytes(&[hello(), setup(), call(1), call(2)])]);
     assert_eq!(run_.ending, Ending::Retired);
     assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Retired]);
     assert_eq!(*run_.last(), Message::Retired { reason: "retire".to_owned() });
 
-    let raising = Fake { settled: Some(Settled::RetireRaised("it raised".to_owned())), ..Fake::default() };
+    let raising = Fake { verdict: Some(Verdict::RetireRaised("it raised".to_owned())), ..Fake::default() };
     let run_ = run(raising, [bytes(&[hello(), setup(), call(1), call(2)])]);
     assert_eq!(run_.ending, Ending::Aborted);
     assert_eq!(*run_.last(), Message::Aborted(Explanation::new("retire_raised", "it raised")));

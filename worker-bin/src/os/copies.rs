@@ -12,39 +12,40 @@ static RECORD_TO_REPLACE: AtomicI32 = AtomicI32::new(-1);
 
 static FORKED: AtomicBool = AtomicBool::new(false);
 
-/// From now on a child that is forked off this process loses the socket before it runs anything: were it to keep the
-/// socket, this process's death would go unseen as long as the child lives. It loses the record too: how a copy dies says
-/// nothing about the worker.
+/// Make children of this process close the socket before they run: a child that kept it would hide
+/// this process's death. They lose the record too, since the way a copy dies is not the worker's.
 pub fn drop_in_children(socket: BorrowedFd<'_>, record: BorrowedFd<'_>) -> io::Result<()> {
     SOCKET_TO_DROP.store(socket.as_raw_fd(), Ordering::Relaxed);
     RECORD_TO_REPLACE.store(record.as_raw_fd(), Ordering::Relaxed);
-    // SAFETY: the function is `extern "C"`, lives as long as the program, and does only what a child of a process with
-    // threads may do (signal-safety(7)).
+    // SAFETY: the function is `extern "C"`, lives as long as the program, and is async-signal-safe
+    // (signal-safety(7)).
     let status = unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
     if status == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(status)) }
 }
 
-/// Whether this process is a copy that a job forked off the worker. It must never speak the protocol.
+/// True in a copy that a job forked. It must not use the protocol.
 pub fn is_forked_copy() -> bool {
     FORKED.load(Ordering::Relaxed)
 }
 
 extern "C" fn after_fork_in_child() {
     if handlers::is_forking() {
-        // Not a copy but a worker that a template makes, with a socket and a record of its own by now.
+        // This is a worker that a template forks; it has its own socket and record.
         return;
     }
     FORKED.store(true, Ordering::Relaxed);
     let socket = SOCKET_TO_DROP.swap(-1, Ordering::Relaxed);
     if socket >= 0 {
-        // SAFETY: the child's copy of the descriptor; whoever owns it in this copy of the memory never gets to use it,
-        // because a forked copy leaves by `exit_now`.
+        // SAFETY: the child's copy of the descriptor; its owner in this copy of the memory is never
+        // used, because a forked copy exits by `exit_now`.
         unsafe { libc::close(socket) };
     }
     let record = RECORD_TO_REPLACE.swap(-1, Ordering::Relaxed);
     if record >= 0 {
-        // Not closed: Python's `faulthandler` has the number, and would write into what the copy opens next.
-        // SAFETY: open and dup2 take a C string and integers, and may be called between fork and exec (signal-safety(7)).
+        // Not closed: Python's `faulthandler` has the number, and would write into the next file
+        // that the copy opens.
+        // SAFETY: open and dup2 take a C string and integers, and may be called between fork and
+        // exec (signal-safety(7)).
         unsafe {
             let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             if null >= 0 {

@@ -1,4 +1,4 @@
-//! File descriptors: identity, inheritance, and tables of a thread's own.
+//! File descriptors: identity, inheritance, and descriptor tables.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,28 +6,29 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::os::check;
 
-/// Whether the descriptor is an open socket.
+/// True if the descriptor is an open socket.
 pub fn is_socket(descriptor: RawFd) -> bool {
     status_of(descriptor).is_some_and(|status| status.st_mode & libc::S_IFMT == libc::S_IFSOCK)
 }
 
-/// What an open file or socket has to itself among all that are open.
+/// Identifies an open file or socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity(libc::dev_t, libc::ino_t);
 
-/// What the descriptor is open on; `None` if it is not open.
+/// The identity of an open descriptor.
 pub fn identity_of(descriptor: BorrowedFd<'_>) -> Option<Identity> {
     identity_of_number(descriptor.as_raw_fd())
 }
 
-/// The same for one of which only the number is known.
+/// The identity of a descriptor number; `None` if it is not open.
 pub fn identity_of_number(descriptor: RawFd) -> Option<Identity> {
     status_of(descriptor).map(|status| Identity(status.st_dev, status.st_ino))
 }
 
 fn status_of(descriptor: RawFd) -> Option<libc::stat> {
     let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: fstat writes at most one `stat` to the place given and takes any number as a descriptor.
+    // SAFETY: fstat writes at most one `stat` to the place given and takes any number as a
+    // descriptor.
     if unsafe { libc::fstat(descriptor, status.as_mut_ptr()) } != 0 {
         return None;
     }
@@ -35,35 +36,37 @@ fn status_of(descriptor: RawFd) -> Option<libc::stat> {
     Some(unsafe { status.assume_init() })
 }
 
-/// Takes possession of an inherited descriptor, which nothing else in this process may own, and keeps it from being
-/// inherited further.
+/// Take ownership of an inherited descriptor, and make it close-on-exec. No other code may own it.
 pub fn adopt(descriptor: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_SETFD takes an int and touches no memory.
+    // SAFETY: F_SETFD takes an int.
     check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    // SAFETY: the call above has shown that the descriptor is open; the caller answers for its being free.
+    // SAFETY: the call above has shown that the descriptor is open; the caller answers for its
+    // being free.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Closes every descriptor from `first` on. Nothing in the process may own one of them.
+/// Close every descriptor from `first` on. No code in the process may own one of them.
 pub fn close_from(first: RawFd) {
     if close_range(first, RawFd::MAX, 0) {
         return;
     }
-    // Kernels before 5.9, and seccomp filters that do not know the call. The list is taken before the first close:
-    // reading the directory needs a descriptor of its own.
+    // For kernels before 5.9, and for seccomp filters that refuse the call. List first, then close:
+    // reading the directory takes a descriptor.
     let directory = if cfg!(target_os = "linux") { "/proc/thread-self/fd" } else { "/dev/fd" };
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     let open: Vec<RawFd> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|descriptor| *descriptor >= first) {
-        // SAFETY: by the caller's word nobody owns it; the one that was the directory's own gives EBADF, which does no harm.
+        // SAFETY: by the caller's word nobody owns it; the one that was the directory's own gives
+        // EBADF, which does no harm.
         unsafe { libc::close(descriptor) };
     }
 }
 
-/// Whether the kernel has closed all of these.
+/// Return true if the kernel has closed the range.
 fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> bool {
     #[cfg(target_os = "linux")]
-    // SAFETY: close_range takes three integers; by the word of the caller's caller nobody owns what it closes.
+    // SAFETY: close_range takes three integers; by the word of the caller's caller nobody owns what
+    // it closes.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) == 0 };
     #[cfg(not(target_os = "linux"))]
     let closed = {
@@ -73,16 +76,17 @@ fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> bool {
     closed
 }
 
-/// Gives the calling thread a table of descriptors of its own, with only those that are to be `kept` in it: what other threads
-/// close and open from now on is nothing to it, and what it opens is nothing to them. Standard streams are the null device.
-/// False: this system cannot do so, and nothing has changed.
+/// Give the calling thread its own descriptor table, with only the `kept` ones in it and null
+/// devices as standard streams. Other threads' opens and closes no longer affect it. Return false
+/// if the system cannot do this; then nothing has changed.
 ///
-/// To be called by a thread that owns no descriptor yet.
-pub fn leave_descriptor_table(kept: &[RawFd]) -> bool {
+/// The calling thread must not own a descriptor yet.
+pub fn unshare_descriptor_table(kept: &[RawFd]) -> bool {
     let Some(last) = kept.iter().max().copied() else { return false };
-    // One call does both (Linux 5.9), and container sandboxes that forbid `unshare` let it pass.
+    // One call does both (Linux 5.9). Sandboxes that forbid `unshare` allow it.
     #[cfg(target_os = "linux")]
-    // SAFETY: unshare takes an integer; with this flag it copies the table, as the call in front of it does.
+    // SAFETY: unshare takes an integer; with this flag it copies the table, as the call in front of
+    // it does.
     let left = close_range(last + 1, RawFd::MAX, libc::CLOSE_RANGE_UNSHARE) || unsafe { libc::unshare(libc::CLONE_FILES) } == 0;
     #[cfg(not(target_os = "linux"))]
     let left = false;
@@ -91,7 +95,8 @@ pub fn leave_descriptor_table(kept: &[RawFd]) -> bool {
     }
     close_from(last + 1);
     for number in (3..last).filter(|number| !kept.contains(number)) {
-        // SAFETY: in a table that only this thread has, and by the caller's word it owns none in it.
+        // SAFETY: in a table that only this thread has, and by the caller's word it owns none in
+        // it.
         unsafe { libc::close(number) };
     }
     for stream in 0..3 {
@@ -103,17 +108,18 @@ pub fn leave_descriptor_table(kept: &[RawFd]) -> bool {
     true
 }
 
-/// Closes a descriptor in a table that is the calling thread's own; there may be nothing under the number.
+/// Close a number in the calling thread's own table, if it is open.
 pub fn close_in_own_table(descriptor: RawFd) {
-    // SAFETY: close takes any number. The main thread's descriptor of that number, and who owns it, are not concerned.
+    // SAFETY: close takes any number. The main thread's descriptor of that number, and who owns it,
+    // are not concerned.
     unsafe { libc::close(descriptor) };
 }
 
-/// Writes to a file where its last writer left off. Those that hold it share the place (open(2), «open file description»).
+/// Append to a file. All holders of it share the position (open(2), "open file description").
 pub fn append(file: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     let mut rest = bytes;
     while !rest.is_empty() {
-        // SAFETY: the pointer and the length are those of the slice.
+        // SAFETY: the pointer and the length belong to the slice.
         let count = unsafe { libc::write(file.as_raw_fd(), rest.as_ptr().cast(), rest.len()) };
         match usize::try_from(count) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -129,14 +135,14 @@ pub fn append(file: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The length of an open file, in bytes; 0 if it is not open. May be called in a signal's handler.
+/// The size of an open file in bytes; 0 if it is not open. Async-signal-safe.
 pub fn size_of(descriptor: RawFd) -> u64 {
     status_of(descriptor).and_then(|status| u64::try_from(status.st_size).ok()).unwrap_or_default()
 }
 
-/// Puts a copy of the descriptor where `number` is, whatever was open there. Above 2 it is closed on exec.
+/// Duplicate a descriptor to `number`, replacing what was open there. Above 2 it is close-on-exec.
 ///
-/// What owned the number owns the new one.
+/// The owner of the number owns the new descriptor.
 pub fn put_in_place(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
     if descriptor.as_raw_fd() == number {
         return Ok(());
@@ -144,20 +150,20 @@ pub fn put_in_place(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result<()>
     // SAFETY: dup2 takes two integers; by the caller's word nobody relies on what was open there.
     check(unsafe { libc::dup2(descriptor.as_raw_fd(), number) })?;
     if number > 2 {
-        // SAFETY: F_SETFD takes an int and touches no memory.
+        // SAFETY: F_SETFD takes an int.
         check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     }
     Ok(())
 }
 
-/// Opens the null device where the parent has no standard stream, as Rust's runtime does it in a worker that is started: else
-/// the number would go to what is opened next.
+/// Open the null device in place of a standard stream that the parent lacks, as Rust's runtime does
+/// at a start. Otherwise the next file opened would get the number.
 pub fn put_null_in_place(number: RawFd) -> io::Result<()> {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     put_in_place(null.as_fd(), number)
 }
 
-/// Changes the working directory to the one that is open as `directory`.
+/// Change the working directory to an open one.
 pub fn change_directory(directory: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: fchdir takes an integer.
     check(unsafe { libc::fchdir(directory.as_raw_fd()) }).map(drop)
@@ -180,7 +186,7 @@ mod tests {
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let (ready, is_ready) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let is_apart = leave_descriptor_table(&[kept]);
+            let is_apart = unshare_descriptor_table(&[kept]);
             ready.send((is_apart, identity_of_number(closed).is_some())).unwrap();
             let _ = may_go_on.recv();
             identity_of_number(kept)

@@ -1,13 +1,14 @@
-//! Process marks: what a worker's descendants inherit, whatever becomes of their parents, and how such processes are ended.
+//! Process marks, which all descendants of a worker inherit, and the ways to end such processes.
 //!
-//! A mark is a number in the soft limit RLIMIT_LOCKS. The kernel copies limits at a fork and keeps them at an exec, and it has
-//! not enforced this one since Linux 2.4.25 (getrlimit(2)). Any process of the same user can read it with prlimit(2), which
-//! needs neither a descriptor nor `/proc`.
+//! A mark is a number in the soft limit RLIMIT_LOCKS. The kernel copies limits at a fork, keeps
+//! them at an exec, and has not enforced this one since Linux 2.4.25 (getrlimit(2)). Any process of
+//! the same user can read it with prlimit(2), without a descriptor or `/proc`.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-/// The soft limit of this process becomes `mark`. False: the hard limit is lower, or the system has no such limit.
+/// Set the mark of this process. Return false if the hard limit is lower, or the system has no such
+/// limit.
 #[cfg(target_os = "linux")]
 pub fn set(mark: u64) -> bool {
     let Some(mut limits) = limits_of(0) else { return false };
@@ -15,12 +16,14 @@ pub fn set(mark: u64) -> bool {
         return false;
     }
     limits.rlim_cur = mark;
-    // SAFETY: prlimit reads one `rlimit64`; pid 0 is this process, and a null pointer asks for no copy of the old limits.
+    // SAFETY: prlimit reads one `rlimit64`; pid 0 is this process, and a null pointer omits the
+    // copy of the old limits.
     let status = unsafe { libc::prlimit64(0, libc::RLIMIT_LOCKS, &raw const limits, std::ptr::null_mut()) };
     status == 0 && of(0) == Some(mark)
 }
 
-/// The soft limit of a process, which may be a mark. `None`: there is no such process, or it belongs to another user.
+/// The soft limit of a process, which may be a mark. `None` if the process does not exist, or
+/// belongs to another user.
 #[cfg(target_os = "linux")]
 pub fn of(pid: i32) -> Option<u64> {
     limits_of(pid).map(|limits| limits.rlim_cur)
@@ -44,13 +47,13 @@ pub fn of(_pid: i32) -> Option<u64> {
     None
 }
 
-/// The number of this process, also where the C library remembers that of the template which forked it (glibc before 2.25).
+/// The process ID from the kernel. Before glibc 2.25 the C library may have cached the template's.
 pub fn own_number() -> u32 {
-    // SAFETY: getpid takes nothing.
+    // SAFETY: getpid is always safe to call.
     u32::try_from(unsafe { libc::syscall(libc::SYS_getpid) }).unwrap_or_default()
 }
 
-/// Milliseconds since the system was booted.
+/// Milliseconds since boot.
 pub fn boot_time() -> u64 {
     #[cfg(target_os = "linux")]
     const CLOCK: libc::clockid_t = libc::CLOCK_BOOTTIME;
@@ -63,21 +66,21 @@ pub fn boot_time() -> u64 {
     part(time.tv_sec) * 1000 + part(time.tv_nsec) / 1_000_000
 }
 
-/// Has the kernel resume this process (SIGCONT) when its parent ends.
+/// Have the kernel resume this process (SIGCONT) when its parent ends.
 ///
-/// A parent that ends a worker stops it first. Killed before it can go on, it would leave a stopped process for ever; resumed,
-/// the worker finds that its parent is gone. The signal also comes when only the thread that started the worker ends, and
-/// then changes nothing: a process that runs ignores it.
+/// A parent that ends a worker stops it first. If the parent is killed in between, the worker would
+/// stay stopped forever; resumed, it finds itself an orphan. The signal also comes when only the
+/// thread that started the worker ends. A running worker ignores it.
 pub fn resume_without_parent() {
     #[cfg(target_os = "linux")]
-    // SAFETY: PR_SET_PDEATHSIG takes one integer and touches no memory. It fails for no signal that exists.
+    // SAFETY: PR_SET_PDEATHSIG takes one integer. It fails for no signal that exists.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGCONT, 0, 0, 0);
     }
 }
 
-/// From now on no thread of this process can start a process, for good. False: the system has no filters (seccomp(2)), or a
-/// job has given one of the threads a filter that the others do not have.
+/// Forbid forks in all threads of this process, for good. Return false if the system has no filters
+/// (seccomp(2)), or a job has given one thread its own filter.
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn forbid_forks() -> bool {
     const NUMBER: u32 = std::mem::offset_of!(libc::seccomp_data, nr) as u32;
@@ -116,7 +119,7 @@ pub fn forbid_forks() -> bool {
     false
 }
 
-/// What the children of this process that were waited for have had of minor page faults: 0 if none was ever waited for.
+/// Minor page faults of reaped children; 0 if no child was ever reaped.
 pub fn faults_of_children() -> i64 {
     // SAFETY: for this structure of numbers all zeros are a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -125,22 +128,23 @@ pub fn faults_of_children() -> i64 {
     usage.ru_minflt
 }
 
-/// Whether the kernel reaps this process's children itself, and counts nothing of them (sigaction(2)).
+/// True if the kernel reaps this process's children itself, and so counts nothing (sigaction(2)).
 pub fn reaps_children_itself() -> bool {
     // SAFETY: for this structure of numbers and pointers all zeros are a value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: sigaction writes one structure to the place given; a null pointer changes nothing.
+    // SAFETY: sigaction writes one structure to the place given; a null pointer keeps the present
+    // one.
     unsafe { libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut action) };
     action.sa_sigaction == libc::SIG_IGN || action.sa_flags & libc::SA_NOCLDWAIT != 0
 }
 
-/// Whether this process may send signals to the other, which exists then.
+/// True if this process may signal the other one, which then exists.
 pub fn may_signal(pid: i32) -> bool {
-    // SAFETY: kill takes two integers; 0 is no signal and is not sent.
+    // SAFETY: kill takes two integers; 0 only checks.
     pid > 1 && unsafe { libc::kill(pid, 0) == 0 }
 }
 
-/// A process that nobody else can have the number of, as far as the system has handles for that.
+/// A process held by a pidfd, if available, so that its ID cannot be reused.
 #[derive(Debug)]
 pub struct Target {
     pid: i32,
@@ -148,21 +152,22 @@ pub struct Target {
 }
 
 impl Target {
-    /// `None`: it is not the one that is meant, by the caller's look at it.
+    /// Return `None` if the caller's check fails.
     pub fn new(pid: i32, is_meant: impl FnOnce() -> bool) -> Option<Self> {
-        // In this order: what is looked at has the handle already.
+        // Open first, then check: so the check is of the process that is held.
         let handle = u32::try_from(pid).ok().and_then(crate::os::process::open_process);
         (pid > 1 && is_meant()).then_some(Self { pid, handle })
     }
 
-    /// Sends SIGKILL.
+    /// Send SIGKILL.
     ///
-    /// After it the process starts nothing more: copy_process() in kernel/fork.c gives a fork up under a pending SIGKILL, and
-    /// looks for one behind the same lock under which the signal is sent.
+    /// The process cannot fork afterwards: copy_process() in kernel/fork.c fails with a pending
+    /// SIGKILL, and checks for it under the same lock under which signals are sent.
     pub fn kill(self) {
         #[cfg(target_os = "linux")]
         if let Some(handle) = self.handle {
-            // SAFETY: pidfd_send_signal takes integers and a null pointer, which stands for the signal's usual information.
+            // SAFETY: pidfd_send_signal takes integers and a null pointer, which stands for the
+            // signal's usual information.
             let status = unsafe {
                 let number = handle.as_raw_fd();
                 libc::syscall(libc::SYS_pidfd_send_signal, number, libc::SIGKILL, std::ptr::null::<libc::siginfo_t>(), 0)
@@ -171,7 +176,8 @@ impl Target {
                 return;
             }
         }
-        // No handle: an old kernel, or no descriptor to spare. The number was looked at a moment ago.
+        // Without a pidfd: an old kernel, or a full descriptor table. The number was looked at a
+        // moment ago.
         // SAFETY: kill takes two integers.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
     }

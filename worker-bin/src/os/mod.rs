@@ -1,4 +1,4 @@
-//! What the operating system offers through C only: descriptors, signals, processes. One of the places with `unsafe`.
+//! System calls that `std` lacks. One of two folders with `unsafe`.
 
 pub mod copies;
 pub mod descriptors;
@@ -22,8 +22,10 @@ use std::path::PathBuf;
 pub fn library_that_defines(symbol: &CStr) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt as _;
 
-    // Not the function's own address: where the executable is not position independent, that may be a stub of its own.
-    // SAFETY: dlsym reads a C string; RTLD_DEFAULT asks for the first library in the order of loading.
+    // `dlsym` instead of the function's address: in an executable with fixed addresses, that may be
+    // a stub.
+    // SAFETY: dlsym reads a C string; RTLD_DEFAULT asks for the first library in the order of
+    // loading.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()) };
     if address.is_null() {
         return None;
@@ -38,7 +40,8 @@ pub fn library_that_defines(symbol: &CStr) -> Option<PathBuf> {
     if name.is_null() {
         return None;
     }
-    // SAFETY: a C string that belongs to the loader and stays as long as the library does; libpython is never unloaded.
+    // SAFETY: a C string that belongs to the loader and stays as long as the library does;
+    // libpython is never unloaded.
     let name = unsafe { CStr::from_ptr(name) };
     let path = PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes()));
     Some(std::fs::canonicalize(&path).unwrap_or(path))

@@ -1,43 +1,45 @@
-//! Changes of namespaces that the kernel allows a process with one thread only.
+//! Namespace changes that the kernel allows only in a process with one thread.
 //!
-//! A job's process has a second one, the native thread. So the executable comes first where a library or Python looks for
-//! `unshare` and `setns`: where the kernel refuses, the native thread steps aside and the call is made again. A library that asks
-//! the C library by its file's name, or calls the kernel itself, does not come by here; for that jobs have
-//! `trio_offload_worker.single_threaded`, which uses [`trio_offload_single_threaded`].
+//! A job's process has a second thread, the native one. So the executable defines `unshare` and
+//! `setns`, which libraries and Python find first. If the kernel refuses, the native thread is
+//! suspended and the call repeated. Direct system calls, and libraries that look the functions up
+//! in the C library's file, bypass this. For them jobs have `trio_offload_worker.single_threaded`,
+//! which uses [`trio_offload_single_threaded`].
 
 use std::ffi::c_int;
 use std::io;
 use std::sync::OnceLock;
 
-/// How this process is left with one thread, and how it gets the others back.
+/// Functions that suspend and resume the other thread.
 #[derive(Debug, Clone, Copy)]
-pub struct Aside {
-    /// Whether there was another thread.
-    pub step_aside: fn() -> bool,
-    pub come_back: fn() -> io::Result<()>,
+pub struct SingleThread {
+    /// Return true if it had another thread to suspend.
+    pub suspend: fn() -> bool,
+    pub resume: fn() -> io::Result<()>,
 }
 
-/// Unset as long as there is one thread.
-static ASIDE: OnceLock<Aside> = OnceLock::new();
+/// Unset while the process has one thread.
+static SINGLE_THREAD: OnceLock<SingleThread> = OnceLock::new();
 
-/// From now on a change of namespaces may call these. The first ones count.
-pub fn step_aside_by(aside: Aside) {
-    let _ = ASIDE.set(aside);
+/// Set the functions for namespace changes. The first call counts.
+pub fn suspend_with(single: SingleThread) {
+    let _ = SINGLE_THREAD.set(single);
 }
 
-fn step_aside() -> bool {
-    ASIDE.get().is_some_and(|aside| (aside.step_aside)())
+fn suspend() -> bool {
+    SINGLE_THREAD.get().is_some_and(|single| (single.suspend)())
 }
 
-fn come_back() -> io::Result<()> {
-    ASIDE.get().map_or(Ok(()), |aside| (aside.come_back)())
+fn resume() -> io::Result<()> {
+    SINGLE_THREAD.get().map_or(Ok(()), |single| (single.resume)())
 }
 
 /// # Safety
-/// As unshare(2): the caller answers for what it wants to share no longer.
+/// As unshare(2): the caller is responsible for the effect.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn unshare(flags: c_int) -> c_int {
-    // A process that has asked for a new pid namespace can start no thread any more (clone(2), EINVAL), and may have several.
+    // A process that has requested a new pid namespace cannot start threads (clone(2), EINVAL), so
+    // request that last.
     let last = if flags & libc::CLONE_NEWUSER == 0 { 0 } else { flags & libc::CLONE_NEWPID };
     // SAFETY: unshare takes an integer; for the rest the caller answers.
     let alone = |flags: c_int| unsafe { libc::syscall(libc::SYS_unshare, flags) };
@@ -53,25 +55,25 @@ pub(super) unsafe extern "C" fn setns(descriptor: c_int, kind: c_int) -> c_int {
     with_one_thread(&|| unsafe { libc::syscall(libc::SYS_setns, descriptor, kind) })
 }
 
-/// Ends the native thread (1), or starts it again (0). 0: done, or there is none.
+/// Suspend (1) or resume (0) the native thread. Return 0 on success, or without such a thread.
 #[unsafe(no_mangle)]
 pub(super) extern "C" fn trio_offload_single_threaded(wanted: c_int) -> c_int {
     if wanted != 0 {
-        step_aside();
+        suspend();
         return 0;
     }
-    c_int::from(come_back().is_err())
+    c_int::from(resume().is_err())
 }
 
 fn with_one_thread(call: &dyn Fn() -> libc::c_long) -> c_int {
     let status = call();
-    if status == 0 || error() != Some(libc::EINVAL) || !step_aside() {
+    if status == 0 || error() != Some(libc::EINVAL) || !suspend() {
         return narrowed(status);
     }
     let status = call();
     let kept = error();
-    // At the end of the job it is tried again, and a worker that nobody can watch takes no other.
-    let _ = come_back();
+    // If this fails, the end of the job tries again; a worker without the native thread retires.
+    let _ = resume();
     if let Some(kept) = kept.filter(|_| status != 0) {
         set_error(kept);
     }

@@ -1,9 +1,10 @@
-//! The kernel's table of processes, `/proc`, read through a descriptor that is held from the start on.
+//! `/proc`, read through a descriptor that is held from the start.
 //!
-//! A job may change its root directory, or unmount `/proc`; what watches over it has to read on. So the folder is held open, and
-//! beside it one descriptor more, the reserve: where none is left (the system's own table may be full), it is closed for the time
-//! of a reading. The native thread holds both in a table of its own. A thread with another table finds out by the identity that
-//! they are not there, and takes the path.
+//! A job may change its root directory or unmount `/proc`, and the native thread must still read
+//! it. So the folder stays open, together with a reserve descriptor. If all descriptors are in use
+//! (the system's table may be full), the reserve is closed during a read. The native thread holds
+//! both in its own table. Threads with another table notice by the identity that they are missing,
+//! and use the path.
 
 use std::ffi::CString;
 use std::io::{self, Read as _};
@@ -23,7 +24,7 @@ struct Held {
 impl Held {
     fn new(descriptor: OwnedFd) -> Option<Self> {
         let identity = identity_of_number(descriptor.as_raw_fd())?;
-        // Never closed by an owner: whose number it is, is looked at each time.
+        // Not owned: the identity is checked before each use.
         Some(Self { number: descriptor.into_raw_fd(), identity })
     }
 
@@ -33,7 +34,7 @@ impl Held {
 
     fn close(self) {
         if self.is_ours() {
-            // SAFETY: the descriptor is open on what this module has opened, and nobody else uses it.
+            // SAFETY: this module has opened the descriptor, and is its only user.
             drop(unsafe { OwnedFd::from_raw_fd(self.number) });
         }
     }
@@ -42,20 +43,20 @@ impl Held {
 static FOLDER: Mutex<Option<Held>> = Mutex::new(None);
 static RESERVE: Mutex<Option<Held>> = Mutex::new(None);
 
-/// Holds `/proc` open from now on. To be called by a thread with a table of descriptors of its own.
+/// Hold `/proc` open. The calling thread must have its own descriptor table.
 pub fn hold() {
     let folder = open_at(None, "").ok().and_then(Held::new);
     *FOLDER.lock().unwrap_or_else(PoisonError::into_inner) = folder;
     *RESERVE.lock().unwrap_or_else(PoisonError::into_inner) = new_reserve();
 }
 
-/// A file that is like no other, so that it is not taken for one of a job's.
+/// A unique file, so that it is not mistaken for a job's.
 #[cfg(target_os = "linux")]
 fn new_reserve() -> Option<Held> {
     // SAFETY: memfd_create takes a C string and an integer.
     let descriptor = unsafe { libc::syscall(libc::SYS_memfd_create, c"trio-offload-reserve".as_ptr(), libc::MFD_CLOEXEC) };
     let descriptor = RawFd::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0)?;
-    // SAFETY: the system has just made it, so nobody else owns it.
+    // SAFETY: the system has just made it, so this is the only owner.
     Held::new(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
@@ -64,7 +65,7 @@ fn new_reserve() -> Option<Held> {
     None
 }
 
-/// The content of a file below `/proc`.
+/// Read a file below `/proc`.
 pub fn read(path: &str) -> io::Result<Vec<u8>> {
     with_reserve(|| {
         let mut content = Vec::new();
@@ -73,7 +74,7 @@ pub fn read(path: &str) -> io::Result<Vec<u8>> {
     })
 }
 
-/// The numbers among the names in a folder below `/proc`: processes, or threads.
+/// The numeric names in a folder below `/proc`: processes, or threads.
 pub fn numbers_in(path: &str) -> io::Result<Vec<i32>> {
     with_reserve(|| {
         let folder = open(path)?;
@@ -89,7 +90,7 @@ pub fn numbers_in(path: &str) -> io::Result<Vec<i32>> {
     })
 }
 
-/// Takes the reserve where there is no descriptor left. What the work opens is closed when it returns.
+/// Release the reserve if all descriptors are in use. The work must close its own descriptors.
 fn with_reserve<T>(work: impl Fn() -> io::Result<T>) -> io::Result<T> {
     match work() {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
@@ -118,7 +119,7 @@ fn open_at(folder: Option<RawFd>, path: &str) -> io::Result<OwnedFd> {
     let path = CString::new(path)?;
     // SAFETY: openat takes integers and a C string.
     let descriptor = check(unsafe { libc::openat(folder, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })?;
-    // SAFETY: the system has just made it, so nobody else owns it.
+    // SAFETY: the system has just made it, so this is the only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
@@ -134,7 +135,8 @@ fn read_entries(_folder: RawFd, _entries: &mut [u8]) -> io::Result<usize> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Takes the entries apart (getdents(2), `linux_dirent64`): after 16 bytes the length of the entry, after 19 its name.
+/// Parse directory entries (getdents(2), `linux_dirent64`): the length at offset 16, the name at
+/// 19.
 fn numbers_among(mut entries: &[u8], found: &mut Vec<i32>) {
     while let Some((low, high)) = entries.get(16).zip(entries.get(17)) {
         let length = usize::from(u16::from_ne_bytes([*low, *high]));

@@ -5,15 +5,16 @@ use std::mem::MaybeUninit;
 
 use crate::os::threads::send_to_thread;
 
-/// A file that grows beyond its limit gives an `OSError` and not a dead process: CPython does the same when it
-/// installs its signal handlers (Modules/signalmodule.c), which this program tells it not to do.
+/// Ignore SIGXFSZ: a file above its size limit raises `OSError` instead of ending the process.
+/// CPython does so when it installs its signal handlers (Modules/signalmodule.c), which is disabled
+/// here.
 pub fn ignore_file_size_signal() {
     // SAFETY: SIG_IGN is a disposition, not a function to be called.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Lets a fault in the user's code end the process as it ends the user's own Python, with SIGSEGV or SIGBUS. Rust's runtime
-/// has put handlers there that turn an exhausted stack into SIGABRT and a message about Rust.
+/// Restore the default actions of SIGSEGV and SIGBUS, as in the user's own Python. Rust's runtime
+/// has installed handlers that turn a stack overflow into SIGABRT and a message about Rust.
 pub fn restore_fault_signals() {
     for signal in [libc::SIGSEGV, libc::SIGBUS] {
         // SAFETY: SIG_DFL is a disposition, not a function to be called.
@@ -21,14 +22,15 @@ pub fn restore_fault_signals() {
     }
 }
 
-/// Signals of the calling thread that wait until this is dropped. A thread that is started meanwhile never gets them.
+/// Blocks signals of the calling thread until this is dropped. A thread started in between inherits
+/// the mask.
 #[derive(Debug)]
 pub struct SignalsHeld {
     pub(super) before: libc::sigset_t,
 }
 
 impl SignalsHeld {
-    /// Holds back every signal, so that the native threads leave them all to the thread that Python runs on.
+    /// Block all signals, so that the native threads leave them to the Python thread.
     pub fn all() -> io::Result<Self> {
         let mut all = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigfillset initialises the whole set that it is given.
@@ -37,13 +39,13 @@ impl SignalsHeld {
         Self::change(libc::SIG_BLOCK, &unsafe { all.assume_init() })
     }
 
-    /// Holds back Ctrl+C until there is something that swallows it.
+    /// Block Ctrl+C until its handler is installed.
     pub fn interrupt() -> io::Result<Self> {
         Self::change(libc::SIG_BLOCK, &interrupt_only())
     }
 
-    /// Lets Ctrl+C through from now on, whatever was blocked before: the parent may start the worker with it blocked,
-    /// which keeps it from dying between its start and its handler.
+    /// Unblock Ctrl+C, whatever was blocked before. The parent may start the worker with Ctrl+C
+    /// blocked, so that it survives until the handler is installed.
     pub fn let_interrupt_through() -> io::Result<()> {
         let change = Self::change(libc::SIG_UNBLOCK, &interrupt_only())?;
         std::mem::forget(change);
@@ -52,7 +54,8 @@ impl SignalsHeld {
 
     fn change(how: libc::c_int, set: &libc::sigset_t) -> io::Result<Self> {
         let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: both pointers are to live sets; the second is written as a whole when the call succeeds.
+        // SAFETY: both pointers are to live sets; the second is written as a whole when the call
+        // succeeds.
         let status = unsafe { libc::pthread_sigmask(how, set, before.as_mut_ptr()) };
         if status != 0 {
             return Err(io::Error::from_raw_os_error(status));
@@ -64,7 +67,8 @@ impl SignalsHeld {
 
 impl Drop for SignalsHeld {
     fn drop(&mut self) {
-        // SAFETY: `before` is a set that the system gave; a null pointer asks for no copy of the present one.
+        // SAFETY: `before` is a set that the system gave; a null pointer omits the copy of the
+        // present one.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
     }
 }
@@ -79,19 +83,21 @@ fn interrupt_only() -> libc::sigset_t {
     unsafe { set.assume_init() }
 }
 
-/// The signal that asks the Python thread for the stacks. On Linux one that nothing else sends (signal(7): «unused»).
+/// The signal that asks the Python thread for the stacks. On Linux other code does not send it
+/// (signal(7): "unused").
 #[cfg(target_os = "linux")]
 pub const STACKS: i32 = libc::SIGSTKFLT;
 
 #[cfg(not(target_os = "linux"))]
 pub const STACKS: i32 = libc::SIGXCPU;
 
-/// Until somebody answers [`STACKS`] it does nothing. A handler, and not SIG_IGN, which the programs of a job would inherit.
+/// Install an empty handler for [`STACKS`] until `faulthandler` has one. SIG_IGN would be inherited
+/// by a job's programs.
 pub fn disarm_stacks_signal() {
     swallow(STACKS);
 }
 
-/// Swallows Ctrl+C without a thread.
+/// Install an empty handler for Ctrl+C.
 pub fn swallow_interrupt() {
     swallow(libc::SIGINT);
 }
@@ -99,18 +105,18 @@ pub fn swallow_interrupt() {
 fn swallow(signal: libc::c_int) {
     extern "C" fn nothing(_: libc::c_int) {}
     let handler: extern "C" fn(libc::c_int) = nothing;
-    // SAFETY: the handler lives as long as the program and does nothing.
+    // SAFETY: the handler lives as long as the program and is empty.
     unsafe { libc::signal(signal, handler as libc::sighandler_t) };
 }
 
-/// Sends [`STACKS`] to the main thread, which is the one that runs Python.
+/// Send [`STACKS`] to the main thread, which runs Python.
 pub fn ask_for_stacks() {
     if disposition_of(STACKS).is_none_or(|disposition| disposition.handler == libc::SIG_DFL) {
-        // The job has taken its handler away; the signal would end the process.
+        // The job has removed the handler; the signal would end the process.
         return;
     }
     #[cfg(target_os = "linux")]
-    // SAFETY: getpid takes nothing. The main thread's number is the process's (gettid(2)).
+    // SAFETY: getpid is always safe to call. The main thread's number is the process's (gettid(2)).
     send_to_thread(unsafe { libc::getpid() }, STACKS);
     #[cfg(not(target_os = "linux"))]
     // SAFETY: kill takes two integers.
@@ -119,7 +125,7 @@ pub fn ask_for_stacks() {
     }
 }
 
-/// The mask of the calling thread's signals.
+/// The signal mask of the calling thread.
 #[derive(Clone, Copy)]
 pub struct SignalMask(libc::sigset_t);
 
@@ -132,29 +138,31 @@ impl std::fmt::Debug for SignalMask {
 impl SignalMask {
     pub fn now() -> Option<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: a null pointer changes nothing; the present mask is written to the place given.
+        // SAFETY: a null pointer keeps the present one, which is all that is asked; the present
+        // mask is written to the place given.
         let status = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), set.as_mut_ptr()) };
         // SAFETY: the call has succeeded.
         (status == 0).then(|| Self(unsafe { set.assume_init() }))
     }
 
     pub fn restore(&self) {
-        // SAFETY: a set that the system gave; a null pointer asks for no copy of the present one.
+        // SAFETY: a set that the system gave; a null pointer omits the copy of the present one.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
     }
 }
 
-/// A signal's handler as the system has it.
+/// The handler of a signal, as the system has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disposition {
     handler: libc::sighandler_t,
     flags: libc::c_int,
 }
 
-/// What a signal does to this process; `None`: the system does not tell.
+/// The disposition of a signal. `None` means unknown.
 fn disposition_of(signal: libc::c_int) -> Option<Disposition> {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: a null pointer changes nothing; the present action is written to the place given.
+    // SAFETY: a null pointer keeps the present one, which is all that is asked; the present action
+    // is written to the place given.
     if unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } != 0 {
         return None;
     }
@@ -163,17 +171,17 @@ fn disposition_of(signal: libc::c_int) -> Option<Disposition> {
     Some(Disposition { handler: action.sa_sigaction, flags: action.sa_flags })
 }
 
-/// What Ctrl+C does to this process.
+/// The disposition of Ctrl+C.
 pub fn interrupt_disposition() -> Option<Disposition> {
     disposition_of(libc::SIGINT)
 }
 
-/// What a fault does to this process, and [`STACKS`].
+/// The dispositions of the fault signals and of [`STACKS`].
 pub fn fault_dispositions() -> [Option<Disposition>; 6] {
     [libc::SIGSEGV, libc::SIGFPE, libc::SIGABRT, libc::SIGBUS, libc::SIGILL, STACKS].map(disposition_of)
 }
 
-/// Which of the interval timers (getitimer(2)) run: real (that of `alarm` too), virtual, of profilers.
+/// Which interval timers (getitimer(2)) run: real (also `alarm`), virtual, profiling.
 pub fn running_timers() -> [bool; 3] {
     TIMERS.map(|timer| {
         let mut value = MaybeUninit::<libc::itimerval>::zeroed();
@@ -185,12 +193,13 @@ pub fn running_timers() -> [bool; 3] {
     })
 }
 
-/// Stops the timers that are told.
+/// Stop the given timers.
 pub fn stop_timers(which: [bool; 3]) {
     for (timer, _) in TIMERS.into_iter().zip(which).filter(|(_, stop)| *stop) {
         let none = libc::timeval { tv_sec: 0, tv_usec: 0 };
         let none = libc::itimerval { it_interval: none, it_value: none };
-        // SAFETY: the pointer is to a live structure; a null pointer asks for no copy of the present one.
+        // SAFETY: the pointer is to a live structure; a null pointer omits the copy of the present
+        // one.
         unsafe { libc::setitimer(timer as _, &raw const none, std::ptr::null_mut()) };
     }
 }

@@ -1,4 +1,4 @@
-//! Sockets: what `std` lacks.
+//! Socket operations that `std` lacks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,40 +9,40 @@ use std::time::Duration;
 use crate::os::check;
 use crate::os::signals::SignalsHeld;
 
-/// Sends at once or not at all; how many bytes were taken.
+/// Send without waiting. Return the number of bytes sent.
 pub fn send_at_once(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and the length are those of the slice.
+    // SAFETY: the pointer and the length belong to the slice.
     let count = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
-/// Receives into memory that need not have been written before. 0: the other end is closed.
+/// Receive into uninitialised memory. 0 means that the other end is closed.
 pub fn receive(socket: BorrowedFd<'_>, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
-    // SAFETY: the pointer and the length are those of the slice, and recv only writes to it.
+    // SAFETY: the pointer and the length belong to the slice, and recv only writes to it.
     let count = unsafe { libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), 0) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
-/// Receives what is there, without waiting: `WouldBlock` if there is nothing. 0: the other end is closed.
+/// Receive without waiting: `WouldBlock` if nothing is there. 0 means that the other end is closed.
 pub fn receive_at_once(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the pointer and the length are those of the slice, and recv only writes to it.
+    // SAFETY: the pointer and the length belong to the slice, and recv only writes to it.
     let count = unsafe { libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
-/// The most descriptors that come with one write: `SCM_MAX_FD` is 253, and a request for a worker has seven.
+/// Most descriptors in one message. `SCM_MAX_FD` is 253, and a request for a worker has seven.
 #[cfg(target_os = "linux")]
-const MOST_DESCRIPTORS: usize = 16;
+const MAX_DESCRIPTORS: usize = 16;
 
-/// Receives bytes and the descriptors that came with them (unix(7), `SCM_RIGHTS`); those are close-on-exec.
+/// Receive bytes and the descriptors that came with them (unix(7), `SCM_RIGHTS`), close-on-exec.
 #[cfg(target_os = "linux")]
 pub fn receive_with_descriptors(
     socket: BorrowedFd<'_>,
     into: &mut [u8],
     descriptors: &mut VecDeque<OwnedFd>,
 ) -> io::Result<usize> {
-    // The header of the control message, and room for its numbers; of u64, because it has to be aligned.
-    let mut control = [0_u64; 2 + MOST_DESCRIPTORS / 2];
+    // The control message's header and its descriptors, as u64 for alignment.
+    let mut control = [0_u64; 2 + MAX_DESCRIPTORS / 2];
     let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     // SAFETY: for this structure of numbers and pointers all zeros are a value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -50,7 +50,8 @@ pub fn receive_with_descriptors(
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
-    // SAFETY: every pointer in the message is to memory of the length given beside it, which lives until the end of the function.
+    // SAFETY: every pointer in the message is to memory of the length given beside it, which lives
+    // until the end of the function.
     let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has filled the message in.
@@ -65,11 +66,12 @@ pub fn receive_with_descriptors(
             for index in 0..bytes / std::mem::size_of::<RawFd>() {
                 // SAFETY: so many numbers follow the header; they may be unaligned.
                 let descriptor = unsafe { numbers.add(index).read_unaligned() };
-                // SAFETY: the kernel has made it for this process a moment ago, so nobody else owns it.
+                // SAFETY: the kernel has made it for this process a moment ago, so this is the only
+                // owner.
                 descriptors.push_back(unsafe { OwnedFd::from_raw_fd(descriptor) });
             }
         }
-        // SAFETY: both are what the kernel filled in.
+        // SAFETY: the kernel has filled in both.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }
     if message.msg_flags & libc::MSG_CTRUNC != 0 {
@@ -78,7 +80,7 @@ pub fn receive_with_descriptors(
     Ok(count)
 }
 
-/// Elsewhere nobody sends any: there are no templates.
+/// Templates need Linux.
 #[cfg(not(target_os = "linux"))]
 pub fn receive_with_descriptors(
     _socket: BorrowedFd<'_>,
@@ -88,14 +90,14 @@ pub fn receive_with_descriptors(
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// How long a receive waits for its first byte before it fails with `WouldBlock`; `None`: for ever.
+/// Set the time that a receive waits for its first byte before `WouldBlock`. `None` means no limit.
 pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
     let mut value = libc::timeval { tv_sec: 0, tv_usec: 0 };
     if let Some(timeout) = timeout {
-        // Beyond what a time_t holds the kernel waits for ever, which is what was meant.
+        // Beyond the range of time_t, wait forever.
         value.tv_sec = libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX);
         value.tv_usec = timeout.subsec_micros().into();
-        // To the system zero is «for ever» (socket(7)), to the caller it is «do not wait».
+        // Zero means no limit to the system (socket(7)), and no wait to the caller.
         if value.tv_sec == 0 && value.tv_usec == 0 {
             value.tv_usec = 1;
         }
@@ -106,21 +108,21 @@ pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) ->
         .map(drop)
 }
 
-/// A way for large memory into a socket: the kernel takes the pages themselves, where a write would copy them, and only the
-/// receiver copies (vmsplice(2), splice(2)). So nothing may be written to the memory before the receiver has read it.
+/// Sends pages of memory to a socket. A write would copy them; here only the receiver copies
+/// (vmsplice(2), splice(2)). So the memory must not change before the receiver has read it.
 ///
-/// A socket takes pages from a pipe only, so there has to be one in between. It is made for one large segment and closed after it:
-/// that costs nothing beside the segment, and no descriptor of ours is open while a job runs.
+/// A socket takes pages only from a pipe. The pipe is created for one large segment and closed
+/// after it. Its cost is negligible beside the segment, and it is closed while a job runs.
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
 pub struct Splice {
     read: OwnedFd,
     write: OwnedFd,
-    /// What is in the pipe.
+    /// Bytes in the pipe.
     inside: usize,
 }
 
-/// How much a pipe is to hold, in bytes: the most that a program may ask for without privileges.
+/// Size of the pipe in bytes: the maximum without privileges.
 #[cfg(target_os = "linux")]
 const PIPE: libc::c_int = 1 << 20;
 
@@ -130,26 +132,27 @@ impl Splice {
         let mut ends = [-1; 2];
         // SAFETY: pipe2 writes two descriptors to the array.
         check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
-        // SAFETY: the system has just made both for this process, so nobody else owns them.
+        // SAFETY: the system has just made both for this process, so this is the only owner.
         let [read, write] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
         // Fewer system calls; where too much is in use by this user (pipe(7)), it is right without.
-        // SAFETY: F_SETPIPE_SZ takes an int and touches no memory.
+        // SAFETY: F_SETPIPE_SZ takes an int.
         unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE) };
         Ok(Self { read, write, inside: 0 })
     }
 
-    /// Sends the front of `bytes`; how much of it. To be called again with the rest, as any error comes before anything of it has
-    /// been sent by that call.
+    /// Send the front of `bytes`, and return its length. Call again with the rest: an error means
+    /// that this call has failed as a whole.
     pub fn send(&mut self, socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
         if self.inside == 0 {
             let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-            // SAFETY: one vector that describes the slice, whose memory is only read. The pipe is empty, so this does not wait; it
-            // keeps the pages, not the addresses.
+            // SAFETY: one vector that describes the slice, whose memory is only read. The pipe is
+            // empty, so this does not wait; it keeps the pages, not the addresses.
             let count = unsafe { libc::vmsplice(self.write.as_raw_fd(), &raw const part, 1, 0) };
             self.inside = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         }
         let flags = libc::SPLICE_F_MORE;
-        // SAFETY: two descriptors and null pointers in the place of offsets, which neither of them has.
+        // SAFETY: two descriptors and null pointers in the place of offsets, which neither of them
+        // has.
         let count = unsafe {
             libc::splice(
                 self.read.as_raw_fd(),
@@ -166,7 +169,7 @@ impl Splice {
     }
 }
 
-/// The most bytes that a socket holds which its other end has not read; `None` if the system does not tell.
+/// Most unread bytes that a socket holds. `None` means unknown.
 pub fn send_buffer_size(socket: BorrowedFd<'_>) -> Option<usize> {
     let mut value: libc::c_int = 0;
     let mut size = libc::socklen_t::try_from(size_of_val(&value)).ok()?;
@@ -178,7 +181,7 @@ pub fn send_buffer_size(socket: BorrowedFd<'_>) -> Option<usize> {
     usize::try_from(value).ok()
 }
 
-/// Waits until there is something to read, an end too; false: there was not for so long, or a signal came.
+/// Wait for input or the end of the stream. Return false after the timeout or a signal.
 pub fn wait_readable(socket: BorrowedFd<'_>, timeout: Duration) -> bool {
     let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let milliseconds = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
@@ -186,12 +189,13 @@ pub fn wait_readable(socket: BorrowedFd<'_>, timeout: Duration) -> bool {
     unsafe { libc::poll(&raw mut entry, 1, milliseconds) > 0 }
 }
 
-/// As [`wait_readable`] without a bound unless one is given, for a process with signal handlers: those that are due when this is
-/// called have been run by `run_handlers`, and a signal that comes later interrupts the wait, however close it comes before it.
+/// Wait for input like [`wait_readable`], in a process with signal handlers. `timeout` is optional.
+/// `run_handlers` runs the pending handlers first. A later signal interrupts the wait, even if it
+/// comes just before it.
 pub fn wait_readable_or_signal(socket: BorrowedFd<'_>, timeout: Option<Duration>, run_handlers: fn()) -> io::Result<bool> {
     run_handlers();
     let held = SignalsHeld::all()?;
-    // For what has come between the two lines above; nearly always there is nothing.
+    // A signal may have come between the two lines above; rarely so.
     run_handlers();
     let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     #[cfg(target_os = "linux")]
@@ -201,12 +205,13 @@ pub fn wait_readable_or_signal(socket: BorrowedFd<'_>, timeout: Option<Duration>
             tv_nsec: timeout.subsec_nanos().into(),
         });
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: the pointers are to live structures, as the count says, or null; the mask is one that the system gave.
+        // SAFETY: the pointers are to live structures, as the count says, or null; the mask is one
+        // that the system gave.
         check(unsafe { libc::ppoll(&raw mut entry, 1, limit, &raw const held.before) })
     };
     #[cfg(not(target_os = "linux"))]
     let ready = {
-        // There is no such call everywhere; so signals are looked for ten times a second.
+        // ppoll is not available everywhere: check for signals ten times a second.
         drop(held);
         let limit = timeout.map_or(100, |timeout| libc::c_int::try_from(timeout.as_millis()).unwrap_or(100).min(100));
         // SAFETY: the pointer is to one live structure, as the count says.

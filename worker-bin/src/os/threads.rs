@@ -1,4 +1,4 @@
-//! Threads: their numbers, and how one is woken.
+//! Threads: their IDs, and a waker.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -6,21 +6,22 @@ use std::sync::atomic::{AtomicI32, Ordering, fence};
 
 use crate::os::signals::STACKS;
 
-/// Wakes a native thread without a descriptor of the process's, which a job could close: by [`STACKS`], sent to that very thread.
-/// It keeps the signal blocked and reads it from a descriptor of its own, so nobody's handler is concerned.
+/// Wakes a native thread by [`STACKS`], sent to that thread. It works without a descriptor of the
+/// process, which a job could close. The thread blocks the signal and reads it from its own
+/// descriptor instead of a handler.
 #[derive(Debug, Default)]
-pub struct Bell {
-    /// The thread's number; 0: there is none that listens.
+pub struct Waker {
+    /// The ID of the listening thread; 0 means none.
     listener: AtomicI32,
 }
 
-impl Bell {
+impl Waker {
     pub const fn new() -> Self {
         Self { listener: AtomicI32::new(0) }
     }
 
-    pub fn ring(&self) {
-        // With `listen`: one of the two sees what the other has done before.
+    pub fn wake(&self) {
+        // Pairs with `listen`: one of the two sees the other.
         fence(Ordering::SeqCst);
         let listener = self.listener.load(Ordering::SeqCst);
         if listener != 0 {
@@ -28,8 +29,8 @@ impl Bell {
         }
     }
 
-    /// From now on the calling thread, which blocks all signals, is woken by what this gives. `None`: that cannot be had, and it
-    /// has to look from time to time.
+    /// Return a descriptor that wakes the calling thread, which blocks all signals. `None` means
+    /// unavailable; the thread must poll.
     pub fn listen(&self) -> Option<OwnedFd> {
         #[cfg(target_os = "linux")]
         {
@@ -43,51 +44,53 @@ impl Bell {
             if descriptor < 0 {
                 return None;
             }
-            self.listener.store(thread_number(), Ordering::SeqCst);
+            self.listener.store(thread_id(), Ordering::SeqCst);
             fence(Ordering::SeqCst);
-            // SAFETY: the system has just made it for this process, so nobody else owns it.
+            // SAFETY: the system has just made it for this process, so this is the only owner.
             Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
         }
         #[cfg(not(target_os = "linux"))]
         None
     }
 
-    /// The thread is about to end.
+    /// Stop listening, before the thread ends.
     pub fn stop_listening(&self) {
         self.listener.store(0, Ordering::SeqCst);
     }
 }
 
-/// Takes from a descriptor of [`Bell::listen`] that it has rung.
-pub fn take_ring(bell: BorrowedFd<'_>) {
+/// Clear a wakeup from a descriptor of [`Waker::listen`].
+pub fn clear_wakeup(waker: BorrowedFd<'_>) {
     let mut bytes = [0_u8; 128];
-    // SAFETY: the pointer and the length are those of the array, which is as long as one `signalfd_siginfo`.
-    unsafe { libc::read(bell.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+    // SAFETY: the pointer and the length belong to the array, which is as long as one
+    // `signalfd_siginfo`.
+    unsafe { libc::read(waker.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
 }
 
-/// The number that the kernel knows the calling thread by.
-pub fn thread_number() -> i32 {
+/// The kernel's ID of the calling thread.
+pub fn thread_id() -> i32 {
     #[cfg(target_os = "linux")]
-    // SAFETY: gettid takes nothing.
+    // SAFETY: gettid is always safe to call.
     let number = i32::try_from(unsafe { libc::syscall(libc::SYS_gettid) }).unwrap_or_default();
     #[cfg(not(target_os = "linux"))]
     let number = 0;
     number
 }
 
-/// Whether the calling thread is the one that the process began with.
+/// True for the thread that the process began with.
 pub fn is_main_thread() -> bool {
-    u32::try_from(thread_number()).is_ok_and(|number| number == std::process::id())
+    u32::try_from(thread_id()).is_ok_and(|number| number == std::process::id())
 }
 
-/// Whether a thread of this process has this number, be it on its way out; with the signal 0 nothing is sent.
+/// True if a thread of this process has this ID, even one that is exiting. The signal 0 is not
+/// sent.
 pub fn is_thread(number: i32) -> bool {
     send_to_thread(number, 0)
 }
 
 pub(super) fn send_to_thread(number: i32, signal: libc::c_int) -> bool {
     #[cfg(target_os = "linux")]
-    // SAFETY: getpid takes nothing, tgkill three integers.
+    // SAFETY: getpid is always safe to call, and tgkill takes three integers.
     let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), number, signal) == 0 };
     #[cfg(not(target_os = "linux"))]
     let sent = {

@@ -1,38 +1,44 @@
-//! The worker's descendants: whatever a job has started, and what that has started in turn. All of them are found, and ended.
+//! The worker's descendants: everything that a job has started, directly or not. All of them are
+//! found and ended.
 //!
 //! # How they are found
 //!
-//! The worker has no process group of its own (a job's programs stay in the terminal's foreground group and get Ctrl+C), a
-//! descendant may call `setsid`, and one whose parent ends becomes a child of init. So each worker marks itself at its
-//! beginning: the soft limit RLIMIT_LOCKS, which no kernel enforces, becomes a number of its own. Descendants inherit it through
-//! forks and execs, whoever their parent is by then, and everybody of the same user can read it with one system call. Those
-//! who are still below the worker are found by the lists of children too, for one that has set its limits itself.
+//! A worker has no process group (a job's programs stay in the terminal's foreground group and get
+//! Ctrl+C), a descendant may call `setsid`, and an orphan becomes a child of init. So each worker
+//! marks itself at its start: the soft limit RLIMIT_LOCKS, which kernels ignore, is set to a unique
+//! number. Descendants inherit it through forks and execs, whatever their parent, and any process
+//! of the same user can read it with one system call. The kernel's lists of children cover
+//! descendants that have changed that limit.
 //!
-//! The mark has bit 62 set, then (from bit 39 on) the worker's number, and in the lowest 39 bits the milliseconds between the
-//! system's start and the marking. So the parent knows the mark of a worker by its number and the time of its start, without
-//! a word from it. Bit 61 is set for the watcher of a worker in Python.
+//! A mark has bit 62 set, then (from bit 39 on) the worker's process ID, and in the lowest 39 bits
+//! the milliseconds between boot and the marking. So the parent can compute a worker's mark from
+//! its process ID and start time. Bit 61 marks the sentinel process of a worker in Python.
 //!
-//! Where the mark cannot be set (a lower hard limit, a system that only resembles Linux) the worker is a child subreaper
-//! instead (prctl(2)): orphans fall to it and stay below it. That comes second because orphans would be children of the worker:
-//! each stays a zombie, as nobody may reap what could be a job's own child, and a job's `os.wait` would see it. Where that
-//! is refused too, orphans are lost, and the parent says so once.
+//! If the mark cannot be set (a lower hard limit, a system that only resembles Linux), the worker
+//! becomes a child subreaper instead (prctl(2)): orphans become its children. That comes second
+//! because such orphans stay zombies (the worker must not reap what may be a job's own child), and
+//! a job's `os.wait` sees them. If that fails too, orphans are lost, and the parent reports it
+//! once.
 //!
 //! # How they are ended
 //!
-//! With SIGKILL as soon as they are found, parents before their children, round after round until a round finds nobody. No
-//! one is stopped first: a process with a pending SIGKILL starts nothing more (`os::marks::Target`), so what it has started is
-//! there for the next round; and whoever ends a family may be killed at any moment, and would leave stopped processes that
-//! nobody ever resumes.
+//! With SIGKILL as soon as they are found, parents before their children, in rounds until one is
+//! empty. They are not stopped first: a process with a pending SIGKILL cannot fork
+//! (`os::marks::Target`), so its children are there for the next round. Stopping them would leave
+//! stopped processes forever if the sender were killed.
 //!
-//! What ends a worker, and who goes on if that is killed in the middle:
+//! Each way to end a worker, and the successor of a sender that is killed:
 //!
-//! * The parent stops the worker, ends its descendants, and kills the worker last. Killed in between, it leaves a worker that
-//!   the kernel resumes (`os::marks::resume_without_parent`) and that finds itself an orphan.
-//! * The worker (its native thread, or the watcher of a worker in Python) ends its family because the parent is gone or a ceiling
-//!   was passed. First its own threads are kept from starting anything. Killed in between, it leaves the rest to the parent, which
-//!   looks for the marks of every worker that has not left in order.
-//! * Somebody else kills the worker, or it crashes: the same.
-//! * Only if the parent and the worker are killed in the same moment nobody is left. A worker in Python has its watcher for that.
+//! * The parent stops the worker, ends its descendants, and kills the worker last. If it is killed
+//!   in between, the kernel resumes the worker (`os::marks::resume_without_parent`), which finds
+//!   itself an orphan.
+//! * The native thread, or the sentinel process of a worker in Python, ends the family of an
+//!   orphan, or of a job above its memory limit. First it forbids forks in the worker. If it is
+//!   killed in between, the parent continues: it looks for the marks of every worker that did not
+//!   exit in order.
+//! * Another process kills the worker, or it crashes: the parent does the same.
+//! * If parent and worker are killed in the same moment, the family survives. A worker in Python
+//!   still has its sentinel process.
 
 #![forbid(unsafe_code)]
 
@@ -46,17 +52,17 @@ use std::time::Duration;
 use crate::os::marks::{self, Target};
 use crate::os::{self, proc};
 
-/// The mark of this process; 0: it has none.
+/// The mark of this process; 0 means none.
 static MARK: AtomicU64 = AtomicU64::new(0);
 
-/// To be called at the beginning of a process that is to run jobs, before it starts anything.
+/// Mark this process. Call this before it starts anything.
 pub fn begin() {
     marks::resume_without_parent();
     let mark = compose(marks::own_number(), marks::boot_time());
     let is_set = marks::set(mark);
     MARK.store(if is_set { mark } else { 0 }, Ordering::Relaxed);
     if !is_set {
-        // If that is refused too (qemu's user mode), the parent sees that there is no mark.
+        // If this fails too (qemu's user mode), the parent notices the missing mark.
         let _ = os::process::become_subreaper();
     }
 }
@@ -66,14 +72,14 @@ fn compose(pid: u32, time: u64) -> u64 {
     (1 << 62) | (u64::from(pid & 0x003f_ffff) << TIME_BITS) | (time & ((1 << TIME_BITS) - 1))
 }
 
-/// Ends every descendant of this process. Its own threads start nothing any more, for good.
+/// End all descendants of this process. Its own threads cannot start anything from now on.
 pub fn end_descendants() {
     marks::forbid_forks();
     let own = own_pid();
     let mut known = HashSet::from([own]);
     let mut quiet = 0;
-    // The bound is against a process table that lies.
-    for _ in 0..MOST_ROUNDS {
+    // A bound, in case the process table is inconsistent.
+    for _ in 0..MAX_ROUNDS {
         let found: Vec<i32> = all_descendants().into_iter().filter(|pid| known.insert(*pid)).collect();
         if found.is_empty() {
             quiet += 1;
@@ -85,15 +91,15 @@ pub fn end_descendants() {
         }
         quiet = 0;
         let is_ours = |pid| has_our_mark(pid) || parent_of(pid).is_some_and(|parent| known.contains(&parent));
-        // All are looked at before the first is killed, because that changes whose children the others are.
+        // Check all before the first kill, which changes the parents of others.
         let targets: Vec<Target> = found.into_iter().filter_map(|pid| Target::new(pid, || is_ours(pid))).collect();
         targets.into_iter().for_each(Target::kill);
     }
 }
 
-const MOST_ROUNDS: u32 = 3000;
+const MAX_ROUNDS: u32 = 3000;
 
-/// Another thread of this process may have been in the middle of a fork when forks were forbidden.
+/// Another thread may have been inside a fork when forks were forbidden.
 const QUIET_ROUNDS: u32 = 2;
 const BETWEEN_ROUNDS: Duration = Duration::from_micros(500);
 
@@ -107,8 +113,8 @@ fn has_our_mark(pid: i32) -> bool {
 }
 
 fn mark_of(pid: i32) -> Option<u64> {
-    // prlimit compares all of the other's users with the real one of this process, kill is content with less: where the two
-    // differ, the limits that everybody may read tell.
+    // prlimit requires that all user IDs match, kill only one of them. Where they differ,
+    // `/proc/PID/limits` is readable by everyone.
     marks::of(pid)
         .or_else(|| if marks::may_signal(pid) { mark_in_limits(&proc::read(&format!("{pid}/limits")).ok()?) } else { None })
 }
@@ -118,20 +124,21 @@ fn mark_in_limits(table: &[u8]) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Whether a process has begun to end with all its threads, whatever it still has to do for that. Without /proc it has not.
+/// True if all threads of a process have begun to exit. False without `/proc`.
 pub fn is_ending(pid: u32) -> bool {
     let Ok(threads) = proc::numbers_in(&format!("{pid}/task")) else { return false };
     let mut lines = threads.iter().filter_map(|thread| proc::read(&format!("{pid}/task/{thread}/stat")).ok());
     lines.all(|line| flags_in_stat(&line).is_some_and(|flags| flags & PF_EXITING != 0))
 }
 
-/// From include/linux/sched.h: set at the beginning of a thread's end (kernel/exit.c, do_exit), and for good.
+/// From include/linux/sched.h. Set at the beginning of a thread's exit (kernel/exit.c, do_exit),
+/// and never cleared.
 const PF_EXITING: u64 = 4;
 
-/// The process ids of all descendants that are there now, parents before their children.
+/// Process IDs of all present descendants, parents before their children.
 pub fn descendants() -> Vec<i32> {
     let mut found = below();
-    // Who has never had a child has no orphans either. A child that lives is listed, and one that was waited for is counted.
+    // Orphans were children first. Live children are listed, and reaped ones are counted.
     if !found.is_empty() || marks::faults_of_children() != 0 || marks::reaps_children_itself() {
         add_marked(&mut found);
     }
@@ -144,7 +151,7 @@ fn all_descendants() -> Vec<i32> {
     found
 }
 
-/// Adds those with this process's mark that are not in the list.
+/// Add processes with this process's mark that are not in the list.
 fn add_marked(found: &mut Vec<i32>) {
     if MARK.load(Ordering::Relaxed) == 0 {
         return;
@@ -154,12 +161,12 @@ fn add_marked(found: &mut Vec<i32>) {
     let is_new = |pid: &i32| *pid != own && !known.contains(pid) && has_our_mark(*pid);
     match proc::numbers_in("") {
         Ok(pids) => found.extend(pids.into_iter().filter(is_new)),
-        // Half a second for all numbers that there can be (PID_MAX_LIMIT in include/linux/threads.h).
+        // Half a second for all possible process IDs (PID_MAX_LIMIT in include/linux/threads.h).
         Err(_) => found.extend((2..=1 << 22).filter(is_new)),
     }
 }
 
-/// The children of this process, theirs, and so on.
+/// The children of this process, their children, and so on.
 fn below() -> Vec<i32> {
     let own = own_pid();
     let parents = if proc::read(&format!("self/task/{own}/children")).is_ok() { None } else { parent_table().ok() };
@@ -180,7 +187,7 @@ fn below() -> Vec<i32> {
     found.split_off(1)
 }
 
-/// The children that the kernel lists, for each thread its own (proc(5); kernels with CONFIG_PROC_CHILDREN).
+/// The children that the kernel lists for each thread (proc(5); kernels with CONFIG_PROC_CHILDREN).
 fn listed_children(pid: i32) -> Vec<i32> {
     let Ok(threads) = proc::numbers_in(&format!("{pid}/task")) else { return Vec::new() };
     let lists = threads.iter().filter_map(|thread| proc::read(&format!("{pid}/task/{thread}/children")).ok());
@@ -205,8 +212,8 @@ fn flags_in_stat(line: &[u8]) -> Option<u64> {
     fields_of_stat(line)?.nth(6)?.parse().ok()
 }
 
-/// The fields from the third on, the state. The second, the program's name in brackets, may hold blanks and brackets itself:
-/// count from its end.
+/// The fields from the third on, the state. The second is the program's name in parentheses, which
+/// may contain blanks and parentheses; so search for its end from the right.
 fn fields_of_stat(line: &[u8]) -> Option<SplitAsciiWhitespace<'_>> {
     let name_end = line.iter().rposition(|byte| *byte == b')')?;
     Some(std::str::from_utf8(line.get(name_end + 1..)?).ok()?.split_ascii_whitespace())
@@ -247,7 +254,7 @@ mod tests {
         assert!(!is_ending(id()));
         let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
         let mut nothing = [0];
-        // It has closed what it held, and is about to become a zombie or is one.
+        // It has closed its descriptors, and is a zombie or about to be.
         assert_eq!(child.stdout.take().unwrap().read(&mut nothing).unwrap(), 0);
         assert!(is_ending(child.id()));
         child.wait().unwrap();

@@ -1,13 +1,17 @@
-//! How much memory this process holds, read without Python.
+//! Memory use of this process, read without Python.
 //!
-//! What a reading costs, measured on Linux 6.18 (median of 10,000): `/proc/self/statm` 1.7 µs (opened anew each time, so that
-//! no descriptor of ours can be closed or taken over by a job), the peak from `/proc/self/status` 7.5 µs, the processor time
-//! 0.3 µs; `sysinfo` takes 22 µs for the first of these and keeps a descriptor for each process. So on the way of a call the
-//! files are read directly, and not at every call: see [`Meter::read_if_due`]. `sysinfo` is what the native thread asks about
-//! the whole family, where a microsecond more does not count.
+//! Costs on Linux 6.18, median of 10,000:
 //!
-//! `getrusage(2)` would give the peak for less, but `ru_maxrss` outlives an `execve`: a worker would begin with the peak of the
-//! program that started it.
+//! * `/proc/self/statm`: 1.7 µs, opened each time, as a job could close or reuse its descriptor;
+//! * the peak in `/proc/self/status`: 7.5 µs;
+//! * processor time: 0.3 µs;
+//! * `sysinfo` instead of `statm`: 22 µs, and a descriptor for each process.
+//!
+//! So a call reads the files directly, and only when it is due ([`Meter::read_if_due`]). The native
+//! thread uses `sysinfo` for the whole family.
+//!
+//! `getrusage(2)` would be cheaper for the peak, but `ru_maxrss` outlives an `execve`: a worker
+//! would begin with the peak of the program that started it.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +26,7 @@ use crate::os::proc;
 use crate::process::family;
 use crate::protocol::figures::Figures;
 
-/// Reads the figures, and knows when it did so last.
+/// Reads the figures, at most once in an interval.
 #[derive(Debug, Default)]
 pub struct Meter {
     read: Option<Instant>,
@@ -30,19 +34,21 @@ pub struct Meter {
     peak: u64,
 }
 
-/// Between two readings on the way of a call. In less than that a process takes no memory worth telling: to get a page
-/// from the kernel costs it a tenth of a microsecond at least.
+/// Interval between two readings during calls. A page fault takes at least 0.1 µs, which bounds the
+/// growth in between.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// The same for the peak, which differs from what was resident at some reading only if it was given back between two.
+/// The same for the peak. Readings of the resident memory miss it only if memory was released
+/// between two.
 const PEAK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Meter {
-    /// Of a process that has just been forked, whose peak is what it holds (kernel/fork.c, `dup_mm`).
-    pub fn of_newborn() -> Self {
+    /// For a freshly forked process, whose peak is its present memory use (kernel/fork.c,
+    /// `dup_mm`).
+    pub fn of_forked() -> Self {
         Self { peak_read: Some(Instant::now()), ..Self::default() }
     }
 
-    /// The figures, unless they were read a moment ago; `None` too where the system does not tell them.
+    /// The figures. `None` if they were read recently, or are unavailable.
     pub fn read_if_due(&mut self) -> Option<Figures> {
         let now = Instant::now();
         if self.read.is_some_and(|read| now.duration_since(read) < INTERVAL) {
@@ -51,7 +57,7 @@ impl Meter {
         self.read_at(now)
     }
 
-    /// The figures of this moment.
+    /// The present figures.
     pub fn read(&mut self) -> Option<Figures> {
         self.read_at(Instant::now())
     }
@@ -73,10 +79,10 @@ impl Meter {
     }
 }
 
-/// What this process and its descendants hold together.
+/// Memory use of this process and its descendants.
 #[derive(Debug, Default)]
 pub struct FamilyMeter {
-    /// Made when it is asked for first: that reads the processors' statistics, and at a worker's start that would be felt.
+    /// Created on first use: it reads the processors' statistics, which would slow down the start.
     system: Option<System>,
 }
 
@@ -85,30 +91,31 @@ impl FamilyMeter {
         Self { system: None }
     }
 
-    /// Whether the family's resident memory is above the limit (bytes), and if so the figure.
+    /// Return the family's resident memory if it is above the limit, in bytes.
     ///
-    /// Memory that a forked child shares with the worker is resident in both. So where there are descendants the sum is
-    /// only a reason to look more closely: each page then counts for its share (`Pss` in proc(5)), which takes the
-    /// kernel milliseconds to find out.
+    /// Memory that a forked child shares is resident in both processes. So with descendants the sum
+    /// only triggers a closer look. Each page then counts for its share (`Pss` in proc(5)), which
+    /// takes the kernel milliseconds.
     pub fn above(&mut self, limit: u64) -> Option<u64> {
         let mut pids = vec![Pid::from_u32(std::process::id())];
         pids.extend(family::descendants().into_iter().filter_map(|pid| u32::try_from(pid).ok()).map(Pid::from_u32));
         let refresh = ProcessRefreshKind::nothing().with_memory().without_tasks();
         let system = self.system.get_or_insert_with(|| {
-            // A descriptor kept for each process would be one that a job finds open.
+            // A job would find a descriptor for each process.
             sysinfo::set_open_files_limit(0);
             System::new()
         });
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), true, refresh);
-        // Where it could read nothing (no descriptor to spare, another root directory), the held folder may do.
+        // `sysinfo` may fail where the held `/proc` works: no free descriptor, another root
+        // directory.
         let sum = pids.iter().map(|pid| resident_in(system, *pid).or_else(|| resident(*pid)).unwrap_or_default()).sum::<u64>();
         if sum <= limit {
             return None;
         }
         let mut reached = sum;
         if pids.len() > 1 {
-            // A process that ends between two of these readings leaves its share to those that are read after it, which makes
-            // the sum too large and never too small.
+            // The share of a process that ends between two readings moves to the later ones. The
+            // sum can only be too large.
             for _ in 0..LOOKS {
                 reached = reached.min(pids.iter().map(|pid| share(system, *pid)).sum());
                 if reached <= limit {
@@ -129,17 +136,17 @@ fn resident(pid: Pid) -> Option<u64> {
     Some(sizes_in_statm(str::from_utf8(&text).ok()?, os::memory::page_size())?.1)
 }
 
-/// Whether the system tells what this process holds, without which nothing can be compared with a limit.
+/// True if memory use is available. The memory limit requires it.
 pub fn is_told() -> bool {
     resident(Pid::from_u32(std::process::id())).is_some()
 }
 
-/// What the process holds, shared pages counted by their share; 0 if it has ended.
+/// Memory use of a process, shared pages counted by share. 0 if it has ended.
 fn share(system: &System, pid: Pid) -> u64 {
     match proc::read(&format!("{pid}/smaps_rollup")) {
-        // Of one that has ended and was not reaped yet the file is empty, or cannot be read (ESRCH).
+        // The file of a zombie is empty or unreadable (ESRCH).
         Ok(text) => str::from_utf8(&text).ok().and_then(|text| kilobytes(text, "Pss:")).unwrap_or_default(),
-        // One of another user's (set-uid).
+        // A process of another user (set-uid).
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             resident_in(system, pid).or_else(|| resident(pid)).unwrap_or_default()
         }
@@ -147,7 +154,7 @@ fn share(system: &System, pid: Pid) -> u64 {
     }
 }
 
-/// How often a family that seems to be above its limit is looked at before that is believed.
+/// How often a family must be above its limit.
 const LOOKS: usize = 3;
 
 /// The address space and the resident memory, in bytes.
@@ -157,7 +164,7 @@ fn sizes() -> Option<(u64, u64)> {
     sizes_in_statm(front_of("/proc/self/statm", &mut memory)?, os::memory::page_size())
 }
 
-/// Without `/proc`: slower, and right.
+/// Slower, without `/proc`.
 #[cfg(not(target_os = "linux"))]
 fn sizes() -> Option<(u64, u64)> {
     let pid = Pid::from_u32(std::process::id());
@@ -166,17 +173,18 @@ fn sizes() -> Option<(u64, u64)> {
     system.process(pid).map(|process| (process.virtual_memory(), process.memory()))
 }
 
-/// The most that was resident, in bytes; `None` where only the readings tell.
+/// The peak of the resident memory, in bytes. `None` means unknown.
 fn peak() -> Option<u64> {
     const PATH: &str = "/proc/self/status";
     const NAME: &str = "VmHWM:";
     let mut memory = [0; 4096];
-    // Of a user with very many groups the front is their list.
+    // With very many groups, their list fills the front.
     kilobytes(front_of(PATH, &mut memory)?, NAME).or_else(|| kilobytes(&fs::read_to_string(PATH).ok()?, NAME))
 }
 
-/// What one read gives of a file. The kernel composes these files as a whole at the first one. `fs::read_to_string` asks for
-/// their sizes and their ends as well (2.1 µs instead of 1.7), and takes memory that a process which was forked has to copy.
+/// The result of one read of a file. The kernel composes these files as a whole.
+/// `fs::read_to_string` also asks for size and end (2.1 µs instead of 1.7), and allocates memory,
+/// which copies pages in a forked process.
 fn front_of<'a>(path: &str, memory: &'a mut [u8]) -> Option<&'a str> {
     let count = File::open(path).ok()?.read(memory).ok()?;
     str::from_utf8(memory.get(..count)?).ok()
@@ -187,7 +195,7 @@ fn sizes_in_statm(text: &str, page: u64) -> Option<(u64, u64)> {
     Some((pages.next()??, pages.next()??))
 }
 
-/// The value, in bytes, of a line like `VmHWM:    1234 kB`.
+/// The value of a line like `VmHWM:    1234 kB`, in bytes.
 fn kilobytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

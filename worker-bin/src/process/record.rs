@@ -1,9 +1,9 @@
-//! What is written down before the worker dies, for the parent to read afterwards.
+//! The record of a dying worker, for the parent.
 //!
-//! The record is a file without a name (memfd_create(2)) that the parent makes and keeps open: it goes with the parent's
-//! descriptor, however either of them ends, so nothing is ever left in a temporary directory. Into it write, each at the end:
-//! Python's `faulthandler` (the stacks of all threads at a fault), a panic of this program, and the native thread when it
-//! ends a job for its memory.
+//! The record is an anonymous file (memfd_create(2)) that the parent creates and keeps open. It
+//! disappears with the parent's descriptor, and leaves the file system clean. Three writers append
+//! to it: Python's `faulthandler` (the stacks of all threads), a panic of this program, and the
+//! native thread at the memory limit.
 
 #![forbid(unsafe_code)]
 
@@ -22,19 +22,20 @@ pub struct Record {
     identity: Option<os::descriptors::Identity>,
 }
 
-/// The line that explains a worker which was ended for its memory. The parent knows it by its first word.
+/// The line for a worker that exceeded its memory limit. The parent recognises its first word.
 #[derive(Debug, Serialize)]
 struct MemoryLimit {
     memory_limit: u64,
     reached: u64,
 }
 
-/// The front of the file, in bytes: there a chunk of `map` counts its items (PROTOCOL.md, «The record»). Text comes behind it.
+/// The length of the file's front in bytes, where a chunk of `map` counts its items (PROTOCOL.md,
+/// "The record"). Text follows it.
 pub const PROGRESS_SIZE: u64 = 24;
 
-/// How long the stacks of all threads may take to be written.
-const STACK_PATIENCE: Duration = Duration::from_millis(150);
-/// A dump that has not grown for so long is whole: it is written a line at a time by a thread that does nothing else.
+/// Time for writing the stacks of all threads.
+const STACK_TIMEOUT: Duration = Duration::from_millis(150);
+/// Time without growth after which the stacks are complete: one thread writes them line by line.
 const STACK_SETTLED: Duration = Duration::from_millis(15);
 
 impl Record {
@@ -43,27 +44,26 @@ impl Record {
         Self { file, identity }
     }
 
-    /// As `Outlet::leave_unless_there`.
-    pub fn leave_unless_there(&self) {
-        if !self.is_there() {
+    /// As `ReportSender::close_unless_intact`.
+    pub fn close_unless_intact(&self) {
+        if !self.is_intact() {
             os::descriptors::close_in_own_table(self.descriptor());
         }
     }
 
-    fn is_there(&self) -> bool {
+    fn is_intact(&self) -> bool {
         os::descriptors::identity_of(self.file.as_fd()) == self.identity
     }
 
-    /// The number to hand to `faulthandler`.
+    /// The descriptor for `faulthandler`.
     pub fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Says why the native thread ends this process, and which Python line each thread is at.
+    /// Write why the native thread ends this process, and the Python stacks.
     ///
-    /// The stacks cannot be read from here: the thread that runs Python writes them itself, in the handler of a signal that
-    /// `faulthandler` was told to answer, wherever it is, in C code too. If it does not (the job has blocked the signal)
-    /// there are none.
+    /// The Python thread writes its stacks itself, in the handler of a signal that `faulthandler`
+    /// has installed; that works in C code too. A job that has blocked the signal leaves none.
     pub fn memory_limit(&self, limit: u64, reached: u64) {
         if let Ok(line) = serde_json::to_string(&MemoryLimit { memory_limit: limit, reached }) {
             self.write(&format!("{line}\n"));
@@ -73,7 +73,7 @@ impl Record {
         let mut size = self.size();
         let empty = size;
         os::signals::ask_for_stacks();
-        while begun.elapsed() < STACK_PATIENCE && (size == empty || grown.elapsed() < STACK_SETTLED) {
+        while begun.elapsed() < STACK_TIMEOUT && (size == empty || grown.elapsed() < STACK_SETTLED) {
             thread::sleep(Duration::from_millis(1));
             let now = self.size();
             if now != size {
@@ -82,9 +82,9 @@ impl Record {
         }
     }
 
-    /// Not into what a job may have opened under the same number.
+    /// Write unless a job has opened its own file under this number.
     fn write(&self, text: &str) {
-        if self.is_there() {
+        if self.is_intact() {
             let _ = os::descriptors::append(self.file.as_fd(), text.as_bytes());
         }
     }
@@ -94,8 +94,8 @@ impl Record {
     }
 }
 
-/// A panic is an error in this program. It is written down, and the process ends by SIGABRT, which `faulthandler` answers:
-/// a thread that unwound instead would leave a worker that nobody watches, or a session that nobody serves.
+/// Write a panic to the record and abort; `faulthandler` handles SIGABRT. An unwinding thread would
+/// leave a worker without a sentinel or a session.
 pub fn report_panics(record: &'static Record) {
     std::panic::set_hook(Box::new(move |panic| {
         let text = format!("trio-offload-worker panicked, which is an error in trio-offload: {panic}\n");

@@ -1,4 +1,4 @@
-//! The fields of a body: read with a problem for each that is wrong, and written.
+//! The fields of a body: reading, with one problem text for each, and writing.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,7 @@ use ciborium::Value;
 use crate::protocol::frame::{Body, Kind, WireError};
 use crate::protocol::segments::SegmentType;
 
-/// The keys of a received body.
+/// The fields of a received body.
 pub(super) struct Fields<'a> {
     pub(super) kind: Kind,
     pub(super) body: &'a Body,
@@ -32,7 +32,7 @@ impl Fields<'_> {
         self.find(key).map(|value| read(value).ok_or_else(|| self.problem(problem))).transpose()
     }
 
-    /// One for each segment, or none at all.
+    /// One type for each segment, or none.
     pub(super) fn types(&self, segments: usize) -> Result<Vec<SegmentType>, WireError> {
         let types = self.optional("types", "types is not a byte string of the numbers 0, 1 and 2", |value| {
             value.as_bytes()?.iter().map(|number| SegmentType::from_number(*number)).collect::<Option<Vec<_>>>()
@@ -43,7 +43,8 @@ impl Fields<'_> {
         }
     }
 
-    // RFC 8949 calls a repeated key invalid but leaves it to the application; like most decoders we let the last one count.
+    // RFC 8949 calls a repeated key invalid and leaves it to the application. Like most decoders
+    // this takes the last one.
     fn find(&self, key: &str) -> Option<&Value> {
         self.body.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value)
     }
@@ -70,7 +71,7 @@ pub(super) fn bytes(value: &Value) -> Option<Vec<u8>> {
     value.as_bytes().cloned()
 }
 
-/// `None`: it is neither null nor what it should be.
+/// Return `None` if the value is neither null nor readable.
 pub(super) fn nullable<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Option<T>> {
     if value.is_null() { Some(None) } else { read(value).map(Some) }
 }
@@ -79,7 +80,7 @@ pub(super) fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Opti
     value.as_array()?.iter().map(read).collect()
 }
 
-/// Numbers below three, each larger than the one before it.
+/// Ascending numbers below three.
 pub(super) fn streams(value: &Value) -> Option<Vec<u64>> {
     let streams = list(value, unsigned)?;
     (streams.iter().all(|stream| *stream < 3) && streams.is_sorted_by(|one, next| one < next)).then_some(streams)

@@ -1,4 +1,4 @@
-//! How much memory and processor time a process has used.
+//! Memory use and processor time of a process.
 
 #![forbid(unsafe_code)]
 
@@ -7,12 +7,12 @@ use ciborium::Value;
 use crate::protocol::fields::{Fields, list, unsigned};
 use crate::protocol::frame::WireError;
 
-/// What the process holds now, and what it has used so far.
+/// Memory use and processor time of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Figures {
     /// Resident memory, in bytes.
     pub rss: u64,
-    /// The most that was ever resident, in bytes.
+    /// Peak of the resident memory, in bytes.
     pub peak_rss: u64,
     /// The size of the address space, in bytes.
     pub vms: u64,

@@ -1,23 +1,25 @@
-//! The codec: bytes ↔ frames, as PROTOCOL.md lays them out. It reads and writes nothing and knows no Python.
+//! The codec: bytes ↔ frames, as PROTOCOL.md lays them out, without I/O and without Python.
 //!
-//! Rules that the code below keeps:
-//! * every length is checked against its bound before anything of that length is taken from memory;
-//! * the checks come in the order that PROTOCOL.md gives, so that two ends name the same error for the same bytes;
-//! * no input makes it panic.
+//! Rules:
+//! * Every length is checked against its bound before memory is allocated for it.
+//! * The checks have the order of PROTOCOL.md, so both ends report the same error for the same
+//!   bytes.
+//! * Any input is handled without a panic.
 
 #![forbid(unsafe_code)]
 
 use ciborium::Value;
 use thiserror::Error;
 
-/// Bytes before the header: the magic, the version of the framing, and two lengths.
+/// Length of the prefix, in bytes: magic, framing version, and two lengths.
 pub const PREFIX_LENGTH: usize = 16;
 pub const HEADER_LIMIT: usize = 1 << 24;
 pub const PAYLOAD_LIMIT: u64 = 1 << 40;
 pub const SEGMENT_LIMIT: usize = 65_536;
-/// How many CBOR items a body may consist of, itself and all in it; those of HELLO and TEMPLATE are bounded by the header's length only.
+/// Most CBOR items in a body, itself included. HELLO and TEMPLATE are bounded by the header's
+/// length only.
 pub const ITEM_LIMIT: usize = 1024;
-/// How deep a body may be.
+/// Deepest nesting of a body.
 pub const DEPTH_LIMIT: usize = 32;
 
 const MAGIC: [u8; 3] = *b"tro";
@@ -29,19 +31,19 @@ pub type Body = Vec<(String, Value)>;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
     pub kind: Kind,
-    /// The call that the frame is about; 0 where it is about none.
+    /// The call that the frame belongs to; 0 means none.
     pub id: u64,
-    /// The length of each segment, in bytes. Their sum is the length of the payload.
+    /// The length of each segment, in bytes. The payload is their sum.
     pub lengths: Vec<u64>,
     pub body: Body,
 }
 
-/// What the bytes that are there amount to.
+/// The result of parsing an incomplete or complete header.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Progress {
-    /// Nothing is wrong so far; the next thing can be told once this many bytes of the frame are there.
+    /// Valid so far. Parse again with this many bytes of the frame.
     Need(usize),
-    /// The header is whole. The payload begins after `consumed` bytes.
+    /// The header is complete. The payload begins after `consumed` bytes.
     Ready { header: Header, consumed: usize },
 }
 
@@ -91,7 +93,7 @@ pub enum WireError {
 }
 
 impl WireError {
-    /// The name of the error in PROTOCOL.md.
+    /// The error's name in PROTOCOL.md.
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadMagic => "bad_magic",
@@ -107,7 +109,7 @@ impl WireError {
     }
 }
 
-/// Reads the prefix and the header of the frame that `bytes` begins with, as far as it is there.
+/// Read the prefix and the header at the front of `bytes`, as far as they have arrived.
 pub fn parse(bytes: &[u8]) -> Result<Progress, WireError> {
     if bytes.iter().zip(MAGIC).any(|(found, expected)| *found != expected) {
         return Err(WireError::BadMagic);
@@ -139,7 +141,7 @@ pub fn parse(bytes: &[u8]) -> Result<Progress, WireError> {
     }
 }
 
-/// The prefix and the header of a frame, ready to be sent ahead of the payload.
+/// Write the prefix and the header of a frame; the payload follows them.
 pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
     let payload_length = sum(&header.lengths).filter(|total| *total <= PAYLOAD_LIMIT);
     let payload_length = payload_length.ok_or(WireError::PayloadTooLarge(u64::MAX))?;
@@ -170,19 +172,19 @@ pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
     Ok(bytes)
 }
 
-/// The major types of CBOR (RFC 8949, section 3.1), as far as they are read here.
+/// The major types of CBOR that are read here (RFC 8949, section 3.1).
 const UNSIGNED: u8 = 0;
 const BYTES: u8 = 2 << 5;
 const TEXT: u8 = 3 << 5;
 const ARRAY: u8 = 4 << 5;
 const MAP: u8 = 5 << 5;
 const TAG: u8 = 6 << 5;
-/// The bits of the first byte that have it.
+/// The bits of the first byte that contain the major type.
 const MAJOR: u8 = 7 << 5;
 const INDEFINITE: u8 = 31;
 const BREAK: u8 = 0xff;
 
-/// The head of a CBOR item in the shortest form (RFC 8949, section 3).
+/// Write the head of a CBOR item in the shortest form (RFC 8949, section 3).
 fn write_head(bytes: &mut Vec<u8>, major: u8, argument: u64) {
     match (u8::try_from(argument), u16::try_from(argument), u32::try_from(argument)) {
         (Ok(small), _, _) if small < 24 => bytes.push(major | small),
@@ -202,7 +204,7 @@ fn write_head(bytes: &mut Vec<u8>, major: u8, argument: u64) {
     }
 }
 
-/// Takes the head of an item of this major type from the front, in any of its lengths; `None` if that is not what is there.
+/// Read the head of an item of this major type, in any length. Return `None` for another type.
 fn read_head(bytes: &mut &[u8], major: u8) -> Option<u64> {
     let (&initial, rest) = bytes.split_first()?;
     let additional = initial ^ major;
@@ -220,8 +222,9 @@ fn read_head(bytes: &mut &[u8], major: u8) -> Option<u64> {
 }
 
 impl Header {
-    /// The three items before a body are read by hand, in the one form that PROTOCOL.md allows them: the CBOR library takes arrays of
-    /// indefinite length and integers under a tag for the same, and a tree of its values costs a call without a body a tenth.
+    /// Decode the three items before a body directly, in the one form that PROTOCOL.md allows. The
+    /// CBOR library also accepts indefinite arrays and tagged integers there, and its tree of
+    /// values adds 10 % to a call without a body.
     fn decode(encoded: &[u8], payload_length: u64) -> Result<Self, WireError> {
         use WireError::MalformedHeader;
         let mut rest = encoded;
@@ -234,7 +237,8 @@ impl Header {
         let count = read_head(&mut rest, ARRAY).ok_or(MalformedHeader("the lengths are not an array of definite length"))?;
         let count = usize::try_from(count).ok().filter(|count| *count <= SEGMENT_LIMIT);
         let count = count.ok_or(MalformedHeader("it has more than 65,536 segments"))?;
-        // Each length takes a byte at least, so a lie is found before memory is taken for it.
+        // Each length takes at least one byte, so this finds a false count before memory is
+        // allocated.
         if count > rest.len() {
             return Err(MalformedHeader("it ends before the last of the lengths that it announces"));
         }
@@ -242,7 +246,7 @@ impl Header {
         for _ in 0..count {
             lengths.push(read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("a length is not an unsigned integer"))?);
         }
-        let body = if items == 4 { read_body(&mut rest, most_items(kind))? } else { Body::new() };
+        let body = if items == 4 { read_body(&mut rest, max_items(kind))? } else { Body::new() };
         if !rest.is_empty() {
             return Err(MalformedHeader("bytes are left over after it"));
         }
@@ -278,17 +282,17 @@ impl Kind {
     }
 }
 
-/// What the parent sends may name as many things as it has.
-fn most_items(kind: u64) -> usize {
+/// Messages with lists from the parent are bounded by the header's length only.
+fn max_items(kind: u64) -> usize {
     if kind == Kind::Hello as u64 || kind == Kind::Template as u64 { HEADER_LIMIT } else { ITEM_LIMIT }
 }
 
-/// Looks whether the item in front is one of at most so many, no deeper than is allowed: before the CBOR library makes a tree of values
-/// of it, each of which is many times as long as its encoding may be. What is wrong otherwise that says.
+/// Check the number of items and their depth before the CBOR library builds its tree of values,
+/// which is many times as large as the encoding. The library reports all other errors.
 fn check_body(bytes: &[u8], most: usize) -> Result<(), WireError> {
     let mut rest = bytes;
     let mut left = most;
-    // How many items are missing at each level; `None`: as many as come before the break.
+    // The number of missing items at each level. `None` means an indefinite length.
     let mut missing = vec![Some(1_u64)];
     while let Some(level) = missing.last_mut() {
         if *level == Some(0) {
@@ -332,7 +336,7 @@ fn check_body(bytes: &[u8], most: usize) -> Result<(), WireError> {
     Ok(())
 }
 
-/// Takes a body from the front.
+/// Read a body from the front.
 fn read_body(bytes: &mut &[u8], most: usize) -> Result<Body, WireError> {
     check_body(bytes, most)?;
     let body: Value =

@@ -1,4 +1,4 @@
-//! HELLO and WELCOME: how the worker becomes the parent's own Python.
+//! The bodies of HELLO and WELCOME.
 
 #![forbid(unsafe_code)]
 
@@ -9,14 +9,15 @@ use ciborium::Value;
 use crate::protocol::fields::{Fields, body, byte_array, byte_strings, bytes, list, nullable, streams, text, unsigned};
 use crate::protocol::frame::{Body, WireError};
 
-/// Everything that the worker must know to become the parent's own Python. The fields are named in PROTOCOL.md.
+/// Everything needed to become the parent's Python. PROTOCOL.md describes the fields.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Hello {
     pub protocol: u64,
     pub parent_pid: u64,
     pub version: String,
     pub libpython: Vec<u8>,
-    /// Variables that the parent changed only to start the worker, with the value to give back (`None`: unset it).
+    /// Variables that the parent changed for the start, with the values to restore (`None` means
+    /// unset).
     pub environment: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     pub program_name: Vec<u8>,
     pub argv: Vec<Vec<u8>>,
@@ -26,31 +27,31 @@ pub struct Hello {
     pub xoptions: Vec<Vec<u8>>,
     pub pycache_prefix: Option<Vec<u8>>,
     pub flags: Vec<(String, i32)>,
-    /// Where Python's library lies, if that is not to be found from `program_name`.
+    /// The home of Python's library, if `program_name` does not lead to it.
     pub home: Option<Vec<u8>>,
-    /// What `sys.path` begins as, if that does not follow from `home`.
+    /// The initial `sys.path`, if `home` does not determine it.
     pub search_path: Option<Vec<Vec<u8>>>,
-    /// The parent is an app made by PyInstaller.
+    /// Set if the parent is an app made by PyInstaller.
     pub bundle: Option<Bundle>,
-    /// This process is to be a template, from which workers are forked.
+    /// True if this process becomes a template, which forks workers.
     pub template: bool,
-    /// To a forked worker: which of the three standard streams come with the frame as descriptors, in this order; the others are
-    /// closed in the parent.
+    /// For a forked worker: the standard streams that come as descriptors, in this order. The
+    /// others are closed in the parent.
     pub streams: Option<Vec<u64>>,
-    /// The parent's working directory comes behind them.
+    /// True if the parent's working directory follows them.
     pub directory: bool,
-    /// The parent's Python is built to run without a GIL (PEP 703).
+    /// True if the parent's Python runs without a GIL (PEP 703).
     pub free_threaded: bool,
 }
 
-/// What PyInstaller's bootloader would have handed to the app. Code is as `marshal` writes it.
+/// The input of PyInstaller's bootloader. Code is in `marshal` format.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Bundle {
     /// `sys._MEIPASS`.
     pub folder: Vec<u8>,
     /// The archive of the app's modules: a path, a question mark, the offset in it.
     pub pyz: Option<Vec<u8>>,
-    /// The modules that have to be there before anything can be imported from the archive: name and code.
+    /// Name and code of the modules needed to import from the archive.
     pub modules: Vec<(String, Vec<u8>)>,
     /// The boot script and the runtime hooks.
     pub scripts: Vec<Script>,
@@ -60,7 +61,7 @@ pub struct Bundle {
 pub struct Script {
     pub name: String,
     pub code: Vec<u8>,
-    /// The module after whose first import it runs; `None`: at once.
+    /// The module after whose first import the script runs. `None` means at once.
     pub after: Option<String>,
 }
 
@@ -103,7 +104,7 @@ impl Hello {
                 |value| nullable(value, bytes),
             )?,
             flags: fields.required("flags", "flags is missing or not a map of text to integers of 32 bits", |value| {
-                // The last of two of the same name counts, here as elsewhere.
+                // The last of two flags with one name counts, as with all fields.
                 let flags = value.as_map()?.iter().map(|(name, flag)| Some((name.as_text()?, flag)));
                 let flags = flags.collect::<Option<BTreeMap<_, _>>>()?.into_iter();
                 flags.map(|(name, flag)| Some((name.to_owned(), i32::try_from(flag.as_integer()?).ok()?))).collect()
@@ -118,7 +119,7 @@ impl Hello {
         })
     }
 
-    /// How many descriptors come with it.
+    /// The number of descriptors that come with HELLO.
     pub fn descriptors(&self) -> usize {
         self.streams.as_ref().map_or(0, Vec::len) + usize::from(self.directory)
     }

@@ -1,4 +1,4 @@
-//! What the messages say: a typed body for each kind that has one. Bytes are the codec's affair (`wire`).
+//! Typed bodies of the messages. `frame.rs` reads and writes their bytes.
 
 #![forbid(unsafe_code)]
 
@@ -10,34 +10,34 @@ use crate::protocol::frame::{Body, Header, Kind, WireError};
 use crate::protocol::hello::{Hello, Welcome};
 use crate::protocol::segments::SegmentType;
 
-/// The version of the protocol that this worker speaks.
+/// The version of the protocol.
 pub const PROTOCOL_VERSION: u64 = 1;
 
-/// Longest text that a message carries, in bytes. The header has a bound, and a job may raise with a novel as its message.
+/// Longest text in a message, in bytes. The header is bounded; an exception's message may be long.
 pub const TEXT_LIMIT: usize = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     Hello(Box<Hello>),
     Setup(Setup),
-    /// `types`: what each segment becomes, see [`SegmentType`].
+    /// `types` has the type of each segment, see [`SegmentType`].
     Call {
         types: Vec<SegmentType>,
-        /// It is the parent's own, and no job.
+        /// True for an internal call of the parent, as opposed to a job.
         prepares: bool,
     },
     Retire,
-    /// Other settings than those of SETUP; `eager` as there.
+    /// Replaces the settings of SETUP; `eager` as there.
     Settings {
         eager: bool,
     },
-    /// In place of SETUP: do not take calls but fork workers.
+    /// Instead of SETUP: fork workers, do not run calls.
     Template(Template),
-    /// A request for a worker; descriptors come with it.
+    /// Requests a worker. Descriptors come with it.
     Fork,
     Welcome(Box<Welcome>),
     Refused(Explanation),
-    /// The figures are those before the first job.
+    /// The figures are from before the first job.
     Ready(Option<Figures>),
     SetupFailed(Failure),
     Result(Vec<SegmentType>, Option<Figures>),
@@ -46,50 +46,50 @@ pub enum Message {
         reason: String,
     },
     Aborted(Explanation),
-    /// What a running job holds.
+    /// The memory use of a running job.
     Report(Figures),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Setup {
-    /// Milliseconds without a call after which the worker retires; `None`: never.
+    /// Milliseconds without a call after which the worker retires. `None` means never.
     pub idle_timeout_ms: Option<u64>,
-    /// There is something in the settings that has to be applied at once.
+    /// True if some setting must be applied at once.
     pub eager: bool,
-    /// Milliseconds between two reports of a running job; `None`: no reports.
+    /// Milliseconds between two reports of a running job. `None` means no reports.
     pub report_interval_ms: Option<u64>,
-    /// What a job and its child processes may hold, in bytes; `None`: whatever there is.
+    /// The most memory that a job and its child processes may use, in bytes. `None` means no limit.
     pub memory_limit: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Template {
-    /// There is something in the settings that has to be applied at once.
+    /// True if some setting must be applied at once.
     pub eager: bool,
-    /// The modules to import before the first worker is forked.
+    /// The modules to import before the first fork.
     pub modules: Vec<String>,
-    /// The names of native threads that may run beside the one that forks.
+    /// Names of native threads that may run during a fork.
     pub threads: Vec<String>,
 }
 
-/// How many descriptors come with a FORK: the worker's socket, its record, and the pipe that its number is written to.
+/// Descriptors that come with FORK: socket, record, and the pipe for the worker's process ID.
 pub const FORK_DESCRIPTORS: usize = 3;
 
-/// Why the worker refuses to start or breaks off: a code for the program, a message for the person.
+/// Why the worker refuses to start or aborts: a code for the program, a message for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     pub code: String,
     pub message: String,
 }
 
-/// An exception of the user's, in words; the exception itself travels in the segments.
+/// A text form of an exception. The exception itself is in the segments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Failure {
     pub stage: String,
     pub type_name: String,
     pub message: String,
     pub traceback: String,
-    /// The module that a template could not import. Only a SETUP_FAILED has it.
+    /// The module that a template could not import. Only SETUP_FAILED has it.
     pub module: Option<String>,
 }
 
@@ -99,7 +99,7 @@ impl Explanation {
     }
 }
 
-/// Cuts a text to [`TEXT_LIMIT`], at a character boundary, and says so at its end.
+/// Cut a text to [`TEXT_LIMIT`] at a character boundary, with a mark at its end.
 pub fn clip(mut text: String) -> String {
     const MARK: &str = " … (cut)";
     if text.len() > TEXT_LIMIT {
@@ -114,7 +114,7 @@ pub fn clip(mut text: String) -> String {
 }
 
 impl Message {
-    /// Reads the body that came with a header. The segments' number is checked here too: it belongs to the message.
+    /// Read the body of a header. Checks the number of segments too, which depends on the message.
     pub fn from_header(header: &Header) -> Result<Self, WireError> {
         let fields = Fields { kind: header.kind, body: &header.body };
         let segments = header.lengths.len();
@@ -192,7 +192,7 @@ impl Message {
         }
     }
 
-    /// The body as it is written, its keys in the order of PROTOCOL.md.
+    /// The body to write, its keys in the order of PROTOCOL.md.
     pub fn into_body(self) -> Body {
         match self {
             Self::Retire | Self::Fork => Body::new(),
@@ -252,7 +252,7 @@ impl Explanation {
 }
 
 impl Failure {
-    /// What all failures have.
+    /// Read the fields that all failures have.
     fn read(fields: &Fields<'_>) -> Result<Self, WireError> {
         Ok(Self {
             stage: fields.required("stage", "stage is missing or not text", text)?,

@@ -1,4 +1,4 @@
-//! Bytes ↔ messages, sans-IO: what PROTOCOL.md defines.
+//! Bytes ↔ messages, sans-IO, as PROTOCOL.md defines them.
 
 mod fields;
 pub mod figures;

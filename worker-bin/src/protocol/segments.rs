@@ -1,13 +1,13 @@
-//! What the receiver makes of a segment.
+//! The types of segments.
 
 #![forbid(unsafe_code)]
 
-/// What the receiver makes of a segment, so that it can receive it in its place. Where a message does not say it, each is
+/// The type of the object that receives a segment. Without types in the message, each is
 /// [`SegmentType::Memory`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum SegmentType {
-    /// Memory that can be written to.
+    /// Writable memory.
     #[default]
     Memory = 0,
     /// A `bytes` object.

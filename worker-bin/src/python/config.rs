@@ -1,8 +1,9 @@
-//! What the parent said about its Python, as plain data: HELLO → the values that `ffi` puts into the C configuration.
+//! The interpreter's configuration as plain data, from HELLO. `raw/py_config.rs` converts it to C.
 
 use trio_offload_worker::protocol::hello::Hello;
 
-/// The configuration of the interpreter. Byte strings are as the operating system has them (PEP 383).
+/// The configuration of the interpreter. Byte strings are as the operating system has them (PEP
+/// 383).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) program_name: Vec<u8>,
@@ -16,7 +17,7 @@ pub(crate) struct Config {
     pub(crate) search_path: Option<Vec<Vec<u8>>>,
 }
 
-/// The switches, by their `PyConfig` names; `None` keeps Python's default.
+/// Switches with their `PyConfig` names. `None` keeps Python's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Flags {
     pub(crate) isolated: Option<i32>,
@@ -35,7 +36,7 @@ pub(crate) struct Flags {
     pub(crate) int_max_str_digits: Option<i32>,
     pub(crate) warn_default_encoding: Option<i32>,
     pub(crate) buffered_stdio: Option<i32>,
-    /// No `PyConfig` name but that of `sys.flags`: 0 is a seed of zero.
+    /// The name in `sys.flags`; `PyConfig` has none. 0 means a hash seed of zero.
     pub(crate) hash_randomization: Option<i32>,
 }
 
@@ -77,7 +78,7 @@ impl Flags {
                 "warn_default_encoding" => &mut flags.warn_default_encoding,
                 "buffered_stdio" => &mut flags.buffered_stdio,
                 "hash_randomization" => &mut flags.hash_randomization,
-                // A later parent may know switches that this worker does not (PROTOCOL.md, HELLO).
+                // A newer parent may send switches that this worker lacks (PROTOCOL.md, HELLO).
                 _ => continue,
             };
             *place = Some(*value);
@@ -86,7 +87,7 @@ impl Flags {
     }
 }
 
-/// The number in front of `sys.version`, with whatever belongs to it: `3.11.7`, `3.13.0rc2`, `3.12.1+`.
+/// The number at the front of `sys.version`, with its suffix: `3.11.7`, `3.13.0rc2`, `3.12.1+`.
 pub(crate) fn version_number(version: &str) -> &str {
     version.split_ascii_whitespace().next().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What goes wrong in the user's code, as the parent gets it; and the end of a copy that a job forks.
+//! Exceptions of user code as the parent receives them, and the exit of a copy that a job forked.
 
 #![forbid(unsafe_code)]
 
@@ -10,9 +10,9 @@ use trio_offload_worker::session::executor::Raised;
 
 use crate::python::pickling::sink::Pickled;
 
-/// The exception as the parent gets it. Nothing in here may fail, whatever the exception's class does.
+/// Describe an exception for the parent. This must not fail, whatever the exception's class does.
 ///
-/// `into_value` and not `value`: before Python 3.12 the traceback of a caught exception is not yet in the exception itself.
+/// `into_value` rather than `value`: before Python 3.12 a caught exception lacks its traceback.
 pub(super) fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled> {
     let described = py.import("trio_offload_worker._exceptions").and_then(|module| {
         let (segments, type_name, message, traceback): (Bound<'_, PyAny>, String, String, String) =
@@ -40,13 +40,13 @@ fn failure(stage: &str, type_name: String, message: String, traceback: String) -
     }
 }
 
-/// The session reaches SETUP and CALL only after a start; this is what it would get otherwise.
+/// The session reaches SETUP and CALL only after a start, so the parent should not receive this.
 pub(super) fn raised_without_python() -> Raised<Pickled> {
     let message = "the worker has no running Python; this is an error in trio-offload".to_owned();
     Raised { failure: failure("call", "RuntimeError".to_owned(), message, String::new()), exception: None }
 }
 
-/// Writes out what has been printed. A closed or broken stream is the user's affair, and Python says so at its end.
+/// Flush standard output and error. Python itself reports a closed or broken stream at its exit.
 pub(super) fn flush(py: Python<'_>, sys: &Py<PyModule>) {
     for name in [pyo3::intern!(py, "stdout"), pyo3::intern!(py, "stderr")] {
         if let Ok(stream) = sys.bind(py).getattr(name)
@@ -57,9 +57,9 @@ pub(super) fn flush(py: Python<'_>, sys: &Py<PyModule>) {
     }
 }
 
-/// A job has forked and its function has come to its end in the copy too: that copy has no socket and no caller. It ends as
-/// a forked Python does, without the exit handlers, which are the original's.
-pub(super) fn leave_forked_copy<T>(py: Python<'_>, sys: &Py<PyModule>, outcome: PyResult<T>) -> ! {
+/// Exit a copy that a job forked and whose function has returned: it is without a socket and a
+/// caller. It exits as a forked Python does, without the original's exit handlers.
+pub(super) fn exit_forked_copy<T>(py: Python<'_>, sys: &Py<PyModule>, outcome: PyResult<T>) -> ! {
     let code = match outcome {
         Ok(_) => 0,
         Err(error) if error.is_instance_of::<PySystemExit>(py) => {

@@ -1,11 +1,11 @@
 //! The executor that has a Python: attach, unpickle, call, pickle, detach.
 //!
-//! Rules that the code below keeps:
-//! * whatever the user's code raises, a `BaseException` of any kind, becomes the answer to the call;
-//! * the function, its arguments and the result are dropped before the next frame is waited for;
-//! * what a job printed is out before its caller goes on;
-//! * a job has context variables of its own, which begin as those that `init` and imports have set;
-//! * a copy of the process that a job forked off never comes back into the session.
+//! Rules:
+//! * Every exception of user code, a `BaseException` too, becomes the answer to the call.
+//! * The function, its arguments and the result are dropped before the next frame is read.
+//! * The output of a job is flushed before its caller continues.
+//! * Each job has its own context variables, a copy of those that `init` and imports have set.
+//! * A copy of the process that a job forked exits outside the session.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use pyo3::prelude::*;
 use trio_offload_worker::exit::{self, Ending};
-use trio_offload_worker::launch::{self, Surroundings, Watch};
+use trio_offload_worker::launch::{self, ProcessSetup, Watch};
 use trio_offload_worker::os;
 use trio_offload_worker::os::fork::Side;
 use trio_offload_worker::os::fork::threads::AllowedThreads;
@@ -25,57 +25,57 @@ use trio_offload_worker::protocol::hello::{Hello, Welcome};
 use trio_offload_worker::protocol::message::{Explanation, PROTOCOL_VERSION, Setup, Template};
 use trio_offload_worker::protocol::segments::SegmentType;
 use trio_offload_worker::sentinel;
-use trio_offload_worker::sentinel::activity::Activity;
+use trio_offload_worker::sentinel::activity::ActivityCell;
+use trio_offload_worker::sentinel::control::StandbyThread;
 use trio_offload_worker::sentinel::guard::Guard;
 use trio_offload_worker::sentinel::parent::Parent;
-use trio_offload_worker::sentinel::post::Standby;
-use trio_offload_worker::session::executor::{Answer, Executor, Raised, Settled};
-use trio_offload_worker::transport::buffer_pool::Regions;
+use trio_offload_worker::session::executor::{Answer, Executor, Raised, Verdict};
+use trio_offload_worker::transport::buffer_pool::BufferPool;
 use trio_offload_worker::transport::connection::Connection;
 use trio_offload_worker::transport::socket::Socket;
 use trio_offload_worker::transport::{Allocator, Segment};
 
-use crate::python::errors::{describe, flush, leave_forked_copy, raised_without_python};
+use crate::python::errors::{describe, exit_forked_copy, flush, raised_without_python};
 use crate::python::faults::Faults;
 use crate::python::forks;
 use crate::python::interpreter::{Interpreter, Prefixes};
-use crate::python::jobs::{PythonSide, part_context, refuse_asynchronous};
+use crate::python::jobs::{PythonSide, isolate_context, refuse_asynchronous};
 use crate::python::pickling::sink::Pickled;
 use crate::python::raw;
 use crate::python::raw::buffers::NewBytes;
 use crate::python::signals::{self, Signals};
 
 pub(crate) struct Worker {
-    pub(super) activity: &'static Activity,
-    pub(super) surroundings: Option<Surroundings>,
+    pub(super) activity: &'static ActivityCell,
+    pub(super) process_setup: Option<ProcessSetup>,
     pub(super) parent: Option<&'static Parent>,
     pub(super) watch: Option<Watch>,
-    pub(super) standby: Option<Standby>,
+    pub(super) standby: Option<StandbyThread>,
     pub(super) interpreter: Option<Interpreter>,
     pub(super) python: Option<PythonSide>,
     pub(super) meter: Meter,
-    /// Where Python is to write the stacks when it dies, until it has been told.
+    /// Descriptor to which Python writes the stacks when it dies; taken at the start.
     pub(super) record: Option<RawFd>,
-    /// This process is a template, which is watched over by this as long as it does not fork.
+    /// Watches the parent while a template does not fork.
     pub(super) guard: Option<Guard>,
-    /// What a template was told, until it is one.
+    /// The HELLO of a template, until the template is ready.
     pub(super) hello: Option<Hello>,
     pub(super) is_template: bool,
-    /// Which threads the template may have when it forks.
+    /// Native threads that may run while the template forks.
     pub(super) allowed: AllowedThreads,
     pub(super) is_forked: bool,
-    /// This process is a worker that a template has just forked.
-    pub(super) newborn: Option<Connection<Socket>>,
-    pub(super) regions: Regions,
-    /// The native thread has stepped aside for a job and cannot be started again.
+    /// The connection of a freshly forked worker.
+    pub(super) forked_connection: Option<Connection<Socket>>,
+    pub(super) pool: BufferPool,
+    /// True if the native thread was suspended and could not be resumed.
     pub(super) is_unwatched: bool,
 }
 
 impl Worker {
-    pub(crate) fn new(surroundings: Surroundings, activity: &'static Activity) -> Self {
+    pub(crate) fn new(process_setup: ProcessSetup, activity: &'static ActivityCell) -> Self {
         Self {
             activity,
-            surroundings: Some(surroundings),
+            process_setup: Some(process_setup),
             parent: None,
             watch: None,
             standby: None,
@@ -88,25 +88,25 @@ impl Worker {
             is_template: false,
             allowed: AllowedThreads::default(),
             is_forked: false,
-            newborn: None,
-            regions: Regions::default(),
+            forked_connection: None,
+            pool: BufferPool::default(),
             is_unwatched: false,
         }
     }
 
-    /// The user's code has come to its end. If it has left the native thread away, that is on duty again now.
-    fn take_post(&mut self) {
-        if sentinel::post::is_away() {
-            self.is_unwatched = sentinel::post::come_back().is_err();
+    /// Resume the native thread if user code has left it suspended.
+    fn resume_sentinel(&mut self) {
+        if sentinel::control::is_suspended() {
+            self.is_unwatched = sentinel::control::resume().is_err();
         }
     }
 
-    /// The connection of a worker that a template has just forked.
-    pub(crate) fn take_newborn(&mut self) -> Option<Connection<Socket>> {
-        self.newborn.take()
+    /// Return the connection of a freshly forked worker.
+    pub(crate) fn take_forked(&mut self) -> Option<Connection<Socket>> {
+        self.forked_connection.take()
     }
 
-    /// Ends Python in order and gives the exit code.
+    /// End Python in order and return the exit code.
     pub(crate) fn finish(mut self, ending: Ending) -> i32 {
         if let Some(guard) = self.guard.take() {
             guard.dismiss();
@@ -115,14 +115,14 @@ impl Worker {
             sentinel::guard::end_with_parent(parent);
         }
         if self.is_forked && self.parent.is_none() {
-            // Nobody has said what it was forked for: there is nothing of a worker's in it that could be owed.
+            // A forked worker without a HELLO can exit at once.
             std::mem::forget((self.python.take(), self.interpreter.take()));
             return ending.code();
         }
         let flushed = if self.is_forked {
-            // Nothing of Python's is dropped: its end is the process's.
+            // Leak the Python objects: the process is about to exit.
             std::mem::forget((self.python.take(), self.interpreter.take()));
-            Interpreter::leave()
+            Interpreter::exit_forked()
         } else {
             if let Some(python) = self.python.take() {
                 Python::attach(|_| drop(python));
@@ -143,7 +143,7 @@ impl Allocator for Worker {
     type Buffer = NewBytes;
 
     fn allocate(&mut self, length: usize, kind: SegmentType) -> Option<NewBytes> {
-        Python::attach(|py| NewBytes::allocate(py, length, kind, &self.regions))
+        Python::attach(|py| NewBytes::allocate(py, length, kind, &self.pool))
     }
 }
 
@@ -151,43 +151,44 @@ impl Executor for Worker {
     type Payload = Pickled;
 
     fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation> {
-        let Some(surroundings) = self.surroundings.take() else {
+        let Some(process_setup) = self.process_setup.take() else {
             return Err(Explanation::new("interpreter", "the worker has been started already"));
         };
         if let Some(python) = &self.python {
-            // Forked: all that is the same in every worker is there.
-            launch::settle_in(hello, descriptors).map_err(|error| Explanation::new("environment", error.to_string()))?;
-            python.catch_up(hello)?;
-            let (parent, watch) = surroundings.meet(hello, self.standby.take(), self.activity)?;
+            // A forked worker has the rest from its template.
+            launch::install_streams(hello, descriptors).map_err(|error| Explanation::new("environment", error.to_string()))?;
+            python.refresh(hello)?;
+            let (parent, watch) = process_setup.prepare_watch(hello, self.standby.take(), self.activity)?;
             (self.parent, self.watch) = (Some(parent), Some(watch));
             return Ok(None);
         }
-        self.record = Some(surroundings.record());
+        self.record = Some(process_setup.record());
         if hello.template {
-            let (parent, guard) = surroundings.settle_template(hello)?;
+            let (parent, guard) = process_setup.apply_hello_for_template(hello)?;
             (self.parent, self.guard, self.is_template) = (Some(parent), Some(guard), true);
             self.hello = Some(hello.clone());
         } else {
-            self.parent = Some(surroundings.settle(hello, self.activity)?);
+            self.parent = Some(process_setup.apply_hello(hello, self.activity)?);
         }
         let interpreter = Interpreter::start(hello)?;
         let interpreter = self.interpreter.insert(interpreter);
         Interpreter::boot(hello)?;
-        let prefixes = Python::attach(|py| Interpreter::furnish(&py.import("sys")?, hello)).map_err(|error: PyErr| {
+        let prefixes = Python::attach(|py| Interpreter::configure_sys(&py.import("sys")?, hello)).map_err(|error: PyErr| {
             Explanation::new("interpreter", format!("Python started, but its sys module could not be set up: {error}"))
         })?;
         Ok(Some(welcome(interpreter, prefixes)))
     }
 
-    fn equip(&mut self) -> Result<(), Explanation> {
+    fn init_pickling(&mut self) -> Result<(), Explanation> {
         // A forked worker has everything from its template.
         let Some(record) = self.record.take() else { return Ok(()) };
         let explain = |error: PyErr| {
             Explanation::new("interpreter", format!("Python started, but its signals could not be set up: {error}"))
         };
-        // Python notes what handlers there are when it makes its module: those of faults are none of the jobs' business.
+        // First: Python notes the present handlers when it creates its `signal` module, and the
+        // fault handlers must not be among them.
         let signals = Python::attach(Signals::new).map_err(explain)?;
-        let faults = Python::attach(|py| Faults::report(py, record)).map_err(explain)?;
+        let faults = Python::attach(|py| Faults::install(py, record)).map_err(explain)?;
         let python = Python::attach(|py| forks::install(py).and_then(|()| PythonSide::new(py, signals, faults)))
             .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
@@ -211,17 +212,17 @@ impl Executor for Worker {
         let outcome = Python::attach(|py| {
             let outcome = python.set_up(py, setup, segments);
             if os::copies::is_forked_copy() {
-                leave_forked_copy(py, &python.sys, outcome);
+                exit_forked_copy(py, &python.sys, outcome);
             }
             let outcome = outcome.map_err(|error| Box::new(describe(py, error, "setup")));
             python.signals.begin_jobs();
-            // What `site` or `init` has printed. A template has flushed before it forked.
+            // The output of `site` or `init`. A template has flushed before the fork.
             if runs_user_code || !is_forked {
                 flush(py, &python.sys);
             }
             outcome
         });
-        self.take_post();
+        self.resume_sentinel();
         outcome
     }
 
@@ -229,7 +230,7 @@ impl Executor for Worker {
         let Some(python) = &mut self.python else { return };
         Python::attach(|py| {
             if let Err(error) = python.replace_settings(py, eager, segments) {
-                // Nobody waits for an answer; Python has a place for such errors.
+                // SETTINGS is unanswered, so Python reports the error.
                 error.write_unraisable(py, None);
             }
         });
@@ -246,36 +247,36 @@ impl Executor for Worker {
             flush(py, &python.sys);
             answer
         });
-        self.take_post();
+        self.resume_sentinel();
         answer
     }
 
-    fn settle(&mut self, answer: Option<Pickled>, was_job: bool) -> Settled {
-        let Some(python) = &self.python else { return Settled::Stay };
+    fn after_answer(&mut self, answer: Option<Pickled>, was_job: bool) -> Verdict {
+        let Some(python) = &self.python else { return Verdict::Stay };
         if self.is_unwatched {
-            return Settled::Retire;
+            return Verdict::Retire;
         }
         let retire = if was_job { python.retire.as_ref() } else { None };
         if retire.is_none() && answer.as_ref().is_none_or(Pickled::is_plain) {
-            return Settled::Stay;
+            return Verdict::Stay;
         }
-        let settled = Python::attach(|py| {
+        let verdict = Python::attach(|py| {
             drop(answer);
-            let Some(retire) = retire else { return Settled::Stay };
-            // It may look at how much this process holds.
-            self.regions.release();
+            let Some(retire) = retire else { return Verdict::Stay };
+            // `retire` may measure the memory use.
+            self.pool.release();
             let retire = retire.bind(py);
-            let outcome = raw::JobContext::enter(py, part_context).and_then(|_context| {
-                let verdict = retire.call0()?;
-                refuse_asynchronous(retire, &verdict)?;
-                verdict.is_truthy()
+            let outcome = raw::JobContext::enter(py, isolate_context).and_then(|_context| {
+                let outcome = retire.call0()?;
+                refuse_asynchronous(retire, &outcome)?;
+                outcome.is_truthy()
             });
             if os::copies::is_forked_copy() {
-                leave_forked_copy(py, &python.sys, outcome);
+                exit_forked_copy(py, &python.sys, outcome);
             }
-            let settled = match outcome {
-                Ok(false) => Settled::Stay,
-                Ok(true) => Settled::Retire,
+            let verdict = match outcome {
+                Ok(false) => Verdict::Stay,
+                Ok(true) => Verdict::Retire,
                 Err(error) => {
                     let failure = describe(py, error, "retire").failure;
                     let text = if failure.traceback.is_empty() {
@@ -283,15 +284,15 @@ impl Executor for Worker {
                     } else {
                         failure.traceback
                     };
-                    Settled::RetireRaised(format!("the context's retire function raised {text}"))
+                    Verdict::RetireRaised(format!("the context's retire function raised {text}"))
                 }
             };
             python.signals.end_job(py, &python.faults);
             flush(py, &python.sys);
-            settled
+            verdict
         });
-        self.take_post();
-        settled
+        self.resume_sentinel();
+        verdict
     }
 
     fn become_template(&mut self, template: &Template, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
@@ -304,27 +305,27 @@ impl Executor for Worker {
 
     fn measure(&mut self, at_once: bool) -> Option<Figures> {
         let figures = if at_once { self.meter.read() } else { self.meter.read_if_due() };
-        // What is about to be given back is not the job's.
-        figures.map(|figures| Figures { rss: figures.rss.saturating_sub(self.regions.kept()), ..figures })
+        // Kept memory is about to be released, so it is not the job's.
+        figures.map(|figures| Figures { rss: figures.rss.saturating_sub(self.pool.kept()), ..figures })
     }
 
     fn keeps_memory(&self) -> bool {
-        self.regions.kept() > 0
+        self.pool.kept() > 0
     }
 
-    fn give_memory_back(&mut self) {
-        self.regions.release();
+    fn release_memory(&mut self) {
+        self.pool.release();
     }
 
     fn interrupted(&mut self) {
         if self.python.is_some() {
-            // A handler that the user's code installed with Python's `signal` module.
+            // A handler that user code installed with Python's `signal` module.
             signals::run_handlers();
         }
     }
 
     fn handlers(&self) -> Option<fn()> {
-        let is_used = self.python.as_ref().is_some_and(|python| python.signals.are_used());
+        let is_used = self.python.as_ref().is_some_and(|python| python.signals.may_have_handlers());
         is_used.then_some(signals::run_handlers as fn())
     }
 }

@@ -1,7 +1,9 @@
-//! The stacks of all Python threads go into the record when the process dies of a fault, and when the native thread asks.
+//! The stacks of all Python threads, written to the record at a fault and when the native thread
+//! asks.
 //!
-//! Python's `faulthandler` writes them, and there is one in a process. So a job that enables it for a file, or disables it, gets
-//! what that returns and changes nothing: `trio_offload_worker._faults` stands in for these functions when the first is called.
+//! Python's `faulthandler` writes them, and a process has only one. So a job that enables or
+//! disables it gets the usual return value, without an effect: `trio_offload_worker._faults`
+//! replaces these functions when one is first called.
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
@@ -14,16 +16,16 @@ use crate::python::raw;
 
 pub(crate) struct Faults {
     record: RawFd,
-    /// The module's own functions.
+    /// The original functions of the module.
     functions: Py<PyDict>,
 }
 
 const SHIELDED: [&CStr; 5] = [c"enable", c"disable", c"is_enabled", c"register", c"unregister"];
 
 impl Faults {
-    pub(crate) fn report(py: Python<'_>, record: RawFd) -> PyResult<Self> {
+    pub(crate) fn install(py: Python<'_>, record: RawFd) -> PyResult<Self> {
         let module = py.import("faulthandler")?;
-        // Not before Python's start, which notes what handlers there are: a job would be told of one.
+        // After Python's start, which notes the present handlers: a job would see this one.
         os::signals::disarm_stacks_signal();
         // Before `enable`, so that it lies beneath.
         raw::fatal_errors::report_fatal_errors(record, module.getattr("dump_traceback")?)?;
@@ -35,7 +37,7 @@ impl Faults {
             let stand_in = move |arguments: &Bound<'_, PyTuple>, keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
                 let py = arguments.py();
                 let shield = if os::copies::is_forked_copy() {
-                    // It has a faulthandler of its own.
+                    // A forked copy uses `faulthandler` as usual.
                     functions.bind(py).clone().into_any()
                 } else {
                     py.import("trio_offload_worker._faults")?.call_method1("shield", (&functions,))?
@@ -44,15 +46,15 @@ impl Faults {
             };
             module.setattr(&*text, PyCFunction::new_closure(py, Some(name), None, stand_in)?)?;
         }
-        // For a worker that a job forks off this one.
+        // A worker that a job forks finds them here.
         module.setattr("_functions_of_trio_offload", &functions)?;
         let faults = Self { record, functions: functions.unbind() };
         faults.arm(py)?;
         Ok(faults)
     }
 
-    /// A job has changed what a fault does to the process.
-    pub(crate) fn arm_again(&self, py: Python<'_>) -> PyResult<()> {
+    /// Restore the fault handlers after a job that changed them.
+    pub(crate) fn rearm(&self, py: Python<'_>) -> PyResult<()> {
         self.function(py, "disable")?.call0()?;
         self.function(py, "unregister")?.call1((os::signals::STACKS,))?;
         os::signals::disarm_stacks_signal();

@@ -5,12 +5,13 @@
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-/// Puts a finder first on `sys.meta_path`: behind `PathFinder` it would not be asked.
+/// Put a finder first on `sys.meta_path`: behind `PathFinder` it would not be asked.
 pub(super) fn put_first(sys: &Bound<'_, PyModule>, finder: Bound<'_, PyAny>) -> PyResult<()> {
     sys.getattr("meta_path")?.cast::<PyList>()?.insert(0, finder)
 }
 
-/// Takes the finder out of `sys.meta_path` if this is the module that it watches for. Returns true if so.
+/// Remove the finder from `sys.meta_path` if `name` is the module that it watches for. Return true
+/// if so.
 pub(super) fn leave_for(finder: &Bound<'_, PyAny>, name: &Bound<'_, PyAny>, watched: &str) -> PyResult<bool> {
     if !name.extract::<&str>().is_ok_and(|name| name == watched) {
         return Ok(false);

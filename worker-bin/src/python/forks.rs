@@ -1,8 +1,9 @@
-//! Forks in jobs: the native thread steps aside for them, so that a job forks off a process with one thread, as it would anywhere.
+//! Forks in jobs. The native thread is suspended for them, so that a job forks a process with one
+//! thread, as in any Python.
 //!
-//! Python 3.12 and newer count the threads that the system sees when a fork is over (Modules/posixmodule.c,
-//! `warn_about_fork_with_threads`), in some versions after the hooks of `os.register_at_fork` have run. So the thread comes back
-//! by a pending call: Python makes it when it goes on in the frame that has called `os.fork`.
+//! Python 3.12 and newer count the system's threads after a fork (Modules/posixmodule.c,
+//! `warn_about_fork_with_threads`), in some versions after the hooks of `os.register_at_fork`. So a
+//! pending call resumes the thread: Python makes it when the frame that called `os.fork` continues.
 
 use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, PoisonError};
@@ -13,24 +14,25 @@ use trio_offload_worker::sentinel;
 
 use crate::python::raw;
 
-/// The frame that has called `os.fork`, and the instruction it was at.
+/// The frame that called `os.fork`, and its instruction.
 static CALLER: Mutex<Option<(Py<PyAny>, Py<PyAny>)>> = Mutex::new(None);
 
-/// To be called before there is any code of the user's: what was registered first is called last before a fork.
+/// Register the hooks. Call this before any user code: the first hook registered is the last one
+/// called before a fork.
 pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     let hooks = PyDict::new(py);
     let hook = |name, work: fn(Python<'_>) -> PyResult<()>| {
         let run = move |arguments: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| work(arguments.py());
         PyCFunction::new_closure(py, Some(name), None, run)
     };
-    hooks.set_item("before", hook(c"step_aside", step_aside)?)?;
-    hooks.set_item("after_in_parent", hook(c"come_back", come_back_soon)?)?;
+    hooks.set_item("before", hook(c"suspend", suspend)?)?;
+    hooks.set_item("after_in_parent", hook(c"resume", resume_soon)?)?;
     hooks.set_item("after_in_child", hook(c"forget", forget)?)?;
     py.import("posix")?.getattr("register_at_fork")?.call((), Some(&hooks)).map(drop)
 }
 
-fn step_aside(py: Python<'_>) -> PyResult<()> {
-    if sentinel::post::step_aside()
+fn suspend(py: Python<'_>) -> PyResult<()> {
+    if sentinel::control::suspend()
         && let Some(frame) = raw::fork::current_frame(py)
     {
         let instruction = frame.getattr(pyo3::intern!(py, "f_lasti"))?.unbind();
@@ -39,9 +41,9 @@ fn step_aside(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-fn come_back_soon(py: Python<'_>) -> PyResult<()> {
-    if sentinel::post::is_away() && !raw::fork::call_soon(py, come_back) {
-        come_back_now();
+fn resume_soon(py: Python<'_>) -> PyResult<()> {
+    if sentinel::control::is_suspended() && !raw::fork::call_soon(py, resume) {
+        resume_now();
     }
     Ok(())
 }
@@ -51,23 +53,23 @@ fn forget(_py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-extern "C" fn come_back(_: *mut c_void) -> c_int {
+extern "C" fn resume(_: *mut c_void) -> c_int {
     Python::attach(|py| {
-        // Other hooks of a fork may be Python code, in which pending calls are made too.
-        if !(is_in_fork(py).unwrap_or(false) && raw::fork::call_soon(py, come_back)) {
-            come_back_now();
+        // Other hooks may be Python code, which makes pending calls too.
+        if !(is_in_fork(py).unwrap_or(false) && raw::fork::call_soon(py, resume)) {
+            resume_now();
         }
     });
     0
 }
 
-fn come_back_now() {
+fn resume_now() {
     replace_caller(None);
-    // Where that fails it is tried again at the end of the job.
-    let _ = sentinel::post::come_back();
+    // If this fails, it is tried again at the end of the job.
+    let _ = sentinel::control::resume();
 }
 
-/// Whether the frame that has called `os.fork` still waits for that in the same instruction.
+/// True if the frame that called `os.fork` is still at the same instruction.
 fn is_in_fork(py: Python<'_>) -> PyResult<bool> {
     let caller = CALLER.lock().unwrap_or_else(PoisonError::into_inner);
     let Some((caller, instruction)) = caller.as_ref() else { return Ok(false) };
@@ -82,7 +84,7 @@ fn is_in_fork(py: Python<'_>) -> PyResult<bool> {
 }
 
 fn replace_caller(caller: Option<(Py<PyAny>, Py<PyAny>)>) {
-    // The old one is let go of when the lock is free again: that may run code of the user's.
+    // Drop the old frame after the lock is released: that may run user code.
     let before = std::mem::replace(&mut *CALLER.lock().unwrap_or_else(PoisonError::into_inner), caller);
     drop(before);
 }

@@ -1,6 +1,6 @@
-//! What is put off until a job needs it: the user's main script, and `multiprocessing`'s idea of this process.
+//! Lazy parts: the user's main script, and `multiprocessing`'s identity of this process.
 //!
-//! Both wait in the import system and cost nothing that can be measured until then. Neither imports anything before.
+//! Both wait in the import system, at a cost too small to measure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use pyo3::types::{PyBytes, PyCFunction, PyDict, PyMapping, PyTuple, PyType};
 use crate::python::finders;
 use crate::python::raw;
 
-/// The settings that came last, unpickled whenever they are asked for: that is seldom more than once.
+/// The latest settings. They are unpickled on demand, rarely more than once.
 pub(crate) struct Settings {
     pickled: Mutex<Py<PyBytes>>,
     loads: Py<PyAny>,
@@ -25,7 +25,7 @@ impl Settings {
         Arc::new(Self { pickled: Mutex::new(pickled), loads, main: PyOnceLock::new() })
     }
 
-    /// Whether they are other ones than before.
+    /// Replace the settings. Return true if they differ.
     pub(crate) fn replace(&self, pickled: Bound<'_, PyBytes>) -> bool {
         let py = pickled.py();
         let mut current = self.pickled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,7 +35,7 @@ impl Settings {
     }
 
     pub(crate) fn get<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        // The lock is not held while Python runs: another thread of Python's may ask too.
+        // Release the lock before Python runs: another Python thread may ask too.
         let pickled = self.pickled.lock().unwrap_or_else(PoisonError::into_inner).clone_ref(py);
         if pickled.bind(py).as_bytes().is_empty() {
             return Ok(PyDict::new(py).into_any());
@@ -44,7 +44,7 @@ impl Settings {
     }
 }
 
-/// Puts everything in place.
+/// Install both hooks.
 pub(crate) fn install(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> {
     let sys = py.import("sys")?;
     let modules = sys.getattr("modules")?;
@@ -57,7 +57,7 @@ pub(crate) fn install(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> 
     finders::put_first(&sys, finder.into_bound(py).into_any())
 }
 
-/// Gives `multiprocessing` the process's identity if it is imported; whether it is.
+/// Give `multiprocessing` the process's identity if it is imported. Return true if it is.
 pub(crate) fn adopt_imported(sys: &Bound<'_, PyModule>, settings: &Settings) -> PyResult<bool> {
     let py = sys.py();
     if !has_multiprocessing(sys)? {
@@ -71,15 +71,15 @@ pub(crate) fn has_multiprocessing(sys: &Bound<'_, PyModule>) -> PyResult<bool> {
     sys.getattr("modules")?.contains("multiprocessing.process")
 }
 
-/// What keeps the user's script from being run before something uses it.
+/// The state of a main script that has not been loaded.
 struct Main {
-    /// What `__main__` is until then.
+    /// The module that stands for `__main__` until then.
     stand_in: Py<PyModule>,
-    /// `None`: the unpickler could not be intercepted.
+    /// `None` means that the unpickler could not be intercepted.
     unpickler: Option<Unpickler>,
 }
 
-/// The class of the unpickler in C, in which `find_class` has been replaced as long as the script is not loaded.
+/// The C unpickler's class. Its `find_class` is replaced until the script is loaded.
 struct Unpickler {
     class: Py<PyType>,
     /// The dictionary behind the class.
@@ -102,8 +102,8 @@ impl Unpickler {
 
 const FIND_CLASS: &str = "find_class";
 
-/// `__main__` looks like the program's and is empty until something uses the user's script; see `_stand_in.py`. It answers to the
-/// name `__mp_main__` too, as in the processes of multiprocessing.
+/// Make `__main__` look like the program's, empty until something uses the script; see
+/// `_stand_in.py`. As in processes of `multiprocessing`, its second name is `__mp_main__`.
 fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: &Arc<Settings>) -> PyResult<()> {
     let stand_in = modules.get_item("__main__")?.cast_into::<PyModule>()?;
     let unpickler = intercept_unpickler(py, settings)?;
@@ -116,7 +116,8 @@ fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: &Arc<Setti
     let find = move |args: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>| -> PyResult<Py<PyAny>> {
         let py = args.py();
         let name = args.get_item(0)?;
-        // The import system and introspection ask for these of any module (`__path__`, `__wrapped__`, …).
+        // The import system and introspection ask any module for these (`__path__`, `__wrapped__`,
+        // …).
         let text = name.to_string();
         if text.starts_with("__") && text.ends_with("__") {
             return Err(PyAttributeError::new_err(format!("module '__main__' has no attribute '{text}'")));
@@ -130,7 +131,7 @@ fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: &Arc<Setti
     describe_main(py, settings)
 }
 
-/// Gives the stand-in for the main module the attributes that the module has in the parent.
+/// Give the stand-in the attributes that the main module has in the parent.
 pub(crate) fn describe_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     let Some(main) = settings.main.get(py) else { return Ok(()) };
     let values = main.stand_in.bind(py).dict();
@@ -159,12 +160,13 @@ pub(crate) fn describe_main(py: Python<'_>, settings: &Settings) -> PyResult<()>
     Ok(())
 }
 
-/// Has the script loaded before any unpickler looks for a name in `__main__`. `None`: it cannot be done.
+/// Load the script before any unpickler looks up a name in `__main__`. `None` means that this is
+/// impossible.
 ///
-/// Each unpickler calls the method `find_class` for a name (Modules/_pickle.c), also the ones that no class of Python's is derived
-/// from. So that method of the class in C is replaced, which takes the dictionary behind the class, until the script is loaded.
-/// Rejected: an audit hook, which sees `pickle.find_class` and slows down every `id()`; a class of our own for what calls hold,
-/// which would see nothing of what jobs unpickle themselves.
+/// Every unpickler calls `find_class` for a name (Modules/_pickle.c). So the C class's method is
+/// replaced in the dictionary behind the class until the script is loaded. Rejected: an audit hook,
+/// which sees `pickle.find_class` but slows down every `id()`; our own class for calls, which would
+/// miss the unpickling in jobs.
 fn intercept_unpickler(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<Option<Unpickler>> {
     let core = py.import("_pickle")?;
     let class = core.getattr("Unpickler")?.cast_into::<PyType>()?;
@@ -184,7 +186,7 @@ fn intercept_unpickler(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<Opt
     let ours = raw::new_method(PyCFunction::new_closure(py, Some(c"find_class"), None, find)?.as_any())?.unbind();
     let unpickler = Unpickler { class: class.unbind(), attributes: attributes.unbind(), original, ours };
     unpickler.set(py, &unpickler.ours)?;
-    // A Python that goes another way some day is noticed here.
+    // This notices a future Python that does it differently.
     core.call_method1("loads", (PyBytes::new(py, b"cbuiltins\nbool\n."),))?;
     if seen.load(Ordering::Relaxed) {
         return Ok(Some(unpickler));
@@ -193,13 +195,13 @@ fn intercept_unpickler(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<Opt
     Ok(None)
 }
 
-/// Loads the user's script if it is not loaded yet.
+/// Load the user's script if it is not loaded.
 fn load_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     let loader = py.import("trio_offload_worker._main")?;
     if !loader.call_method0("is_loaded")?.is_truthy()? {
         loader.call_method1("load", (settings.get(py)?,))?;
     }
-    // While it is being loaded it may still fail.
+    // A script that is being loaded may still fail.
     if loader.call_method0("is_loaded")?.is_truthy()?
         && let Some(unpickler) = settings.main.get(py).and_then(|main| main.unpickler.as_ref())
         && unpickler.is_intercepted(py)?
@@ -209,7 +211,7 @@ fn load_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     Ok(())
 }
 
-/// Another module has become the parent's `__main__`, perhaps.
+/// Adapt to a new `__main__` in the parent.
 pub(crate) fn renew_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     let Some(main) = settings.main.get(py) else { return Ok(()) };
     describe_main(py, settings)?;
@@ -222,7 +224,7 @@ pub(crate) fn renew_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
     Ok(())
 }
 
-/// First on `sys.meta_path`; knows one name. Once that is looked for it is gone from there.
+/// Watches for one module, first on `sys.meta_path`.
 #[pyclass(frozen, module = "trio_offload_worker")]
 struct MultiprocessingFinder {
     settings: Arc<Settings>,

@@ -1,4 +1,4 @@
-//! One job: unpickle, call, pickle. And what runs around jobs: `init`, settings.
+//! One job: unpickle, call, pickle. Also `init` and settings.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use trio_offload_worker::os;
 use trio_offload_worker::protocol::message::Setup;
 use trio_offload_worker::transport::Segment;
 
-use crate::python::errors::leave_forked_copy;
+use crate::python::errors::exit_forked_copy;
 use crate::python::faults::Faults;
 use crate::python::hooks::{self, Settings};
 use crate::python::pickling::Pickling;
@@ -21,12 +21,12 @@ use crate::python::pickling::sink::Pickled;
 use crate::python::raw;
 use crate::python::raw::buffers::{HeldBytes, NewBytes};
 use crate::python::signals::Signals;
-use crate::python::template::OfTemplate;
+use crate::python::template::TemplateState;
 
-/// Its file's name is known to `trio_offload_worker._exceptions`, which takes it out of tracebacks.
+/// `trio_offload_worker._exceptions` knows the file name and removes it from tracebacks.
 const TRAMPOLINE: &CStr = c"lambda function, arguments: function(*arguments)";
 
-/// The objects that live from the start to the end.
+/// The Python objects that live from the start to the end.
 pub(super) struct PythonSide {
     pub(super) pickling: Pickling,
     pub(super) sys: Py<PyModule>,
@@ -34,12 +34,12 @@ pub(super) struct PythonSide {
     pub(super) faults: Faults,
     pub(super) settings: Option<Arc<Settings>>,
     pub(super) retire: Option<Py<PyAny>>,
-    /// `eval` and its like look at the frame that calls them; made when the first of them is called.
+    /// For functions such as `eval`, which look at the calling frame. Compiled on first use.
     pub(super) trampoline: PyOnceLock<Py<PyAny>>,
-    /// `trio_offload_worker._settings`, while it may still have something to do.
+    /// `trio_offload_worker._settings`, while some settings are pending.
     pub(super) pending_settings: Option<Py<PyModule>>,
-    /// Of a template, and in its workers.
-    pub(super) of_template: Option<OfTemplate>,
+    /// Set in a template, and in its workers.
+    pub(super) template_state: Option<TemplateState>,
 }
 
 impl PythonSide {
@@ -53,12 +53,12 @@ impl PythonSide {
             retire: None,
             trampoline: PyOnceLock::new(),
             pending_settings: None,
-            of_template: None,
+            template_state: None,
         })
     }
 
     pub(super) fn set_up(&mut self, py: Python<'_>, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
-        let mut pickles = segments.into_iter().map(|segment| whole(py, segment));
+        let mut pickles = segments.into_iter().map(|segment| into_bytes(py, segment));
         let mut next = || pickles.next().unwrap_or_else(|| Ok(PyBytes::new(py, b"")));
         let (settings, init, retire) = (next()?, next()?, next()?);
         self.take_settings(py, setup.eager, settings)?;
@@ -66,18 +66,18 @@ impl PythonSide {
             let outcome = init.call0()?;
             refuse_asynchronous(&init, &outcome)?;
         }
-        // Afterwards: a `retire` may look, while it is unpickled, at what the worker holds before its first job.
+        // Last: unpickling a `retire` may measure the memory use before the first job.
         self.retire = self.callable(&retire)?.map(Bound::unbind);
         Ok(())
     }
 
     pub(super) fn take_settings(&mut self, py: Python<'_>, eager: bool, pickled: Bound<'_, PyBytes>) -> PyResult<()> {
         let settings = if let Some(settings) = &self.settings {
-            // Of the template from which this worker was forked, with everything in place.
+            // The template's hooks are in place.
             if settings.replace(pickled) {
                 hooks::renew_main(py, settings)?;
             }
-            if self.of_template.as_ref().is_none_or(|template| template.has_multiprocessing) {
+            if self.template_state.as_ref().is_none_or(|template| template.has_multiprocessing) {
                 hooks::adopt_imported(self.sys.bind(py), settings)?;
             }
             Arc::clone(settings)
@@ -93,12 +93,12 @@ impl PythonSide {
     pub(super) fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
         let Some(settings) = self.settings.clone() else { return Ok(()) };
         let Some(segment) = segments.into_iter().next() else { return Ok(()) };
-        settings.replace(whole(py, segment)?);
+        settings.replace(into_bytes(py, segment)?);
         hooks::adopt_imported(self.sys.bind(py), &settings)?;
         if eager {
             self.apply(py, &settings)?;
         }
-        // Afterwards: that may have let go of a script that is not the parent's any more.
+        // Last: `adopt` may have dropped a script that the parent has replaced.
         hooks::renew_main(py, &settings)
     }
 
@@ -109,7 +109,7 @@ impl PythonSide {
         Ok(())
     }
 
-    /// An empty pickle, and one of `None`, stand for nothing to call.
+    /// Unpickle a callable. Return `None` for an empty pickle and for one of `None`.
     pub(super) fn callable<'py>(&self, pickle: &Bound<'py, PyBytes>) -> PyResult<Option<Bound<'py, PyAny>>> {
         if pickle.as_bytes().is_empty() {
             return Ok(None);
@@ -119,12 +119,12 @@ impl PythonSide {
 
     pub(super) fn call(&self, py: Python<'_>, segments: Vec<Segment<'_, NewBytes>>) -> Result<Pickled, (PyErr, &'static str)> {
         let job = self.pickling.load(py, segments).map_err(|error| (error, "unpickle"))?;
-        let (function, arguments) = take_apart(job).map_err(|error| (error, "unpickle"))?;
-        // Behind the unpickling: what the import of a module sets is for all jobs.
-        let _context = raw::JobContext::enter(py, part_context).map_err(|error| (error, "call"))?;
+        let (function, arguments) = split_call(job).map_err(|error| (error, "unpickle"))?;
+        // After unpickling: context variables that an import sets are for all jobs.
+        let _context = raw::JobContext::enter(py, isolate_context).map_err(|error| (error, "call"))?;
         let outcome = self.resolve_settings(py).and_then(|()| self.call_function(&function, arguments));
         if os::copies::is_forked_copy() {
-            leave_forked_copy(py, &self.sys, outcome);
+            exit_forked_copy(py, &self.sys, outcome);
         }
         let value =
             outcome.and_then(|value| refuse_asynchronous(&function, &value).map(|()| value)).map_err(|error| (error, "call"))?;
@@ -146,7 +146,7 @@ impl PythonSide {
 
     pub(super) fn trampoline<'py>(&self, py: Python<'py>) -> PyResult<&Bound<'py, PyAny>> {
         let trampoline = self.trampoline.get_or_try_init(py, || {
-            // Not the function `compile`, which makes the hundred classes of the module `ast` first.
+            // The function `compile` would first create the hundred classes of the module `ast`.
             let code = raw::compile_expression(py, TRAMPOLINE, c"<trio-offload>")?;
             PyResult::Ok(py.import("builtins")?.call_method1("eval", (code, py.import("__main__")?.dict()))?.unbind())
         })?;
@@ -177,20 +177,20 @@ impl PythonSide {
     }
 }
 
-/// Keeps apart what jobs could change in each other's context variables.
-pub(super) fn part_context(context: &Bound<'_, PyAny>) -> PyResult<()> {
+/// Copy the mutable values in a job's context variables, so that jobs do not share them.
+pub(super) fn isolate_context(context: &Bound<'_, PyAny>) -> PyResult<()> {
     context.py().import("trio_offload_worker._contexts")?.call_method1("part", (context,)).map(drop)
 }
 
-/// A segment as `bytes` of its own.
-pub(super) fn whole<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> PyResult<Bound<'py, PyBytes>> {
+/// Copy a segment into a `bytes` object.
+pub(super) fn into_bytes<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> PyResult<Bound<'py, PyBytes>> {
     match segment {
-        Segment::Passing(bytes) => Ok(PyBytes::new(py, bytes)),
+        Segment::Borrowed(bytes) => Ok(PyBytes::new(py, bytes)),
         Segment::Owned(bytes) => Ok(PyBytes::new(py, HeldBytes::hold(&bytes.into_object(py)?)?.bytes())),
     }
 }
 
-fn take_apart(job: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyAny>, Bound<'_, PyTuple>)> {
+fn split_call(job: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyAny>, Bound<'_, PyTuple>)> {
     if let Ok(pair) = job.cast::<PyTuple>()
         && pair.len() == 2
         && let Ok(arguments) = pair.get_item(1)?.cast_into::<PyTuple>()
@@ -200,7 +200,8 @@ fn take_apart(job: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyAny>, Bound<'_, Py
     Err(PyTypeError::new_err("what the parent sent is not a function with its arguments; this is an error in trio-offload"))
 }
 
-/// A coroutine or an asynchronous generator is closed, so that Python does not complain of its never having been awaited.
+/// Refuse a coroutine or an asynchronous generator. It is closed first, because Python warns of one
+/// that was never awaited.
 pub(super) fn refuse_asynchronous(function: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
     if !raw::is_asynchronous(value) {
         return Ok(());

@@ -1,9 +1,9 @@
-//! Signals in jobs. To a job they are as in any Python, but for Ctrl+C, which belongs to the parent: it cancels its jobs as Trio
-//! has it. Here it calls a handler that does nothing: Python's own, so that a job can save it and put it back.
+//! Signals in jobs. They work as in any Python, except Ctrl+C: the parent cancels its jobs. It has
+//! an empty Python handler, which a job can save and restore.
 //!
-//! What a job leaves of its own is put back after it: the handler of SIGINT, those of faults (`faults.rs`), the mask, interval timers, the
-//! wakeup descriptor. A handler for another signal stays, and is run in jobs and while the worker is idle. All that is looked at only once a job has
-//! imported `signal`.
+//! After a job these are restored: the handlers of SIGINT and of faults (`faults.rs`), the mask,
+//! interval timers, the wakeup descriptor. Other handlers stay, and run in jobs and while the
+//! worker is idle. All of this starts once a job has imported `signal`.
 
 use std::cell::{Cell, RefCell};
 
@@ -14,19 +14,19 @@ use trio_offload_worker::os;
 use crate::python::faults::Faults;
 
 pub(crate) struct Signals {
-    /// Python's table of its modules.
+    /// `sys.modules`, as the interpreter has it.
     modules: Py<PyDict>,
     /// `_signal`.
     module: Py<PyModule>,
-    /// What is called for Ctrl+C.
+    /// The handler of SIGINT.
     interrupt: Py<PyAny>,
     is_used: Cell<bool>,
-    /// How many modules there were when `signal` was looked for last.
+    /// The number of modules when `signal` was last looked up.
     modules_seen: Cell<usize>,
     before_jobs: RefCell<State>,
 }
 
-/// What jobs begin with.
+/// The state before jobs.
 #[derive(Debug, Default)]
 struct State {
     interrupt: Option<os::signals::Disposition>,
@@ -66,25 +66,25 @@ impl Signals {
     fn swallow_interrupts(&self, py: Python<'_>) -> PyResult<()> {
         let number = self.module.bind(py).getattr(pyo3::intern!(py, "SIGINT"))?;
         self.module.call_method1(py, pyo3::intern!(py, "signal"), (&number, &self.interrupt))?;
-        // A library's system call that is in progress goes on.
+        // Let a library's system call continue.
         self.module.call_method1(py, pyo3::intern!(py, "siginterrupt"), (number, false)).map(drop)
     }
 
-    /// What is there by now is what jobs begin with.
+    /// Save the present state: it is restored after each job.
     pub(crate) fn begin_jobs(&self) {
         self.before_jobs.replace(State::now());
     }
 
-    /// Whether there may be handlers of jobs. Without this module a job can hardly have installed one.
-    pub(crate) fn are_used(&self) -> bool {
+    /// True if a job may have installed a handler, which takes the module `signal`.
+    pub(crate) fn may_have_handlers(&self) -> bool {
         self.is_used.get()
     }
 
-    /// A job has come to its end.
+    /// Restore the state after a job.
     pub(crate) fn end_job(&self, py: Python<'_>, faults: &Faults) {
         if !self.is_used.get() {
             let modules = self.modules.bind(py);
-            // To look for a name that is missing takes 250 instructions, and an import adds a module.
+            // A failed lookup takes 250 instructions. An import adds a module.
             if self.modules_seen.replace(modules.len()) == modules.len()
                 || !modules.contains(pyo3::intern!(py, "signal")).unwrap_or(true)
             {
@@ -116,13 +116,13 @@ impl Signals {
             self.swallow_interrupts(py)?;
         }
         if os::signals::fault_dispositions() != before.faults {
-            faults.arm_again(py)?;
+            faults.rearm(py)?;
         }
         module.call_method1(pyo3::intern!(py, "set_wakeup_fd"), (-1,)).map(drop)
     }
 }
 
-/// Runs the handlers that are due; nobody awaits what they raise.
+/// Run the pending handlers. Python reports their exceptions.
 pub(crate) fn run_handlers() {
     Python::attach(|py| {
         if let Err(error) = py.check_signals() {

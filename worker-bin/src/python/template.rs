@@ -1,4 +1,4 @@
-//! Templates: what is imported for their workers, how one is forked, and how it catches up.
+//! Templates: preload modules, fork workers, and refresh a forked worker.
 
 #![forbid(unsafe_code)]
 
@@ -10,45 +10,45 @@ use pyo3::types::{PyBytes, PyDict};
 use trio_offload_worker::exit::{self};
 use trio_offload_worker::launch::{self};
 use trio_offload_worker::os;
-use trio_offload_worker::os::fork::front::Front;
+use trio_offload_worker::os::fork::pid_slot::PidSlot;
 use trio_offload_worker::os::fork::threads::{self, AllowedThreads};
 use trio_offload_worker::os::fork::{ForkError, Side};
 use trio_offload_worker::process::meter::Meter;
 use trio_offload_worker::protocol::frame::{self, Header, Progress};
 use trio_offload_worker::protocol::hello::Hello;
 use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Template, clip};
-use trio_offload_worker::sentinel::post::Standby;
+use trio_offload_worker::sentinel::control::StandbyThread;
 use trio_offload_worker::session::executor::Raised;
 use trio_offload_worker::transport::Segment;
 
-use crate::python::errors::{describe, flush, leave_forked_copy, raised_without_python};
+use crate::python::errors::{describe, exit_forked_copy, flush, raised_without_python};
 use crate::python::executor::Worker;
 use crate::python::hooks::{self};
 use crate::python::interpreter::{Interpreter, environment};
-use crate::python::jobs::{PythonSide, whole};
+use crate::python::jobs::{PythonSide, into_bytes};
 use crate::python::pickling::sink::Pickled;
 use crate::python::raw;
 use crate::python::raw::buffers::NewBytes;
 
-/// What a template is like when it forks, for its workers to compare with what they are to be like. Whatever they need not ask
-/// Python for spares each of them pages of memory that it would have to copy.
-pub(super) struct OfTemplate {
+/// The state of a template at a fork. Its workers compare with it instead of asking Python, which
+/// would copy pages of memory.
+pub(super) struct TemplateState {
     pub(super) hello: Hello,
-    /// What a worker calls that has something to catch up with.
+    /// `trio_offload_worker._template.catch_up`, called if something has changed.
     pub(super) catch_up: Py<PyAny>,
-    /// Each worker needs random numbers of its own.
+    /// True if each worker must seed random numbers.
     pub(super) is_to_be_seeded: bool,
     pub(super) has_multiprocessing: bool,
 }
 
 impl Worker {
-    /// Goes the way of a greeting and a job once, before there are any. A process that has just been forked shares all memory with its template, and
-    /// finds or copies each page when it touches it first; what is touched here no caller waits for.
-    pub(crate) fn rehearse(&mut self) {
+    /// Warm up a freshly forked worker. Run a dummy handshake and job, so that the copy-on-write
+    /// page faults happen before a caller is waiting.
+    pub(crate) fn warm_up(&mut self) {
         /// `(bool, ())`
         const NOTHING: &[u8] = b"\x80\x05cbuiltins\nbool\n)\x86.";
         if let Some(python) = &self.python {
-            if let Some(template) = &python.of_template {
+            if let Some(template) = &python.template_state {
                 let hello = Hello { bundle: None, ..template.hello.clone() };
                 let _ = frame::encode(header_of(Message::Hello(Box::new(hello)))).and_then(|bytes| match frame::parse(&bytes)? {
                     Progress::Ready { header, .. } => Message::from_header(&header).map(drop),
@@ -56,13 +56,13 @@ impl Worker {
                 });
             }
             Python::attach(|py| {
-                drop(python.call(py, vec![Segment::Passing(NOTHING)]));
+                drop(python.call(py, vec![Segment::Borrowed(NOTHING)]));
                 flush(py, &python.sys);
             });
         }
-        let _ = Meter::of_newborn().read();
-        // Without one the start tries again, and says why it cannot.
-        self.standby = Standby::start(self.activity).ok();
+        let _ = Meter::of_forked().read();
+        // If this fails, the start tries again and reports the error.
+        self.standby = StandbyThread::start(self.activity).ok();
     }
 
     pub(super) fn turn_into_template(
@@ -90,13 +90,13 @@ impl Worker {
 
     pub(super) fn fork_worker(&mut self, mut descriptors: Vec<OwnedFd>) -> Side {
         let (Some(python), Some(parent)) = (&self.python, self.parent) else { return Side::Template };
-        let birth = descriptors.remove(BIRTH);
-        let front = descriptors.get(RECORD).and_then(|record| Front::of(record.as_fd()));
+        let pid_pipe = descriptors.remove(PID_PIPE);
+        let pid_slot = descriptors.get(RECORD).and_then(|record| PidSlot::of(record.as_fd()));
         let mut taken = None;
         let outcome = Python::attach(|py| {
-            // What is still to be written would be written by each worker.
+            // Each worker would write the buffered output.
             flush(py, &python.sys);
-            raw::fork::fork(py, birth.as_fd(), front, &self.allowed, || {
+            raw::fork::fork(py, pid_pipe.as_fd(), pid_slot, &self.allowed, || {
                 taken = Some(launch::take_over(std::mem::take(&mut descriptors), parent));
             })
         });
@@ -104,12 +104,12 @@ impl Worker {
             refuse(socket, error);
         }
         match (outcome, taken) {
-            (Ok(Side::Worker), Some(Ok((connection, surroundings)))) => {
-                self.newborn = Some(connection);
-                self.surroundings = Some(surroundings);
+            (Ok(Side::Worker), Some(Ok((connection, process_setup)))) => {
+                self.forked_connection = Some(connection);
+                self.process_setup = Some(process_setup);
                 self.parent = None;
                 (self.is_template, self.is_forked) = (false, true);
-                self.meter = Meter::of_newborn();
+                self.meter = Meter::of_forked();
                 Side::Worker
             }
             (Ok(Side::Worker), taken) => {
@@ -123,28 +123,28 @@ impl Worker {
 }
 
 impl PythonSide {
-    /// What has changed in the parent since the template was started from which this process was forked.
-    pub(super) fn catch_up(&self, hello: &Hello) -> Result<(), Explanation> {
-        let Some(template) = &self.of_template else {
+    /// Apply the changes in the parent since the template's start.
+    pub(super) fn refresh(&self, hello: &Hello) -> Result<(), Explanation> {
+        let Some(template) = &self.template_state else {
             return Err(Explanation::new("interpreter", "a worker was forked off a process that is not a template"));
         };
         let lacks_nothing =
             hello.environment.is_empty() && hello.pycache_prefix == template.hello.pycache_prefix && !template.is_to_be_seeded;
-        if lacks_nothing && Interpreter::is_furnished(hello, &template.hello) {
+        if lacks_nothing && Interpreter::is_configured_alike(hello, &template.hello) {
             return Ok(());
         }
         Python::attach(|py| {
             if !lacks_nothing {
                 template.catch_up.call1(py, (environment(py, hello)?, hello.pycache_prefix.as_deref()))?;
             }
-            Interpreter::furnish(self.sys.bind(py), hello).map(drop)
+            Interpreter::configure_sys(self.sys.bind(py), hello).map(drop)
         })
         .map_err(|error: PyErr| {
             Explanation::new("interpreter", format!("a worker was forked, but it could not be made like its parent: {error}"))
         })
     }
 
-    /// Imports what the workers are to find imported. The first module with which a thread has come, if one has.
+    /// Import the modules for the workers. Return the first module that started a thread, if any.
     pub(super) fn preload(
         &mut self,
         py: Python<'_>,
@@ -153,39 +153,39 @@ impl PythonSide {
         allowed: &AllowedThreads,
     ) -> Result<Option<String>, Box<Raised<Pickled>>> {
         let mut with_thread = None;
-        let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| whole(py, segment));
+        let settings = segments.into_iter().next().map_or_else(|| Ok(PyBytes::new(py, b"")), |segment| into_bytes(py, segment));
         settings
             .and_then(|settings| self.take_settings(py, template.eager, settings))
-            .and_then(|()| Interpreter::prepare_workers(py).map(drop))
+            .and_then(|()| Interpreter::prepare_forks(py).map(drop))
             .and_then(|()| self.trampoline(py).map(drop))
             .map_err(|error| Box::new(describe(py, error, "preload")))?;
         for name in &template.modules {
             let outcome = py.import(name.as_str()).map(drop).and_then(|()| self.resolve_settings(py));
             if os::copies::is_forked_copy() {
-                leave_forked_copy(py, &self.sys, outcome);
+                exit_forked_copy(py, &self.sys, outcome);
             }
             if let Err(error) = outcome {
                 let mut raised = describe(py, error, "preload");
                 raised.failure.module = Some(name.clone());
                 return Err(Box::new(raised));
             }
-            // The guard is the second.
-            if with_thread.is_none() && threads::thread_count() > 2 && allowed.strangers().len() > 1 {
+            // The guard is the second thread.
+            if with_thread.is_none() && threads::thread_count() > 2 && allowed.unexpected().len() > 1 {
                 with_thread = Some(name.clone());
             }
         }
         Ok(with_thread)
     }
 
-    /// Everything has been imported: what follows is the same for all workers.
+    /// Save the state that is the same for all workers.
     pub(super) fn remember_template(&mut self, py: Python<'_>, hello: Hello) -> PyResult<()> {
         let sys = self.sys.bind(py);
-        let catch_up = Interpreter::prepare_workers(py)?;
-        // Whatever the imports have done to it.
+        let catch_up = Interpreter::prepare_forks(py)?;
+        // Undo changes that the imports have made.
         catch_up.call1(py, (PyDict::new(py), hello.pycache_prefix.as_deref()))?;
-        Interpreter::furnish(sys, &hello)?;
+        Interpreter::configure_sys(sys, &hello)?;
         let modules = sys.getattr("modules")?;
-        self.of_template = Some(OfTemplate {
+        self.template_state = Some(TemplateState {
             hello,
             catch_up,
             is_to_be_seeded: modules.contains("numpy.random")?,
@@ -195,17 +195,17 @@ impl PythonSide {
     }
 }
 
-/// Which of a request's descriptors the worker's number is written to.
-const BIRTH: usize = 2;
+/// Index of the pipe for the process ID, among the descriptors of a request.
+const PID_PIPE: usize = 2;
 
-/// Which of them is its record.
+/// Index of the record.
 const RECORD: usize = 1;
 
-/// Tells the parent on the worker's own socket that there is none.
+/// Report a failed fork on the worker's own socket.
 fn refuse(socket: &OwnedFd, error: &ForkError) {
     let message = Message::Refused(Explanation::new("fork", error.to_string()));
     if let Ok(bytes) = frame::encode(header_of(message)) {
-        // A parent that does not read this finds the end of the stream.
+        // Without it the parent sees an end of the stream.
         let _ = os::socket::send_at_once(socket.as_raw_fd(), &bytes);
     }
 }
@@ -214,12 +214,13 @@ fn header_of(message: Message) -> Header {
     Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() }
 }
 
-/// A thread whose module has it stopped before a fork, as OpenBLAS does, is none by the time that counts.
+/// Refuse a template with threads. A thread that its module stops before a fork does not count, as
+/// in OpenBLAS.
 fn refuse_threads(py: Python<'_>, module: Option<String>, allowed: &AllowedThreads) -> Result<(), Box<Raised<Pickled>>> {
     if threads::refuse_threads(allowed).is_ok() {
         return Ok(());
     }
-    let Err(error) = raw::fork::rehearse_fork(py, allowed) else { return Ok(()) };
+    let Err(error) = raw::fork::dry_run_fork(py, allowed) else { return Ok(()) };
     let failure = Failure {
         stage: "threads".to_owned(),
         type_name: "RuntimeError".to_owned(),
@@ -230,8 +231,7 @@ fn refuse_threads(py: Python<'_>, module: Option<String>, allowed: &AllowedThrea
     Err(Box::new(Raised { failure, exception: None }))
 }
 
-/// What there is by now stays until the end of every worker: a collection in one of them has nothing to look for in it, and
-/// would take a copy of each page.
+/// Exclude all present objects from garbage collection: in a worker it would only copy their pages.
 fn freeze(py: Python<'_>) -> PyResult<()> {
     let collector = py.import("gc")?;
     collector.call_method0("collect")?;

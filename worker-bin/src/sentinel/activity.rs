@@ -1,4 +1,4 @@
-//! What the main thread is doing, and what SETUP asks of the native thread.
+//! The state of the main thread, as the native thread sees it.
 
 #![forbid(unsafe_code)]
 
@@ -9,100 +9,101 @@ use std::time::Duration;
 
 use crate::sentinel::thread::Stop;
 
-/// What the main thread is doing, for the native thread to see, and what the parent wants to know of it.
+/// The main thread's activity and the native thread's configuration, shared without a lock.
 #[derive(Debug)]
-pub struct Activity {
-    /// What is done ([`Doing`]) in the lowest two bits, then [`SEALED`], and above them how often it has become busy.
+pub struct ActivityCell {
+    /// Bits 0 and 1: the [`Activity`]. Bit 2: [`SEALED`]. The rest counts the jobs.
     pub(super) state: AtomicU64,
     pub(super) asleep: AtomicBool,
     pub(super) stop: Stop,
-    pub(super) duty: OnceLock<Duty>,
+    pub(super) config: OnceLock<SentinelConfig>,
 }
 
-const DOING: u64 = 0b11;
+const ACTIVITY_MASK: u64 = 0b11;
 
-/// The native thread ends this process for its job.
+/// The native thread is ending this process because of the current job.
 const SEALED: u64 = 0b100;
 
 pub(super) const ONE_JOB: u64 = 0b1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doing {
-    /// Blocked on the socket, or about to be: it will see the end of the stream itself.
-    Waiting,
-    /// Starting Python or running a job: it sees nothing.
+pub enum Activity {
+    /// Blocked in `recv`, or about to be. It notices a closed socket itself.
+    Idle,
+    /// Starting Python or running a job. It does not notice a closed socket.
     Busy,
-    /// On its way out. The parent may close its end now without that meaning anything.
-    Leaving,
-    /// Running what the user has for between two jobs: it sees nothing either, but no job runs that could take too much.
-    Settling,
+    /// Exiting. The parent may close its end now, without an effect.
+    Exiting,
+    /// Running the context's `retire` function between two jobs. It does not notice a closed
+    /// socket, but the memory limit does not apply.
+    AfterJob,
 }
 
-/// What SETUP asks of the native thread.
+/// The configuration that comes with SETUP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Duty {
-    /// Between two reports of a running job; `None`: no reports.
+pub struct SentinelConfig {
+    /// The interval between two reports of a running job. `None` means no reports.
     pub report_interval: Option<Duration>,
-    /// What a job and its child processes may hold, in bytes.
+    /// The most memory that a job and its child processes may use, in bytes.
     pub memory_limit: Option<u64>,
 }
 
-impl Activity {
+impl ActivityCell {
     pub const fn new() -> Self {
-        Self { state: AtomicU64::new(0), asleep: AtomicBool::new(false), stop: Stop::new(), duty: OnceLock::new() }
+        Self { state: AtomicU64::new(0), asleep: AtomicBool::new(false), stop: Stop::new(), config: OnceLock::new() }
     }
 
-    pub fn set(&self, doing: Doing) {
+    pub fn set(&self, activity: Activity) {
         let before = self.state.load(Ordering::Relaxed);
-        let job = (before & !DOING).wrapping_add(if doing == Doing::Busy { ONE_JOB } else { 0 });
-        // With the thread's own order (first "asleep", then a look at what is done) one of the two always sees the other;
-        // both sides are SeqCst for that.
-        let change = || self.state.compare_exchange(before, job | doing as u64, Ordering::SeqCst, Ordering::SeqCst);
+        let job = (before & !ACTIVITY_MASK).wrapping_add(if activity == Activity::Busy { ONE_JOB } else { 0 });
+        // The native thread stores `asleep` first and then loads the state; this side does it the
+        // other way round. Both are SeqCst, so one of the two sees the other.
+        let change = || self.state.compare_exchange(before, job | activity as u64, Ordering::SeqCst, Ordering::SeqCst);
         if before & SEALED != 0 || change().is_err() {
-            // The job has come to its end a moment too late.
+            // The native thread has sealed this job and is about to exit.
             loop {
                 thread::park();
             }
         }
-        if doing == Doing::Busy && self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
-            self.stop.bell.ring();
+        if activity == Activity::Busy && self.asleep.load(Ordering::SeqCst) && self.asleep.swap(false, Ordering::SeqCst) {
+            self.stop.waker.wake();
         }
     }
 
-    pub fn get(&self) -> Doing {
-        doing_in(self.state.load(Ordering::SeqCst))
+    pub fn get(&self) -> Activity {
+        activity_in(self.state.load(Ordering::SeqCst))
     }
 
-    /// Whether the user's code runs, so that nobody sees the end of the stream.
+    /// True if user code runs, so that the main thread does not notice a closed socket.
     pub(super) fn is_blind(&self) -> bool {
-        matches!(self.get(), Doing::Busy | Doing::Settling)
+        matches!(self.get(), Activity::Busy | Activity::AfterJob)
     }
 
-    /// Settles that this process is ended for the job that runs in this state. False: that job has come to its end.
+    /// Commit to ending this process for the job in this state. Return false if that job is over.
     ///
-    /// From then on the main thread goes no further than to the end of the job.
+    /// A sealed main thread stops at the end of the job.
     pub(super) fn seal(&self, state: u64) -> bool {
         self.state.compare_exchange(state, state | SEALED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Tells the native thread what to do. The first word counts: there is one SETUP.
-    pub fn assign(&self, duty: Duty) {
-        if self.duty.set(duty).is_ok() {
-            self.stop.bell.ring();
+    /// Set the native thread's configuration. Only the first call counts, since SETUP comes once.
+    pub fn configure(&self, config: SentinelConfig) {
+        if self.config.set(config).is_ok() {
+            self.stop.waker.wake();
         }
     }
 }
 
-pub(super) fn doing_in(state: u64) -> Doing {
-    match state & DOING {
-        0 => Doing::Waiting,
-        1 => Doing::Busy,
-        2 => Doing::Leaving,
-        _ => Doing::Settling,
+pub(super) fn activity_in(state: u64) -> Activity {
+    match state & ACTIVITY_MASK {
+        0 => Activity::Idle,
+        1 => Activity::Busy,
+        2 => Activity::Exiting,
+        _ => Activity::AfterJob,
     }
 }
 
-impl Default for Activity {
+impl Default for ActivityCell {
     fn default() -> Self {
         Self::new()
     }
@@ -115,35 +116,35 @@ mod tests {
 
     use super::*;
 
-    fn state(activity: &Activity) -> u64 {
+    fn state(activity: &ActivityCell) -> u64 {
         activity.state.load(Ordering::SeqCst)
     }
 
     #[test]
     fn the_job_that_was_measured_is_ended_or_none() {
-        let activity = Activity::new();
-        activity.set(Doing::Busy);
+        let activity = ActivityCell::new();
+        activity.set(Activity::Busy);
         let first = state(&activity);
-        activity.set(Doing::Waiting);
+        activity.set(Activity::Idle);
         assert!(!activity.seal(first));
-        activity.set(Doing::Busy);
+        activity.set(Activity::Busy);
         assert!(!activity.seal(first), "it is another job's turn");
         let second = state(&activity);
-        activity.set(Doing::Settling);
+        activity.set(Activity::AfterJob);
         assert!(!activity.seal(second));
     }
 
     #[test]
     fn a_job_that_was_sealed_goes_no_further() {
-        static ACTIVITY: Activity = Activity::new();
-        ACTIVITY.set(Doing::Busy);
+        static ACTIVITY: ActivityCell = ActivityCell::new();
+        ACTIVITY.set(Activity::Busy);
         assert!(ACTIVITY.seal(state(&ACTIVITY)));
         let (done, is_done) = mpsc::channel();
         thread::spawn(move || {
-            ACTIVITY.set(Doing::Waiting);
+            ACTIVITY.set(Activity::Idle);
             done.send(()).unwrap();
         });
         assert!(is_done.recv_timeout(Duration::from_millis(200)).is_err());
-        assert_eq!(ACTIVITY.get(), Doing::Busy);
+        assert_eq!(ACTIVITY.get(), Activity::Busy);
     }
 }

@@ -1,4 +1,4 @@
-//! The guard of a template.
+//! The thread that watches a template's parent while the template runs user code.
 
 #![forbid(unsafe_code)]
 
@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use crate::sentinel::parent::Parent;
 use crate::sentinel::thread::{STACK_SIZE, Stop, Thread};
-use crate::sentinel::{GRACE, WITHOUT_PIDFD, end_now};
+use crate::sentinel::{EXIT_TIMEOUT, POLL_INTERVAL, end_now};
 use crate::{exit, os};
 
-/// Watches over a template as long as it runs other people's code and forks nobody: while it starts, and while it ends.
+/// Watch the parent while a template runs user code: during its start and its exit.
 ///
-/// A process with a second thread cannot be forked safely, so this one is gone in between. Then the template waits for its
-/// parent's next word, and sees the end of the stream itself.
+/// A process with a second thread cannot be forked safely, so the guard ends before the first fork.
+/// From then on the template waits for FORK frames, and notices a closed socket itself.
 #[derive(Debug)]
 pub struct Guard {
     stop: Arc<Stop>,
@@ -24,49 +24,50 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// From now on the process ends when its parent does, or closes its end of the socket.
+    /// End the process when the parent dies or closes its end of the socket.
     pub fn start(socket: RawFd, parent: &'static Parent) -> io::Result<Self> {
         let stop = Arc::new(Stop::new());
         let told = Arc::clone(&stop);
         let thread = Thread::start("guard", move || {
-            let is_apart = os::descriptors::leave_descriptor_table(&[socket]);
+            let is_apart = os::descriptors::unshare_descriptor_table(&[socket]);
             let handle = parent.open().filter(|_| is_apart);
-            let bell = told.bell.listen().filter(|_| is_apart);
+            let waker = told.waker.listen().filter(|_| is_apart);
             while !told.is_demanded() {
-                let timeout = (handle.is_none() || bell.is_none()).then_some(WITHOUT_PIDFD);
-                let seen = os::process::wait_for(
+                let timeout = (handle.is_none() || waker.is_none()).then_some(POLL_INTERVAL);
+                let events = os::process::wait_for(
                     Some(socket),
                     handle.as_ref().map(AsFd::as_fd),
-                    bell.as_ref().map(AsFd::as_fd),
-                    // Before the first look at the parent, which may have ended before it could be opened.
+                    waker.as_ref().map(AsFd::as_fd),
+                    // Check the parent once without waiting: it may have died before the pidfd was
+                    // opened.
                     if parent.is_dead() { Some(Duration::ZERO) } else { timeout },
                 );
-                if seen.hang_up || parent.is_dead() {
+                if events.hang_up || parent.is_dead() {
                     end_now(exit::ORPHANED);
                 }
             }
-            told.bell.stop_listening();
+            told.waker.stop_listening();
         })?;
         Ok(Self { stop, thread })
     }
 
-    /// The process has one thread less when this returns.
+    /// End the guard. The process has one thread less afterwards.
     pub fn dismiss(self) {
         self.stop.demand();
         self.thread.join();
     }
 }
 
-/// A template is about to end Python, which may take for ever: with the parent gone it gets no longer than [`GRACE`].
+/// Bound the exit of a template: if the parent dies, it has [`EXIT_TIMEOUT`] to end Python.
 pub fn end_with_parent(parent: &'static Parent) {
     let Ok(_held) = os::signals::SignalsHeld::all() else { return };
     let watch = move || {
         while !parent.is_dead() {
-            thread::sleep(WITHOUT_PIDFD);
+            thread::sleep(POLL_INTERVAL);
         }
-        thread::sleep(GRACE);
+        thread::sleep(EXIT_TIMEOUT);
         end_now(exit::ORPHANED);
     };
-    // Without it the template ends too, if nothing hangs.
+    // If this fails, the template still exits, unless something hangs.
     let _ = thread::Builder::new().name("guard".to_owned()).stack_size(STACK_SIZE).spawn(watch);
 }

@@ -7,37 +7,38 @@ use std::os::fd::OwnedFd;
 use crate::os;
 use crate::process::family;
 
-/// A process by its pid.
+/// The parent, by its process ID.
 #[derive(Debug)]
 pub struct Parent {
     pid: u32,
 }
 
 impl Parent {
-    /// `None`: this process's parent is another one by now, so the one that was meant has ended.
+    /// Return `None` if this process has another parent by now: then the one meant has died.
     pub fn watch(pid: u32) -> Option<Self> {
         (std::os::unix::process::parent_id() == pid).then_some(Self { pid })
     }
 
-    /// The number that it is known by.
+    /// Process ID.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// An orphan always has another parent.
+    /// True if the parent is dead: an orphan has another parent.
     pub fn is_dead(&self) -> bool {
         std::os::unix::process::parent_id() != self.pid
     }
 
-    /// Whether it is dead, or on its way there. A process that ends closes its descriptors first, which wakes its workers, and its
-    /// children get another parent later; on a busy machine they may have come to their end in between.
+    /// True if the parent is dead or exiting. An exiting process closes its descriptors first,
+    /// which wakes its workers; its children get another parent later. On a busy machine the
+    /// workers may have exited in between.
     pub fn is_ending(&self) -> bool {
-        // The second time: the number may have been another process's by then.
+        // Check twice: the process ID may have been reused in between.
         self.is_dead() || family::is_ending(self.pid) || self.is_dead()
     }
 
-    /// A descriptor of it that only wakes whoever waits for it. To be followed by a look at [`Self::is_dead`]: it may be that of
-    /// another process, which has got the number since.
+    /// Open a pidfd, which only wakes the caller. Check [`Self::is_dead`] afterwards: the process
+    /// ID may have been reused.
     pub(super) fn open(&self) -> Option<OwnedFd> {
         os::process::open_process(self.pid)
     }

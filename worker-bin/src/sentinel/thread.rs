@@ -1,4 +1,4 @@
-//! A native thread: its start, the demand to end, and its end.
+//! Start and end a native thread.
 
 #![forbid(unsafe_code)]
 
@@ -10,27 +10,27 @@ use std::time::{Duration, Instant};
 
 use crate::os;
 
-/// Enough for a walk through the process table, and far less than the usual 2 MiB.
+/// Enough for a walk through the process table; the default is 2 MiB.
 pub(super) const STACK_SIZE: usize = 256 * 1024;
 
-/// How a native thread is told to end.
+/// A demand to end, with the means to wake the thread.
 #[derive(Debug)]
 pub(super) struct Stop {
-    pub(super) bell: os::threads::Bell,
+    pub(super) waker: os::threads::Waker,
     pub(super) wanted: AtomicBool,
 }
 
 impl Stop {
     pub(super) const fn new() -> Self {
-        Self { bell: os::threads::Bell::new(), wanted: AtomicBool::new(false) }
+        Self { waker: os::threads::Waker::new(), wanted: AtomicBool::new(false) }
     }
 
     pub(super) fn demand(&self) {
         self.wanted.store(true, Ordering::SeqCst);
-        self.bell.ring();
+        self.waker.wake();
     }
 
-    /// Whether it was demanded, which is answered by this.
+    /// True if the thread must end. Clears the demand.
     pub(super) fn is_demanded(&self) -> bool {
         self.wanted.load(Ordering::SeqCst) && self.wanted.swap(false, Ordering::SeqCst)
     }
@@ -48,25 +48,25 @@ impl Thread {
         let told = Arc::clone(&number);
         let _held = os::signals::SignalsHeld::all()?;
         let handle = thread::Builder::new().name(name.to_owned()).stack_size(STACK_SIZE).spawn(move || {
-            told.store(u64::try_from(os::threads::thread_number()).unwrap_or_default(), Ordering::Relaxed);
+            told.store(u64::try_from(os::threads::thread_id()).unwrap_or_default(), Ordering::Relaxed);
             work();
         })?;
         Ok(Self { handle, number })
     }
 
-    /// The process has one thread less when this returns. The thread has been told to end.
+    /// Wait until the process has one thread less. The demand to end must have been made.
     pub(super) fn join(self) {
         let _ = self.handle.join();
         let number = i32::try_from(self.number.load(Ordering::Relaxed)).unwrap_or_default();
-        // One that was waited for is counted until the kernel has taken it apart.
-        let deadline = Instant::now() + UNTIL_IT_IS_GONE;
+        // The kernel counts a joined thread until it has removed it.
+        let deadline = Instant::now() + JOIN_TIMEOUT;
         while number != 0 && os::threads::is_thread(number) && Instant::now() < deadline {
             thread::yield_now();
         }
     }
 }
 
-const UNTIL_IT_IS_GONE: Duration = Duration::from_millis(100);
+const JOIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -79,11 +79,11 @@ mod tests {
         let stop = Arc::new(Stop::new());
         let told = Arc::clone(&stop);
         let thread = Thread::start("tested", move || {
-            let bell = told.bell.listen().unwrap();
+            let waker = told.waker.listen().unwrap();
             while !told.is_demanded() {
-                let seen = os::process::wait_for(None, None, Some(bell.as_fd()), None);
-                assert!(seen.bell);
-                os::threads::take_ring(bell.as_fd());
+                let events = os::process::wait_for(None, None, Some(waker.as_fd()), None);
+                assert!(events.wakeup);
+                os::threads::clear_wakeup(waker.as_fd());
             }
         })
         .unwrap();

@@ -1,4 +1,4 @@
-//! What the session needs of an interpreter.
+//! The interface between the session and an interpreter.
 
 #![forbid(unsafe_code)]
 
@@ -10,51 +10,53 @@ use crate::protocol::hello::{Hello, Welcome};
 use crate::protocol::message::{Explanation, Failure, Setup, Template};
 use crate::transport::{Allocator, Payload, Segment};
 
-/// What the session needs of an interpreter.
+/// The operations that a session needs of an interpreter.
 pub trait Executor: Allocator {
     type Payload: Payload;
 
-    /// Becomes the parent's Python, or says why it cannot. Gets the descriptors that HELLO says have come with it. `None`: it is what
-    /// its template was, and the parent knows that.
+    /// Become the parent's Python, or explain why not. Takes the descriptors that came with HELLO.
+    /// `None` means a forked worker, which does not send WELCOME.
     fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation>;
-    /// Gets what it takes to run jobs, as far as the parent's Python does not bring it.
-    fn equip(&mut self) -> Result<(), Explanation>;
-    /// Has the native thread watch from now on, if it does not yet. Nothing that is the user's runs before. That there is one
-    /// [`Self::start`] has seen to: behind READY it is too late to say that there is none, as the parent takes that for an answer to a call.
+    /// Prepare for jobs: signals, fault handler, pickler.
+    fn init_pickling(&mut self) -> Result<(), Explanation>;
+    /// Start the native thread's watch, if it has not started. It precedes all user code.
+    /// [`Self::start`] has made sure that the thread exists: a failure after READY would look like
+    /// the answer to a call.
     fn watch(&mut self);
-    /// Takes the settings and, if that is so, runs what the user has for a start: `init`, for example.
+    /// Take the settings, and run `init`, if any.
     fn set_up(
         &mut self,
         setup: &Setup,
         segments: Vec<Segment<'_, Self::Buffer>>,
         runs_user_code: bool,
     ) -> Result<(), Box<Raised<Self::Payload>>>;
-    /// Takes other settings instead of those of SETUP.
+    /// Replace the settings that came with SETUP.
     fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, Self::Buffer>>);
-    /// Unpickles, calls, pickles. Nothing that the user's code does keeps it from giving an answer.
+    /// Unpickle, call, pickle. Every exception of user code becomes an answer.
     fn call(&mut self, segments: Vec<Segment<'_, Self::Buffer>>) -> Answer<Self::Payload>;
-    /// The answer has been sent: drops it, and asks the user's `retire` if it was a job's.
-    fn settle(&mut self, answer: Option<Self::Payload>, was_job: bool) -> Settled;
-    /// A signal came while the worker was idle.
+    /// Drop the answer, which has been sent, and call `retire` after a job.
+    fn after_answer(&mut self, answer: Option<Self::Payload>, was_job: bool) -> Verdict;
+    /// Handle a signal that came while the worker was idle.
     fn interrupted(&mut self);
-    /// What runs signal handlers while the worker is idle; `None`: there can be none.
+    /// The function that runs signal handlers in an idle worker. `None` means none.
     fn handlers(&self) -> Option<fn()> {
         None
     }
-    /// Takes the settings and imports what the workers that are forked off this process are to find imported.
+    /// Take the settings, and import the modules for the workers that this process forks.
     fn become_template(
         &mut self,
         template: &Template,
         segments: Vec<Segment<'_, Self::Buffer>>,
     ) -> Result<(), Box<Raised<Self::Payload>>>;
-    /// Forks a worker, which gets the descriptors. Where that fails the worker's own socket says so.
+    /// Fork a worker, which gets the descriptors. A failure is sent on the worker's own socket.
     fn fork(&mut self, descriptors: Vec<OwnedFd>) -> Side;
-    /// What the process holds. Unless it is to be told at once it may be `None`, because it was told a moment ago.
+    /// Measure this process. The result may be `None` unless `at_once`: too soon after the last
+    /// one.
     fn measure(&mut self, at_once: bool) -> Option<Figures>;
-    /// Whether memory is kept for the next call.
+    /// True if memory is kept for the next call.
     fn keeps_memory(&self) -> bool;
-    /// There is no next call yet, or it did not use it.
-    fn give_memory_back(&mut self);
+    /// Release the kept memory: the next call is late, or did not use it.
+    fn release_memory(&mut self);
 }
 
 #[derive(Debug)]
@@ -66,14 +68,14 @@ pub enum Answer<P> {
 #[derive(Debug)]
 pub struct Raised<P> {
     pub failure: Failure,
-    /// The pickled exception; `None` if nothing could pickle it.
+    /// The pickled exception. `None` means that it could not be pickled.
     pub exception: Option<P>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settled {
+pub enum Verdict {
     Stay,
     Retire,
-    /// `retire` itself raised; the text says what.
+    /// `retire` itself raised; the text is its traceback.
     RetireRaised(String),
 }

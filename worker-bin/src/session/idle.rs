@@ -1,10 +1,10 @@
-//! When an idle worker has waited long enough.
+//! The idle time of a worker.
 
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-/// When an idle worker has waited long enough, counted over the interruptions by signals.
+/// The idle time of a worker. Signals that interrupt the wait do not restart it.
 #[derive(Debug, Clone, Copy)]
 pub struct IdleClock {
     timeout: Option<Duration>,
@@ -17,7 +17,7 @@ impl IdleClock {
     }
 
     pub fn restart(&mut self) {
-        // Reading the clock costs nothing to speak of, but a worker that never retires need not do it at every call.
+        // A worker without a timeout does not read the clock at every call.
         if self.timeout.is_some() {
             self.since = Instant::now();
         }

@@ -1,14 +1,16 @@
-//! The worker's state machine: the table «The worker's side» of PROTOCOL.md, over a stream and an executor that tests replace.
+//! The worker's state machine: the table "The worker's side" of PROTOCOL.md, over a stream and an
+//! executor that tests replace.
 //!
-//! Rules that the code below keeps:
-//! * a frame that is not in the row of the state ends the worker before any memory is taken for its payload;
-//! * everything that a job left behind is dropped before the next frame is waited for;
-//! * after RETIRED nothing is read any more: the parent may take it that a call which crossed with it was not run, and the
-//!   socket takes no more of it, so that a parent which is in the middle of a large one is not kept waiting for the exit;
-//! * the idle time counts from the first call on. Before that it has a lower bound: a worker that left before the call for
-//!   which it was started would be replaced by another one that does the same, and the call would never be run;
-//! * a template's session has no other end in the worker that it forks than to be left: the worker begins one of its own;
-//! * the native thread is told when user code runs, because a parent's death then leaves nobody who would notice.
+//! Rules:
+//! * A frame that the state does not expect ends the worker before memory is allocated for it.
+//! * All objects of a job are dropped before the next frame is read.
+//! * RETIRED ends the reading. The parent may assume that a call which crossed with it was not run.
+//!   The socket refuses the rest of such a call, so its sender is free before the exit.
+//! * The idle time counts from the first call on. Before that it has a lower bound. Otherwise a
+//!   worker could retire before the call for which it was started, as would its replacement.
+//! * A forked worker leaves the session of its template and begins its own.
+//! * The native thread learns when user code runs: the main thread does not notice the parent's
+//!   death then.
 
 #![forbid(unsafe_code)]
 
@@ -24,15 +26,15 @@ use crate::protocol::frame::Header;
 use crate::protocol::hello::Hello;
 use crate::protocol::message::{Explanation, FORK_DESCRIPTORS, Message, PROTOCOL_VERSION, Setup, Template};
 use crate::protocol::segments::SegmentType;
-use crate::sentinel::activity::{Activity, Doing, Duty};
-use crate::session::executor::{Answer, Executor, Raised, Settled};
+use crate::sentinel::activity::{Activity, ActivityCell, SentinelConfig};
+use crate::session::executor::{Answer, Executor, Raised, Verdict};
 use crate::session::idle::IdleClock;
 use crate::transport::buffer_pool;
 use crate::transport::connection::{Connection, Next};
 use crate::transport::{Payload, Stream};
 
-/// Serves one parent until the end.
-pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mut E, activity: &Activity) -> Ending {
+/// Serve one parent until the end.
+pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mut E, activity: &ActivityCell) -> Ending {
     let ending = Session {
         connection,
         executor,
@@ -44,8 +46,8 @@ pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mu
         memory_limit: None,
     }
     .run();
-    // A forked worker is at its beginning.
-    activity.set(if ending == Ending::Forked { Doing::Waiting } else { Doing::Leaving });
+    // A forked worker starts over.
+    activity.set(if ending == Ending::Forked { Activity::Idle } else { Activity::Exiting });
     ending
 }
 
@@ -61,21 +63,22 @@ enum State {
 struct Session<'a, S, E> {
     connection: &'a mut Connection<S>,
     executor: &'a mut E,
-    activity: &'a Activity,
+    activity: &'a ActivityCell,
     state: State,
-    /// The process that has said HELLO.
+    /// The process ID in HELLO.
     parent: u32,
     idle: IdleClock,
-    /// The idle time that counts once a call has been run, where another one counts before.
+    /// The idle timeout from the first call on, where it differs before.
     timeout_after_call: Option<Duration>,
-    /// A worker that holds more than this after a job takes no other: it would be ended for what it did not take.
+    /// A worker above this after a job retires. Otherwise the next job would be ended for memory
+    /// that it did not allocate.
     memory_limit: Option<u64>,
 }
 
-/// How long a worker waits at least for the call that it was started for.
-const UNTIL_FIRST_CALL: Duration = Duration::from_secs(10);
+/// Lower bound of the idle timeout before the first call.
+const MIN_FIRST_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whether the session goes on.
+/// An error ends the session.
 type Step = Result<(), Ending>;
 
 impl<S: Stream, E: Executor> Session<'_, S, E> {
@@ -88,8 +91,8 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn step(&mut self) -> Step {
-        if self.executor.keeps_memory() && !self.connection.anything_within(buffer_pool::KEPT_FOR) {
-            self.executor.give_memory_back();
+        if self.executor.keeps_memory() && !self.connection.is_readable_within(buffer_pool::KEEP_TIMEOUT) {
+            self.executor.release_memory();
         }
         self.connection.run_handlers_with(self.executor.handlers());
         let header = match self.connection.next_header() {
@@ -133,27 +136,30 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             return self.refuse(Explanation::new("protocol_version", text));
         }
         let Some(descriptors) = self.connection.take_descriptors(hello.descriptors()) else {
-            return self.miss_descriptors("a HELLO");
+            return self.abort_without_descriptors("a HELLO");
         };
         self.connection.expect_descriptors(None);
         self.parent = u32::try_from(hello.parent_pid).unwrap_or_default();
-        self.activity.set(Doing::Busy);
+        self.activity.set(Activity::Busy);
         match self.executor.start(hello, descriptors) {
             Ok(welcome) => {
-                // The parent may close its end as soon as it has heard WELCOME, and then the worker leaves in order.
-                self.activity.set(Doing::Waiting);
+                // The parent may close its end once it has read WELCOME. Then the worker exits in
+                // order.
+                self.activity.set(Activity::Idle);
                 if let Some(welcome) = welcome {
                     let welcome = Message::Welcome(Box::new(welcome));
                     if hello.template {
-                        // The parent has said TEMPLATE already, and is woken once if that is answered soon.
-                        let held = self.connection.hold(welcome);
-                        self.checked(held)?;
+                        // The parent has sent TEMPLATE already. One write for both answers wakes it
+                        // once.
+                        let buffered = self.connection.buffer(welcome);
+                        self.check_sent(buffered)?;
                     } else {
-                        // The parent compares that, and says the first call, while the rest is done here.
-                        self.say(welcome)?;
+                        // The parent checks WELCOME and sends the first call while this side goes
+                        // on.
+                        self.send(welcome)?;
                     }
                 }
-                if let Err(explanation) = self.executor.equip() {
+                if let Err(explanation) = self.executor.init_pickling() {
                     return self.refuse(explanation);
                 }
                 self.state = if hello.template { State::AwaitTemplate } else { State::AwaitSetup };
@@ -164,7 +170,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn set_up(&mut self, setup: &Setup, header: &Header) -> Step {
-        // Behind the settings are `init` and `retire`, if there are any.
+        // The segments after the settings are `init` and `retire`. Empty means none.
         let runs_user_code = setup.eager || header.lengths.iter().skip(1).any(|length| *length > 0);
         if runs_user_code {
             self.prepare_for_user_code()?;
@@ -174,26 +180,26 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             Err(error) => return self.abort_receiving(&error),
         };
         self.memory_limit = setup.memory_limit;
-        self.activity.assign(Duty {
+        self.activity.configure(SentinelConfig {
             report_interval: setup.report_interval_ms.map(Duration::from_millis),
             memory_limit: setup.memory_limit,
         });
-        self.activity.set(Doing::Busy);
+        self.activity.set(Activity::Busy);
         let outcome = self.executor.set_up(setup, segments, runs_user_code);
-        self.activity.set(Doing::Waiting);
+        self.activity.set(Activity::Idle);
         if let Err(raised) = outcome {
             let payload = raised.exception.as_ref().map(|payload| payload as &dyn Payload);
-            self.sent(Message::SetupFailed(raised.failure), 0, payload)?;
+            self.send_with(Message::SetupFailed(raised.failure), 0, payload)?;
             return Err(Ending::SetupFailed);
         }
         let figures = self.executor.measure(true);
-        self.say(Message::Ready(figures))?;
-        // The parent is busy with that now, and the call comes afterwards.
+        self.send(Message::Ready(figures))?;
+        // The parent handles READY first; its call comes later.
         self.executor.watch();
         self.state = State::Idle;
         let timeout = setup.idle_timeout_ms.map(Duration::from_millis);
-        self.timeout_after_call = timeout.filter(|timeout| *timeout < UNTIL_FIRST_CALL);
-        self.start_idle_time(timeout.map(|timeout| timeout.max(UNTIL_FIRST_CALL)))
+        self.timeout_after_call = timeout.filter(|timeout| *timeout < MIN_FIRST_IDLE_TIMEOUT);
+        self.start_idle_time(timeout.map(|timeout| timeout.max(MIN_FIRST_IDLE_TIMEOUT)))
     }
 
     fn become_template(&mut self, template: &Template, header: &Header) -> Step {
@@ -204,20 +210,20 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         };
         if let Err(raised) = self.executor.become_template(template, segments) {
             let payload = raised.exception.as_ref().map(|payload| payload as &dyn Payload);
-            self.sent(Message::SetupFailed(raised.failure), 0, payload)?;
+            self.send_with(Message::SetupFailed(raised.failure), 0, payload)?;
             return Err(Ending::SetupFailed);
         }
-        // Before READY: the first request may come with the next byte.
+        // Before READY: the first FORK may come with the next byte.
         self.connection.expect_descriptors(Some(self.parent));
         let figures = self.executor.measure(true);
-        self.say(Message::Ready(figures))?;
+        self.send(Message::Ready(figures))?;
         self.state = State::Template;
         Ok(())
     }
 
     fn fork(&mut self) -> Step {
         let Some(descriptors) = self.connection.take_descriptors(FORK_DESCRIPTORS) else {
-            return self.miss_descriptors("a request for a worker");
+            return self.abort_without_descriptors("a request for a worker");
         };
         match self.executor.fork(descriptors) {
             Side::Template => Ok(()),
@@ -225,15 +231,15 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         }
     }
 
-    fn miss_descriptors(&mut self, what: &str) -> Step {
+    fn abort_without_descriptors(&mut self, what: &str) -> Step {
         let text = format!("{what} came without the descriptors that belong to it; this is an error in trio-offload");
         self.abort("descriptors_missing", text)
     }
 
-    /// What it runs may take its time, and may never come back.
+    /// Send pending frames and start the watch: user code may take long, or hang.
     fn prepare_for_user_code(&mut self) -> Step {
-        let sent = self.connection.send_held();
-        self.checked(sent)?;
+        let sent = self.connection.flush();
+        self.check_sent(sent)?;
         self.executor.watch();
         Ok(())
     }
@@ -260,50 +266,50 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),
         };
-        self.executor.give_memory_back();
-        self.activity.set(Doing::Busy);
+        self.executor.release_memory();
+        self.activity.set(Activity::Busy);
         let answer = self.executor.call(segments);
-        // Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which
-        // leaves in order, and not one that the native thread ends in the middle.
-        self.activity.set(Doing::Waiting);
-        // With a ceiling, what this job has left is to be known before the next one begins.
+        // Set this before the answer is sent. A parent that closes the socket at once must find an
+        // idle worker, which exits in order; the native thread would end a busy one.
+        self.activity.set(Activity::Idle);
+        // With a memory limit, the memory use must be known before the next job.
         let figures = self.executor.measure(self.memory_limit.is_some());
         let (message, payload) = match answer {
             Answer::Returned(payload) => (Message::Result(payload.types(), figures), Some(payload)),
             Answer::Raised(Raised { failure, exception }) => (Message::Raised(failure, figures), exception),
         };
-        self.sent(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;
-        self.activity.set(Doing::Settling);
-        let settled = self.executor.settle(payload, !prepares);
-        self.activity.set(Doing::Waiting);
+        self.send_with(message, header.id, payload.as_ref().map(|payload| payload as &dyn Payload))?;
+        self.activity.set(Activity::AfterJob);
+        let verdict = self.executor.after_answer(payload, !prepares);
+        self.activity.set(Activity::Idle);
         if prepares {
             self.idle.restart();
             return Ok(());
         }
         let too_large = self.memory_limit.zip(figures).is_some_and(|(limit, figures)| figures.rss > limit);
-        match settled {
-            Settled::Stay if too_large => self.retire("memory"),
-            Settled::Stay => match self.timeout_after_call.take() {
+        match verdict {
+            Verdict::Stay if too_large => self.retire("memory"),
+            Verdict::Stay => match self.timeout_after_call.take() {
                 Some(timeout) => self.start_idle_time(Some(timeout)),
                 None => {
                     self.idle.restart();
                     Ok(())
                 }
             },
-            Settled::Retire => self.retire("retire"),
-            Settled::RetireRaised(text) => self.abort("retire_raised", text),
+            Verdict::Retire => self.retire("retire"),
+            Verdict::RetireRaised(text) => self.abort("retire_raised", text),
         }
     }
 
     fn retire(&mut self, reason: &str) -> Step {
-        self.activity.set(Doing::Leaving);
-        self.say(Message::Retired { reason: reason.to_owned() })?;
+        self.activity.set(Activity::Exiting);
+        self.send(Message::Retired { reason: reason.to_owned() })?;
         self.connection.stop_receiving();
         Err(Ending::Retired)
     }
 
     fn refuse(&mut self, explanation: Explanation) -> Step {
-        self.say(Message::Refused(explanation))?;
+        self.send(Message::Refused(explanation))?;
         Err(Ending::Refused)
     }
 
@@ -311,24 +317,24 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         self.abort(error.code(), error.to_string())
     }
 
-    /// Tells the parent, if it still listens; the ending is the same if it does not.
+    /// Report the error to the parent, if it still reads.
     fn abort(&mut self, code: &str, message: String) -> Step {
-        self.activity.set(Doing::Leaving);
+        self.activity.set(Activity::Exiting);
         let _ = self.connection.send(Message::Aborted(Explanation::new(code, message)), 0, None);
         self.connection.stop_receiving();
         Err(Ending::Aborted)
     }
 
-    fn say(&mut self, message: Message) -> Step {
-        self.sent(message, 0, None)
+    fn send(&mut self, message: Message) -> Step {
+        self.send_with(message, 0, None)
     }
 
-    fn sent(&mut self, message: Message, id: u64, payload: Option<&dyn Payload>) -> Step {
+    fn send_with(&mut self, message: Message, id: u64, payload: Option<&dyn Payload>) -> Step {
         let sent = self.connection.send(message, id, payload);
-        self.checked(sent)
+        self.check_sent(sent)
     }
 
-    fn checked(&mut self, sent: Result<(), SendError>) -> Step {
+    fn check_sent(&mut self, sent: Result<(), SendError>) -> Step {
         match sent {
             Ok(()) => Ok(()),
             Err(SendError::Closed) => Err(Ending::ParentClosed),

@@ -1,10 +1,10 @@
-//! Memory for large arguments, and what is kept of it for the next call.
+//! Reuse memory between large arguments.
 //!
-//! The system fills every page with zeros before a process may write to it, which for a large array takes half as long again as
-//! to receive it. So memory that a job has let go of stays for the next call, if that comes at once:
-//! * no longer than [`KEPT_FOR`], and no more of it than [`LIMIT`] in all;
-//! * never while a job runs: what the call that has come does not use is given back before the job begins;
-//! * it does not count as memory that the worker holds, because it is about to be given back.
+//! The kernel zeroes fresh pages, which adds about 50 % to the time needed to receive a large
+//! array. Memory that a job has released is kept for the next call:
+//! * for [`KEEP_TIMEOUT`] at most, and [`MAX_KEPT`] bytes in all;
+//! * never while a job runs: the rest is released before the job begins;
+//! * without counting as the worker's memory use.
 
 #![forbid(unsafe_code)]
 
@@ -15,25 +15,24 @@ use std::time::Duration;
 
 use crate::os::memory::Mapping;
 
-/// How long a worker waits for the next call before it gives the memory back. A program that calls again and again does so
-/// within a fraction of this.
-pub const KEPT_FOR: Duration = Duration::from_secs(5);
+/// Time that an idle worker keeps memory. A program in a loop calls again within a fraction of it.
+pub const KEEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most that is kept, in bytes.
-const LIMIT: usize = 1 << 29;
+/// Most bytes that are kept.
+const MAX_KEPT: usize = 1 << 29;
 
-/// No more pieces than this are kept: to look for one that fits shall cost nothing.
-const PIECES: usize = 16;
+/// Most pieces that are kept, so that a search costs nothing.
+const MAX_PIECES: usize = 16;
 
-/// The memory that is kept. The regions that came from here come back when they are dropped.
+/// The memory that is kept. Buffers taken from the pool return to it when they are dropped.
 #[derive(Debug, Clone, Default)]
-pub struct Regions(Arc<Mutex<Vec<Mapping>>>);
+pub struct BufferPool(Arc<Mutex<Vec<Mapping>>>);
 
-impl Regions {
-    /// Memory of so many bytes: some that is kept, or new. `None`: there is not so much.
-    pub fn take(&self, length: usize) -> Option<Region> {
+impl BufferPool {
+    /// Return memory of this length, reused or new. `None` means out of memory.
+    pub fn take(&self, length: usize) -> Option<PooledBuffer> {
         let mut kept = self.lock();
-        // The smallest that is large enough, but none of which more than half would lie idle.
+        // The smallest that fits, but none that would be less than half used.
         let fits = |mapping: &Mapping| (length..=length.saturating_mul(2)).contains(&mapping.length());
         let best = kept.iter().enumerate().filter(|(_, mapping)| fits(mapping)).min_by_key(|(_, mapping)| mapping.length());
         let best = best.map(|(index, _)| index);
@@ -43,25 +42,25 @@ impl Regions {
             Some(mapping) => mapping,
             None => Mapping::new(length)?,
         };
-        Some(Region { mapping: Some(mapping), length, home: self.clone() })
+        Some(PooledBuffer { mapping: Some(mapping), length, home: self.clone() })
     }
 
-    /// How many bytes are kept.
+    /// Bytes that are kept.
     pub fn kept(&self) -> u64 {
         self.lock().iter().map(|mapping| mapping.length() as u64).sum()
     }
 
-    /// Gives back to the system what is kept.
+    /// Return the kept memory to the system.
     pub fn release(&self) {
         let kept = std::mem::take(&mut *self.lock());
         drop(kept);
     }
 
     fn keep(&self, mapping: Mapping) {
-        // In a process that a job forked off while another thread held the lock nobody would ever let go of it.
+        // Another thread may have held the lock at a fork; the copy must not wait for it.
         let Ok(mut kept) = self.0.try_lock() else { return };
         let all: usize = kept.iter().map(Mapping::length).sum();
-        if kept.len() < PIECES && all.saturating_add(mapping.length()) <= LIMIT {
+        if kept.len() < MAX_PIECES && all.saturating_add(mapping.length()) <= MAX_KEPT {
             kept.push(mapping);
         }
     }
@@ -71,16 +70,16 @@ impl Regions {
     }
 }
 
-/// Memory that one object has to itself. When it is dropped it may be kept for the next.
-pub struct Region {
-    /// `None` only while it is dropped.
+/// Memory owned by one object. A drop may return it to the pool.
+pub struct PooledBuffer {
+    /// `None` only during the drop.
     mapping: Option<Mapping>,
     length: usize,
-    home: Regions,
+    home: BufferPool,
 }
 
-impl Region {
-    /// The bytes; those that have not been written to hold anything.
+impl PooledBuffer {
+    /// The bytes. Unwritten ones have any value.
     pub fn memory(&mut self) -> &mut [MaybeUninit<u8>] {
         let memory = self.mapping.as_mut().map(Mapping::memory).unwrap_or_default();
         memory.get_mut(..self.length).unwrap_or_default()
@@ -91,7 +90,7 @@ impl Region {
     }
 }
 
-impl Drop for Region {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
         if let Some(mapping) = self.mapping.take() {
             self.home.keep(mapping);
@@ -99,9 +98,9 @@ impl Drop for Region {
     }
 }
 
-impl fmt::Debug for Region {
+impl fmt::Debug for PooledBuffer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Region({})", self.length)
+        write!(formatter, "PooledBuffer({})", self.length)
     }
 }
 
@@ -113,50 +112,50 @@ mod tests {
 
     #[test]
     fn what_is_dropped_is_there_for_the_next_that_it_fits() {
-        let regions = Regions::default();
-        let mut first = regions.take(4 * MEGABYTE).unwrap();
+        let pool = BufferPool::default();
+        let mut first = pool.take(4 * MEGABYTE).unwrap();
         first.memory().fill(MaybeUninit::new(7));
         let place = first.memory().as_ptr();
         drop(first);
-        assert_eq!(regions.kept(), 4 << 20);
-        assert_ne!(regions.take(MEGABYTE).unwrap().memory().as_ptr(), place, "most of it would lie idle");
-        regions.release();
-        drop(regions.take(4 * MEGABYTE));
-        let place = regions.take(4 * MEGABYTE - 1).unwrap().memory().as_ptr();
-        let mut again = regions.take(3 * MEGABYTE).unwrap();
+        assert_eq!(pool.kept(), 4 << 20);
+        assert_ne!(pool.take(MEGABYTE).unwrap().memory().as_ptr(), place, "most of it would lie idle");
+        pool.release();
+        drop(pool.take(4 * MEGABYTE));
+        let place = pool.take(4 * MEGABYTE - 1).unwrap().memory().as_ptr();
+        let mut again = pool.take(3 * MEGABYTE).unwrap();
         assert_eq!(again.memory().as_ptr(), place);
         assert_eq!(again.memory().len(), 3 * MEGABYTE);
-        assert_eq!(regions.kept(), 0);
+        assert_eq!(pool.kept(), 0);
     }
 
     #[test]
     fn two_at_once_have_nothing_in_common() {
-        let regions = Regions::default();
-        let (mut one, mut other) = (regions.take(MEGABYTE).unwrap(), regions.take(MEGABYTE).unwrap());
+        let pool = BufferPool::default();
+        let (mut one, mut other) = (pool.take(MEGABYTE).unwrap(), pool.take(MEGABYTE).unwrap());
         one.memory().fill(MaybeUninit::new(1));
         other.memory().fill(MaybeUninit::new(2));
         assert_ne!(one.memory().as_ptr(), other.memory().as_ptr());
         drop((one, other));
-        assert_eq!(regions.kept(), 2 << 20);
-        regions.release();
-        assert_eq!(regions.kept(), 0);
+        assert_eq!(pool.kept(), 2 << 20);
+        pool.release();
+        assert_eq!(pool.kept(), 0);
     }
 
     #[test]
     fn no_more_is_kept_than_its_bounds_allow() {
-        let regions = Regions::default();
-        let many: Vec<_> = (0..2 * PIECES).map(|_| regions.take(MEGABYTE).unwrap()).collect();
+        let pool = BufferPool::default();
+        let many: Vec<_> = (0..2 * MAX_PIECES).map(|_| pool.take(MEGABYTE).unwrap()).collect();
         drop(many);
-        assert_eq!(regions.kept(), (PIECES * MEGABYTE) as u64);
-        regions.release();
+        assert_eq!(pool.kept(), (MAX_PIECES * MEGABYTE) as u64);
+        pool.release();
         // Never written to, so that they take no memory.
-        let large: Vec<_> = (0..3).map(|_| regions.take(LIMIT / 2).unwrap()).collect();
+        let large: Vec<_> = (0..3).map(|_| pool.take(MAX_KEPT / 2).unwrap()).collect();
         drop(large);
-        assert_eq!(regions.kept(), LIMIT as u64);
+        assert_eq!(pool.kept(), MAX_KEPT as u64);
     }
 
     #[test]
     fn more_than_there_is_is_refused() {
-        assert!(Regions::default().take(usize::MAX / 2).is_none());
+        assert!(BufferPool::default().take(usize::MAX / 2).is_none());
     }
 }

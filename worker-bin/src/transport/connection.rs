@@ -1,8 +1,9 @@
-//! Whole frames ↔ the socket. It knows interruptions, time-outs and partial reads and writes; what a frame means is the
-//! session's affair.
+//! Whole frames ↔ a stream: interruptions, timeouts, partial reads and writes. The session knows
+//! what frames mean.
 //!
-//! A call that fits is one `recv` and its answer one `writev`. For that the buffer takes whatever the socket gives, and
-//! only what is too large for it, or has to own its memory, is received in its own place.
+//! A small call is one `recv`, and its answer one `writev`. The buffer takes whatever the socket
+//! has. A segment that is too large for it, or that must own its memory, is received directly into
+//! its place.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +16,7 @@ use crate::error::{ReceiveError, SendError};
 use crate::protocol::frame::{self, Header, Progress, WireError};
 use crate::protocol::message::Message;
 use crate::protocol::segments::SegmentType;
-use crate::transport::reports::Outlet;
+use crate::transport::reports::ReportSender;
 use crate::transport::{Allocator, Payload, Segment, Storage, Stream};
 
 #[derive(Debug, PartialEq)]
@@ -23,46 +24,46 @@ pub enum Next {
     Header(Header),
     /// The other end closed between two frames.
     End,
-    /// No frame began within the time-out.
+    /// No frame began within the timeout.
     Idle,
-    /// A signal came while no frame had begun.
+    /// A signal came, and no frame had begun.
     Interrupted,
 }
 
 #[derive(Debug)]
 pub struct Connection<S> {
     stream: S,
-    /// Held while a frame is written: the native thread writes too.
+    /// Locked while a frame is written: the native thread writes too.
     writing: Arc<Mutex<()>>,
-    /// Frames that go out with the next one.
-    held: Vec<u8>,
-    /// Empty until it is needed.
+    /// Frames that are sent with the next one.
+    outgoing: Vec<u8>,
+    /// Receive buffer; allocated on first use.
     buffer: Vec<u8>,
-    /// The part of the buffer that has been received and not been used.
+    /// The range of the buffer that has been received but not used.
     start: usize,
     end: usize,
 }
 
-/// Large enough for the common call and its answer in one system call, small enough to stay in the cache.
+/// Large enough to receive a common call at once, small enough for the cache.
 const BUFFER_SIZE: usize = 1 << 16;
 
-/// A first segment up to this size is left in the buffer.
-const PASSING_LIMIT: usize = BUFFER_SIZE / 2;
+/// A first segment up to this size stays in the buffer.
+const BORROW_LIMIT: usize = BUFFER_SIZE / 2;
 
 impl<S: Stream> Connection<S> {
     pub fn new(stream: S) -> Self {
-        Self { stream, writing: Arc::default(), held: Vec::new(), buffer: Vec::new(), start: 0, end: 0 }
+        Self { stream, writing: Arc::default(), outgoing: Vec::new(), buffer: Vec::new(), start: 0, end: 0 }
     }
 
-    /// One whose frames do not mix with those of the outlet.
-    pub fn with_outlet(stream: S, outlet: &Outlet) -> Self {
-        Self { writing: Arc::clone(&outlet.writing), ..Self::new(stream) }
+    /// Create a connection that shares its write lock with `reports`.
+    pub fn with_reports(stream: S, reports: &ReportSender) -> Self {
+        Self { writing: Arc::clone(&reports.writing), ..Self::new(stream) }
     }
 
-    /// Takes the memory of one that is of no further use, and gives back its stream, without what was read ahead of it.
+    /// Take over the buffer of another connection, and return that one's stream.
     ///
-    /// In a process that has just been forked its pages are there already.
-    pub fn succeed(&mut self, other: Self) -> S {
+    /// A freshly forked process has the pages of the buffer already.
+    pub fn reuse_memory_of(&mut self, other: Self) -> S {
         self.buffer = other.buffer;
         (self.start, self.end) = (0, 0);
         other.stream
@@ -72,62 +73,63 @@ impl<S: Stream> Connection<S> {
         Ok(self.stream.set_receive_timeout(timeout)?)
     }
 
-    /// How signal handlers are run while nothing comes.
+    /// Set the function that runs signal handlers while nothing arrives.
     pub fn run_handlers_with(&mut self, run_handlers: Option<fn()>) {
         self.stream.run_handlers_with(run_handlers);
     }
 
-    /// Whether frames bring descriptors from now on, and from which process: the number that the parent is known by.
+    /// Receive descriptors with frames from now on. `parent` is the process ID of their sender.
     pub fn expect_descriptors(&mut self, parent: Option<u32>) {
         self.stream.expect_descriptors(parent);
     }
 
-    /// The descriptors that came with the frame whose header came last; as [`Stream::take_descriptors`].
+    /// The descriptors that came with the last header; see [`Stream::take_descriptors`].
     pub fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
         self.stream.take_descriptors(count)
     }
 
-    /// Nothing is to be read any more. Should the system refuse to say so, the other side learns it when the process ends.
+    /// Stop receiving. If this fails, the other side notices when the process exits.
     pub fn stop_receiving(&mut self) {
         let _ = self.stream.stop_receiving();
     }
 
-    /// Whether something comes within so long.
-    pub fn anything_within(&mut self, timeout: Duration) -> bool {
+    /// True if something arrives within the timeout.
+    pub fn is_readable_within(&mut self, timeout: Duration) -> bool {
         self.start < self.end || self.stream.wait_readable(timeout)
     }
 
-    /// Waits for a frame to begin and reads its header. The time-out counts only until its first byte is there.
+    /// Wait for a frame and read its header. The timeout covers the first byte only.
     pub fn next_header(&mut self) -> Result<Next, ReceiveError> {
-        self.tidy();
+        self.compact();
         loop {
-            match frame::parse(self.waiting())? {
+            match frame::parse(self.unread())? {
                 Progress::Ready { header, consumed } => {
                     self.start += consumed;
                     return Ok(Next::Header(header));
                 }
                 Progress::Need(length) => {
                     let begun = self.start < self.end;
-                    // Whoever waits has nothing to add.
-                    self.send_held().or_else(unless_closed)?;
+                    // Pending frames go out before a wait.
+                    self.flush().or_else(ignore_closed)?;
                     self.make_room(length);
                     match self.stream.receive(self.buffer.get_mut(self.end..).unwrap_or_default()) {
                         Ok(0) if begun => return Err(WireError::TornFrame.into()),
                         Ok(0) => return Ok(Next::End),
                         Ok(count) => self.end += count,
-                        // The parent closed its end with something unread in it, which to us is a close like any other.
+                        // The parent closed its end with unread bytes in it. That is a close like
+                        // any other.
                         Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !begun => return Ok(Next::End),
                         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(WireError::TornFrame.into()),
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock && !begun => return Ok(Next::Idle),
                         Err(error) if error.kind() == io::ErrorKind::Interrupted && !begun => return Ok(Next::Interrupted),
-                        Err(error) => keep_going(error)?,
+                        Err(error) => retry_in_frame(error)?,
                     }
                 }
             }
         }
     }
 
-    /// Reads the segments of the frame whose header came last. They are to be used before the next frame is read.
+    /// Read the segments of the last header. Use them before the next frame is read.
     pub fn receive_segments<A: Allocator>(
         &mut self,
         lengths: &[u64],
@@ -136,10 +138,10 @@ impl<S: Stream> Connection<S> {
     ) -> Result<Vec<Segment<'_, A::Buffer>>, ReceiveError> {
         let types = types.iter().copied().chain(std::iter::repeat(SegmentType::Memory));
         let mut lengths = lengths.iter().copied().zip(types);
-        let passing = match lengths.clone().next() {
-            Some((length, _)) if length <= PASSING_LIMIT as u64 => {
+        let borrowed = match lengths.clone().next() {
+            Some((length, _)) if length <= BORROW_LIMIT as u64 => {
                 lengths.next();
-                let length = usize::try_from(length).unwrap_or(PASSING_LIMIT);
+                let length = usize::try_from(length).unwrap_or(BORROW_LIMIT);
                 self.fill(length)?;
                 let begin = self.start;
                 self.start += length;
@@ -151,35 +153,35 @@ impl<S: Stream> Connection<S> {
         for (length, kind) in lengths {
             owned.push(Segment::Owned(self.receive_owned(length, kind, allocator)?));
         }
-        let Some(range) = passing else { return Ok(owned) };
+        let Some(range) = borrowed else { return Ok(owned) };
         let mut segments = Vec::with_capacity(owned.len() + 1);
-        segments.push(Segment::Passing(self.buffer.get(range).unwrap_or_default()));
+        segments.push(Segment::Borrowed(self.buffer.get(range).unwrap_or_default()));
         segments.append(&mut owned);
         Ok(segments)
     }
 
-    /// Sends one frame, however often the socket has to be asked.
+    /// Send one frame, with as many writes as it takes.
     pub fn send(&mut self, message: Message, id: u64, payload: Option<&dyn Payload>) -> Result<(), SendError> {
         let segments = payload.map(Payload::segments).unwrap_or_default();
         let lengths = segments.iter().map(|pieces| pieces.iter().map(|piece| piece.len() as u64).sum()).collect();
         let header = frame::encode(Header { kind: message.kind(), id, lengths, body: message.into_body() })?;
         let pieces = segments.iter().flatten().copied();
-        let held = std::mem::take(&mut self.held);
-        let parts = [held.as_slice(), &header].into_iter().chain(pieces).filter(|part| !part.is_empty());
+        let outgoing = std::mem::take(&mut self.outgoing);
+        let parts = [outgoing.as_slice(), &header].into_iter().chain(pieces).filter(|part| !part.is_empty());
         self.write(&mut parts.map(IoSlice::new).collect::<Vec<_>>())
     }
 
-    /// Has a frame go out with the next one, or before anything is waited for: the other side is woken once.
-    pub fn hold(&mut self, message: Message) -> Result<(), SendError> {
+    /// Send a frame with the next one, or before the next wait. That wakes the other side once.
+    pub fn buffer(&mut self, message: Message) -> Result<(), SendError> {
         let header = frame::encode(Header { kind: message.kind(), id: 0, lengths: Vec::new(), body: message.into_body() })?;
-        self.held.extend(header);
+        self.outgoing.extend(header);
         Ok(())
     }
 
-    /// Sends what is held. To be done before anything that may take its time.
-    pub fn send_held(&mut self) -> Result<(), SendError> {
-        let held = std::mem::take(&mut self.held);
-        self.write(&mut [IoSlice::new(&held)])
+    /// Send the buffered frames. Call this before anything that may take long.
+    pub fn flush(&mut self) -> Result<(), SendError> {
+        let outgoing = std::mem::take(&mut self.outgoing);
+        self.write(&mut [IoSlice::new(&outgoing)])
     }
 
     fn write(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), SendError> {
@@ -188,10 +190,10 @@ impl<S: Stream> Connection<S> {
         if rest.is_empty() {
             return Ok(());
         }
-        // What it guards is not data: a thread that panicked has ended the process.
+        // The lock guards no data, and a panic ends the process.
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         while !rest.is_empty() {
-            // No more than the system takes at once (IOV_MAX); std would cut the list too, but it need not be relied on.
+            // IOV_MAX is 1,024. std cuts the list too, but does not promise it.
             match self.stream.send(rest.get(..rest.len().min(1024)).unwrap_or_default()) {
                 Ok(0) => return Err(SendError::Closed),
                 Ok(count) => IoSlice::advance_slices(&mut rest, count),
@@ -214,7 +216,7 @@ impl<S: Stream> Connection<S> {
         let wanted = usize::try_from(length).map_err(|_| ReceiveError::OutOfMemory(length))?;
         let mut buffer = allocator.allocate(wanted, kind).ok_or(ReceiveError::OutOfMemory(length))?;
         let memory = buffer.memory();
-        let here = self.waiting();
+        let here = self.unread();
         for (place, byte) in memory.iter_mut().zip(here) {
             place.write(*byte);
         }
@@ -224,37 +226,37 @@ impl<S: Stream> Connection<S> {
             match self.stream.receive_new(rest) {
                 Ok(0) => return Err(WireError::TornFrame.into()),
                 Ok(count) => done += count,
-                Err(error) => keep_going(error)?,
+                Err(error) => retry_in_frame(error)?,
             }
         }
         Ok(buffer)
     }
 
-    /// Reads until so many unused bytes are in the buffer.
+    /// Read until the buffer has this many unused bytes.
     fn fill(&mut self, length: usize) -> Result<(), ReceiveError> {
-        while self.waiting().len() < length {
+        while self.unread().len() < length {
             self.make_room(length);
             match self.stream.receive(self.buffer.get_mut(self.end..).unwrap_or_default()) {
                 Ok(0) => return Err(WireError::TornFrame.into()),
                 Ok(count) => self.end += count,
-                Err(error) => keep_going(error)?,
+                Err(error) => retry_in_frame(error)?,
             }
         }
         Ok(())
     }
 
-    fn waiting(&self) -> &[u8] {
+    fn unread(&self) -> &[u8] {
         self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// Makes the buffer hold `length` bytes from `start` on. A header's length has been checked against its bound by then.
+    /// Make room for `length` bytes from `start` on. The length of a header has been checked.
     fn make_room(&mut self, length: usize) {
         if self.start + length > self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
             if self.buffer.is_empty() {
-                // Zeros that the system has made cost nothing until they are overwritten.
+                // Fresh zeroed pages cost nothing until they are written.
                 self.buffer = vec![0; length.max(BUFFER_SIZE)];
             } else if length > self.buffer.len() {
                 self.buffer.resize(length, 0);
@@ -262,8 +264,8 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Between two frames: starts at the front again, and gives back what an unusually large header took.
-    fn tidy(&mut self) {
+    /// Between two frames: start at the front, and shrink after a large header.
+    fn compact(&mut self) {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -274,8 +276,8 @@ impl<S: Stream> Connection<S> {
     }
 }
 
-/// Whoever goes on to read learns there that the other end is closed.
-fn unless_closed(error: SendError) -> Result<(), ReceiveError> {
+/// Ignore a closed socket on write; the next read reports it.
+fn ignore_closed(error: SendError) -> Result<(), ReceiveError> {
     match error {
         SendError::Closed => Ok(()),
         SendError::Wire(error) => Err(error.into()),
@@ -283,8 +285,8 @@ fn unless_closed(error: SendError) -> Result<(), ReceiveError> {
     }
 }
 
-/// Inside a frame neither a signal nor the idle time-out means anything.
-fn keep_going(error: io::Error) -> Result<(), ReceiveError> {
+/// Inside a frame, ignore signals and the idle timeout.
+fn retry_in_frame(error: io::Error) -> Result<(), ReceiveError> {
     match error.kind() {
         io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(()),
         io::ErrorKind::ConnectionReset => Err(WireError::TornFrame.into()),

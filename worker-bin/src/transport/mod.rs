@@ -1,4 +1,4 @@
-//! Whole frames ↔ the parent's socket. What the parts have in common: the stream, the allocator, payloads and segments.
+//! Whole frames ↔ the parent's socket. This file has the traits that the parts share.
 
 #![forbid(unsafe_code)]
 
@@ -17,33 +17,34 @@ use std::time::Duration;
 
 use crate::protocol::segments::SegmentType;
 
-/// The bytes of a socket. Tests put something else in its place.
+/// The bytes of a socket. Tests replace it.
 pub trait Stream {
-    /// 0: the other end is closed. `WouldBlock`: the time is over.
+    /// Receive bytes. 0 means closed; `WouldBlock` means timeout.
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize>;
-    /// The same into memory that need not have been written before.
+    /// Receive into uninitialised memory.
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
-    /// Waits for something to read; false: there was nothing for so long.
+    /// Wait for input. Return false after the timeout.
     fn wait_readable(&mut self, timeout: Duration) -> bool;
     fn set_receive_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()>;
-    /// Calls this before it waits for long, and waits so that no signal is missed; `None`: it need not.
+    /// Set the function to call before a long wait, which must not miss a signal. `None` means
+    /// none.
     fn run_handlers_with(&mut self, _run_handlers: Option<fn()>) {}
-    /// Lets the other side's writes fail from now on, those that wait for room too. What was sent to it stays to be read.
+    /// Make the other side's writes fail from now on, also pending ones. It can still read.
     fn stop_receiving(&mut self) -> io::Result<()>;
-    /// Keeps descriptors that come with the bytes from now on, and looks for the end of the parent that sends them, which has this
-    /// number; `None`: does so no longer.
+    /// Keep descriptors that arrive from now on, and watch the sending parent with this process ID.
+    /// `None` ends both.
     fn expect_descriptors(&mut self, _parent: Option<u32>) {}
-    /// The next of those that were kept; `None`: there are not so many.
+    /// Return the oldest `count` descriptors, or `None` if there are fewer.
     fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
         (count == 0).then(Vec::new)
     }
 }
 
-/// Where the segments that own their memory go.
+/// Allocates memory for segments.
 pub trait Allocator {
     type Buffer: Storage;
-    /// `None`: there is not so much memory.
+    /// Return `None` if out of memory.
     fn allocate(&mut self, length: usize, kind: SegmentType) -> Option<Self::Buffer>;
 }
 
@@ -51,18 +52,18 @@ pub trait Storage {
     fn memory(&mut self) -> &mut [MaybeUninit<u8>];
 }
 
-/// What is sent behind a header.
+/// Segments to send after a header.
 pub trait Payload {
-    /// For each segment the pieces that it consists of.
+    /// The pieces of each segment.
     fn segments(&self) -> Vec<Vec<&[u8]>>;
-    /// What each segment becomes; empty if each is memory.
+    /// The type of each segment. Empty means that all are memory.
     fn types(&self) -> Vec<SegmentType>;
 }
 
-/// One segment of a frame that has arrived.
+/// A received segment.
 #[derive(Debug)]
 pub enum Segment<'a, B> {
-    /// Still in the connection's buffer, gone with the next frame.
-    Passing(&'a [u8]),
+    /// In the connection's buffer; valid until the next frame.
+    Borrowed(&'a [u8]),
     Owned(B),
 }

@@ -1,4 +1,4 @@
-//! The worker's end of the real socket.
+//! The stream that is a real socket.
 
 #![forbid(unsafe_code)]
 
@@ -12,35 +12,36 @@ use std::time::Duration;
 
 use crate::os;
 use crate::transport::Stream;
-use crate::transport::spin::Expectation;
-use crate::transport::zero_copy::Pages;
+use crate::transport::spin::AdaptiveSpin;
+use crate::transport::zero_copy::ZeroCopySender;
 
-/// The worker's end of the real socket.
+/// The worker's end of the socket.
 ///
-/// Some programs close every descriptor above 2 and open files of their own. In a job that closes this one too, and its
-/// number may be that of a user's file or connection by the time of the answer, which must not be written into it.
+/// Some programs close every descriptor above 2 and open their own files. A job that does so closes
+/// this one too. By the time of the answer its number may belong to a user's file, which must not
+/// be written to.
 #[derive(Debug)]
 pub struct Socket {
     stream: UnixStream,
     identity: Option<os::descriptors::Identity>,
     lost: bool,
-    /// `None`: no descriptors are to come; the system would drop them.
-    requests: Option<Requests>,
+    /// `None` means that no descriptors are expected; the system drops them.
+    descriptor_queue: Option<DescriptorQueue>,
     #[cfg(target_os = "linux")]
-    pub(super) pages: Pages,
-    expectation: Expectation,
-    /// The idle time, for a wait that is not one of `recv`'s.
+    pub(super) zero_copy: ZeroCopySender,
+    spin: AdaptiveSpin,
+    /// The idle timeout, for waits other than `recv`.
     timeout: Option<Duration>,
     run_handlers: Option<fn()>,
 }
 
-/// What the socket has more where nobody else sees to the parent's end: a template's, and that of a worker which has been forked and
-/// waits for its HELLO.
+/// State for receiving descriptors: in a template, and in a forked worker before HELLO.
 #[derive(Debug)]
-struct Requests {
-    /// What has come with the bytes.
+struct DescriptorQueue {
+    /// Descriptors received so far.
     descriptors: VecDeque<OwnedFd>,
-    /// A process that the parent has forked may hold a copy of its end, and there is no native thread to find out.
+    /// There is no native thread yet, and a process that the parent forked may keep a copy of the
+    /// parent's end open.
     parent: os::process::ParentWatch,
 }
 
@@ -49,12 +50,12 @@ impl From<OwnedFd> for Socket {
         let identity = os::descriptors::identity_of(descriptor.as_fd());
         Self {
             #[cfg(target_os = "linux")]
-            pages: Pages::of(descriptor.as_fd()),
+            zero_copy: ZeroCopySender::of(descriptor.as_fd()),
             stream: UnixStream::from(descriptor),
             identity,
             lost: false,
-            requests: None,
-            expectation: Expectation::default(),
+            descriptor_queue: None,
+            spin: AdaptiveSpin::default(),
             timeout: None,
             run_handlers: None,
         }
@@ -62,28 +63,28 @@ impl From<OwnedFd> for Socket {
 }
 
 impl Socket {
-    /// In a worker that was forked off a template: lets go of all but the descriptor of the socket, which is the worker's own by now.
-    pub fn relinquish(self) {
+    /// Drop everything but the descriptor: in a forked worker the number belongs to its own socket.
+    pub fn leave_open(self) {
         std::mem::forget(self.stream);
     }
 }
 
 impl Stream for Socket {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match &mut self.requests {
+        match &mut self.descriptor_queue {
             None => {
                 let (run_handlers, timeout) = (self.run_handlers, self.timeout);
-                self.expectation.receive(&mut self.stream, into, |stream| match run_handlers {
-                    // To wait is part of reading.
+                self.spin.spin_then_receive(&mut self.stream, into, |stream| match run_handlers {
+                    // `recv` waits itself.
                     None => Ok(()),
                     Some(run_handlers) if os::socket::wait_readable_or_signal(stream.as_fd(), timeout, run_handlers)? => Ok(()),
                     Some(_) => Err(io::ErrorKind::WouldBlock.into()),
                 })
             }
-            Some(requests) if requests.parent.wait_for_input(self.stream.as_fd())? => {
-                os::socket::receive_with_descriptors(self.stream.as_fd(), into, &mut requests.descriptors)
+            Some(descriptor_queue) if descriptor_queue.parent.wait_for_input(self.stream.as_fd())? => {
+                os::socket::receive_with_descriptors(self.stream.as_fd(), into, &mut descriptor_queue.descriptors)
             }
-            // To the session this is the end of the stream, which it would be without the copies.
+            // The parent is dead. The session handles that as an end of the stream.
             Some(_) => Ok(0),
         }
     }
@@ -94,9 +95,9 @@ impl Stream for Socket {
 
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         if os::descriptors::identity_of(self.stream.as_fd()) != self.identity {
-            // The parent cannot be told; it learns that this worker ends.
+            // The parent notices that this worker exits.
             if !std::mem::replace(&mut self.lost, true) {
-                // Not `eprintln!`, which panics when standard error cannot be written.
+                // `eprintln!` panics if standard error cannot be written.
                 let _ = writeln!(
                     io::stderr(),
                     "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends"
@@ -105,9 +106,9 @@ impl Stream for Socket {
             return Err(io::ErrorKind::NotConnected.into());
         }
         #[cfg(target_os = "linux")]
-        let parts = match self.pages.send(self.stream.as_fd(), parts) {
+        let parts = match self.zero_copy.send(self.stream.as_fd(), parts) {
             Some(sent) => return sent,
-            None => self.pages.before_next(parts),
+            None => self.zero_copy.before_next(parts),
         };
         self.stream.write_vectored(parts)
     }
@@ -130,11 +131,12 @@ impl Stream for Socket {
     }
 
     fn expect_descriptors(&mut self, parent: Option<u32>) {
-        self.requests = parent.map(|pid| Requests { descriptors: VecDeque::new(), parent: os::process::ParentWatch::of(pid) });
+        self.descriptor_queue =
+            parent.map(|pid| DescriptorQueue { descriptors: VecDeque::new(), parent: os::process::ParentWatch::of(pid) });
     }
 
     fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
-        let kept = self.requests.as_mut().map(|requests| &mut requests.descriptors);
+        let kept = self.descriptor_queue.as_mut().map(|descriptor_queue| &mut descriptor_queue.descriptors);
         match kept {
             Some(kept) => (kept.len() >= count).then(|| kept.drain(..count).collect()),
             None => (count == 0).then(Vec::new),

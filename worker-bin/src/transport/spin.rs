@@ -10,83 +10,84 @@ use std::time::{Duration, Instant};
 
 use crate::os;
 
-/// Whether the next message is expected at once: then it is looked for a while before this thread sleeps.
+/// Adaptive spinning before a blocking read.
 ///
-/// To be woken takes longer than a small job, and meanwhile the processor forgets what it knew of the worker (that of a virtual
-/// machine is given to others). It costs the parent too, who has to wake the processor: where several tasks share few workers
-/// that is half of a call, and calls that are further apart for it let the workers sleep again. What it costs at most, the
-/// [`Budget`] says.
+/// Waking a sleeping thread takes longer than a small job, its caches go cold, and the parent has
+/// to wake the processor. Where several tasks share few workers, that is half of a call. So after a
+/// few messages in quick succession this polls for up to `SPIN_LIMIT` before it blocks. The
+/// [`SpinBudget`] bounds the cost.
 #[derive(Debug, Default)]
-pub(super) struct Expectation {
-    /// How many more messages of late came soon than did not, the latter counted as a row each.
-    quick: u32,
-    budget: Budget,
-    /// Whether there is a processor for this beside the parent's; found out when it is asked for first.
-    pays: Option<bool>,
+pub(super) struct AdaptiveSpin {
+    /// Recent messages that came soon, minus `BURST` for each late one.
+    recent: u32,
+    budget: SpinBudget,
+    /// True if there is a second processor. `None` before the first check.
+    has_spare_cpu: Option<bool>,
 }
 
-const LOOKED_FOR: Duration = Duration::from_micros(600);
+const SPIN_LIMIT: Duration = Duration::from_micros(600);
 
-/// Messages with longer pauses in between are not worth a processor. To a worker that sleeps the next call comes later than to one
-/// that looks for it, by what it takes to be woken.
-const SOON: Duration = Duration::from_micros(300);
+/// Messages with longer pauses are not worth a processor.
+const SPIN_WINDOW: Duration = Duration::from_micros(300);
 
-/// A single call, or the messages of a start, are no row.
-const ROW: u32 = 4;
+/// So many messages in quick succession start the spinning: one call, or a handshake, does not.
+const BURST: u32 = 4;
 
-/// So many late ones in a row end the longest.
-const LATE: u32 = 4;
+/// So many late messages end the longest burst.
+const LATE_LIMIT: u32 = 4;
 
-/// What looking may cost: what it saves, and an eighth of a processor beyond that.
+/// The budget for spinning: the time that it saves, plus an eighth of a processor.
 ///
-/// A message that is found saves a wake-up, `WORTH`. A worker that is called every 100 us looks for 100 us to save 60, so without a
-/// budget it takes a whole processor however little it works; and where the processors have a quota (`cpu.max`), what one worker
-/// takes is missing in the parent. (`pays` sees to quotas of less than two processors: `available_parallelism` counts them.)
+/// A spin that finds a message saves `WAKEUP_COST`. A worker that is called every 100 µs spins 100
+/// µs to save 60 µs. Without a budget it would occupy a whole processor, and with a CPU quota
+/// (`cpu.max`) it would take that time from the parent. (`has_spare_cpu` covers quotas below two
+/// processors, which `available_parallelism` includes.)
 #[derive(Debug, Default)]
-struct Budget {
-    /// When all that looks have cost beyond their worth is paid back; `None`: nothing has been looked for yet.
-    clear_at: Option<Instant>,
+struct SpinBudget {
+    /// When the cost beyond the savings is paid back. `None` means that it has never spun.
+    debt_free_at: Option<Instant>,
 }
 
-/// What a message that was found may have cost. A call that wakes its worker takes 50 to 75 us longer (docs/speed.md).
-const WORTH: Duration = Duration::from_micros(60);
+/// Time that a successful spin saves. A call that wakes its worker takes 50 to 75 µs longer
+/// (docs/speed.md).
+const WAKEUP_COST: Duration = Duration::from_micros(60);
 
-/// How many times what looks have cost beyond their worth has to pass until that is paid back.
-const PAID_BACK_IN: u32 = 8;
+/// Factor from excess cost to the time until it is paid back.
+const REPAYMENT_FACTOR: u32 = 8;
 
-/// What may be owed before a look begins: 4 ms of a processor, so that a short burst of calls is looked for.
-const ALLOWANCE: Duration = Duration::from_millis(4).saturating_mul(PAID_BACK_IN);
+/// Debt up to which spinning starts: 4 ms of processor time, enough for a short burst of calls.
+const MAX_DEBT: Duration = Duration::from_millis(4).saturating_mul(REPAYMENT_FACTOR);
 
-/// One turn of looking takes about a microsecond. In one that takes more than this, others had the processor.
-const TURN: Duration = Duration::from_micros(10);
+/// One step of spinning takes about 1 µs. In a longer one, other processes had the processor.
+const MAX_STEP: Duration = Duration::from_micros(10);
 
-impl Budget {
+impl SpinBudget {
     fn allows(&self, now: Instant) -> bool {
-        self.clear_at.is_none_or(|at| at.saturating_duration_since(now) <= ALLOWANCE)
+        self.debt_free_at.is_none_or(|at| at.saturating_duration_since(now) <= MAX_DEBT)
     }
 
-    /// Looks that cost so much have found something that is worth so much. What is saved pays back what is owed and is no stock.
-    fn settle(&mut self, now: Instant, cost: Duration, worth: Duration) {
-        let from = self.clear_at.map_or(now, |at| at.max(now));
-        self.clear_at = if cost > worth {
-            from.checked_add((cost - worth) * PAID_BACK_IN)
+    /// Account for a spin. Savings reduce the debt; they are not stored beyond that.
+    fn account(&mut self, now: Instant, cost: Duration, worth: Duration) {
+        let from = self.debt_free_at.map_or(now, |at| at.max(now));
+        self.debt_free_at = if cost > worth {
+            from.checked_add((cost - worth) * REPAYMENT_FACTOR)
         } else {
-            from.checked_sub((worth - cost) * PAID_BACK_IN)
+            from.checked_sub((worth - cost) * REPAYMENT_FACTOR)
         };
     }
 }
 
-impl Expectation {
-    /// `sleep` waits until there is something to read.
-    pub(super) fn receive(
+impl AdaptiveSpin {
+    /// Receive, after spinning if that pays. `sleep` waits for input.
+    pub(super) fn spin_then_receive(
         &mut self,
         stream: &mut UnixStream,
         into: &mut [u8],
         sleep: impl FnOnce(&UnixStream) -> io::Result<()>,
     ) -> io::Result<usize> {
         let since = Instant::now();
-        if self.quick >= ROW
-            && *self.pays.get_or_insert_with(|| available_parallelism().is_ok_and(|count| count.get() > 1))
+        if self.recent >= BURST
+            && *self.has_spare_cpu.get_or_insert_with(|| available_parallelism().is_ok_and(|count| count.get() > 1))
             && self.budget.allows(since)
         {
             let mut last = since;
@@ -94,34 +95,35 @@ impl Expectation {
             loop {
                 let received = os::socket::receive_at_once(stream.as_fd(), into);
                 let now = Instant::now();
-                cost += now.saturating_duration_since(last).min(TURN);
+                cost += now.saturating_duration_since(last).min(MAX_STEP);
                 let pause = now.saturating_duration_since(since);
                 let found = !matches!(&received, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-                if found || pause >= LOOKED_FOR {
-                    self.budget.settle(now, cost, if found { WORTH } else { Duration::ZERO });
+                if found || pause >= SPIN_LIMIT {
+                    self.budget.account(now, cost, if found { WAKEUP_COST } else { Duration::ZERO });
                     if found {
-                        self.note(pause);
+                        self.record_pause(pause);
                         return received;
                     }
                     break;
                 }
                 last = now;
-                // Where there are fewer processors than processes that want one, those go first.
+                // On a machine with few processors, other processes go first.
                 yield_now();
             }
-            self.quick = 0;
+            self.recent = 0;
             sleep(stream)?;
             return io::Read::read(stream, into);
         }
         sleep(stream)?;
         let received = io::Read::read(stream, into);
-        self.note(since.elapsed());
+        self.record_pause(since.elapsed());
         received
     }
 
-    /// A message has come after such a pause.
-    fn note(&mut self, pause: Duration) {
-        self.quick = if pause <= SOON { (self.quick + 1).min(LATE * ROW) } else { self.quick.saturating_sub(ROW) };
+    /// Note the pause before a message.
+    fn record_pause(&mut self, pause: Duration) {
+        self.recent =
+            if pause <= SPIN_WINDOW { (self.recent + 1).min(LATE_LIMIT * BURST) } else { self.recent.saturating_sub(BURST) };
     }
 }
 
@@ -134,42 +136,42 @@ mod tests {
     #[test]
     fn the_next_message_is_looked_for_after_a_row_of_quick_ones_and_not_after_a_pause() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut expectation = Expectation::default();
+        let mut spin = AdaptiveSpin::default();
         let mut buffer = [0; 16];
         // A busy machine may make any of them late.
-        while expectation.quick < ROW {
+        while spin.recent < BURST {
             theirs.write_all(b"x").unwrap();
-            assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+            assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
         }
         theirs.write_all(b"xy").unwrap();
-        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 2);
+        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 2);
         ours.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-        expectation.quick = ROW;
-        let error = expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err();
+        spin.recent = BURST;
+        let error = spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(expectation.quick, 0);
-        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(expectation.quick, 0);
-        expectation.quick = ROW;
+        assert_eq!(spin.recent, 0);
+        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(spin.recent, 0);
+        spin.recent = BURST;
         drop(theirs);
-        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 0);
+        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 0);
     }
 
-    /// What a worker spends on looking, and how many of its messages it looks for: shares of the time and of the messages. They
-    /// come `pause` after the last answer, the job takes 20 us, and a worker that sleeps is woken in `WORTH`.
+    /// The shares of time spent spinning, and of messages found by it. Messages come `pause` after
+    /// the last answer, a job takes 20 µs, and waking takes `WAKEUP_COST`.
     fn shares(pause: Duration) -> (f64, f64) {
-        let mut budget = Budget::default();
+        let mut budget = SpinBudget::default();
         let begin = Instant::now();
         let mut now = begin;
         let (mut spent, mut found) = (Duration::ZERO, 0);
         for _ in 0..100_000 {
             if budget.allows(now) {
                 now += pause;
-                budget.settle(now, pause, WORTH);
+                budget.account(now, pause, WAKEUP_COST);
                 spent += pause;
                 found += 1_u32;
             } else {
-                now += pause + WORTH;
+                now += pause + WAKEUP_COST;
             }
             now += Duration::from_micros(20);
         }
@@ -185,17 +187,18 @@ mod tests {
             let (spent, found) = shares(Duration::from_micros(pause));
             assert!(spent < 0.33, "{pause}: {spent}");
             assert!(found > 0.05, "{pause}: {found}");
-            let beyond = spent * (1.0 - WORTH.as_secs_f64() / Duration::from_micros(pause).as_secs_f64());
+            let beyond = spent * (1.0 - WAKEUP_COST.as_secs_f64() / Duration::from_micros(pause).as_secs_f64());
             assert!((0.12..0.13).contains(&beyond), "{pause}: {beyond}");
         }
     }
 
-    /// How many messages in a row, as late as any that come soon, are looked for from now on.
-    fn burst(budget: &mut Budget, now: &mut Instant) -> u32 {
+    /// How many messages in a row, each as late as `SPIN_WINDOW`, are found by spinning from now
+    /// on.
+    fn burst(budget: &mut SpinBudget, now: &mut Instant) -> u32 {
         let mut found = 0;
         while budget.allows(*now) {
-            *now += SOON;
-            budget.settle(*now, SOON, WORTH);
+            *now += SPIN_WINDOW;
+            budget.account(*now, SPIN_WINDOW, WAKEUP_COST);
             found += 1;
         }
         found
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_looked_for_until_the_allowance_is_spent_and_what_was_saved_before_is_no_stock() {
-        let mut budget = Budget::default();
+        let mut budget = SpinBudget::default();
         let mut now = Instant::now();
         let first = burst(&mut budget, &mut now);
         assert!((10..40).contains(&first), "{first}");
@@ -211,7 +214,7 @@ mod tests {
         assert_eq!(burst(&mut budget, &mut now), first);
         for _ in 0..100_000 {
             now += Duration::from_millis(36);
-            budget.settle(now, Duration::ZERO, WORTH);
+            budget.account(now, Duration::ZERO, WAKEUP_COST);
         }
         assert!(burst(&mut budget, &mut now).abs_diff(first) <= 1);
     }
@@ -221,49 +224,49 @@ mod tests {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let mut buffer = [0; 16];
-        let mut expectation = Expectation { quick: ROW, pays: Some(true), ..Expectation::default() };
+        let mut spin = AdaptiveSpin { recent: BURST, has_spare_cpu: Some(true), ..AdaptiveSpin::default() };
         let before = Instant::now();
-        let error = expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err();
+        let error = spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        let owed_until = expectation.budget.clear_at.unwrap();
-        // On a busy machine a look costs less: others have the processor meanwhile.
-        assert!(owed_until > before + LOOKED_FOR);
-        assert!(owed_until <= Instant::now() + (LOOKED_FOR + TURN) * PAID_BACK_IN);
+        let owed_until = spin.budget.debt_free_at.unwrap();
+        // On a busy machine a spin costs less: other processes have the processor.
+        assert!(owed_until > before + SPIN_LIMIT);
+        assert!(owed_until <= Instant::now() + (SPIN_LIMIT + MAX_STEP) * REPAYMENT_FACTOR);
 
-        let owed_until = Instant::now() + ALLOWANCE;
-        expectation.budget.clear_at = Some(owed_until);
-        expectation.quick = ROW;
+        let owed_until = Instant::now() + MAX_DEBT;
+        spin.budget.debt_free_at = Some(owed_until);
+        spin.recent = BURST;
         theirs.write_all(b"x").unwrap();
-        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
-        assert!(expectation.budget.clear_at.unwrap() < owed_until);
+        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+        assert!(spin.budget.debt_free_at.unwrap() < owed_until);
 
-        let too_much = Instant::now() + ALLOWANCE + Duration::from_secs(3600);
-        expectation.budget.clear_at = Some(too_much);
+        let too_much = Instant::now() + MAX_DEBT + Duration::from_secs(3600);
+        spin.budget.debt_free_at = Some(too_much);
         theirs.write_all(b"x").unwrap();
-        assert_eq!(expectation.receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
-        assert_eq!(expectation.budget.clear_at, Some(too_much), "looked for it");
+        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+        assert_eq!(spin.budget.debt_free_at, Some(too_much), "looked for it");
     }
 
     #[test]
     fn a_late_message_now_and_then_does_not_end_the_looking_and_a_row_of_late_ones_does() {
-        let mut expectation = Expectation::default();
+        let mut spin = AdaptiveSpin::default();
         for _ in 0..100 {
-            for _ in 0..ROW {
-                expectation.note(SOON);
+            for _ in 0..BURST {
+                spin.record_pause(SPIN_WINDOW);
             }
-            expectation.note(LOOKED_FOR);
+            spin.record_pause(SPIN_LIMIT);
         }
-        assert_eq!(expectation.quick, 0, "every fifth is too many: what they gain the late one takes");
+        assert_eq!(spin.recent, 0, "every fifth is too many: what they gain the late one takes");
         for _ in 0..100 {
-            expectation.note(SOON);
+            spin.record_pause(SPIN_WINDOW);
         }
-        for _ in 1..LATE {
-            expectation.note(LOOKED_FOR);
-            assert!(expectation.quick >= ROW);
+        for _ in 1..LATE_LIMIT {
+            spin.record_pause(SPIN_LIMIT);
+            assert!(spin.recent >= BURST);
         }
-        expectation.note(LOOKED_FOR);
-        assert_eq!(expectation.quick, 0);
-        expectation.note(LOOKED_FOR);
-        assert_eq!(expectation.quick, 0);
+        spin.record_pause(SPIN_LIMIT);
+        assert_eq!(spin.recent, 0);
+        spin.record_pause(SPIN_LIMIT);
+        assert_eq!(spin.recent, 0);
     }
 }

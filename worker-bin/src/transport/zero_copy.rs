@@ -1,4 +1,4 @@
-//! How large segments are sent without a copy on this side.
+//! Send large segments without a copy on this side.
 
 #![forbid(unsafe_code)]
 
@@ -7,39 +7,41 @@ use std::os::fd::BorrowedFd;
 
 use crate::os;
 
-/// How large segments are sent without a copy on this side.
+/// Sends pages of memory instead of copies.
 ///
-/// The kernel sends the very pages that they lie in, so nothing may write to those until the other side has read them, and a worker
-/// drops its result as soon as it has been sent. So the last bytes of a frame are copied as ever, and so many of them that the
-/// socket does not hold more: when it has taken the last one, all pages before them have been read.
+/// The kernel sends the pages themselves, so they must not be written to until the other side has
+/// read them. But a worker drops its result as soon as it is sent. So the last bytes of a frame are
+/// copied, and more of them than the socket holds: when the socket has taken the last byte, all
+/// pages have been read.
 #[derive(Debug, Default)]
-pub(super) struct Pages {
+pub(super) struct ZeroCopySender {
     pub(super) splice: Option<os::socket::Splice>,
-    /// How many bytes at the end of a frame are copied; `None`: all of them, because this way is closed (an old kernel, a sandbox).
+    /// How many bytes at the end of a frame are copied. `None` means all: zero copy is unavailable
+    /// (old kernel, sandbox).
     pub(super) copied: Option<usize>,
 }
 
-/// Segments smaller than this are copied: that is as fast.
-const PAGES_FROM: usize = 1 << 18;
+/// Segments below this size are copied, which is as fast.
+const MIN_ZERO_COPY_SIZE: usize = 1 << 18;
 
-impl Pages {
+impl ZeroCopySender {
     pub(super) fn of(socket: BorrowedFd<'_>) -> Self {
-        // The size bounds what the kernel has taken for the bytes, which is more than they are; what it takes at once may go beyond
-        // by a part (net/unix/af_unix.c, unix_stream_sendmsg). So twice as much is on the safe side.
+        // The socket's limit counts kernel memory, which exceeds the bytes in it. One write may go
+        // beyond it by a part (net/unix/af_unix.c, unix_stream_sendmsg). Twice the limit is safe.
         Self { splice: None, copied: os::socket::send_buffer_size(socket).and_then(|size| size.checked_mul(2)) }
     }
 
-    /// How many of these parts, the whole rest of a frame or its front, can go as pages.
+    /// How many bytes of these parts can go as pages. The parts are a frame's rest, or its front.
     fn count(&self, parts: &[IoSlice<'_>]) -> usize {
         let Some(copied) = self.copied else { return 0 };
         let all: usize = parts.iter().map(|part| part.len()).sum();
-        all.checked_sub(copied).filter(|count| *count >= PAGES_FROM).unwrap_or_default()
+        all.checked_sub(copied).filter(|count| *count >= MIN_ZERO_COPY_SIZE).unwrap_or_default()
     }
 
-    /// Sends the front of the first part. `None`: the parts are to be written.
+    /// Send the front of the first part. `None` means that the parts must be written.
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
         let count = self.count(parts);
-        let Some(first) = parts.first().filter(|first| first.len() >= PAGES_FROM && count > 0) else {
+        let Some(first) = parts.first().filter(|first| first.len() >= MIN_ZERO_COPY_SIZE && count > 0) else {
             self.splice = None;
             return None;
         };
@@ -67,12 +69,12 @@ impl Pages {
         outcome
     }
 
-    /// What is to be written now, so that a large part comes first next time.
+    /// The parts to write now, so that the next send starts with a large one.
     pub(super) fn before_next<'a, 'b>(&self, parts: &'a [IoSlice<'b>]) -> &'a [IoSlice<'b>] {
         if self.count(parts) == 0 {
             return parts;
         }
-        let end = parts.iter().position(|part| part.len() >= PAGES_FROM).filter(|end| *end > 0);
+        let end = parts.iter().position(|part| part.len() >= MIN_ZERO_COPY_SIZE).filter(|end| *end > 0);
         end.and_then(|end| parts.get(..end)).unwrap_or(parts)
     }
 }
@@ -109,7 +111,7 @@ mod tests {
         (Socket::from(OwnedFd::from(ours)), theirs)
     }
 
-    /// Bytes that are nowhere the same as at another place near by.
+    /// Bytes that differ from page to page.
     fn pattern(length: usize, seed: usize) -> Vec<u8> {
         (0..length).map(|index| u8::try_from((index * 31 + index / 4096 * 7 + seed) % 251).unwrap()).collect()
     }
@@ -128,12 +130,12 @@ mod tests {
     #[test]
     fn large_segments_arrive_as_they_are_beside_small_ones_as_pages_and_as_copies() {
         for refused in [false, true] {
-            let lengths = [100, 20_000_001, 0, 5, PAGES_FROM, 9_999_999, 1, PAGES_FROM - 1, 3_000_000];
+            let lengths = [100, 20_000_001, 0, 5, MIN_ZERO_COPY_SIZE, 9_999_999, 1, MIN_ZERO_COPY_SIZE - 1, 3_000_000];
             let payload = Pieces(lengths.iter().enumerate().map(|(seed, length)| pattern(*length, seed)).collect());
             let (mut socket, other_end) = pair();
-            assert!(socket.pages.copied.is_some_and(|copied| copied < 20_000_000));
+            assert!(socket.zero_copy.copied.is_some_and(|copied| copied < 20_000_000));
             if refused {
-                socket.pages.copied = None;
+                socket.zero_copy.copied = None;
             }
             let bytes = sent(&payload, Connection::new(socket), other_end);
             assert!(bytes.ends_with(&payload.0.concat()), "refused: {refused}");
@@ -148,7 +150,7 @@ mod tests {
         let expected = payload.0.concat();
         let (written_to, may_go_on) = std::sync::mpsc::channel::<()>();
         let reader = std::thread::spawn(move || {
-            // As far as the sender needs, and the rest when its memory holds something else.
+            // Read as much as the sender needs, and the rest after its memory has changed.
             let unread = 2 * os::socket::send_buffer_size(other_end.as_fd()).unwrap();
             let mut bytes = vec![0; 30_000_000 - unread];
             other_end.read_exact(&mut bytes).unwrap();
@@ -159,7 +161,7 @@ mod tests {
                     Ok(count) => bytes.extend(&some[..count]),
                     Err(_) => std::thread::yield_now(),
                 }
-                // It is the sender that has to be the faster one now.
+                // Slow down the reader: the sender must be faster now.
                 std::thread::sleep(Duration::from_micros(200));
             }
             other_end.set_nonblocking(false).unwrap();

@@ -1,4 +1,4 @@
-//! The handlers of `pthread_atfork(3)`: noted when they are registered, run around a fork.
+//! The handlers of `pthread_atfork(3)`: recorded when they are registered, run around a fork.
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ struct Handlers {
     prepare: Handler,
     parent: Handler,
     child: Handler,
-    /// What its library is known by to the C library, or 0. The handlers are code of that library.
+    /// The handle of the library whose code the handlers are, or 0.
     library: usize,
 }
 
@@ -26,7 +26,7 @@ fn handlers() -> MutexGuard<'static, Vec<Handlers>> {
     HANDLERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A library is unloaded, or the process exits and needs none of them any more.
+/// Called when a library is unloaded, and at the exit of the process.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 unsafe extern "C" fn forget_handlers(library: *mut c_void) {
     let library = library.addr();
@@ -35,12 +35,13 @@ unsafe extern "C" fn forget_handlers(library: *mut c_void) {
 
 static FORKING: AtomicBool = AtomicBool::new(false);
 
-/// Whether a handler is run because a template forks a worker, and not because somebody else forks this process.
+/// True while handlers run for a template's fork, false for any other fork.
 pub(in crate::os) fn is_forking() -> bool {
     FORKING.load(Ordering::Relaxed)
 }
 
-/// What `pthread_atfork` calls. It is called by name, and the executable's own symbol is the first that the loader finds.
+/// The target of `pthread_atfork`. It is called by name, and the loader finds the executable's
+/// symbol first.
 ///
 /// # Safety
 /// As `pthread_atfork(3)`: the functions can be called at any fork from now on.
@@ -51,14 +52,16 @@ pub(crate) unsafe extern "C" fn __register_atfork(prepare: Handler, parent: Hand
     unsafe extern "C" {
         fn __cxa_atexit(function: unsafe extern "C" fn(*mut c_void), argument: *mut c_void, dso: *mut c_void) -> c_int;
     }
-    // SAFETY: dlsym reads a C string; RTLD_NEXT asks for what this symbol has displaced.
+    // SAFETY: dlsym reads a C string; RTLD_NEXT asks for the symbol behind this one.
     let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"__register_atfork".as_ptr()) };
     if next.is_null() {
         return libc::ENOMEM;
     }
-    // SAFETY: the C library's function of this name has had this type since glibc 2.3 (nptl/pthread_atfork.c).
+    // SAFETY: the C library's function of this name has had this type since glibc 2.3
+    // (nptl/pthread_atfork.c).
     let next = unsafe { std::mem::transmute::<*mut c_void, Register>(next) };
-    // The C library forgets them when it ends this library, and calls the library's exit handlers just before.
+    // The C library forgets the handlers when it unloads this library, just after the library's
+    // exit handlers.
     // SAFETY: the function lives as long as the program and uses its argument as a number only.
     if !dso.is_null() && unsafe { __cxa_atexit(forget_handlers, dso, dso) } != 0 {
         return libc::ENOMEM;
@@ -72,9 +75,9 @@ pub(crate) unsafe extern "C" fn __register_atfork(prepare: Handler, parent: Hand
     status
 }
 
-/// The handlers have prepared for a fork; when this goes without one, they are told so.
+/// Handlers that have prepared for a fork. The drop runs their counterparts, also without a fork.
 pub(super) struct Prepared {
-    /// Those that are to be told: what one of them registers meanwhile has not prepared.
+    /// Handlers registered during the preparation are left out.
     numbers: Vec<u64>,
     side: Side,
 }
@@ -83,7 +86,7 @@ impl Prepared {
     pub(super) fn new() -> Self {
         let numbers: Vec<u64> = handlers().iter().map(|handlers| handlers.number).collect();
         FORKING.store(true, Ordering::Relaxed);
-        // The last to have registered prepares first (pthread_atfork(3)).
+        // The last one registered prepares first (pthread_atfork(3)).
         run(numbers.iter().rev(), |handlers| handlers.prepare);
         Self { numbers, side: Side::Template }
     }
@@ -105,10 +108,11 @@ impl Drop for Prepared {
 
 fn run<'a>(numbers: impl Iterator<Item = &'a u64>, which: fn(&Handlers) -> Handler) {
     for number in numbers {
-        // One of the others may have had its library unloaded.
+        // An earlier handler may have unloaded a library.
         let handler = handlers().iter().find(|handlers| handlers.number == *number).and_then(which);
         if let Some(handler) = handler {
-            // SAFETY: it was registered to be called at a fork, on either side, which is what happens here; its library is there.
+            // SAFETY: it was registered to be called at a fork, on either side, as here; its
+            // library is loaded.
             unsafe { handler() };
         }
     }

@@ -1,26 +1,29 @@
-//! How a template makes a worker out of itself: a child of the template's own parent, with all done that `fork(3)` does.
+//! Fork a worker off a template: as a child of the template's parent, with everything that
+//! `fork(3)` does.
 //!
-//! `clone(2)` with `CLONE_PARENT` makes a sibling. So the parent program reaps each worker itself and learns exactly how it
-//! ended, a worker's `getppid` is the program, and a template may die without any effect on the workers.
-//! The alternative, the C library's `fork` and a template that reports how its children ended, loses the ending of every
-//! worker that outlives its template, and needs a second kind of reaping, orphan and pidfd on the parent's side.
+//! `clone(2)` with `CLONE_PARENT` creates a sibling. So the parent program reaps each worker itself
+//! and learns its exact ending, a worker's `getppid` is the program, and a template may die without
+//! an effect on its workers. The alternative is the C library's `fork` and a template that reports
+//! endings. It loses the ending of every worker that outlives its template, and needs a second way
+//! of reaping and watching in the parent.
 //!
-//! The C library's `fork` does some things that the bare call does not, and these are done here:
-//! * The main thread's number is kept in its control block (`pthread_kill`, robust and error-checking mutexes and, before glibc
-//!   2.34, more use it). `CLONE_CHILD_SETTID` writes the new one there, as `fork` has it. How the place is found, whatever the C
-//!   library: `numbers.rs`. A worker that has wrong numbers afterwards ends before it does anything.
-//! * The list of robust mutexes is registered anew (`set_robust_list(2)`).
-//! * The handlers of `pthread_atfork(3)` are run: OpenBLAS stops its threads in one. The C library keeps them to itself, so they
-//!   are noted when they are registered: the symbol below comes before the library's own, for all that is loaded. Those of a library
-//!   that is unloaded are forgotten at the same moment as by the C library: by an exit handler of that library (`__cxa_atexit`).
-//! * The locks of the C library need no care: there is one thread, and it holds none. Where there are others that may be there
-//!   ([`AllowedThreads`]), the fork waits until they sleep: a thread that sleeps is not in the middle of an allocation. What the
-//!   C library notes of them stays noted in the worker: their stacks are not used again, and a call that waits until all threads
-//!   have done something (`setuid(2)`) finds that they are gone.
+//! The C library's `fork` does more than the system call. These steps are done here:
+//! * The control block contains the main thread's ID (used by `pthread_kill`, robust and
+//!   error-checking mutexes, and more before glibc 2.34). `CLONE_CHILD_SETTID` writes the new ID
+//!   there, as in `fork`. `cached_ids.rs` finds the place. A worker with wrong IDs exits at once.
+//! * The list of robust mutexes is registered again (`set_robust_list(2)`).
+//! * The handlers of `pthread_atfork(3)` run; OpenBLAS stops its threads in one. The C library does
+//!   not expose them, so `handlers.rs` records them when they are registered: its symbol comes
+//!   before the library's. Handlers of an unloaded library are forgotten at the same moment as in
+//!   the C library, by an exit handler of that library (`__cxa_atexit`).
+//! * With one thread the C library's locks are free. If there are allowed threads
+//!   ([`AllowedThreads`]), the fork waits until they sleep: a sleeping thread is not inside an
+//!   allocation. The C library's notes about them stay in the worker. Their stacks are not reused,
+//!   and a call that waits for all threads (`setuid(2)`) finds that they are gone.
 
-pub mod front;
+mod cached_ids;
 pub(super) mod handlers;
-mod numbers;
+pub mod pid_slot;
 pub mod threads;
 
 use std::ffi::{c_int, c_void};
@@ -30,12 +33,12 @@ use std::sync::OnceLock;
 
 use thiserror::Error;
 
-use crate::os::fork::front::Front;
+use crate::os::fork::cached_ids::CachedIds;
 use crate::os::fork::handlers::Prepared;
-use crate::os::fork::numbers::Numbers;
+use crate::os::fork::pid_slot::PidSlot;
 use crate::os::fork::threads::{AllowedThreads, refuse_threads};
 
-/// Which of the two processes this is after a fork.
+/// The two processes after a fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Template,
@@ -60,55 +63,59 @@ fn count(threads: usize) -> String {
     format!("{threads} {}", if threads == 1 { "thread" } else { "threads" })
 }
 
-/// Forks a worker off this process. Its number is in the front of its record before it runs at all. In the worker it is written to
-/// `birth`, and taken back from there, before anything else is done, and then `born` is called. To be called between Python's own preparation for a fork and what it does after one.
+/// Fork a worker. The kernel writes its process ID to the record before it runs at all. In the
+/// worker, `begin` is called first, the process ID is written to `pid_pipe` and removed from the
+/// record, and then `in_worker` is called. Call this between Python's own preparation for a fork
+/// and its cleanup.
 pub fn fork_sibling(
-    birth: BorrowedFd<'_>,
-    front: Option<Front>,
+    pid_pipe: BorrowedFd<'_>,
+    pid_slot: Option<PidSlot>,
     allowed: &AllowedThreads,
     begin: fn(),
-    born: impl FnOnce(),
+    in_worker: impl FnOnce(),
 ) -> Result<Side, ForkError> {
     let handlers = Prepared::new();
     refuse_threads(allowed)?;
-    let side = clone_sibling(birth, front, begin)?;
+    let side = clone_sibling(pid_pipe, pid_slot, begin)?;
     if side == Side::Worker {
-        born();
+        in_worker();
     }
     handlers.finish(side);
     Ok(side)
 }
 
-/// Whether this process could fork now, once everybody has prepared for it.
-pub fn rehearse(allowed: &AllowedThreads) -> Result<(), ForkError> {
+/// Check whether this process could fork now, after all handlers have prepared.
+pub fn dry_run(allowed: &AllowedThreads) -> Result<(), ForkError> {
     let _handlers = Prepared::new();
     refuse_threads(allowed)
 }
 
-/// Where the numbers are is the same at every fork.
-static NUMBERS: OnceLock<Numbers> = OnceLock::new();
+/// The places are the same at every fork.
+static CACHED_IDS: OnceLock<CachedIds> = OnceLock::new();
 
-fn numbers() -> Result<Numbers, ForkError> {
-    if let Some(numbers) = NUMBERS.get() {
-        return Ok(*numbers);
+fn cached_ids() -> Result<CachedIds, ForkError> {
+    if let Some(ids) = CACHED_IDS.get() {
+        return Ok(*ids);
     }
-    let found = Numbers::find().ok_or_else(|| ForkError::UnknownLibrary(c_library()))?;
-    Ok(*NUMBERS.get_or_init(|| found))
+    let found = CachedIds::find().ok_or_else(|| ForkError::UnknownLibrary(c_library()))?;
+    Ok(*CACHED_IDS.get_or_init(|| found))
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn clone_sibling(birth: BorrowedFd<'_>, front: Option<Front>, begin: fn()) -> Result<Side, ForkError> {
+fn clone_sibling(pid_pipe: BorrowedFd<'_>, pid_slot: Option<PidSlot>, begin: fn()) -> Result<Side, ForkError> {
     const FLAGS: c_int = libc::CLONE_PARENT | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
-    let numbers = numbers()?;
-    let number = numbers.of_thread();
-    let noted = front.as_ref().map_or(std::ptr::null_mut(), |front| front.0.as_ptr());
-    let flags = if front.is_some() { FLAGS | libc::CLONE_PARENT_SETTID } else { FLAGS };
+    let ids = cached_ids()?;
+    let number = ids.thread_id_address();
+    let noted = pid_slot.as_ref().map_or(std::ptr::null_mut(), |pid_slot| pid_slot.0.as_ptr());
+    let flags = if pid_slot.is_some() { FLAGS | libc::CLONE_PARENT_SETTID } else { FLAGS };
     let robust = robust_list();
-    // SAFETY: without CLONE_VM the new process has a copy of all memory and goes on behind this line on its own copy of the
-    // stack, as after fork(2); what the kernel writes to are the place where the C library has the number, and the front of the record. There is one
-    // thread, or others sleep, so no lock is held by somebody who is not copied.
+    // SAFETY: without CLONE_VM the new process has a copy of all memory and continues here on its
+    // own stack, as after fork(2). The kernel writes to two places: the C library's thread ID, and
+    // the front of the record. Other threads sleep, if they exist, so every lock's holder is
+    // copied.
     let pid = unsafe {
-        // The order of the arguments differs between the processors (clone(2), «C library/kernel differences»).
+        // The order of the arguments depends on the processor (clone(2), "C library/kernel
+        // differences").
         #[cfg(target_arch = "x86_64")]
         let pid = libc::syscall(libc::SYS_clone, flags, 0_usize, noted, number, 0_usize);
         #[cfg(target_arch = "s390x")]
@@ -119,14 +126,15 @@ fn clone_sibling(birth: BorrowedFd<'_>, front: Option<Front>, begin: fn()) -> Re
     };
     match pid {
         0 => {
-            // First: whoever knows the number may end this process, and relies on what that arranges.
+            // First: the parent may end this process once it has the process ID, and relies on the
+            // mark.
             begin();
-            if announce(birth)
-                && let Some(front) = front
+            if send_pid(pid_pipe)
+                && let Some(pid_slot) = pid_slot
             {
-                front.clear();
+                pid_slot.clear();
             }
-            if !numbers.settle() {
+            if !ids.update() {
                 let _ = writeln!(io::stderr(), "trio-offload-worker: {}", ForkError::UnknownLibrary(c_library()));
                 crate::os::process::exit_now(crate::exit::WRONG_ARGUMENTS);
             }
@@ -141,23 +149,23 @@ fn clone_sibling(birth: BorrowedFd<'_>, front: Option<Front>, begin: fn()) -> Re
     }
 }
 
-/// Other C libraries call the handlers of `pthread_atfork` in ways that are not known here.
+/// Other C libraries call the handlers of `pthread_atfork` in unknown ways.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn clone_sibling(_birth: BorrowedFd<'_>, _front: Option<Front>, _begin: fn()) -> Result<Side, ForkError> {
+fn clone_sibling(_birth: BorrowedFd<'_>, _front: Option<PidSlot>, _begin: fn()) -> Result<Side, ForkError> {
     Err(ForkError::Unsupported)
 }
 
-/// The parent learns the number from the worker itself: a template that dies at this moment has nothing to tell any more. False: it
-/// does not.
-fn announce(birth: BorrowedFd<'_>) -> bool {
-    let bytes = numbers::process_number().to_be_bytes();
-    // SAFETY: the pointer and the length are those of the array. A pipe takes so few bytes as a whole; a parent that is gone is
-    // found out a moment later.
-    let written = unsafe { libc::write(birth.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+/// Send the process ID from the worker itself: the template may die at this moment. Return true on
+/// success.
+fn send_pid(pid_pipe: BorrowedFd<'_>) -> bool {
+    let bytes = cached_ids::kernel_process_id().to_be_bytes();
+    // SAFETY: the pointer and the length belong to the array. A pipe takes so few bytes as a whole;
+    // a parent that is gone is found out a moment later.
+    let written = unsafe { libc::write(pid_pipe.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
     usize::try_from(written).is_ok_and(|written| written == bytes.len())
 }
 
-/// Its name and release, for people.
+/// Name and release, for people.
 fn c_library() -> String {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -173,7 +181,8 @@ fn c_library() -> String {
 fn robust_list() -> Option<(*mut c_void, usize)> {
     let mut head: *mut c_void = std::ptr::null_mut();
     let mut length = 0_usize;
-    // SAFETY: the call writes a pointer and a length to the places given; 0 is the calling thread (get_robust_list(2)).
+    // SAFETY: the call writes a pointer and a length to the places given; 0 is the calling thread
+    // (get_robust_list(2)).
     let status = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut length) };
     (status == 0 && !head.is_null()).then_some((head, length))
 }
@@ -197,10 +206,10 @@ mod tests {
 
     #[test]
     fn a_rehearsal_with_threads_is_refused_and_the_handlers_are_told() {
-        // SAFETY: both functions live as long as the program and do nothing that could go wrong.
+        // SAFETY: both functions live as long as the program and only count.
         assert_eq!(unsafe { libc::pthread_atfork(Some(prepare), Some(told), None) }, 0);
-        // The harness itself has a thread for each test.
-        let error = rehearse(&AllowedThreads::default()).unwrap_err();
+        // The test harness has one thread for each test.
+        let error = dry_run(&AllowedThreads::default()).unwrap_err();
         assert!(error.to_string().contains("beside the one that forks"), "{error}");
         assert_eq!((PREPARED.load(Ordering::SeqCst), TOLD.load(Ordering::SeqCst)), (1, 1));
     }

@@ -1,4 +1,4 @@
-//! The threads that may run beside the one that forks.
+//! The threads that may run during a fork.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,28 +7,29 @@ use std::time::{Duration, Instant};
 
 use crate::os::fork::ForkError;
 
-/// How many threads this process has.
+/// The number of threads in this process.
 pub fn thread_count() -> usize {
-    // One system call; the kernel counts a link for each thread (fs/proc/base.c, proc_task_getattr).
+    // One system call: the kernel counts a link for each thread (fs/proc/base.c,
+    // proc_task_getattr).
     let links = fs::metadata("/proc/self/task").map_or(0, |status| status.nlink());
     links.checked_sub(2).and_then(|count| usize::try_from(count).ok()).unwrap_or_default()
 }
 
-/// The threads that may be there beside the one that forks, by their names.
+/// The names of threads that may run during a fork.
 #[derive(Debug, Clone, Default)]
 pub struct AllowedThreads {
     names: Vec<String>,
 }
 
-/// Threads of libraries that make a fork safe themselves, by handlers of their own: jemalloc holds its locks through it, and has no
-/// background thread in the child. pyarrow brings one, and pandas with it.
+/// Threads of libraries with their own fork handlers. jemalloc, which pyarrow (and so pandas)
+/// brings, holds its locks during a fork and has no background thread in the child.
 const KNOWN: [&str; 1] = ["jemalloc_bg_thd"];
 
-/// What is behind this many bytes of a thread's name is cut off by the system (prctl(2), PR_SET_NAME).
+/// The system cuts thread names to this many bytes (prctl(2), PR_SET_NAME).
 const NAME_SIZE: usize = 15;
 
 impl AllowedThreads {
-    /// A `*` at the end of a name stands for anything.
+    /// Create a list. A `*` at the end of a name matches anything.
     pub fn new(names: Vec<String>) -> Self {
         Self { names }
     }
@@ -41,8 +42,8 @@ impl AllowedThreads {
         KNOWN.contains(&name) || self.names.iter().any(|allowed| fits(allowed))
     }
 
-    /// The names of those that may not be there.
-    pub fn strangers(&self) -> Vec<String> {
+    /// The names of running threads that are not allowed.
+    pub fn unexpected(&self) -> Vec<String> {
         other_threads().into_iter().map(|thread| thread.name).filter(|name| !self.has(name)).collect()
     }
 }
@@ -51,20 +52,20 @@ fn cut(name: &str) -> &[u8] {
     name.as_bytes().get(..NAME_SIZE).unwrap_or(name.as_bytes())
 }
 
-/// A thread that was waited for is counted until the kernel has taken it apart, and one that may be there may be at work.
-const UNTIL_THREADS_ARE_GONE: Duration = Duration::from_millis(100);
+/// A joined thread is counted until the kernel has removed it, and an allowed one may be busy.
+const THREADS_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Whether this process has no other threads than those that may be there. If it can be had these sleep when this returns.
+/// Check that only allowed threads run. They sleep afterwards, if possible.
 pub fn refuse_threads(allowed: &AllowedThreads) -> Result<(), ForkError> {
-    let deadline = Instant::now() + UNTIL_THREADS_ARE_GONE;
+    let deadline = Instant::now() + THREADS_TIMEOUT;
     while thread_count() > 1 {
-        let (known, strangers): (Vec<_>, Vec<_>) = other_threads().into_iter().partition(|thread| allowed.has(&thread.name));
+        let (known, unexpected): (Vec<_>, Vec<_>) = other_threads().into_iter().partition(|thread| allowed.has(&thread.name));
         let is_late = Instant::now() > deadline;
-        if strangers.is_empty() && (is_late || known.iter().all(|thread| thread.sleeps)) {
+        if unexpected.is_empty() && (is_late || known.iter().all(|thread| thread.sleeps)) {
             return Ok(());
         }
         if is_late {
-            return Err(ForkError::Threads(strangers.into_iter().map(|thread| thread.name).collect()));
+            return Err(ForkError::Threads(unexpected.into_iter().map(|thread| thread.name).collect()));
         }
         thread::sleep(Duration::from_micros(100));
     }
@@ -84,7 +85,7 @@ fn other_threads() -> Vec<OtherThread> {
         .map(|thread| {
             let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default().trim_end_matches('\n').to_owned();
             let status = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            // The state comes behind the name, which may hold anything (proc(5)).
+            // The state follows the name, which may contain anything (proc(5)).
             let sleeps = status.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('S'));
             OtherThread { name: if name.is_empty() { "without a name".to_owned() } else { name }, sleeps }
         })
@@ -100,13 +101,13 @@ mod tests {
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let (ready, begun) = std::sync::mpsc::channel::<()>();
         let before = thread_count();
-        // It gives itself its name.
+        // The thread sets its own name.
         let work = move || ready.send(()).map(|()| wait.recv().is_err());
         let thread = thread::Builder::new().name("knitter".to_owned()).spawn(work).unwrap();
         begun.recv().unwrap();
         assert!(thread_count() > before.saturating_sub(1) && before >= 1);
-        assert!(AllowedThreads::default().strangers().contains(&"knitter".to_owned()));
-        assert!(!AllowedThreads::new(vec!["knit*".to_owned()]).strangers().contains(&"knitter".to_owned()));
+        assert!(AllowedThreads::default().unexpected().contains(&"knitter".to_owned()));
+        assert!(!AllowedThreads::new(vec!["knit*".to_owned()]).unexpected().contains(&"knitter".to_owned()));
         drop(done);
         assert!(thread.join().unwrap().unwrap());
     }

@@ -1,7 +1,8 @@
-//! The start of an app that PyInstaller has made, as its bootloader does it (`pyi_python.c` and `pyi_launch.c` of PyInstaller).
+//! The start of an app made by PyInstaller, as its bootloader does it (`pyi_python.c` and
+//! `pyi_launch.c` of PyInstaller).
 //!
-//! What differs: the app's main script is not run (a job may name something in it, and then it is), and a hook that only
-//! changes one module waits until that module is imported, which for most jobs is never.
+//! Two differences: the app's main script runs only if a job names something in it, and a hook that
+//! changes one module waits for the import of that module.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,7 +13,7 @@ use trio_offload_worker::protocol::hello::{Bundle, Script};
 use crate::python::finders;
 use crate::python::raw;
 
-/// Makes the app's modules importable and runs its runtime hooks.
+/// Make the app's modules importable, and run its runtime hooks.
 pub(crate) fn boot(py: Python<'_>, bundle: &Bundle) -> PyResult<()> {
     let sys = py.import("sys")?;
     sys.setattr("_MEIPASS", raw::decode(py, &bundle.folder)?)?;
@@ -33,8 +34,8 @@ pub(crate) fn boot(py: Python<'_>, bundle: &Bundle) -> PyResult<()> {
     Ok(())
 }
 
-/// The boot script looks for the archive in one of two places, by PyInstaller's version (6.0 on: the attribute). The place
-/// that it did not look at would be seen by the app.
+/// Offer the archive to the boot script in both places where a version of PyInstaller looks (the
+/// attribute since 6.0), and remove the unused one.
 fn hand_archive_over(sys: &Bound<'_, PyModule>, bundle: &Bundle, boot: impl FnOnce() -> PyResult<()>) -> PyResult<()> {
     let Some(pyz) = &bundle.pyz else { return boot() };
     let pyz = raw::decode(sys.py(), pyz)?;
@@ -53,7 +54,7 @@ fn hand_archive_over(sys: &Bound<'_, PyModule>, bundle: &Bundle, boot: impl FnOn
 
 const ATTRIBUTE: &str = "_pyinstaller_pyz";
 
-/// Runs a script, which finds its own place in `__file__` as usual.
+/// Run a script, with its path in `__file__`.
 fn run(py: Python<'_>, script: &Script, namespace: &Bound<'_, PyDict>) -> PyResult<()> {
     let folder = py.import("sys")?.getattr("_MEIPASS")?;
     namespace.set_item("__file__", folder.add(format!("/{}.py", script.name))?)?;
@@ -69,7 +70,7 @@ fn load<'py>(py: Python<'py>, code: &[u8]) -> PyResult<Bound<'py, PyCode>> {
     Ok(code.cast_into()?)
 }
 
-/// Finds nothing: notices that a module is about to be imported for which a hook waits.
+/// A finder that only notices imports for which a hook waits.
 #[pyclass(frozen, module = "trio_offload_worker")]
 #[derive(Default)]
 struct WaitingHooks {
@@ -107,7 +108,7 @@ impl WaitingHooks {
     }
 }
 
-/// In a namespace of its own: `__main__` may be the app's by now.
+/// In a separate namespace: `__main__` may be the app's already.
 fn run_late(py: Python<'_>, script: &Script) -> PyResult<()> {
     let namespace = PyDict::new(py);
     namespace.set_item("__name__", "__main__")?;

@@ -1,4 +1,4 @@
-//! The owner of the running interpreter: the right library, started as the parent's own Python.
+//! The running interpreter: check the library, and start it as the parent's own Python.
 
 mod bundle;
 
@@ -14,10 +14,10 @@ use trio_offload_worker::protocol::message::Explanation;
 use crate::python::config::{Config, version_number};
 use crate::python::raw;
 
-/// The Python part of what is said in here of templates.
+/// The Python part of templates.
 const OF_TEMPLATES: &str = "trio_offload_worker._template";
 
-/// The libpython that the loader took for this process.
+/// The libpython that the loader chose for this process.
 pub(crate) fn loaded_library() -> PathBuf {
     os::library_that_defines(c"Py_GetVersion").unwrap_or_default()
 }
@@ -30,7 +30,7 @@ pub(crate) struct Interpreter {
     pub(crate) libpython: PathBuf,
 }
 
-/// What only the running interpreter knows of itself.
+/// Facts that only the running interpreter knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Prefixes {
     pub(crate) prefix: Vec<u8>,
@@ -38,7 +38,7 @@ pub(crate) struct Prefixes {
 }
 
 impl Interpreter {
-    /// Checks that the library is the parent's and starts it as the parent's Python.
+    /// Check that the library is the parent's, and start it.
     pub(crate) fn start(hello: &Hello) -> Result<Self, Explanation> {
         let (version, libpython) = (raw::version::version(), loaded_library());
         check_version(hello, &version, &libpython)?;
@@ -48,7 +48,7 @@ impl Interpreter {
         Ok(Self { running, version, libpython })
     }
 
-    /// Does what an app's bootloader would have done by now, if the parent is such an app.
+    /// Do the work of PyInstaller's bootloader, if the parent is such an app.
     pub(crate) fn boot(hello: &Hello) -> Result<(), Explanation> {
         let Some(bundle) = &hello.bundle else { return Ok(()) };
         Python::attach(|py| {
@@ -64,11 +64,11 @@ impl Interpreter {
         })
     }
 
-    /// Puts the lists of `sys` in place and reads where Python has found itself.
-    pub(crate) fn furnish(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<Prefixes> {
+    /// Set the lists in `sys`, and return where Python is installed.
+    pub(crate) fn configure_sys(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<Prefixes> {
         set_list(sys, "path", &hello.path)?;
-        // These three are part of the configuration too, but Python adds to them, and the order of what it adds is not
-        // always that of a command line (Python/initconfig.c, config_init_warnoptions).
+        // These three are part of the configuration too. But Python adds to them, in an order that
+        // may differ from a command line's (Python/initconfig.c, config_init_warnoptions).
         set_list(sys, "argv", &hello.argv)?;
         set_list(sys, "orig_argv", &hello.orig_argv)?;
         set_list(sys, "warnoptions", &hello.warnoptions)?;
@@ -78,8 +78,8 @@ impl Interpreter {
         Ok(Prefixes { prefix: path("prefix")?, exec_prefix: path("exec_prefix")? })
     }
 
-    /// Whether what [`Self::furnish`] did for the other one is what it would do for this one.
-    pub(crate) fn is_furnished(hello: &Hello, other: &Hello) -> bool {
+    /// True if [`Self::configure_sys`] would do the same for both.
+    pub(crate) fn is_configured_alike(hello: &Hello, other: &Hello) -> bool {
         hello.path == other.path
             && hello.argv == other.argv
             && hello.orig_argv == other.orig_argv
@@ -88,13 +88,14 @@ impl Interpreter {
             && wanted_lazy_imports(hello) == wanted_lazy_imports(other)
     }
 
-    /// Imports into a template what its workers need from the first moment to the last; what they call first.
-    pub(crate) fn prepare_workers(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    /// Import the part of a template that its workers need; return the function that they call
+    /// first.
+    pub(crate) fn prepare_forks(py: Python<'_>) -> PyResult<Py<PyAny>> {
         Ok(py.import(OF_TEMPLATES)?.getattr("catch_up")?.unbind())
     }
 
-    /// The end of a worker that was forked. False: standard output could not be flushed.
-    pub(crate) fn leave() -> bool {
+    /// Exit a forked worker. Return false if standard output could not be flushed.
+    pub(crate) fn exit_forked() -> bool {
         Python::attach(|py| {
             let outcome = py.import(OF_TEMPLATES).and_then(|module| module.call_method0("leave")?.extract());
             outcome.unwrap_or_else(|error| {
@@ -104,7 +105,7 @@ impl Interpreter {
         })
     }
 
-    /// False: standard output could not be flushed.
+    /// Return false if standard output could not be flushed.
     pub(crate) fn finish(self) -> bool {
         self.running.finish()
     }
@@ -118,7 +119,7 @@ pub(crate) fn environment<'py>(py: Python<'py>, hello: &Hello) -> PyResult<Bound
     Ok(variables)
 }
 
-/// The one variable that can keep every Python from starting; a program may have set it for the sake of another one.
+/// PYTHONHOME can keep every Python from starting; it may be meant for another one.
 fn home_hint() -> String {
     match std::env::var_os("PYTHONHOME") {
         Some(home) => format!(". The variable PYTHONHOME is set to {home:?}; is that where this Python lives?"),
@@ -126,7 +127,7 @@ fn home_hint() -> String {
     }
 }
 
-/// The longest integer that is turned into text or made from it. Before 3.12 it is not part of the configuration.
+/// The length limit of integers in text. Before 3.12 it is not part of the configuration.
 fn set_digits(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<()> {
     if let Some(wanted) = wanted_digits(hello)
         && sys.hasattr("set_int_max_str_digits")?
@@ -141,8 +142,8 @@ fn wanted_digits(hello: &Hello) -> Option<i32> {
     flag(hello, "int_max_str_digits")
 }
 
-/// Whether every import of a module is put off until its first use (PEP 810). As part of the configuration it would show in
-/// `sys.flags`, which says how the parent was started and not what it has set since.
+/// Lazy imports (PEP 810). As part of the configuration they would show in `sys.flags`, which
+/// reflects the parent's start rather than its present state.
 fn set_lazy_imports(sys: &Bound<'_, PyModule>, hello: &Hello) -> PyResult<()> {
     if let Some(wanted) = wanted_lazy_imports(hello)
         && sys.hasattr("set_lazy_imports")?
@@ -163,7 +164,7 @@ fn flag(hello: &Hello, name: &str) -> Option<i32> {
     hello.flags.iter().find(|(known, _)| known == name).map(|(_, wanted)| *wanted)
 }
 
-/// In place, because others hold the list; not touched at all where it is right already.
+/// Change the list in place, because other code holds it, and only if it differs.
 fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResult<()> {
     let py = sys.py();
     let wanted = items.iter().map(|item| raw::decode(py, item)).collect::<PyResult<Vec<_>>>()?;
@@ -175,10 +176,11 @@ fn set_list(sys: &Bound<'_, PyModule>, name: &str, items: &[Vec<u8>]) -> PyResul
     Ok(())
 }
 
-/// Two 3.11s are not the same Python: an extension module or a `.pyc` of the one may break in the other.
+/// Check that the builds are the same. An extension module or a `.pyc` of one 3.11 may break in
+/// another.
 ///
-/// The builds must be the same to the letter, with one exception: an interpreter that is linked statically may have been
-/// compiled a minute before the shared library that belongs to it. There the version's number and the path decide.
+/// The version texts must be equal, with one exception: a statically linked interpreter may have
+/// been compiled a minute before its shared library. Then the version's number and the path decide.
 fn check_version(hello: &Hello, version: &str, loaded: &Path) -> Result<(), Explanation> {
     if hello.free_threaded != raw::version::FREE_THREADED {
         let kind = |free_threaded| if free_threaded { "a free-threaded build" } else { "a build with a GIL" };

@@ -1,12 +1,14 @@
-//! Functions that a call names: they are found without the unpickler, to which finding one is more than half of a small job.
+//! Functions by reference: they are found without the unpickler, for which that is more than half
+//! of a small job.
 //!
-//! A pickle is a program for a stack. The parent puts the one of such a call together of «push what this module has by this name»,
-//! the program that pushes the arguments, and «make a pair of the two» (its `_by_name.py`). The unpickler runs that when the name
-//! comes for the first time, with all that may be needed for it: imports, the user's main script, an attribute that a module
-//! computes. Afterwards what module has that name now, and what it has by the other one now, is asked for each call, as the
-//! unpickler would; only the program for the arguments is still run by it. What is not exactly so is left to it as a whole.
+//! A pickle is a program for a stack machine. The parent composes such a call from three parts (its
+//! `by_reference` module): push a module's attribute, push the arguments, make a pair. For a new
+//! name the unpickler runs all of it, which may import modules, run the main script, or compute an
+//! attribute. Later calls look up the module and the attribute as the unpickler would, and only the
+//! arguments' program goes to the unpickler. A pickle of any other form goes to the unpickler as a
+//! whole.
 //!
-//! Nothing is told to audit hooks (`pickle.find_class`) of a name that is known.
+//! Audit hooks (`pickle.find_class`) see a name only the first time.
 
 #![forbid(unsafe_code)]
 
@@ -16,17 +18,17 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyModule, PyString, PyTuple};
 
-/// The program of a pickled call whose function is named.
+/// The program of a pickled call by reference.
 pub(crate) fn call_of(pickle: &[u8]) -> Option<&[u8]> {
     let program = pickle.strip_prefix(PROTO)?.strip_suffix(STOP)?;
     program.starts_with(GLOBAL).then_some(program)
 }
 
-/// The names that have come so far.
-pub(crate) struct ByName {
-    /// The interpreter's, whatever becomes of `sys.modules`.
+/// The names seen so far.
+pub(crate) struct FunctionsByReference {
+    /// `sys.modules`, as the interpreter has it.
     modules: Py<PyDict>,
-    /// A tree, because to hash a name takes 200 instructions and to compare it with the few that jobs have takes 20 each.
+    /// A tree: hashing a name takes 200 instructions, comparing it with one of a few takes 20.
     known: RefCell<BTreeMap<Box<[u8]>, Known>>,
 }
 
@@ -35,18 +37,18 @@ struct Known {
     name: Py<PyString>,
 }
 
-impl ByName {
+impl FunctionsByReference {
     pub(crate) fn new(py: Python<'_>) -> PyResult<Self> {
         let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
         Ok(Self { modules: modules.unbind(), known: RefCell::default() })
     }
 
-    /// What the program of a call pushes. `loads` is the unpickler.
+    /// Run the program of a call. `loads` is the unpickler.
     pub(crate) fn run<'py>(&self, py: Python<'py>, program: &[u8], loads: Loads<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.run_nested(py, program, loads, MOST_NESTED)
+        self.run_nested(py, program, loads, MAX_NESTED)
     }
 
-    /// A chunk of `map` is a call with a call as its arguments.
+    /// A chunk of `map` is a call with another call as its arguments.
     fn run_nested<'py>(
         &self,
         py: Python<'py>,
@@ -68,13 +70,13 @@ impl ByName {
         Ok(object)
     }
 
-    /// What has the name now, if the name is known.
+    /// The present attribute, if the name has been seen.
     fn find<'py>(&self, py: Python<'py>, pair: &Pair<'_>) -> Option<Bound<'py, PyAny>> {
         let known = self.known.try_borrow().ok()?;
         self.look_up(py, known.get(pair.lines)?)
     }
 
-    /// The unpickler has made this of the pair.
+    /// Store the name of a pair that the unpickler has made.
     fn remember(&self, pair: &Pair<'_>, object: &Bound<'_, PyAny>) {
         let (Ok(module), Ok(name)) = (str::from_utf8(pair.module), str::from_utf8(pair.name)) else { return };
         let Ok(function) = object.cast::<PyTuple>().map_err(PyErr::from).and_then(|tuple| tuple.get_item(0)) else { return };
@@ -84,7 +86,7 @@ impl ByName {
             return;
         }
         let Ok(mut all) = self.known.try_borrow_mut() else { return };
-        if all.len() >= MOST {
+        if all.len() >= MAX_KNOWN {
             all.clear();
         }
         all.insert(pair.lines.into(), known);
@@ -92,20 +94,20 @@ impl ByName {
 
     fn look_up<'py>(&self, py: Python<'py>, known: &Known) -> Option<Bound<'py, PyAny>> {
         let module = self.modules.bind(py).get_item(&known.module).ok()??;
-        // Any other may have a way of its own to its attributes.
+        // Other module types may have their own attribute lookup.
         module.cast_exact::<PyModule>().ok()?.dict().get_item(&known.name).ok()?
     }
 }
 
 type Loads<'a, 'py> = &'a dyn Fn(&[u8]) -> PyResult<Bound<'py, PyAny>>;
 
-/// A program that pushes a pair of what a module has by a name, and something else.
+/// A program that pushes a pair of a module's attribute and something else.
 struct Pair<'a> {
-    /// The two names, with their ends.
+    /// Both names, with their newlines.
     lines: &'a [u8],
     module: &'a [u8],
     name: &'a [u8],
-    /// The program for the other one.
+    /// The program for the arguments.
     arguments: &'a [u8],
 }
 
@@ -119,21 +121,21 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// The first line, which a newline ends, and what follows it.
+/// Split off the first line.
 fn line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = text.iter().position(|byte| *byte == b'\n')?;
     Some((text.get(..end)?, text.get(end + 1..)?))
 }
 
-/// Lib/pickletools.py has what these do.
+/// Opcodes (Lib/pickletools.py).
 const PROTO: &[u8] = b"\x80\x05";
 const GLOBAL: &[u8] = b"c";
 const EMPTY_TUPLE: &[u8] = b")";
 const TUPLE2: &[u8] = b"\x86";
 const STOP: &[u8] = b".";
 
-const MOST: usize = 256;
-const MOST_NESTED: usize = 2;
+const MAX_KNOWN: usize = 256;
+const MAX_NESTED: usize = 2;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The import of `_pickle` without two of the imports that it makes.
+//! The import of `_pickle` without two of its imports.
 
 #![forbid(unsafe_code)]
 
@@ -7,15 +7,15 @@ use pyo3::types::{PyCFunction, PyDict, PyMapping, PyString, PyTuple};
 
 use crate::python::finders;
 
-/// Imports `_pickle` without two of the imports that it makes, which take longer than everything else that the worker adds to the
-/// start of Python (Modules/_pickle.c, `_Pickle_InitState`). It gets something in their places, under the names that it asks for
-/// and for that moment only: the first job to import one of them gets the real one. No other thread of Python's runs yet,
-/// unless `site` started one.
+/// Import `_pickle` without two of its imports, which take longer than everything else that the
+/// worker adds to Python's start (Modules/_pickle.c, `_Pickle_InitState`). Substitutes stand in
+/// `sys.modules` during the import only; the first job that imports one of the names gets the real
+/// module. No other Python thread runs yet, unless `site` started one.
 ///
-/// * `functools` draws in `collections` and five more. All that is wanted of it is `partial`, which is the one of the builtin
-///   module `_functools`.
-/// * `_compat_pickle` is four tables of the names that Python 2 had, used by the protocols that it knew. They stay empty until
-///   somebody imports that module, which `pickle` does; from then on they are its tables.
+/// * `functools` imports `collections` and five more. `_pickle` only needs `partial`, which the
+///   builtin module `_functools` has.
+/// * `_compat_pickle` is four tables of Python 2's names, used by old protocols. They stay empty
+///   until that module is imported (`pickle` does so), and then they become its tables.
 pub(super) fn import_core(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     let sys = py.import("sys")?;
     let modules = sys.getattr("modules")?;
@@ -50,10 +50,10 @@ pub(super) fn import_core(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
 
 const OLD_NAMES: [&str; 4] = ["NAME_MAPPING", "IMPORT_MAPPING", "REVERSE_NAME_MAPPING", "REVERSE_IMPORT_MAPPING"];
 
-/// First on `sys.meta_path`; knows one name. Once that is looked for it is gone from there.
+/// Watches for `_compat_pickle`, first on `sys.meta_path`.
 #[pyclass(frozen, module = "trio_offload_worker")]
 struct OldNames {
-    /// What `_pickle` has in the place of `_compat_pickle`'s tables, by their names.
+    /// The tables that `_pickle` has in place of `_compat_pickle`'s, by their names.
     tables: Py<PyDict>,
 }
 
@@ -76,7 +76,7 @@ impl OldNames {
             for (name, table) in tables.bind(args.py()) {
                 let name = name.cast_into::<PyString>()?;
                 table.cast::<PyDict>()?.update(module.getattr(&name)?.cast::<PyMapping>()?)?;
-                // The very same from now on, as in any Python: whoever changes the one changes the other.
+                // One and the same table from now on, as in any Python.
                 module.setattr(&name, table)?;
             }
             Ok(())

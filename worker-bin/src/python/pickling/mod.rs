@@ -1,11 +1,11 @@
-//! Objects ↔ segments, with the C pickler that `_pickle` is. Nothing else of `pickle` is imported.
+//! Objects ↔ segments, with the C pickler in `_pickle`; the module `pickle` is not imported.
 //!
-//! * Large `bytes` and `bytearray`s are not copied into the pickle, wherever in the value they are: the C pickler hands them to its
-//!   file as they are (Modules/_pickle.c, `_Pickler_write_bytes`). Our file takes them out of the pickle: where it says «bytes of
-//!   this length follow» it now says «the next buffer» (PEP 574), and the object travels in a segment of its own, which becomes
-//!   a `bytes` or a `bytearray` on the other side and is what the unpickler puts into the value, without a copy there either.
-//! * Buffers of [`OUT_OF_BAND`] bytes and more travel in segments of their own (PEP 574) and are unpickled around memory
-//!   that was received for them, so that an array comes back writable and shares its memory with nobody.
+//! * Large `bytes` and `bytearray` objects are not copied, wherever they are in the value. The C
+//!   pickler passes them to its file as they are (Modules/_pickle.c, `_Pickler_write_bytes`). Our
+//!   file replaces "bytes of this length follow" by "the next buffer" (PEP 574) and sends the
+//!   object in its own segment. The unpickler puts it into the value without a copy too.
+//! * Buffers of [`OUT_OF_BAND`] bytes and more travel in their own segments (PEP 574). They are
+//!   unpickled around the memory that received them, so an array is writable and owns its memory.
 
 mod by_reference;
 mod core;
@@ -18,7 +18,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use trio_offload_worker::transport::Segment;
 
-use crate::python::pickling::by_reference::ByName;
+use crate::python::pickling::by_reference::FunctionsByReference;
 use crate::python::pickling::core::import_core;
 use crate::python::pickling::numbers::pickle_of_number;
 use crate::python::pickling::sink::{GATHERED, Pickled, Piece, Sink};
@@ -28,8 +28,8 @@ pub(crate) struct Pickling {
     loads: Py<PyAny>,
     pickler: Py<PyAny>,
     sink: Py<Sink>,
-    by_name: ByName,
-    /// A pickler that can be used again: to make one takes longer than to pickle a small result.
+    functions: FunctionsByReference,
+    /// A pickler to reuse: creating one takes longer than pickling a small result.
     kept: Cell<Option<Py<PyAny>>>,
 }
 
@@ -40,21 +40,21 @@ impl Pickling {
             loads: module.getattr("loads")?.unbind(),
             pickler: module.getattr("Pickler")?.unbind(),
             sink: Py::new(py, Sink::default())?,
-            by_name: ByName::new(py)?,
+            functions: FunctionsByReference::new(py)?,
             kept: Cell::new(None),
         })
     }
 
     pub(crate) fn load<'py>(&self, py: Python<'py>, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<Bound<'py, PyAny>> {
-        if let [Segment::Passing(pickle)] = segments[..]
+        if let [Segment::Borrowed(pickle)] = segments[..]
             && let Some(call) = by_reference::call_of(pickle)
         {
-            return self.by_name.run(py, call, &|pickle| self.loads(&PyBytes::new(py, pickle)));
+            return self.functions.run(py, call, &|pickle| self.loads(&PyBytes::new(py, pickle)));
         }
         let loads = self.loads.bind(py);
         let mut segments = segments.into_iter();
         let object = |segment: Segment<'_, NewBytes>| match segment {
-            Segment::Passing(bytes) => Ok(PyBytes::new(py, bytes).into_any()),
+            Segment::Borrowed(bytes) => Ok(PyBytes::new(py, bytes).into_any()),
             Segment::Owned(bytes) => bytes.into_object(py),
         };
         let pickle = segments.next().map_or_else(|| Ok(PyBytes::new(py, b"").into_any()), object)?;
@@ -67,7 +67,7 @@ impl Pickling {
         loads.call((pickle,), Some(&keywords))
     }
 
-    /// `_pickle.loads` itself.
+    /// The function `_pickle.loads`.
     pub(crate) fn loads_function(&self, py: Python<'_>) -> Py<PyAny> {
         self.loads.clone_ref(py)
     }
@@ -89,7 +89,8 @@ impl Pickling {
         let outcome = pickler.call_method1(pyo3::intern!(py, "dump"), (object,));
         let pickled = sink.get().take();
         outcome?;
-        // Its memo would keep alive what it has seen. One that has grown, or that failed in the middle, is not kept.
+        // The memo would keep objects alive. A pickler with a large memo, or one that failed, is
+        // not reused.
         if pickled.is_plain() && pickled.length() < GATHERED {
             pickler.call_method0(pyo3::intern!(py, "clear_memo"))?;
             self.kept.set(Some(pickler.unbind()));

@@ -1,11 +1,11 @@
-//! The pickles of plain objects.
+//! Pickles of None, truth values and numbers, written directly.
 
 #![forbid(unsafe_code)]
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyFloat, PyInt};
 
-/// How a pickle begins and ends, and the plain objects in it.
+/// Opcodes (Lib/pickletools.py).
 const PROTO: [u8; 2] = [0x80, 5];
 
 const STOP: u8 = b'.';
@@ -16,17 +16,17 @@ const NEWTRUE: u8 = 0x88;
 
 const NEWFALSE: u8 = 0x89;
 
-/// Four bytes, the least significant first.
+/// Four bytes, little-endian.
 const BININT: u8 = b'J';
 
-/// As many bytes as the next one says, the least significant first.
+/// A length byte, then the number, little-endian.
 const LONG1: u8 = 0x8a;
 
-/// Eight bytes, the most significant first.
+/// Eight bytes, big-endian.
 const BINFLOAT: u8 = b'G';
 
-/// The pickle of None, a truth value or a number that is not too large. To the pickler it is hardly more than getting ready and
-/// clearing up, which is a fifth of what the worker does for a small call.
+/// Pickle None, a truth value or a small number. The pickler's setup and cleanup would be a fifth
+/// of the worker's time for a small call.
 pub(super) fn pickle_of_number(object: &Bound<'_, PyAny>) -> Option<Vec<u8>> {
     let mut pickle = PROTO.to_vec();
     if object.is_none() {

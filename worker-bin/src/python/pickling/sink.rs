@@ -1,4 +1,4 @@
-//! The file that the pickler writes to, and what it has written.
+//! The file that the pickler writes to, and the pickle in it.
 
 #![forbid(unsafe_code)]
 
@@ -11,29 +11,29 @@ use trio_offload_worker::transport::Payload;
 
 use crate::python::raw::buffers::HeldBytes;
 
-/// Buffers smaller than this are cheaper inside the pickle than in a segment of their own.
+/// Smaller buffers are cheaper inside the pickle than in their own segments.
 const OUT_OF_BAND: usize = 16 * 1024;
 
-/// A frame has room for 65,536 segments; beyond this many the buffers go into the pickle.
+/// A frame has room for 65,536 segments; further buffers go into the pickle.
 const OUT_OF_BAND_COUNT: usize = 65_000;
 
-/// Pieces of the pickle smaller than this are gathered, larger ones held where they are.
+/// Smaller pieces of the pickle are copied together, larger ones are held in place.
 pub(super) const GATHERED: usize = 16 * 1024;
 
-/// Objects smaller than this stay in the pickle: to copy them there costs less than a segment.
+/// Smaller objects stay in the pickle: a copy costs less than a segment.
 const OUT_OF_PICKLE: usize = 256 * 1024;
 
-/// How the pickle begins a `bytes` object and a `bytearray`, before their lengths (Lib/pickletools.py).
+/// The opcodes of `bytes` and `bytearray` objects, before their lengths (Lib/pickletools.py).
 const BINBYTES: u8 = b'B';
 
 const BINBYTES8: u8 = 0x8e;
 
 const BYTEARRAY8: u8 = 0x96;
 
-/// «The next of the out-of-band buffers».
+/// The opcode for the next out-of-band buffer.
 const NEXT_BUFFER: u8 = 0x97;
 
-/// A pickled object, ready to be sent without the GIL. To be dropped with it.
+/// A pickled object that can be sent without the GIL. Drop it with the GIL.
 #[derive(Default)]
 pub(crate) struct Pickled {
     pub(super) pickle: Vec<Piece>,
@@ -42,7 +42,7 @@ pub(crate) struct Pickled {
 
 pub(super) enum Piece {
     Gathered(Vec<u8>),
-    /// So many bytes of the front.
+    /// The front of an object, with its length.
     Held(HeldBytes, usize),
 }
 
@@ -59,7 +59,7 @@ impl Piece {
         }
     }
 
-    /// Cuts off the end.
+    /// Remove bytes from the end.
     fn shorten(&mut self, count: usize) {
         match self {
             Self::Gathered(bytes) => bytes.truncate(bytes.len().saturating_sub(count)),
@@ -69,7 +69,7 @@ impl Piece {
 }
 
 impl Pickled {
-    /// From what `trio_offload_worker` has pickled: the pickle, then its buffers. `None` from an empty list.
+    /// Wrap a list of the pickle and its buffers. `None` means an empty list.
     pub(crate) fn from_list(segments: &Bound<'_, PyAny>) -> PyResult<Option<Self>> {
         let mut held = segments.try_iter()?.map(|segment| HeldBytes::hold(&segment?)).collect::<PyResult<Vec<_>>>()?.into_iter();
         let Some(first) = held.next() else { return Ok(None) };
@@ -77,7 +77,7 @@ impl Pickled {
         Ok(Some(Self { pickle: vec![Piece::held(first)], buffers }))
     }
 
-    /// The pickler has written the head of a large object, and now its data.
+    /// Take the data of a large object, whose opcode has been written.
     fn take_large(&mut self, data: HeldBytes) {
         let length = data.bytes().len();
         if length >= OUT_OF_PICKLE
@@ -97,14 +97,14 @@ impl Pickled {
         self.segments().iter().flatten().map(|piece| piece.len()).sum()
     }
 
-    /// Whether dropping it needs no Python.
+    /// True if it can be dropped without Python.
     pub(crate) fn is_plain(&self) -> bool {
         self.buffers.is_empty() && self.pickle.iter().all(|piece| matches!(piece, Piece::Gathered(_)))
     }
 }
 
-/// How long the head is with which a piece of a pickle announces data of this length, and what the data is. `None`: something else,
-/// text, is announced.
+/// The length of the opcode that announces data of this length at the end of `piece`, and the type
+/// of the data. `None` means something else, such as text.
 fn head_of(piece: &[u8], length: usize) -> Option<(usize, SegmentType)> {
     let length = length as u64;
     if let Some((rest, announced)) = piece.split_last_chunk::<8>()
@@ -136,7 +136,7 @@ impl Payload for Pickled {
     }
 }
 
-/// The file that the pickler writes to, and the callback that it offers buffers to.
+/// The pickler's file and its buffer callback.
 #[pyclass(frozen, module = "trio_offload_worker")]
 #[derive(Default)]
 pub(super) struct Sink(Mutex<Pickled>);

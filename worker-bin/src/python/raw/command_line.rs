@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 
 use pyo3::ffi;
 
-/// This process's command line for who wants to find it in memory: a library that names processes (setproctitle) looks for these
-/// very words in front of the environment. Python's own function of this name, which gives a library the parent's, comes second to
-/// the executable's (build.rs); `sys.orig_argv` is the parent's, from the first line of Python on and in each interpreter.
+/// Return this process's command line in memory. A library that names processes (setproctitle)
+/// searches for it in front of the environment. Python's own function of this name would return the
+/// parent's; the executable's comes first (build.rs). `sys.orig_argv` is the parent's, in each
+/// interpreter.
 ///
 /// # Safety
 /// As Python's: both places can be written to, or are null.
@@ -15,9 +16,10 @@ use pyo3::ffi;
 unsafe extern "C" fn Py_GetArgcArgv(count: *mut c_int, words: *mut *mut *mut libc::wchar_t) {
     let line = COMMAND_LINE.get_or_init(|| {
         let words = std::env::args_os().map_while(|word| CString::new(word.into_encoded_bytes()).ok());
-        // SAFETY: a C string; a null pointer says that the length is not wanted; whoever asks is a library that Python has loaded.
+        // SAFETY: a C string; a null pointer omits the length; the caller is a library that Python
+        // has loaded.
         let decoded = words.map(|word| unsafe { ffi::Py_DecodeLocale(word.as_ptr(), std::ptr::null_mut()) });
-        // The words stay as long as the process, as Python's do.
+        // The words live as long as the process, as Python's do.
         CommandLine(decoded.take_while(|word| !word.is_null()).chain([std::ptr::null_mut()]).collect())
     });
     let length = c_int::try_from(line.0.len() - 1).unwrap_or_default();
@@ -26,7 +28,7 @@ unsafe extern "C" fn Py_GetArgcArgv(count: *mut c_int, words: *mut *mut *mut lib
         unsafe { *count = length };
     }
     if !words.is_null() {
-        // SAFETY: as above. Who asks gets to read only, as from Python.
+        // SAFETY: as above. The caller may only read, as from Python.
         unsafe { *words = line.0.as_ptr().cast_mut() };
     }
 }
@@ -35,7 +37,7 @@ static COMMAND_LINE: OnceLock<CommandLine> = OnceLock::new();
 
 struct CommandLine(Box<[*mut libc::wchar_t]>);
 
-// SAFETY: nobody writes to the words, and they stay.
+// SAFETY: the words are constant and stay.
 unsafe impl Send for CommandLine {}
 
 // SAFETY: as above.

@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::python::config::{Config, Flags};
 use crate::python::raw::version::text;
 
-/// Python did not start. The text is Python's own, with the function that gave it.
+/// Python did not start. The text is Python's own, after the name of its function.
 #[derive(Debug, Error)]
 pub(crate) enum StartError {
     #[error("{0}")]
@@ -22,60 +22,68 @@ pub(crate) enum StartError {
     Undecodable(String),
 }
 
-/// The running interpreter. It belongs to the thread that started it, which has let go of the GIL.
+/// The running interpreter. It belongs to the thread that started it, which has released the GIL.
 #[derive(Debug)]
 pub(crate) struct Running {
     main_thread: NonNull<ffi::PyThreadState>,
-    /// Neither `Send` nor `Sync`: the thread state is the starting thread's.
+    /// Neither `Send` nor `Sync`: the thread state belongs to the starting thread.
     _thread: PhantomData<*mut ()>,
 }
 
 impl Running {
-    /// Starts Python with this configuration. To be called once in the life of the process.
+    /// Start Python with this configuration. Call this once in a process.
     pub(crate) fn start(config: &Config) -> Result<Self, StartError> {
         pre_initialize(&config.flags)?;
         let mut c_config = CConfig::new();
         c_config.fill(config)?;
-        // SAFETY: the configuration is initialised, and Python copies what it needs of it.
+        // SAFETY: the configuration is initialised, and Python copies it.
         check(unsafe { ffi::Py_InitializeFromConfig(&c_config.0) })?;
         drop(c_config);
         #[cfg(Py_3_14)]
         mark_main_thread();
-        // SAFETY: Py_InitializeFromConfig has succeeded, so this thread holds the GIL with the main thread's state.
+        // SAFETY: Py_InitializeFromConfig has succeeded, so this thread holds the GIL with the main
+        // thread's state.
         let state = unsafe { ffi::PyEval_SaveThread() };
         let main_thread = NonNull::new(state).ok_or(StartError::Exit(-1))?;
         Ok(Self { main_thread, _thread: PhantomData })
     }
 
-    /// Ends Python: threads are joined, exit handlers run, standard output is flushed. False: the flush failed.
+    /// End Python: join threads, run exit handlers, flush standard output. Return false if the
+    /// flush failed.
     pub(crate) fn finish(self) -> bool {
-        // SAFETY: the state is the one that `start` saved on this very thread, and the thread has let go of it.
+        // SAFETY: the state is the one that `start` saved on this thread, and the thread has
+        // released it.
         unsafe { ffi::PyEval_RestoreThread(self.main_thread.as_ptr()) };
-        // SAFETY: this thread holds the GIL with the main thread's state; nothing uses Python after this.
+        // SAFETY: this thread holds the GIL with the main thread's state; nothing uses Python after
+        // this.
         unsafe { ffi::Py_FinalizeEx() == 0 }
     }
 }
 
-/// Marks this thread as the one that runs the program: debuggers and `sys.remote_exec` (PEP 768) reach a job by that mark, which
-/// Python itself sets for main programs only. No public function does it. In a Python without this one jobs are out of their reach.
+/// Mark this thread as the main program's. Debuggers and `sys.remote_exec` (PEP 768) find a job by
+/// that mark, which Python itself sets only for its own main program. Only a private function sets
+/// it; in a Python without it, debuggers cannot reach jobs.
 #[cfg(Py_3_14)]
 fn mark_main_thread() {
     type SetRunningMain = unsafe extern "C" fn(*mut ffi::PyInterpreterState) -> c_int;
-    // SAFETY: dlsym reads a C string; RTLD_DEFAULT asks for the first library in the order of loading.
+    // SAFETY: dlsym reads a C string; RTLD_DEFAULT asks for the first library in the order of
+    // loading.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_PyInterpreterState_SetRunningMain".as_ptr()) };
     if address.is_null() {
         return;
     }
-    // SAFETY: a function of this signature since 3.13 (Include/internal/pycore_pystate.h); versions this is compiled for have it.
+    // SAFETY: a function of this signature since 3.13 (Include/internal/pycore_pystate.h); versions
+    // this is compiled for have it.
     let set = unsafe { std::mem::transmute::<*mut std::ffi::c_void, SetRunningMain>(address) };
-    // SAFETY: this thread holds the GIL with the main thread's state; both take or give the interpreter of that.
+    // SAFETY: this thread holds the GIL with the main thread's state; both take or give the
+    // interpreter of that.
     if unsafe { set(ffi::PyInterpreterState_Get()) } != 0 {
-        // SAFETY: as above. Nothing depends on the mark.
+        // SAFETY: as above. The mark is optional.
         unsafe { ffi::PyErr_Clear() };
     }
 }
 
-/// Before anything else: how memory is allocated and how bytes become text (PEP 587).
+/// Configure the memory allocator and the text encoding first (PEP 587).
 fn pre_initialize(flags: &Flags) -> Result<(), StartError> {
     let mut pre_config = MaybeUninit::<ffi::PyPreConfig>::uninit();
     // SAFETY: the function writes the whole structure.
@@ -87,15 +95,15 @@ fn pre_initialize(flags: &Flags) -> Result<(), StartError> {
     set(&mut pre_config.use_environment, flags.use_environment);
     set(&mut pre_config.dev_mode, flags.dev_mode);
     set(&mut pre_config.utf8_mode, flags.utf8_mode);
-    // Python sets LC_CTYPE when it finds the C locale (PEP 538). The parent has done so where it should be done; here it would
-    // only change the environment that the parent has given the worker.
+    // Python sets LC_CTYPE in the C locale (PEP 538). The parent has done so already; here it would
+    // only change the environment.
     pre_config.coerce_c_locale = 0;
     pre_config.coerce_c_locale_warn = 0;
-    // SAFETY: the structure is initialised, and Python copies what it needs of it.
+    // SAFETY: the structure is initialised, and Python copies it.
     check(unsafe { ffi::Py_PreInitialize(&pre_config) })
 }
 
-/// An initialised `PyConfig` that is cleared when it goes.
+/// An initialised `PyConfig`, cleared on drop.
 struct CConfig(ffi::PyConfig);
 
 impl CConfig {
@@ -106,7 +114,7 @@ impl CConfig {
         // SAFETY: written on the line before.
         let mut config = unsafe { config.assume_init() };
         config.parse_argv = 0;
-        // Signals are the worker's affair: Ctrl+C must not raise in a job (launch.rs).
+        // `launch.rs` handles signals: Ctrl+C must not raise in a job.
         config.install_signal_handlers = 0;
         Self(config)
     }
@@ -114,7 +122,8 @@ impl CConfig {
     fn fill(&mut self, source: &Config) -> Result<(), StartError> {
         self.set_flags(&source.flags);
         let config = &raw mut self.0;
-        // SAFETY: each place is a field of the structure behind `config`, which lives and is initialised.
+        // SAFETY: each place is a field of the structure behind `config`, which lives and is
+        // initialised.
         unsafe {
             set_string(config, &raw mut (*config).program_name, &source.program_name)?;
             if let Some(prefix) = &source.pycache_prefix {
@@ -122,7 +131,7 @@ impl CConfig {
             }
             if let Some(home) = &source.home {
                 set_string(config, &raw mut (*config).home, home)?;
-                // Whoever says where everything lies needs no advice about what is not there.
+                // A parent that states every path makes the warning superfluous.
                 (*config).pathconfig_warnings = 0;
             }
             if let Some(places) = &source.search_path {
@@ -130,8 +139,9 @@ impl CConfig {
                 (*config).module_search_paths_set = 1;
             }
             if source.xoptions.iter().any(|option| option == b"warn_default_encoding") {
-                // The one switch that Python takes from a command line or the environment only, whatever the configuration says
-                // (Python/preconfig.c, _PyPreCmdline_SetConfig). So it gets a line; `sys.argv` is put right afterwards.
+                // Python takes this switch only from a command line or the environment, despite the
+                // configuration (Python/preconfig.c, _PyPreCmdline_SetConfig). So it gets a command
+                // line; `sys.argv` is corrected afterwards.
                 (*config).parse_argv = 1;
                 append(&raw mut (*config).argv, &[&b""[..], b"-X", b"warn_default_encoding", b"-c", b""].map(<[u8]>::to_vec))?;
             } else {
@@ -164,7 +174,7 @@ impl CConfig {
         }
         #[cfg(Py_3_11)]
         set(&mut config.safe_path, flags.safe_path);
-        // Before 3.12 the bug-fix releases keep it outside of PyConfig and read it from `-X` and the environment.
+        // Older versions keep it outside of PyConfig and read it from `-X` and the environment.
         #[cfg(Py_3_12)]
         set(&mut config.int_max_str_digits, flags.int_max_str_digits);
     }
@@ -199,7 +209,8 @@ unsafe fn set_string(config: *mut ffi::PyConfig, place: *mut *mut libc::wchar_t,
 unsafe fn append(list: *mut ffi::PyWideStringList, values: &[Vec<u8>]) -> Result<(), StartError> {
     for value in values {
         let bytes = CString::new(value.as_slice()).map_err(|_| undecodable(value))?;
-        // SAFETY: a C string; a null pointer says that the length is not wanted; Python is pre-initialised.
+        // SAFETY: a C string; a null pointer says that the length is not wanted; Python is
+        // pre-initialised.
         let wide = unsafe { ffi::Py_DecodeLocale(bytes.as_ptr(), std::ptr::null_mut()) };
         if wide.is_null() {
             return Err(undecodable(value));

@@ -1,16 +1,17 @@
-//! Which Python this executable is linked with. No interpreter is needed to ask.
+//! The Python that this executable is linked with. These work before the interpreter starts.
 
 use std::ffi::CStr;
 
 use pyo3::ffi;
 
-/// `sys.version`. It can be asked for before Python has started.
+/// `sys.version`.
 pub(crate) fn version() -> String {
-    // SAFETY: Py_GetVersion needs no interpreter and gives a C string that stays (Python/getversion.c).
+    // SAFETY: Py_GetVersion works without an interpreter and gives a static C string
+    // (Python/getversion.c).
     text(unsafe { ffi::Py_GetVersion() })
 }
 
-/// Whether the Python that this executable is built for runs without a GIL (PEP 703). Its objects are others then.
+/// True if the executable is built for a Python without a GIL (PEP 703), whose objects differ.
 pub(crate) const FREE_THREADED: bool = cfg!(Py_GIL_DISABLED);
 
 pub(crate) fn build() -> String {
