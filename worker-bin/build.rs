@@ -1,5 +1,6 @@
-//! Hands the version of the Python that the worker is built for to the code (`cfg(Py_3_11)` and the like: a `PyConfig`
-//! has other fields in each version), and the directory of its library to the tests, which start the executable themselves.
+//! Passes the version of the linked Python to the code (`cfg(Py_3_11)` and so on: the fields of
+//! `PyConfig` depend on it), and the directory of its library to the tests, which start the
+//! executable directly.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,16 +12,16 @@ fn main() {
     println!("cargo:rustc-env=TRIO_OFFLOAD_TEST_LIBRARY_DIRECTORY={library_directory}");
     link_unwinder_statically();
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux") {
-        // What the libraries that jobs load are to find here, and not in the C library (os/namespaces.rs) or in Python's
-        // (python/raw/command_line.rs).
+        // Symbols that libraries in jobs must find here, before the C library's (os/namespaces.rs)
+        // or Python's (python/raw/command_line.rs).
         for name in ["unshare", "setns", "trio_offload_single_threaded", "Py_GetArgcArgv"] {
             println!("cargo:rustc-link-arg-bins=-Wl,--export-dynamic-symbol={name}");
         }
     }
 }
 
-/// Python does not need libgcc_s, and each library more is loaded at each start of a worker. Where the compiler has the
-/// unwinder as an archive that is taken instead; where it has not, nothing changes.
+/// Link the unwinder statically where the compiler has it as an archive. Python works without
+/// libgcc_s, and the loader takes time for each library at each start of a worker.
 fn link_unwinder_statically() {
     let same_machine = std::env::var_os("HOST") == std::env::var_os("TARGET");
     let is_gnu = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|environment| environment == "gnu");

@@ -1,5 +1,5 @@
-//! How long the codec takes: writing a message as the head of a frame, and reading one, its body included. No I/O and no
-//! Python. `ci/bench --rust` runs it; `benchmarks/README.md` says what else is measured.
+//! The time that the codec takes to write and to read the head of a frame, body included, without
+//! I/O and Python. `ci/bench --rust` runs it; `benchmarks/README.md` lists the other benchmarks.
 #![expect(clippy::unwrap_used, reason = "what a benchmark did not expect ends it")]
 
 use std::hint::black_box;
@@ -10,7 +10,7 @@ use trio_offload_worker::protocol::frame::{self, Header, Progress};
 use trio_offload_worker::protocol::hello::Hello;
 use trio_offload_worker::protocol::message::{Failure, Message};
 
-/// What travels: the two frames of a small call, what has a body, what has many segments.
+/// The two frames of a small call, those with a body, and those with many segments.
 fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {
     let figures = Figures { rss: 11_534_336, peak_rss: 12_000_000, vms: 34_603_008, cpu_time: 1_234_567 };
     let failure = Failure {

@@ -1,4 +1,4 @@
-//! A panic of this program, for real: in a process of its own, which is this test started once more.
+//! A real panic of this program, in a second process of this test.
 
 use std::io::{Read as _, Seek as _};
 use std::os::fd::OwnedFd;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use trio_offload_worker::process::record::{self, Record};
 
-/// Its value is the file that the copy writes its record to.
+/// Names the file to which the second process writes its record.
 const COPY: &str = "TRIO_OFFLOAD_TEST_PANIC";
 
 #[test]

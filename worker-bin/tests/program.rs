@@ -1,4 +1,4 @@
-//! The real executable, as far as it needs no parent.
+//! The real executable, as far as it runs without a parent.
 #![expect(clippy::unwrap_used, reason = "outside of the test functions too, what a test did not expect fails it")]
 
 use std::process::{Command, Output, Stdio};
@@ -55,8 +55,7 @@ fn wrong_arguments_are_one_line_and_exit_code_2() {
 
 #[test]
 fn without_a_socket_it_says_who_starts_it() {
-    // Descriptor 3 is closed in a process that `Command` starts.
-    // What follows is for those who look at a list of processes.
+    // Descriptor 3 is closed in a process that `Command` starts. The labels are for process lists.
     for label in [&[][..], &["service.py"], &["service.py", "forkserver"]] {
         let output = worker(&[&["serve", "3", "4"], label].concat());
         assert_eq!(output.status.code(), Some(2));

@@ -1,4 +1,4 @@
-//! What holds for any frame and for any bytes.
+//! Properties of all frames and of arbitrary bytes.
 #![expect(clippy::unwrap_used, reason = "outside of the test functions too, what a test did not expect fails it")]
 
 mod fakes;
@@ -112,7 +112,7 @@ fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// None, or one for each segment that a frame of these tests may have.
+/// No types, or one for each possible segment.
 fn types() -> impl Strategy<Value = Vec<SegmentType>> {
     let one = prop_oneof![Just(SegmentType::Memory), Just(SegmentType::Bytes), Just(SegmentType::ByteArray)];
     prop_oneof![Just(Vec::new()), vec(one, 4)]
@@ -123,7 +123,7 @@ fn fitting(mut types: Vec<SegmentType>, segments: usize) -> Vec<SegmentType> {
     types
 }
 
-/// As many segments as the message has.
+/// A frame with the number of segments of its message.
 fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
     (message(), any::<u64>(), vec(vec(any::<u8>(), 0..50), 4), 1..4_usize).prop_map(|(message, id, mut segments, count)| {
         segments.truncate(match message.kind() {
@@ -201,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_whole_asks_for_more_and_never_for_less_than_is_there((message, id, segments) in frame()) {
+    fn an_incomplete_header_needs_more_than_there_is((message, id, segments) in frame()) {
         let bytes = encoded(&message, id, &segments);
         let Progress::Ready { consumed, .. } = frame::parse(&bytes).unwrap() else { panic!("the frame is whole") };
         for length in 0..consumed {

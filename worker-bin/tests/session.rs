@@ -1,4 +1,5 @@
-//! The state table of PROTOCOL.md without a process and without Python: each state × each message, and each ending.
+//! The state table of PROTOCOL.md without a process or Python: each state × each message, and each
+//! ending.
 #![expect(clippy::unwrap_used, reason = "outside of the test functions too, what a test did not expect fails it")]
 
 mod fakes;
@@ -23,7 +24,8 @@ use trio_offload_worker::session::executor::{Answer, Executor, Raised, Verdict};
 use trio_offload_worker::transport::connection::{Connection, Next};
 use trio_offload_worker::transport::{Allocator, Payload, Segment};
 
-/// An executor that answers with what it was told, and notes what it was asked and whether the native thread knew.
+/// An executor with configured answers. It logs its calls, and whether the native thread knew of
+/// them.
 #[derive(Default)]
 struct Fake {
     refuse: bool,
@@ -34,11 +36,11 @@ struct Fake {
     raise: bool,
     verdict: Option<Verdict>,
     figures: Option<Figures>,
-    /// Which side each fork is to find itself on, the last first; all others on the template's.
+    /// The side of each fork, the last first; further forks are the template's.
     forks: Vec<Side>,
-    /// Its template has told the parent all that WELCOME would.
+    /// The parent has the content of WELCOME from the template.
     is_forked: bool,
-    /// Each call leaves memory behind that is kept for the next.
+    /// True if each call leaves memory that is kept for the next.
     leaves_memory: bool,
     keeps_memory: bool,
     log: Rc<RefCell<Vec<String>>>,
@@ -236,13 +238,13 @@ fn fork() -> Vec<u8> {
 
 struct Run {
     ending: Ending,
-    /// Kind, id and message of each frame that the worker said.
+    /// Kind, id and message of each frame that the worker sent.
     said: Vec<(Kind, u64, Message)>,
-    /// In how many pieces.
+    /// The number of writes.
     writes: usize,
     log: Vec<String>,
     timeouts: Vec<Option<Duration>>,
-    /// Whether the other side's writes fail from the last words on.
+    /// True if the other side's writes fail after the last frame.
     stopped: bool,
 }
 
@@ -308,8 +310,8 @@ fn a_whole_life() {
     );
 }
 
-/// The user's code may take its time, and may never come back: by then the thread watches the parent. Where there is none it begins
-/// while the parent is busy with READY.
+/// User code may take long or hang: the thread watches the parent before it. Otherwise it begins
+/// while the parent handles READY.
 #[test]
 fn a_start_without_user_code_is_watched_afterwards() {
     let eager = Setup { eager: true, ..Setup::default() };
@@ -325,19 +327,19 @@ fn a_start_without_user_code_is_watched_afterwards() {
         let place = |what: &str| run_.log.iter().position(|entry| entry.starts_with(what));
         assert_eq!(place("user code").is_some(), is_users);
         assert_eq!(place("watch") < place("set up"), is_users);
-        // While the rest of the start goes on the parent has its first call ready.
+        // The parent prepares its first call while the start goes on.
         assert_eq!(run_.writes, 2);
     }
 }
 
 #[test]
-fn a_template_is_welcomed_with_its_ready_in_one_piece_unless_it_has_to_wait() {
+fn a_template_sends_welcome_and_ready_in_one_write() {
     let run_ = run(Fake::default(), [bytes(&[template_hello(), template()])]);
-    // To import takes its time.
+    // Imports take time.
     assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Ready], 2));
     let run_ = run(Fake::default(), [bytes(&[template_hello(), retire()])]);
     assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Retired], 1));
-    // What is held goes out before anything is waited for.
+    // Buffered frames go out before a wait.
     let run_ = run(Fake::default(), [bytes(&[template_hello()]), bytes(&[retire()])]);
     assert_eq!((run_.kinds(), run_.writes), (vec![Kind::Welcome, Kind::Retired], 2));
 }
@@ -404,7 +406,7 @@ fn each_state_refuses_what_is_not_in_its_row() {
     }
 }
 
-/// A script in which as many descriptors come as are asked for.
+/// A script with as many descriptors as requested.
 fn with_descriptors(events: impl IntoIterator<Item = Event>) -> Script {
     let mut script = Script::new(events);
     script.has_descriptors = true;
@@ -418,7 +420,7 @@ fn the_life_of_a_template() {
     assert_eq!(run.ending, Ending::Retired);
     assert_eq!(run.kinds(), [Kind::Welcome, Kind::Ready, Kind::Retired]);
     assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork 3", "fork 3"]);
-    // Nobody waits for a call, however long.
+    // A template waits for requests without a timeout.
     assert!(run.timeouts.is_empty());
 }
 
@@ -428,7 +430,7 @@ fn a_forked_worker_leaves_the_templates_session_without_a_word() {
     let fake = Fake { forks: vec![Side::Worker], ..Fake::default() };
     let run = run_script(fake, with_descriptors(events));
     assert_eq!((run.ending, run.kinds()), (Ending::Forked, vec![Kind::Welcome, Kind::Ready]));
-    // The second request is the template's.
+    // The second request belongs to the template.
     assert_eq!(run.log(), ["start 42", "watch", "template [\"json\"] true [3]", "fork 3"]);
 }
 
@@ -440,7 +442,7 @@ fn a_request_without_its_descriptors_ends_the_template() {
     assert_eq!(explanation.code, "descriptors_missing");
 }
 
-/// What a forked worker is told first.
+/// The HELLO of a forked worker.
 fn forked_hello() -> Vec<u8> {
     let (streams, directory) = (Some(vec![0, 2]), true);
     let hello = Hello { protocol: 1, parent_pid: 42, streams, directory, ..Hello::default() };
@@ -448,7 +450,7 @@ fn forked_hello() -> Vec<u8> {
 }
 
 #[test]
-fn a_forked_worker_takes_what_comes_with_its_hello_and_says_no_welcome() {
+fn a_forked_worker_takes_descriptors_and_omits_welcome() {
     let fake = Fake { is_forked: true, ..Fake::default() };
     let run = run_script(fake, with_descriptors([bytes(&[forked_hello(), setup(), call(1), retire()])]));
     assert_eq!(run.kinds(), [Kind::Ready, Kind::Result, Kind::Retired]);
@@ -654,16 +656,16 @@ fn a_segment_is_received_into_what_it_becomes() {
 }
 
 #[test]
-fn kept_memory_is_given_back_when_no_call_comes_and_before_the_next_one_runs() {
+fn kept_memory_is_released_when_idle_and_before_a_job() {
     let leaving = || Fake { leaves_memory: true, ..Fake::default() };
     let first = bytes(&[hello(), setup(), call(1)]);
-    // The next call is there already: what it did not use goes before it runs.
+    // The next call has arrived; its unused memory is released before it runs.
     let run_ = run(leaving(), [bytes(&[hello(), setup(), call(1), call(2)])]);
     assert_eq!(run_.log[4..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
-    // It comes in time.
+    // The call comes in time.
     let run_ = run(leaving(), [first.clone(), bytes(&[call(2)])]);
     assert_eq!(run_.log[4..], ["call [4]", "settle true", "give back", "call [4]", "settle true"]);
-    // It does not.
+    // The call is late.
     let mut script = Script::new([first, bytes(&[call(2)]), Event::End]);
     script.comes = [false, false].into();
     let run_ = run_script(leaving(), script);
@@ -679,7 +681,7 @@ fn a_socket_that_takes_little_at_once_gets_everything() {
 }
 
 #[test]
-fn a_parent_that_is_gone_while_the_worker_writes_is_a_closed_end() {
+fn a_write_to_a_parent_that_is_gone_ends_the_session() {
     for kind in [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset] {
         let mut script = Script::new([bytes(&[hello(), setup()])]);
         script.send_error = Some(kind);

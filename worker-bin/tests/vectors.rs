@@ -1,5 +1,5 @@
-//! Every file of tests/vectors, through the connection that serves the real socket: whole, byte by byte, and cut in two at
-//! every place. What a file means is described in the README beside it.
+//! Every file of tests/vectors, through the connection of the real socket: whole, byte by byte, and
+//! cut in two at every place. The README beside the files describes them.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "outside of the test functions too, what a test did not expect fails it")]
 
 mod fakes;
@@ -23,7 +23,7 @@ struct Frame {
     segments: Vec<Vec<u8>>,
 }
 
-/// What a receiver makes of a stream: the frames, and the error's name; `None` if there was none as far as the bytes go.
+/// A receiver's result: the frames, and the error's name. `None` means valid so far.
 type Outcome = (Vec<Frame>, Option<&'static str>);
 
 struct Vector {
@@ -42,7 +42,8 @@ fn every_vector_whole_and_cut_at_every_place() {
     for vector in vectors {
         let length = vector.bytes.len();
         check(&vector, &[]);
-        // The outcome may not depend on the cuts. The three files with as many segments as a frame may have, or more, are sampled.
+        // The outcome must not depend on the cuts. The three files with the most segments are
+        // sampled.
         let stride = if length > 65_000 { length / 16 } else { 1 };
         for place in (1..length).step_by(stride) {
             check(&vector, &[place]);
@@ -66,7 +67,8 @@ fn canonical_vectors_are_written_byte_by_byte() {
     }
 }
 
-/// Both codecs against each other; `ci/codecs` makes the file, with what the parent's gives for each.
+/// Both codecs against each other. `ci/codecs` makes the file, with the results of the parent's
+/// codec.
 #[test]
 #[ignore = "ci/codecs runs it"]
 fn damaged_headers_are_judged_as_by_the_parent() {
@@ -101,7 +103,7 @@ fn receive(vector: &Vector, cuts: &[usize]) -> Outcome {
         match receive_one(&mut connection) {
             Ok(Some(frame)) => frames.push(frame),
             Ok(None) => return (frames, None),
-            // The script says so when it is asked for more than it has and the stream has no end.
+            // The script's error at the end of a stream that was not closed.
             Err(ReceiveError::System(_)) => return (frames, None),
             Err(error) => return (frames, Some(error.code())),
         }
@@ -123,7 +125,7 @@ fn receive_one(connection: &mut Connection<Script>) -> Result<Option<Frame>, Rec
     Ok(Some(Frame { segments: segments.collect(), header, message }))
 }
 
-/// Maps without their order: JSON's has none.
+/// Maps without their order, which JSON lacks.
 fn same(value: &Value, expected: &serde_json::Value) -> bool {
     match (value, expected) {
         (Value::Null, serde_json::Value::Null) => true,

@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use crate::os::fork::handlers;
 
 static SOCKET_TO_DROP: AtomicI32 = AtomicI32::new(-1);
-
 static RECORD_TO_REPLACE: AtomicI32 = AtomicI32::new(-1);
-
 static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// Make children of this process close the socket before they run: a child that kept it would hide

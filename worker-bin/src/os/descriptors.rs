@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_with_a_table_of_its_own_keeps_what_others_close_and_opens_nothing_of_theirs() {
+    fn an_unshared_table_is_independent_of_other_threads() {
         let (ours, theirs) = io::pipe().unwrap();
         let (kept, closed) = (theirs.as_fd(), ours.as_fd());
         let kept = std::os::fd::AsRawFd::as_raw_fd(&kept);

@@ -3,6 +3,9 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
+/// Size of a huge page on the supported processors. A wrong value only costs speed.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Page size in bytes.
 pub fn page_size() -> u64 {
     // SAFETY: sysconf takes a number and gives one.
@@ -23,9 +26,6 @@ unsafe impl Send for Mapping {}
 
 // SAFETY: it is reached through `&mut` only.
 unsafe impl Sync for Mapping {}
-
-/// Size of a huge page on the supported processors. A wrong value only costs speed.
-const HUGE_PAGE: usize = 2 << 20;
 
 impl Mapping {
     /// Map new memory, with huge pages if possible. `None` means out of memory.

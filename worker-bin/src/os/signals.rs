@@ -5,6 +5,16 @@ use std::mem::MaybeUninit;
 
 use crate::os::threads::send_to_thread;
 
+/// The signal that asks the Python thread for the stacks. On Linux other code does not send it
+/// (signal(7): "unused").
+#[cfg(target_os = "linux")]
+pub const STACKS: i32 = libc::SIGSTKFLT;
+
+#[cfg(not(target_os = "linux"))]
+pub const STACKS: i32 = libc::SIGXCPU;
+
+const TIMERS: [libc::c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];
+
 /// Ignore SIGXFSZ: a file above its size limit raises `OSError` instead of ending the process.
 /// CPython does so when it installs its signal handlers (Modules/signalmodule.c), which is disabled
 /// here.
@@ -82,14 +92,6 @@ fn interrupt_only() -> libc::sigset_t {
     // SAFETY: initialised above.
     unsafe { set.assume_init() }
 }
-
-/// The signal that asks the Python thread for the stacks. On Linux other code does not send it
-/// (signal(7): "unused").
-#[cfg(target_os = "linux")]
-pub const STACKS: i32 = libc::SIGSTKFLT;
-
-#[cfg(not(target_os = "linux"))]
-pub const STACKS: i32 = libc::SIGXCPU;
 
 /// Install an empty handler for [`STACKS`] until `faulthandler` has one. SIG_IGN would be inherited
 /// by a job's programs.
@@ -203,5 +205,3 @@ pub fn stop_timers(which: [bool; 3]) {
         unsafe { libc::setitimer(timer as _, &raw const none, std::ptr::null_mut()) };
     }
 }
-
-const TIMERS: [libc::c_int; 3] = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF];

@@ -9,6 +9,14 @@ use std::time::Duration;
 use crate::os::check;
 use crate::os::signals::SignalsHeld;
 
+/// Most descriptors in one message. `SCM_MAX_FD` is 253, and a request for a worker has seven.
+#[cfg(target_os = "linux")]
+const MAX_DESCRIPTORS: usize = 16;
+
+/// Size of the pipe in bytes: the maximum without privileges.
+#[cfg(target_os = "linux")]
+const PIPE: libc::c_int = 1 << 20;
+
 /// Send without waiting. Return the number of bytes sent.
 pub fn send_at_once(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length belong to the slice.
@@ -29,10 +37,6 @@ pub fn receive_at_once(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<us
     let count = unsafe { libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
-
-/// Most descriptors in one message. `SCM_MAX_FD` is 253, and a request for a worker has seven.
-#[cfg(target_os = "linux")]
-const MAX_DESCRIPTORS: usize = 16;
 
 /// Receive bytes and the descriptors that came with them (unix(7), `SCM_RIGHTS`), close-on-exec.
 #[cfg(target_os = "linux")]
@@ -121,10 +125,6 @@ pub struct Splice {
     /// Bytes in the pipe.
     inside: usize,
 }
-
-/// Size of the pipe in bytes: the maximum without privileges.
-#[cfg(target_os = "linux")]
-const PIPE: libc::c_int = 1 << 20;
 
 #[cfg(target_os = "linux")]
 impl Splice {

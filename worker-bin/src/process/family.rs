@@ -52,6 +52,17 @@ use std::time::Duration;
 use crate::os::marks::{self, Target};
 use crate::os::{self, proc};
 
+const MAX_ROUNDS: u32 = 3000;
+
+/// Another thread may have been inside a fork when forks were forbidden.
+const QUIET_ROUNDS: u32 = 2;
+
+const BETWEEN_ROUNDS: Duration = Duration::from_micros(500);
+
+/// From include/linux/sched.h. Set at the beginning of a thread's exit (kernel/exit.c, do_exit),
+/// and never cleared.
+const PF_EXITING: u64 = 4;
+
 /// The mark of this process; 0 means none.
 static MARK: AtomicU64 = AtomicU64::new(0);
 
@@ -97,12 +108,6 @@ pub fn end_descendants() {
     }
 }
 
-const MAX_ROUNDS: u32 = 3000;
-
-/// Another thread may have been inside a fork when forks were forbidden.
-const QUIET_ROUNDS: u32 = 2;
-const BETWEEN_ROUNDS: Duration = Duration::from_micros(500);
-
 fn own_pid() -> i32 {
     i32::try_from(std::process::id()).unwrap_or(i32::MAX)
 }
@@ -130,10 +135,6 @@ pub fn is_ending(pid: u32) -> bool {
     let mut lines = threads.iter().filter_map(|thread| proc::read(&format!("{pid}/task/{thread}/stat")).ok());
     lines.all(|line| flags_in_stat(&line).is_some_and(|flags| flags & PF_EXITING != 0))
 }
-
-/// From include/linux/sched.h. Set at the beginning of a thread's exit (kernel/exit.c, do_exit),
-/// and never cleared.
-const PF_EXITING: u64 = 4;
 
 /// Process IDs of all present descendants, parents before their children.
 pub fn descendants() -> Vec<i32> {

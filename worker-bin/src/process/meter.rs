@@ -26,6 +26,17 @@ use crate::os::proc;
 use crate::process::family;
 use crate::protocol::figures::Figures;
 
+/// Interval between two readings during calls. A page fault takes at least 0.1 µs, which bounds the
+/// growth in between.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+/// The same for the peak. Readings of the resident memory miss it only if memory was released
+/// between two.
+const PEAK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// How often a family must be above its limit.
+const LOOKS: usize = 3;
+
 /// Reads the figures, at most once in an interval.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -33,13 +44,6 @@ pub struct Meter {
     peak_read: Option<Instant>,
     peak: u64,
 }
-
-/// Interval between two readings during calls. A page fault takes at least 0.1 µs, which bounds the
-/// growth in between.
-const INTERVAL: Duration = Duration::from_millis(1);
-/// The same for the peak. Readings of the resident memory miss it only if memory was released
-/// between two.
-const PEAK_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Meter {
     /// For a freshly forked process, whose peak is its present memory use (kernel/fork.c,
@@ -154,9 +158,6 @@ fn share(system: &System, pid: Pid) -> u64 {
     }
 }
 
-/// How often a family must be above its limit.
-const LOOKS: usize = 3;
-
 /// The address space and the resident memory, in bytes.
 #[cfg(target_os = "linux")]
 fn sizes() -> Option<(u64, u64)> {
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_reading_waits_for_its_time_and_then_sees_what_was_taken() {
+    fn a_second_reading_is_due_later_and_sees_the_growth() {
         let mut meter = Meter::default();
         let before = meter.read_if_due().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -16,6 +16,16 @@ use serde::Serialize;
 
 use crate::os;
 
+/// The length of the file's front in bytes, where a chunk of `map` counts its items (PROTOCOL.md,
+/// "The record"). Text follows it.
+pub const PROGRESS_SIZE: u64 = 24;
+
+/// Time for writing the stacks of all threads.
+const STACK_TIMEOUT: Duration = Duration::from_millis(150);
+
+/// Time without growth after which the stacks are complete: one thread writes them line by line.
+const STACK_SETTLED: Duration = Duration::from_millis(15);
+
 #[derive(Debug)]
 pub struct Record {
     file: OwnedFd,
@@ -28,15 +38,6 @@ struct MemoryLimit {
     memory_limit: u64,
     reached: u64,
 }
-
-/// The length of the file's front in bytes, where a chunk of `map` counts its items (PROTOCOL.md,
-/// "The record"). Text follows it.
-pub const PROGRESS_SIZE: u64 = 24;
-
-/// Time for writing the stacks of all threads.
-const STACK_TIMEOUT: Duration = Duration::from_millis(150);
-/// Time without growth after which the stacks are complete: one thread writes them line by line.
-const STACK_SETTLED: Duration = Duration::from_millis(15);
 
 impl Record {
     pub fn new(file: OwnedFd) -> Self {

@@ -13,17 +13,34 @@ use thiserror::Error;
 
 /// Length of the prefix, in bytes: magic, framing version, and two lengths.
 pub const PREFIX_LENGTH: usize = 16;
+
 pub const HEADER_LIMIT: usize = 1 << 24;
 pub const PAYLOAD_LIMIT: u64 = 1 << 40;
 pub const SEGMENT_LIMIT: usize = 65_536;
+
 /// Most CBOR items in a body, itself included. HELLO and TEMPLATE are bounded by the header's
 /// length only.
 pub const ITEM_LIMIT: usize = 1024;
+
 /// Deepest nesting of a body.
 pub const DEPTH_LIMIT: usize = 32;
 
 const MAGIC: [u8; 3] = *b"tro";
 const FRAMING_VERSION: u8 = 1;
+
+/// The major types of CBOR that are read here (RFC 8949, section 3.1).
+const UNSIGNED: u8 = 0;
+const BYTES: u8 = 2 << 5;
+const TEXT: u8 = 3 << 5;
+const ARRAY: u8 = 4 << 5;
+const MAP: u8 = 5 << 5;
+const TAG: u8 = 6 << 5;
+
+/// The bits of the first byte that contain the major type.
+const MAJOR: u8 = 7 << 5;
+
+const INDEFINITE: u8 = 31;
+const BREAK: u8 = 0xff;
 
 /// The body of a message: a CBOR map with text keys, in the order in which it is written.
 pub type Body = Vec<(String, Value)>;
@@ -171,18 +188,6 @@ pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
     }
     Ok(bytes)
 }
-
-/// The major types of CBOR that are read here (RFC 8949, section 3.1).
-const UNSIGNED: u8 = 0;
-const BYTES: u8 = 2 << 5;
-const TEXT: u8 = 3 << 5;
-const ARRAY: u8 = 4 << 5;
-const MAP: u8 = 5 << 5;
-const TAG: u8 = 6 << 5;
-/// The bits of the first byte that contain the major type.
-const MAJOR: u8 = 7 << 5;
-const INDEFINITE: u8 = 31;
-const BREAK: u8 = 0xff;
 
 /// Write the head of a CBOR item in the shortest form (RFC 8949, section 3).
 fn write_head(bytes: &mut Vec<u8>, major: u8, argument: u64) {

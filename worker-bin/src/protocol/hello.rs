@@ -9,6 +9,8 @@ use ciborium::Value;
 use crate::protocol::fields::{Fields, body, byte_array, byte_strings, bytes, list, nullable, streams, text, unsigned};
 use crate::protocol::frame::{Body, WireError};
 
+const FREE_THREADED: &str = "free_threaded";
+
 /// Everything needed to become the parent's Python. PROTOCOL.md describes the fields.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Hello {
@@ -222,8 +224,6 @@ impl Welcome {
         always.into_iter().chain(optional).collect()
     }
 }
-
-const FREE_THREADED: &str = "free_threaded";
 
 fn free_threaded(fields: &Fields<'_>) -> Result<bool, WireError> {
     Ok(fields.optional(FREE_THREADED, "free_threaded is not a truth value", Value::as_bool)?.unwrap_or_default())

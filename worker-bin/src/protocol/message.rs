@@ -16,6 +16,9 @@ pub const PROTOCOL_VERSION: u64 = 1;
 /// Longest text in a message, in bytes. The header is bounded; an exception's message may be long.
 pub const TEXT_LIMIT: usize = 1 << 20;
 
+/// Descriptors that come with FORK: socket, record, and the pipe for the worker's process ID.
+pub const FORK_DESCRIPTORS: usize = 3;
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     Hello(Box<Hello>),
@@ -71,9 +74,6 @@ pub struct Template {
     /// Names of native threads that may run during a fork.
     pub threads: Vec<String>,
 }
-
-/// Descriptors that come with FORK: socket, record, and the pipe for the worker's process ID.
-pub const FORK_DESCRIPTORS: usize = 3;
 
 /// Why the worker refuses to start or aborts: a code for the program, a message for people.
 #[derive(Debug, Clone, PartialEq, Eq)]

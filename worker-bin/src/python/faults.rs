@@ -14,13 +14,13 @@ use trio_offload_worker::os;
 
 use crate::python::raw;
 
+const SHIELDED: [&CStr; 5] = [c"enable", c"disable", c"is_enabled", c"register", c"unregister"];
+
 pub(crate) struct Faults {
     record: RawFd,
     /// The original functions of the module.
     functions: Py<PyDict>,
 }
-
-const SHIELDED: [&CStr; 5] = [c"enable", c"disable", c"is_enabled", c"register", c"unregister"];
 
 impl Faults {
     pub(crate) fn install(py: Python<'_>, record: RawFd) -> PyResult<Self> {

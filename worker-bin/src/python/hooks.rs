@@ -13,6 +13,8 @@ use pyo3::types::{PyBytes, PyCFunction, PyDict, PyMapping, PyTuple, PyType};
 use crate::python::finders;
 use crate::python::raw;
 
+const FIND_CLASS: &str = "find_class";
+
 /// The latest settings. They are unpickled on demand, rarely more than once.
 pub(crate) struct Settings {
     pickled: Mutex<Py<PyBytes>>,
@@ -99,8 +101,6 @@ impl Unpickler {
         Ok(self.attributes.bind(py).get_item(FIND_CLASS)?.is_some_and(|found| found.is(&self.ours)))
     }
 }
-
-const FIND_CLASS: &str = "find_class";
 
 /// Make `__main__` look like the program's, empty until something uses the script; see
 /// `_stand_in.py`. As in processes of `multiprocessing`, its second name is `__mp_main__`.

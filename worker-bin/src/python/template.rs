@@ -7,8 +7,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use trio_offload_worker::exit::{self};
-use trio_offload_worker::launch::{self};
+use trio_offload_worker::exit;
+use trio_offload_worker::launch;
 use trio_offload_worker::os;
 use trio_offload_worker::os::fork::pid_slot::PidSlot;
 use trio_offload_worker::os::fork::threads::{self, AllowedThreads};
@@ -23,12 +23,18 @@ use trio_offload_worker::transport::Segment;
 
 use crate::python::errors::{describe, exit_forked_copy, flush, raised_without_python};
 use crate::python::executor::Worker;
-use crate::python::hooks::{self};
+use crate::python::hooks;
 use crate::python::interpreter::{Interpreter, environment};
 use crate::python::jobs::{PythonSide, into_bytes};
 use crate::python::pickling::sink::Pickled;
 use crate::python::raw;
 use crate::python::raw::buffers::NewBytes;
+
+/// Index of the pipe for the process ID, among the descriptors of a request.
+const PID_PIPE: usize = 2;
+
+/// Index of the record.
+const RECORD: usize = 1;
 
 /// The state of a template at a fork. Its workers compare with it instead of asking Python, which
 /// would copy pages of memory.
@@ -194,12 +200,6 @@ impl PythonSide {
         Ok(())
     }
 }
-
-/// Index of the pipe for the process ID, among the descriptors of a request.
-const PID_PIPE: usize = 2;
-
-/// Index of the record.
-const RECORD: usize = 1;
 
 /// Report a failed fork on the worker's own socket.
 fn refuse(socket: &OwnedFd, error: &ForkError) {

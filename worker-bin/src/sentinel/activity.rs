@@ -9,6 +9,13 @@ use std::time::Duration;
 
 use crate::sentinel::thread::Stop;
 
+const ACTIVITY_MASK: u64 = 0b11;
+
+/// The native thread is ending this process because of the current job.
+const SEALED: u64 = 0b100;
+
+pub(super) const ONE_JOB: u64 = 0b1000;
+
 /// The main thread's activity and the native thread's configuration, shared without a lock.
 #[derive(Debug)]
 pub struct ActivityCell {
@@ -18,13 +25,6 @@ pub struct ActivityCell {
     pub(super) stop: Stop,
     pub(super) config: OnceLock<SentinelConfig>,
 }
-
-const ACTIVITY_MASK: u64 = 0b11;
-
-/// The native thread is ending this process because of the current job.
-const SEALED: u64 = 0b100;
-
-pub(super) const ONE_JOB: u64 = 0b1000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activity {

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self};
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -66,7 +66,6 @@ struct Control {
 }
 
 static CONTROL: Mutex<Option<Control>> = Mutex::new(None);
-
 static SUSPENDED: AtomicBool = AtomicBool::new(false);
 
 fn control() -> std::sync::MutexGuard<'static, Option<Control>> {

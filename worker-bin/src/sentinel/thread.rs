@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -12,6 +12,8 @@ use crate::os;
 
 /// Enough for a walk through the process table; the default is 2 MiB.
 pub(super) const STACK_SIZE: usize = 256 * 1024;
+
+const JOIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A demand to end, with the means to wake the thread.
 #[derive(Debug)]
@@ -65,8 +67,6 @@ impl Thread {
         }
     }
 }
-
-const JOIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

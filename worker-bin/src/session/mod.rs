@@ -33,6 +33,9 @@ use crate::transport::buffer_pool;
 use crate::transport::connection::{Connection, Next};
 use crate::transport::{Payload, Stream};
 
+/// Lower bound of the idle timeout before the first call.
+const MIN_FIRST_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Serve one parent until the end.
 pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mut E, activity: &ActivityCell) -> Ending {
     let ending = Session {
@@ -74,9 +77,6 @@ struct Session<'a, S, E> {
     /// that it did not allocate.
     memory_limit: Option<u64>,
 }
-
-/// Lower bound of the idle timeout before the first call.
-const MIN_FIRST_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An error ends the session.
 type Step = Result<(), Ending>;

@@ -19,6 +19,12 @@ use crate::protocol::segments::SegmentType;
 use crate::transport::reports::ReportSender;
 use crate::transport::{Allocator, Payload, Segment, Storage, Stream};
 
+/// Large enough to receive a common call at once, small enough for the cache.
+const BUFFER_SIZE: usize = 1 << 16;
+
+/// A first segment up to this size stays in the buffer.
+const BORROW_LIMIT: usize = BUFFER_SIZE / 2;
+
 #[derive(Debug, PartialEq)]
 pub enum Next {
     Header(Header),
@@ -43,12 +49,6 @@ pub struct Connection<S> {
     start: usize,
     end: usize,
 }
-
-/// Large enough to receive a common call at once, small enough for the cache.
-const BUFFER_SIZE: usize = 1 << 16;
-
-/// A first segment up to this size stays in the buffer.
-const BORROW_LIMIT: usize = BUFFER_SIZE / 2;
 
 impl<S: Stream> Connection<S> {
     pub fn new(stream: S) -> Self {

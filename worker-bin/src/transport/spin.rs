@@ -2,13 +2,37 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self};
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::thread::{available_parallelism, yield_now};
 use std::time::{Duration, Instant};
 
 use crate::os;
+
+const SPIN_LIMIT: Duration = Duration::from_micros(600);
+
+/// Messages with longer pauses are not worth a processor.
+const SPIN_WINDOW: Duration = Duration::from_micros(300);
+
+/// So many messages in quick succession start the spinning: one call, or a handshake, does not.
+const BURST: u32 = 4;
+
+/// So many late messages end the longest burst.
+const LATE_LIMIT: u32 = 4;
+
+/// Time that a successful spin saves. A call that wakes its worker takes 50 to 75 µs longer
+/// (docs/speed.md).
+const WAKEUP_COST: Duration = Duration::from_micros(60);
+
+/// Factor from excess cost to the time until it is paid back.
+const REPAYMENT_FACTOR: u32 = 8;
+
+/// Debt up to which spinning starts: 4 ms of processor time, enough for a short burst of calls.
+const MAX_DEBT: Duration = Duration::from_millis(4).saturating_mul(REPAYMENT_FACTOR);
+
+/// One step of spinning takes about 1 µs. In a longer one, other processes had the processor.
+const MAX_STEP: Duration = Duration::from_micros(10);
 
 /// Adaptive spinning before a blocking read.
 ///
@@ -25,17 +49,6 @@ pub(super) struct AdaptiveSpin {
     has_spare_cpu: Option<bool>,
 }
 
-const SPIN_LIMIT: Duration = Duration::from_micros(600);
-
-/// Messages with longer pauses are not worth a processor.
-const SPIN_WINDOW: Duration = Duration::from_micros(300);
-
-/// So many messages in quick succession start the spinning: one call, or a handshake, does not.
-const BURST: u32 = 4;
-
-/// So many late messages end the longest burst.
-const LATE_LIMIT: u32 = 4;
-
 /// The budget for spinning: the time that it saves, plus an eighth of a processor.
 ///
 /// A spin that finds a message saves `WAKEUP_COST`. A worker that is called every 100 µs spins 100
@@ -47,19 +60,6 @@ struct SpinBudget {
     /// When the cost beyond the savings is paid back. `None` means that it has never spun.
     debt_free_at: Option<Instant>,
 }
-
-/// Time that a successful spin saves. A call that wakes its worker takes 50 to 75 µs longer
-/// (docs/speed.md).
-const WAKEUP_COST: Duration = Duration::from_micros(60);
-
-/// Factor from excess cost to the time until it is paid back.
-const REPAYMENT_FACTOR: u32 = 8;
-
-/// Debt up to which spinning starts: 4 ms of processor time, enough for a short burst of calls.
-const MAX_DEBT: Duration = Duration::from_millis(4).saturating_mul(REPAYMENT_FACTOR);
-
-/// One step of spinning takes about 1 µs. In a longer one, other processes had the processor.
-const MAX_STEP: Duration = Duration::from_micros(10);
 
 impl SpinBudget {
     fn allows(&self, now: Instant) -> bool {
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_message_is_looked_for_after_a_row_of_quick_ones_and_not_after_a_pause() {
+    fn spinning_begins_after_a_burst_and_ends_after_a_pause() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         let mut spin = AdaptiveSpin::default();
         let mut buffer = [0; 16];
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_worth_looking_for_is_always_looked_for_and_the_rest_within_a_budget() {
+    fn short_pauses_are_always_spun_and_long_ones_within_budget() {
         for pause in [0, 10, 40, 60] {
             assert_eq!(shares(Duration::from_micros(pause)).1, 1.0, "{pause}");
         }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_looked_for_until_the_allowance_is_spent_and_what_was_saved_before_is_no_stock() {
+    fn a_burst_is_spun_up_to_the_debt_limit_without_savings() {
         let mut budget = SpinBudget::default();
         let mut now = Instant::now();
         let first = burst(&mut budget, &mut now);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_in_vain_are_owed_those_that_find_something_pay_back_and_none_begins_with_too_much_owed() {
+    fn missed_spins_add_debt_and_hits_repay_it() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let mut buffer = [0; 16];
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_message_now_and_then_does_not_end_the_looking_and_a_row_of_late_ones_does() {
+    fn only_several_late_messages_end_the_spinning() {
         let mut spin = AdaptiveSpin::default();
         for _ in 0..100 {
             for _ in 0..BURST {

@@ -7,6 +7,9 @@ use std::os::fd::BorrowedFd;
 
 use crate::os;
 
+/// Segments below this size are copied, which is as fast.
+const MIN_ZERO_COPY_SIZE: usize = 1 << 18;
+
 /// Sends pages of memory instead of copies.
 ///
 /// The kernel sends the pages themselves, so they must not be written to until the other side has
@@ -20,9 +23,6 @@ pub(super) struct ZeroCopySender {
     /// (old kernel, sandbox).
     pub(super) copied: Option<usize>,
 }
-
-/// Segments below this size are copied, which is as fast.
-const MIN_ZERO_COPY_SIZE: usize = 1 << 18;
 
 impl ZeroCopySender {
     pub(super) fn of(socket: BorrowedFd<'_>) -> Self {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn large_segments_arrive_as_they_are_beside_small_ones_as_pages_and_as_copies() {
+    fn segments_of_all_sizes_arrive_as_pages_and_as_copies() {
         for refused in [false, true] {
             let lengths = [100, 20_000_001, 0, 5, MIN_ZERO_COPY_SIZE, 9_999_999, 1, MIN_ZERO_COPY_SIZE - 1, 3_000_000];
             let payload = Pieces(lengths.iter().enumerate().map(|(seed, length)| pattern(*length, seed)).collect());

@@ -1,4 +1,4 @@
-//! What stands in for the socket and for Python's memory.
+//! Replacements of the socket and of Python's memory.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use trio_offload_worker::protocol::segments::SegmentType;
 use trio_offload_worker::transport::{Allocator, Storage, Stream};
 
-/// What a scripted socket gives next.
+/// The next event of a scripted socket.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     Bytes(Vec<u8>),
@@ -18,23 +18,23 @@ pub(crate) enum Event {
     End,
 }
 
-/// A socket that gives what it was told to, piece by piece, and remembers what was sent.
+/// A socket that replays events, and records what was sent.
 #[derive(Debug)]
 pub(crate) struct Script {
     events: VecDeque<Event>,
     pub(crate) sent: Vec<u8>,
-    /// In how many pieces.
+    /// The number of writes.
     pub(crate) writes: usize,
-    /// How many bytes each send takes; empty: all of them.
+    /// How many bytes each send takes. Empty means all.
     pub(crate) send_sizes: VecDeque<usize>,
-    /// The error of every send, if there is one.
+    /// The error of every send, if any.
     pub(crate) send_error: Option<io::ErrorKind>,
-    /// The time-outs that were in force, one after the other.
+    /// The timeouts in force, in their order.
     pub(crate) timeouts: Vec<Option<Duration>>,
-    /// Whether something comes in time, each time that somebody asks; empty: it does.
+    /// The answers to each wait. Empty means that input comes in time.
     pub(crate) comes: VecDeque<bool>,
     pub(crate) stopped: bool,
-    /// Whether descriptors come with the bytes: as many as are asked for.
+    /// True if descriptors come with the bytes, as many as requested.
     pub(crate) has_descriptors: bool,
 }
 
@@ -53,7 +53,7 @@ impl Script {
         }
     }
 
-    /// A stream of bytes, cut at these places; with an end, or with an error for whoever asks for more.
+    /// A stream of bytes, cut at these places, followed by an end or an error.
     pub(crate) fn cut(bytes: &[u8], cuts: &[usize], end: bool) -> Self {
         let mut events = Vec::new();
         let mut begin = 0;
@@ -134,14 +134,14 @@ pub(crate) struct Heap;
 #[derive(Debug)]
 pub(crate) struct HeapBuffer(Vec<MaybeUninit<u8>>);
 
-/// More than this is «not enough memory».
+/// The largest allocation.
 pub(crate) const HEAP_LIMIT: usize = 1 << 20;
 
 impl Allocator for Heap {
     type Buffer = HeapBuffer;
 
     fn allocate(&mut self, length: usize, _kind: SegmentType) -> Option<HeapBuffer> {
-        // Written before, because the tests may not read what nobody wrote.
+        // Initialised, because tests must not read uninitialised memory.
         (length <= HEAP_LIMIT).then(|| HeapBuffer(vec![MaybeUninit::new(0xee); length]))
     }
 }

@@ -19,7 +19,6 @@ struct Handlers {
 }
 
 static HANDLERS: Mutex<Vec<Handlers>> = Mutex::new(Vec::new());
-
 static LAST_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 fn handlers() -> MutexGuard<'static, Vec<Handlers>> {

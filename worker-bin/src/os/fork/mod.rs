@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rehearsal_with_threads_is_refused_and_the_handlers_are_told() {
+    fn a_dry_run_with_threads_is_refused_and_undone() {
         // SAFETY: both functions live as long as the program and only count.
         assert_eq!(unsafe { libc::pthread_atfork(Some(prepare), Some(told), None) }, 0);
         // The test harness has one thread for each test.

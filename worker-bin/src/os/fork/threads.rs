@@ -7,6 +7,16 @@ use std::time::{Duration, Instant};
 
 use crate::os::fork::ForkError;
 
+/// Threads of libraries with their own fork handlers. jemalloc, which pyarrow (and so pandas)
+/// brings, holds its locks during a fork and has no background thread in the child.
+const KNOWN: [&str; 1] = ["jemalloc_bg_thd"];
+
+/// The system cuts thread names to this many bytes (prctl(2), PR_SET_NAME).
+const NAME_SIZE: usize = 15;
+
+/// A joined thread is counted until the kernel has removed it, and an allowed one may be busy.
+const THREADS_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// The number of threads in this process.
 pub fn thread_count() -> usize {
     // One system call: the kernel counts a link for each thread (fs/proc/base.c,
@@ -20,13 +30,6 @@ pub fn thread_count() -> usize {
 pub struct AllowedThreads {
     names: Vec<String>,
 }
-
-/// Threads of libraries with their own fork handlers. jemalloc, which pyarrow (and so pandas)
-/// brings, holds its locks during a fork and has no background thread in the child.
-const KNOWN: [&str; 1] = ["jemalloc_bg_thd"];
-
-/// The system cuts thread names to this many bytes (prctl(2), PR_SET_NAME).
-const NAME_SIZE: usize = 15;
 
 impl AllowedThreads {
     /// Create a list. A `*` at the end of a name matches anything.
@@ -51,9 +54,6 @@ impl AllowedThreads {
 fn cut(name: &str) -> &[u8] {
     name.as_bytes().get(..NAME_SIZE).unwrap_or(name.as_bytes())
 }
-
-/// A joined thread is counted until the kernel has removed it, and an allowed one may be busy.
-const THREADS_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Check that only allowed threads run. They sleep afterwards, if possible.
 pub fn refuse_threads(allowed: &AllowedThreads) -> Result<(), ForkError> {

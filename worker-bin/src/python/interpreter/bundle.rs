@@ -13,6 +13,8 @@ use trio_offload_worker::protocol::hello::{Bundle, Script};
 use crate::python::finders;
 use crate::python::raw;
 
+const ATTRIBUTE: &str = "_pyinstaller_pyz";
+
 /// Make the app's modules importable, and run its runtime hooks.
 pub(crate) fn boot(py: Python<'_>, bundle: &Bundle) -> PyResult<()> {
     let sys = py.import("sys")?;
@@ -51,8 +53,6 @@ fn hand_archive_over(sys: &Bound<'_, PyModule>, bundle: &Bundle, boot: impl FnOn
     }
     Ok(())
 }
-
-const ATTRIBUTE: &str = "_pyinstaller_pyz";
 
 /// Run a script, with its path in `__file__`.
 fn run(py: Python<'_>, script: &Script, namespace: &Bound<'_, PyDict>) -> PyResult<()> {

@@ -18,6 +18,16 @@ use std::collections::BTreeMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyModule, PyString, PyTuple};
 
+/// Opcodes (Lib/pickletools.py).
+const PROTO: &[u8] = b"\x80\x05";
+
+const GLOBAL: &[u8] = b"c";
+const EMPTY_TUPLE: &[u8] = b")";
+const TUPLE2: &[u8] = b"\x86";
+const STOP: &[u8] = b".";
+const MAX_KNOWN: usize = 256;
+const MAX_NESTED: usize = 2;
+
 /// The program of a pickled call by reference.
 pub(crate) fn call_of(pickle: &[u8]) -> Option<&[u8]> {
     let program = pickle.strip_prefix(PROTO)?.strip_suffix(STOP)?;
@@ -126,16 +136,6 @@ fn line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = text.iter().position(|byte| *byte == b'\n')?;
     Some((text.get(..end)?, text.get(end + 1..)?))
 }
-
-/// Opcodes (Lib/pickletools.py).
-const PROTO: &[u8] = b"\x80\x05";
-const GLOBAL: &[u8] = b"c";
-const EMPTY_TUPLE: &[u8] = b")";
-const TUPLE2: &[u8] = b"\x86";
-const STOP: &[u8] = b".";
-
-const MAX_KNOWN: usize = 256;
-const MAX_NESTED: usize = 2;
 
 #[cfg(test)]
 mod tests {

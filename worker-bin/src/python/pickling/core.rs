@@ -7,6 +7,8 @@ use pyo3::types::{PyCFunction, PyDict, PyMapping, PyString, PyTuple};
 
 use crate::python::finders;
 
+const OLD_NAMES: [&str; 4] = ["NAME_MAPPING", "IMPORT_MAPPING", "REVERSE_NAME_MAPPING", "REVERSE_IMPORT_MAPPING"];
+
 /// Import `_pickle` without two of its imports, which take longer than everything else that the
 /// worker adds to Python's start (Modules/_pickle.c, `_Pickle_InitState`). Substitutes stand in
 /// `sys.modules` during the import only; the first job that imports one of the names gets the real
@@ -47,8 +49,6 @@ pub(super) fn import_core(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     }
     core
 }
-
-const OLD_NAMES: [&str; 4] = ["NAME_MAPPING", "IMPORT_MAPPING", "REVERSE_NAME_MAPPING", "REVERSE_IMPORT_MAPPING"];
 
 /// Watches for `_compat_pickle`, first on `sys.meta_path`.
 #[pyclass(frozen, module = "trio_offload_worker")]

@@ -9,11 +9,8 @@ use pyo3::types::{PyBool, PyFloat, PyInt};
 const PROTO: [u8; 2] = [0x80, 5];
 
 const STOP: u8 = b'.';
-
 const NONE: u8 = b'N';
-
 const NEWTRUE: u8 = 0x88;
-
 const NEWFALSE: u8 = 0x89;
 
 /// Four bytes, little-endian.

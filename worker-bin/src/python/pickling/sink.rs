@@ -27,7 +27,6 @@ const OUT_OF_PICKLE: usize = 256 * 1024;
 const BINBYTES: u8 = b'B';
 
 const BINBYTES8: u8 = 0x8e;
-
 const BYTEARRAY8: u8 = 0x96;
 
 /// The opcode for the next out-of-band buffer.

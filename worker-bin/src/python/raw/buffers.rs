@@ -13,6 +13,9 @@ use trio_offload_worker::protocol::segments::SegmentType;
 use trio_offload_worker::transport::Storage;
 use trio_offload_worker::transport::buffer_pool::{BufferPool, PooledBuffer};
 
+/// Size from which huge pages are requested.
+const HUGE: usize = 1 << 20;
+
 /// Memory of an object that no other code has seen, so that it can be written without the GIL.
 pub(crate) enum NewBytes {
     /// A `bytes` or a `bytearray`.
@@ -20,9 +23,6 @@ pub(crate) enum NewBytes {
     /// Becomes a `memoryview`.
     Pooled(PooledBuffer),
 }
-
-/// Size from which huge pages are requested.
-const HUGE: usize = 1 << 20;
 
 impl NewBytes {
     /// Return `None` if out of memory.

@@ -4,15 +4,15 @@ use std::ffi::CStr;
 
 use pyo3::ffi;
 
+/// True if the executable is built for a Python without a GIL (PEP 703), whose objects differ.
+pub(crate) const FREE_THREADED: bool = cfg!(Py_GIL_DISABLED);
+
 /// `sys.version`.
 pub(crate) fn version() -> String {
     // SAFETY: Py_GetVersion works without an interpreter and gives a static C string
     // (Python/getversion.c).
     text(unsafe { ffi::Py_GetVersion() })
 }
-
-/// True if the executable is built for a Python without a GIL (PEP 703), whose objects differ.
-pub(crate) const FREE_THREADED: bool = cfg!(Py_GIL_DISABLED);
 
 pub(crate) fn build() -> String {
     // SAFETY: as Py_GetVersion (Modules/getbuildinfo.c).
