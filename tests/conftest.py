@@ -233,7 +233,7 @@ def worker_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     from trio_offload._interpreter import locate as _locate
 
     worker_type = WorkerType(request.param)
-    if worker_type is WorkerType.FORKSERVER and not _locate.way().is_native:
+    if worker_type is WorkerType.FORKSERVER and not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
     contexts: Any = type(trio_offload.WorkerContext)
     create = contexts._create
@@ -257,9 +257,9 @@ def of_any_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     from trio_offload._interpreter import locate as _locate
 
     if request.param == "loop":
-        monkeypatch.setattr(_locate, "way", lambda: _locate.Way("", "", "a test wants the loop"))
+        monkeypatch.setattr(_locate, "runtime", lambda: _locate.WorkerRuntime("", "", "a test wants the loop"))
         return WorkerType.SPAWN
-    if request.param == "forkserver" and not _locate.way().is_native:
+    if request.param == "forkserver" and not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
     return WorkerType(request.param)
 

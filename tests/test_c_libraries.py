@@ -44,7 +44,7 @@ def build(tmp_path: Path) -> Build:
 
 
 needs_executable = pytest.mark.skipif(
-    not _locate.way().is_native, reason="templates need the worker executable, and here workers are run in Python"
+    not _locate.runtime().is_native, reason="templates need the worker executable, and here workers are run in Python"
 )
 
 
@@ -400,7 +400,7 @@ SCARCE = """
 """
 
 
-@pytest.mark.skipif(not _locate.way().is_native, reason="the loop in Python has a process in place of the thread")
+@pytest.mark.skipif(not _locate.runtime().is_native, reason="the loop in Python has a process in place of the thread")
 @pytest.mark.parametrize("options", ["", "retire=bool, init=bool", "memory_limit=10**12"])
 @pytest.mark.parametrize("kind", ["spawn", "forkserver"])
 def test_a_worker_that_can_have_no_thread_fails_to_start(tmp_path: Path, build: Build, kind: str, options: str) -> None:

@@ -32,14 +32,14 @@ from trio_offload import (
 from trio_offload._interpreter import locate as _locate
 from trio_offload._process import pending
 
-LOOP = _locate.Way("", "", "a test wants it so")
+LOOP = _locate.WorkerRuntime("", "", "a test wants it so")
 LATE = 0.2  # seconds; a clock that jumps passes it at once
 
 
 @pytest.fixture(params=["spawn", "loop", "forkserver", "fork"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> WorkerType:
     if request.param == "loop":
-        monkeypatch.setattr(_locate, "way", lambda: LOOP)
+        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
         return WorkerType.SPAWN
     return WorkerType(request.param)
 

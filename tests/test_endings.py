@@ -39,7 +39,7 @@ KINDS = ("SPAWN", "FORKSERVER", "FORK", "loop")
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "FORKSERVER" and not _locate.way().is_native:
+    if request.param == "FORKSERVER" and not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
     return str(request.param)
 
@@ -47,7 +47,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def worker_type(kind: str, monkeypatch: pytest.MonkeyPatch) -> WorkerType:
     if kind == "loop":
-        monkeypatch.setattr(_locate, "way", lambda: LOOP)
+        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
         return WorkerType.SPAWN
     return WorkerType[kind]
 
@@ -303,7 +303,7 @@ async def test_without_proc_the_log_says_what_does_not_hold_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_process, "is_told", lambda: False)
-    monkeypatch.setattr(_process, "_has_looked", False)
+    monkeypatch.setattr(_process, "_has_warned", False)
     with caplog.at_level(logging.WARNING, "trio_offload"):
         for _ in range(2):
             async with open_worker_context() as context:

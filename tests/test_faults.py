@@ -55,14 +55,14 @@ ENDS: Final[dict[str, int]] = {
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The processes that were started."""
     pids: list[int] = []
-    real_start = _process.start
+    real_start = _process.spawn
 
     def start(*arguments: Any) -> Any:
         process, *rest = real_start(*arguments)
         pids.append(process.pid)
         return process, *rest
 
-    monkeypatch.setattr(_process, "start", start)
+    monkeypatch.setattr(_process, "spawn", start)
     return pids
 
 

@@ -662,7 +662,7 @@ async def test_no_executable_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> Any:
         raise trio_offload.LocateError("there is none")
 
-    monkeypatch.setattr(_locate, "way", none)
+    monkeypatch.setattr(_locate, "runtime", none)
     async with forking() as context:
         assert await context.run_sync(abs, -5) == 5
         with pytest.raises(BrokenWorkerError):

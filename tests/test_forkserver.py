@@ -40,7 +40,7 @@ from trio_offload._interpreter import hello as _hello
 from trio_offload._interpreter import locate as _locate
 from trio_offload._pickling.calls import dump_call
 from trio_offload._process import inherited
-from trio_offload._process.pending import Lines
+from trio_offload._process.pending import PendingFork
 from trio_offload._template import Template
 from trio_offload._transport.channel import Channel
 from trio_offload._worker import Worker, WorkerSettings
@@ -52,7 +52,7 @@ forked = functools.partial(open_worker_context, worker_type=WorkerType.FORKSERVE
 
 @pytest.fixture(autouse=True)
 def executable_is_used() -> None:
-    if not _locate.way().is_native:
+    if not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
 
 
@@ -76,14 +76,14 @@ def children() -> set[int]:
     return set(_family.children([os.getpid()]))
 
 
-async def reserve_of(context: WorkerContext) -> Lines:
+async def reserve_of(context: WorkerContext) -> PendingFork:
     """The process that the template has forked ahead, once it is there."""
     await wait_all_tasks_blocked()
     reserve = template_of(context)._reserve
     assert reserve is not None
     with trio.fail_after(PATIENCE):
-        while not reserve.process.note_birth():
-            await trio.lowlevel.wait_readable(reserve.process._birth)
+        while not reserve.process.read_pid():
+            await trio.lowlevel.wait_readable(reserve.process._pid_pipe)
     return reserve
 
 
@@ -683,7 +683,7 @@ async def test_the_options_are_for_this_type_only(option: str) -> None:
 
 
 async def test_without_the_executable_it_says_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_locate, "way", lambda: _locate.Way("", "", "there is no shared libpython"))
+    monkeypatch.setattr(_locate, "runtime", lambda: _locate.WorkerRuntime("", "", "there is no shared libpython"))
     async with forked() as context:
         with pytest.raises(WorkerStartError, match=r"there is no shared libpython\. Use WorkerType\.SPAWN, or"):
             await context.run_sync(bool)
@@ -789,25 +789,25 @@ async def test_a_worker_that_is_killed_before_it_has_told_its_number(
         while True:
             os.write(stuck, bytes(4096))
     os.set_blocking(stuck, True)
-    asked: list[tuple[Lines, int]] = []
+    asked: list[tuple[PendingFork, int]] = []
 
-    def ask(lines: Lines, send: Callable[[list[int]], bool]) -> bool:
+    def ask(lines: PendingFork, send: Callable[[list[int]], bool]) -> bool:
         # The pipe that the number goes to takes nothing, and the right one does not end before the process has.
         asked.append((lines, os.dup(lines.written)))
         return ask_for(lines, lambda descriptors: send([*descriptors[:2], stuck]))
 
-    ask_for = Lines.ask
+    ask_for = PendingFork.ask
     async with forked(retire=object) as context:
         await context.run_sync(bool)
         template = template_of(context)
         with monkeypatch.context() as patch, trio.fail_after(PATIENCE):
-            patch.setattr(Lines, "ask", ask)
+            patch.setattr(PendingFork, "ask", ask)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_expect_start_error, context)
                 while not asked:
                     await trio.lowlevel.checkpoint()
                 lines, written = asked[0]
-                while (pid := lines.record.number_of_newborn()) == 0:
+                while (pid := lines.record.pid_of_fork()) == 0:
                     await trio.lowlevel.checkpoint()
                 if template_too:
                     os.kill(template.process.pid, signal.SIGKILL)
@@ -832,7 +832,7 @@ async def test_the_record_of_a_worker_has_no_number_in_it(no_reserve: None) -> N
         await context.run_sync(bool)
         (worker,) = context._cache._idle
         assert worker._record is not None
-        assert worker._record.number_of_newborn() == 0
+        assert worker._record.pid_of_fork() == 0
 
 
 def how_many_a_copy_has(descriptors: set[int]) -> int:

@@ -33,7 +33,7 @@ KINDS = {
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if name == "forkserver" and not _locate.way().is_native:
+    if name == "forkserver" and not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
     return name
 
@@ -42,7 +42,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def opened(kind: str, monkeypatch: pytest.MonkeyPatch) -> Opened:
     """Opens contexts whose workers are of the kind."""
     if kind == "loop":
-        monkeypatch.setattr(_locate, "way", lambda: LOOP)
+        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
     return functools.partial(open_worker_context, worker_type=KINDS[kind])
 
 

@@ -303,7 +303,7 @@ async def test_a_program_without_libpython_has_workers_in_python(static: Any, na
     prefix, variables = LAYOUTS[name]
     root = static(prefix, **variables)
     library(root / "lib" / f"libpython{MINOR}.a")
-    assert not _locate.way().is_native
+    assert not _locate.runtime().is_native
     async with trio_offload.open_worker_context() as context:
         assert await context.run_sync(abs, -5) == 5
         command = await context.run_sync(Path.read_bytes, Path("/proc/self/cmdline"))
@@ -313,7 +313,7 @@ async def test_a_program_without_libpython_has_workers_in_python(static: Any, na
 def test_an_executable_is_not_needed_then(static: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     static("static")
     monkeypatch.setenv(_locate.OVERRIDE, "/nowhere")
-    assert not _locate.way().is_native
+    assert not _locate.runtime().is_native
 
 
 @pytest.mark.parametrize("change", ["frozen", "not a Python", "not executable"])

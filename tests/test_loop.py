@@ -59,7 +59,7 @@ BY_THE_LOOP = str(PROGRAMS / "by_the_loop")
 @pytest.fixture(autouse=True)
 def by_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here, and in the programs that these tests start."""
-    monkeypatch.setattr(_locate, "way", lambda: LOOP)
+    monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
     for module in (test_orphans, test_output):
         path = module.ENVIRONMENT["PYTHONPATH"]
         monkeypatch.setitem(module.ENVIRONMENT, "PYTHONPATH", f"{BY_THE_LOOP}{os.pathsep}{path}")
@@ -182,9 +182,7 @@ async def test_living_fork_of_parent_keeps_no_worker(tmp_path: Path, line: Lifel
 )
 def test_it_is_the_same_python(tmp_path: Path, switches: str) -> None:
     # Not by the variable, which some of these switches turn off.
-    by_the_loop = (
-        "change:from trio_offload._interpreter import locate as _locate; _locate.way = lambda: _locate.Way('', '', 'test')"
-    )
+    by_the_loop = "change:from trio_offload._interpreter import locate as _locate; _locate.runtime = lambda: _locate.WorkerRuntime('', '', 'test')"
     environment = plain_environment(PYTHONINSPECT="1", PYTHONWARNINGS="error::UserWarning", LC_ALL="C")
     found = test_identity.compare(tmp_path, switches.split(), arguments=[by_the_loop], environment=environment, stdin=b"")
     test_identity.assert_same(found)
@@ -349,7 +347,7 @@ def loop_with(patch: str) -> Iterator[Parent]:
     argv = _command_line.loop_command()
     place = argv.index("-c") + 1
     argv[place] = argv[place].replace("_loop.main(", f"from trio_offload_worker import _watcher\n{patch}_loop.main(")
-    process, ours, record = _process.start(argv[0], os.environb, argv)
+    process, ours, record = _process.spawn(argv[0], os.environb, argv)
     try:
         yield Parent(process, ours, LOOP)
     finally:

@@ -49,7 +49,7 @@ from trio_offload._process.process import WorkerProcess
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker._retire import RetireWhen
 
-LOOP = _locate.Way("", "", "a test wants it so")
+LOOP = _locate.WorkerRuntime("", "", "a test wants it so")
 
 
 @pytest.fixture
@@ -1103,7 +1103,7 @@ async def test_wrong_arguments_are_refused_by_name(plan: Plan, arguments: dict[s
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All kinds of worker."""
     if request.param == "loop":
-        monkeypatch.setattr(_locate, "way", lambda: LOOP)
+        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
     elif request.param == "fork":
         open_context = functools.partial(trio_offload.open_worker_context, worker_type=trio_offload.WorkerType.FORK)
         monkeypatch.setitem(globals(), "open_worker_context", open_context)

@@ -23,7 +23,7 @@ of_both_types = pytest.mark.usefixtures("worker_type")
 
 
 def threads_of_a_job() -> int:
-    return 2 if _locate.way().is_native else 1
+    return 2 if _locate.runtime().is_native else 1
 
 
 # --- forks ---------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ trio.run(main)
 @of_both_types
 async def test_job_that_closed_all_descriptors_is_watched() -> None:
     async with open_worker_context(memory_limit="100MiB") as context:
-        error: type[BrokenWorkerError] = WorkerMemoryError if _locate.way().is_native else BrokenWorkerError
+        error: type[BrokenWorkerError] = WorkerMemoryError if _locate.runtime().is_native else BrokenWorkerError
         with trio.fail_after(PATIENCE), pytest.raises(error):
             await context.run_sync(native_jobs.close_all_and_grow)
 

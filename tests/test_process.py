@@ -52,7 +52,7 @@ class Begin:
     def __call__(self, script: str) -> WorkerProcess:
         """Start a shell script."""
         program = self._write("#!/bin/sh\n" + script + "\n")
-        process, ours, record = _process.start(str(program), os.environb)
+        process, ours, record = _process.spawn(str(program), os.environb)
         record.close()
         self.sockets[process] = ours
         return process
@@ -604,7 +604,7 @@ for spare in range(6):
     os.closerange(3, 10)
     for number in range(3 + spare, 10):
         os.dup2(0, number)
-    process, ours, record = _process.start({str(program)!r}, os.environb)
+    process, ours, record = _process.spawn({str(program)!r}, os.environb)
     record.close()
     ours.setblocking(True)
     ours.sendall(b"there")
@@ -621,10 +621,10 @@ print("well")
 
 async def test_a_program_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        _process.start(str(tmp_path / "missing"), os.environb)
+        _process.spawn(str(tmp_path / "missing"), os.environb)
     (tmp_path / "no program").write_text("")
     with pytest.raises(PermissionError):
-        _process.start(str(tmp_path / "no program"), os.environb)
+        _process.spawn(str(tmp_path / "no program"), os.environb)
 
 
 async def test_the_end_of_the_process_is_the_end_of_the_stream(begin: Begin) -> None:

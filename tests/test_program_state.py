@@ -64,7 +64,7 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", defau
 def any_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> WorkerType:
     if request.param != "loop":
         return WorkerType(request.param)
-    monkeypatch.setattr(_locate, "way", lambda: _locate.Way("", "", "the test wants it so"))
+    monkeypatch.setattr(_locate, "runtime", lambda: _locate.WorkerRuntime("", "", "the test wants it so"))
     return WorkerType.SPAWN
 
 

@@ -215,7 +215,7 @@ async def test_a_fork_in_the_middle_of_a_closing_closes_nothing_else(what: str, 
     """In the copy the number may be that of something else by then."""
     original = os.close
     victim, report = os.pipe(), os.pipe()
-    process, ours, record = _process.start("/bin/true", os.environb, ["true"])
+    process, ours, record = _process.spawn("/bin/true", os.environb, ["true"])
     number = process._pidfd if what == "pidfd" else record.fileno()
     if number is None:
         pytest.skip("there are no pidfds here")

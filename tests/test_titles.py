@@ -33,7 +33,7 @@ def name_process() -> int:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_title_is_shown_and_stays(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "loop":
-        monkeypatch.setattr(_locate, "way", lambda: _locate.Way("", "", "the test wants it so"))
+        monkeypatch.setattr(_locate, "runtime", lambda: _locate.WorkerRuntime("", "", "the test wants it so"))
     worker_type = WorkerType(kind.replace("loop", "spawn"))
     async with trio_offload.open_worker_context(worker_type=worker_type) as context:
         pid = await context.run_sync(name_process)

@@ -105,7 +105,7 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield FakeSide()
         return
     templates = Templates(()) if request.param == "forked" else None
-    if templates is not None and not _locate.way().is_native:
+    if templates is not None and not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
     with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
         yield RealSide(line, gate, templates)

@@ -26,13 +26,13 @@ from trio_offload._process.process import WorkerProcess
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAGIC, MEMORY, Frame, Kind, encode_head
 
-LOOP: Final = _locate.Way("", "", "a test wants it so")
+LOOP: Final = _locate.WorkerRuntime("", "", "a test wants it so")
 
 
 class Parent:
     """Speaks raw bytes in a parent's place."""
 
-    def __init__(self, process: WorkerProcess, ours: socket.socket, way: _locate.Way) -> None:
+    def __init__(self, process: WorkerProcess, ours: socket.socket, way: _locate.WorkerRuntime) -> None:
         self.process = process
         self.socket = ours
         self.socket.settimeout(PATIENCE)
@@ -76,7 +76,7 @@ class Parent:
 
 
 @contextmanager
-def parent_of(way: _locate.Way, *, fork: bool = False, retire: Any = None) -> Iterator[Parent]:
+def parent_of(way: _locate.WorkerRuntime, *, fork: bool = False, retire: Any = None) -> Iterator[Parent]:
     """``retire`` is for a fork, which inherits it; others are told with SETUP."""
     process, ours, record = _forked.start(None, retire) if fork else _worker._spawn(way, [])
     try:
@@ -90,7 +90,7 @@ def parent_of(way: _locate.Way, *, fork: bool = False, retire: Any = None) -> It
 
 @pytest.fixture(params=["native", "loop", "fork"])
 def parent(request: pytest.FixtureRequest) -> Iterator[Parent]:
-    with parent_of(_locate.way() if request.param == "native" else LOOP, fork=request.param == "fork") as parent:
+    with parent_of(_locate.runtime() if request.param == "native" else LOOP, fork=request.param == "fork") as parent:
         yield parent
 
 
@@ -227,7 +227,7 @@ def test_what_was_sent_together_is_handled_in_order(parent: Parent) -> None:
 @pytest.mark.parametrize("kind", ["native", "loop", "fork"])
 def test_retired_worker_skips_call_sent_ahead(kind: str, size: int, tmp_path: Path) -> None:
     """It is there when the worker has answered the one before it, and then `retire` says that it leaves."""
-    way = _locate.way() if kind == "native" else LOOP
+    way = _locate.runtime() if kind == "native" else LOOP
     with parent_of(way, fork=kind == "fork", retire=object) as parent:
         parent.bring_to("AWAIT_SETUP")
         parent.say(Kind.SETUP, 0, (b"", b"", pickle.dumps(object, 5)), {"eager": False})

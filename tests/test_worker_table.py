@@ -34,7 +34,7 @@ from trio_offload._transport.sockets import socket_pair
 from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
 from trio_offload_worker._protocol.frames import MAGIC, Frame, Kind, encode_head
 
-_real_start = _process.start
+_real_start = _process.spawn
 
 
 class Peer:
@@ -50,7 +50,7 @@ class Peer:
     def start(
         self, executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None
     ) -> tuple[WorkerProcess, Any, RecordFile]:
-        """Stands in for ``_process.start``."""
+        """Stands in for ``_process.spawn``."""
         self.process, self._life, record = _real_start(str(self._program), environment)
         theirs, ours = socket_pair()
         ours.setblocking(False)
@@ -86,7 +86,7 @@ class Peer:
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     with closing(Peer(tmp_path)) as peer:
-        monkeypatch.setattr(_process, "start", peer.start)
+        monkeypatch.setattr(_process, "spawn", peer.start)
         yield peer
 
 

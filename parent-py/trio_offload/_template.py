@@ -25,9 +25,9 @@ from ._interpreter import hello as _hello
 from ._interpreter import locate as _locate
 from ._interpreter import settings as _settings
 from ._pickling import calls as _calls
-from ._process.fork_lock import no_forks
+from ._process.fork_lock import fork_lock
 from ._process.oom import count_kills
-from ._process.pending import Lines
+from ._process.pending import PendingFork
 from ._transport.channel import EndOfStream
 from ._transport.sockets import WriteFailed
 from ._worker import (
@@ -56,7 +56,7 @@ class Template(Worker):
         self._libpython = ""
         # What the last worker was told, and the frames of that; in one piece, because several threads may start workers.
         self._said: tuple[object, list[Buffer]] = None, []
-        self._reserve: Lines | None = None
+        self._reserve: PendingFork | None = None
         # Whether a task sees to its start, and who waits for that.
         self.attended = False
         self.waiting: list[_Waiter] = []
@@ -85,18 +85,18 @@ class Template(Worker):
         self._become_idle()
         self.expires_at = math.inf
 
-    def fork(self) -> Lines | None:
+    def fork(self) -> PendingFork | None:
         """Ask for a worker; None if that cannot be done at this moment.
 
         Raises:
             WriteFailed: it has ended.
             OSError: there are no more descriptors here.
         """
-        return self._ask(Lines(self.process))
+        return self._ask(PendingFork(self.process))
 
-    def take_reserve(self) -> Lines | None:
+    def take_reserve(self) -> PendingFork | None:
         """The process that was forked ahead, which is the caller's from now on; None: there is none."""
-        with no_forks:
+        with fork_lock:
             # Two threads may ask at the same time.
             reserve, self._reserve = self._reserve, None
         # In a fork of the process that started it, it has ended.
@@ -107,22 +107,22 @@ class Template(Worker):
         if self._reserve is not None or self.state is not IDLE:
             return
         oom_kills = count_kills()
-        with no_forks:
+        with fork_lock:
             if self._reserve is None:
                 try:
-                    self._reserve = self._ask(Lines(self.process, oom_kills))
+                    self._reserve = self._ask(PendingFork(self.process, oom_kills))
                 except (OSError, WriteFailed):
                     pass  # Whoever needs one is told.
 
-    def _ask(self, lines: Lines) -> Lines | None:
+    def _ask(self, pending: PendingFork) -> PendingFork | None:
         channel = self._channel
         if channel is None or self.state is not IDLE:
-            lines.close()
+            pending.close()
             raise WriteFailed(False)
         # So few bytes the system takes as a whole or not at all (net/unix/af_unix.c, unix_stream_sendmsg).
         head = encode_head(Kind.FORK, 0, ())
-        asked = lines.ask(lambda descriptors: channel.send_with_descriptors([head], descriptors) is not None)
-        return lines if asked else None
+        asked = pending.ask(lambda descriptors: channel.send_with_descriptors([head], descriptors) is not None)
+        return pending if asked else None
 
     def environment_since(self) -> dict[bytes, bytes | None]:
         """The variables that have changed here since it was started; None: it is gone."""
@@ -161,15 +161,15 @@ class Template(Worker):
         # Its workers have its command line.
         return [*super()._label(), "forkserver"]
 
-    def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
+    def _prepare(self, way: _locate.WorkerRuntime) -> tuple[bytes, bytes]:
         if not way.is_native:
             raise WorkerStartError(
-                f"WorkerType.FORKSERVER needs the worker executable, and here workers are run in Python, because {way.why}. "
+                f"WorkerType.FORKSERVER needs the worker executable, and here workers are run in Python, because {way.reason}. "
                 f"Use WorkerType.SPAWN, or get the library: {'; '.join(_locate.remedies())}"
             )
         return b"", b""
 
-    def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
+    def _greeting(self, way: _locate.WorkerRuntime, init: bytes, retire: bytes) -> list[Buffer]:
         self._libpython = way.libpython
         hello = {**_hello.hello(way.libpython, given_back(way)), "template": True}
         self._environment = _hello.environment()
@@ -211,7 +211,7 @@ class Templates:
     def __init__(self, modules: tuple[str, ...], threads: tuple[str, ...] = ()) -> None:
         self._modules: Final = modules
         self._threads: Final = threads
-        # All that is in here is changed under `no_forks`: a lock that a fork of this process finds free, in any thread.
+        # All that is in here is changed under `fork_lock`: a lock that a fork of this process finds free, in any thread.
         self._current: Template | None = None
         # Templates, and reserves that nobody wanted.
         self._leaving: list[Worker] = []
@@ -222,7 +222,7 @@ class Templates:
         Raises:
             WorkerStartError: it could not be started.
         """
-        with no_forks:
+        with fork_lock:
             template = self._current
             # Whether it still lives is found out when it is asked for a worker.
             if template is not None and template.process.ended and not template.hear():
@@ -248,7 +248,7 @@ class Templates:
             WorkerStartError: it could not be started, or a module could not be imported.
         """
         while True:
-            with no_forks:
+            with fork_lock:
                 template = self.current()
                 if template.state is IDLE:
                     return template
@@ -266,17 +266,17 @@ class Templates:
 
     def discard(self, template: Template) -> None:
         """It has proved to have ended, or to be of no use."""
-        with no_forks:
+        with fork_lock:
             if self._current is template:
                 self._current = None
                 self._leaving.append(template)
                 self._dismiss_reserve(template)
 
-    def see_off(self, reserve: Lines) -> None:
+    def see_off(self, reserve: PendingFork) -> None:
         """A reserve has proved to have ended, or is not wanted any more."""
         worker = Worker(WorkerSettings())
         worker.leave_unused(reserve)
-        with no_forks:
+        with fork_lock:
             self._leaving.append(worker)
 
     def _dismiss_reserve(self, template: Template) -> None:
@@ -286,7 +286,7 @@ class Templates:
 
     def dismiss(self) -> list[Worker]:
         """Ask all to leave. They are to be waited for; afterwards there may be another one."""
-        with no_forks:
+        with fork_lock:
             template, self._current = self._current, None
             if template is not None and template.state is not ENDED:
                 self._leaving.append(template)
@@ -309,7 +309,7 @@ class Templates:
             failure = error
             raise
         finally:
-            with no_forks:
+            with fork_lock:
                 waiting, template.waiting = template.waiting, []
                 template.attended = False
             for waiter in waiting:

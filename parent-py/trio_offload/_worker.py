@@ -50,8 +50,8 @@ from ._pickling import payload as _payload
 from ._process import oom as _oom
 from ._process import record as _record
 from ._process import start as _process
-from ._process.fork_lock import no_forks
-from ._process.inherited import surroundings
+from ._process.fork_lock import fork_lock
+from ._process.inherited import inherited
 from ._process.privileges import Grant
 from ._process.start import executable_command
 from ._sizes import readable_size
@@ -62,7 +62,7 @@ from ._transport.sockets import WriteFailed
 
 if TYPE_CHECKING:
     from . import _forked
-    from ._process.pending import Lines
+    from ._process.pending import PendingFork
     from ._process.process import WorkerProcess
     from ._template import Template, Templates
     from ._trace import TraceWriter
@@ -311,7 +311,7 @@ class Worker:
             return
         templates = self._settings.templates
         if templates is None:
-            way = _locate.way()
+            way = _locate.runtime()
             self._has_watcher = not way.is_native
             self._asks_first = self._has_watcher or self._retires
             functions = self._prepare(way)
@@ -356,22 +356,22 @@ class Worker:
                 self._process = self._channel = self._record = None
                 templates.see_off(reserve)
         try:
-            lines = template.fork()
+            pending = template.fork()
         except WriteFailed:
             templates.discard(template)
             return False
         except OSError as error:
             raise _not_forked(error) from error
-        if lines is None:
+        if pending is None:
             return False
         try:
             # Said afterwards, as to one that is spawned.
-            self._converse_forked(greeting, lines)
+            self._converse_forked(greeting, pending)
         except WriteFailed:
             pass  # It has refused, or the template has died; `finish` hears which.
         return True
 
-    def _converse_forked(self, greeting: Callable[[list[int], bool], list[Buffer]], lines: Lines) -> None:
+    def _converse_forked(self, greeting: Callable[[list[int], bool], list[Buffer]], pending: PendingFork) -> None:
         """Say the greeting to a process that a template has been asked for.
 
         Raises:
@@ -380,7 +380,7 @@ class Worker:
 
         def greet() -> bool:
             try:
-                with surroundings() as (streams, directory):
+                with inherited() as (streams, directory):
                     frames = greeting(streams, directory is not None)
                     rest = channel.send_with_descriptors(frames, streams if directory is None else [*streams, directory])
             except OSError as error:
@@ -390,14 +390,14 @@ class Worker:
             self._greeting_rest = rest
             return True
 
-        with self._ended_by_failure(lines.process):
-            self._process, self._record = lines.process, lines.record
-            self._channel = channel = Channel(lines.ours, self._settings.regions)
+        with self._ended_by_failure(pending.process):
+            self._process, self._record = pending.process, pending.record
+            self._channel = channel = Channel(pending.ours, self._settings.regions)
             self._greet = None if greet() else greet
-            self._oom_kills = lines.oom_kills or _oom.count_kills()
+            self._oom_kills = pending.oom_kills or _oom.count_kills()
             self._stderr_size = _crash.stderr_size()
             # Of one that was forked ahead the number is there, and this is a better moment to read it than any later one.
-            lines.process.note_birth()
+            pending.process.read_pid()
 
     def _with_call(self, greeting: list[Buffer]) -> list[Buffer]:
         """The greeting of a forked worker, and the first call with it where that may be.
@@ -454,14 +454,14 @@ class Worker:
             self.wait_sync(math.inf)
             raise
 
-    def leave_unused(self, lines: Lines) -> None:
+    def leave_unused(self, pending: PendingFork) -> None:
         """Become the handle of a process that was forked ahead and that nobody has a use for. It leaves; a wait must follow."""
-        self._process, self._record = lines.process, lines.record
-        self._channel = Channel(lines.ours)
+        self._process, self._record = pending.process, pending.record
+        self._channel = Channel(pending.ours)
         self._leave(in_order=True)
         self.given_up = True
         # The end of its stream is all that it needs to hear.
-        with no_forks:
+        with fork_lock:
             self._channel.close()
 
     def fork_next(self) -> None:
@@ -535,14 +535,14 @@ class Worker:
                         await channel.send(self._take_ahead(call), cancellable=cancellable)
             self.state = SETTING_UP
             ready = await self._receive(cancellable)
-            if not self.process.is_known:
+            if not self.process.has_pid:
                 raise RuntimeError("a worker has told something before its number")
             self._hear_figures(ready)
             self._check_baseline()
         except (EndOfStream, WireError) as error:
             # One that has closed its end is about to exit; one that talks nonsense is not waited for.
             await (self._end_gently() if isinstance(error, EndOfStream) else self._end())
-            if self._template is not None and not self.process.is_known:
+            if self._template is not None and not self.process.has_pid:
                 raise _NeverForked(self._template) from None
             raise WorkerStartError(self._describe_failed_start(error), self.process) from None
         except BaseException:
@@ -550,7 +550,7 @@ class Worker:
             raise
         self._ready = time.monotonic()
         self._kills_look_at = self._oom_kills.moment + _oom.LOOK_INTERVAL
-        _process.tell_what_does_not_hold(self.process.pid)
+        _process.warn_of_missing_guarantees(self.process.pid)
         if self._settings.trace is not None:
             self._settings.trace.worker_started(self.process.pid, self._started, self._ready)
         # From here on its arguments are kept alive only while it runs.
@@ -828,7 +828,7 @@ class Worker:
         self._close()
         return True
 
-    def _prepare(self, way: _locate.Way) -> tuple[bytes, bytes]:
+    def _prepare(self, way: _locate.WorkerRuntime) -> tuple[bytes, bytes]:
         """What is to be done and can fail before anything is started; ``init`` and ``retire``, pickled."""
         return self._pickled_functions()
 
@@ -838,7 +838,7 @@ class Worker:
             _calls.dump_callable(self._settings.retire) if self._retires else b"",
         )
 
-    def _greeting(self, way: _locate.Way, init: bytes, retire: bytes) -> list[Buffer]:
+    def _greeting(self, way: _locate.WorkerRuntime, init: bytes, retire: bytes) -> list[Buffer]:
         """HELLO and SETUP as bytes."""
         settings = _settings.current_settings()
         hello = encode_head(Kind.HELLO, 0, (), _hello.hello(way.libpython, given_back(way)))
@@ -894,7 +894,7 @@ class Worker:
             await self._refuse_setup(frame)
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             # What a template refuses has no process.
-            processes = [self.process] if self.process.is_known else []
+            processes = [self.process] if self.process.has_pid else []
             await self._end_gently()
             raise WorkerStartError(
                 f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", *processes
@@ -1119,7 +1119,7 @@ class Worker:
 
     def _broken(self, when: str) -> BrokenWorkerError:
         """The error for a worker that has ended by itself in a call, or was ended by the system or its native thread."""
-        told, stack = _record.take_apart(self._left_behind)
+        told, stack = _record.parse_record(self._left_behind)
         figures = self.figures
         crash = _crash.CrashRecord(
             pid=self.process.pid,
@@ -1175,7 +1175,7 @@ class Worker:
         process = self.process
         if isinstance(error, WireError):
             return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
-        told, stack = _record.take_apart(self._left_behind)
+        told, stack = _record.parse_record(self._left_behind)
         if process.exitcode in _ENDS_BY_LIMIT and told is not None:
             return (
                 f"worker {process.pid} was ended while it ran init, {_payload.function_name(self._settings.init)}: it held "
@@ -1191,7 +1191,7 @@ class Worker:
             )
         elif stack:
             hint = f". What it left behind:\n{stack}"
-        elif process.exitcode == 1 and not self._settings.fork and not _locate.way().is_native:
+        elif process.exitcode == 1 and not self._settings.fork and not _locate.runtime().is_native:
             # Python's own, and it has told standard error why.
             hint = ". Python did not start in the worker, or could not find its library; standard error says why"
             if "PYTHONHOME" in os.environ:
@@ -1247,7 +1247,7 @@ class Worker:
     def _let_go(self) -> None:
         if self._channel is not None:
             # Else a fork by another thread in the middle of it would keep this end open, and know nothing of it.
-            with no_forks:
+            with fork_lock:
                 self._channel.close()
         if self._record is not None:
             self._left_behind = self._record.read()
@@ -1365,7 +1365,7 @@ _STAGES: Final = {
 }
 
 
-def _spawn(way: _locate.Way, label: list[str]) -> tuple[WorkerProcess, Any, _record.RecordFile]:
+def _spawn(way: _locate.WorkerRuntime, label: list[str]) -> tuple[WorkerProcess, Any, _record.RecordFile]:
     environment = _hello.environment()
     if way.is_native:
         executable = way.executable
@@ -1394,7 +1394,7 @@ def _spawn(way: _locate.Way, label: list[str]) -> tuple[WorkerProcess, Any, _rec
         # what the worker gives back moves elsewhere in its memory.
         environment[name] = environment.pop(name)
     try:
-        return _process.start(executable, environment, argv)
+        return _process.spawn(executable, environment, argv)
     except OSError as error:
         raise WorkerStartError(
             f"a worker could not be started as {executable}: {os.strerror(error.errno or 0)}. "
@@ -1407,7 +1407,7 @@ def _not_forked(error: OSError) -> WorkerStartError:
     return WorkerStartError(f"a worker could not be forked: {os.strerror(code)}. {_SPAWN_REMEDIES.get(code, '')}".rstrip())
 
 
-def given_back(way: _locate.Way) -> dict[bytes, bytes | None]:
+def given_back(way: _locate.WorkerRuntime) -> dict[bytes, bytes | None]:
     """What the worker gives back: the variables that are changed to start it, as they are here."""
     names = [_loader.PRELOAD, _loader.LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
     return {name: os.environb.get(name) for name in names}

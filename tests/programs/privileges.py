@@ -210,7 +210,7 @@ async def cancel() -> None:
 
 if __name__ == "__main__":
     if KIND == "loop":
-        _locate.way = lambda: _locate.Way("", "", "the test wants it so")
+        _locate.runtime = lambda: _locate.WorkerRuntime("", "", "the test wants it so")
     trio.run({"call": look_at_calls, "map": look_at_map, "cancel": cancel}[WHAT])
     if WHAT == "cancel":
         print("children", Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())

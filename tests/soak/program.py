@@ -178,8 +178,8 @@ def _trim() -> None:
 def _run_workers_as_loops() -> None:
     from trio_offload._interpreter import locate as _locate
 
-    way = _locate.Way("", "", "the soak wants it so")
-    _locate.way = lambda: way
+    way = _locate.WorkerRuntime("", "", "the soak wants it so")
+    _locate.runtime = lambda: way
 
 
 def main() -> None:

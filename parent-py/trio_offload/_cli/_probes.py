@@ -148,14 +148,14 @@ def _environment(report: Report) -> Facts:
 def _way(report: Report) -> Facts:
     """Which of the two kinds of worker is in use, why, and what it costs. What is missing is reported where it was looked for."""
     try:
-        way = _locate.way()
+        way = _locate.runtime()
     except trio_offload.LocateError:
         return {"in use": None}
     if way.is_native:
-        return {"in use": "the worker executable, with this Python's own libpython", "why": way.why}
+        return {"in use": "the worker executable, with this Python's own libpython", "why": way.reason}
     return {
         "in use": "a loop in Python, run by this interpreter",
-        "why": way.why,
+        "why": way.reason,
         "what it costs": _COST_OF_THE_LOOP,
         "to have the executable": "; ".join(_locate.remedies()),
     }
@@ -184,7 +184,7 @@ def _libpython(report: Report) -> Facts:
 def _runs_the_loop() -> bool:
     """Whether workers do without the executable and the libpython, so that it is no problem if one is not there."""
     try:
-        return not _locate.way().is_native
+        return not _locate.runtime().is_native
     except trio_offload.LocateError:
         return False
 

@@ -4,7 +4,7 @@ Both are searched for in an ordered list of places. The first place wins; the er
 them. The result does not change while this interpreter runs, so each search is made once.
 
 Without a shared libpython a worker is a second process of this interpreter, with a loop in Python
-(``trio_offload_worker._loop``): :func:`way`.
+(``trio_offload_worker._loop``): :func:`runtime`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Found:
 
 
 @attrs.frozen
-class Way:
+class WorkerRuntime:
     """How workers run here:
 
     the worker ``executable`` with ``libpython``, or a loop in Python if both are empty.
@@ -45,7 +45,7 @@ class Way:
 
     executable: str
     libpython: str
-    why: str
+    reason: str
     is_loaded: bool = False
     """True if this program has loaded the libpython too."""
 
@@ -55,7 +55,7 @@ class Way:
         return bool(self.executable)
 
 
-def way() -> Way:
+def runtime() -> WorkerRuntime:
     """Return how workers run here.
 
     Raises:
@@ -68,10 +68,10 @@ def way() -> Way:
     except LocateError:
         if not interpreter():
             raise
-        return Way("", "", _no_libpython())
-    why = "the worker executable and the libpython of this interpreter are there"
+        return WorkerRuntime("", "", _no_libpython())
+    reason = "the worker executable and the libpython of this interpreter are there"
     found = _search_libpython()[0]
-    return Way(worker_executable(), library, why, found is not None and found.how == _LOADED)
+    return WorkerRuntime(worker_executable(), library, reason, found is not None and found.how == _LOADED)
 
 
 def is_free_threaded() -> bool:

@@ -64,4 +64,4 @@ class ForkLock:
             self._lock.release()
 
 
-no_forks: Final = ForkLock()
+fork_lock: Final = ForkLock()

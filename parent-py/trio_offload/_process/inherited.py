@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def surroundings() -> Iterator[tuple[list[int], int | None]]:
+def inherited() -> Iterator[tuple[list[int], int | None]]:
     """Provide the open standard streams and the working directory of this moment.
 
     Yields:

@@ -15,7 +15,7 @@ from trio_offload_worker._family import open_pidfd
 
 from .. import _clock
 from .._transport.sockets import socket_pair
-from .fork_lock import no_forks
+from .fork_lock import fork_lock
 from .oom import OomKills
 from .proc import start_time
 from .process import WorkerProcess
@@ -35,27 +35,27 @@ class ForkedProcess(WorkerProcess):
     not fork, and no process exists.
     """
 
-    def __init__(self, birth: int, template: WorkerProcess, record: RecordFile) -> None:
+    def __init__(self, pid_pipe: int, template: WorkerProcess, record: RecordFile) -> None:
         super().__init__(0, None)
-        self._birth = birth
+        self._pid_pipe = pid_pipe
         self._template = template
         self._record = record
 
     @property
-    def is_known(self) -> bool:
+    def has_pid(self) -> bool:
         """True if its number is known. It is, once a frame of the process has arrived."""
-        return self.note_birth()
+        return self.read_pid()
 
-    def note_birth(self) -> bool:
+    def read_pid(self) -> bool:
         """Read the number if it has arrived. Return True if it has."""
         with self._lock:
-            return self.pid != 0 or (not self.ended and self._is_born())
+            return self.pid != 0 or (not self.ended and self._receive_pid())
 
     async def wait(self) -> None:
         if self.killed and self.pid == 0 and not self.poll():
-            with _clock.move_on_after(_FORK_TIMEOUT), self._kept_pidfd() as birth:
-                if birth is not None:
-                    await trio.lowlevel.wait_readable(birth)
+            with _clock.move_on_after(_FORK_TIMEOUT), self._kept_pidfd() as pid_pipe:
+                if pid_pipe is not None:
+                    await trio.lowlevel.wait_readable(pid_pipe)
             self._end_mute_template()
         await super().wait()
 
@@ -77,16 +77,16 @@ class ForkedProcess(WorkerProcess):
             self._template.kill()
 
     def _reap(self, options: int) -> bool:
-        if self.pid == 0 and not self.ended and not self._is_born():
+        if self.pid == 0 and not self.ended and not self._receive_pid():
             return self.ended
         return super()._reap(options)
 
-    def _is_born(self) -> bool:
+    def _receive_pid(self) -> bool:
         try:
-            number = os.read(self._birth, 4)
+            number = os.read(self._pid_pipe, 4)
         except BlockingIOError:
             return False
-        pid = int.from_bytes(number, "big") if len(number) == 4 else self._record.number_of_newborn()
+        pid = int.from_bytes(number, "big") if len(number) == 4 else self._record.pid_of_fork()
         if pid == 0:
             self.ended = True
             self._close_pidfd()
@@ -94,7 +94,7 @@ class ForkedProcess(WorkerProcess):
         self.pid = pid
         # Only this program reaps its children, so the number is not reused yet. Close the pipe
         # first: there may be no other free descriptor.
-        self._close_birth()
+        self._close_pid_pipe()
         self._pidfd = open_pidfd(self.pid)
         if self._pidfd is None:
             self._start_time = start_time(self.pid)
@@ -105,19 +105,19 @@ class ForkedProcess(WorkerProcess):
         return True
 
     def _awaited(self) -> int | None:
-        return self._pidfd if self.pid != 0 else self._birth if self._birth != -1 else None
+        return self._pidfd if self.pid != 0 else self._pid_pipe if self._pid_pipe != -1 else None
 
     def _close_pidfd(self) -> None:
         super()._close_pidfd()
-        self._close_birth()
+        self._close_pid_pipe()
 
-    def _close_birth(self) -> None:
-        if self._waiting == 0 and self._birth != -1:
-            birth, self._birth = self._birth, -1
-            os.close(birth)
+    def _close_pid_pipe(self) -> None:
+        if self._waiting == 0 and self._pid_pipe != -1:
+            pid_pipe, self._pid_pipe = self._pid_pipe, -1
+            os.close(pid_pipe)
 
 
-class Lines:
+class PendingFork:
     """A forked process with an unknown number: its socket, its record, and the pipe for the number.
 
     A standby process is requested before it is needed. Then ``oom_kills`` has been counted already,
@@ -126,17 +126,17 @@ class Lines:
 
     def __init__(self, template: WorkerProcess, oom_kills: OomKills | None = None) -> None:
         self.oom_kills: Final = oom_kills
-        with no_forks, contextlib.ExitStack() as made:
+        with fork_lock, contextlib.ExitStack() as made:
             self.ours, self.theirs = socket_pair()
             made.callback(self.ours.close)
             made.callback(self.theirs.close)
             self.record = RecordFile()
             made.callback(self.record.close)
-            birth, self.written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            self.process = ForkedProcess(birth, template, self.record)
+            pid_pipe, self.written = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self.process = ForkedProcess(pid_pipe, template, self.record)
             self.process.socket = self.ours
             made.pop_all()
-            no_forks.register(self.process, self.ours, self.record, self)
+            fork_lock.register(self.process, self.ours, self.record, self)
 
     def ask(self, send: Callable[[list[int]], bool]) -> bool:
         """Request the process. Return False, and close this object, if that fails at this moment.
@@ -147,7 +147,7 @@ class Lines:
         """
         asked = False
         try:
-            with no_forks:
+            with fork_lock:
                 asked = send([self.theirs.fileno(), self.record.fileno(), self.written])
                 if asked:
                     self._close_template_ends()
@@ -158,7 +158,7 @@ class Lines:
 
     def _close_template_ends(self) -> None:
         """Close the template's ends, which it has received."""
-        with no_forks:
+        with fork_lock:
             self.theirs.close()
             if self.written != -1:
                 written, self.written = self.written, -1
@@ -166,7 +166,7 @@ class Lines:
 
     def close(self) -> None:
         """Close all, because no process was forked, or because this is a fork of the program."""
-        with no_forks:
+        with fork_lock:
             self._close_template_ends()
             self.ours.close()
             self.record.close()

@@ -120,7 +120,7 @@ class WorkerProcess:
             return None
 
     @property
-    def is_known(self) -> bool:
+    def has_pid(self) -> bool:
         """True if its number is known."""
         return True
 

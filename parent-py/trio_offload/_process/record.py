@@ -61,7 +61,7 @@ class RecordFile:
         """Return the file's identity, by which the worker finds it whatever its number."""
         return self._identity
 
-    def number_of_newborn(self) -> int:
+    def pid_of_fork(self) -> int:
         """Return the process ID of a forked worker that has not sent it; 0 if none exists."""
         try:
             return int.from_bytes(os.pread(self._descriptor, 4, 0), sys.byteorder)
@@ -124,7 +124,7 @@ class MemoryLimit:
     reached: int
 
 
-def take_apart(text: str) -> tuple[MemoryLimit | None, str]:
+def parse_record(text: str) -> tuple[MemoryLimit | None, str]:
     """Split the text of :meth:`RecordFile.read` into the memory limit, or None, and the stacks."""
     line, _, rest = text.partition("\n")
     if line.startswith('{"memory_limit":'):

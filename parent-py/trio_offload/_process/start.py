@@ -13,7 +13,7 @@ from typing import Final, NoReturn, TypeAlias
 from trio_offload_worker._family import boot_time, is_marked, is_told, open_pidfd
 
 from .._transport.sockets import socket_pair
-from .fork_lock import no_forks
+from .fork_lock import fork_lock
 from .process import WorkerProcess, unended
 from .record import RecordFile
 
@@ -25,10 +25,10 @@ _RECORD_DESCRIPTOR: Final = 4
 Started: TypeAlias = "tuple[WorkerProcess, socket.socket, RecordFile]"
 """The process, our end of its socket, and its record."""
 
-_has_looked = False
+_has_warned = False
 
 
-def start(executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None) -> Started:
+def spawn(executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None) -> Started:
     """Spawn a worker's program.
 
     ``posix_spawn`` copies nothing of this process, so its size does not matter.
@@ -42,7 +42,7 @@ def start(executable: str, environment: Mapping[bytes, bytes], argv: list[str] |
         OSError: the executable cannot be started.
     """
 
-    def spawn(_: object, socket: int, record: int) -> int:
+    def launch(_: object, socket: int, record: int) -> int:
         return os.posix_spawn(
             executable,
             executable_command(executable) if argv is None else argv,
@@ -58,7 +58,7 @@ def start(executable: str, environment: Mapping[bytes, bytes], argv: list[str] |
             setsigmask=[signal.SIGINT],
         )
 
-    return _start(spawn)
+    return _start(launch)
 
 
 def executable_command(executable: str, *label: str) -> list[str]:
@@ -76,11 +76,11 @@ def fork(child: Callable[[int, int], NoReturn]) -> Started:
         OSError, RuntimeError: the system, or Python, does not allow a fork.
     """
 
-    def fork(files: Sequence[socket.socket | RecordFile], theirs: int, record: int) -> int:
+    def launch(files: Sequence[socket.socket | RecordFile], theirs: int, record: int) -> int:
         pid = os.fork()
         if pid == 0:
             try:
-                no_forks.leave_in_copy()
+                fork_lock.leave_in_copy()
                 for file in files:
                     file.close()
                 child(theirs, record)
@@ -89,7 +89,7 @@ def fork(child: Callable[[int, int], NoReturn]) -> Started:
                 os._exit(1)
         return pid
 
-    return _start(fork)
+    return _start(launch)
 
 
 def _start(launch: Callable[[Sequence[socket.socket | RecordFile], int, int], int]) -> Started:
@@ -101,7 +101,7 @@ def _start(launch: Callable[[Sequence[socket.socket | RecordFile], int, int], in
             of closed standard streams.
     """
     since = boot_time()
-    with no_forks:
+    with fork_lock:
         unended.reap()
         ours, theirs = socket_pair()
         record = None
@@ -122,7 +122,7 @@ def _start(launch: Callable[[Sequence[socket.socket | RecordFile], int, int], in
                 os.close(descriptor)
         process = WorkerProcess(pid, open_pidfd(pid), since)
         process.socket = ours
-        no_forks.register(process, ours, record)
+        fork_lock.register(process, ours, record)
     return process, ours, record
 
 
@@ -130,12 +130,12 @@ def _copy_above(file: socket.socket | RecordFile) -> int:
     return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _RECORD_DESCRIPTOR + 1)
 
 
-def tell_what_does_not_hold(worker: int) -> None:
+def warn_of_missing_guarantees(worker: int) -> None:
     """Log, at the first worker of this program, the guarantees that this system cannot give."""
-    global _has_looked
-    if _has_looked:
+    global _has_warned
+    if _has_warned:
         return
-    _has_looked = True
+    _has_warned = True
     if not is_told():
         logger.warning(
             "/proc cannot be read here: the memory use of workers is not known, memory_limit is refused, and a worker's end ends "

@@ -17,7 +17,7 @@ class Finder:
 
         def exec_module(module):
             execute(module)
-            module.way = lambda: module.Way("", "", "a test wants it so")
+            module.runtime = lambda: module.WorkerRuntime("", "", "a test wants it so")
 
         spec.loader.exec_module = exec_module
         return spec
