@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Final, NoReturn, overload
 
 import trio
@@ -19,7 +20,6 @@ from trio_offload_worker._memory import allocate
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import Buffer, Frame
 
-from .pages import MIN_PAGES_SIZE, can_splice, send_pages
 from .sockets import (
     GONE,
     MAX_PARTS,
@@ -41,8 +41,9 @@ _SPINS: Final = range(2)
 # Receives between two spins, where spins always fail. They then cost a sixteenth.
 _MAX_SPINS_SKIPPED: Final = 15
 _SMALL_SIZE: Final = 32 * 1024
-# A socket takes and gives data as long as the other side keeps pace. After this many bytes, one
-# millisecond of copying, the other tasks run.
+# Smaller buffers are sent as fast by copying, which needs no ctypes.
+_MIN_PAGES_SIZE: Final = 2**20
+# After this many bytes, one millisecond of copying, the other tasks run.
 _YIELD_EVERY: Final = 2 * 2**20
 
 
@@ -126,13 +127,13 @@ class Channel:
         while parts:
             if self._goes_as_pages(parts[0]):
                 # A system that refuses will refuse again.
-                self._splices = await send_pages(self._descriptor, parts, sent, cancellable)
+                self._splices = await _pages().send_pages(self._descriptor, parts, sent, cancellable)
             else:
                 await self._send_copies(parts, self._count_copied(parts), sent, cancellable)
             sent = True
 
     def _goes_as_pages(self, part: Buffer) -> bool:
-        return len(part) >= MIN_PAGES_SIZE and self._splices and can_splice()
+        return len(part) >= _MIN_PAGES_SIZE and self._splices and bool(_pages().can_splice())
 
     def _count_copied(self, parts: list[Buffer]) -> int:
         """Return the number of leading buffers to copy with one ``sendmsg``."""
@@ -390,3 +391,10 @@ class Channel:
         """
         self._decoder.end_of_stream()
         raise EndOfStream
+
+
+def _pages() -> ModuleType:
+    """Import the module for large buffers, which few programs send."""
+    from . import pages
+
+    return pages

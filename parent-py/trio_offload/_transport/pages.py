@@ -13,8 +13,6 @@ from .sockets import WriteFailed, let_others_run, wait_writable
 if TYPE_CHECKING:
     from trio_offload_worker._protocol.frames import Buffer
 
-# Smaller buffers are sent as fast by copying, which needs no ctypes.
-MIN_PAGES_SIZE: Final = 2**20
 # After this many bytes, less than a millisecond, the other tasks run.
 _YIELD_EVERY: Final = 16 * 2**20
 # SPLICE_F_NONBLOCK and SPLICE_F_MORE, see splice(2).
