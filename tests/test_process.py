@@ -308,7 +308,8 @@ async def test_a_process_that_is_stopped_after_it_was_hung_up_on(
     pidfds: bool, begin: Begin, refused: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This program may not signal it, but for SIGCONT, which came too early. It is sent again; and signals, once they are permitted."""
-    process = begin("read line <&3")
+    # Where it may be killed later, it must not end by itself between the two signals.
+    process = begin("read line <&3" if refused == 1000 else "exec sleep 1000")
     process.socket = begin.sockets[process]
     send, sent = process._send_signal, []
 
