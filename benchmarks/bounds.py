@@ -35,7 +35,7 @@ from starts import BARE_FORK, PYTHON_PROCESS, Forks, calls_per_second, first_res
 
 import trio_offload
 from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
-from trio_offload_worker import _chunks
+from trio_offload_worker._jobs.chunks import run as run_chunk
 from trio_offload_worker._protocol.frames import Kind, encode_head
 
 PREFIX = struct.Struct(">4sIQ")
@@ -224,7 +224,7 @@ async def map_by_hand(free: list[Hand], count: int, size: int) -> AsyncGenerator
             for index in itertools.islice(chunks, MOST_IN_FLIGHT - len(begun)):
                 # A range travels as three numbers.
                 what = (index * size, min((index + 1) * size, count), 1), None, index + 1, hand.record, None
-                calls.append(hand.call(pickle.dumps((_chunks.run, (jobs.same, what)), 5)))
+                calls.append(hand.call(pickle.dumps((run_chunk, (jobs.same, what)), 5)))
                 begun.append(index)
             if calls:
                 hand.socket.send(b"".join(calls))

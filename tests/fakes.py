@@ -15,7 +15,7 @@ from trio_offload._pickling.payload import Payload
 from trio_offload._process.record import Progress
 from trio_offload._statistics import WorkerStatistics
 from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, WorkerSettings
-from trio_offload_worker import _chunks
+from trio_offload_worker._jobs import chunks
 
 
 def block() -> None:
@@ -191,7 +191,7 @@ class FakeWorker:
         items, number = args, 0
         if function is not pass_gate:
             items, _, number, *_ = args[1] or ([], None, 0)
-            items = _chunks.items_in(items)
+            items = chunks.items_in(items)
         for index, item in enumerate(items):
             self.plan.begun.append((self, item))
             if item in self.plan.breaks_at:

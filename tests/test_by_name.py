@@ -24,7 +24,7 @@ from trio_offload._pickling import calls
 from trio_offload._pickling.by_reference import CallsByReference
 from trio_offload._pickling.calls import dump_call
 from trio_offload._pickling.payload import Payload, function_name
-from trio_offload_worker import _chunks
+from trio_offload_worker._jobs import chunks
 
 FUNCTIONS: list[Any] = [bool, len, os.getpid, json.dumps, math.sin, decimal.Decimal, operator.add, jobs.echo, Path]
 OTHERS: list[Any] = [[].append, "".join, functools.partial(max, 3), Path("x").joinpath, numpy.add, str.upper, int.from_bytes]
@@ -76,9 +76,9 @@ def test_a_call_is_what_the_pickler_makes_of_it(function: Any, loads: Any, names
 @pytest.mark.parametrize("function", FUNCTIONS + OTHERS, ids=function_name)
 def test_a_chunk_is_what_the_pickler_makes_of_it(function: Any) -> None:
     for args in ARGUMENTS:
-        payload = calls.dump_chunk(_chunks.run, function, args)
+        payload = calls.dump_chunk(chunks.run, function, args)
         assert payload.function is function
-        assert pickle.dumps(load(payload)) == pickle.dumps(pickle.loads(pickle.dumps((_chunks.run, (function, args)))))
+        assert pickle.dumps(load(payload)) == pickle.dumps(pickle.loads(pickle.dumps((chunks.run, (function, args)))))
 
 
 def test_one_object_in_two_places_is_one_object() -> None:

@@ -21,7 +21,7 @@ from running import plain_environment, run, run_script, write
 
 from trio_offload import BrokenWorkerError, WorkerStartError, WorkerType, open_worker_context
 from trio_offload._interpreter import locate as _locate
-from trio_offload_worker import _watcher
+from trio_offload_worker._loop import sentinel
 
 Build = Callable[..., Path]
 
@@ -447,7 +447,7 @@ async def test_a_fork_that_can_have_no_watcher_fails_to_start(
 
     async with open_worker_context(worker_type=WorkerType.FORK, **options) as context:
         with monkeypatch.context() as patch:
-            patch.setattr(_watcher, "start", start)
+            patch.setattr(sentinel, "start", start)
             with pytest.raises(WorkerStartError):
                 await context.run_sync(os.mkdir, str(tmp_path / "made"))
         assert os.strerror(errno.EAGAIN) in capfd.readouterr().err

@@ -27,7 +27,7 @@ from trio_offload import (
     open_worker_context,
 )
 from trio_offload._worker import Worker, WorkerSettings
-from trio_offload_worker import _family
+from trio_offload_worker._system import family
 
 
 class Driver:
@@ -62,7 +62,7 @@ class Driver:
 
 def belongings() -> tuple[set[int], int]:
     """Our children, and how many descriptors are open."""
-    return set(_family.children([os.getpid()])), count_descriptors()
+    return set(family.children([os.getpid()])), count_descriptors()
 
 
 def assert_only_idle_workers(context: WorkerContext, before: tuple[set[int], int]) -> None:

@@ -21,7 +21,7 @@ from trio_offload._cli._sources import ArgumentSource, Item, LineSource, Source
 from trio_offload._cli._tally import Tally
 
 if TYPE_CHECKING:
-    from trio_offload_worker._items import ItemKind
+    from trio_offload_worker._jobs.cli_items import ItemKind
 
 TEXT = b"one\n\r\n\ntwo\r\n{}\nl\xc3\xa9st"
 

@@ -28,7 +28,7 @@ from trio_offload import (
     run_sync,
 )
 from trio_offload._transport.channel import Channel
-from trio_offload_worker import _family
+from trio_offload_worker._system import family
 
 pytestmark = pytest.mark.usefixtures("worker_type")
 
@@ -294,7 +294,7 @@ async def test_surviving_child_does_not_hide_death(line: Lifeline, tmp_path: Pat
             job = jobs.leave_fork if way == "forked" else jobs.leave_careless_child
             child = await context.run_sync(job, line.path)
             # Without its mark nobody finds it when it has lost its parent.
-            resource.prlimit(child, _family.LIMIT, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            resource.prlimit(child, family.LIMIT, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             worker = await line.pid()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(expect_death, lambda: context.run_sync(jobs.hold_for_ever, another_line.path), worker)

@@ -32,7 +32,7 @@ from trio_offload import (
 )
 from trio_offload._interpreter import locate as _locate
 from trio_offload._process import start as _process
-from trio_offload_worker import _family
+from trio_offload_worker._system import family, linux
 
 KINDS = ("SPAWN", "FORKSERVER", "FORK", "loop")
 
@@ -63,7 +63,7 @@ PROGRAM = """
 import os, signal, sys
 import trio, trio_offload, jobs
 from trio_offload._process.process import WorkerProcess
-from trio_offload_worker import _family
+from trio_offload_worker._system import family, linux
 
 kind, job, line = sys.argv[1:4]
 left = int(sys.argv[4])
@@ -85,7 +85,7 @@ async def main():
             nursery.start_soon(lambda: context.run_sync(getattr(jobs, job), line, kill_on_cancel=True))
             await trio.to_thread.run_sync(sys.stdin.readline)
             WorkerProcess._signal = then_die(WorkerProcess._signal)
-            _family._kill_one = then_die(_family._kill_one)
+            family._kill_one = then_die(family._kill_one)
             nursery.cancel_scope.cancel()
 
 if __name__ == "__main__":
@@ -107,7 +107,7 @@ async def test_parent_killed_after_each_signal_leaves_nothing(kind: str, tmp_pat
             # Its shell has started two programs.
             worker = int(program.stdout.readline())
             with trio.fail_after(PATIENCE):
-                while len(_family.descendants(worker, 0)) < 6:  # noqa: ASYNC110 - nobody tells
+                while len(family.descendants(worker, 0)) < 6:  # noqa: ASYNC110 - nobody tells
                     await trio.sleep(0.001)
             program.stdin.write(b"\n")
             program.stdin.flush()
@@ -205,7 +205,7 @@ async def test_orphans_of_jobs_are_not_the_workers_children(worker_type: WorkerT
         worker = await context.run_sync(jobs.leave_orphans, 20)
         gate.open()
         assert await context.run_sync(jobs.wait_for_own_children, gate.path) == (7, 9, 0)
-        children = [pid for pid in _family.children([worker]) if process_state(pid) == "Z"]
+        children = [pid for pid in family.children([worker]) if process_state(pid) == "Z"]
         assert not children
 
 
@@ -325,8 +325,8 @@ async def test_without_proc_what_a_job_has_started_ends_with_it(
             nursery.start_soon(lambda: context.run_sync(jobs.start_family, line.path, kill_on_cancel=True))
             await line.pid()
             await line.pid()
-            monkeypatch.setattr(_family, "_read_once", read_nothing)
-            monkeypatch.setattr(_family, "_listed_processes", lambda: None)
+            monkeypatch.setattr(linux, "_read_once", read_nothing)
+            monkeypatch.setattr(family, "listed_processes", lambda: None)
             nursery.cancel_scope.cancel()
         await line.ended()
 
@@ -335,17 +335,17 @@ async def test_without_proc_what_a_job_has_started_ends_with_it(
 
 
 async def test_a_worker_and_all_that_it_starts_have_its_mark(worker_type: WorkerType, line: Lifeline) -> None:
-    before = _family.boot_time()
+    before = family.boot_time()
     async with open_worker_context(worker_type=worker_type) as context:
         worker = await context.run_sync(jobs.leave_family, line.path)
-        mark = _family.mark_of(worker)
-        assert _family.is_marked(worker)
-        assert not _family.is_marked(os.getpid())
-        assert len(_family.orphans(worker, before)) >= 4
-        assert not _family.orphans(worker, _family.boot_time() + 1)
-        assert all(_family.mark_of(pid) == mark for pid in _family.orphans(worker, 0))
+        mark = family.mark_of(worker)
+        assert family.is_marked(worker)
+        assert not family.is_marked(os.getpid())
+        assert len(family.orphans(worker, before)) >= 4
+        assert not family.orphans(worker, family.boot_time() + 1)
+        assert all(family.mark_of(pid) == mark for pid in family.orphans(worker, 0))
         # Any process may read it, one with other users too, where prlimit gives no answer.
-        assert _family._mark_in_table(worker) == mark
+        assert family._mark_in_table(worker) == mark
         with pytest.raises(BrokenWorkerError):
             await context.run_sync(os.kill, worker, signal.SIGKILL)
         await line.ended()
@@ -353,15 +353,15 @@ async def test_a_worker_and_all_that_it_starts_have_its_mark(worker_type: Worker
 
 def test_both_languages_make_the_same_mark() -> None:
     """`family.rs` has the same numbers in its own test."""
-    assert _family._front(1) << 39 == 1 << 62 | 1 << 39
-    assert _family._front(2**22 - 1) << 39 | _family._TIME == 1 << 62 | 2**61 - 1
-    assert _family._front(2**22 - 1, True) << 39 == 1 << 62 | 1 << 61 | (2**22 - 1) << 39
+    assert family._front(1) << 39 == 1 << 62 | 1 << 39
+    assert family._front(2**22 - 1) << 39 | family._TIME == 1 << 62 | 2**61 - 1
+    assert family._front(2**22 - 1, True) << 39 == 1 << 62 | 1 << 61 | (2**22 - 1) << 39
 
 
 def test_a_limit_that_the_program_has_set_itself_is_no_mark() -> None:
-    soft, _ = resource.getrlimit(_family.LIMIT)
-    assert _family.mark_of(os.getpid()) == soft
-    assert not _family.is_marked(os.getpid())
+    soft, _ = resource.getrlimit(family.LIMIT)
+    assert family.mark_of(os.getpid()) == soft
+    assert not family.is_marked(os.getpid())
 
 
 def test_the_doctor_says_how_processes_are_found(capfd: pytest.CaptureFixture[str]) -> None:

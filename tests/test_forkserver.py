@@ -44,7 +44,7 @@ from trio_offload._process.pending import PendingFork
 from trio_offload._template import Template
 from trio_offload._transport.channel import Channel
 from trio_offload._worker import Worker, WorkerSettings
-from trio_offload_worker import _family
+from trio_offload_worker._system import family
 
 ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
 forked = functools.partial(open_worker_context, worker_type=WorkerType.FORKSERVER)
@@ -73,7 +73,7 @@ def template_of(context: WorkerContext) -> Template:
 
 
 def children() -> set[int]:
-    return set(_family.children([os.getpid()]))
+    return set(family.children([os.getpid()]))
 
 
 async def reserve_of(context: WorkerContext) -> PendingFork:

@@ -115,7 +115,15 @@ def test_runtime_hooks_have_run(folder_run: dict[str, Any]) -> None:
 
 
 def test_plain_job_imports_next_to_nothing(folder_run: dict[str, Any]) -> None:
-    unwanted = {"trio", "inspect", "pkgutil", "multiprocessing", "subprocess", "typing", "trio_offload_worker._settings"}
+    unwanted = {
+        "trio",
+        "inspect",
+        "pkgutil",
+        "multiprocessing",
+        "subprocess",
+        "typing",
+        "trio_offload_worker._jobs.settings",
+    }
     assert not unwanted & set(folder_run["modules"])
 
 

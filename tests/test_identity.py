@@ -26,7 +26,7 @@ from running import BASE, PACKAGES, PROGRAMS, TIMEOUT, make_environment, plain_e
 import trio_offload
 from trio_offload._interpreter import loader as _loader
 from trio_offload._interpreter import locate as _locate
-from trio_offload_worker import _settings
+from trio_offload_worker._jobs import compat, settings
 
 VERSION = sys.version_info[:2]
 FOLDERS = os.pathsep.join([str(PROGRAMS), *PACKAGES])
@@ -476,16 +476,16 @@ def test_filters_that_change_reach_modules_that_have_warned(names: str, monkeypa
     """A module remembers which of its warnings have been shown; other filters decide anew."""
     if names != "as they are":
         # A later Python may have other names.
-        monkeypatch.setattr(_settings, "_warnings", types.SimpleNamespace(filters=_warnings.filters))
+        monkeypatch.setattr(compat, "_warnings", types.SimpleNamespace(filters=_warnings.filters))
     code = compile("import warnings; warnings.warn('told', UserWarning)", "a module", "exec")
     module: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as told:
         for action, count in [("default", 1), ("default", 2), ("ignore", 2), ("always", 4)]:
-            _settings.apply({"warning_filters": [[action, None, "builtins:UserWarning", None, 0]]})
+            settings.apply({"warning_filters": [[action, None, "builtins:UserWarning", None, 0]]})
             exec(code, module)
             exec(code, module)
             assert len(told) == count
-        _settings.apply({"warning_filters": [["error", None, "builtins:UserWarning", None, 0]]})
+        settings.apply({"warning_filters": [["error", None, "builtins:UserWarning", None, 0]]})
         with pytest.raises(UserWarning, match="told"):
             exec(code, module)
     if hasattr(_warnings, "_release_lock"):

@@ -561,7 +561,7 @@ def picklers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return tried
 
 
-ORDINARY, CLOUD = "_pickle", "trio_offload_worker._cloud"
+ORDINARY, CLOUD = "_pickle", "trio_offload_worker._jobs.cloudpickle"
 
 
 def known() -> int:

@@ -43,15 +43,15 @@ from trio_offload import (
     BrokenWorkerError,
     WorkerContext,
     WorkerMemoryError,
-    _context,
+    _options,
     open_worker_context,
 )
 from trio_offload._interpreter import command_line as _command_line
 from trio_offload._interpreter import locate as _locate
 from trio_offload._pickling.calls import dump_call
 from trio_offload._process import start as _process
-from trio_offload_worker import _family
 from trio_offload_worker._protocol.frames import Kind
+from trio_offload_worker._system import family, linux
 
 BY_THE_LOOP = str(PROGRAMS / "by_the_loop")
 
@@ -200,7 +200,7 @@ async def test_no_wait_of_a_jobs_sees_the_watcher(context: WorkerContext) -> Non
 async def test_the_watcher_holds_nothing_of_the_workers(context: WorkerContext) -> None:
     """Neither its streams, whose readers wait for their end, nor the socket, whose end is the worker's death, nor a folder."""
     pid = await context.run_sync(os.getpid)
-    (watcher,) = _family.children([pid])
+    (watcher,) = family.children([pid])
     assert watcher == await trio.to_thread.run_sync(watcher_of, pid)
     assert contents(f"/proc/{watcher}/comm") == "offload-watcher\n"
     held = {os.readlink(f"/proc/{watcher}/fd/{number}") for number in os.listdir(f"/proc/{watcher}/fd")}
@@ -252,8 +252,10 @@ def test_it_has_imported_little(tmp_path: Path) -> None:
         "sitecustomize",
     }
     folders = {
-        "": "_executor _family _faults _figures _handlers _hello _link _loop _memory _session _watcher",
         "_protocol.": "cbor decoder frames header parts segments",
+        "_system.": "family figures linux",
+        "_jobs.": "faults guards",
+        "_loop.": "executor hooks interpreter main sentinel session signals transport",
     }
     names = {folder + name for folder, names in folders.items() for name in names.split()}
     names |= {folder.rstrip(".") for folder in folders if folder}
@@ -335,7 +337,7 @@ async def test_arrays_travel_both_ways_and_can_be_written_to(context: WorkerCont
 # Each takes something away from the worker that it can do without.
 PATCHES = {
     "as it is": "",
-    "without a clone of its own": "_watcher._clone = lambda: None\n",
+    "without a clone of its own": "sentinel.clone = lambda: None\n",
     "without ctypes": "sys.modules['_ctypes'] = None\n",
     "without pidfds": "del __import__('os').pidfd_open\n",
 }
@@ -346,7 +348,7 @@ def loop_with(patch: str) -> Iterator[Parent]:
     """A worker in Python in which something was changed before it began."""
     argv = _command_line.loop_command()
     place = argv.index("-c") + 1
-    argv[place] = argv[place].replace("_loop.main(", f"from trio_offload_worker import _watcher\n{patch}_loop.main(")
+    argv[place] = argv[place].replace("main.main(", f"from trio_offload_worker._loop import sentinel\n{patch}main.main(")
     process, ours, record = _process.spawn(argv[0], os.environb, argv)
     try:
         yield Parent(process, ours, LOOP)
@@ -403,7 +405,7 @@ def watcher_of(worker: int) -> int:
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit() and (entry / "comm").read_bytes() == b"offload-watcher\n":
-                    fields = _family.stat_fields(int(entry.name))
+                    fields = linux.stat_fields(int(entry.name))
                     if fields is not None and (int(fields[1]) == worker or _is_watcher_of(entry, worker)):
                         return int(entry.name)
             except OSError:
@@ -452,7 +454,7 @@ async def test_a_job_that_holds_the_gil_is_reported_on(line: Lifeline) -> None:
 
 async def test_reports_never_spoil_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many of them as there can be, while frames of every size are on their way."""
-    monkeypatch.setattr(_context, "_SHORTEST_REPORT", 0.001)
+    monkeypatch.setattr(_options, "MIN_REPORT_INTERVAL", 0.001)
     async with open_worker_context(report_interval=0.001) as context:
         pid = await context.run_sync(os.getpid)
         for number in range(300):

@@ -17,7 +17,8 @@ from running import ceiling, run_script
 
 from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerType, open_worker_context
 from trio_offload._interpreter import locate as _locate
-from trio_offload_worker import _watcher, single_threaded
+from trio_offload_worker import single_threaded
+from trio_offload_worker._loop import sentinel, sentinel_process
 
 of_both_types = pytest.mark.usefixtures("worker_type")
 
@@ -193,30 +194,30 @@ async def test_a_copy_that_a_job_forks_has_a_faulthandler_of_its_own(of_any_kind
 # --- ceilings ------------------------------------------------------------------------------------
 
 
-class Watch(_watcher._Watch):
+class Sentinel(sentinel_process.SentinelProcess):
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
 
 
-def test_the_watcher_ends_the_job_that_it_has_measured_or_none() -> None:
+def test_the_sentinel_ends_the_job_that_it_has_measured_or_none() -> None:
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     reader, bell = os.pipe()
     try:
-        worker = _watcher.Watcher(None, memory, bell)
+        worker = sentinel.Sentinel(None, memory, bell)
         worker.assign(None, 1000)
-        worker.tell(_watcher.BUSY)
-        first = _watcher._JOBS.unpack_from(memory, _watcher._JOBS_AT)
-        worker.tell(_watcher.WAITING)
-        assert not Watch(memory)._seal(first)
-        worker.tell(_watcher.BUSY)
-        assert not Watch(memory)._seal(first)
-        second = _watcher._JOBS.unpack_from(memory, _watcher._JOBS_AT)
-        worker.tell(_watcher.SETTLING)
-        assert not Watch(memory)._seal(second)
-        worker.tell(_watcher.BUSY)
-        third = _watcher._JOBS.unpack_from(memory, _watcher._JOBS_AT)
-        assert Watch(memory)._seal(third)
-        assert memory[_watcher._SEALED]
+        worker.tell(sentinel.BUSY)
+        first = sentinel.JOBS.unpack_from(memory, sentinel.JOBS_AT)
+        worker.tell(sentinel.IDLE)
+        assert not Sentinel(memory)._seal(first)
+        worker.tell(sentinel.BUSY)
+        assert not Sentinel(memory)._seal(first)
+        second = sentinel.JOBS.unpack_from(memory, sentinel.JOBS_AT)
+        worker.tell(sentinel.SETTLING)
+        assert not Sentinel(memory)._seal(second)
+        worker.tell(sentinel.BUSY)
+        third = sentinel.JOBS.unpack_from(memory, sentinel.JOBS_AT)
+        assert Sentinel(memory)._seal(third)
+        assert memory[sentinel.SEALED]
     finally:
         os.close(reader)
         os.close(bell)

@@ -27,9 +27,9 @@ from trio_offload._transport import channel as channel_module
 from trio_offload._transport import pages
 from trio_offload._transport.channel import Channel
 from trio_offload._transport.sockets import socket_pair
-from trio_offload_worker import _native
 from trio_offload_worker._protocol import segments
 from trio_offload_worker._protocol.frames import Kind, encode_head
+from trio_offload_worker._system import native
 
 numpy = pytest.importorskip("numpy")
 
@@ -228,12 +228,12 @@ async def test_what_the_system_refuses_is_done_by_copying(
         raise OSError(errno.EINVAL, "refused")
 
     if closed == "vmsplice":
-        monkeypatch.setattr(_native.Native, "vmsplice", refused)
+        monkeypatch.setattr(native.Native, "vmsplice", refused)
     elif closed == "pipe":
         monkeypatch.setattr(os, "pipe2", refused)
     elif closed == "ctypes":
         monkeypatch.setitem(sys.modules, "ctypes", None)
-        without = _native.Native()
+        without = native.Native()
         monkeypatch.setattr(pages, "native", lambda: without)
     else:
         monkeypatch.setattr(os, "splice", refused)

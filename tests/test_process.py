@@ -29,7 +29,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_offload import BrokenWorkerError
 from trio_offload._process import start as _process
 from trio_offload._process.process import WorkerProcess
-from trio_offload_worker import _family
+from trio_offload_worker._system import family, linux
 
 
 @pytest.fixture(params=["with pidfds", "without pidfds"])
@@ -65,9 +65,9 @@ class Begin:
     def worker(self, code: str, *, marked: bool = True) -> WorkerProcess:
         """The same with the mark that a worker has; else as the subreaper that one is which cannot have a mark."""
         return self.python(
-            "from trio_offload_worker import _watcher\n"
-            + ("" if marked else "_watcher._mark_self = lambda mark: False\n")
-            + f"_watcher.begin_life()\n{code}"
+            "from trio_offload_worker._loop import sentinel\n"
+            + ("" if marked else "sentinel._mark_self = lambda mark: False\n")
+            + f"sentinel.begin_life()\n{code}"
         )
 
     def close(self) -> None:
@@ -255,7 +255,7 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         by_pidfd(pidfd, number, *rest)  # type: ignore[misc]
 
     def send_by_number(pid: int, number: int) -> None:
-        fields = _family.stat_fields(pid)
+        fields = linux.stat_fields(pid)
         if number or (fields is not None and int(fields[1]) == os.getpid()):
             sent.append(("number", number))
         by_number(pid, number)
@@ -424,10 +424,10 @@ def test_fork_does_not_close_a_closed_pidfd(begin: Begin) -> None:
 
 
 @pytest.fixture(params=["listed by the kernel", "found by a scan"])
-def family(request: pytest.FixtureRequest, pidfds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def way_to_find_children(request: pytest.FixtureRequest, pidfds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two ways to find children; the second is for kernels without CONFIG_PROC_CHILDREN."""
     if request.param == "found by a scan":
-        monkeypatch.setattr(_family, "lists_children", lambda: False)
+        monkeypatch.setattr(family, "lists_children", lambda: False)
 
 
 @pytest.fixture(params=[True, False], ids=["marked", "subreaper"])
@@ -436,7 +436,9 @@ def marked(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-async def test_children_of_every_kind_end_with_it(family: None, marked: bool, begin: Begin, line: Lifeline) -> None:
+async def test_children_of_every_kind_end_with_it(
+    way_to_find_children: None, marked: bool, begin: Begin, line: Lifeline
+) -> None:
     process = begin.worker(f'jobs.start_family("{line.path}")', marked=marked)
     await line.pid()
     daemon = await line.pid()
@@ -457,36 +459,36 @@ async def test_one_that_forks_faster_than_one_looks_is_caught(marked: bool, begi
 
 
 async def test_start_that_ignores_stop_leaves_nothing(
-    family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    way_to_find_children: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may not get round to stop in time, or somebody resumes it: then it starts a process when all others are dead."""
     process = begin.worker(f'jobs.start_one_late("{line.path}", "{gate.path}")')
     await line.pid()
-    end_below = _family._end_below
+    end_below = family._end_below
 
     def end_below_and_resume(*arguments: Any) -> bool:
         has_family = end_below(*arguments)
         assert not has_family
         os.kill(process.pid, signal.SIGCONT)
         gate.open()
-        while process_state(process.pid) != "T" or not _family.children([process.pid]):
+        while process_state(process.pid) != "T" or not family.children([process.pid]):
             time.sleep(0.001)
         return has_family
 
-    monkeypatch.setattr(_family, "_end_below", end_below_and_resume)
+    monkeypatch.setattr(family, "_end_below", end_below_and_resume)
     # It stops itself once it has forked.
-    monkeypatch.setattr(_family, "_is_stopped", lambda pid: False)
+    monkeypatch.setattr(family, "_is_stopped", lambda pid: False)
     process.kill()
     await ended(process)
     await line.ended()
 
 
 async def test_nobody_looks_below_one_that_has_not_stopped(
-    family: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    way_to_find_children: None, begin: Begin, line: Lifeline, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = begin.worker(f'jobs.start_one_late("{line.path}", "{gate.path}")')
     await line.pid()
-    look = _family.new_children
+    look = family.new_children
     states: list[str | None] = []
 
     def look_at_state_too(parents: list[int], known: Collection[int]) -> list[int]:
@@ -499,9 +501,9 @@ async def test_nobody_looks_below_one_that_has_not_stopped(
         else:
             os.kill(process.pid, number)
 
-    monkeypatch.setattr(_family, "_STOP_PATIENCE", PATIENCE)
-    monkeypatch.setattr(_family, "new_children", look_at_state_too)
-    _family.end_family(process.pid, stop_later, process._since)
+    monkeypatch.setattr(family, "_STOP_PATIENCE", PATIENCE)
+    monkeypatch.setattr(family, "new_children", look_at_state_too)
+    family.end_family(process.pid, stop_later, process._since)
     await ended(process)
     await line.ended()
     assert set(states) == {"T"}
@@ -513,7 +515,7 @@ async def test_who_reacts_to_the_end_of_a_child_ends_before_it(begin: Begin, lin
     process = begin.worker(f'jobs.run_shell("{line.path}", "sleep infinity; echo > {trace}")')
     await line.pid()
     with trio.fail_after(PATIENCE):
-        while len(_family.descendants(process.pid, 0)) < 2:  # noqa: ASYNC110
+        while len(family.descendants(process.pid, 0)) < 2:  # noqa: ASYNC110
             await trio.sleep(0.001)
     process.kill()
     await ended(process)
@@ -529,8 +531,8 @@ async def test_one_that_waits_for_a_vfork_is_not_waited_for(
     with trio.fail_after(PATIENCE):
         while process_state(process.pid) != "D":  # noqa: ASYNC110 - nothing else tells that it has come that far
             await trio.sleep(0.001)
-    monkeypatch.setattr(_family, "_STOP_PATIENCE", PATIENCE)
-    monkeypatch.setattr(_family, "_MOST_ROUNDS", 10**9)
+    monkeypatch.setattr(family, "_STOP_PATIENCE", PATIENCE)
+    monkeypatch.setattr(family, "_MOST_ROUNDS", 10**9)
     begun = time.monotonic()
     process.kill()
     assert time.monotonic() - begun < PATIENCE / 2
@@ -561,14 +563,14 @@ def test_both_ways_find_the_same_children(begin: Begin, line: Lifeline) -> None:
         with trio.fail_after(PATIENCE):
             # The daemon's parent may be there still, and gone in the middle of a comparison.
             for parent in (os.getpid(), process.pid):
-                while sorted(_family.children([parent])) != sorted(_family.children_by_scan([parent])):  # noqa: ASYNC110
+                while sorted(family.children([parent])) != sorted(family.children_by_scan([parent])):  # noqa: ASYNC110
                     await trio.sleep(0.01)
-        assert len(_family.children([process.pid])) >= 3
-        assert process.pid in _family.children([os.getpid()])
+        assert len(family.children([process.pid])) >= 3
+        assert process.pid in family.children([os.getpid()])
         process.kill()
         await ended(process)
         await line.ended()
-        assert _family.children([process.pid]) == _family.children_by_scan([process.pid]) == []
+        assert family.children([process.pid]) == family.children_by_scan([process.pid]) == []
 
     trio.run(main)
 

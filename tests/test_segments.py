@@ -15,9 +15,9 @@ from trio.testing import MockClock
 from trio_offload import _clock
 from trio_offload._transport import buffer_pool
 from trio_offload._transport.buffer_pool import BufferPool
-from trio_offload_worker import _memory, _native
 from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
 from trio_offload_worker._protocol.segments import OUT_OF_BAND, OUT_OF_PICKLE, Collector
+from trio_offload_worker._system import memory, native
 
 LARGE = OUT_OF_PICKLE
 PICKLERS = [pickle.Pickler, pickle._Pickler]  # type: ignore[attr-defined]
@@ -160,18 +160,18 @@ def fill(target: Any) -> Any:
 
 
 @pytest.fixture(params=["ctypes", "no ctypes"])
-def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_and_without_ctypes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "no ctypes":
         monkeypatch.setitem(__import__("sys").modules, "ctypes", None)
-        without = _native.Native()
+        without = native.Native()
         assert not without.can_splice()
-        monkeypatch.setattr(_native, "native", lambda: without)
+        monkeypatch.setattr(native, "native", lambda: without)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 2**20, 5_000_000, 17_000_001])
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("with_and_without_ctypes")
 def test_new_memory_is_of_its_type_and_size(size: int) -> None:
-    for allocate in (_memory.allocate, BufferPool().allocate):
+    for allocate in (memory.allocate, BufferPool().allocate):
         for kind, wanted in ((BYTES, bytes), (BYTEARRAY, bytearray)):
             made = fill(allocate(size, kind))
             assert type(made) is wanted
@@ -182,25 +182,25 @@ def test_new_memory_is_of_its_type_and_size(size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [MEMORY, BYTES, BYTEARRAY])
-@pytest.mark.usefixtures("native")
+@pytest.mark.usefixtures("with_and_without_ctypes")
 def test_memory_that_is_not_there(kind: int) -> None:
     for size in (2**47, 2**62):
         with pytest.raises(MemoryError, match=f"a part of a job's result that has {size} bytes; return less"):
             BufferPool().allocate(size, kind)
 
 
-@pytest.mark.parametrize("allocate", [_memory.allocate, BufferPool().allocate], ids=["plainly", "in a context"])
+@pytest.mark.parametrize("allocate", [memory.allocate, BufferPool().allocate], ids=["plainly", "in a context"])
 def test_bytes_are_filled_where_they_are(allocate: Any) -> None:
     view, take = allocate(5_000_000, BYTES)
-    address = _native.native().address_of(view)
+    address = native.native().address_of(view)
     del view
     made = take()
-    assert _native.native().address_of(memoryview(made)) == address
+    assert native.native().address_of(memoryview(made)) == address
 
 
 @pytest.mark.parametrize("size", [1000, 2**20, 5_000_000])
-@pytest.mark.parametrize("allocate", [_memory.allocate, BufferPool().allocate], ids=["plainly", "in a context"])
-@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("allocate", [memory.allocate, BufferPool().allocate], ids=["plainly", "in a context"])
+@pytest.mark.usefixtures("with_and_without_ctypes")
 def test_abandoned_buffer_may_be_in_a_cycle(allocate: Any, size: int) -> None:
     """As it is when a task ends with an exception whose traceback leads back to it. pytest reports what a collector ignores."""
     for kind in (MEMORY, BYTES, BYTEARRAY):
@@ -213,7 +213,7 @@ def test_abandoned_buffer_may_be_in_a_cycle(allocate: Any, size: int) -> None:
 
 
 def address_of(target: Any) -> int:
-    return _native.native().address_of(target[0])
+    return native.native().address_of(target[0])
 
 
 SIZE = 4 * 2**20
@@ -324,7 +324,7 @@ def test_mapping_of_unknown_use_is_not_reused(clock: Clock, monkeypatch: pytest.
         def resize(self, newsize: int) -> None:
             raise SystemError("mmap: resizing not available--no mremap()")
 
-    monkeypatch.setattr(_memory.mmap, "mmap", Other)
+    monkeypatch.setattr(memory.mmap, "mmap", Other)
     pool = BufferPool()
     for _ in range(4):
         fill(pool.allocate(SIZE, MEMORY))

@@ -13,7 +13,6 @@ import cbor2
 import pytest
 from wire_support import Outcome, decode, observed
 
-from trio_offload_worker._memory import allocate
 from trio_offload_worker._protocol import cbor
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import (
@@ -32,6 +31,7 @@ from trio_offload_worker._protocol.frames import (
     encode_call,
     encode_head,
 )
+from trio_offload_worker._system.memory import allocate
 
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("*.json"))
 

@@ -82,35 +82,6 @@ HOMES = {
         _cli/_tally _cli/summary
     """,
     "worker": """
-        _chunks _jobs/chunks
-        _cloud _jobs/cloudpickle
-        _contexts _jobs/contexts
-        _descriptors _system/descriptors
-        _exceptions _jobs/exceptions
-        _executor _loop/executor
-        _family _system/family
-        _faults _loop/faults
-        _figures _system/figures
-        _fork _loop/fork
-        _handlers _loop/signals
-        _hello _loop/interpreter
-        _imports _jobs/imports
-        _items _jobs/cli_items
-        _link _loop/transport
-        _loop _loop/main
-        _main _jobs/main_module
-        _memory _system/memory
-        _modules _jobs/file_modules
-        _multiprocessing _jobs/multiprocessing
-        _native _system/native
-        _notes _jobs/notes
-        _pickling _jobs/pickling
-        _retire _jobs/retire
-        _session _loop/session
-        _settings _jobs/settings
-        _stand_in _jobs/stand_in
-        _template _jobs/forked
-        _watcher _loop/sentinel
     """,
     "rust": """
     """,

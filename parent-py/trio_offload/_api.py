@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from trio_offload_worker._retire import RetireWhen
+from trio_offload_worker._jobs.retire import RetireWhen
 
 from ._context import WorkerContext
 from ._default import current_context

@@ -13,7 +13,7 @@ import trio
 from trio import CapacityLimiter
 from trio.lowlevel import checkpoint_if_cancelled, current_task
 
-from trio_offload_worker._retire import RetireWhen
+from trio_offload_worker._jobs.retire import RetireWhen
 
 from ._cache import WorkerCache
 from ._exceptions import BrokenWorkerError

@@ -1,6 +1,6 @@
 """A worker that is a fork of this process: what is told to it, and what of Trio and of this package its copy lets go of.
 
-The rest of the copy's beginning, and its end, is ``trio_offload_worker._fork``. Rules that the code below keeps:
+The rest of the copy's beginning, and its end, is ``trio_offload_worker._loop.fork``. Rules that the code below keeps:
 
 * The fork happens in the thread and the task that need the worker, with all that is on the stack by then. In the copy that
   thread is the main thread, with its thread-local variables, and owns the locks that it owned. A thread made for the fork would
@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from trio._core._run import GLOBAL_RUN_CONTEXT
 
-from trio_offload_worker import _fork
-from trio_offload_worker._executor import Inherited, flush
+from trio_offload_worker._jobs.guards import flush
+from trio_offload_worker._loop import fork as worker_fork
+from trio_offload_worker._loop.executor import Inherited
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
-from trio_offload_worker._watcher import call_library
+from trio_offload_worker._system.linux import call_library
 
 from . import _at_exit
 from ._interpreter import locate as _locate
@@ -69,16 +70,16 @@ def start(
         # Of the task that waits for this worker; it may be in the middle of an `except`.
         inherited = Inherited(init, retire)
         # The parent's exit handlers are not called there, this one among them; but its jobs may use a default context.
-        _fork.serve(socket, record, parent, inherited, __version__, _at_exit.handlers)
+        worker_fork.serve(socket, record, parent, inherited, __version__, _at_exit.handlers)
 
     _write_out()
     with quiet:
         quiet.enter_context(_quiet_filters())
-        mask = _fork.block_handled_signals()
+        mask = worker_fork.block_handled_signals()
         try:
             return _process.fork(child)
         finally:
-            _fork.restore_signals(mask)
+            worker_fork.restore_signals(mask)
 
 
 def hello() -> dict[str, Any]:
@@ -101,7 +102,7 @@ def hello() -> dict[str, Any]:
 
 def settings() -> dict[str, Any]:
     """:func:`_settings.current_settings` for a fork: it has this process's main module and warning filters."""
-    inherited = getattr(sys.modules.get("trio_offload_worker._main"), "_number", None)
+    inherited = getattr(sys.modules.get("trio_offload_worker._jobs.main_module"), "_number", None)
     return _settings.current_settings() | {
         "main": {"kind": "none", "why": "is the parent's"},
         # Where this process is a worker itself, and has loaded a main script: as there.
@@ -143,7 +144,7 @@ def without_parents_frames(stack: str) -> str:
             inside = True
         if inside:
             lines.append(line)
-        if line.startswith("  File ") and line.endswith(" in serve") and "_fork.py" in line:
+        if line.startswith("  File ") and line.endswith(" in serve") and "_loop/fork.py" in line:
             inside = False
     return "\n".join(lines)
 

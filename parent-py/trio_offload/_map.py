@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import attrs
 import trio
 
-from trio_offload_worker import _chunks
-from trio_offload_worker._notes import add_note
+from trio_offload_worker._jobs import chunks
+from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, Kind
 
 from . import _clock
@@ -371,7 +371,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return True
         self._prepared.add(worker)
         try:
-            worker.submit(_calls.dump_chunk(_chunks.prepare, self._function, (), to_fork=self._to_fork), prepares=True)
+            worker.submit(_calls.dump_chunk(chunks.prepare, self._function, (), to_fork=self._to_fork), prepares=True)
             # What comes of it does not matter: the item will find the same.
             await worker.answer()
         except CallNotRun:
@@ -512,12 +512,12 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             pickled = None
             if type(items) is range:
                 plain = items.start, items.stop, items.step
-            elif not _chunks.are_plain(items):
+            elif not chunks.are_plain(items):
                 plain, pickled = None, [_calls.dump_item(item, function, to_fork=self._to_fork) for item in items]
             chunk.number = next(self._numbers)
             budget = None if self._options.chunk_size is not None else _BUDGET
             return _calls.dump_chunk(
-                _chunks.run,
+                chunks.run,
                 function,
                 (plain, pickled, chunk.number, record, budget),
                 to_fork=self._to_fork,

@@ -32,10 +32,10 @@ import outcome
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint
 
-from trio_offload_worker._family import is_told
-from trio_offload_worker._notes import add_note
+from trio_offload_worker._jobs.notes import add_note
+from trio_offload_worker._jobs.retire import RetireWhen
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
-from trio_offload_worker._retire import RetireWhen
+from trio_offload_worker._system.linux import is_told
 
 from . import _clock, _crash
 from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError
@@ -1318,7 +1318,7 @@ def refuse_while_main_loads() -> None:
     Raises:
         RuntimeError: that is so; the message teaches the guard.
     """
-    loader = sys.modules.get("trio_offload_worker._main")
+    loader = sys.modules.get("trio_offload_worker._jobs.main_module")
     if loader is not None and loader.loading:
         raise RuntimeError(
             "this program uses trio_offload while a worker is only loading it, to find a function that lives in its main "

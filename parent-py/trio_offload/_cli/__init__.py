@@ -28,7 +28,7 @@ from ._exit import CommandError, ExitStatus
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trio_offload_worker._items import Function
+    from trio_offload_worker._jobs.cli_items import Function
 
     from ._sources import Source
 
@@ -265,7 +265,7 @@ def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _function_named(target: str) -> Function:
-    from trio_offload_worker._items import Function
+    from trio_offload_worker._jobs.cli_items import Function
 
     module, colon, attribute = target.partition(":")
     names = [*module.split("."), *attribute.split(".")]

@@ -28,7 +28,7 @@ import attrs
 import trio
 
 import trio_offload
-from trio_offload_worker import _items
+from trio_offload_worker._jobs import cli_items
 
 from ._exit import CommandError, ExitStatus
 from ._output import OrderedOutput, Window
@@ -312,7 +312,7 @@ def _open_context(options: MapOptions) -> AbstractAsyncContextManager[trio_offlo
     retires = options.retire_rss is not None or options.retire_jobs is not None
     return trio_offload.open_worker_context(
         idle_timeout=math.inf,
-        init=_items.Prepare(options.path_entry, options.job.function),
+        init=cli_items.Prepare(options.path_entry, options.job.function),
         retire=trio_offload.retire_when(rss=options.retire_rss, jobs=options.retire_jobs) if retires else bool,
         memory_limit=options.memory_limit,
         trace=options.trace,

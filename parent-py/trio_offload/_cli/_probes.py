@@ -26,8 +26,9 @@ from trio_offload._interpreter import loader as _loader
 from trio_offload._interpreter import locate as _locate
 from trio_offload._process.oom import group_memory_limit
 from trio_offload._process.processors import usable_processors
-from trio_offload_worker._family import is_marked, is_told
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
+from trio_offload_worker._system.family import is_marked
+from trio_offload_worker._system.linux import is_told
 
 if TYPE_CHECKING:
     from collections.abc import Callable

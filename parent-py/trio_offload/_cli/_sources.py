@@ -26,7 +26,7 @@ from ._exit import CommandError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trio_offload_worker._items import ItemKind
+    from trio_offload_worker._jobs.cli_items import ItemKind
 
 _CHUNK = 64 * 1024
 """Bytes taken from a file at once; what a pipe holds."""

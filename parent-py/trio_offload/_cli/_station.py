@@ -16,7 +16,7 @@ import attrs
 import trio
 
 import trio_offload
-from trio_offload_worker import _items
+from trio_offload_worker._jobs import cli_items
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,7 +40,7 @@ _NOT_OF_THE_IMPORT: Final = (2, 3, 4, 5, 6, 7, 127, None)
 class Job:
     """What is done with each item."""
 
-    function: _items.Function
+    function: cli_items.Function
     timeout: float | None
     """Seconds that one item may take; ``None``: as long as it likes."""
 
@@ -129,7 +129,7 @@ class Station:
 
     def _problem_of_function(self, error: trio_offload.WorkerStartError) -> str | None:
         """What is wrong with the function, if that is why no worker was ready."""
-        if isinstance(error.__cause__, _items.UnusableFunction):
+        if isinstance(error.__cause__, cli_items.UnusableFunction):
             return str(error.__cause__)
         process = error.process
         if process is None or process.killed or process.exitcode in _NOT_OF_THE_IMPORT:
@@ -137,7 +137,7 @@ class Station:
         return f"cannot import {self._job.function.module}: {one_line(error)}"
 
 
-class _Named(_items.Function):
+class _Named(cli_items.Function):
     """The user's function, with the item in its name: what is said about a worker says what it works on, or died of.
 
     The worker gets the function only.
@@ -145,15 +145,15 @@ class _Named(_items.Function):
 
     __slots__ = ("_item",)
 
-    def __init__(self, function: _items.Function, item: Item) -> None:
+    def __init__(self, function: cli_items.Function, item: Item) -> None:
         super().__init__(function.module, function.attribute)
         self._item = item
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}({self._item.label})"
 
-    def __reduce__(self) -> tuple[type[_items.Function], tuple[str, str]]:
-        return _items.Function, (self.module, self.attribute)
+    def __reduce__(self) -> tuple[type[cli_items.Function], tuple[str, str]]:
+        return cli_items.Function, (self.module, self.attribute)
 
 
 def one_line(error: BaseException) -> str:
@@ -177,8 +177,8 @@ def _kind(error: trio_offload.BrokenWorkerError) -> str:
 
 
 def _failure(item: Item, kind: str, type_name: str, message: str, traceback: str | None = None) -> Reply:
-    encoded = _items.encode_item(item.kind, item.content)
-    return Reply(_items.failure_line(encoded, type_name, message, traceback), kind)
+    encoded = cli_items.encode_item(item.kind, item.content)
+    return Reply(cli_items.failure_line(encoded, type_name, message, traceback), kind)
 
 
 class _Unlimited:

@@ -21,8 +21,8 @@ path = list(filter(None, sys.path))
 sys.path[:] = [sys.argv[1], *path]
 import trio_offload_worker
 sys.path[:] = path
-from trio_offload_worker import _loop
-_loop.main(sys.argv[2])
+from trio_offload_worker._loop import main
+main.main(sys.argv[2])
 """
 
 

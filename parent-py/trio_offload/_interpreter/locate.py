@@ -4,7 +4,7 @@ Both are searched for in an ordered list of places. The first place wins; the er
 them. The result does not change while this interpreter runs, so each search is made once.
 
 Without a shared libpython a worker is a second process of this interpreter, with a loop in Python
-(``trio_offload_worker._loop``): :func:`runtime`.
+(``trio_offload_worker._loop.main``): :func:`runtime`.
 """
 
 from __future__ import annotations

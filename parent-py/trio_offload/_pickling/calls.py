@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from trio_offload_worker._notes import add_note
+from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import MEMORY
 
 from .._interpreter.main_module import main_plan

@@ -69,6 +69,6 @@ def cloud_pickler() -> Any:
         import cloudpickle  # noqa: F401
     except ImportError:
         return None
-    from trio_offload_worker._cloud import Pickler
+    from trio_offload_worker._jobs.cloudpickle import Pickler
 
     return Pickler

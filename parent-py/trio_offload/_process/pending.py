@@ -10,8 +10,7 @@ from typing import Final
 
 import trio
 
-from trio_offload_worker._descriptors import identity_of
-from trio_offload_worker._family import open_pidfd
+from trio_offload_worker._system.linux import identity_of, open_pidfd
 
 from .. import _clock
 from .._transport.sockets import socket_pair

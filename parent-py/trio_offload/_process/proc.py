@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from trio_offload_worker._family import stat_fields
+from trio_offload_worker._system.linux import stat_fields
 
 
 def read_file(path: str) -> str:

@@ -17,10 +17,10 @@ Guarantees of this folder:
 * A worker that a template forks is a child of this process too, and the same holds for it, also
   while it is on standby. Until it has sent its number it is known by a pipe (``pending.py``); a
   kill in that time is done once the number arrives.
-* A process is ended with its descendants, which inherit its mark (``_family.py``). It is stopped
-  first, so that it starts no more processes, and killed last; the kernel resumes it if this process
-  ends in between. If a process has exited irregularly, its descendants are searched for and ended
-  when it is reaped.
+* A process is ended with its descendants, which inherit its mark (``_system/family.py``). It is
+  stopped first, so that it starts no more processes, and killed last; the kernel resumes it if this
+  process ends in between. If a process has exited irregularly, its descendants are searched for and
+  ended when it is reaped.
 * A program that has given up privileges may not signal the workers that it started before. It
   closes their connection instead: their native thread has kept the privileges and ends them with
   their descendants. The wait for that is limited.
@@ -42,13 +42,8 @@ from typing import Any, Final
 
 import trio
 
-from trio_offload_worker._descriptors import identity_of
-from trio_offload_worker._family import (
-    boot_time,
-    end_family,
-    end_orphans,
-    hold_reserve,
-)
+from trio_offload_worker._system.family import boot_time, end_family, end_orphans, hold_reserve
+from trio_offload_worker._system.linux import identity_of
 
 from .. import _clock
 from .proc import is_pidfd_of, start_time

@@ -17,13 +17,13 @@ from typing import Final
 
 import attrs
 
-from trio_offload_worker._descriptors import identity_of
+from trio_offload_worker._system.linux import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
 
 # Bytes. faulthandler writes a tenth of that at most: 100 threads, 100 frames each.
 _MAX_SIZE: Final = 256 * 1024
-_PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_chunks.py
+_PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_jobs/chunks.py
 
 
 @attrs.frozen

@@ -10,7 +10,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn, TypeAlias
 
-from trio_offload_worker._family import boot_time, is_marked, is_told, open_pidfd
+from trio_offload_worker._system.family import boot_time, is_marked
+from trio_offload_worker._system.linux import is_told, open_pidfd
 
 from .._transport.sockets import socket_pair
 from .fork_lock import fork_lock

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trio_offload_worker._memory import HUGE, allocate, new_mapping
 from trio_offload_worker._protocol.frames import MEMORY
+from trio_offload_worker._system.memory import HUGE, allocate, new_mapping
 
 from .. import _clock
 
 if TYPE_CHECKING:
-    from trio_offload_worker._memory import Target
+    from trio_offload_worker._system.native import Target
 
 
 _MAX_SIZE: Final = 256 * 2**20  # bytes

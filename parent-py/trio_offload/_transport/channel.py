@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final, NoReturn, overload
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint
 
-from trio_offload_worker._descriptors import identity_of
-from trio_offload_worker._memory import allocate
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import Buffer, Frame
+from trio_offload_worker._system.linux import identity_of
+from trio_offload_worker._system.memory import allocate
 
 from .sockets import (
     GONE,

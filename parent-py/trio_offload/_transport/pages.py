@@ -6,7 +6,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Final
 
-from trio_offload_worker._native import native
+from trio_offload_worker._system.native import native
 
 from .sockets import WriteFailed, let_others_run, wait_writable
 

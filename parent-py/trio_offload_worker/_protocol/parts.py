@@ -4,7 +4,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
+
+OUT_OF_BAND: Final = 16 * 1024  # bytes; smaller buffers are cheaper inside the pickle
 
 
 class Parts:

@@ -9,7 +9,7 @@ out-of-band buffers» (PEP 574), and the object becomes a segment, which the rec
 from __future__ import annotations
 
 from .frames import BYTEARRAY, BYTES, MAX_SEGMENTS, MEMORY
-from .parts import Parts, flat
+from .parts import OUT_OF_BAND, Parts, flat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class Collector(Parts):
         return pickle + outside, lengths, bytes(types) if any(types) else b""
 
 
-OUT_OF_BAND: Final = 16 * 1024  # bytes; smaller buffers are cheaper inside the pickle
-OUT_OF_PICKLE: Final = 256 * 1024  # the same for objects that have to be copied into it and out of it
+OUT_OF_PICKLE: Final = 256 * 1024  # bytes; smaller ``bytes`` and ``bytearray`` stay in the pickle
 
 # As the pickler writes them (Lib/pickletools.py).
 _BINBYTES: Final = b"B"

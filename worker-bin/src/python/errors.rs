@@ -14,7 +14,7 @@ use crate::python::pickling::sink::Pickled;
 ///
 /// `into_value` rather than `value`: before Python 3.12 a caught exception lacks its traceback.
 pub(super) fn describe(py: Python<'_>, error: PyErr, stage: &'static str) -> Raised<Pickled> {
-    let described = py.import("trio_offload_worker._exceptions").and_then(|module| {
+    let described = py.import("trio_offload_worker._jobs.exceptions").and_then(|module| {
         let (segments, type_name, message, traceback): (Bound<'_, PyAny>, String, String, String) =
             module.call_method1("dump", (error.clone_ref(py).into_value(py), stage))?.extract()?;
         let failure = failure(stage, type_name, message, traceback);

@@ -2,7 +2,7 @@
 //! asks.
 //!
 //! Python's `faulthandler` writes them, and a process has only one. So a job that enables or
-//! disables it gets the usual return value, without an effect: `trio_offload_worker._faults`
+//! disables it gets the usual return value, without an effect: `trio_offload_worker._jobs.faults`
 //! replaces these functions when one is first called.
 
 use std::ffi::CStr;
@@ -40,7 +40,7 @@ impl Faults {
                     // A forked copy uses `faulthandler` as usual.
                     functions.bind(py).clone().into_any()
                 } else {
-                    py.import("trio_offload_worker._faults")?.call_method1("shield", (&functions,))?
+                    py.import("trio_offload_worker._jobs.faults")?.call_method1("shield", (&functions,))?
                 };
                 Ok(shield.get_item(name.to_string_lossy())?.call(arguments, keywords)?.unbind())
             };

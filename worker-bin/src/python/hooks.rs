@@ -65,7 +65,7 @@ pub(crate) fn adopt_imported(sys: &Bound<'_, PyModule>, settings: &Settings) -> 
     if !has_multiprocessing(sys)? {
         return Ok(false);
     }
-    py.import("trio_offload_worker._multiprocessing")?.call_method1("adopt", (settings.get(py)?,))?;
+    py.import("trio_offload_worker._jobs.multiprocessing")?.call_method1("adopt", (settings.get(py)?,))?;
     Ok(true)
 }
 
@@ -122,7 +122,7 @@ fn install_main(py: Python<'_>, modules: &Bound<'_, PyAny>, settings: &Arc<Setti
         if text.starts_with("__") && text.ends_with("__") {
             return Err(PyAttributeError::new_err(format!("module '__main__' has no attribute '{text}'")));
         }
-        let module = py.import("trio_offload_worker._stand_in")?;
+        let module = py.import("trio_offload_worker._jobs.stand_in")?;
         Ok(module.call_method1("look_up", (name, &get, any_use))?.unbind())
     };
     stand_in.dict().set_item("__getattr__", PyCFunction::new_closure(py, Some(c"__getattr__"), None, find)?)?;
@@ -197,7 +197,7 @@ fn intercept_unpickler(py: Python<'_>, settings: &Arc<Settings>) -> PyResult<Opt
 
 /// Load the user's script if it is not loaded.
 fn load_main(py: Python<'_>, settings: &Settings) -> PyResult<()> {
-    let loader = py.import("trio_offload_worker._main")?;
+    let loader = py.import("trio_offload_worker._jobs.main_module")?;
     if !loader.call_method0("is_loaded")?.is_truthy()? {
         loader.call_method1("load", (settings.get(py)?,))?;
     }
@@ -243,7 +243,7 @@ impl MultiprocessingFinder {
             return Ok(None);
         }
         let py = slf.py();
-        let module = py.import("trio_offload_worker._multiprocessing")?;
+        let module = py.import("trio_offload_worker._jobs.multiprocessing")?;
         let settings = slf.get().settings.get(py)?;
         module.call_method1("find_spec", (settings, name, path, target)).map(Some)
     }

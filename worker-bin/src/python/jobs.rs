@@ -23,7 +23,7 @@ use crate::python::raw::buffers::{HeldBytes, NewBytes};
 use crate::python::signals::Signals;
 use crate::python::template::TemplateState;
 
-/// `trio_offload_worker._exceptions` knows the file name and removes it from tracebacks.
+/// `trio_offload_worker._jobs.exceptions` knows the file name and removes it from tracebacks.
 const TRAMPOLINE: &CStr = c"lambda function, arguments: function(*arguments)";
 
 /// The Python objects that live from the start to the end.
@@ -36,7 +36,7 @@ pub(super) struct PythonSide {
     pub(super) retire: Option<Py<PyAny>>,
     /// For functions such as `eval`, which look at the calling frame. Compiled on first use.
     pub(super) trampoline: PyOnceLock<Py<PyAny>>,
-    /// `trio_offload_worker._settings`, while some settings are pending.
+    /// `trio_offload_worker._jobs.settings`, while some settings are pending.
     pub(super) pending_settings: Option<Py<PyModule>>,
     /// Set in a template, and in its workers.
     pub(super) template_state: Option<TemplateState>,
@@ -103,7 +103,7 @@ impl PythonSide {
     }
 
     pub(super) fn apply(&mut self, py: Python<'_>, settings: &Arc<Settings>) -> PyResult<()> {
-        let module = py.import("trio_offload_worker._settings")?;
+        let module = py.import("trio_offload_worker._jobs.settings")?;
         module.call_method1("apply", (settings.get(py)?,))?;
         self.pending_settings = Some(module.unbind());
         Ok(())
@@ -162,8 +162,9 @@ impl PythonSide {
         if !error.is_instance_of::<pyo3::exceptions::PyException>(py) {
             return Err(error);
         }
-        let segments =
-            py.import("trio_offload_worker._pickling")?.call_method1("dumps", (value, error.clone_ref(py).into_value(py)))?;
+        let segments = py
+            .import("trio_offload_worker._jobs.pickling")?
+            .call_method1("dumps", (value, error.clone_ref(py).into_value(py)))?;
         Pickled::from_list(&segments)?.ok_or(error)
     }
 
@@ -179,7 +180,7 @@ impl PythonSide {
 
 /// Copy the mutable values in a job's context variables, so that jobs do not share them.
 pub(super) fn isolate_context(context: &Bound<'_, PyAny>) -> PyResult<()> {
-    context.py().import("trio_offload_worker._contexts")?.call_method1("part", (context,)).map(drop)
+    context.py().import("trio_offload_worker._jobs.contexts")?.call_method1("part", (context,)).map(drop)
 }
 
 /// Copy a segment into a `bytes` object.

@@ -40,7 +40,7 @@ const RECORD: usize = 1;
 /// would copy pages of memory.
 pub(super) struct TemplateState {
     pub(super) hello: Hello,
-    /// `trio_offload_worker._template.catch_up`, called if something has changed.
+    /// `trio_offload_worker._jobs.forked.catch_up`, called if something has changed.
     pub(super) catch_up: Py<PyAny>,
     /// True if each worker must seed random numbers.
     pub(super) is_to_be_seeded: bool,

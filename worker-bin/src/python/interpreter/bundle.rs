@@ -104,7 +104,7 @@ impl WaitingHooks {
             run_late(args.py(), &script).map(|()| args.py().None())
         };
         let afterwards = PyCFunction::new_closure(py, None, None, afterwards)?;
-        py.import("trio_offload_worker._imports")?.call_method1("find_spec", (name, path, target, afterwards)).map(Some)
+        py.import("trio_offload_worker._jobs.imports")?.call_method1("find_spec", (name, path, target, afterwards)).map(Some)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::python::config::{Config, version_number};
 use crate::python::raw;
 
 /// The Python part of templates.
-const OF_TEMPLATES: &str = "trio_offload_worker._template";
+const OF_TEMPLATES: &str = "trio_offload_worker._jobs.forked";
 
 /// The libpython that the loader chose for this process.
 pub(crate) fn loaded_library() -> PathBuf {

@@ -82,6 +82,6 @@ impl OldNames {
             Ok(())
         };
         let fill = PyCFunction::new_closure(py, None, None, fill)?;
-        py.import("trio_offload_worker._imports")?.call_method1("find_spec", (name, path, target, fill)).map(Some)
+        py.import("trio_offload_worker._jobs.imports")?.call_method1("find_spec", (name, path, target, fill)).map(Some)
     }
 }

@@ -4,14 +4,15 @@ Its warning filters: a filter names a category of warnings. A category of a modu
 worker's import graph is the jobs' own. Its filter stays pending until a job has imported the module; no warning of the
 category can be given before.
 
-Which module its ``__main__`` is by now. What has changed in its ``sys.path``. The modules that it has from files of its own choice (``_modules.py``); and coverage.py, if that measures the parent and was
+Which module its ``__main__`` is by now. What has changed in its ``sys.path``. The modules that it has from files of its own choice (``file_modules.py``); and coverage.py, if that measures the parent and was
 told to do so with the processes of multiprocessing: a worker counts as one.
 """
 
 from __future__ import annotations
 
-import _warnings
 import sys
+
+from .compat import ChangeOfWarningFilters, warning_filters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,15 +25,15 @@ pending = False
 
 def apply(settings: dict[str, Any]) -> None:
     """Take over what has to be in force before the next job; called for settings that are marked as eager."""
-    main = sys.modules.get("trio_offload_worker._main")
+    main = sys.modules.get("trio_offload_worker._jobs.main_module")
     if main is not None:
         main.forget_others(settings)
     path = settings.get("path")
     if path is not None:
         _follow_path(*path)
     modules = settings.get("modules", {})
-    if modules or "trio_offload_worker._modules" in sys.modules:
-        from ._modules import install
+    if modules or "trio_offload_worker._jobs.file_modules" in sys.modules:
+        from .file_modules import install
 
         install(modules)
     if settings.get("coverage"):
@@ -68,9 +69,9 @@ def _apply_filters(wanted: list[list[Any]] | None) -> None:
     global pending
     if wanted is None:
         return
-    with _Change():
+    with ChangeOfWarningFilters():
         _waiting.clear()
-        filters = _filters()
+        filters = warning_filters()
         filters.clear()
         for place, entry in enumerate(wanted):
             _take(filters, place, entry)
@@ -82,8 +83,8 @@ def resolve_pending() -> None:
     global pending
     if not any(_find(entry[2]) is not None for entry in _waiting.values()):
         return
-    with _Change():
-        filters = _filters()
+    with ChangeOfWarningFilters():
+        filters = warning_filters()
         for place, entry in list(_waiting.items()):
             del _waiting[place]
             _take(filters, place, entry)
@@ -170,37 +171,3 @@ class Pattern:
         import re
 
         return re.compile, self._text
-
-
-def _filters() -> list[Any]:
-    """The list that both the C code and the module ``warnings`` use, without importing the latter."""
-    filters: list[Any] = (sys.modules.get("warnings") or _warnings).filters
-    return filters
-
-
-class _Change:
-    """A change of the filters. From its end on the modules' registries, which remember what the old filters decided, are void.
-
-    Python has no public function for that. The private ones are these up to 3.13, and from 3.14 on, where a lock protects the
-    filters. Should a later version have neither, :class:`warnings.catch_warnings` does the same in passing.
-    """
-
-    def __enter__(self) -> None:
-        acquire = getattr(_warnings, "_acquire_lock", None)
-        if acquire is not None:
-            acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        try:
-            changed = getattr(_warnings, "_filters_mutated", getattr(_warnings, "_filters_mutated_lock_held", None))
-            if changed is not None:
-                changed()
-                return
-            import warnings
-
-            with warnings.catch_warnings():
-                pass
-        finally:
-            release = getattr(_warnings, "_release_lock", None)
-            if release is not None:
-                release()

@@ -11,14 +11,16 @@ import atexit
 import os
 import sys
 
-from . import _watcher
-from ._family import end_family, is_ending
-from ._handlers import swallow_interrupts
+from .._jobs.guards import flush
+from .._system.family import end_family, is_ending
+from . import sentinel
+from .sentinel import Sentinel
+from .signals import swallow_interrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from typing import Final, NoReturn
+    from typing import Any, Final, NoReturn
 else:
     import _signal
 
@@ -40,22 +42,29 @@ def main(release: str) -> NoReturn:
         )
         raise SystemExit(_WRONG_ARGUMENTS)
     # While there is one thread, and nothing has been imported that the watcher does not need.
-    watcher = _watcher.start(SOCKET, RECORD, parent)
-    _watcher.begin_life()
+    guard = sentinel.start(SOCKET, RECORD, parent, _run_sentinel)
+    sentinel.begin_life()
     # Registered before any other, it is called after all others.
-    atexit.register(leave, os.getpid(), parent, watcher)
+    atexit.register(leave, os.getpid(), parent, guard)
     swallow_interrupts()
     namespace = sys.modules["__main__"].__dict__
     for name in [name for name in namespace if not name.startswith("__")]:
         del namespace[name]
 
-    from ._session import Session
+    from .session import Session
 
-    session = Session(SOCKET, RECORD, watcher, release)
+    session = Session(SOCKET, RECORD, guard, release)
     code = session.run()
     # With this variable Python would not end here, wherever it comes from by now.
     os.unsetenv("PYTHONINSPECT")
     raise SystemExit(code)
+
+
+def _run_sentinel(*arguments: Any) -> NoReturn:
+    # Imported in the sentinel process only: the worker does not need it.
+    from .sentinel_process import run
+
+    run(*arguments)
 
 
 def fill_standard_streams() -> None:
@@ -67,22 +76,18 @@ def fill_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def leave(worker: int, parent: int, watcher: _watcher.Watcher) -> None:
+def leave(worker: int, parent: int, guard: Sentinel) -> None:
     """The last exit handler."""
     if os.getpid() != worker:
         return  # A copy that a job has forked off.
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            # While the watcher is still there: whoever reads it may have stopped reading.
-            stream.flush()
-        except Exception:
-            pass
+    # While the watcher is still there: whoever reads it may have stopped reading.
+    flush()
     # Python is about to take its handlers away.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])
     if is_ending(parent):
         # Nobody else ends what the jobs have left.
         end_family(worker, lambda number: None, 0)
-    watcher.dismiss()
+    guard.dismiss()
 
 
 _WRONG_ARGUMENTS: Final = 2

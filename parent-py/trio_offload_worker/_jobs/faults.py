@@ -1,4 +1,4 @@
-"""The stacks of all Python threads go into the record when the process dies of a fault, and when the watcher asks.
+"""The stacks of all Python threads go into the record when the process dies of a fault, and when the sentinel asks.
 
 Python's ``faulthandler`` writes them, and there is one in a process. So a job that enables it for a file, or disables it, gets
 what that returns and changes nothing. The worker executable uses :func:`shield` too (``faults.rs``).
@@ -10,8 +10,7 @@ import faulthandler
 import os
 import sys
 
-from ._descriptors import identity_of
-from ._watcher import STACKS
+from .._system.linux import STACKS, identity_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from ._family import descendants
+from .family import descendants
+from .linux import field_in_kilobytes, read_short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ class Meter:
 
     def _read_at(self, now: float, with_peak: bool) -> list[int] | None:
         try:
-            size, resident = map(int, _content(self._folder + "statm").split()[:2])
+            size, resident = map(int, read_short(self._folder + "statm").split()[:2])
             processor_time = time.clock_gettime_ns(self._clock) // 1000
             if with_peak:
-                self._peak = max(self._peak, _kilobytes(_content(self._folder + "status"), b"VmHWM:"))
+                self._peak = max(self._peak, field_in_kilobytes(read_short(self._folder + "status"), b"VmHWM:"))
                 self._peak_read = now
         except (OSError, ValueError):
             return None
@@ -69,35 +70,18 @@ def family_above(root: int, limit: int, since: int, spared: Collection[int]) -> 
 
 def _resident(pid: int) -> int:
     try:
-        return int(_content(f"/proc/{pid}/statm").split()[1]) * _PAGE
+        return int(read_short(f"/proc/{pid}/statm").split()[1]) * _PAGE
     except (OSError, IndexError):
         return 0  # It has ended meanwhile.
 
 
 def _share(pid: int) -> int:
     try:
-        return _kilobytes(_content(f"/proc/{pid}/smaps_rollup"), b"Pss:")
+        return field_in_kilobytes(read_short(f"/proc/{pid}/smaps_rollup"), b"Pss:")
     except PermissionError:
         return _resident(pid)  # Another user's (set-uid).
     except (OSError, ValueError):
         return 0  # It has ended; of one that was not reaped yet the file is empty.
-
-
-def _kilobytes(text: bytes, name: bytes) -> int:
-    """The value, in bytes, of a line like ``VmHWM:    1234 kB``."""
-    for line in text.splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise ValueError(name)
-
-
-def _content(path: str) -> bytes:
-    # Opened anew each time, so that no descriptor of ours can be closed or taken over by a job.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 65536)
-    finally:
-        os.close(descriptor)
 
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")

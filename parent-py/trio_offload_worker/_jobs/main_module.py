@@ -18,7 +18,7 @@ import sys
 import threading
 from types import CodeType, FunctionType, ModuleType
 
-from ._notes import add_note
+from .notes import add_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import builtins
 import os
 from types import MemberDescriptorType, TracebackType
 
-from ._protocol.parts import Parts
+from .._protocol.parts import Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ def _dump_with_cloudpickle(exception: BaseException) -> bytes | None:
         import cloudpickle  # noqa: F401
     except ImportError:
         return None
-    from . import _cloud
+    from .cloudpickle import ResultPickler
 
-    class Pickler(_cloud.ResultPickler):
+    class Pickler(ResultPickler):
         def reducer_override(self, value: Any) -> Any:
             reduced = _reduce(value, with_links=True)
             return super().reducer_override(value) if reduced is NotImplemented else reduced
@@ -254,7 +254,7 @@ def _without_machinery(exception: BaseException) -> None:
     BaseException.with_traceback(exception, traceback)
 
 
-_OUR_DIRECTORY: Final = os.path.dirname(__file__) + os.sep
+_OUR_DIRECTORY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _TRAMPOLINE: Final = "<trio-offload>"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from . import resident_memory
+from .. import resident_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,39 +8,41 @@ Rules that the code below keeps:
   socket takes no more of it, so that a parent which is in the middle of a large one is not kept waiting for the exit;
 * the idle time counts from the first call on. Before that it has a lower bound: a worker that left before the call for
   which it was started would be replaced by another one that does the same, and the call would never be run;
-* the watcher is told when user code runs, because a parent's death then leaves nobody else who would notice.
+* the sentinel is told when user code runs, because a parent's death then leaves nobody else who would notice.
 """
 
 from __future__ import annotations
 
 import os
 
-from ._executor import Executor, clip
-from ._faults import FaultReports
-from ._figures import Meter
-from ._handlers import Handlers, complain
-from ._hello import Refusal, obey
-from ._link import IdleTimeOver, Link, LinkClosed, LinkLost, complain_of_loss
-from ._memory import allocate
-from ._protocol.frames import Kind, WireError
-from ._watcher import BUSY, LEAVING, SETTLING, WAITING
+from .._jobs.faults import FaultReports
+from .._jobs.guards import clip, report_unraisable
+from .._protocol.frames import Kind, WireError
+from .._system.figures import Meter
+from .executor import Executor
+from .interpreter import Refusal, obey
+from .sentinel import BUSY, EXITING, IDLE, SETTLING
+from .signals import Handlers
+from .transport import IdleTimeOver, Link, LinkClosed, LinkLost, complain_of_loss
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Final, NoReturn
 
-    from ._executor import Answer, Inherited
-    from ._memory import Target
-    from ._protocol.frames import Buffer, Frame
-    from ._watcher import Watcher
+    from .._protocol.frames import Buffer, Frame
+    from .._system.native import Target
+    from .executor import Answer, Inherited
+    from .sentinel import Sentinel
 
 
 class Session:
     """Serves one parent."""
 
-    def __init__(self, socket: int, record: int, watcher: Watcher, release: str, inherited: Inherited | None = None) -> None:
-        self._watcher = watcher
+    def __init__(
+        self, socket: int, record: int, sentinel: Sentinel, release: str, inherited: Inherited | None = None
+    ) -> None:
+        self._sentinel = sentinel
         self._is_fork = inherited is not None
         self._release = release
         self._state = "AWAIT_HELLO"
@@ -64,14 +66,14 @@ class Session:
         except _Ending as ending:
             return ending.code
         finally:
-            self._watcher.tell(LEAVING)
+            self._sentinel.tell(EXITING)
             self._link.leave_open()
             self._let_handlers_run()
 
     def _in_copy(self) -> None:
         """A job has forked: the copy has nothing of what leads to the parent."""
         self._link.close_in_copy()
-        self._watcher.close_in_copy()
+        self._sentinel.close_in_copy()
         self._faults.end_in_copy()
 
     def _let_handlers_run(self) -> None:
@@ -79,7 +81,7 @@ class Session:
         try:
             self._handlers.release()
         except BaseException as error:
-            complain(error)
+            report_unraisable(error)
 
     def _step(self) -> None:
         try:
@@ -111,23 +113,23 @@ class Session:
             raise _Unexpected(kind)
 
     def _hello(self, frame: Frame) -> None:
-        self._watcher.tell(BUSY)
+        self._sentinel.tell(BUSY)
         try:
             welcome = obey(frame.body, self._release, is_fork=self._is_fork)
         except Refusal as refusal:
             self._say(Kind.REFUSED, {"code": refusal.code, "message": clip(refusal.message)})
             raise _Ending(_REFUSED) from None
         self._faults.begin()
-        self._watcher.tell(WAITING)
+        self._sentinel.tell(IDLE)
         self._say(Kind.WELCOME, welcome)
         self._state = "AWAIT_SETUP"
 
     def _set_up(self, frame: Frame) -> None:
         self._memory_limit = frame.body.get("memory_limit")
-        self._watcher.assign(frame.body.get("report_interval_ms"), self._memory_limit)
-        self._watcher.tell(BUSY)
+        self._sentinel.assign(frame.body.get("report_interval_ms"), self._memory_limit)
+        self._sentinel.tell(BUSY)
         failure = self._executor.set_up(frame.body["eager"], frame.segments)
-        self._watcher.tell(WAITING)
+        self._sentinel.tell(IDLE)
         if failure is not None:
             self._answer(0, failure)
             raise _Ending(_SETUP_FAILED)
@@ -145,12 +147,12 @@ class Session:
         self._executor.replace_settings(frame.body["eager"], frame.segments)
 
     def _call(self, frame: Frame) -> None:
-        self._watcher.tell(BUSY)
+        self._sentinel.tell(BUSY)
         answer = self._executor.call(frame.segments)
         self._faults.end_job()
         # Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which leaves
         # in order, and not one that is ended in the middle.
-        self._watcher.tell(WAITING)
+        self._sentinel.tell(IDLE)
         # With a ceiling, what this job has left is to be known before the next one begins.
         figures = self._meter.read_if_due() if self._memory_limit is None else self._meter.read()
         if figures is not None:
@@ -160,9 +162,9 @@ class Session:
         if frame.body.get("prepares"):
             self._link.restart_idle_time()
             return
-        self._watcher.tell(SETTLING)
+        self._sentinel.tell(SETTLING)
         leave, problem = self._executor.settle()
-        self._watcher.tell(WAITING)
+        self._sentinel.tell(IDLE)
         if problem:
             self._abort("retire_raised", problem)
         if leave:
@@ -179,15 +181,15 @@ class Session:
         self._retire("asked")
 
     def _retire(self, reason: str) -> NoReturn:
-        self._watcher.tell(LEAVING)
+        self._sentinel.tell(EXITING)
         self._say(Kind.RETIRED, {"reason": reason})
         self._link.stop_receiving()
         raise _Ending(_IN_ORDER)
 
     def _abort(self, code: str, message: str) -> NoReturn:
         """Tell the parent, if it still listens; the ending is the same if it does not."""
-        self._watcher.tell(LEAVING)
-        self._watcher.let_finish()
+        self._sentinel.tell(EXITING)
+        self._sentinel.let_finish()
         try:
             self._link.send(Kind.ABORTED, 0, (), {"code": code, "message": clip(message)}, ())
         except (LinkClosed, LinkLost, OSError):
@@ -206,7 +208,7 @@ class Session:
         lengths: Sequence[int] = (),
         parts: Sequence[Buffer] = (),
     ) -> None:
-        self._watcher.let_finish()
+        self._sentinel.let_finish()
         try:
             self._link.send(kind, id, lengths, body, parts)
         except LinkClosed:
@@ -259,6 +261,8 @@ _HANDLERS: Final = {
 
 
 def _allocate(size: int, kind: int) -> Target:
+    from .._system.memory import allocate
+
     try:
         return allocate(size, kind)
     except (MemoryError, OverflowError, OSError, ValueError):

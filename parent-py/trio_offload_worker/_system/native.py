@@ -1,21 +1,26 @@
-"""What is to be had through ctypes only. Each of it makes large payloads faster, and nothing else: all may be missing."""
+"""Functions that only ctypes reaches. All are optional; they make large payloads faster."""
 
 from __future__ import annotations
 
 import mmap
 import os
 
-from ._memory import MADV_HUGEPAGE
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
-    from ._memory import Target
+    Target = tuple[memoryview, Callable[[], Any]]
+    """A view to fill, and a function that returns the object once it is filled."""
+
+MADV_HUGEPAGE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
+_SPLICE_F_NONBLOCK: Final = 2
+_PYBUF_WRITE: Final = 0x200  # Include/cpython/pybuffer.h (Include/cpython/object.h before 3.11)
 
 
 class Native:
-    """The functions, or what stands in for them where there is no ctypes, or no such function."""
+    """The functions, with fallbacks where ctypes or the function is missing."""
 
     def __init__(self) -> None:
         try:
@@ -42,23 +47,24 @@ class Native:
         )
 
     def advise_huge_pages(self, memory: memoryview) -> None:
-        """Ask for huge pages behind memory that is about to be written for the first time (madvise(2))."""
+        """Ask for huge pages for memory that has not been written yet (madvise(2))."""
         if self._ctypes is None or self._madvise is None or MADV_HUGEPAGE is None:
             return
         address = self._ctypes.addressof(self._ctypes.c_char.from_buffer(memory))
         begin = -(-address // _PAGE) * _PAGE
         end = (address + memory.nbytes) // _PAGE * _PAGE
         if begin < end:
-            # Where it fails the memory is as good, only slower.
+            # A failure only costs speed.
             self._madvise(begin, end - begin, MADV_HUGEPAGE)
 
     def new_bytes(self, size: int) -> Target | None:
-        """A bytes object that holds anything, and a view to fill it by before anybody sees it (Doc/c-api/bytes.rst).
+        """Return an uninitialized ``bytes`` object with a view to fill it (Doc/c-api/bytes.rst).
 
-        None: not to be had. The view does not keep the object, what takes it does.
+        None means that this Python cannot. The view does not keep the object alive; the function that
+        returns the object does.
 
         Raises:
-            MemoryError, OverflowError: there is not so much memory.
+            MemoryError, OverflowError: too little memory is left.
         """
         if self._ctypes is None or None in (self._new_bytes, self._address_of_bytes, self._view_of):
             return None
@@ -73,15 +79,15 @@ class Native:
         return view, take
 
     def new_bytearray(self, size: int) -> bytearray:
-        """A bytearray that holds anything: Python's own way would write zeros first (Objects/bytearrayobject.c).
+        """Return an uninitialized bytearray. ``bytearray(size)`` would write zeros (Objects/bytearrayobject.c).
 
         Raises:
-            MemoryError, OverflowError, OSError: there is not so much memory.
+            MemoryError, OverflowError, OSError: too little memory is left.
         """
         if self._ctypes is None or self._new_bytearray is None:
             return bytearray(size)
-        # Where there is not so much memory Python itself stumbles (3.11's Objects/bytearrayobject.c lets go of an object that it
-        # has not filled in), so that is found out before.
+        # Map the memory once before. If it is missing, Python 3.11 crashes: Objects/bytearrayobject.c
+        # frees an object that it has not initialized.
         mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         made: bytearray = self._new_bytearray(None, size)
         with memoryview(made) as view:
@@ -89,11 +95,11 @@ class Native:
         return made
 
     def can_splice(self) -> bool:
-        """Whether :meth:`vmsplice` may work."""
+        """Return True if :meth:`vmsplice` may work."""
         return self._ctypes is not None and self._vmsplice is not None and hasattr(os, "splice")
 
     def address_of(self, memory: memoryview) -> int:
-        """Where it lies, also if it cannot be written to."""
+        """Return the address of memory, also of read-only memory."""
         ctypes = self._ctypes
         view = self._view_type()
         get = ctypes.pythonapi.PyObject_GetBuffer
@@ -106,10 +112,10 @@ class Native:
         return address
 
     def vmsplice(self, pipe: int, address: int, size: int) -> int:
-        """Put the pages at ``address`` into a pipe, as many of ``size`` bytes as it takes (vmsplice(2)).
+        """Move pages at ``address`` into a pipe; return the number of bytes that it took (vmsplice(2)).
 
         Raises:
-            OSError: as the system says.
+            OSError: the system call failed.
         """
         ctypes = self._ctypes
         part = (ctypes.c_size_t * 2)(address, size)
@@ -121,19 +127,15 @@ class Native:
 
 
 def native() -> Native:
-    """The functions; ctypes is imported when they are asked for first."""
+    """Return the functions. The first call imports ctypes."""
     if not _found:
-        # Two threads may both come here: then either is as good.
+        # Two threads may both create one; either serves.
+
         _found.append(Native())
     return _found[0]
 
 
 _found: Final[list[Native]] = []
-
-
-_PAGE: Final = os.sysconf("SC_PAGESIZE")
-_SPLICE_F_NONBLOCK: Final = 2
-_PYBUF_WRITE: Final = 0x200  # Include/cpython/pybuffer.h (Include/cpython/object.h before 3.11)
 
 
 def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:

@@ -1,7 +1,7 @@
 """A worker that is a fork of its parent: what of the copy has to be as it is in a process that was started anew.
 
 The parent imports this before it forks, and the copy calls :func:`serve`. From there on it is the loop in Python, with the
-same session (``_session.py``). What ``trio_offload`` itself leaves in a copy is cleared away by ``trio_offload._forked``, before.
+same session (``session.py``). What ``trio_offload`` itself leaves in a copy is cleared away by ``trio_offload._forked``, before.
 
 Rules that the code below keeps:
 
@@ -20,15 +20,18 @@ import contextvars
 import gc
 import os
 import sys
-import threading
-import weakref
+
+from .._jobs import exceptions, multiprocessing, notes  # noqa: F401
+from .._jobs.compat import disable_finalizers, join_threads, run_exit_handlers
+from .._jobs.guards import flush_at_exit, report_unraisable
 
 # What a session imports when it is needed: in the copy, another thread may have been importing it at the moment of the fork.
-from . import _exceptions, _multiprocessing, _notes, _watcher  # noqa: F401
-from ._executor import Inherited
-from ._handlers import complain, swallow_interrupts
-from ._loop import fill_standard_streams, leave
-from ._session import Session
+from . import sentinel, sentinel_process
+from .executor import Inherited
+from .main import fill_standard_streams, leave
+from .sentinel import Sentinel
+from .session import Session
+from .signals import swallow_interrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,15 +63,15 @@ def serve(
         _reset_signals()
         gc.freeze()
         fill_standard_streams()
-        watcher = _watcher.start(socket, record, parent)
-        _watcher.begin_life()
-        ending.begin(parent, watcher)
+        guard = sentinel.start(socket, record, parent, sentinel_process.run)
+        sentinel.begin_life()
+        ending.begin(parent, guard)
         ending.kept = _reset_registries(at_exit)
         sys.set_asyncgen_hooks(None, None)
         swallow_interrupts()
-        contextvars.Context().run(_run, ending, parent, Session(socket, record, watcher, release, inherited))
+        contextvars.Context().run(_run, ending, parent, Session(socket, record, guard, release, inherited))
     except BaseException as error:
-        complain(error)
+        report_unraisable(error)
     finally:
         os._exit(ending.code)
 
@@ -97,15 +100,15 @@ class _Ending:
         self._process = os.getpid()
         self._leave: Callable[[], None] | None = None
 
-    def begin(self, parent: int, watcher: _watcher.Watcher) -> None:
-        self._leave = lambda: leave(self._process, parent, watcher)
+    def begin(self, parent: int, guard: Sentinel) -> None:
+        self._leave = lambda: leave(self._process, parent, guard)
         atexit.register(self)
 
     def __call__(self) -> NoReturn:
         try:
             if os.getpid() == self._process and self._leave is not None:
                 self._leave()
-                if not _flush_at_end():
+                if not flush_at_exit():
                     self.code = _FLUSH_FAILED
         finally:
             os._exit(self.code)
@@ -116,13 +119,13 @@ def _run(ending: _Ending, parent: int, session: Session) -> NoReturn:
     ending.code = code
     # From here on what Python does at its end (Py_FinalizeEx), as far as it concerns the user.
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
+        join_threads()
     except BaseException as error:
-        complain(error)
+        report_unraisable(error)
     try:
-        atexit._run_exitfuncs()
+        run_exit_handlers()
     except BaseException as error:
-        complain(error)
+        report_unraisable(error)
     # A job has cleared the list of the handlers.
     ending()
 
@@ -143,16 +146,9 @@ def _reset_signals() -> None:
 
 def _reset_registries(at_exit: Iterable[Callable[[], object]]) -> list[Any]:
     """What would be done at the exit for the parent's sake is not done; the rest is. What must not be let go of is returned."""
-    kept: list[Any] = []
-    for finalizer in list(getattr(weakref.finalize, "_registry", ())):
-        finalizer.atexit = False
-        kept.append(finalizer)
-    exit_function = getattr(weakref.finalize, "_exitfunc", None)
-    if exit_function is not None:
-        # It registers itself once in the life of a process.
-        atexit.register(exit_function)
+    kept = disable_finalizers()
     if "multiprocessing.process" in sys.modules:
-        kept += _multiprocessing.begin_in_fork()
+        kept += multiprocessing.begin_in_fork()
     if "coverage" in sys.modules:
         # What is measured here would go where the parent's is; if it is to be measured, SETUP says so.
         instances = getattr(getattr(sys.modules["coverage"], "Coverage", None), "_instances", [])
@@ -161,16 +157,3 @@ def _reset_registries(at_exit: Iterable[Callable[[], object]]) -> list[Any]:
     for function in at_exit:
         atexit.register(function)
     return kept
-
-
-def _flush_at_end() -> bool:
-    """Write out what Python would at its end, and say what goes wrong as it does; whether all is out."""
-    done = True
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None and not stream.closed:
-                stream.flush()
-        except Exception as error:
-            done = False
-            complain(error)
-    return done

@@ -11,19 +11,19 @@ import select
 import sys
 import time
 
-from ._descriptors import identity_of
-from ._handlers import complain
-from ._protocol.decoder import Decoder
-from ._protocol.frames import encode_head
+from .._jobs.guards import report_unraisable
+from .._protocol.decoder import Decoder
+from .._protocol.frames import encode_head
+from .._system.linux import identity_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, Final
 
-    from ._handlers import Handlers
-    from ._memory import Target
-    from ._protocol.frames import Buffer, Frame, Kind
+    from .._protocol.frames import Buffer, Frame, Kind
+    from .._system.native import Target
+    from .signals import Handlers
 
 
 class LinkClosed(Exception):
@@ -141,7 +141,7 @@ class Link:
                     return
             except BaseException as error:
                 # A signal came, and a handler that a job has installed raised.
-                complain(error)
+                report_unraisable(error)
             finally:
                 self._handlers.hold()
             if self._timeout is not None and time.monotonic() - self._idle_since >= self._timeout:

@@ -11,13 +11,14 @@ import _thread
 import os
 import time
 
+from . import linux
+from .linux import listed_processes, names, open_pidfd, read, send_signal, stat_fields
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable, Collection, Sequence
-    from typing import Any, Final, TypeVar
-
-    T = TypeVar("T")
+    from typing import Any, Final
 else:
     # The module `signal` makes enumerations of all this, which takes longer than the rest of a worker's imports.
     import _signal
@@ -125,27 +126,6 @@ def is_ending(parent: int) -> bool:
     return os.getppid() != parent or _all_threads_end(parent) or os.getppid() != parent
 
 
-def is_told() -> bool:
-    """Whether the system tells what a process holds (``/proc``)."""
-    try:
-        return bool(_read("/proc/self/statm"))
-    except OSError:
-        return False
-
-
-def open_pidfd(pid: int) -> int | None:
-    """A descriptor that names the process (Linux 5.3), or None where there is no such thing.
-
-    The number must still belong to the process that is meant.
-    """
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
-
-
 def new_children(parents: list[int], known: Collection[int]) -> list[int]:
     """The children of these processes that are not known yet."""
     found = children(parents) if lists_children() else children_by_scan(parents)
@@ -162,8 +142,8 @@ def children(parents: list[int]) -> list[int]:
     found: list[int] = []
     for parent in parents:
         try:
-            for thread in _names(f"/proc/{parent}/task"):
-                found += map(int, _read(f"/proc/{parent}/task/{thread}/children").split())
+            for thread in names(f"/proc/{parent}/task"):
+                found += map(int, read(f"/proc/{parent}/task/{thread}/children").split())
         except OSError:
             # It ended while we looked (ENOENT or ESRCH): what it leaves behind has its mark.
             pass
@@ -174,43 +154,24 @@ def children_by_scan(parents: list[int]) -> list[int]:
     """The same from the table of all processes."""
     wanted = set(parents)
     found = []
-    for pid in _listed_processes() or ():
+    for pid in listed_processes() or ():
         fields = stat_fields(pid)
         if fields is not None and int(fields[1]) in wanted:
             found.append(pid)
     return found
 
 
-def stat_fields(pid: int | str) -> list[bytes] | None:
-    """The fields of ``/proc/pid/stat`` from the third on, the state (proc(5)); None if there is no such process.
-
-    Of a thread, if the argument is ``"pid/task/tid"``.
-    """
-    try:
-        # The name, in parentheses, may contain anything; the state and the parent's number follow it.
-        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    except OSError:
-        return None
-
-
 def hold_reserve() -> None:
-    """Keep back a descriptor, and have at hand what reads marks: for the time when this process has no descriptors left."""
-    global _reserve
+    """Prepare this process for a time when it has no file descriptors left.
+
+    Keep one back for reading ``/proc``, and import the module that reads marks.
+    """
     try:
         _limits()
     except ImportError:
         pass
-    if _reserve is None and hasattr(os, "memfd_create"):
-        try:
-            # A file that is like no other, so that it is not taken for one of the program's under the same number.
-            descriptor = os.memfd_create("trio-offload-reserve")
-        except OSError:
-            return
-        status = os.fstat(descriptor)
-        _reserve = descriptor, status.st_dev, status.st_ino
+    linux.hold_reserve()
 
-
-_reserve: tuple[int, int, int] | None = None
 
 # The layout of a mark; see `family.rs`.
 _TIME_BITS: Final = 39
@@ -223,7 +184,6 @@ _PF_EXITING: Final = 4
 # The bound is for a kernel on which we are slower than what we chase.
 _MOST_ROUNDS: Final = 3000
 _MOST_PIDFDS: Final = 64
-_NO_DESCRIPTOR: Final = (24, 23)  # EMFILE and ENFILE
 # How many numbers are tried where nothing lists the processes.
 _MOST_GUESSES: Final = 65536
 
@@ -249,7 +209,7 @@ def _limits() -> Any:
 def _mark_in_table(pid: int) -> int:
     try:
         os.kill(pid, 0)
-        table = _read(f"/proc/{pid}/limits")
+        table = read(f"/proc/{pid}/limits")
     except OSError:
         return -1
     line = next((line for line in table.splitlines() if line.startswith(b"Max file locks")), b"")
@@ -320,7 +280,7 @@ def _may_have_orphans(root: int) -> bool:
     if int(fields[8]) != 0:
         return True
     try:
-        status = _read(f"/proc/{root}/status")
+        status = read(f"/proc/{root}/status")
     except OSError:
         return True
     # Of a process that ignores SIGCHLD the kernel reaps the children, and counts nothing.
@@ -330,21 +290,14 @@ def _may_have_orphans(root: int) -> bool:
 
 def _processes(near: int) -> Sequence[int]:
     """The numbers of all processes, in ascending order as far as possible."""
-    listed = _listed_processes()
+    listed = listed_processes()
     # Numbers are given out in a row.
     return range(near + 1, near + _MOST_GUESSES) if listed is None else listed
 
 
-def _listed_processes() -> list[int] | None:
-    try:
-        return [int(name) for name in _names("/proc") if name.isdigit()] or None
-    except OSError:
-        return None
-
-
 def _all_threads_end(pid: int) -> bool:
     try:
-        threads = _names(f"/proc/{pid}/task")
+        threads = names(f"/proc/{pid}/task")
     except OSError:
         return False
     fields = [stat_fields(f"{pid}/task/{thread}") for thread in threads]
@@ -379,7 +332,7 @@ def _moves(pid: int, since: float) -> bool:
         return not told
     still = _AT_REST if since <= _SLEEP_PATIENCE else _AT_REST + _ASLEEP
     try:
-        for thread in _names(f"/proc/{pid}/task"):
+        for thread in names(f"/proc/{pid}/task"):
             fields = stat_fields(f"{pid}/task/{thread}")
             if fields is not None and fields[0] not in still:
                 return True
@@ -425,50 +378,6 @@ def _kill(pids: list[int], is_meant: Callable[[int], bool]) -> None:
 
 def _kill_one(pid: int, pidfd: int | None) -> None:
     try:
-        if pidfd is not None:
-            _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
-        else:
-            os.kill(pid, _signal.SIGKILL)
+        send_signal(pid, pidfd, _signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass  # Gone by itself, or set-uid to somebody whom we may not signal.
-
-
-def _names(path: str) -> list[str]:
-    return _with_reserve(os.listdir, path)
-
-
-def _read(path: str) -> bytes:
-    """A file of /proc."""
-    return _with_reserve(_read_once, path)
-
-
-def _read_once(path: str) -> bytes:
-    # A file object would take twice as long, and somebody waits for this.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = b""
-        while part := os.read(descriptor, 65536):
-            data += part
-        return data
-    finally:
-        os.close(descriptor)
-
-
-def _with_reserve(work: Callable[[str], T], path: str) -> T:
-    global _reserve
-    try:
-        return work(path)
-    except OSError as error:
-        if error.errno not in _NO_DESCRIPTOR or _reserve is None:
-            raise
-    (descriptor, *identity), _reserve = _reserve, None
-    try:
-        status = os.fstat(descriptor)
-        if [status.st_dev, status.st_ino] == identity:
-            os.close(descriptor)
-    except OSError:
-        pass  # The program has closed it.
-    try:
-        return work(path)
-    finally:
-        hold_reserve()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 
+from .._jobs.guards import report_unraisable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
@@ -58,7 +60,7 @@ class Handlers:
             _signal.siginterrupt(_signal.SIGINT, False)
             _signal.set_wakeup_fd(-1)
         except BaseException as error:
-            complain(error)
+            report_unraisable(error)
 
     def hold(self) -> None:
         """From now on none runs. What those raise that were due is shown, as nobody awaits it."""
@@ -73,21 +75,13 @@ class Handlers:
                 self._mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, handled)
                 return
             except BaseException as error:
-                complain(error)
+                report_unraisable(error)
 
     def release(self) -> None:
         """Let them run again. Those that are due do so at once, and what they raise comes out of this."""
         if self._mask is not None:
             mask, self._mask = self._mask, None
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-
-
-def complain(error: BaseException) -> None:
-    """Show an exception that nobody awaits."""
-    try:
-        sys.excepthook(type(error), error, error.__traceback__)
-    except BaseException:
-        pass
 
 
 def swallow_interrupts() -> None:

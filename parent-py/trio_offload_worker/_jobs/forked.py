@@ -6,11 +6,13 @@ Imported by the template, so that it is there in every worker.
 from __future__ import annotations
 
 import _io
-import atexit
 import gc
 import os
 import sys
 import time
+
+from .compat import join_threads, run_exit_handlers
+from .guards import flush_at_exit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,10 +49,8 @@ def leave() -> bool:
     apart: every object of the template's would be touched, and each page copied for that, which takes several times as long as
     the fork. So threads are joined, exit handlers run and files written out; ``__del__`` of what lives on is not called.
     """
-    threading: Any = sys.modules.get("threading")
-    if threading is not None:
-        threading._shutdown()
-    atexit._run_exitfuncs()
+    join_threads()
+    run_exit_handlers()
     # Those that the template has had belong to all workers; they are not among the objects that are listed.
     for file in gc.get_objects():
         if type(file) in _FILES and not file.closed:
@@ -59,27 +59,7 @@ def leave() -> bool:
             except Exception:
                 # A file that Python closes at its end tells nobody either.
                 pass
-    return _flush(sys.stdout) & _flush(sys.stderr)
+    return flush_at_exit()
 
 
 _FILES = (_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom)
-
-
-def _flush(stream: Any) -> bool:
-    """As Python does it at its end (Python/pylifecycle.c, flush_std_files)."""
-    try:
-        if stream is not None and not getattr(stream, "closed", False):
-            stream.flush()
-    except BaseException as error:
-        if stream is sys.stdout:
-            hook: Any = sys.unraisablehook
-            hook(_Unraisable(type(error), error, error.__traceback__, None, stream))
-        return False
-    return True
-
-
-class _Unraisable:
-    """What :func:`sys.unraisablehook` is given; Python's own class for it cannot be made from here."""
-
-    def __init__(self, *values: Any) -> None:
-        self.exc_type, self.exc_value, self.exc_traceback, self.err_msg, self.object = values

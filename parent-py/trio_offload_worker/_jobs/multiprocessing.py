@@ -14,7 +14,8 @@ import os
 import stat
 import sys
 
-from . import _imports
+from .._system.linux import open_pidfd
+from . import imports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> Mo
 
     The finder that waits for this name has taken itself off ``sys.meta_path`` before it calls this.
     """
-    return _imports.find_spec(name, path, target, lambda: adopt(settings))
+    return imports.find_spec(name, path, target, lambda: adopt(settings))
 
 
 def adopt(settings: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ class _TrackerFinder:
         if name != _TRACKER:
             return None
         sys.meta_path.remove(self)
-        return _imports.find_spec(name, path, target, lambda: _connect_tracker(self._settings))
+        return imports.find_spec(name, path, target, lambda: _connect_tracker(self._settings))
 
 
 _TRACKER: Final = "multiprocessing.resource_tracker"
@@ -104,9 +105,4 @@ def _connect_tracker(settings: dict[str, Any]) -> None:
 
 def _sentinel_of(pid: int) -> int | None:
     """A descriptor that becomes readable when the process ends. It is open for as long as this process lives."""
-    if not hasattr(os, "pidfd_open") or os.getppid() != pid:
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
+    return open_pidfd(pid) if os.getppid() == pid else None

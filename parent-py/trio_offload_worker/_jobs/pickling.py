@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ._notes import add_note
-from ._protocol.parts import Parts
+from .._protocol.parts import OUT_OF_BAND, Parts
+from .notes import add_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_OUT_OF_BAND = 16 * 1024  # bytes; smaller buffers go into the pickle
 _MOST_BUFFERS = 65_000  # a frame has room for 65,536 segments
 
 
@@ -28,13 +27,13 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
             "classes defined inside functions can be returned too; of open files, locks and generators, return what is in them)",
         )
         raise original_error from None
-    from ._cloud import ResultPickler
+    from .cloudpickle import ResultPickler
 
     buffers: list[Any] = []
 
     def take(buffer: Any) -> bool:
         view = buffer.raw()
-        if view.nbytes < _OUT_OF_BAND or len(buffers) >= _MOST_BUFFERS:
+        if view.nbytes < OUT_OF_BAND or len(buffers) >= _MOST_BUFFERS:
             return True
         buffers.append(view)
         return False

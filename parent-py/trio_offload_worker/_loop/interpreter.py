@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ._protocol.frames import PROTOCOL_VERSION
+from .._protocol.frames import PROTOCOL_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

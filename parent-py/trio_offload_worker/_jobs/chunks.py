@@ -9,7 +9,7 @@ Rules that the code below keeps:
   which items had been begun when a worker died, and no item is run twice. To count takes some forty nanoseconds: items that
   take less than a microsecond are counted by the dozen, and where one of those kills the worker it is not known which;
 * results and exceptions are pickled when the worker pickles its answer, and not before: only then is the user's main
-  script left alone (``_executor.py``);
+  script left alone (``_jobs/main_module.py``);
 * a copy of this process that an item has forked off runs no further item.
 
 The parent imports this too, for what both sides have to agree on.
@@ -20,11 +20,10 @@ from __future__ import annotations
 import _pickle
 import builtins
 import os
-import sys
 from itertools import chain
 from time import perf_counter
 
-from ._protocol.parts import Parts
+from .._protocol.parts import OUT_OF_BAND, Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -216,7 +215,7 @@ def _dump(value: Any) -> Item:
 
     def take(buffer: _pickle.PickleBuffer) -> bool:
         """Beside the pickle (False), unless the buffer is small: then into it (True)."""
-        if buffer.raw().nbytes < _OUT_OF_BAND:
+        if buffer.raw().nbytes < OUT_OF_BAND:
             return True
         buffers.append(buffer)
         return False
@@ -225,7 +224,7 @@ def _dump(value: Any) -> Item:
     try:
         _pickle.Pickler(file, 5, buffer_callback=take).dump(value)
     except Exception as error:
-        from ._pickling import dumps
+        from .pickling import dumps
 
         first, *others = dumps(value, error)
         return bytes(first), [_pickle.PickleBuffer(other) for other in others]
@@ -233,18 +232,10 @@ def _dump(value: Any) -> Item:
 
 
 def _describe(stage: str, error: BaseException, traceback: Any) -> tuple[str, list[bytes], str, str, str]:
-    from ._exceptions import dump
-    from ._executor import clip
+    from .guards import describe
 
-    try:
-        BaseException.with_traceback(error, traceback)
-        segments, type_name, message, text = dump(error, stage)
-    except BaseException as problem:
-        # An exception may be as hostile as it likes, and must not take the others with it.
-        name = type(error).__name__
-        segments, type_name, message = [], name, ""
-        text = f"{name}\n(the worker could not describe it further: {type(problem).__name__})\n"
-    return stage, segments, clip(type_name), clip(message), clip(text)
+    BaseException.with_traceback(error, traceback)
+    return stage, *describe(error, stage)
 
 
 def _progress_in(record: tuple[int, int]) -> Any:
@@ -277,17 +268,18 @@ def _note_fork() -> None:
 
 
 def _called_from_main(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    code = compile("lambda function: lambda item: function(item)", "<trio-offload>", "eval")
-    made: Callable[[Any], Any] = eval(code, sys.modules["__main__"].__dict__)(function)
+    from .guards import evaluate_in_main
+
+    made: Callable[[Any], Any] = evaluate_in_main("lambda function: lambda item: function(item)")(function)
     return made
 
 
 def _refusal(function: Callable[[Any], Any], value: Any) -> TypeError | None:
     """What is to be said of a result that only an event loop could run. It is closed, so that Python does not complain."""
-    from ._executor import _refuse_asynchronous
+    from .guards import refuse_asynchronous
 
     try:
-        _refuse_asynchronous(function, value)
+        refuse_asynchronous(function, value)
     except TypeError as error:
         return error
     return None
@@ -302,7 +294,6 @@ _STEP: Final = 16  # items between two looks at the clock
 _QUICK_STEP: Final = 64
 _QUICK: Final = 1e-6  # seconds; items that take less are counted together
 _FOR_EVER: Final = 1e18
-_OUT_OF_BAND: Final = 16 * 1024
 _PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 _PLAIN_OR_TUPLE: Final = _PLAIN | {tuple}
 # They look at the frame that calls them; to them it has to be the user's main module.

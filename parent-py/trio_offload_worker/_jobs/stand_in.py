@@ -3,7 +3,7 @@
 Libraries look into ``__main__``: :func:`hasattr`, :func:`getattr` with a default, pickle's search for an object's module. Such a
 look finds nothing, and never runs the script. What does use the script is
 
-* an unpickler that finds a name in it. The one in C is intercepted before it looks (``hooks.rs``, ``_executor.py``); the one in
+* an unpickler that finds a name in it. The one in C is intercepted before it looks (``hooks.rs``, ``hooks.py``); the one in
   Python (``pickle._Unpickler``, which dill and joblib build upon) is known by its frames;
 * an attribute in the code itself, ``__main__.name``, and ``from __main__ import name``, if the script mentions that name.
 """
@@ -31,7 +31,7 @@ def look_up(name: str, settings: Callable[[], dict[str, Any]], any_use: bool = F
     Raises:
         AttributeError: otherwise.
     """
-    module = sys.modules.get("trio_offload_worker._main")
+    module = sys.modules.get("trio_offload_worker._jobs.main_module")
     found = None if module is None else module.current()
     if found is None:
         if asker is None:
@@ -40,11 +40,11 @@ def look_up(name: str, settings: Callable[[], dict[str, Any]], any_use: bool = F
             except ValueError:
                 pass  # It is not Python code that looks.
         if any_use or (asker is not None and _is_unpickler(asker)):
-            from ._main import load
+            from .main_module import load
 
             found = load(settings())
         elif asker is not None and _is_attribute(asker):
-            from ._main import load_for
+            from .main_module import load_for
 
             found = load_for(name, settings())
     if found is None:

@@ -1,0 +1,198 @@
+"""The worker's side of its sentinel process (``sentinel_process.py``), and the memory that both share.
+
+The memory says what the worker is doing, whether the sentinel is writing to the socket or asleep, and what
+SETUP configures. Each side writes first and then reads, with a system call in between as a memory barrier.
+So at least one of them sees the other's change.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+
+from .._system import family
+from .._system.linux import call_library, clone, identity_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+    from typing import Any, Final, NoReturn
+else:
+    import _signal
+
+IDLE: Final = 0
+"""The worker waits for a frame. It notices a closed socket itself."""
+BUSY: Final = 1
+"""It runs a job, and cannot notice anything."""
+EXITING: Final = 2
+"""It is about to exit. From now on a closed socket is not an error."""
+SETTLING: Final = 3
+"""It runs the context's `retire` function: it cannot notice anything, and no memory limit applies."""
+
+# Offsets and layouts in the shared memory.
+ACTIVITY: Final = 0
+WRITING: Final = 1
+ASLEEP: Final = 2
+SEALED: Final = 3
+DUTY_AT: Final = 8
+DUTY: Final = struct.Struct("=QQ")
+JOBS_AT: Final = 24
+JOBS: Final = struct.Struct("=Q")
+NO_VALUE: Final = 2**64 - 1
+
+_WRITING_PATIENCE: Final = 0.05  # seconds
+_VERDICT_PATIENCE: Final = 5.0  # seconds
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_PTRACER: Final = 0x59616D61
+_WALL: Final = 0x40000000  # __WALL of wait(2)
+
+
+class Sentinel:
+    """The worker's side of it."""
+
+    def __init__(self, pid: int | None, memory: mmap.mmap, bell: int) -> None:
+        self._pid = pid
+        self._memory = memory
+        self._bell = bell
+        self._bell_identity = identity_of(bell)
+        self._jobs = 0
+        self._has_ceiling = False
+
+    def tell(self, doing: int) -> None:
+        """Say what the worker is doing from now on.
+
+        If the watcher has settled that the job before is ended for its memory this does not come back.
+        """
+        memory = self._memory
+        if doing == BUSY:
+            self._jobs += 1
+            JOBS.pack_into(memory, JOBS_AT, self._jobs)
+        memory[ACTIVITY] = doing
+        if doing == BUSY:
+            if memory[ASLEEP]:
+                self._ring()
+        elif self._has_ceiling:
+            os.getppid()  # The system call between telling and looking.
+            if memory[SEALED]:
+                self._await_verdict()
+
+    def assign(self, report_interval: int | None, memory_limit: int | None) -> None:
+        """What SETUP asks: milliseconds between two reports of a running job, and bytes that it may hold."""
+        values = [NO_VALUE if value is None else min(value, NO_VALUE - 1) for value in (report_interval, memory_limit)]
+        DUTY.pack_into(self._memory, DUTY_AT, *values)
+        self._has_ceiling = memory_limit is not None
+        self._ring()
+
+    def let_finish(self) -> None:
+        """Wait until the watcher does not write to the socket. It begins with nothing unless the worker is busy."""
+        deadline = 0.0
+        while self._memory[WRITING]:
+            # It takes microseconds; but a job may have stopped it, or killed it.
+            deadline = deadline or time.monotonic() + _WRITING_PATIENCE
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0)
+
+    def dismiss(self) -> None:
+        """End the watcher, and reap it where it is a child of this process. The last thing that a worker does."""
+        if self._pid is not None:
+            try:
+                os.kill(self._pid, _signal.SIGKILL)
+                os.waitpid(self._pid, _WALL)
+            except OSError:
+                pass  # A job has ended it, and perhaps waited for it.
+            self._pid = None
+
+    def close_in_copy(self) -> None:
+        """In a fork of this process."""
+        if identity_of(self._bell) == self._bell_identity:
+            os.close(self._bell)
+
+    def _await_verdict(self) -> None:
+        """The watcher looks whether the job is over that took too much."""
+        # Unless it is ended itself at that very moment it ends this process, or takes its word back at once.
+        deadline = time.monotonic() + _VERDICT_PATIENCE
+        while self._memory[SEALED] and time.monotonic() < deadline:
+            time.sleep(0.0001)
+
+    def _ring(self) -> None:
+        self._memory[ASLEEP] = 0
+        # A job may have closed every descriptor and opened files of its own.
+        if identity_of(self._bell) == self._bell_identity:
+            try:
+                os.write(self._bell, b"!")
+            except OSError:
+                pass
+
+
+def start(socket: int, record: int, parent: int, run: Callable[..., NoReturn]) -> Sentinel:
+    """Start the sentinel of this process.
+
+    Call it while this process has one thread if possible, and before :func:`begin_life`.
+
+    Args:
+        socket: the descriptor of the worker's end of the socket.
+        record: the descriptor of the record.
+        parent: the parent's process ID.
+        run: the sentinel process's program, ``sentinel_process.run``.
+
+    Raises:
+        OSError: the system has no process or file descriptor left.
+    """
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    DUTY.pack_into(memory, DUTY_AT, NO_VALUE, NO_VALUE)
+    memory[ASLEEP] = 1
+    listener, bell = os.pipe()
+    worker = os.getpid()
+    since = family.boot_time()
+    pid = clone()
+    if pid is None:
+        first = os.fork()
+        if first == 0:
+            try:
+                pid = os.fork()
+            finally:
+                if pid != 0:
+                    os._exit(0)
+        else:
+            os.waitpid(first, 0)
+            os.close(listener)
+            return Sentinel(None, memory, bell)
+    if pid == 0:
+        try:
+            family.mark_self(family.new_mark(worker, is_watcher=True))
+            run(parent, worker, since, socket, record, listener, memory)
+        finally:
+            os._exit(1)
+    os.close(listener)
+    # Yama restricts pidfd_getfd(2) to ancestors; this makes an exception for the sentinel.
+    call_library("prctl", _PR_SET_PTRACER, pid, 0, 0, 0)
+    return Sentinel(pid, memory, bell)
+
+
+def begin_life() -> None:
+    """To be called at the beginning of a process that is to run jobs, once its watcher is there. (``family::begin`` in Rust.)"""
+    # Stopped by a parent that is killed before it can go on, this process is resumed, and its watcher ends it.
+    call_library("prctl", _PR_SET_PDEATHSIG, int(_signal.SIGCONT), 0, 0, 0)
+    if not _mark_self(family.new_mark(os.getpid())):
+        # Let orphaned descendants fall to this process, so that they can be found. Without `_ctypes` they cannot.
+        call_library("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _mark_self(mark: int) -> bool:
+    """As ``family.mark_self``, without a module that jobs would find imported."""
+    try:
+        import _ctypes
+    except ImportError:
+        return family.mark_self(mark)
+    core: Any = _ctypes
+    number = type("number", (core._SimpleCData,), {"_type_": "L"})
+    limits: Any = type("limits", (core.Array,), {"_type_": number, "_length_": 2})()
+    if call_library("getrlimit", family.LIMIT, limits) != 0 or limits[1] < mark:
+        return False
+    limits[0] = mark
+    return call_library("setrlimit", family.LIMIT, limits) == 0

@@ -1,0 +1,293 @@
+"""The sentinel process. It does for the Python worker what the sentinel thread does for the executable.
+
+It ends the worker and all descendants when the parent dies or abandons the worker during a job, and when a
+job exceeds the memory limit. It also sends the reports. A Python thread could not: it needs the GIL, which a
+job may hold. Its design:
+
+* It is forked before anything else is imported, so it is small and shares nearly all of its memory. Beside a
+  worker that is a fork of its parent it is as large as the parent, and shares that memory too. It never
+  collects garbage, which would copy the memory and might be the parent's garbage.
+* clone(2) starts it with another exit signal than SIGCHLD, so no plain ``wait`` reports it (wait(2),
+  ``__WCLONE``): ``os.wait()`` in a job does not see it. It still is the worker's child, so the parent finds
+  it, by a mark of its own (``_system/family.py``), and kills it last. A double fork would leave it to the
+  process that adopts orphans: one zombie per worker if that is the program itself, as the first process of a
+  container. Where clone cannot be called, a double fork is used all the same.
+* It does not hold the socket, so the worker's death stays the end of the stream. It holds an epoll instance
+  with which the socket was registered: the registration lasts as long as the worker's own descriptor, and does
+  not keep it open (epoll(7)). For a report it borrows the worker's descriptor (pidfd_getfd(2)). Where that is
+  forbidden it sends no reports, and figures come with results only.
+* It exits when the worker exits, which a pidfd shows. Unless the worker left in order, it first ends the
+  worker's descendants. A worker that leaves in order ends the sentinel first, and reaps it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import time
+
+from .._system.family import end_family, end_orphans
+from .._system.figures import Meter, family_above
+from .._system.linux import STACKS, call_library, identity_of, open_pidfd, send_signal, stat_fields
+from .sentinel import (
+    ACTIVITY,
+    ASLEEP,
+    BUSY,
+    DUTY,
+    DUTY_AT,
+    EXITING,
+    JOBS,
+    JOBS_AT,
+    NO_VALUE,
+    SEALED,
+    SETTLING,
+    WRITING,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from typing import Final, NoReturn
+else:
+    import _signal
+
+GRACE: Final = 0.5  # seconds that an idle worker has for leaving after its parent's death
+_BLIND: Final = (BUSY, SETTLING)
+_CEILING_TICK: Final = 0.1  # seconds between two looks at what a job holds
+_STACK_PATIENCE: Final = 0.15  # seconds that the stacks of all threads may take to be written
+_STACK_SETTLED: Final = 0.015  # seconds without growth after which they are whole
+_WITHOUT_PIDFD: Final = 0.2  # seconds between two looks where the system cannot tell of a process's end
+_PIDFD_GETFD: Final = 438  # of the system's table; the same for every processor
+
+
+def run(parent: int, worker: int, since: int, socket: int, record: int, listener: int, memory: mmap.mmap) -> NoReturn:
+    """Be the sentinel process. ``since`` is a :func:`family.boot_time` before the worker's start."""
+    SentinelProcess(ProcessHandle(parent), ProcessHandle(worker), since, socket, record, listener, memory).run()
+
+
+class SentinelProcess:
+    """The watcher's own process."""
+
+    def __init__(
+        self,
+        parent: ProcessHandle,
+        worker: ProcessHandle,
+        since: int,
+        socket: int,
+        record: int,
+        listener: int,
+        memory: mmap.mmap,
+    ) -> None:
+        # Ctrl+C and the like are for the worker, and a Ctrl+Z at the terminal must not keep this process from its work.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        import gc
+
+        gc.disable()
+        # Before the worker marks itself.
+        self._since = since
+        self._parent = parent
+        self._worker = worker
+        self._socket = socket
+        self._socket_identity = identity_of(socket)
+        self._record = record
+        self._listener = listener
+        self._memory = memory
+        self._meter = Meter(worker.pid)
+        self._next_tick: float | None = None
+        self._reported = 0.0
+        self._poller = select.epoll()
+        # Once is enough: the socket's other end does not come back.
+        self._poller.register(socket, select.EPOLLRDHUP | select.EPOLLONESHOT)
+        for descriptor in (parent.pidfd, worker.pidfd, listener):
+            if descriptor is not None:
+                self._poller.register(descriptor, select.EPOLLIN)
+        _let_go_of_everything({self._poller.fileno(), parent.pidfd, worker.pidfd, record, listener})
+        # Last: who knows the name may rely on the rest.
+        with open("/proc/self/comm", "w") as name:
+            name.write("offload-watcher")
+
+    def run(self) -> NoReturn:
+        parent, worker = self._parent, self._worker
+        until_look = None if parent.pidfd is not None and worker.pidfd is not None else _WITHOUT_PIDFD
+        while True:
+            timeout = until_look
+            if self._next_tick is not None:
+                until_tick = max(self._next_tick - time.monotonic(), 0.0)
+                timeout = until_tick if until_look is None else min(until_tick, until_look)
+            seen = [descriptor for descriptor, _ in self._poller.poll(timeout)]
+            if worker.pidfd in seen or worker.is_over():
+                self._end_orphans()
+            if parent.pidfd in seen or parent.is_over():
+                self._end_orphan()
+            if self._socket in seen and self._memory[ACTIVITY] in _BLIND:
+                # The parent lives but has given this worker up while a job runs.
+                self._end()
+            if self._listener in seen:
+                self._answer_bell()
+            if self._next_tick is not None and self._next_tick <= time.monotonic():
+                self._tick()
+
+    def _answer_bell(self) -> None:
+        if not os.read(self._listener, 64):
+            # A job has closed the other end. From now on this process never sleeps.
+            self._poller.unregister(self._listener)
+            os.close(self._listener)
+            self._listener = -1
+        if self._next_tick is None:
+            interval = self._interval()
+            now = time.monotonic()
+            self._next_tick = None if interval is None else now + interval
+            self._reported = now
+
+    def _interval(self) -> float | None:
+        """None: there is nothing to do at any time."""
+        report, limit = DUTY.unpack_from(self._memory, DUTY_AT)
+        intervals = [report / 1000] if report != NO_VALUE else []
+        return min(intervals + ([_CEILING_TICK] if limit != NO_VALUE else []), default=None)
+
+    def _tick(self) -> None:
+        interval = self._interval() or _CEILING_TICK
+        now = time.monotonic()
+        self._next_tick = now + max(interval, 0.001)
+        memory = self._memory
+        if memory[ACTIVITY] == BUSY:
+            self._look(now, interval)
+        elif self._listener != -1:
+            memory[ASLEEP] = 1
+            os.getppid()  # The system call between telling and looking.
+            if memory[ACTIVITY] != BUSY:
+                self._next_tick = None
+            else:
+                memory[ASLEEP] = 0
+
+    def _look(self, now: float, interval: float) -> None:
+        report, limit = DUTY.unpack_from(self._memory, DUTY_AT)
+        if limit != NO_VALUE:
+            job = JOBS.unpack_from(self._memory, JOBS_AT)
+            reached = family_above(self._worker.pid, limit, self._since, {os.getpid()})
+            if reached is not None and self._seal(job):
+                self._tell_of_limit(limit, reached)
+                self._end()
+        # A tick early is better than a tick late: the interval is a multiple of the tick or the tick itself.
+        if report != NO_VALUE and now - self._reported + min(interval, _CEILING_TICK) / 2 >= report / 1000:
+            self._reported = now
+            figures = self._meter.read()
+            if figures is not None:
+                self._report(figures)
+
+    def _seal(self, job: tuple[int, ...]) -> bool:
+        """Settle that the worker is ended for the job of this number; False: that has come to its end.
+
+        Sealed, the worker goes no further than to the end of the job.
+        """
+        memory = self._memory
+        memory[SEALED] = 1
+        os.getppid()  # The system call between telling and looking.
+        if memory[ACTIVITY] == BUSY and JOBS.unpack_from(memory, JOBS_AT) == job:
+            return True
+        memory[SEALED] = 0
+        return False
+
+    def _report(self, figures: list[int]) -> None:
+        """Whole or not at all, never inside of another frame, and without waiting."""
+        if self._worker.pidfd is None:
+            return
+        import _socket
+
+        from .._protocol.frames import Kind, encode_head
+
+        data = encode_head(Kind.REPORT, 0, (), {"figures": figures})
+        self._memory[WRITING] = 1
+        try:
+            descriptor = call_library("syscall", _PIDFD_GETFD, self._worker.pidfd, self._socket, 0)
+            if descriptor is None or descriptor < 0:
+                return
+            borrowed = _socket.socket(fileno=descriptor)
+            try:
+                # The worker tells that it is not busy any more, and looks whether somebody writes, before it writes itself.
+                if self._memory[ACTIVITY] == BUSY and identity_of(descriptor) == self._socket_identity:
+                    # So few bytes are taken as a whole (net/unix/af_unix.c, unix_stream_sendmsg).
+                    borrowed.send(data, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+            finally:
+                borrowed.close()
+        except OSError:
+            pass  # It is full, or the other end is gone.
+        finally:
+            self._memory[WRITING] = 0
+
+    def _tell_of_limit(self, limit: int, reached: int) -> None:
+        """Say why the worker is ended, and let it write which Python line each of its threads is at.
+
+        It does so in the handler of a signal that ``faulthandler`` answers, in C code too. If it does not (the job has
+        blocked the signal) there are none.
+        """
+        try:
+            os.lseek(self._record, 0, os.SEEK_END)
+            os.write(self._record, b'{"memory_limit":%d,"reached":%d}\n' % (limit, reached))
+            empty = size = os.fstat(self._record).st_size
+        except OSError:
+            return
+        begun = grown = time.monotonic()
+        self._worker.signal(STACKS)
+        while (now := time.monotonic()) - begun < _STACK_PATIENCE and (size == empty or now - grown < _STACK_SETTLED):
+            time.sleep(0.001)
+            latest = os.fstat(self._record).st_size
+            if latest != size:
+                size, grown = latest, now
+
+    def _end_orphan(self) -> NoReturn:
+        deadline = time.monotonic() + GRACE
+        while self._memory[ACTIVITY] not in _BLIND and time.monotonic() < deadline:
+            if stat_fields(self._worker.pid) is None or self._worker.is_over():
+                self._end_orphans()
+            time.sleep(0.005)
+        self._end()
+
+    def _end(self) -> NoReturn:
+        end_family(self._worker.pid, self._worker.signal, self._since, {os.getpid()})
+        os._exit(0)
+
+    def _end_orphans(self) -> NoReturn:
+        """The worker has ended. If somebody has killed the parent with it, nobody else is left for this."""
+        if self._memory[ACTIVITY] != EXITING:
+            end_orphans(self._worker.pid, self._since)
+        os._exit(0)
+
+
+class ProcessHandle:
+    """Whether a process lives: by a pidfd, or where there is none by its number and the time of its start."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.pidfd = open_pidfd(pid)
+        self._start = self._started() if self.pidfd is None else None
+
+    def is_over(self) -> bool:
+        """Only where there is no pidfd."""
+        return self.pidfd is None and (self._start is None or self._started() != self._start)
+
+    def signal(self, number: int) -> None:
+        try:
+            send_signal(self.pid, self.pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    def _started(self) -> bytes | None:
+        # The 22nd field is the time of the start. A zombie has ended.
+        fields = stat_fields(self.pid)
+        return None if fields is None or fields[0] in (b"Z", b"X") else fields[19]
+
+
+def _let_go_of_everything(kept: set[int | None]) -> None:
+    """Hold none of the descriptors that the worker has, nor its directory."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) > 2 and int(entry) not in kept:
+            try:
+                os.close(int(entry))
+            except OSError:
+                pass  # It was the one for this list.
+    os.chdir("/")
