@@ -238,12 +238,10 @@ def worker_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     contexts: Any = type(trio_offload.WorkerContext)
     create = contexts._create
 
-    def create_with_type(cls: Any, *args: Any, **options: Any) -> Any:
-        if len(args) == 5 and args[4] is WorkerType.SPAWN:
-            args = (*args[:4], worker_type)
-        elif len(args) < 5:
-            options.setdefault("worker_type", worker_type)
-        return create(cls, *args, **options)
+    def create_with_type(cls: Any, options: Any) -> Any:
+        if options.worker_type is WorkerType.SPAWN:
+            options = attrs.evolve(options, worker_type=worker_type)
+        return create(cls, options)
 
     monkeypatch.setattr(contexts, "_create", create_with_type)
     return worker_type
