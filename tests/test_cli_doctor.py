@@ -27,7 +27,7 @@ def executable_script(path: Path, text: str) -> Path:
 
 def test_all_is_well(tmp_path: Path) -> None:
     ran = run(tmp_path, "doctor")
-    assert ran.stdout.endswith("\nAll is well.\n")
+    assert ran.stdout.endswith("\nNo problems found.\n")
     assert (ran.status, ran.stderr) == (0, "")
 
 
@@ -62,9 +62,9 @@ def test_a_worker_executable_that_is_something_else(tmp_path: Path) -> None:
     script = executable_script(tmp_path / "worker", "#!/bin/sh\necho broken in two >&2\nexit 7\n")
     ran = run(tmp_path, "doctor", env={"TRIO_OFFLOAD_WORKER": str(script)})
     assert ran.status == 1
-    assert f"PROBLEM: {script} --info ended with 7 and said: broken in two" in ran.stdout
+    assert f"PROBLEM: {script} --info exited with status 7 and printed: broken in two" in ran.stdout
     assert "PROBLEM: a trial call failed: " in ran.stdout
-    assert "All is well" not in ran.stdout
+    assert "No problems found" not in ran.stdout
 
 
 def test_a_worker_executable_that_may_not_be_executed(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_a_question_that_fails_does_not_take_the_others_along(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process, because a machine on which everything fails is hard to come by."""
-    from trio_offload._cli import _doctor
-    from trio_offload._cli._probes import Probe, Problem
+    from trio_offload._cli import doctor
+    from trio_offload._cli.probes import Probe, Problem
 
     def fails(report: Any) -> dict[str, Any]:
         report(Problem("seen before the failure", "do this"))
@@ -99,13 +99,13 @@ def test_a_question_that_fails_does_not_take_the_others_along(
     def answers(report: Any) -> dict[str, Any]:
         return {"answer": 42, "text": "\udc80", "nested": {"yes": True, "none": None}}
 
-    monkeypatch.setattr(_doctor, "PROBES", (Probe("first", fails, "ask somebody"), Probe("second", answers)))
-    assert _doctor.run_doctor(as_json=True) == 1
+    monkeypatch.setattr(doctor, "PROBES", (Probe("first", fails, "ask somebody"), Probe("second", answers)))
+    assert doctor.run_doctor(as_json=True) == 1
     report = json.loads(capsys.readouterr().out)
-    assert report["first"] == {"not found out": "OSError: there is no such thing here"}
+    assert report["first"] == {"failed": "OSError: there is no such thing here"}
     assert report["second"]["answer"] == 42
     assert [problem["remedy"] for problem in report["problems"]] == ["do this", "ask somebody"]
-    assert _doctor.run_doctor(as_json=False) == 1
+    assert doctor.run_doctor(as_json=False) == 1
     text = capsys.readouterr().out
     assert "answer: 42" in text
     assert "PROBLEM: seen before the failure\n  do this\n" in text

@@ -290,12 +290,12 @@ def test_a_safe_path_has_no_working_directory(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "which command?"),
+        ([], "a command is missing"),
         (["nosuch"], "nosuch"),
-        (["map"], "which function?"),
-        (["map", "jobs:echo"], "no items"),
-        (["map", "jobs:echo", "a", "--lines", "items"], "one source only"),
-        (["map", "jobs:echo", "--json-lines", "items", "--lines", "items"], "one source only"),
+        (["map"], "the function is missing"),
+        (["map", "jobs:echo"], "items are missing"),
+        (["map", "jobs:echo", "a", "--lines", "items"], "must come from one source"),
+        (["map", "jobs:echo", "--json-lines", "items", "--lines", "items"], "must come from one source"),
         (["map", "jobs:echo", "--lines", "nosuch"], "cannot read nosuch: No such file"),
         (["map", "jobs:echo", "--json-lines", "."], "cannot read .: it is a directory"),
         (["map", "jobs:echo", "--lines"], "--lines"),
@@ -345,7 +345,7 @@ def run_in_shell(folder: Path, script: str, *arguments: str) -> Ran:
 
 def test_no_worker_at_all(folder: Path) -> None:
     ran = run(folder, "map", "jobs:echo", "a", "b", env={"TRIO_OFFLOAD_WORKER": "/nosuch/worker"})
-    assert_one_line_of_complaint(ran, "cannot start a worker", "/nosuch/worker")
+    assert_one_line_of_complaint(ran, "no worker could be started", "/nosuch/worker")
 
 
 def test_a_function_that_cannot_be_imported_any_more(folder: Path) -> None:
@@ -358,7 +358,7 @@ def test_a_function_that_cannot_be_imported_any_more(folder: Path) -> None:
     )
     ran = run(folder, "map", "spoilt:f", "a", "spoil", *"bcdefghijklm", "--workers", "1")
     assert ran.status == 2
-    assert ran.stderr.startswith("trio-offload: error: cannot get a worker ready any more: cannot import spoilt: ")
+    assert ran.stderr.startswith("trio-offload: error: workers cannot be started any more: cannot import spoilt: ")
     assert ran.stderr.count("\n") == 1
     assert [line["ok"] for line in ran.lines] == [True] + [False] * 6
     assert "status 8" in ran.lines[1]["error"]["message"]

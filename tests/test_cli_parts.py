@@ -15,10 +15,11 @@ import trio
 import trio.testing
 
 from trio_offload import WorkerContextStatistics
-from trio_offload._cli._exit import CommandError
-from trio_offload._cli._output import OrderedOutput, Window
-from trio_offload._cli._sources import ArgumentSource, Item, LineSource, Source
-from trio_offload._cli._tally import Tally
+from trio_offload._cli.exit_status import CommandError
+from trio_offload._cli.output import OrderedOutput, Window
+from trio_offload._cli.sources import ArgumentSource, Item, LineSource, Source
+from trio_offload._cli.summary import Summary
+from trio_offload._exceptions import is_interrupt
 
 if TYPE_CHECKING:
     from trio_offload_worker._jobs.cli_items import ItemKind
@@ -43,7 +44,7 @@ async def all_of(source: Source) -> list[Item]:
 @pytest.mark.parametrize("size", range(1, len(TEXT) + 1))
 async def test_lines_are_the_same_however_they_arrive(size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "items").write_bytes(TEXT)
-    monkeypatch.setattr("trio_offload._cli._sources._CHUNK", size)
+    monkeypatch.setattr("trio_offload._cli.sources._CHUNK", size)
     with contextlib.closing(LineSource(str(tmp_path / "items"), "text")) as source:
         items = await all_of(source)
     assert [one.content for one in items] == ["one", "", "", "two", "{}", "lést"]
@@ -56,7 +57,7 @@ async def test_blank_lines_of_json_are_counted_and_skipped(
     size: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "items").write_bytes(TEXT)
-    monkeypatch.setattr("trio_offload._cli._sources._CHUNK", size)
+    monkeypatch.setattr("trio_offload._cli.sources._CHUNK", size)
     with contextlib.closing(LineSource(str(tmp_path / "items"), "json")) as source:
         items = await all_of(source)
     assert [(one.index, one.number, one.content) for one in items] == [
@@ -126,26 +127,26 @@ def test_an_item_as_people_see_it(kind: ItemKind, content: str | bytes, label: s
     assert Item(0, 1, kind, content).label == label
 
 
-# --- the tally ---------------------------------------------------------------------------------------
+# --- the summary ---------------------------------------------------------------------------------------
 
 
-def test_a_tally_does_not_grow() -> None:
+def test_a_summary_does_not_grow() -> None:
     """Neither with the number of workers nor with what users call their exceptions."""
-    tally = Tally(wanted=True)
-    tally.watch(lambda: WorkerContextStatistics(0, 0))
+    summary = Summary(wanted=True)
+    summary.watch(lambda: WorkerContextStatistics(0, 0))
     for number in range(5000):
-        tally.note_worker(number)
-        tally.note_worker(number)
-        tally.count(f"Error{number}")
-    tally.count(None)
-    jobs, workers, _ = tally.lines()
+        summary.note_worker(number)
+        summary.note_worker(number)
+        summary.count(f"Error{number}")
+    summary.count(None)
+    jobs, workers, _ = summary.lines()
     assert jobs.startswith("5001 jobs, 5000 failed: 4950 of other kinds, 1 Error")
     assert workers.startswith("5000 workers")
-    assert len(tally._known) <= 1000
+    assert len(summary._known) <= 1000
 
 
 def test_nothing_done_is_no_summary() -> None:
-    assert Tally(wanted=True).lines() == []
+    assert Summary(wanted=True).lines() == []
 
 
 # --- the window --------------------------------------------------------------------------------------
@@ -272,3 +273,27 @@ async def test_nobody_reads() -> None:
     with pytest.raises(BrokenPipeError):
         await output.write()
     os.close(writing)
+
+
+# --- Ctrl+C ------------------------------------------------------------------------------------------
+
+
+class Group(BaseException):
+    """As the groups of Python 3.11 and of Trio's backport."""
+
+    def __init__(self, *exceptions: BaseException) -> None:
+        self.exceptions = exceptions
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyboardInterrupt(), True),
+        (Group(KeyboardInterrupt()), True),
+        (Group(Group(KeyboardInterrupt()), KeyboardInterrupt()), True),
+        (Group(KeyboardInterrupt(), ValueError()), False),
+        (ValueError(), False),
+    ],
+)
+def test_an_interrupt_may_be_in_groups_of_nothing_else(error: BaseException, expected: bool) -> None:
+    assert is_interrupt(error) is expected

@@ -65,7 +65,7 @@ def test_an_item_over_the_limit_is_its_own_failure(folder: Path) -> None:
 def test_a_limit_under_what_a_worker_needs_is_told(folder: Path) -> None:
     ran = run(folder, "map", "jobs:echo", "a", "--memory-limit", "1MB")
     assert (ran.status, ran.stdout) == (2, "")
-    assert ran.stderr.startswith("trio-offload: error: cannot start a worker: memory_limit=1000000 ")
+    assert ran.stderr.startswith("trio-offload: error: no worker could be started: memory_limit=1000000 ")
     assert ran.stderr.count("\n") == 1
 
 
@@ -172,7 +172,7 @@ def test_failures_by_kind(folder: Path) -> None:
     said = summary(run(folder, "map", "jobs:trouble", *items, "--summary", "--workers", "1"))
     assert said[0] == "8 jobs, 7 failed: 3 ValueError, 2 SIGSEGV, 1 exit status 42, 1 SystemExit"
     # One died in the first segfault, one in the second, one of its _exit, and one is left.
-    assert said[1].startswith("4 workers, the largest held ")
+    assert said[1].startswith("4 workers, the largest used ")
     assert re.fullmatch(r"\d+\.\d s, \d+\.\d s of processor time in workers", said[2])
 
 
@@ -181,7 +181,7 @@ def test_what_ends_workers_from_outside_is_a_kind_too(folder: Path) -> None:
     arguments = ("jobs:take", *items, "--memory-limit", "200MB", "--workers", "1", "--summary")
     said = summary(run(folder, "map", *arguments))
     assert said[0] == "3 jobs, 1 failed: 1 out of memory"
-    assert said[1].startswith("2 workers, the largest held ")
+    assert said[1].startswith("2 workers, the largest used ")
     # It was ended at 190.7 MiB or soon after.
     assert largest(said[1]) > 150
 
@@ -198,7 +198,7 @@ def test_worker_over_time_is_counted_without_report(folder: Path) -> None:
 def test_the_largest_may_have_left_long_ago(folder: Path) -> None:
     items = ["190", "1", "1"]
     said = summary(run(folder, "map", "jobs:take", *items, "--retire-jobs", "1", "--workers", "1", "--summary"))
-    assert said[1].startswith("3 workers, the largest held ")
+    assert said[1].startswith("3 workers, the largest used ")
     assert largest(said[1]) > 190_000_000 / 2**20
 
 

@@ -215,5 +215,5 @@ def test_rich_is_imported_for_a_bar_only(folder: Path) -> None:
         timeout=PATIENCE,
         check=True,
     )
-    assert "trio_offload._cli._map" in ran.stderr
+    assert "trio_offload._cli.run" in ran.stderr
     assert "rich" not in ran.stderr

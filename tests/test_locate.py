@@ -21,8 +21,8 @@ from running import PACKAGES, PROGRAMS, make_environment, plain_environment, run
 
 import trio_offload
 from trio_offload import LocateError, WorkerStartError, _forked
-from trio_offload._cli import _doctor
-from trio_offload._cli._probes import PROBES
+from trio_offload._cli import doctor
+from trio_offload._cli.probes import PROBES
 from trio_offload._interpreter import hello as _hello
 from trio_offload._interpreter import locate as _locate
 
@@ -621,6 +621,6 @@ def test_the_handshake_and_the_doctor_name_a_free_threaded_build(monkeypatch: py
     monkeypatch.setattr(sys, "abiflags", "t")
     for body in (_hello.hello("", {}), _forked.hello()):
         assert body["free_threaded"] is True
-    report = _doctor.examine(next(probe for probe in PROBES if probe.name == "python"))
+    report = doctor.examine(next(probe for probe in PROBES if probe.name == "python"))
     assert report.facts["free-threaded"] is True
     assert [problem.what for problem in report.problems if "free-threaded build" in problem.what]

@@ -70,16 +70,6 @@ HOMES = {
         _strays _interpreter/file_modules
         _template _launch/template
         _worker _worker/worker
-        _cli/_doctor _cli/doctor
-        _cli/_exit _cli/exit_status
-        _cli/_map _cli/run
-        _cli/_output _cli/output
-        _cli/_probes _cli/probes
-        _cli/_progress _cli/progress
-        _cli/_sources _cli/sources
-        _cli/_station _cli/slot
-        _cli/_table _cli/worker_table
-        _cli/_tally _cli/summary
     """,
     "worker": """
     """,
@@ -94,7 +84,7 @@ class Module(NamedTuple):
     tree: str
     path: Path
     file: str
-    """The path inside its tree, without the suffix: `_channel`, `_cli/_map`, `os/fork`."""
+    """The path inside its tree, without the suffix: `_channel`, `_cli/run`, `os/fork`."""
     home: str
     """Where it belongs; the same as `file` once it is there."""
 

@@ -150,3 +150,12 @@ class RemoteError(RuntimeError):
             "(the exception itself could not be pickled and unpickled; its traceback in the worker was)\n"
             f"{self.traceback_text}"
         )
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Return True for KeyboardInterrupt, and for a group of nothing else, as nurseries make it.
+
+    Python 3.10 has no class for groups, but Trio's backport has the same attribute.
+    """
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return isinstance(error, KeyboardInterrupt) or (bool(inner) and all(map(is_interrupt, inner)))

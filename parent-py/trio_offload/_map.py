@@ -40,7 +40,7 @@ from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, Kind
 
 from . import _clock
-from ._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError
+from ._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, is_interrupt
 from ._map_results import Results
 from ._map_source import Chunk, Pace, Source
 from ._pickling import calls as _calls
@@ -131,7 +131,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             await self._manager.__aexit__(None, None, None)
         except BaseException as problem:
             # Of the nursery's own, as no lane raises: Ctrl+C while the workers were being ended.
-            if not _is_interrupt(problem):
+            if not is_interrupt(problem):
                 raise
             raise KeyboardInterrupt from None
         if error is None and self._close_error is not None:
@@ -623,9 +623,3 @@ _MOST_LOST: Final = 5
 def _rebuilt(stage: str, segments: list[Any], type_name: str, message: str, traceback: str) -> BaseException:
     body = {"stage": stage, "type": type_name, "message": message, "traceback": traceback}
     return load_exception(Frame(Kind.RAISED, 0, segments, body))
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    if isinstance(error, KeyboardInterrupt):
-        return True
-    return any(map(_is_interrupt, getattr(error, "exceptions", ())))

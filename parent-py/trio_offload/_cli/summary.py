@@ -1,8 +1,8 @@
-"""What ``trio-offload map`` says at its end: jobs, failures by kind, workers, memory and time.
+"""The summary of ``trio-offload map``: jobs, failures by kind, workers, memory and time.
 
-* What it holds does not grow with the number of items, nor with that of workers.
-* Processor time and the largest memory are the system's own account of the processes that this one has waited for: they are
-  those of workers too that were killed, or left unheard, and cost nothing while the run goes on.
+* Its memory use grows neither with the number of items nor with the number of workers.
+* Processor time and peak memory are the system's figures for the processes that this one has reaped. They
+  cover killed workers too, and cost nothing during the run.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     import trio_offload
 
 
-class Tally:
-    """Counts what the tasks of a run tell it."""
+class Summary:
+    """Count what the tasks of a run report."""
 
     def __init__(self, *, wanted: bool) -> None:
         self.wanted = wanted
-        """Whether anybody will ask for :meth:`lines`; otherwise looking costs nothing."""
+        """True if :meth:`lines` will be called."""
         self._began = time.monotonic()
         self._jobs = 0
         self._failures: collections.Counter[str] = collections.Counter()
@@ -40,35 +40,35 @@ class Tally:
         self._look: Callable[[], trio_offload.WorkerContextStatistics] | None = None
 
     def watch(self, look: Callable[[], trio_offload.WorkerContextStatistics] | None) -> None:
-        """From now on, ask here who is there; ``None``: no more."""
+        """Set the source of worker statistics. None means that there is none any more."""
         self._look = look
 
     def count(self, failure: str | None) -> None:
-        """An item is finished; of what kind its failure was, if it failed."""
+        """Count a finished item, and the kind of its failure."""
         self._jobs += 1
         if failure is not None:
-            # The names of exceptions are the user's: they might all be different.
-            self._failures[failure if failure in self._failures or len(self._failures) < _MOST_KINDS else _OTHERS] += 1
+            # Exception names are the user's, so their number has no bound.
+            self._failures[failure if failure in self._failures or len(self._failures) < _MAX_KINDS else _OTHERS] += 1
 
     def note_worker(self, pid: int) -> None:
-        """A worker has run an item."""
+        """Count a worker that has run an item."""
         if pid not in self._known:
             self._workers += 1
-            if len(self._known) >= _MOST_KNOWN and self._look is not None:
+            if len(self._known) >= _MAX_KNOWN and self._look is not None:
                 self._known = {worker.pid for worker in self._look().workers} & self._known
             self._known.add(pid)
 
     def note_death(self, error: trio_offload.BrokenWorkerError) -> None:
-        """A worker has ended in an item."""
+        """Count a worker that died during an item."""
         if error.pid is not None:
             self.note_worker(error.pid)
-            # The system may give its number to another one.
+            # The system may reuse its process ID.
             self._known.discard(error.pid)
         if error.crash is not None:
             self._largest = max(self._largest, error.crash.peak_rss or 0)
 
     def look(self) -> Sequence[trio_offload.WorkerStatistics]:
-        """See who is there."""
+        """Read the workers' statistics, and return them."""
         if self._look is None:
             return ()
         workers = self._look().workers
@@ -79,12 +79,12 @@ class Tally:
         return workers
 
     def look_soon(self) -> None:
-        """:meth:`look`, when the calling task lets others run. Done once, however many ask before."""
+        """Call :meth:`look` at the next checkpoint of the calling task, once for any number of requests."""
         if self.wanted:
             trio.lowlevel.current_trio_token().run_sync_soon(self._look_quietly, idempotent=True)
 
     def lines(self) -> list[str]:
-        """The summary; nothing if there was nothing to do."""
+        """Return the lines of the summary. Empty if no item was run."""
         if not self._jobs:
             return []
         failed = sum(self._failures.values())
@@ -93,7 +93,7 @@ class Tally:
         largest = max(self._largest, _largest_child(usage))
         return [
             f"{_number(self._jobs, 'job')}, {failed} failed" + (f": {kinds}" if kinds else ""),
-            _number(self._workers, "worker") + (f", the largest held {readable_size(largest)}" if largest else ""),
+            _number(self._workers, "worker") + (f", the largest used {readable_size(largest)}" if largest else ""),
             f"{time.monotonic() - self._began:.1f} s, {usage.ru_utime + usage.ru_stime:.1f} s of processor time in workers",
         ]
 
@@ -102,11 +102,11 @@ class Tally:
 
 
 def _largest_child(usage: resource.struct_rusage) -> int:
-    """The most memory that a process held which this one has waited for, in bytes; 0 if the system's figure does not tell.
+    """Return the peak memory of the processes that this one has reaped, in bytes. 0 means unknown.
 
-    A process that is started begins its life in its parent's memory, and Linux counts that as its own (exec_mmap() in
-    fs/exec.c): a figure that is no larger than this process's own peak says nothing. That peak is not its ``ru_maxrss``,
-    which in turn has in it what the program held that started this one.
+    A new process starts in its parent's memory, and Linux counts that as its own (exec_mmap() in fs/exec.c).
+    So a figure below this process's own peak has no meaning. That peak is not its ``ru_maxrss``, which in turn
+    includes the memory of the program that started this one.
     """
     try:
         own = memory_info().peak_rss
@@ -121,6 +121,6 @@ def _number(count: int, what: str) -> str:
 
 
 _UNIT: Final = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, getrusage(2)
-_MOST_KINDS: Final = 50
-_MOST_KNOWN: Final = 1000
+_MAX_KINDS: Final = 50
+_MAX_KNOWN: Final = 1000
 _OTHERS: Final = "of other kinds"

@@ -1,8 +1,7 @@
-"""The progress bar of ``trio-offload map``, and the table of workers over it: on standard error, if that is a terminal and
-``rich`` is installed.
+"""The progress bar of ``trio-offload map``, with the table of workers above it.
 
-The bar is drawn by a Trio task and not by a thread of rich's: whatever else this program writes to the same terminal is
-written between two drawings.
+It needs ``rich``, and standard error must be a terminal. A Trio task draws it instead of a thread of rich, so
+other output to the same terminal is written between two drawings.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from ._output import DISTANCE
+from .output import DISTANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,44 +21,44 @@ if TYPE_CHECKING:
 
     from trio_offload import WorkerStatistics
 
-    from ._table import Display, WorkerTable
+    from .worker_table import Display, WorkerTable
 
 _INTERVAL = 0.1
 """Seconds between two drawings."""
 
 
 class Bar(Protocol):
-    """What a run tells whoever shows its progress."""
+    """The display of a run's progress."""
 
     @property
     def is_shown(self) -> bool:
-        """Whether anybody sees it: whether it is worth while to count the items of a file, and to look at the workers."""
+        """True if it is visible, so that items are counted and workers' statistics are read for it."""
 
     @property
     def write_distance(self) -> float:
-        """Seconds between two writings of lines to standard output, at least."""
+        """Minimum number of seconds between two writes to standard output."""
 
     def set_total(self, total: int) -> None:
-        """The number of all items is known now."""
+        """Set the number of all items."""
 
     def set_workers(self, workers: Sequence[WorkerStatistics]) -> None:
-        """These are there now."""
+        """Set the current workers."""
 
     def advance(self, *, failed: bool) -> None:
-        """One item is finished. Called for each, so it must cost next to nothing."""
+        """Count a finished item. Called for each item, so it must be cheap."""
 
     def around_write(self) -> AbstractContextManager[object]:
-        """Encloses each writing of lines to standard output."""
+        """Return a block around each write to standard output."""
 
     async def run(self) -> None:
-        """Keep the display up to date until cancelled."""
+        """Update the display until cancelled."""
 
     def close(self) -> None:
-        """Draw it for the last time and give the terminal back. May be called again."""
+        """Draw it once more, and release the terminal. Can be called twice."""
 
 
 class NoBar:
-    """Shows nothing."""
+    """No display."""
 
     is_shown = False
     write_distance = DISTANCE
@@ -84,9 +83,12 @@ class NoBar:
 
 
 class RichBar:
-    """Items done and failed, items a second, and the time left if the number of items is known.
+    """Items done and failed, items per second, and the time left if the number of items is known.
 
-    ``shares_terminal``: the lines of the output go to the terminal that the bar is on.
+    Args:
+        progress: rich's display.
+        table: the table above it.
+        shares_terminal: standard output is the terminal that the bar is on.
     """
 
     is_shown = True
@@ -95,7 +97,7 @@ class RichBar:
         self._progress = progress
         self._table = table
         self._shares_terminal = shares_terminal
-        # To take the display away and to bring it back takes longer than most items. There it is a person who reads.
+        # Hiding and showing the display takes longer than most items, and a person reads slower.
         self.write_distance = _INTERVAL if shares_terminal else DISTANCE
         self._total: int | None = None
         self._done = 0
@@ -137,7 +139,7 @@ class RichBar:
             self.close()
 
     def close(self) -> None:
-        # What stays on the terminal is the bar; the workers are about to leave.
+        # Only the bar stays on the terminal; the workers are about to exit.
         self.set_workers(())
         self._draw()
         self._closed = True
@@ -170,9 +172,11 @@ class RichBar:
 
 
 def open_bar(function: str, *, wanted: bool) -> tuple[Bar, str | None]:
-    """The bar for this process's standard error, and a hint for the user if there could be a better one.
+    """Return the bar for standard error, and a hint if the user could have a better one.
 
-    ``function`` is the name of what the workers run.
+    Args:
+        function: the name of the user's function.
+        wanted: False means no bar.
     """
     if not wanted or not os.isatty(2):
         return NoBar(), None
@@ -186,7 +190,7 @@ def open_bar(function: str, *, wanted: bool) -> tuple[Bar, str | None]:
             TimeRemainingColumn,
         )
 
-        from ._table import Display, WorkerTable
+        from .worker_table import Display, WorkerTable
     except ImportError:
         return NoBar(), "for a progress bar: pip install 'trio-offload[cli]'"
     console = Console(stderr=True)
@@ -213,5 +217,5 @@ def open_bar(function: str, *, wanted: bool) -> tuple[Bar, str | None]:
 def _same_terminal(first: int, second: int) -> bool:
     try:
         return os.isatty(first) and os.ttyname(first) == os.ttyname(second)
-    except OSError:  # a terminal of another namespace has no name here; to take the bar away too often is harmless
+    except OSError:  # a terminal of another namespace has no name here: hiding the bar too often is harmless
         return os.isatty(first)

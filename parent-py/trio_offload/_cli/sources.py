@@ -1,11 +1,11 @@
-"""Where the items of ``trio-offload map`` come from: arguments, or the lines of a file or of standard input.
+"""Read the items of ``trio-offload map``: arguments, or the lines of a file or of standard input.
 
-* Items are read as they are needed; only :class:`ArgumentSource` has them all at once, as the kernel gave them.
-* Reads happen in a thread that is abandoned when the read is cancelled: standard input may stay silent for ever, and a file
-  may be on a slow disk. A descriptor is read with ``os.read``, never through ``sys.stdin``, whose lock an abandoned thread
-  would hold to the end of the interpreter.
-* Text is decoded as the operating system's names are (PEP 383), so that ``find | trio-offload map --lines -`` names every
-  file that there is. A line of JSON stays bytes: the worker reads it, so the cost is paid in parallel.
+* Items are read on demand; only :class:`ArgumentSource` has all of them from the start.
+* Reads run in a thread that is abandoned if the read is cancelled: standard input may stay silent forever, and a
+  file may be on a slow disk. They use ``os.read`` and not ``sys.stdin``, whose lock an abandoned thread would
+  hold until the interpreter exits.
+* Text is decoded like names of the operating system (PEP 383), so ``find | trio-offload map --lines -`` can pass
+  every file name. A line of JSON stays bytes: the workers parse it, in parallel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import trio
 
-from ._exit import CommandError
+from .exit_status import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from trio_offload_worker._jobs.cli_items import ItemKind
 
 _CHUNK = 64 * 1024
-"""Bytes taken from a file at once; what a pipe holds."""
+"""Bytes per read: the capacity of a pipe."""
 _LABEL = 80
-"""So much of an item is shown where it is only named."""
+"""Maximum length of an item in a message."""
 
 
 @attrs.frozen
@@ -39,20 +39,20 @@ class Item:
     """One argument for the function."""
 
     index: int
-    """The place of its line in the output, from 0."""
+    """Position of its line in the output, from 0."""
     number: int
-    """The place in its source, from 1: of a line in a file, blank lines counted."""
+    """Position in its source, from 1: a line number that counts blank lines."""
     kind: ItemKind
     content: str | bytes
 
     @property
     def size(self) -> int:
-        """About how much memory the content takes, in bytes."""
+        """Approximate memory use of the content, in bytes."""
         return len(self.content)
 
     @property
     def label(self) -> str:
-        """The content for a person: on one line, and only its beginning."""
+        """The start of the content on one line, for messages."""
         front = self.content[:_LABEL]
         if isinstance(front, bytes):
             text = front.decode("utf-8", "replace")
@@ -63,23 +63,24 @@ class Item:
 
 
 class Source(Protocol):
-    """A sequence of items, read from front to back by one task."""
+    """A sequence of items that one task reads."""
 
     async def read(self) -> list[Item]:
-        """The next items, as many as there are without waiting long; none when there are no more.
+        """Return the next items, as many as are available soon. Empty at the end.
 
-        Raises :class:`CommandError` if reading fails.
+        Raises:
+            CommandError: the read failed.
         """
 
     async def count(self) -> int | None:
-        """The number of all items, or ``None`` if only reading them to the end would tell."""
+        """Return the number of all items. None means that only reading them would tell."""
 
     def close(self) -> None:
-        """Release what was opened."""
+        """Close the file."""
 
 
 class ArgumentSource:
-    """The items given on the command line."""
+    """The items of the command line."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._items = [Item(index, index + 1, "text", text) for index, text in enumerate(arguments)]
@@ -99,9 +100,14 @@ class ArgumentSource:
 
 
 class LineSource:
-    """The lines of a file: each is an item (``text``), or its value is one (``json``).
+    """The lines of a file. Each line is an item (``text``), or has the JSON value of one (``json``).
 
-    ``name`` is a path, or ``-`` for standard input. A file that cannot be opened is a :class:`CommandError` at once.
+    Args:
+        name: a path, or ``-`` for standard input.
+        kind: what a line holds.
+
+    Raises:
+        CommandError: the file cannot be opened.
     """
 
     def __init__(self, name: str, kind: ItemKind) -> None:
@@ -109,7 +115,7 @@ class LineSource:
         self._label = "standard input" if name == "-" else name
         self._path = None if name == "-" else Path(name)
         self._descriptor = self._open()
-        # The beginning of a line whose end has not been read, in pieces: a line may be far longer than a chunk.
+        # The start of an incomplete line, in pieces: a line may be much longer than a chunk.
         self._rest: list[bytes] = []
         self._lines = 0
         self._items = 0
@@ -150,11 +156,11 @@ class LineSource:
             return None
         try:
             return await trio.to_thread.run_sync(_count_items, self._path, self._kind, abandon_on_cancel=True)
-        except OSError:  # gone meanwhile; the reader has its own descriptor and does not care
+        except OSError:  # deleted since; the reader has its own descriptor
             return None
 
     def _take(self, chunk: bytes) -> list[Item]:
-        """The items that are whole now. An empty ``chunk`` is the end of the file: what is left is a line too."""
+        """Return the items that are complete now. An empty ``chunk`` ends the file, and completes its last line."""
         if chunk and b"\n" not in chunk:
             self._rest.append(chunk)
             return []
@@ -183,7 +189,7 @@ def _read(descriptor: int) -> bytes:
     while True:
         try:
             return os.read(descriptor, _CHUNK)
-        except BlockingIOError:  # somebody left the descriptor non-blocking; it is theirs, so wait instead of changing it
+        except BlockingIOError:  # set to non-blocking by its owner, so wait instead of changing it
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             poll.poll()

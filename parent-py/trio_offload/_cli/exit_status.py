@@ -1,4 +1,4 @@
-"""How the command can end: its exit statuses, and the error that is one line on standard error."""
+"""The exit statuses of the command, and the error that is one line on standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ExitStatus(enum.IntEnum):
     INTERRUPTED = 130
     """SIGINT: Ctrl+C."""
     OUTPUT_CLOSED = 141
-    """Nobody reads standard output any more. What a shell shows of a program that SIGPIPE has ended."""
+    """The reader closed standard output. A shell shows this status for a program that SIGPIPE killed."""
     TERMINATED = 143
     """SIGTERM."""
 

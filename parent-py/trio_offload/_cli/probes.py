@@ -1,6 +1,6 @@
-"""The doctor's questions. Each is a function that returns facts, and reports the problems that it sees.
+"""The probes of the doctor. Each is a function that returns facts and reports problems.
 
-The facts of a probe are independent of all others; the order of :data:`PROBES` is the order of the report.
+Probes are independent of each other. The report has the order of :data:`PROBES`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 _REQUIRED: Final = ("trio", "attrs", "outcome", "cbor2", "tblib", "tricycle")
 _OPTIONAL: Final = ("cloudpickle", "rich", "numpy")
 
-_PATIENCE: Final = 30.0
-"""Seconds that the worker may take for anything that it is asked here."""
+_TIMEOUT: Final = 30.0
+"""Seconds that a worker has for each answer."""
 
 _COST_OF_THE_LOOP: Final = (
-    "a start takes about 1.5 times as long as the executable's, a call of nothing 1.5 times; each worker has a second, small "
-    "process beside it (some 3 MB of its own), which ends it when this program dies"
+    "starts and empty calls take about 1.5 times as long as with the executable; each worker has a second, small process "
+    "(about 3 MB of its own), which ends it when this program dies"
 )
 """Measured on Linux x86-64 with CPython 3.11, in the same run, median of 25 rounds; docs/platforms.md has the figures."""
 
@@ -53,7 +53,7 @@ _REINSTALL: Final = "Install it again: pip install --force-reinstall trio-offloa
 
 @attrs.frozen
 class Problem:
-    """Something that keeps the package from working, and what to do about it."""
+    """Something that keeps the package from working, and its remedy."""
 
     what: str
     remedy: str
@@ -61,12 +61,12 @@ class Problem:
 
 @attrs.frozen
 class Probe:
-    """One question."""
+    """One part of the report."""
 
     name: str
     examine: Callable[[Report], Facts]
     remedy: str = "Add this report to the bug report."
-    """What to do if the question itself fails."""
+    """The remedy if the probe itself fails."""
 
 
 def _versions(report: Report) -> Facts:
@@ -125,8 +125,7 @@ def _kernel(report: Report) -> Facts:
     if not is_told():
         report(
             Problem(
-                "/proc cannot be read: the memory of workers is not known, memory_limit is refused, and what a job has started "
-                "and lost is found with difficulty",
+                "/proc cannot be read, so memory use is unknown, memory_limit is refused, and orphans of a job are hard to find",
                 "Mount it: mount -t proc proc /proc",
             )
         )
@@ -146,8 +145,8 @@ def _environment(report: Report) -> Facts:
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(telling)}
 
 
-def _way(report: Report) -> Facts:
-    """Which of the two kinds of worker is in use, why, and what it costs. What is missing is reported where it was looked for."""
+def _runtime(report: Report) -> Facts:
+    """Which of the two kinds of worker runs, why, and its cost. Other probes report what is missing."""
     try:
         way = _locate.runtime()
     except trio_offload.LocateError:
@@ -183,7 +182,7 @@ def _libpython(report: Report) -> Facts:
 
 
 def _runs_the_loop() -> bool:
-    """Whether workers do without the executable and the libpython, so that it is no problem if one is not there."""
+    """Return True if workers need neither the executable nor the libpython, so a missing one is no problem."""
     try:
         return not _locate.runtime().is_native
     except trio_offload.LocateError:
@@ -191,12 +190,12 @@ def _runs_the_loop() -> bool:
 
 
 def _worker_info(report: Report) -> Facts:
-    """What the executable says about itself, run by hand, without this package's machinery."""
+    """The executable's description of itself, without the package's process handling."""
     try:
         executable = _locate.worker_executable()
         library = _locate.libpython()
     except trio_offload.LocateError:
-        return {"not asked": "what it needs was not found"}  # and was reported where it was looked for
+        return {"not run": "the executable or the libpython is missing"}  # reported by its own probe
     environment = dict(os.environb)
     _loader.lead(environment, library, is_loaded=True)
     ran = subprocess.run(
@@ -206,14 +205,14 @@ def _worker_info(report: Report) -> Facts:
         capture_output=True,
         text=True,
         errors="backslashreplace",
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
         check=False,
     )
     try:
         info = json.loads(ran.stdout)
     except ValueError:
         said = " ".join((ran.stderr or ran.stdout).split()) or "nothing"
-        report(Problem(f"{executable} --info ended with {ran.returncode} and said: {said}", _REINSTALL))
+        report(Problem(f"{executable} --info exited with status {ran.returncode} and printed: {said}", _REINSTALL))
         return {"exit status": ran.returncode, "said": said}
     facts: Facts = info if isinstance(info, dict) else {"said": info}
     python = facts.get("python")
@@ -228,19 +227,19 @@ def _worker_info(report: Report) -> Facts:
         ),
     ):
         if theirs != ours:
-            report(Problem(f"the worker's {what} is {theirs!r}, and this side's is {ours!r}", _REINSTALL))
+            report(Problem(f"the worker's {what} must be {ours!r}, as in this program, got {theirs!r}", _REINSTALL))
     return facts
 
 
 def _trial(report: Report) -> Facts:
-    """One worker, from nothing to a few results."""
+    """Start a worker and run a few calls."""
     seconds: list[float] = []
     marked: list[bool] = []
 
     async def call() -> None:
-        with trio.fail_after(_PATIENCE):
+        with trio.fail_after(_TIMEOUT):
             opened = time.perf_counter()
-            async with trio_offload.open_worker_context(grace_period=_PATIENCE) as context:
+            async with trio_offload.open_worker_context(grace_period=_TIMEOUT) as context:
                 for _ in range(51):
                     await context.run_sync(bool, kill_on_cancel=True)
                     seconds.append(time.perf_counter() - opened)
@@ -250,16 +249,16 @@ def _trial(report: Report) -> Facts:
     try:
         trio.run(call)
     except trio.TooSlowError:
-        report(Problem(f"a trial call had no result after {_PATIENCE:g} s", "Add this report to the bug report."))
+        report(Problem(f"a trial call had no result after {_TIMEOUT:g} s", "Add this report to the bug report."))
         return {"result": None}
     except trio_offload.LocateError:
-        return {"not tried": "what it needs was not found"}
+        return {"not run": "the executable or the libpython is missing"}
     except trio_offload.BrokenWorkerError as error:
         report(_problem_from(error, "a trial call failed: "))
         return {"result": None}
     return {
         "result": "ok",
-        "what jobs start is found by": "a mark" if marked[0] else "its parents only (RLIMIT_LOCKS cannot be set here)",
+        "processes of jobs are found by": "a mark" if marked[0] else "their parents only (RLIMIT_LOCKS cannot be set here)",
         "cold start (ms)": round(seconds[0] * 1e3, 2),
         "warm call, median of 50 (ms)": round(statistics.median(seconds[1:]) * 1e3, 3),
     }
@@ -271,7 +270,7 @@ PROBES: Final = (
     Probe("system", _system),
     Probe("kernel", _kernel),
     Probe("environment", _environment),
-    Probe("way of running workers", _way),
+    Probe("way of running workers", _runtime),
     Probe("worker executable", _executable),
     Probe("libpython", _libpython),
     Probe("worker --info", _worker_info, remedy=_REINSTALL),
@@ -280,7 +279,7 @@ PROBES: Final = (
 
 
 def _problem_from(error: BaseException, prefix: str = "") -> Problem:
-    """The first line says what; the rest, if there is more, is where was looked and what to do."""
+    """Split a message: the first line is the problem, the rest the places searched and the remedy."""
     first, _, rest = str(error).partition("\n")
     return Problem(prefix + first, rest or "Add this report to the bug report.")
 

@@ -1,15 +1,15 @@
 """``trio-offload map``: items in, lines out.
 
-    source ─ reader ─▶ queue ─▶ slots, one station each ─▶ ordered output ─ writer ─▶ stdout
+    source ─ reader ─▶ queue ─▶ slots ─▶ ordered output ─ writer ─▶ stdout
                                 (and one context for all)
                ▲                                                          │
                └─────────────────────────── window ◀──────────────────────┘
 
-* The tasks meet in :class:`_Run` only. None of them lets an expected error escape: each says :meth:`_Run.stop` how the
-  command ends, the first to say so is right, and the rest unwinds by cancellation.
-* A stop prints what was finished, also behind an item that was not, and ends the workers; a signal gives all that less than
-  a second. What cannot be cancelled (a worker in its exit handlers) is left behind by :func:`os._exit`: a worker whose
-  parent is gone ends itself.
+* The tasks share :class:`_Run` only. No expected error escapes a task: it passes the command's outcome to
+  :meth:`_Run.stop`, the first outcome counts, and cancellation unwinds the rest.
+* A stop prints all finished lines, also behind an unfinished item, and ends the workers. After a signal that
+  takes less than a second. If something cannot be cancelled (a worker in its exit handlers), :func:`os._exit`
+  leaves it behind, and a worker without a parent ends itself.
 """
 
 from __future__ import annotations
@@ -30,74 +30,75 @@ import trio
 import trio_offload
 from trio_offload_worker._jobs import cli_items
 
-from ._exit import CommandError, ExitStatus
-from ._output import OrderedOutput, Window
-from ._progress import open_bar
-from ._station import FunctionProblem, Job, Station, one_line
-from ._tally import Tally
+from .exit_status import CommandError, ExitStatus
+from .output import OrderedOutput, Window
+from .progress import open_bar
+from .slot import FunctionProblem, Job, Slot, one_line
+from .summary import Summary
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from ._progress import Bar
-    from ._sources import Item, Source
-    from ._station import Reply
+    from .progress import Bar
+    from .slot import Reply
+    from .sources import Item, Source
 
 _MAX_ITEMS_INSIDE: Final = 16_384
 _MAX_BYTES_INSIDE: Final = 64 * 1024 * 1024
-"""What may be between the source and the output. Large enough that one slow item does not soon stop the other workers."""
+"""Bounds between the source and the output, large enough that one slow item rarely stops the other workers."""
 
 _STOP_WRITING: Final = 0.5
 _STOP: Final = 0.8
-"""Seconds after a signal when the last write is given up, and when the process ends whatever happens."""
+"""Seconds after a signal: until the last write is abandoned, and until the process exits in any case."""
 
-_LOOK: Final = 0.25
-"""Seconds between two looks at the workers, if anybody wants to see them."""
+_STATISTICS_INTERVAL: Final = 0.25
+"""Seconds between two reads of the workers' statistics."""
 
 _MAX_START_FAILURES: Final = 5
-"""So often in a row may a station fail to get a worker ready before that is the end of the run and not of an item."""
+"""Consecutive failed starts of a slot after which the run ends, instead of the item."""
 
 
 @attrs.frozen
 class MapOptions:
-    """What ``trio-offload map`` was told."""
+    """The options of ``trio-offload map``."""
 
     job: Job
     workers: int
     fail_fast: bool
     progress: bool
     path_entry: str | None
-    """The directory that has to lead ``sys.path`` in a worker; ``None``: the path is as it should be."""
+    """The folder to put first on ``sys.path`` in workers. None means no change."""
     summary: bool = False
-    """Whether to sum up at the end, also where there is no bar."""
+    """True if the summary is printed without a bar, too."""
     memory_limit: int | None = None
-    """Bytes that one item may take, with the processes that it starts."""
+    """Bytes that one item may use, including the processes that it starts."""
     retire_rss: int | None = None
     retire_jobs: int | None = None
-    """A worker that holds more bytes after an item, or has run so many, is replaced."""
+    """Bytes and items after which a worker is replaced."""
     trace: str | None = None
-    """The file that gets a trace of the run."""
+    """The path of the trace file."""
 
 
 def run_map(options: MapOptions, source: Source) -> ExitStatus:
     """Write a line to standard output for each item of ``source``.
 
-    Raises :class:`CommandError` if the work could not be begun, or not be finished for a reason that is no item's.
+    Raises:
+        CommandError: the run could not start, or was ended by something other than an item.
     """
     if sys.stdout is None:
         raise CommandError("cannot write to standard output: it is closed")
     bar, hint = open_bar(repr(options.job.function), wanted=options.progress)
     if hint is not None:
-        _say(f"hint: {hint}")
+        _print_message(f"hint: {hint}")
     run = _Run(options, source, bar)
     try:
         with warnings.catch_warnings():
-            # What this package warns of concerns the options, and a line of our source is not where they came from.
+            # The package's warnings are about the options. The source line that Python would show is not the user's.
             warnings.showwarning = run.note_warning  # type: ignore[assignment]
             trio.run(run.main)
-        run.sum_up()
+        run.report()
     finally:
-        run.call_off_exit()
+        run.cancel_forced_exit()
     return run.result()
 
 
@@ -114,10 +115,10 @@ class _Run:
         self._function_found = trio.Event()
         self._slots_without_worker: list[str] = []  # why, of each
         self._warnings: list[str] = []
-        self._tally = Tally(wanted=options.summary or bar.is_shown)
+        self._summary = Summary(wanted=options.summary or bar.is_shown)
         self._any_failed = False
         self._ending: ExitStatus | CommandError | None = None
-        self._exit_soon: threading.Timer | None = None
+        self._forced_exit: threading.Timer | None = None
         self._written = trio.Event()
         self._work_scope = trio.CancelScope()
         self._everything_scope = trio.CancelScope()
@@ -135,22 +136,22 @@ class _Run:
                 nursery.cancel_scope.cancel()
 
     def note_warning(self, message: Warning | str, *where: object) -> None:
-        """Takes the place of :func:`warnings.showwarning`: what it says is told at the end, when the bar is out of the way."""
+        """Replace :func:`warnings.showwarning`: keep the message until the bar is closed."""
         self._warnings.append(" ".join(str(message).split()))
 
-    def sum_up(self) -> None:
-        """Say on standard error what the user should know, and how it went. To be called when :meth:`main` has returned."""
+    def report(self) -> None:
+        """Print warnings and the summary on standard error, after :meth:`main` has returned."""
         lost = self._slots_without_worker
         if lost and self._function_found.is_set():
             self._warnings.append(f"{len(lost)} of {self._options.workers} workers could not be started: {lost[0]}")
         for warning in self._warnings:
-            _say(f"warning: {warning}")
-        if self._tally.wanted:
-            for line in self._tally.lines():
-                _say(line)
+            _print_message(f"warning: {warning}")
+        if self._summary.wanted:
+            for line in self._summary.lines():
+                _print_message(line)
 
     def result(self) -> ExitStatus:
-        """How the run ended. To be asked when :meth:`main` has returned."""
+        """Return the exit status, after :meth:`main` has returned. Raise a CommandError that ended the run."""
         if isinstance(self._ending, CommandError):
             raise self._ending
         if self._ending is not None:
@@ -158,16 +159,16 @@ class _Run:
         return ExitStatus.FAILED if self._any_failed else ExitStatus.OK
 
     def stop(self, ending: ExitStatus | CommandError) -> None:
-        """End the run: no further items, no further workers; what is finished is still printed."""
+        """End the run. Finished lines are still printed."""
         if self._ending is None:
             self._ending = ending
         self._output.close()
         self._work_scope.cancel()
 
-    def call_off_exit(self) -> None:
-        """The unwinding was quick enough."""
-        if self._exit_soon is not None:
-            self._exit_soon.cancel()
+    def cancel_forced_exit(self) -> None:
+        """Cancel the forced exit, because the run has ended in time."""
+        if self._forced_exit is not None:
+            self._forced_exit.cancel()
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         endings = {
@@ -185,13 +186,13 @@ class _Run:
                 async for number in signals:
                     ending = endings[signal.Signals(number)]
                     self._bar.close()
-                    if self._exit_soon is None:
-                        self._exit_soon = _exit_soon(ending)
+                    if self._forced_exit is None:
+                        self._forced_exit = _forced_exit(ending)
                     self._everything_scope.deadline = trio.current_time() + _STOP_WRITING
                     self.stop(ending)
         finally:
-            if self._exit_soon is not None:
-                # The process is as good as ended, with the status of the first one. Another would kill it on its last steps.
+            if self._forced_exit is not None:
+                # The process is about to exit with the first signal's status. Another signal must not kill it before.
                 for number in watched:
                     signal.signal(number, signal.SIG_IGN)
 
@@ -204,7 +205,7 @@ class _Run:
                     self._queue.append(item)
                     self._queue_waiting.unpark()
         except CommandError as error:
-            # What was read is still worked on; there is just no more of it.
+            # The items read so far are still run.
             if self._ending is None:
                 self._ending = error
         self._all_read = True
@@ -222,7 +223,7 @@ class _Run:
                     return None
                 await self._queue_waiting.park()
             elif not self._window.has_room and not self._output.awaits(self._queue[0]):
-                # What is inside has grown since it was let in: by the lines of finished items, which may be large.
+                # Lines of finished items, which may be large, have filled the window since.
                 await self._window.change()
             else:
                 return self._queue.popleft()
@@ -234,63 +235,63 @@ class _Run:
                 try:
                     context = await stack.enter_async_context(_open_context(options))
                 except ValueError as error:
-                    # All else has been looked at before.
+                    # All other options were checked before.
                     why = error.__cause__
                     self.stop(CommandError(f"cannot write {options.trace}: {getattr(why, 'strerror', None) or error}"))
                     return
-                self._tally.watch(context.statistics)
+                self._summary.watch(context.statistics)
                 try:
                     async with trio.open_nursery() as onlookers:
-                        if self._tally.wanted:
-                            onlookers.start_soon(self._look_at_workers)
+                        if self._summary.wanted:
+                            onlookers.start_soon(self._update_workers)
                         async with trio.open_nursery() as work:
                             work.start_soon(self._read)
                             if self._bar.is_shown:
                                 work.start_soon(self._count)
                             for _ in range(options.workers):
-                                work.start_soon(self._slot, context)
+                                work.start_soon(self._serve, context)
                         onlookers.cancel_scope.cancel()
                 finally:
-                    self._tally.look()
-                    self._tally.watch(None)
+                    self._summary.look()
+                    self._summary.watch(None)
         except trio_offload.BrokenWorkerError as error:
-            # Every item has its line. That a worker was in trouble afterwards should be known, and changes none of them.
+            # Every item has its line already, so this is only worth a warning.
             self._warnings.append(one_line(error))
 
-    async def _look_at_workers(self) -> None:
+    async def _update_workers(self) -> None:
         while True:
-            self._bar.set_workers(self._tally.look())
-            await trio.sleep(_LOOK)
+            self._bar.set_workers(self._summary.look())
+            await trio.sleep(_STATISTICS_INTERVAL)
 
-    async def _slot(self, context: trio_offload.WorkerContext) -> None:
-        station = Station(context, self._options.job, self._tally)
-        if not await self._begin(station):
+    async def _serve(self, context: trio_offload.WorkerContext) -> None:
+        slot = Slot(context, self._options.job, self._summary)
+        if not await self._begin(slot):
             return
         while (item := await self._next()) is not None:
-            self._finish(item, await station.run(item))
-            if station.start_failures >= _MAX_START_FAILURES:
-                self.stop(CommandError(f"cannot get a worker ready any more: {station.last_problem}"))
+            self._finish(item, await slot.run(item))
+            if slot.start_failures >= _MAX_START_FAILURES:
+                self.stop(CommandError(f"workers cannot be started any more: {slot.last_problem}"))
 
-    async def _begin(self, station: Station) -> bool:
-        """Bring up a worker for the slot. ``False``: this slot has to do without, so it is closed."""
+    async def _begin(self, slot: Slot) -> bool:
+        """Start a worker for a slot. False means that there is none, so the slot is closed."""
         try:
-            await station.make_ready()
+            await slot.make_ready()
         except FunctionProblem as problem:
             if self._function_found.is_set():
-                return True  # it works in another worker; this one tries again with its first item
+                return True  # it works in another worker, so try again with the first item
             self.stop(CommandError(str(problem)))
             return False
         except trio_offload.WorkerStartError as error:
             self._slots_without_worker.append(one_line(error))
             if len(self._slots_without_worker) == self._options.workers:
-                self.stop(CommandError(f"cannot start a worker: {one_line(error)}"))
+                self.stop(CommandError(f"no worker could be started: {one_line(error)}"))
             return False
         self._function_found.set()
         return True
 
     def _finish(self, item: Item, reply: Reply) -> None:
         self._output.put(item, reply.line)
-        self._tally.count(reply.failure)
+        self._summary.count(reply.failure)
         self._bar.advance(failed=reply.failure is not None)
         if reply.failure is not None:
             self._any_failed = True
@@ -319,16 +320,16 @@ def _open_context(options: MapOptions) -> AbstractAsyncContextManager[trio_offlo
     )
 
 
-def _say(line: str) -> None:
+def _print_message(line: str) -> None:
     try:
         if sys.stderr is not None:
             print(f"trio-offload: {line}", file=sys.stderr, flush=True)
-    except OSError:  # nobody listens; that is no reason to fail
+    except OSError:  # standard error is closed, which is no reason to fail
         pass
 
 
-def _exit_soon(status: ExitStatus) -> threading.Timer:
-    """End the process in a moment, if it still runs then."""
+def _forced_exit(status: ExitStatus) -> threading.Timer:
+    """Exit the process after a delay, if it still runs then."""
     watchdog = threading.Timer(_STOP, os._exit, [int(status)])
     watchdog.daemon = True
     watchdog.start()

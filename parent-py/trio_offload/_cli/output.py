@@ -1,10 +1,10 @@
-"""The lines of ``trio-offload map`` on standard output: in the order of the items, each as soon as all before it are there.
+"""Write the lines of ``trio-offload map`` in the order of the items, each once all before it are written.
 
-* :class:`Window` bounds what the command holds in memory: an item is inside from the moment it is read until its line is
-  written. A slow first item, a slow reader of the output and a fast source all end at the same gate, the one for new items.
-* A write happens in a thread, because a pipe may be full and a terminal stopped, and Ctrl+C has to work nevertheless. A
-  thread costs more than many an item, so writes keep a small distance, and lines gather meanwhile.
-* Bytes go straight to the descriptor. Nothing is left in a buffer that a closed pipe would make complain about at exit.
+* :class:`Window` bounds the memory: an item is inside from its reading until its line is written. A slow
+  first item, a slow reader of the output and a fast source all end up waiting for the same window.
+* Each write runs in a thread, because a pipe may be full and a terminal stopped, and Ctrl+C must still work. A
+  thread costs more than many items do, so writes keep a minimum distance, and lines gather in between.
+* Bytes go directly to the descriptor. No buffer is left that would fail at exit if the pipe is closed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._sources import Item
+    from .sources import Item
 
 DISTANCE: Final = 0.005
-"""Seconds between the beginnings of two writes, at least. Nobody sees a line come so much later."""
+"""Minimum number of seconds between the starts of two writes. Too short to notice."""
 
 
 class Window:
-    """How many items may be between the source and the output, and how many bytes they may take."""
+    """A bound on the items between the source and the output, and on their bytes."""
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self._max_items = max_items
@@ -36,10 +36,10 @@ class Window:
         self._waiting = trio.lowlevel.ParkingLot()
 
     async def admit(self, size: int) -> None:
-        """Wait until there is room for one item more, and take it. ``size`` in bytes.
+        """Wait for room for an item of ``size`` bytes, and take the room.
 
-        An item that is alone always gets in, however large. No deadlock: the first of those inside is with a worker or
-        about to be written, so it leaves some day.
+        An item always gets in if the window is empty, however large it is. No deadlock is possible: the oldest
+        item inside is with a worker or about to be written.
         """
         while self._items and (self._items >= self._max_items or not self.has_room):
             await self.change()
@@ -48,26 +48,26 @@ class Window:
 
     @property
     def has_room(self) -> bool:
-        """Whether the bytes inside are fewer than allowed."""
+        """True if the bytes inside are below the bound."""
         return self._bytes < self._max_bytes
 
     async def change(self) -> None:
-        """Wait until something has left."""
+        """Wait until an item has left."""
         await self._waiting.park()
 
     def grow(self, size: int) -> None:
-        """Count the line of an item that is inside, ``size`` bytes."""
+        """Add the ``size`` bytes of the line of an item that is inside."""
         self._bytes += size
 
     def leave(self, items: int, size: int) -> None:
-        """Give back the room of so many items, which took so many bytes with their lines."""
+        """Free the room of items, and of their bytes including the lines."""
         self._items -= items
         self._bytes -= size
         self._waiting.unpark_all()
 
 
 class OrderedOutput:
-    """Takes lines in any order and writes them in the order of their items."""
+    """Take lines in any order, and write them in the order of their items."""
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class OrderedOutput:
         self._wake = trio.lowlevel.ParkingLot()
 
     def awaits(self, item: Item) -> bool:
-        """Whether this item's line is the next to be written: everything waits for it."""
+        """Return True if this item's line is the next to write, so that all others wait for it."""
         return item.index == self._next
 
     def put(self, item: Item, line: bytes) -> None:
-        """Take the line of an item. After :meth:`close` it is dropped."""
+        """Take the line of an item. Ignored after :meth:`close`."""
         if self._closed:
             return
         self._window.grow(len(line))
@@ -103,17 +103,20 @@ class OrderedOutput:
             self._wake.unpark()
 
     def close(self) -> None:
-        """No more lines will come: also write those that wait for an item which never finished, still in order."""
+        """Accept no more lines. Those behind an unfinished item are written too, in order."""
         self._closed = True
         self._ready.extend(self._behind[index] for index in sorted(self._behind))
         self._behind.clear()
         self._wake.unpark()
 
     async def write(self) -> None:
-        """Write lines until :meth:`close` and the last of them. Raises :class:`OSError` if that fails.
+        """Write lines until :meth:`close`, and then the rest.
 
-        Cancelled, it abandons a write that is under way. Nothing may be written after that: how much of it arrived is not
-        known.
+        If cancelled, a write in progress is abandoned. The caller must not write after that, because the number
+        of bytes written is unknown.
+
+        Raises:
+            OSError: a write failed.
         """
         while True:
             while not self._ready:
@@ -139,7 +142,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # somebody left the descriptor non-blocking; it is theirs, so wait instead of changing it
+        except BlockingIOError:  # set to non-blocking by its owner, so wait instead of changing it
             poll = select.poll()
             poll.register(descriptor, select.POLLOUT)
             poll.poll()

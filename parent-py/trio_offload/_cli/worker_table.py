@@ -1,4 +1,4 @@
-"""The table of workers over the progress bar. Imported only where there is one: it needs ``rich``."""
+"""The table of workers above the progress bar. Imported only for a bar, because it needs ``rich``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class WorkerTable:
-    """Who works on what, as rich shows it."""
+    """The workers and their items, as a rich renderable."""
 
     def __init__(self, function: str) -> None:
         self._function = function
@@ -28,13 +28,13 @@ class WorkerTable:
         self._lines: list[list[Segment]] | None = None
 
     def set(self, workers: Sequence[WorkerStatistics]) -> None:
-        """The workers are these now."""
+        """Replace the workers."""
         self._workers = workers
         self._lines = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # The display is drawn far more often than a table changes: before and after each line of output, if that goes to
-        # the same terminal. To lay a table out takes milliseconds, to repeat it nearly nothing.
+        # The display is redrawn around each line of output on the same terminal, far more often than the table
+        # changes. The layout takes milliseconds, so it is cached.
         if self._lines is None:
             self._lines = []
             if self._workers:
@@ -48,7 +48,7 @@ class WorkerTable:
         for name in ("pid", "state", "memory", "jobs"):
             table.add_column(name, no_wrap=True, justify="left" if name == "state" else "right")
         table.add_column("item", no_wrap=True, overflow="ellipsis")
-        # What does not fit would push the bar off the screen.
+        # A longer table would push the bar off the screen.
         shown = self._workers if len(self._workers) <= most else self._workers[: max(0, most - 1)]
         for worker in shown:
             memory = "" if worker.rss is None else readable_size(worker.rss)
@@ -73,4 +73,4 @@ class Display(Progress):
         yield self.make_tasks_table(self.tasks)
 
 
-_OTHER_LINES: Final = 3  # of the screen: the table's head, the bar, and the line below it
+_OTHER_LINES: Final = 3  # of the screen: the table's header, the bar, and the line below it

@@ -1,10 +1,12 @@
-"""A place for one worker of ``trio-offload map``: runs items, one at a time, and turns every ending into a line.
+"""A slot of ``trio-offload map``: run items in one worker, one at a time, and turn every outcome into a line.
 
-All stations share one context; as each runs one item at a time there are no more workers than stations. ``--timeout`` is exact
-nevertheless: before an item's clock starts there is an idle worker, which has imported the function (its ``init`` does that).
-Between the end of :meth:`~trio_offload.WorkerContext.prewarm` and the beginning of the call no other task runs, so no other
-station takes that worker. Otherwise a station that has lost its worker would pay for a start and for an import from the next
-item's time, and after the first item over time every later one might be over time as well.
+All slots share one context. Each runs one item at a time, so there are at most as many workers as slots.
+
+``--timeout`` is exact all the same. Before an item's clock starts, the slot makes sure that an idle worker
+exists whose ``init`` has imported the function. No other task runs between the end of
+:meth:`~trio_offload.WorkerContext.prewarm` and the start of the call, so no other slot takes that worker.
+Otherwise a slot whose worker was killed would pay for a start and an import from the next item's time, and
+one slow item could make all later ones fail.
 """
 
 from __future__ import annotations
@@ -21,61 +23,62 @@ from trio_offload_worker._jobs import cli_items
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ._sources import Item
-    from ._tally import Tally
+    from .sources import Item
+    from .summary import Summary
 
 _ENDS_GROUPS: Final = (signal.SIGTERM, signal.SIGHUP)
-"""Signals that a service manager, a shell or a terminal sends to all processes of a group."""
+"""Signals that a service manager, a shell or a terminal sends to a whole process group."""
 
 _OWN_SIGNAL_DELAY: Final = 0.05
-"""Seconds. A worker ended by one of them may be only the first of its group: this process is about to get the same signal,
-and then the item did not fail but was interrupted. Time for that to happen."""
+"""Seconds to wait for the same signal in this process after it killed a worker. If it comes, the item did not
+fail but was interrupted."""
 
 _NOT_OF_THE_IMPORT: Final = (2, 3, 4, 5, 6, 7, 127, None)
-"""What a worker that was not ready exits with for other reasons than the code that it imports: its own exit codes
-(PROTOCOL.md), and the dynamic loader's."""
+"""Exit codes before READY that the imported code did not cause: the worker's own (PROTOCOL.md), and the dynamic
+loader's."""
 
 
 @attrs.frozen
 class Job:
-    """What is done with each item."""
+    """The work on each item."""
 
     function: cli_items.Function
     timeout: float | None
-    """Seconds that one item may take; ``None``: as long as it likes."""
+    """Seconds that one item may take. None means no limit."""
 
 
 @attrs.frozen
 class Reply:
-    """What became of an item."""
+    """The outcome of an item."""
 
     line: bytes
     failure: str | None = None
-    """What kind of failure it was, in a word or two; ``None``: it succeeded."""
+    """The kind of failure, in a word or two. None means success."""
 
 
 class FunctionProblem(Exception):
-    """The function cannot be called: it does not import, is not there, ends the worker. One line of text."""
+    """The function cannot be called: its module does not import, lacks it, or ends the worker. One line of text."""
 
 
-class Station:
-    """Uses ``context`` together with others. Tells ``tally`` which workers it has used."""
+class Slot:
+    """Run items through a shared context, and report its workers to the summary."""
 
-    def __init__(self, context: trio_offload.WorkerContext, job: Job, tally: Tally) -> None:
+    def __init__(self, context: trio_offload.WorkerContext, job: Job, summary: Summary) -> None:
         self._context = context
         self._job = job
-        self._tally = tally
+        self._summary = summary
         self._limiter = _Unlimited()
         self.start_failures = 0
-        """How often in a row no worker could be made ready."""
+        """Number of consecutive failures to get a worker ready."""
         self.last_problem = ""
-        """Why not, the last time."""
+        """The reason of the last one."""
 
     async def make_ready(self) -> None:
-        """See to it that there is an idle worker.
+        """Make sure that an idle worker exists.
 
-        Raises :class:`FunctionProblem` if the function is to blame, :class:`trio_offload.WorkerStartError` if there is no
-        worker.
+        Raises:
+            FunctionProblem: the function is the reason that none does.
+            trio_offload.WorkerStartError: any other reason.
         """
         try:
             await self._context.prewarm(1)
@@ -87,7 +90,7 @@ class Station:
             raise FunctionProblem(problem) from error
 
     async def run(self, item: Item) -> Reply:
-        """Call the function for one item. Cancelled, it has killed the worker when it raises."""
+        """Call the function for one item. If cancelled, the worker is killed."""
         timeout = self._job.timeout
         try:
             if timeout is None:
@@ -102,19 +105,21 @@ class Station:
             return _failure(item, type(error).__name__, type(error).__name__, self.last_problem)
         except trio_offload.BrokenWorkerError as error:
             await _let_own_signal_come(error)
-            self._tally.note_death(error)
+            self._summary.note_death(error)
             self.start_failures = 0
             traceback = None if error.crash is None else error.crash.note()
             return _failure(item, _kind(error), type(error).__name__, str(error), traceback)
-        except Exception as error:  # the function's own are in the reply; this is about the call, a MemoryError perhaps
+        except Exception as error:  # the call's own, such as MemoryError; the function's are in the reply
             return _failure(item, type(error).__name__, type(error).__name__, str(error))
         self.start_failures = 0
-        return _failure(item, "timeout", "TimeoutError", f"over its {timeout:g} s: the worker was killed")
+        return _failure(
+            item, "timeout", "TimeoutError", f"took longer than {timeout:g} s (--timeout), so its worker was killed"
+        )
 
     async def _call(self, item: Item) -> Reply:
         if self._job.timeout is not None:
-            # One that is killed never tells who it was: look as soon as this call is on its way.
-            self._tally.look_soon()
+            # A killed worker does not return its process ID, so look once the call has been sent.
+            self._summary.look_soon()
         pid, failure, line = await self._context.run_sync(
             _Named(self._job.function, item),
             item.kind,
@@ -124,11 +129,11 @@ class Station:
             limiter=self._limiter,
         )
         self.start_failures = 0
-        self._tally.note_worker(pid)
+        self._summary.note_worker(pid)
         return Reply(line, failure)
 
     def _problem_of_function(self, error: trio_offload.WorkerStartError) -> str | None:
-        """What is wrong with the function, if that is why no worker was ready."""
+        """Return what is wrong with the function. None means that it is not the reason."""
         if isinstance(error.__cause__, cli_items.UnusableFunction):
             return str(error.__cause__)
         process = error.process
@@ -138,9 +143,9 @@ class Station:
 
 
 class _Named(cli_items.Function):
-    """The user's function, with the item in its name: what is said about a worker says what it works on, or died of.
+    """The user's function with the item in its name, so messages and the table name the item.
 
-    The worker gets the function only.
+    The worker receives the function only.
     """
 
     __slots__ = ("_item",)
@@ -157,7 +162,7 @@ class _Named(cli_items.Function):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception without its line breaks."""
+    """Return the message of an exception on one line."""
     return " ".join(str(error).split())
 
 
@@ -182,7 +187,7 @@ def _failure(item: Item, kind: str, type_name: str, message: str, traceback: str
 
 
 class _Unlimited:
-    """A limiter that costs nothing: a station runs one item at a time anyway."""
+    """A limiter without a limit: a slot runs one item at a time anyway."""
 
     async def __aenter__(self) -> None:
         pass

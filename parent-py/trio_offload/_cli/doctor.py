@@ -1,7 +1,7 @@
-"""``trio-offload doctor``: what a bug report needs, and whether all is well here.
+"""``trio-offload doctor``: the facts for a bug report, and the problems found.
 
-The doctor is asked when something is broken, so it relies on nothing: each probe runs by itself, and one that fails reports
-that in the place of its facts.
+It runs when something is broken, so it relies on nothing: each probe runs on its own, and a probe that fails
+reports its failure in place of its facts.
 """
 
 from __future__ import annotations
@@ -11,43 +11,43 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ._exit import ExitStatus
-from ._probes import PROBES, Problem
+from .exit_status import ExitStatus
+from .probes import PROBES, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ._probes import Probe
+    from .probes import Probe
 
 
 @attrs.frozen
 class Finding:
-    """What one probe has found."""
+    """The result of one probe."""
 
     name: str
     facts: dict[str, Any]
-    """Values that JSON can hold."""
+    """Values that JSON can represent."""
     problems: tuple[Problem, ...]
 
 
 def run_doctor(*, as_json: bool) -> ExitStatus:
-    """Print the report to standard output. The status says whether a problem was found."""
+    """Print the report on standard output. Return FAILED if it has a problem."""
     findings = [examine(probe) for probe in PROBES]
     report = _as_json(findings) if as_json else _as_text(findings)
-    # What is told to a machine or to a bug tracker should survive every terminal and locale.
+    # ASCII passes through every terminal, locale and bug tracker.
     print(report.encode("ascii", "backslashreplace").decode("ascii"), flush=True)
     return ExitStatus.FAILED if _problems(findings) else ExitStatus.OK
 
 
 def examine(probe: Probe) -> Finding:
-    """Run one probe. Whatever it raises is a finding too."""
+    """Run one probe. An exception becomes a finding, too."""
     problems: list[Problem] = []
     try:
         facts = probe.examine(problems.append)
     except Exception as error:  # a probe that fails must not take the others with it
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        facts = {"not found out": text}
-        problems.append(Problem(f"what is asked under {probe.name!r} could not be found out: {text}", probe.remedy))
+        facts = {"failed": text}
+        problems.append(Problem(f"the probe {probe.name!r} failed: {text}", probe.remedy))
     return Finding(probe.name, facts, tuple(problems))
 
 
@@ -75,7 +75,7 @@ def _as_text(findings: Iterable[Finding]) -> str:
     problems = _problems(findings)
     lines.append("")
     if not problems:
-        lines.append("All is well.")
+        lines.append("No problems found.")
     for problem in problems:
         lines.append(f"PROBLEM: {problem.what}")
         lines.extend(f"  {line}" for line in problem.remedy.splitlines())

@@ -1,0 +1,187 @@
+"""The arguments of the commands, and the text of ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import NoReturn
+
+from .._process.processors import usable_processors
+from .._sizes import parse_size
+from .exit_status import CommandError
+
+_DESCRIPTION = "Run Python functions in parallel worker processes."
+
+_COMMANDS = """\
+commands:
+  map       call a function for each item, in parallel; print one line of JSON per item
+  doctor    show the facts for a bug report, and the problems of this installation
+
+examples:
+  trio-offload map os.path:getsize README.md pyproject.toml
+  find . -name '*.py' | trio-offload map --lines - measure_source:measure
+  trio-offload map --help
+"""
+
+_MAP_DESCRIPTION = """\
+Call a function once for each item, in parallel worker processes.
+
+Only the workers import MODULE. The working directory is importable, as with python -m.
+FUNCTION may be dotted: module:Class.method. It gets the item as its only argument."""
+
+_MAP_DETAILS = """\
+items (from one of these):
+  arguments          each argument is an item, a string
+  --lines FILE       each line is an item, a string without its line break; - is standard input
+  --json-lines FILE  the JSON value on each line is an item; blank lines are skipped
+
+output: one line of JSON per item on standard output, in the order of the items, as soon as the
+lines before it are printed:
+  {"item": ..., "ok": true, "value": ...}
+  {"item": ..., "ok": true, "repr": "..."}      a value that JSON cannot hold
+  {"item": ..., "ok": false, "error": {"type": ..., "message": ..., "traceback": ...}}
+The function's own output goes to standard error; its standard input is empty.
+If a worker dies, its item fails with BrokenWorkerError, and "traceback" has the crash report with
+the Python stack. An item that exceeds --timeout fails with TimeoutError, one that exceeds
+--memory-limit with WorkerMemoryError. The other items continue.
+
+progress and summary: if standard error is a terminal and the package rich is installed, it shows a
+progress bar, a table of the workers, and a summary at the end: jobs, failures by kind, workers,
+peak memory, wall and processor time. --summary prints the summary anywhere.
+SIZE is a number of bytes, or a text such as 500MiB or 2GB.
+
+exit status:
+  0    every item succeeded
+  1    an item failed
+  2    a wrong argument, a function that cannot be imported, an unreadable file
+  130  Ctrl+C: finished items are printed, no worker is left running
+  141  the reader closed standard output before the end
+  143  SIGTERM: as Ctrl+C
+
+examples:
+  trio-offload map os.path:getsize *.txt
+  find . -name '*.py' | trio-offload map --lines - measure_source:measure
+  trio-offload map --json-lines points.jsonl --workers 4 --timeout 10 model:fit > results.jsonl
+  trio-offload map --lines files --memory-limit 2GB --retire-rss 500MiB --trace run.json mod:parse
+  trio-offload map builtins:int -- -1 4
+"""
+
+_DOCTOR_DESCRIPTION = """\
+Show the facts for a bug report: versions, the platform, the worker executable and its libpython,
+a trial call. Problems are listed with their remedies. Exit status 0 without problems, else 1."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises CommandError, whose message is one line."""
+
+    def __init__(self, prog: str, usage: str, description: str, epilog: str | None) -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message} (see {self.prog} --help)")
+
+
+def command_parser() -> argparse.ArgumentParser:
+    from trio_offload import __version__
+
+    parser = _Parser("trio-offload", "%(prog)s [--version] COMMAND ...", _DESCRIPTION, _COMMANDS)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    # Subparsers would reject positional arguments after the first option.
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def map_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "trio-offload map",
+        "%(prog)s [options] MODULE:FUNCTION [ITEM ...]",
+        _MAP_DESCRIPTION,
+        _MAP_DETAILS,
+    )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--lines", metavar="FILE", help="use the lines of FILE as items; - is standard input")
+    parser.add_argument("--json-lines", metavar="FILE", help="use the JSON values on the lines of FILE as items")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_worker_count,
+        default=usable_processors(),
+        help="number of worker processes (default: the usable processors, %(default)s here)",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        help="kill the worker of an item that takes longer than S seconds; the item fails",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        type=_size,
+        help="kill the worker of an item that uses more memory, child processes included; the item fails",
+    )
+    parser.add_argument(
+        "--retire-rss",
+        metavar="SIZE",
+        type=_size,
+        help="replace a worker that uses more memory after an item (for functions that leak)",
+    )
+    parser.add_argument("--retire-jobs", metavar="N", type=_job_count, help="replace a worker after N items")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write a trace of the run for https://ui.perfetto.dev or chrome://tracing",
+    )
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first item that fails")
+    parser.add_argument("--no-progress", action="store_true", help="show no bar, table or summary on a terminal")
+    parser.add_argument("--summary", action="store_true", help="print a summary on standard error at the end")
+    return parser
+
+
+def doctor_parser() -> argparse.ArgumentParser:
+    parser = _Parser("trio-offload doctor", "%(prog)s [--json]", _DOCTOR_DESCRIPTION, None)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    return parser
+
+
+def _worker_count(text: str) -> int:
+    return _count(text, "workers")
+
+
+def _job_count(text: str) -> int:
+    return _count(text, "items")
+
+
+def _count(text: str, what: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of {what} above 0, got {text!r}")
+    return count
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text, "SIZE")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+    return seconds
