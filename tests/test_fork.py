@@ -533,6 +533,7 @@ async def test_exit_codes_are_exact() -> None:
 
 LEAVES = """
 import os, sys, trio, trio_offload
+from trio_offload._pickling.calls import dump_call
 
 async def main():
     worker = trio_offload._worker.Worker(trio_offload._worker.WorkerSettings(fork=True))
