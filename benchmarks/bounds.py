@@ -34,7 +34,7 @@ from measure import FULL
 from starts import BARE_FORK, PYTHON_PROCESS, Forks, calls_per_second, first_result, python_process
 
 import trio_offload
-from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
+from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker._jobs.chunks import run as run_chunk
 from trio_offload_worker._protocol.frames import Kind, encode_head
 

@@ -1,4 +1,4 @@
-"""Workers without a process: they keep the contract of ``trio_offload._worker.Worker`` within this process."""
+"""Workers without a process: they keep the contract of ``trio_offload._worker.worker.Worker`` within this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from trio_offload import BrokenWorkerError
 from trio_offload._pickling.payload import Payload
 from trio_offload._process.record import Progress
 from trio_offload._statistics import WorkerStatistics
-from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, WorkerSettings
+from trio_offload._worker.states import CallNotRun, State
+from trio_offload._worker.worker import MOST_IN_FLIGHT, WorkerSettings
 from trio_offload_worker._jobs import chunks
 
 

@@ -26,7 +26,7 @@ from trio_offload import (
     current_default_worker_limiter,
     open_worker_context,
 )
-from trio_offload._worker import Worker, WorkerSettings
+from trio_offload._worker.worker import Worker, WorkerSettings
 from trio_offload_worker._system import family
 
 

@@ -97,7 +97,7 @@ def test_how_a_slow_death_ended_is_told(kind: WorkerType) -> None:
 
 
 def test_one_whose_process_goes_on_as_another_program_is_killed(kind: WorkerType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trio_offload._worker, "_EXIT_PATIENCE", LATE)
+    monkeypatch.setattr(trio_offload._worker.peer, "_EXIT_TIMEOUT", LATE)
 
     async def main() -> None:
         async with open_worker_context(worker_type=kind) as context:

@@ -27,11 +27,11 @@ from trio_offload import (
     WorkerMemoryError,
     WorkerStartError,
     WorkerType,
-    _worker,
     open_worker_context,
 )
 from trio_offload._interpreter import locate as _locate
 from trio_offload._process import start as _process
+from trio_offload._worker import worker as _worker
 from trio_offload_worker._system import family, linux
 
 KINDS = ("SPAWN", "FORKSERVER", "FORK", "loop")

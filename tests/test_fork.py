@@ -536,7 +536,7 @@ import os, sys, trio, trio_offload
 from trio_offload._pickling.calls import dump_call
 
 async def main():
-    worker = trio_offload._worker.Worker(trio_offload._worker.WorkerSettings(fork=True))
+    worker = trio_offload._worker.worker.Worker(trio_offload._worker.worker.WorkerSettings(fork=True))
     await worker.start(cancellable=False)
     if sys.argv[1] == "printed to nobody":
         # What is written at the exit finds no reader: Python's own word for that is 120.

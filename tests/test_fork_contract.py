@@ -27,7 +27,7 @@ from running import PROGRAMS
 
 from trio_offload import _context, open_worker_context
 from trio_offload._process import start as _process
-from trio_offload._worker import Worker, WorkerSettings
+from trio_offload._worker.worker import Worker, WorkerSettings
 
 BY_FORKS = str(PROGRAMS / "by_forks")
 MODULES = (

@@ -141,7 +141,7 @@ FORK_UNDER_A_WAIT = """
 import math, os
 import trio
 from trio.testing import wait_all_tasks_blocked
-from trio_offload._worker import Worker, WorkerSettings
+from trio_offload._worker.worker import Worker, WorkerSettings
 
 async def main():
     worker = Worker(WorkerSettings(math.inf, bool, bool))

@@ -43,7 +43,7 @@ from trio_offload._process import inherited
 from trio_offload._process.pending import PendingFork
 from trio_offload._template import Template
 from trio_offload._transport.channel import Channel
-from trio_offload._worker import Worker, WorkerSettings
+from trio_offload._worker.worker import Worker, WorkerSettings
 from trio_offload_worker._system import family
 
 ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))

@@ -46,7 +46,7 @@ from trio_offload._map_results import Results
 from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
 from trio_offload._options import ContextOptions
 from trio_offload._process.process import WorkerProcess
-from trio_offload._worker import MOST_IN_FLIGHT, Worker, WorkerSettings
+from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker._jobs.retire import RetireWhen
 
 LOOP = _locate.WorkerRuntime("", "", "a test wants it so")

@@ -23,7 +23,7 @@ from trio_offload import (
     retire_when,
     run_sync,
 )
-from trio_offload._worker import Worker
+from trio_offload._worker.worker import Worker
 
 
 def fail() -> None:
@@ -59,7 +59,7 @@ async def test_only_what_is_missing_is_started(line: Lifeline, gate: Gate) -> No
 @pytest.mark.parametrize(("workers", "error"), [(-1, ValueError), (1.0, TypeError), ("1", TypeError), (True, TypeError)])
 async def test_what_is_no_number_of_workers(workers: Any, error: type[Exception]) -> None:
     async with open_worker_context() as context:
-        with pytest.raises(error, match="number of workers"):
+        with pytest.raises(error, match="workers must be"):
             await context.prewarm(workers)
 
 

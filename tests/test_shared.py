@@ -33,7 +33,7 @@ from trio_offload._options import ContextOptions
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter
-from trio_offload._worker import Worker, WorkerSettings
+from trio_offload._worker.worker import Worker, WorkerSettings
 
 TYPES = list(WorkerType)
 

@@ -28,7 +28,8 @@ from trio_offload._pickling.calls import dump_call
 from trio_offload._pickling.payload import Payload
 from trio_offload._template import Templates
 from trio_offload._transport.channel import Channel
-from trio_offload._worker import MOST_IN_FLIGHT, CallNotRun, State, Worker, WorkerSettings
+from trio_offload._worker.states import CallNotRun, State
+from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 
 
 class FakeSide:
@@ -397,7 +398,7 @@ class BlindChannel:
 async def test_each_job_runs_once_when_retirement_crosses_the_dispatch(
     starts: list[Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
 ) -> None:
-    monkeypatch.setattr("trio_offload._worker.Channel", lambda *arguments: BlindChannel(Channel(*arguments)))
+    monkeypatch.setattr("trio_offload._worker.worker.Channel", lambda *arguments: BlindChannel(Channel(*arguments)))
     journal = tmp_path / "journal"
     numbers = [str(number) for number in range(8)]
     async with open_worker_context(retire=object) as context:

@@ -19,10 +19,11 @@ from typing import Any, Final
 import pytest
 from lifeline import PATIENCE
 
-from trio_offload import _forked, _worker
+from trio_offload import _forked
 from trio_offload._interpreter import hello as _hello
 from trio_offload._interpreter import locate as _locate
 from trio_offload._process.process import WorkerProcess
+from trio_offload._worker import worker as _worker
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAGIC, MEMORY, Frame, Kind, encode_head
 

@@ -22,7 +22,7 @@ from lifeline import PATIENCE
 from outcome import Error, Outcome, Value
 from trio.testing import wait_all_tasks_blocked
 
-from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError, _worker
+from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError
 from trio_offload._interpreter import settings as _settings
 from trio_offload._pickling.calls import dump_call
 from trio_offload._process import start as _process
@@ -31,7 +31,9 @@ from trio_offload._process.record import RecordFile
 from trio_offload._statistics import Figures
 from trio_offload._transport.channel import Channel, EndOfStream
 from trio_offload._transport.sockets import socket_pair
-from trio_offload._worker import CallNotRun, State, Worker, WorkerSettings
+from trio_offload._worker import peer as peer_module
+from trio_offload._worker.states import CallNotRun, State
+from trio_offload._worker.worker import Worker, WorkerSettings
 from trio_offload_worker._protocol.frames import MAGIC, Frame, Kind, encode_head
 
 _real_start = _process.spawn
@@ -474,7 +476,7 @@ async def test_a_worker_that_is_another_python_is_refused(peer: Peer, changes: d
 
 @pytest.mark.parametrize("event", ["REFUSED", "SETUP_FAILED", "end"])
 async def test_worker_that_stays_after_last_frame_is_ended(peer: Peer, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
-    monkeypatch.setattr(_worker, "_EXIT_PATIENCE", 0.01)
+    monkeypatch.setattr(peer_module, "_EXIT_TIMEOUT", 0.01)
     worker = Worker(WorkerSettings())
     outcomes: list[Any] = []
 

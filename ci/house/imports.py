@@ -10,7 +10,7 @@ from .findings import Finding
 from .layers import PACKAGES, Module, Tree
 
 # Modules of ours that `import trio_offload` may load: 39 took 24 ms after Trio, one takes 0.2 ms, and 30 ms are the limit.
-MAX_LOADED = 71
+MAX_LOADED = 73
 
 
 def check(trees: dict[str, Tree]) -> Iterator[Finding]:

@@ -69,7 +69,6 @@ HOMES = {
         _payload _pickling/payload
         _strays _interpreter/file_modules
         _template _launch/template
-        _worker _worker/worker
     """,
     "worker": """
     """,

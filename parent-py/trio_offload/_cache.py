@@ -19,7 +19,10 @@ from . import _clock
 from ._exceptions import BrokenWorkerError
 from ._process.process import WorkerProcess
 from ._statistics import WorkerStatistics
-from ._worker import ENDED, IDLE, RUNNING, Worker, describe_ending, logger
+from ._worker.endings import describe_ending
+from ._worker.peer import logger
+from ._worker.states import ENDED, IDLE, RUNNING
+from ._worker.worker import Worker
 
 
 class WorkerCache:

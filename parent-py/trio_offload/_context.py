@@ -24,7 +24,9 @@ from ._pickling.calls import dump_call, dump_call_to_fork
 from ._pool.tracker import CallTracker, run_shielded
 from ._sizes import readable_size
 from ._statistics import WorkerContextStatistics
-from ._worker import IDLE, STARTING, CallNotRun, Worker, WorkerSettings, logger
+from ._worker.peer import logger
+from ._worker.states import IDLE, STARTING, CallNotRun
+from ._worker.worker import Worker, WorkerSettings
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack

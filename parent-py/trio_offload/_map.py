@@ -46,7 +46,10 @@ from ._map_source import Chunk, Pace, Source
 from ._pickling import calls as _calls
 from ._pickling import payload as _payload
 from ._process.processors import usable_processors
-from ._worker import IDLE, RUNNING, CallNotRun, Worker, describe_ending, load_exception, logger
+from ._worker.endings import describe_ending, load_exception
+from ._worker.peer import logger
+from ._worker.states import IDLE, RUNNING, CallNotRun
+from ._worker.worker import Worker
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -30,18 +30,10 @@ from ._process.oom import count_kills
 from ._process.pending import PendingFork
 from ._transport.channel import EndOfStream
 from ._transport.sockets import WriteFailed
-from ._worker import (
-    ENDED,
-    IDLE,
-    SETTING_UP,
-    STARTING,
-    Worker,
-    WorkerSettings,
-    describe_ending,
-    given_back,
-    load_exception,
-    logger,
-)
+from ._worker.endings import describe_ending, load_exception
+from ._worker.peer import logger
+from ._worker.states import ENDED, IDLE, SETTING_UP, STARTING
+from ._worker.worker import Worker, WorkerSettings, given_back
 
 
 class Template(Worker):

@@ -1,6 +1,6 @@
 """One worker's conversation, and the only judge of how it ends.
 
-The parent's half of the state table in PROTOCOL.md is here. What a worker guarantees to whoever uses it:
+The parent's half of the state table in PROTOCOL.md is here. The guarantees of a worker to its user:
 
 * :meth:`Worker.submit` queues a call behind those in flight, or raises :class:`CallNotRun`.
 * :meth:`Worker.answer` has three outcomes. It returns the result of the oldest call in flight. It
@@ -14,14 +14,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import enum
 import errno
-import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from os import geteuid
@@ -37,41 +33,39 @@ from trio_offload_worker._jobs.retire import RetireWhen
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
 from trio_offload_worker._system.linux import is_told
 
-from . import _clock, _crash
-from ._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerStartError
-from ._interpreter import command_line as _command_line
-from ._interpreter import frozen as _frozen
-from ._interpreter import hello as _hello
-from ._interpreter import loader as _loader
-from ._interpreter import locate as _locate
-from ._interpreter import settings as _settings
-from ._pickling import calls as _calls
-from ._pickling import payload as _payload
-from ._process import oom as _oom
-from ._process import record as _record
-from ._process import start as _process
-from ._process.fork_lock import fork_lock
-from ._process.inherited import inherited
-from ._process.privileges import Grant
-from ._process.start import executable_command
-from ._sizes import readable_size
-from ._statistics import Figures, WorkerStatistics
-from ._transport.buffer_pool import BufferPool
-from ._transport.channel import Channel, EndOfStream
-from ._transport.sockets import WriteFailed
+from .. import _clock, _crash
+from .._exceptions import BrokenWorkerError, WorkerStartError
+from .._interpreter import command_line as _command_line
+from .._interpreter import frozen as _frozen
+from .._interpreter import hello as _hello
+from .._interpreter import loader as _loader
+from .._interpreter import locate as _locate
+from .._interpreter import settings as _settings
+from .._pickling import calls as _calls
+from .._pickling import payload as _payload
+from .._process import oom as _oom
+from .._process import record as _record
+from .._process import start as _process
+from .._process.fork_lock import fork_lock
+from .._process.inherited import inherited
+from .._process.privileges import Grant
+from .._process.start import executable_command
+from .._sizes import readable_size
+from .._statistics import Figures, WorkerStatistics
+from .._transport.buffer_pool import BufferPool
+from .._transport.channel import Channel, EndOfStream
+from .._transport.sockets import WriteFailed
+from . import vitals
+from .endings import describe_ending, describe_failed_start, judge_death, load_exception, secure_execution_hint
+from .peer import Peer, logger, wait_unconditionally
+from .states import ENDED, IDLE, RUNNING, SETTING_UP, STARTING, CallNotRun
 
 if TYPE_CHECKING:
-    from . import _forked
-    from ._process.pending import PendingFork
-    from ._process.process import WorkerProcess
-    from ._template import Template, Templates
-    from ._trace import TraceWriter
-
-logger: Final = logging.getLogger("trio_offload")
-
-
-class CallNotRun(Exception):
-    """The worker had left before it began with the call: another worker can run it."""
+    from .. import _forked
+    from .._process.pending import PendingFork
+    from .._process.process import WorkerProcess
+    from .._template import Template, Templates
+    from .._trace import TraceWriter
 
 
 class _NeverForked(Exception):
@@ -80,27 +74,6 @@ class _NeverForked(Exception):
     def __init__(self, template: Template) -> None:
         super().__init__()
         self.template = template
-
-
-class State(enum.Enum):
-    """Where the conversation is; see the table in PROTOCOL.md."""
-
-    STARTING = enum.auto()
-    SETTING_UP = enum.auto()
-    IDLE = enum.auto()
-    RUNNING = enum.auto()
-    RETIRING = enum.auto()
-    ENDED = enum.auto()
-
-
-# By these names, because the enumerations of Python 3.11 and older look a member up in a way that a call would feel: it does so six
-# times.
-STARTING: Final = State.STARTING
-SETTING_UP: Final = State.SETTING_UP
-IDLE: Final = State.IDLE
-RUNNING: Final = State.RUNNING
-RETIRING: Final = State.RETIRING
-ENDED: Final = State.ENDED
 
 
 @attrs.frozen
@@ -122,19 +95,16 @@ class WorkerSettings:
     regions: BufferPool = attrs.field(factory=BufferPool)
 
 
-class Worker:
+class Worker(Peer):
     """A worker process and the conversation with it."""
 
     # An instance with 30 attributes in a dictionary loses the fast access of CPython 3.11, which
     # costs 1 % of a call.
     __slots__ = (
-        "__weakref__",
         "_asks_first",
         "_began",
         "_behind",
         "_calls",
-        "_channel",
-        "_closing",
         "_definitions",
         "_figures",
         "_first_call",
@@ -145,13 +115,10 @@ class Worker:
         "_jobs",
         "_kills_look_at",
         "_last_words",
-        "_left_behind",
         "_next_kills",
         "_oom_kills",
         "_preparing",
-        "_process",
         "_ready",
-        "_record",
         "_retires",
         "_running",
         "_sent",
@@ -165,23 +132,14 @@ class Worker:
         "answer_size",
         "answered_too_late",
         "baseline",
-        "expires_at",
-        "given_up",
-        "progress",
-        "state",
     )
 
     def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__()
         self._settings = settings
-        self._process: WorkerProcess | None = None
-        self._channel: Channel | None = None
-        # To be read by others, written here only.
-        self.state = STARTING
         self._calls = 0
         self._told: _settings.ChangingState | None = None
         self._retires = settings.retire is not bool
-        self._record: _record.RecordFile | None = None
-        self._left_behind = ""
         self._figures: list[int] | None = None
         self._oom_kills = _oom.OomKills(None, None)
         # As they were at its last report.
@@ -196,14 +154,12 @@ class Worker:
         # start of its result's header, empty for a large call.
         self._running: _payload.Payload | None = None
         self._start = b""
-        # What it held before its first job, in bytes.
+        # Resident memory before the first job, in bytes.
         self.baseline = 0
         self._greeting_rest: list[Buffer] = []
-        # Held by who closes it. Several threads may see off a worker that has left, and a signal handler may in the middle of that.
-        self._closing = threading.Lock()
         # Of a forked worker: says the greeting, unless that cannot be done at this moment; None once it has been said.
         self._greet: Callable[[], bool] | None = None
-        # Of a fork: what it finds in its ``__main__``.
+        # Of a fork: the definitions in its ``__main__``.
         self._definitions: _forked.Definitions | None = None
         self._began = self._started
         # The calls behind the running one, the oldest first, with the same starts.
@@ -221,12 +177,6 @@ class Worker:
         # True if an idle worker is polled before it is sent a call. The frame that this found.
         self._asks_first = self._retires
         self._last_words: Frame | None = None
-        # Ended on purpose, before anybody had a use for it: how is no matter.
-        self.given_up = False
-        # When it may have retired by itself, on the clock of time.monotonic().
-        self.expires_at = math.inf
-        # How far it had come with a chunk. Known once it has ended.
-        self.progress = _record.Progress()
         # The bytes of the last answer.
         self.answer_size = 0
         # How many of the calls in flight it had answered when it was ended for a cancellation: those, and the one behind them, may
@@ -238,26 +188,9 @@ class Worker:
         self._first_call: _payload.Payload | None = None
 
     @property
-    def process(self) -> WorkerProcess:
-        """The handle of the process; there is one once :meth:`start` has returned."""
-        if self._process is None:
-            raise RuntimeError("the worker has not been started")
-        return self._process
-
-    @property
-    def record_identity(self) -> tuple[int, int]:
-        """What the worker knows its record by; for a chunk, which counts its items there."""
-        if self._record is None:
-            raise RuntimeError("the worker has no record")
-        return self._record.identity()
-
-    @property
     def figures(self) -> Figures:
-        """What it has told of itself last."""
-        if self._figures is None:
-            return Figures()
-        rss, peak_rss, vms, microseconds = self._figures
-        return Figures(rss, peak_rss, vms, microseconds / 1e6)
+        """The figures that it sent last."""
+        return vitals.figures(self._figures)
 
     @property
     def _running_name(self) -> str | None:
@@ -266,7 +199,7 @@ class Worker:
         return None if call is None else call.name
 
     def statistics(self) -> WorkerStatistics:
-        """What is known of it at this moment."""
+        """Return its statistics."""
         figures = self.figures
         return WorkerStatistics(
             pid=self.process.pid,
@@ -324,7 +257,7 @@ class Worker:
             self._begin_forked(templates, template)
 
     def _label(self) -> list[str]:
-        """What its command line tells those who look at a list of processes."""
+        """Return the part of its command line that lists of processes show."""
         return [_command_line.program_label()]
 
     def _begin_forked(self, templates: Templates, template: Template) -> bool:
@@ -537,7 +470,7 @@ class Worker:
             ready = await self._receive(cancellable)
             if not self.process.has_pid:
                 raise RuntimeError("a worker has told something before its number")
-            self._hear_figures(ready)
+            self._update_figures(ready)
             self._check_baseline()
         except (EndOfStream, WireError) as error:
             # One that has closed its end is about to exit; one that talks nonsense is not waited for.
@@ -561,16 +494,6 @@ class Worker:
             self._began = self._ready
         else:
             self._become_idle()
-
-    async def end(self) -> None:
-        """End the worker, in whatever state it is. Not cancellable."""
-        await self._end()
-
-    def give_up(self) -> None:
-        """End a worker that was begun and that nobody waits for any more; :meth:`gone` or a wait must follow."""
-        self._leave()
-        self.given_up = True
-        self.kill()
 
     def keeps_privileges(self) -> bool:
         """Return whether this program still has the privileges that the worker was started with.
@@ -705,8 +628,7 @@ class Worker:
                         if self._began >= self._kills_look_at:
                             self._look_for_kills(self._began)
                         answer = await channel.receive(cancellable=cancellable, start=start)
-            while type(answer) is Frame and answer.kind is Kind.REPORT:
-                self._hear_figures(answer)
+            while type(answer) is Frame and self._handle_aside(answer):
                 answer = await channel.receive(cancellable=cancellable, start=start)
         except BaseException as error:
             answer = await self._end_for(error, channel, looks_again)
@@ -727,7 +649,7 @@ class Worker:
             self.answer_size = sum(map(len, segments))
             raised = answer if answer.kind is Kind.RAISED else None
             if answer.body:
-                self._hear_figures(answer)
+                self._update_figures(answer)
         else:
             return await self._refused_call(answer)
         if self._settings.regions.given:
@@ -761,72 +683,27 @@ class Worker:
         return len(self._behind) + (self.state is RUNNING)
 
     def will_retire(self, ahead: int = 0) -> bool:
-        """Whether an idle worker is about to leave by the ``retire`` that it was given, as far as that can be foreseen here.
+        """Return True if an idle worker is about to leave by the ``retire`` that it was given.
 
-        With ``ahead``: after so many calls more.
+        Args:
+            ahead: after so many calls more.
         """
         retire = self._settings.retire
         if type(retire) is not RetireWhen:
             return False
-        if retire.jobs is not None and self._jobs + ahead >= retire.jobs:
-            return True
-        if retire.seconds is not None and time.monotonic() - self._ready >= retire.seconds:
-            return True
-        return (
-            retire.rss is not None and self._figures is not None and self._figures[0] > retire.effective_rss(self.baseline)
-        )
+        rss = None if self._figures is None else self._figures[0]
+        return vitals.will_retire(retire, self._jobs + ahead, time.monotonic() - self._ready, rss, self.baseline)
 
-    def hear(self) -> bool:
-        """Take in, without waiting, what an idle worker has said; whether it still takes jobs."""
-        if self.state is IDLE and self._channel is not None:
-            if self.process.ended:
-                # In a fork of the process that started it; the channel is closed there.
-                self._leave()
-                return False
-            try:
-                frame = self._receive_nowait(self._channel)
-            except EndOfStream:
-                self._leave()
-            except WireError as error:
-                self._reject(f"something that is not of the protocol ({error})")
-            else:
-                if frame is not None and frame.kind in _LAST_WORDS:
-                    self._leave(in_order=frame.kind is Kind.RETIRED)
-                elif frame is not None:
-                    self._reject(frame.kind.name)
-        return self.state is IDLE
+    def _cleaned(self, left_behind: str) -> str:
+        if not self._settings.fork:
+            return left_behind
+        from .. import _forked
 
-    def ask_to_retire(self) -> None:
-        """Tell an idle worker to leave. It may have left already."""
-        if self.state is IDLE and self._channel is not None:
-            self._channel.send_nowait([encode_head(Kind.RETIRE, 0, ())])
-            self._leave(in_order=True)
+        return _forked.without_parents_frames(left_behind)
 
-    def gone(self) -> bool:
-        """Whether the process of a worker on its way out has ended; if so it is reaped and nothing of it is left."""
-        if self._process is None or self._process.poll():
-            self._close()
-            return True
-        return False
-
-    def kill(self) -> None:
-        """End the process at once; :meth:`gone` or a wait must follow."""
-        if self._process is not None:
-            self._process.kill()
-
-    @trio.lowlevel.enable_ki_protection
-    async def wait(self) -> None:
-        """Wait until the process has ended."""
-        if self._process is not None:
-            await self._process.wait()
-        self._close()
-
-    def wait_sync(self, deadline: float) -> bool:
-        """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has."""
-        if self._process is not None and not self._process.wait_sync(deadline):
-            return False
-        self._close()
-        return True
+    def _note_end(self) -> None:
+        if self._settings.trace is not None:
+            self._settings.trace.worker_ended(self.process.pid, time.monotonic())
 
     def _prepare(self, way: _locate.WorkerRuntime) -> tuple[bytes, bytes]:
         """What is to be done and can fail before anything is started; ``init`` and ``retire``, pickled."""
@@ -845,14 +722,14 @@ class Worker:
         return self._frames(hello, settings, _settings.must_be_applied(settings), init, retire)
 
     def _greeting_of_fork(self) -> list[Buffer]:
-        from . import _forked
+        from .. import _forked
 
         settings = _forked.settings()
         hello = encode_head(Kind.HELLO, 0, (), _forked.hello())
         return self._frames(hello, settings, _settings.must_be_applied(settings), b"", b"")
 
     def _fork(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
-        from . import _forked
+        from .. import _forked
 
         _locate.refuse_untried_build()
         self._definitions = _forked.Definitions()
@@ -893,11 +770,11 @@ class Worker:
         if frame.kind is Kind.SETUP_FAILED and self.state is SETTING_UP:
             await self._refuse_setup(frame)
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
-            # What a template refuses has no process.
+            # A fork that the template refused has no process.
             processes = [self.process] if self.process.has_pid else []
             await self._end_gently()
             raise WorkerStartError(
-                f"a worker could not be started: {frame.body['message']}{_secure_execution_hint()}", *processes
+                f"a worker could not be started: {frame.body['message']}{secure_execution_hint()}", *processes
             )
         await self._end()
         raise WorkerStartError(
@@ -932,22 +809,6 @@ class Worker:
                     f"{sys.executable!r}; is that the interpreter that runs this program?",
                     self.process,
                 )
-
-    async def _next_frame(self, channel: Channel, cancellable: bool) -> Frame:
-        """The next frame that is not a report."""
-        frame = await channel.receive(cancellable=cancellable)
-        while frame.kind is Kind.REPORT and self.state is not STARTING:
-            self._hear_figures(frame)
-            frame = await channel.receive(cancellable=cancellable)
-        return frame
-
-    def _receive_nowait(self, channel: Channel) -> Frame | None:
-        """The next frame that is not a report, if it is there."""
-        while True:
-            frame = channel.receive_nowait()
-            if frame is None or frame.kind is not Kind.REPORT:
-                return frame
-            self._hear_figures(frame)
 
     async def _end_for(self, error: BaseException, channel: Channel, looks_again: bool) -> Frame | memoryview | None:
         """End the worker after an error, and raise the error of the call.
@@ -992,7 +853,7 @@ class Worker:
         try:
             if self._process is not None:
                 self._process.kill()
-                await _wait_unconditionally(self._process)
+                await wait_unconditionally(self._process)
                 try:
                     while (frame := self._receive_nowait(channel)) is not None:
                         self.answered_too_late += frame.kind is Kind.RESULT or frame.kind is Kind.RAISED
@@ -1001,13 +862,16 @@ class Worker:
         finally:
             await self._end()
 
-    def _hear_figures(self, frame: Frame) -> None:
+    def _handle_report(self, frame: Frame) -> None:
+        # It lived when it wrote that, and may have been ended since: what is read now counts when
+        # it has written again.
+        self._oom_kills = self._next_kills or self._oom_kills
+        self._next_kills = self._oom_kills.looked_at_again()
+        self._update_figures(frame)
+
+    def _update_figures(self, frame: Frame) -> None:
         body = frame.body
         if "figures" in body:
-            if frame.kind is Kind.REPORT:
-                # It lived when it wrote that, and may have been ended since: what is read now counts when it has written again.
-                self._oom_kills = self._next_kills or self._oom_kills
-                self._next_kills = self._oom_kills.looked_at_again()
             self._figures = figures = body["figures"]
             if self._settings.trace is not None:
                 self._settings.trace.memory(self.process.pid, time.monotonic(), figures[0])
@@ -1019,7 +883,7 @@ class Worker:
         self._kills_look_at = now + _oom.LOOK_INTERVAL
 
     def _check_baseline(self) -> None:
-        """What a worker holds before its first job has to leave room for one."""
+        """Check that the memory limit leaves room for a job."""
         if self._figures is None:
             return
         self.baseline = self._figures[0]
@@ -1034,7 +898,7 @@ class Worker:
     def _new_settings(self) -> list[Buffer]:
         told, self._told = self._told, _settings.changing_state()
         if self._settings.fork:
-            from . import _forked
+            from .. import _forked
 
             settings = _forked.settings()
         else:
@@ -1134,36 +998,15 @@ class Worker:
             cpu_time=figures.cpu_time,
             stderr=_crash.stderr_since(self._stderr_size),
         )
-        error = self._judge_death(when, told, crash)
+        # A new worker may have been sent its first call before the counters were read.
+        began = self._began if self._jobs else self._started
+        error = judge_death(self.process, when, told, crash, self._oom_kills, began, self._settings.memory_limit)
         error.crash = crash
         add_note(error, crash.note())
         self._trace_job(type(error).__name__)
         if self._settings.crash_dir is not None:
             _crash.save_crash_record(crash, self._settings.crash_dir)
         return error
-
-    def _judge_death(self, when: str, told: _record.MemoryLimit | None, crash: _crash.CrashRecord) -> BrokenWorkerError:
-        process = self.process
-        error: BrokenWorkerError
-        if process.exitcode in _ENDS_BY_LIMIT and told is not None:
-            error = WorkerMemoryError(
-                f"worker {process.pid} was ended {when}: with its child processes it held {readable_size(told.reached)}, and "
-                f"memory_limit allows {readable_size(told.limit)}",
-                process,
-            )
-            error.limit, error.reached = told.limit, told.reached
-            return error
-        killer = None
-        if process.signal is signal.SIGKILL and not process.killed:
-            # A new worker may have been sent its first call before the counters were read.
-            began = self._began if self._jobs else self._started
-            killer = _oom.explain_kill(self._oom_kills, crash.rss, began)
-        if killer is not None and killer.certain:
-            error = WorkerMemoryError(f"worker {process.pid} was killed (SIGKILL) {when}, {killer.text}", process)
-            error.limit, error.reached = self._settings.memory_limit, crash.rss
-            return error
-        hint = "" if killer is None else f", {killer.text}"
-        return BrokenWorkerError(f"worker {process.pid} {describe_ending(process)} {when}{hint}", process)
 
     def _trace_job(self, how: str) -> None:
         trace = self._settings.trace
@@ -1172,144 +1015,13 @@ class Worker:
             trace.job(self.process.pid, name, self._began, time.monotonic(), how)
 
     def _describe_failed_start(self, error: EndOfStream | WireError) -> str:
-        process = self.process
-        if isinstance(error, WireError):
-            return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
-        told, stack = _record.parse_record(self._left_behind)
-        if process.exitcode in _ENDS_BY_LIMIT and told is not None:
-            return (
-                f"worker {process.pid} was ended while it ran init, {_payload.function_name(self._settings.init)}: it held "
-                f"{readable_size(told.reached)}, and memory_limit allows {readable_size(told.limit)}"
-            )
-        hint = ""
-        if process.exitcode == 127:
-            # The dynamic loader's exit status; it has told standard error what it missed.
-            hint = _secure_execution_hint() or (
-                ". The dynamic loader could not load it, or what it needs, and has said on standard error why: most likely the "
-                f"executable was built for another minor version of Python than this one ({sys.version.split()[0]}). Reinstall "
-                f"trio-offload with this interpreter: {sys.executable} -m pip install --force-reinstall trio-offload"
-            )
-        elif stack:
-            hint = f". What it left behind:\n{stack}"
-        elif process.exitcode == 1 and not self._settings.fork and not _locate.runtime().is_native:
-            # Python's own, and it has told standard error why.
-            hint = ". Python did not start in the worker, or could not find its library; standard error says why"
-            if "PYTHONHOME" in os.environ:
-                hint += f". The variable PYTHONHOME is set to {os.environ['PYTHONHOME']!r}; is that where this Python lives?"
-        return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
+        settings = self._settings
+        return describe_failed_start(self.process, error, self._left_behind, settings.init, settings.fork)
 
     def _become_idle(self) -> None:
         self.state = IDLE
         self._running = None
         self.expires_at = time.monotonic() + self._settings.idle_timeout
-
-    def _leave(self, *, in_order: bool = False) -> None:
-        if in_order:
-            self.process.dismissed = True
-        self.state = RETIRING
-        self.expires_at = -math.inf
-
-    def _reject(self, what: str) -> None:
-        """An idle worker has said what it must not say: nothing that it says can be relied on."""
-        logger.warning("idle worker %s was ended: it said %s", self.process.pid, what)
-        self._leave()
-        self.process.kill()
-
-    async def _end(self) -> None:
-        """Kill the process with its descendants, wait for it, and let go of everything."""
-        self.state = ENDED
-        try:
-            if self._process is not None:
-                self._process.kill()
-                await _wait_unconditionally(self._process)
-        finally:
-            self._close()
-
-    async def _end_gently(self) -> None:
-        """The worker has closed its end or said its last words: let it exit, so that its own status is seen."""
-        try:
-            if self._process is not None:
-                with trio.CancelScope(shield=True), _clock.move_on_after(_EXIT_PATIENCE):
-                    await self._process.wait()
-        finally:
-            await self._end()
-
-    def _close(self) -> None:
-        self.state = ENDED
-        if not self._closing.acquire(blocking=False):
-            # Somebody is at it; nobody waits for that, as the one may be below the other on the same stack.
-            return
-        try:
-            self._let_go()
-        finally:
-            self._closing.release()
-
-    def _let_go(self) -> None:
-        if self._channel is not None:
-            # Else a fork by another thread in the middle of it would keep this end open, and know nothing of it.
-            with fork_lock:
-                self._channel.close()
-        if self._record is not None:
-            self._left_behind = self._record.read()
-            if self._settings.fork:
-                from . import _forked
-
-                self._left_behind = _forked.without_parents_frames(self._left_behind)
-            self.progress = self._record.progress()
-            self._record.close()
-            self._record = None
-            if self._settings.trace is not None:
-                self._settings.trace.worker_ended(self.process.pid, time.monotonic())
-
-
-async def _wait_unconditionally(process: WorkerProcess) -> None:
-    """Wait for a killed process, which is never long.
-
-    Trio raises KeyboardInterrupt in the main task at whatever it awaits, shielded or not; here it has to wait too.
-    """
-    interrupt: KeyboardInterrupt | None = None
-    with trio.CancelScope(shield=True):
-        while True:
-            try:
-                await process.wait()
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-    if interrupt is not None:
-        raise interrupt
-
-
-def describe_ending(process: WorkerProcess) -> str:
-    """How a process ended, as what follows «the worker»."""
-    code = process.exitcode
-    if code is None:
-        return "ended, and how is not known, because somebody else in this program reaped it (SIGCHLD ignored, or a foreign waitpid)"
-    if code >= 0:
-        return f"exited with status {code}"
-    if process.killed and code == -signal.SIGKILL:
-        # It has closed its end of the socket, as one does that replaces itself by another program (exec).
-        return "stopped answering without exiting, and was killed"
-    if process.signal is None:
-        return f"died of signal {-code}"
-    return f"died of {process.signal.name}"
-
-
-def load_exception(frame: Frame) -> BaseException:
-    """The exception of a RAISED or SETUP_FAILED, or what stands in for it."""
-    told = RemoteError(frame.body["type"], frame.body["message"], frame.body["traceback"])
-    if not frame.segments:
-        return told
-    try:
-        error = _calls.load(frame.segments)
-    except BaseException as why:
-        told.__cause__ = why
-        return told
-    if not isinstance(error, BaseException):
-        return told
-    stage = _STAGES.get(frame.body["stage"])
-    if stage is not None:
-        add_note(error, stage)
-    return error
 
 
 def refuse_while_main_loads() -> None:
@@ -1331,14 +1043,10 @@ def refuse_while_main_loads() -> None:
 
 MOST_IN_FLIGHT: Final = 16  # calls
 _LONGEST_AHEAD: Final = 16 * 1024  # bytes
-_LAST_WORDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)  # what an idle worker may say
 _COERCION: Final = b"PYTHONCOERCECLOCALE"
 _INSPECT: Final = b"PYTHONINSPECT"
 _SPLASH: Final = b"_PYI_SPLASH_IPC"
 _LONGEST_IDLE: Final = 10 * 365 * 86400.0  # seconds; above it, for ever
-# PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
-_ENDS_BY_LIMIT: Final = (7, -signal.SIGKILL)
-_EXIT_PATIENCE: Final = 2.0  # seconds that a worker gets to exit after its last words
 _MOST_TEMPLATES: Final = 3
 _CROWDED_PAUSE: Final = 0.001  # seconds
 _PRIVILEGES_HINT: Final = (
@@ -1358,10 +1066,6 @@ _SPAWN_REMEDIES: Final = {
     errno.ENFILE: "The system has too many files open.",
     errno.ENOSPC: "There is no space left for the file in which a worker leaves what is known of its death: in memory, or in the "
     "folder for temporary files.",
-}
-_STAGES: Final = {
-    "unpickle": "(while the worker unpickled the function and its arguments)",
-    "pickle": "(while the worker pickled the result)",
 }
 
 
@@ -1408,17 +1112,6 @@ def _not_forked(error: OSError) -> WorkerStartError:
 
 
 def given_back(way: _locate.WorkerRuntime) -> dict[bytes, bytes | None]:
-    """What the worker gives back: the variables that are changed to start it, as they are here."""
+    """Return the original values of the variables that are changed to start a worker."""
     names = [_loader.PRELOAD, _loader.LIBRARY_PATH] if way.is_native else [_COERCION, _INSPECT]
     return {name: os.environb.get(name) for name in names}
-
-
-def _secure_execution_hint() -> str:
-    """What keeps the loader from finding the libpython where the user's effective id is not the real one (ld.so(8))."""
-    if os.getuid() == os.geteuid() and os.getgid() == os.getegid():
-        return ""
-    return (
-        f" (This program runs with an effective user and group, {os.geteuid()} and {os.getegid()}, that are not the real ones, "
-        f"{os.getuid()} and {os.getgid()}; for what such a program starts the dynamic loader does not look where it is told to: "
-        "secure-execution mode, ld.so(8). Change the real ones too, with os.setresuid and os.setresgid.)"
-    )

@@ -1,0 +1,151 @@
+"""How a worker ended, and the error that says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from trio_offload_worker._jobs.notes import add_note
+from trio_offload_worker._protocol.frames import Frame, WireError
+
+from .._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError
+from .._interpreter import locate as _locate
+from .._pickling import calls as _calls
+from .._pickling import payload as _payload
+from .._process import oom as _oom
+from .._process import record as _record
+from .._sizes import readable_size
+from .._transport.channel import EndOfStream
+
+if TYPE_CHECKING:
+    from .._crash import CrashRecord
+    from .._process.process import WorkerProcess
+
+# PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
+MEMORY_LIMIT_EXITS: Final = (7, -signal.SIGKILL)
+_STAGES: Final = {
+    "unpickle": "(while the worker unpickled the function and its arguments)",
+    "pickle": "(while the worker pickled the result)",
+}
+
+
+def describe_ending(process: WorkerProcess) -> str:
+    """Describe the end of a process, in words that follow `the worker`."""
+    code = process.exitcode
+    if code is None:
+        return "ended, and how is not known, because somebody else in this program reaped it (SIGCHLD ignored, or a foreign waitpid)"
+    if code >= 0:
+        return f"exited with status {code}"
+    if process.killed and code == -signal.SIGKILL:
+        # It has closed its end of the socket, as one does that replaces itself by another program (exec).
+        return "stopped answering without exiting, and was killed"
+    if process.signal is None:
+        return f"died of signal {-code}"
+    return f"died of {process.signal.name}"
+
+
+def judge_death(
+    process: WorkerProcess,
+    when: str,
+    told: _record.MemoryLimit | None,
+    crash: CrashRecord,
+    kills: _oom.OomKills,
+    began: float,
+    memory_limit: int | None,
+) -> BrokenWorkerError:
+    """Return the error for a worker that ended in a call, without having been told to.
+
+    Args:
+        process: the process, reaped.
+        when: the end of the message's first clause.
+        told: the memory limit that the worker says it exceeded.
+        crash: the record of the death.
+        kills: the counters of the OOM killer when the worker was last known to live.
+        began: when the call began, on the clock of `time.monotonic`; for the first call, when the
+            process did.
+        memory_limit: of the context, in bytes.
+    """
+    error: BrokenWorkerError
+    if process.exitcode in MEMORY_LIMIT_EXITS and told is not None:
+        error = WorkerMemoryError(
+            f"worker {process.pid} was ended {when}: with its child processes it held {readable_size(told.reached)}, and "
+            f"memory_limit allows {readable_size(told.limit)}",
+            process,
+        )
+        error.limit, error.reached = told.limit, told.reached
+        return error
+    killer = None
+    if process.signal is signal.SIGKILL and not process.killed:
+        killer = _oom.explain_kill(kills, crash.rss, began)
+    if killer is not None and killer.certain:
+        error = WorkerMemoryError(f"worker {process.pid} was killed (SIGKILL) {when}, {killer.text}", process)
+        error.limit, error.reached = memory_limit, crash.rss
+        return error
+    hint = "" if killer is None else f", {killer.text}"
+    return BrokenWorkerError(f"worker {process.pid} {describe_ending(process)} {when}{hint}", process)
+
+
+def describe_failed_start(
+    process: WorkerProcess,
+    error: EndOfStream | WireError,
+    left_behind: str,
+    init: Callable[[], Any],
+    is_fork: bool,
+) -> str:
+    """Describe the end of a worker before it was ready, with a remedy."""
+    if isinstance(error, WireError):
+        return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
+    told, stack = _record.parse_record(left_behind)
+    if process.exitcode in MEMORY_LIMIT_EXITS and told is not None:
+        return (
+            f"worker {process.pid} was ended while it ran init, {_payload.function_name(init)}: it held "
+            f"{readable_size(told.reached)}, and memory_limit allows {readable_size(told.limit)}"
+        )
+    hint = ""
+    if process.exitcode == 127:
+        # The dynamic loader's exit status; standard error names the missing file.
+        hint = secure_execution_hint() or (
+            ". The dynamic loader could not load it, or what it needs, and has said on standard error why: most likely the "
+            f"executable was built for another minor version of Python than this one ({sys.version.split()[0]}). Reinstall "
+            f"trio-offload with this interpreter: {sys.executable} -m pip install --force-reinstall trio-offload"
+        )
+    elif stack:
+        hint = f". What it left behind:\n{stack}"
+    elif process.exitcode == 1 and not is_fork and not _locate.runtime().is_native:
+        # Python's own, and it has told standard error why.
+        hint = ". Python did not start in the worker, or could not find its library; standard error says why"
+        if "PYTHONHOME" in os.environ:
+            hint += f". The variable PYTHONHOME is set to {os.environ['PYTHONHOME']!r}; is that where this Python lives?"
+    return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
+
+
+def load_exception(frame: Frame) -> BaseException:
+    """Return the exception of a RAISED or SETUP_FAILED, or a stand-in."""
+    told = RemoteError(frame.body["type"], frame.body["message"], frame.body["traceback"])
+    if not frame.segments:
+        return told
+    try:
+        error = _calls.load(frame.segments)
+    except BaseException as why:
+        told.__cause__ = why
+        return told
+    if not isinstance(error, BaseException):
+        return told
+    stage = _STAGES.get(frame.body["stage"])
+    if stage is not None:
+        add_note(error, stage)
+    return error
+
+
+def secure_execution_hint() -> str:
+    """What keeps the loader from finding the libpython where the user's effective id is not the real one (ld.so(8))."""
+    if os.getuid() == os.geteuid() and os.getgid() == os.getegid():
+        return ""
+    return (
+        f" (This program runs with an effective user and group, {os.geteuid()} and {os.getegid()}, that are not the real ones, "
+        f"{os.getuid()} and {os.getgid()}; for what such a program starts the dynamic loader does not look where it is told to: "
+        "secure-execution mode, ld.so(8). Change the real ones too, with os.setresuid and os.setresgid.)"
+    )

@@ -1,0 +1,239 @@
+"""A process at the other end of a channel: the common part of workers and templates."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trio_offload_worker._protocol.frames import Frame, Kind, WireError, encode_head
+
+from .. import _clock
+from .._process import record as _record
+from .._process.fork_lock import fork_lock
+from .._transport.channel import Channel, EndOfStream
+from .states import ENDED, IDLE, RETIRING, STARTING, State
+
+if TYPE_CHECKING:
+    from .._process.process import WorkerProcess
+
+logger: Final = logging.getLogger("trio_offload")
+# Frames that an idle worker may send.
+_TERMINAL_KINDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)
+# Seconds for a process to exit after its last frame.
+_EXIT_TIMEOUT: Final = 2.0
+
+
+class Peer:
+    """A process, its channel, its record and its state; how it is asked to leave, killed and closed."""
+
+    __slots__ = (
+        "__weakref__",
+        "_channel",
+        "_closing",
+        "_left_behind",
+        "_process",
+        "_record",
+        "expires_at",
+        "given_up",
+        "progress",
+        "state",
+    )
+
+    def __init__(self) -> None:
+        self._process: WorkerProcess | None = None
+        self._channel: Channel | None = None
+        self._record: _record.RecordFile | None = None
+        self._left_behind = ""
+        # Read-only for others.
+        self.state: State = STARTING
+        # Held while it is closed. Several threads may reap the same process, and a signal handler
+        # may run in the middle of that.
+        self._closing = threading.Lock()
+        # True if it was killed unused. Its exit status is ignored.
+        self.given_up = False
+        # When it may have retired, on the clock of time.monotonic().
+        self.expires_at = math.inf
+        # How far it had come with a chunk. Known once it has ended.
+        self.progress = _record.Progress()
+
+    @property
+    def process(self) -> WorkerProcess:
+        """The handle of the process; there is one once :meth:`start` has returned."""
+        if self._process is None:
+            raise RuntimeError("the worker has not been started")
+        return self._process
+
+    @property
+    def record_identity(self) -> tuple[int, int]:
+        """The identity of its record, in which a chunk counts its items."""
+        if self._record is None:
+            raise RuntimeError("the worker has no record")
+        return self._record.identity()
+
+    async def end(self) -> None:
+        """End the worker, in whatever state it is. Not cancellable."""
+        await self._end()
+
+    def give_up(self) -> None:
+        """End a worker that was begun and that nobody waits for any more; :meth:`gone` or a wait must follow."""
+        self._leave()
+        self.given_up = True
+        self.kill()
+
+    def hear(self) -> bool:
+        """Read the frames of an idle worker without waiting. Return True if it still takes jobs."""
+        if self.state is IDLE and self._channel is not None:
+            if self.process.ended:
+                # In a fork of the process that started it; the channel is closed there.
+                self._leave()
+                return False
+            try:
+                frame = self._receive_nowait(self._channel)
+            except EndOfStream:
+                self._leave()
+            except WireError as error:
+                self._reject(f"something that is not of the protocol ({error})")
+            else:
+                if frame is not None and frame.kind in _TERMINAL_KINDS:
+                    self._leave(in_order=frame.kind is Kind.RETIRED)
+                elif frame is not None:
+                    self._reject(frame.kind.name)
+        return self.state is IDLE
+
+    def ask_to_retire(self) -> None:
+        """Tell an idle worker to leave. It may have left already."""
+        if self.state is IDLE and self._channel is not None:
+            self._channel.send_nowait([encode_head(Kind.RETIRE, 0, ())])
+            self._leave(in_order=True)
+
+    def gone(self) -> bool:
+        """Whether the process of a worker on its way out has ended; if so it is reaped and nothing of it is left."""
+        if self._process is None or self._process.poll():
+            self._close()
+            return True
+        return False
+
+    def kill(self) -> None:
+        """End the process at once; :meth:`gone` or a wait must follow."""
+        if self._process is not None:
+            self._process.kill()
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait(self) -> None:
+        """Wait until the process has ended."""
+        if self._process is not None:
+            await self._process.wait()
+        self._close()
+
+    def wait_sync(self, deadline: float) -> bool:
+        """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has."""
+        if self._process is not None and not self._process.wait_sync(deadline):
+            return False
+        self._close()
+        return True
+
+    def _handle_aside(self, frame: Frame) -> bool:
+        """Handle a frame that is not an answer. Return False if it is one."""
+        # During the first state of a start a report is an answer, and a fault.
+        if frame.kind is Kind.REPORT and self.state is not STARTING:
+            self._handle_report(frame)
+            return True
+        return False
+
+    def _handle_report(self, frame: Frame) -> None:
+        """Take in the figures of a report."""
+
+    async def _next_frame(self, channel: Channel, cancellable: bool) -> Frame:
+        """Return the next answer."""
+        frame = await channel.receive(cancellable=cancellable)
+        while self._handle_aside(frame):
+            frame = await channel.receive(cancellable=cancellable)
+        return frame
+
+    def _receive_nowait(self, channel: Channel) -> Frame | None:
+        """Return the next answer if it can be read without waiting, else None."""
+        while True:
+            frame = channel.receive_nowait()
+            if frame is None or not self._handle_aside(frame):
+                return frame
+
+    def _leave(self, *, in_order: bool = False) -> None:
+        if in_order:
+            self.process.dismissed = True
+        self.state = RETIRING
+        self.expires_at = -math.inf
+
+    def _reject(self, what: str) -> None:
+        """End an idle worker that has broken the protocol."""
+        logger.warning("idle worker %s was ended: it said %s", self.process.pid, what)
+        self._leave()
+        self.process.kill()
+
+    async def _end(self) -> None:
+        """Kill the process with its descendants, wait for it, and let go of everything."""
+        self.state = ENDED
+        try:
+            if self._process is not None:
+                self._process.kill()
+                await wait_unconditionally(self._process)
+        finally:
+            self._close()
+
+    async def _end_gently(self) -> None:
+        """The worker has closed its end or said its last words: let it exit, so that its own status is seen."""
+        try:
+            if self._process is not None:
+                with trio.CancelScope(shield=True), _clock.move_on_after(_EXIT_TIMEOUT):
+                    await self._process.wait()
+        finally:
+            await self._end()
+
+    def _close(self) -> None:
+        self.state = ENDED
+        if not self._closing.acquire(blocking=False):
+            # Somebody is at it; nobody waits for that, as the one may be below the other on the same stack.
+            return
+        try:
+            self._let_go()
+        finally:
+            self._closing.release()
+
+    def _let_go(self) -> None:
+        if self._channel is not None:
+            # Else a fork by another thread in the middle of it would keep this end open, and know nothing of it.
+            with fork_lock:
+                self._channel.close()
+        if self._record is not None:
+            self._left_behind = self._cleaned(self._record.read())
+            self.progress = self._record.progress()
+            self._record.close()
+            self._record = None
+            self._note_end()
+
+    def _cleaned(self, left_behind: str) -> str:
+        """Return the part of the text that concerns its death."""
+        return left_behind
+
+    def _note_end(self) -> None:
+        """Called once when the process has ended."""
+
+
+async def wait_unconditionally(process: WorkerProcess) -> None:
+    """Wait for a killed process, which is never long.
+
+    Trio raises KeyboardInterrupt in the main task at whatever it awaits, shielded or not; here it has to wait too.
+    """
+    interrupt: KeyboardInterrupt | None = None
+    with trio.CancelScope(shield=True):
+        while True:
+            try:
+                await process.wait()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
