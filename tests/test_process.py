@@ -6,6 +6,7 @@ programs, so that they do what a worker hardly ever does.
 
 from __future__ import annotations
 
+import _signal
 import os
 import pickle
 import resource
@@ -248,7 +249,7 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     Who looks for marks asks with 0 what it may know of processes of other users, whatever there are on the machine.
     """
     sent: list[tuple[str, int]] = []
-    by_pidfd, by_number = getattr(signal, "pidfd_send_signal", None), os.kill
+    by_pidfd, by_number = getattr(_signal, "pidfd_send_signal", None), os.kill
 
     def send_by_pidfd(pidfd: int, number: int, *rest: Any) -> None:
         sent.append(("pidfd", number))
@@ -260,7 +261,7 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             sent.append(("number", number))
         by_number(pid, number)
 
-    monkeypatch.setattr(signal, "pidfd_send_signal", send_by_pidfd, raising=False)
+    monkeypatch.setattr(_signal, "pidfd_send_signal", send_by_pidfd, raising=False)
     monkeypatch.setattr(os, "kill", send_by_number)
     return sent
 

@@ -43,7 +43,7 @@ from typing import Any, Final
 import trio
 
 from trio_offload_worker._system.family import boot_time, end_family, end_orphans, hold_reserve
-from trio_offload_worker._system.linux import identity_of
+from trio_offload_worker._system.linux import identity_of, send_signal
 
 from .. import _clock
 from .proc import is_pidfd_of, start_time
@@ -331,10 +331,7 @@ class WorkerProcess:
             self._send_signal(number)
 
     def _send_signal(self, number: int) -> None:
-        if self._pidfd is not None:
-            signal.pidfd_send_signal(self._pidfd, number)
-        else:
-            os.kill(self.pid, number)
+        send_signal(self.pid, self._pidfd, number)
 
     def _wait_unreaped(self) -> None:
         try:
