@@ -54,20 +54,12 @@ LAYERS = {
 # File -> home, for files that are not there yet. A finding names the home, so it survives the move.
 HOMES = {
     "parent": """
-        _by_name _pickling/by_reference
-        _by_value _pickling/by_value
         _cache _pool/cache
         _context _context
         _forked _launch/fork
-        _frozen _interpreter/frozen
-        _launch _interpreter/hello
-        _loader _interpreter/loader
-        _locate _interpreter/locate
         _map _map/map
         _map_results _map/results
         _map_source _map/source
-        _payload _pickling/payload
-        _strays _interpreter/file_modules
         _template _launch/template
     """,
     "worker": """
