@@ -369,5 +369,5 @@ def test_the_doctor_says_how_processes_are_found(capfd: pytest.CaptureFixture[st
 
     main(["doctor", "--json"])
     report = json.loads(capfd.readouterr().out)
-    assert report["trial call"]["what jobs start is found by"] == "a mark"
+    assert report["trial call"]["processes of jobs are found by"] == "a mark"
     assert report["kernel"]["/proc"] is True
