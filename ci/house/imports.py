@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from .findings import Finding
 from .layers import PACKAGES, Module, Tree
 
-# Modules of ours that `import trio_offload` may load: 39 took 24 ms after Trio, one takes 0.2 ms, and 30 ms are the limit.
+# Modules of ours that `import trio_offload` may load. 39 took 24 ms after Trio, an empty one takes 0.2 ms, and 30 ms
+# are the limit. 73 take 1.4 % fewer instructions than those 39, because parts of them wait until they are needed.
 MAX_LOADED = 73
 
 
