@@ -1,7 +1,7 @@
-"""What a worker of trio-offload needs of Python code, each part imported when something needs it and never before.
+"""The Python code of the worker. Each module is imported when something first needs it.
 
-A plain call imports nothing from here. Nothing in here imports trio. For jobs and ``retire`` functions there is
-:func:`memory_info`, for jobs :func:`single_threaded`.
+A plain call imports nothing from here, and nothing here imports trio. Public functions:
+:func:`memory_info` for jobs and ``retire`` functions, :func:`single_threaded` for jobs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
 
 class MemoryInfo:
-    """What a process holds: ``rss``, resident memory; ``peak_rss``, the most that it ever was; ``vms``, the size of the
-    address space. In bytes each."""
+    """The memory use of a process, in bytes.
+
+    Attributes:
+        rss: Resident memory.
+        peak_rss: Highest resident memory so far.
+        vms: Size of the address space.
+    """
 
     __slots__ = ("peak_rss", "rss", "vms")
 
@@ -35,13 +40,14 @@ class MemoryInfo:
 
 
 def memory_info() -> MemoryInfo:
-    """What this process holds at this moment, in bytes. Takes about 30 µs, and works outside of workers too.
+    """Return the memory use of this process. Takes about 30 µs.
 
-    The figures are those of proc(5), ``/proc/self/status``: ``VmRSS``, ``VmHWM`` and ``VmSize``. For the resident memory alone
-    :func:`resident_memory` is quicker.
+    It works outside of workers too. The figures are ``VmRSS``, ``VmHWM`` and ``VmSize`` of
+    ``/proc/self/status``, see proc(5). :func:`resident_memory` is quicker if the resident memory is
+    enough.
 
     Raises:
-        RuntimeError: the system does not tell (there is no ``/proc``).
+        RuntimeError: ``/proc`` is not mounted.
     """
     wanted = {b"VmRSS": 0, b"VmHWM": 0, b"VmSize": 0}
     for line in _read("/proc/self/status").splitlines():
@@ -49,25 +55,28 @@ def memory_info() -> MemoryInfo:
         if name in wanted:
             wanted[name] = int(value.split()[0]) * 1024
     rss = wanted[b"VmRSS"]
-    # The kernel counts lazily; the two are not always of the same moment.
+    # The kernel updates its counters lazily, so the two may be of different moments.
     return MemoryInfo(rss, max(rss, wanted[b"VmHWM"]), wanted[b"VmSize"])
 
 
 class single_threaded:  # noqa: N801 (used as a function)
-    """While this is entered, this process has no thread but those of the job's own.
+    """Run a block without the worker's native thread, so that only the job's threads exist.
 
-    The worker executable has a native thread, which watches over running jobs. Where one thread too many matters it steps
-    aside without being asked: for ``os.fork``, and for ``unshare`` and ``setns`` as Python and most libraries call them. This is
-    for what goes around those: a system call made directly, or a C library that is opened by its file's name. ::
+    The worker executable has a native thread that watches over running jobs. It steps aside without
+    being asked for ``os.fork``, and for ``unshare`` and ``setns`` as Python and most libraries call
+    them. Use this class for calls that bypass those functions: a direct system call, or a C library
+    opened by its file name. ::
 
         with trio_offload_worker.single_threaded():
             ctypes.CDLL("libc.so.6").unshare(CLONE_NEWUSER)
 
-    Nobody watches meanwhile: the job is not ended with a parent that dies, nor for its ``memory_limit``. Keep it short. To be used
-    in the main thread. Elsewhere, and in processes without such a thread, it does nothing.
+    Keep the block short. Until its end, the job is neither killed when the parent dies nor checked
+    against its ``memory_limit``. Use it in the main thread. In other threads, and in processes
+    without a native thread, it does nothing.
 
     Raises:
-        OSError: at the end of the block, if the system has no thread to spare by then. It is tried again when the job ends.
+        OSError: at the end of the block, if the system cannot start a thread at that moment. The
+            worker tries again when the job ends.
     """
 
     def __enter__(self) -> None:
@@ -92,7 +101,11 @@ class single_threaded:  # noqa: N801 (used as a function)
 
 
 def resident_memory() -> int:
-    """The resident memory of this process, in bytes. Raises what :func:`memory_info` raises."""
+    """Return the resident memory of this process, in bytes.
+
+    Raises:
+        RuntimeError: as for :func:`memory_info`.
+    """
     import os
 
     return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")

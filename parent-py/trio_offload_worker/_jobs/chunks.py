@@ -1,18 +1,19 @@
-"""Runs the items of a chunk of ``map``: what each of them returns or raises is its own, as if it had come alone.
+"""Run the items of a chunk of ``map``. Each item has its result or its exception.
 
-Rules that the code below keeps:
+Invariants:
 
-* an item whose arguments cannot be unpickled, or whose result cannot be pickled, spoils none of the others. Numbers, text
-  and the like travel together, because nothing can go wrong with those; anything else has a pickle of its own, which
-  also keeps two items from being one and the same object here;
-* before an item begins its index stands in the record, which outlives this process. So the parent can tell
-  which items had been begun when a worker died, and no item is run twice. To count takes some forty nanoseconds: items that
-  take less than a microsecond are counted by the dozen, and where one of those kills the worker it is not known which;
-* results and exceptions are pickled when the worker pickles its answer, and not before: only then is the user's main
-  script left alone (``_jobs/main_module.py``);
-* a copy of this process that an item has forked off runs no further item.
+* An item does not affect the others, even if its arguments cannot be unpickled or its result cannot
+  be pickled. Numbers, text and other builtin values share a pickle, because they cannot fail. Any
+  other item has a separate pickle, which also keeps two items from becoming one object here.
+* The index of an item is in the record before the item starts. The record outlives this process, so
+  the parent can tell which items had started when a worker died. So an item runs once at most.
+  Counting takes about 40 ns. Items that take less than a microsecond are therefore counted in
+  groups; if one of them kills the worker, the parent does not know which.
+* Results and exceptions are pickled together with the worker's answer. Only then does
+  pickling leave the user's main script unloaded (``_jobs/main_module.py``).
+* If an item forks, the copy of this process stops after that item.
 
-The parent imports this too, for what both sides have to agree on.
+The parent imports this module too, for the definitions that both sides share.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
 
 def are_plain(values: Sequence[Any]) -> bool:
-    """Whether all values are immutable objects of builtin types (or tuples of such): they may share a pickle."""
+    """True if all values are immutable builtin objects or tuples of such: they may share a
+    pickle."""
     kinds = set(map(type, values))
     if kinds <= _PLAIN:
         return True
@@ -46,7 +48,10 @@ def are_plain(values: Sequence[Any]) -> bool:
 
 
 def items_in(plain: list[Any] | tuple[int, int, int]) -> list[Any]:
-    """A list, or of a range its start, stop and step: to find the class by its name takes as long as forty numbers."""
+    """Return the list, or make it from the start, stop and step of a range.
+
+    A range travels as three numbers: to find its class by name takes as long as 40 numbers.
+    """
     return list(range(*plain)) if isinstance(plain, tuple) else plain
 
 
@@ -54,23 +59,24 @@ def run(
     function: Callable[[Any], Any],
     what: tuple[list[Any] | tuple[int, int, int] | None, list[Item] | None, int, tuple[int, int], float | None],
 ) -> Chunk | Outcome:
-    """Run a chunk; what came of it, as that is pickled if nothing can go wrong with it.
+    """Run a chunk. Return its outcome, ready to pickle if pickling it cannot fail.
 
     Args:
-        function: what is called with each item.
+        function: called with each item.
         what: in this order
 
-            * the items, if they are plain, as :func:`items_in` takes them; else None;
-            * else the items, each pickled by itself;
-            * the chunk's number, by which the parent knows what stands in the record;
-            * the identity of the record;
-            * seconds after which no further item is begun, unless it is the first; None: all are run.
+            * the items as :func:`items_in` takes them, if they are builtin values; else None;
+            * else the items, each with its own pickle;
+            * the chunk's number, by which the parent matches the record to the chunk;
+            * the device and inode of the record;
+            * seconds after which no further item starts; the first item always runs. None means no
+              limit.
     """
     items, pickled, number, record, budget = what
     global _forked
     _forked = False
     progress = _progress_in(record)
-    # In this order: the number says that the rest is this chunk's.
+    # The number is cleared first and set last: it marks the other fields as this chunk's.
     progress[_NUMBER] = 0
     progress[_INDEX], progress[_COUNT] = 0, 1
     progress[_NUMBER] = number
@@ -85,10 +91,10 @@ def run(
     step, last = _STEP, began
     done = 0
     while done < len(rest):
-        # The clock is looked at now and then only: it takes as long as a small job.
+        # Reading the clock takes as long as a small job, so read it once per group of items.
         done = run_some(function, rest, done, done + step, progress, chunk)
         if _forked and os.getpid() != process:
-            # The executor ends the copy, with what the item gave it for an end.
+            # The executor ends the copy, with the exception that ended the item, if any.
             if done - 1 in chunk.errors:
                 raise chunk.errors[done - 1][1]
             return chunk
@@ -105,14 +111,16 @@ def run(
 
 
 def prepare(function: Callable[[Any], Any], nothing: tuple[()]) -> None:
-    """Called before a chunk is, so that the function has been imported by then."""
+    """Make the worker import the function: the pickle of a call refers to it."""
 
 
 class Chunk:
-    """What came of a chunk. It pickles as an :data:`Outcome`: ``(results or None, pickled results or None, failures, count, seconds)``.
+    """The outcome of a chunk. It pickles as an :data:`Outcome`.
 
-    ``count`` items have been run, the first of the chunk. In the place of one that failed there is None, and ``failures``
-    has its index: ``(stage, segments, type, message, traceback)``, as in a RAISED of PROTOCOL.md.
+    An outcome is ``(results or None, pickled results or None, failures, count, seconds)``.
+    ``count`` is the number of items that ran, from the first of the chunk. The result of a failed
+    item is None, and ``failures`` maps its index to ``(stage, segments, type, message,
+    traceback)``, as in a RAISED of PROTOCOL.md.
     """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
@@ -122,9 +130,9 @@ class Chunk:
         self.seconds = 0.0
 
     def failed(self, stage: str, error: BaseException) -> None:
-        """The next item has failed."""
+        """Record that the next item failed."""
         self.errors[len(self.results)] = (stage, error, error.__traceback__)
-        # Kept beside it: should a later item raise the same object, its traceback would grow.
+        # Keep the traceback apart: if a later item raises the same object, its traceback grows.
         BaseException.with_traceback(error, None)
         self.results.append(None)
 
@@ -142,7 +150,8 @@ class Chunk:
     def _dump(self, index: int) -> Item | None:
         if index in self.errors:
             return None
-        # Dropped as soon as it is pickled: two forms of all results would be twice the memory.
+        # Drop each result once it is pickled. Both forms of all results would take twice the
+        # memory.
         value, self.results[index] = self.results[index], None
         try:
             return _dump(value)
@@ -155,7 +164,7 @@ class Chunk:
 def _run_plain(
     function: Callable[[Any], Any], items: Sequence[Any], first: int, end: int, progress: Any, chunk: Chunk
 ) -> int:
-    """Run the items from ``first`` to ``end``; how many of the chunk have been run by then."""
+    """Run the items from ``first`` to ``end``. Return how many items of the chunk have run."""
     add = chunk.results.append
     index = first
     progress[_INDEX] = first
@@ -173,10 +182,14 @@ def _run_plain(
 
 
 def _run_quickly(function: Callable[[Any], Any], items: list[Any], first: int, end: int, progress: Any, chunk: Chunk) -> int:
-    """The same for items that take less time than it takes to count them: they are counted together."""
+    """Run the items like :func:`_run_plain`, but count them together.
+
+    For items that take less time than counting them one by one.
+    """
     global _part
     _part = part = items[first:end]
-    # In this order: a worker that is killed in between has begun with fewer than this says.
+    # The count comes first. If the worker is killed in between, the record names too many items
+    # rather than too few.
     progress[_COUNT] = len(part)
     progress[_INDEX] = first
     results = map(function, part)
@@ -200,7 +213,7 @@ def _run_pickled(
             item = _pickle.loads(data, buffers=buffers)
             stage = "call"
             chunk.results.append(function(item))
-            # Before the next one is made: two large arguments need not be here at once.
+            # Free the item before the next one is made: two large arguments need not coexist.
             del item
         except BaseException as error:
             chunk.failed(stage, error)
@@ -214,7 +227,7 @@ def _dump(value: Any) -> Item:
     buffers: list[_pickle.PickleBuffer] = []
 
     def take(buffer: _pickle.PickleBuffer) -> bool:
-        """Beside the pickle (False), unless the buffer is small: then into it (True)."""
+        """Keep a large buffer out of band (False). Put a small one into the pickle (True)."""
         if buffer.raw().nbytes < OUT_OF_BAND:
             return True
         buffers.append(buffer)
@@ -239,9 +252,12 @@ def _describe(stage: str, error: BaseException, traceback: Any) -> tuple[str, li
 
 
 def _progress_in(record: tuple[int, int]) -> Any:
-    """Where the progress goes: the front of the record, or if that cannot be had a list, which nobody sees."""
+    """Return the array that takes the progress.
+
+    It is the front of the record. If the record cannot be mapped it is a list, which is not read.
+    """
     global _progress
-    # A worker that is a fork has what the process had that it was forked from, perhaps another worker's.
+    # A forked worker inherits the mapping of its origin, which may be another worker.
     if _progress is None or _progress[0] != record:
         _progress = record, _map_record(record) or [0, 0, 0]
     return _progress[1]
@@ -263,7 +279,7 @@ def _map_record(record: tuple[int, int]) -> Any:
 def _note_fork() -> None:
     global _forked
     _forked = True
-    # What is left of it is the original's to run.
+    # The original process runs the remaining items.
     _part.clear()
 
 
@@ -275,7 +291,10 @@ def _called_from_main(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _refusal(function: Callable[[Any], Any], value: Any) -> TypeError | None:
-    """What is to be said of a result that only an event loop could run. It is closed, so that Python does not complain."""
+    """Return the error for a result that only an event loop could run.
+
+    Close the result first, so that Python does not warn about it.
+    """
     from .guards import refuse_asynchronous
 
     try:
@@ -285,21 +304,21 @@ def _refusal(function: Callable[[Any], Any], value: Any) -> TypeError | None:
     return None
 
 
-# The places of the three numbers in the record, see trio_offload/_process/record.py.
+# Indexes of the three numbers in the record, see trio_offload/_process/record.py.
 _INDEX: Final = 0
 _NUMBER: Final = 1
 _COUNT: Final = 2
 _SIZE: Final = 24  # bytes
-_STEP: Final = 16  # items between two looks at the clock
+_STEP: Final = 16  # items between two reads of the clock
 _QUICK_STEP: Final = 64
-_QUICK: Final = 1e-6  # seconds; items that take less are counted together
+_QUICK: Final = 1e-6  # seconds; quicker items are counted together
 _FOR_EVER: Final = 1e18
 _PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 _PLAIN_OR_TUPLE: Final = _PLAIN | {tuple}
-# They look at the frame that calls them; to them it has to be the user's main module.
+# These functions inspect the calling frame, which must belong to the user's main module.
 _LOOK_AT_THEIR_CALLER: Final = (builtins.eval, builtins.exec, builtins.vars, builtins.dir, builtins.__import__)
 
-# Of this process: where it counts, once that is known; and whether it is, or has, a fork.
+# State of this process: the mapped record, and whether it is a fork made while a chunk ran.
 _progress: tuple[tuple[int, int], Any] | None = None
 _forked = False
 _part: list[Any] = []

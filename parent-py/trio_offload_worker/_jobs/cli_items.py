@@ -1,13 +1,13 @@
 """The worker's side of ``trio-offload map``: one item in, one line of JSON out.
 
-* It never imports trio, and nothing that a plain worker does not need anyway except ``json``. ``traceback`` waits for a
-  failure.
-* A line is made here, in the worker: what a job returns never has to pickle, turning it into text is done in parallel, and
-  the parent has only bytes to pass on. The parent imports this module too, to name its functions and to write the line of
-  an item whose worker is gone; it never imports the user's module.
-* A line is pure ASCII and ends with a newline, so neither a lone surrogate nor a locale can spoil the output.
-* Whatever user code does here (raise ``SystemExit``, return a value that contains itself, have a ``__repr__`` that raises)
-  ends in a line.
+* The module does not import trio. Besides the imports of a plain worker it needs only ``json``, and
+  ``traceback`` after a failure.
+* The worker makes the line. So results need not pickle, they are encoded in parallel, and the
+  parent only passes bytes on. The parent imports this module too, to name its functions and to
+  write the line of an item whose worker died. It does not import the user's module.
+* A line is ASCII and ends with a newline, so a lone surrogate or a locale cannot spoil the output.
+* User code always yields a line, even if it raises ``SystemExit``, returns a value that contains
+  itself, or has a ``__repr__`` that raises.
 """
 
 from __future__ import annotations
@@ -26,29 +26,33 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
     ItemKind: TypeAlias = Literal["text", "json"]
-    """``text``: the item is the content itself; ``json``: the content is a line of JSON and the item is its value."""
+    """``text``: the content is the item. ``json``: the item is the value of a line of JSON."""
 
-# The flags of a code object whose call only makes a coroutine or an asynchronous generator. Spelt out because importing ``inspect`` for them
-# would take longer than starting the worker.
+# Flags of a code object whose call returns a coroutine or an asynchronous generator. To import
+# ``inspect`` for them would take longer than to start the worker.
 _CO_COROUTINE = 0x80
 _CO_ASYNC_GENERATOR = 0x200
 
 
 class UnusableFunction(Exception):
-    """``MODULE:FUNCTION`` leads nowhere; the message says why."""
+    """``MODULE:FUNCTION`` cannot be found. The message gives the reason."""
 
 
 class Prepare:
-    """The ``init`` of a worker: take standard input and output from the jobs, and import the user's function.
+    """The ``init`` of a worker: redirect the standard streams, and import the user's function.
 
-    Standard output carries the command's lines: a job that prints would break them, so its output (also that of the
-    programs it starts) goes to standard error. Standard input may be the list of items: a job that reads it would eat
-    them, so it finds it empty, as under ``xargs``.
+    Standard output carries the command's lines. Output of jobs and of the programs they start goes
+    to standard error, so that it cannot break a line. Standard input may carry the list of items.
+    Jobs find it empty, as under ``xargs``, so that they cannot consume items.
 
-    ``path_entry`` goes in front of ``sys.path`` unless it leads it already; ``None`` leaves the path alone.
+    ``path_entry`` goes to the front of ``sys.path``, unless it is there already. None leaves the
+    path unchanged.
 
-    The import is done here and not by the first item: it may take longer than an item, and what it needs of memory is not
-    a leak. Raises :class:`UnusableFunction` if there is nothing to call.
+    The import happens here, before the first item. It may take longer than an item, and its memory
+    use is not a leak.
+
+    Raises:
+        UnusableFunction: the function does not exist or cannot be called.
     """
 
     __slots__ = ("function", "path_entry")
@@ -73,10 +77,10 @@ class Prepare:
 
 
 class Function:
-    """The user's function, by its name: ``MODULE:ATTRIBUTE``, the latter dotted if need be.
+    """The user's function, by its name ``MODULE:ATTRIBUTE``. The attribute may be dotted.
 
-    It is called in a worker, for one item. An object and not a function, because what is said about a worker that died names
-    what it ran, and that is the user's function and not ours.
+    A worker calls it with one item. It is an object, so that error messages about a dead worker
+    show the name of the user's function instead of a function of this module.
     """
 
     __slots__ = ("attribute", "module")
@@ -92,10 +96,10 @@ class Function:
         return type(self), (self.module, self.attribute)
 
     def __call__(self, kind: ItemKind, number: int, content: str | bytes) -> tuple[int, str | None, bytes]:
-        """Call the user's function. Returns the worker's process id, the name of the exception if there was one, and the
-        item's line.
+        """Call the user's function. Return the worker's PID, the exception's name and the line.
 
-        ``number`` is the item's place in its source, counted from 1 (the number of the line in a file).
+        ``number`` is the position of the item in its source, counted from 1 (the line number in a
+        file). The exception's name is None if the call succeeded.
         """
         failure, line = self._call(kind, number, content)
         return os.getpid(), failure, line
@@ -112,17 +116,18 @@ class Function:
         encoded_item = encode_item(kind, content, item)
         try:
             value = self._resolve()(item)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too: they are this job's, not the worker's
-            # The first entry is this method's own frame, which is of no use to the reader.
+        # SystemExit and KeyboardInterrupt too: they end the job, not the worker
+        except BaseException as error:
+            # The first entry is the frame of this method, which does not help the reader.
             traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
             name = type(error).__name__
             return name, failure_line(encoded_item, name, _text_of(error), _format(error, traceback))
         return None, b'{"item": %b, "ok": true, %b}\n' % (encoded_item, _encode_value(value))
 
     def find_problem(self) -> str | None:
-        """Why the function cannot be called for an item, in one line of text; ``None`` if it can.
+        """Return why the function cannot be called, as one line. Return None if it can.
 
-        Text and not an exception, because what a user's module raises need not survive the way to the parent.
+        The reason is text, because an exception of the user's module may not survive pickling.
         """
         try:
             function = self._resolve()
@@ -153,20 +158,27 @@ class Function:
 
 
 def encode_item(kind: ItemKind, content: str | bytes, value: object = ...) -> bytes:
-    """The JSON of an item: of a line of JSON its value, written anew; of one that cannot be read or written, its text.
+    """Return the JSON of an item: the value of a JSON line, or else the item's text.
 
-    ``value`` is the parsed content where the caller has it already.
+    A JSON line that cannot be read or written counts as text. ``value`` is the parsed content, if
+    the caller has parsed it already.
     """
     if kind == "json":
         try:
             return _dump(_parse(content) if value is ... else value)
         except (ValueError, RecursionError):
-            pass  # not JSON, or a number like 1e999 that Python reads as an infinity, which JSON does not have
+            # not JSON, or a number such as 1e999, which Python reads as infinity and JSON cannot
+            # hold
+            pass
     return _encode_text(content)
 
 
 def failure_line(encoded_item: bytes, type_name: str, message: str, traceback: str | None = None) -> bytes:
-    """The line of an item that failed. ``traceback`` is ``None`` where there is none; of a worker that died it is what is known of that."""
+    """Return the line of a failed item.
+
+    ``traceback`` is None if the exception has none. For a dead worker it is the report of its
+    death.
+    """
     error = {"type": type_name, "message": message, "traceback": traceback}
     return b'{"item": %b, "ok": false, "error": %b}\n' % (encoded_item, _dump(error))
 
@@ -179,13 +191,13 @@ def _take_standard_streams() -> None:
         os.dup2(null, 0)
         try:
             os.dup2(2, 1)
-        except OSError:  # there is no standard error either
+        except OSError:  # standard error is closed too
             os.dup2(null, 1)
     finally:
         if null > 2:
             os.close(null)
-    # Made when descriptor 1 was perhaps a pipe or a file, sys.stdout keeps whole blocks back: what a killed job had printed
-    # would be lost.
+    # If descriptor 1 was a pipe or a file at startup, sys.stdout buffers whole blocks. A killed
+    # job's output would be lost.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
 
@@ -196,7 +208,8 @@ def _parse(content: str | bytes) -> Any:
         return _load(text)
     except json.JSONDecodeError:
         raise
-    except ValueError:  # an integer of more digits than Python likes to read, or a constant that JSON does not have
+    # an integer beyond Python's digit limit, or a constant that JSON does not have
+    except ValueError:
         return _without_digit_limit(_load, text)
 
 
@@ -205,7 +218,8 @@ def _load(text: str) -> Any:
 
 
 def _explain(error: BaseException) -> str:
-    if isinstance(error, json.JSONDecodeError):  # its own text says "line 1", which is not the line of the file
+    # its own text says "line 1", which is not the line of the file
+    if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return _text_of(error)
 
@@ -215,12 +229,12 @@ def _refuse_constant(name: str) -> object:
 
 
 def _encode_value(value: object) -> bytes:
-    """``"value": …`` if JSON can hold the value as it is, otherwise ``"repr": …``."""
+    """Return ``"value": …`` if JSON can hold the value unchanged, otherwise ``"repr": …``."""
     try:
         encoded = _dump_whole(value)
         if _keys_are_text(value):
             return b'"value": ' + encoded
-    except Exception:  # not only what json documents: a subclass of dict or str may raise anything on the way
+    except Exception:  # json documents less, but a subclass of dict or str may raise anything
         pass
     return b'"repr": ' + _dump(_repr_of(value))
 
@@ -233,12 +247,12 @@ def _dump_whole(value: object) -> bytes:
     try:
         return _dump(value)
     except ValueError:
-        # Perhaps only an integer of more digits than Python likes to write. The job has computed it: write it.
+        # The reason may be an integer beyond Python's digit limit. Write it all the same.
         return _without_digit_limit(_dump, value)
 
 
 def _without_digit_limit(function: Callable[[Any], Result], value: object) -> Result:
-    if not hasattr(sys, "set_int_max_str_digits"):  # before 3.10.7 there is no limit
+    if not hasattr(sys, "set_int_max_str_digits"):  # Python before 3.10.7 has no limit
         return function(value)
     limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
@@ -249,10 +263,10 @@ def _without_digit_limit(function: Callable[[Any], Result], value: object) -> Re
 
 
 def _keys_are_text(value: object) -> bool:
-    """Whether every key in ``value`` is text: ``json`` would turn 1 and None into "1" and "null" without a word.
+    """True if every key in ``value`` is text. ``json`` would silently turn 1 and None into text.
 
-    Called after the value has been encoded, so it is known to be finite. A loop and not a recursion: the encoder goes deeper
-    than Python code can.
+    The value has been encoded before, so it is finite. The encoder nests deeper than Python code
+    can, so this is a loop and not a recursion.
     """
     waiting = [value]
     while waiting:
@@ -299,5 +313,6 @@ def _format(error: BaseException, traceback: TracebackType | None) -> str | None
 
     try:
         return "".join(format_exception(type(error), error, traceback))
-    except BaseException:  # an exception with a hostile attribute: the line still has its type and its message
+    # an exception with a hostile attribute: the line still has its type and its message
+    except BaseException:
         return None

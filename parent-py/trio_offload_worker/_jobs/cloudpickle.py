@@ -1,4 +1,4 @@
-"""cloudpickle, with what it lacks. The parent imports this too; it can be imported only where cloudpickle is installed."""
+"""Extensions of cloudpickle. Importing this module, as the parent does too, needs cloudpickle."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import cloudpickle
 
 
 class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc,unused-ignore]
-    """Takes functions with a cache too that are not found by their names: :func:`functools.cache` at a prompt, say.
+    """A pickler that also takes cached functions that cannot be found by name.
 
-    Such a function says itself that it is pickled by its name, and no pickler asks further.
+    An example is a function decorated with :func:`functools.cache` at a prompt. Its ``__reduce__``
+    returns a name, so pickle would not look any further.
     """
 
     def reducer_override(self, obj: Any) -> Any:
@@ -25,9 +26,10 @@ class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc,unused-ignore]
 
 
 class ResultPickler(Pickler):
-    """In a worker: names what is in the main module, which the parent has.
+    """A pickler for results. It sends objects of the main module by name, as the parent has them.
 
-    cloudpickle alone would send that by value, and the parent would get a second class of the same name.
+    cloudpickle alone would send them by value, and the parent would get a second class of the same
+    name.
     """
 
     def reducer_override(self, obj: Any) -> Any:
@@ -37,7 +39,7 @@ class ResultPickler(Pickler):
 
 
 def make_cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
-    """The function with a cache of its own, which is empty. A pickle names this."""
+    """Return the function with an empty cache. Pickles refer to this function by name."""
     return functools.lru_cache(maxsize, typed)(function)
 
 
@@ -46,7 +48,8 @@ _CACHED: Final[Any] = functools._lru_cache_wrapper
 
 def _is_found(obj: Any) -> bool:
     if obj.__module__ in ("__main__", "__mp_main__"):
-        # cloudpickle sends all that is of a main module by value, so what it uses has to come along.
+        # cloudpickle sends a main module's objects by value, so the wrapped function has to go
+        # along.
         return False
     return _has_its_name(obj)
 

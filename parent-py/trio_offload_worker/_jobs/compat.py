@@ -1,6 +1,6 @@
-"""Private functions of Python that differ between its versions, each with what it is used for.
+"""Private functions of Python that differ between its versions, each with its use.
 
-``tests/test_private_names.py`` has a list of the names.
+``tests/test_private_names.py`` lists the names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def join_threads() -> None:
-    """Wait for the threads that are not daemons, as Python does at its exit. Does nothing without `threading`."""
+    """Join the non-daemon threads, as Python does at its exit, if `threading` is imported."""
     threading: Any = sys.modules.get("threading")
     if threading is not None:
         threading._shutdown()
@@ -28,7 +28,7 @@ def run_exit_handlers() -> None:
 
 
 def disable_finalizers() -> list[Any]:
-    """Keep :class:`weakref.finalize` objects of the parent from running at the exit of this fork. Return them."""
+    """Disable the parent's :class:`weakref.finalize` objects in this fork. Return them."""
     import atexit
     import weakref
 
@@ -37,22 +37,22 @@ def disable_finalizers() -> list[Any]:
         finalizer.atexit = False
     exit_function = getattr(weakref.finalize, "_exitfunc", None)
     if exit_function is not None:
-        # Python registers it once in the life of a process.
+        # Python registers the function only once in a process.
         atexit.register(exit_function)
     return kept
 
 
 def warning_filters() -> list[Any]:
-    """Return the list of filters that both the C code and `warnings` use, without importing the latter."""
+    """Return the filters that the C code and `warnings` share, without importing `warnings`."""
     filters: list[Any] = (sys.modules.get("warnings") or _warnings).filters
     return filters
 
 
 class ChangeOfWarningFilters:
-    """A block that changes the filters. At its end the modules' registries of past decisions become void.
+    """Change the warning filters in a block. Its end voids the modules' registries of decisions.
 
-    Python has only private functions for that: these up to 3.13, and others from 3.14, where a lock protects
-    the filters. Without either, :class:`warnings.catch_warnings` has the same effect.
+    Python has only private functions for that: one set up to 3.13, another from 3.14, where a lock
+    protects the filters. Without either, :class:`warnings.catch_warnings` has the same effect.
     """
 
     def __enter__(self) -> None:

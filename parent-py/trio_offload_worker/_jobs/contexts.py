@@ -1,7 +1,8 @@
 """The context variables of a job.
 
-Each job runs in a copy of the worker's context, as a call of ``trio.to_thread`` runs in a copy of its caller's. The copy has
-what ``init`` and the imports of the jobs' modules have set; what a job sets is gone with it.
+Each job runs in a copy of the worker's context, as ``trio.to_thread`` runs in a copy of its
+caller's. The copy has the values that ``init`` and the imports of the jobs' modules have set.
+Values that a job sets are dropped with the copy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def part(context: Context) -> None:
-    """Give a copy a decimal context of its own, if the worker's context has one: jobs change that object in place."""
+    """Copy the decimal context, if the worker's context has one: jobs change it in place."""
     decimal: Any = sys.modules.get("decimal")
     kind = getattr(decimal, "Context", None)
     if kind is None:

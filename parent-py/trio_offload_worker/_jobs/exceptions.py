@@ -1,14 +1,15 @@
-"""Exceptions ↔ bytes, with all that belongs to them: traceback, cause, context, notes, groups.
+"""Pickle exceptions with traceback, cause, context, notes and groups, and load them.
 
-The worker dumps, the parent loads; this is the one module of the worker's that the parent imports too, because a pickle
-made here names its functions.
+The worker dumps, the parent loads. Both import this module, because the pickles refer to its
+functions by name.
 
-* An exception is rebuilt without calling its own ``__init__`` or ``__setattr__``: many cannot be called with ``args``
-  alone, and a frozen dataclass lets nobody set ``__traceback__``. A class that says itself how it is pickled
-  (``__reduce__``) is asked, as always.
-* What links exceptions to each other is set after they exist, so a cycle does no harm.
-* A traceback travels as a plain list of its places, whatever its depth; ``tblib`` makes a real one of it in the parent.
-* Nothing here raises, whatever an exception's class does, except :func:`load`.
+* An exception is rebuilt without its own ``__init__`` or ``__setattr__``. Many constructors reject
+  ``args`` alone, and a frozen dataclass forbids setting ``__traceback__``. A class with its own
+  ``__reduce__`` is pickled by it, as usual.
+* The links between exceptions are set after the exceptions exist, so cycles work.
+* A traceback travels as a flat list of frame summaries, whatever its depth. The parent makes a real
+  traceback of it with ``tblib``.
+* Only :func:`load` raises, whatever the exception's class does.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
     from typing import Any, Final, TypeAlias
 
 Place: TypeAlias = "tuple[str, str, int, str, str | None]"
-"""Of one entry of a traceback: the code's file and name, the line, the module's name and file."""
+"""One traceback entry: the code's file and name, the line, the module's name and file."""
 
 
 def dump(exception: BaseException, stage: str) -> tuple[list[bytes], str, str, str]:
     """Describe and pickle an exception that a job raised.
 
     Returns:
-        The segments of its pickle (none if nothing can pickle it), the qualified name of its class, its text, and the text
-        of its traceback.
+        The segments of its pickle (empty if it cannot be pickled), the qualified name of its class,
+        its text, and the text of its traceback.
     """
     _without_machinery(exception)
     segments: list[bytes] = []
@@ -55,18 +56,23 @@ def dump(exception: BaseException, stage: str) -> tuple[list[bytes], str, str, s
 
 
 def load(data: Any) -> BaseException:
-    """The exception in a pickle that :func:`dump` made. Raises whatever unpickling raises."""
+    """Load an exception from a pickle that :func:`dump` made.
+
+    Raises:
+        BaseException: any exception that unpickling raises.
+    """
     exception = _pickle.loads(data)
     if not isinstance(exception, BaseException):
         raise TypeError(f"the pickle holds no exception but {type(exception).__name__}")
     return exception
 
 
-# The functions that a pickle names. Their names and arguments are a format between two releases; add, do not change.
+# Pickles refer to these functions by name. The names and arguments are a format that two releases
+# share: add to them, but do not change them.
 
 
 def make_exception(cls: Any, base: Any, args: tuple[Any, ...]) -> BaseException:
-    """An exception of the class ``cls`` as the builtin ``base`` of it makes one, its own constructors left aside."""
+    """Make an exception of ``cls`` with its builtin ``base``, bypassing its own constructors."""
     try:
         exception: BaseException = base.__new__(cls, *args)
     except TypeError:
@@ -74,7 +80,7 @@ def make_exception(cls: Any, base: Any, args: tuple[Any, ...]) -> BaseException:
     try:
         base.__init__(exception, *args)
     except Exception:
-        # Somebody has put other `args` there than the builtin class takes.
+        # User code has replaced `args` with values that the builtin class rejects.
         BaseException.__setattr__(exception, "args", args)
     return exception
 
@@ -89,7 +95,7 @@ def set_state(exception: BaseException, state: tuple[dict[str, Any], dict[str, A
 
 
 def set_own_state(exception: Any, state: tuple[Any, Any, tuple[Any, ...]]) -> None:
-    """The same for a class that says itself how it is pickled."""
+    """Do the same for a class that defines how it is pickled."""
     own, setter, links = state
     if own is not None:
         if setter is not None:
@@ -104,7 +110,7 @@ def set_own_state(exception: Any, state: tuple[Any, Any, tuple[Any, ...]]) -> No
 
 
 def set_links(exception: BaseException, links: tuple[Any, ...]) -> None:
-    """Traceback, cause, context, and whether the context is hidden."""
+    """Set the traceback, the cause, the context, and whether the context is hidden."""
     places, cause, context, suppress_context = links
     BaseException.with_traceback(exception, make_traceback(places))
     BaseException.__setattr__(exception, "__cause__", cause)
@@ -113,7 +119,7 @@ def set_links(exception: BaseException, links: tuple[Any, ...]) -> None:
 
 
 def make_traceback(places: list[Place]) -> TracebackType | None:
-    """A real traceback through these places; None of none."""
+    """Make a real traceback from a list of frame summaries. Return None if it is empty."""
     if not places:
         return None
     from types import SimpleNamespace
@@ -133,11 +139,13 @@ def make_traceback(places: list[Place]) -> TracebackType | None:
     return made
 
 
-# What follows is the worker's.
+# The rest is used only in the worker.
 
-_MOST_PLACES: Final = 400  # of a traceback, half of them from either end: endless recursion says nothing in its middle
+# traceback entries, half from either end: endless recursion repeats itself in the middle
+_MOST_PLACES: Final = 400
 _GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
-_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class made at run time, as all of Python's own code are
+# Py_TPFLAGS_HEAPTYPE: a class made at run time, as all classes of Python code are
+_HEAP_TYPE: Final = 1 << 9
 
 
 def _dump_whole(exception: BaseException) -> bytes | None:
@@ -164,7 +172,7 @@ def _dump_with_cloudpickle(exception: BaseException) -> bytes | None:
 
 
 def _dump_alone(exception: BaseException) -> bytes | None:
-    """Without the exceptions that it is linked with: a chain may be too long, and one of them may hold what cannot be pickled."""
+    """Pickle without the linked exceptions: a chain may be too long, or not be picklable."""
 
     class Pickler(_pickle.Pickler):
         def reducer_override(self, value: Any) -> Any:
@@ -204,7 +212,8 @@ def _reduce_exception(exception: BaseException, with_links: bool) -> Any:
     reduced: Any = base.__reduce__(exception)
     _, args, *rest = reduced
     own: dict[str, Any] = object.__getattribute__(exception, "__dict__")
-    # Beside the instance's dictionary: what builtin classes keep elsewhere (ImportError has a name and a path).
+    # Builtin classes keep some attributes outside the instance's dictionary (ImportError has a name
+    # and a path).
     slots: dict[str, Any] = {name: value for name, value in (rest[0] or {} if rest else {}).items() if name not in own}
     slots.update(_slots(exception, base))
     if isinstance(exception, _GROUP):
@@ -247,7 +256,7 @@ def _places(traceback: TracebackType | None) -> list[Place]:
 
 
 def _without_machinery(exception: BaseException) -> None:
-    """Take our own frames off the front of the traceback: what the user sees begins with the user's code."""
+    """Remove our own frames from the front of the traceback, so that it starts with user code."""
     traceback = BaseException.__getattribute__(exception, "__traceback__")
     while traceback is not None and _is_ours(traceback.tb_frame.f_code.co_filename):
         traceback = traceback.tb_next
@@ -288,5 +297,5 @@ def _text(exception: BaseException) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Text that UTF-8 can hold: a lone surrogate is written as its number."""
+    """Escape lone surrogates, which UTF-8 cannot encode."""
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,7 +1,8 @@
-"""The stacks of all Python threads go into the record when the process dies of a fault, and when the sentinel asks.
+"""Write the stacks of all Python threads to the record on a fault, or when the sentinel asks.
 
-Python's ``faulthandler`` writes them, and there is one in a process. So a job that enables it for a file, or disables it, gets
-what that returns and changes nothing. The worker executable uses :func:`shield` too (``faults.rs``).
+Python's ``faulthandler`` writes them, and a process has only one. So jobs that enable or disable it
+get the usual return values, but change nothing. The worker executable uses :func:`shield` too
+(``faults.rs``).
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
 
 
 def shield(functions: dict[str, Any]) -> dict[str, Callable[..., Any]]:
-    """Put what jobs call in the place of these functions of ``faulthandler``: ``enable``, ``disable``, ``is_enabled``,
-    ``register``, ``unregister``."""
+    """Replace these functions of ``faulthandler`` for jobs. Return the replacements.
+
+    Args:
+        functions: the originals of ``enable``, ``disable``, ``is_enabled``, ``register`` and
+            ``unregister``, by name.
+    """
     if _shields:
         return _shields
     worker = os.getpid()
     is_enabled = True
 
     def is_copy() -> bool:
-        # One that a job has forked off has a faulthandler of its own.
+        # A process that a job has forked has its own faulthandler.
         return os.getpid() != worker
 
     def enable(file: Any = None, *arguments: Any, **keywords: Any) -> None:
@@ -75,7 +80,7 @@ class FaultReports:
 
     def __init__(self, record: int) -> None:
         self._record = record
-        # A worker that is forked off another one's job finds what that has put in their place.
+        # A worker forked from another worker's job finds that worker's replacements.
         names = ("enable", "disable", "is_enabled", "register", "unregister")
         found = {name: getattr(faulthandler, name) for name in names}
         self._functions: dict[str, Any] = faulthandler.__dict__.setdefault("_functions_of_trio_offload", found)
@@ -87,7 +92,7 @@ class FaultReports:
         shield(self._functions)
 
     def end_job(self) -> None:
-        """A job may have changed what a fault does to the process. Without this module it can hardly have done so."""
+        """Arm the handler again. A job that has not imported ``signal`` cannot have disarmed it."""
         if "signal" not in sys.modules:
             return
         self._functions["disable"]()
@@ -99,10 +104,13 @@ class FaultReports:
             self._functions["enable"](self._record, all_threads=True)
             self._functions["register"](STACKS, self._record, all_threads=True)
         except (OSError, RuntimeError, ValueError):
-            pass  # Then there is no record; no job is concerned.
+            pass  # The record stays empty. Jobs are not affected.
 
     def end_in_copy(self) -> None:
-        """In a fork of this process, which is nothing to the parent: whatever gets the number next is the user's."""
+        """Disarm the handler and close the record in a fork that the parent does not know.
+
+        The user's code may reuse the descriptor's number.
+        """
         self._functions["disable"]()
         self._functions["unregister"](STACKS)
         if identity_of(self._record) == self._identity:

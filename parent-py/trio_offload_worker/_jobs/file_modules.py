@@ -1,6 +1,7 @@
-"""Modules that the parent has loaded from files where the import system does not look.
+"""Modules that the parent loaded from files which the import system would not find.
 
-They are imported here from the same files and under the same names, when a job names one; see ``trio_offload._interpreter.file_modules``.
+A worker imports them from the same files under the same names when a job names one, see
+``trio_offload._interpreter.file_modules``.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ if TYPE_CHECKING:
 
 
 def install(modules: dict[str, tuple[str | None, list[str] | None]]) -> None:
-    """Let these be imported: ``modules`` maps each name to the file, and to where a package's submodules are looked for."""
+    """Make these modules importable.
+
+    Args:
+        modules: maps each name to the module's file, and to a package's search locations.
+    """
     _known.clear()
     _known.update(modules)
     if _Finder not in sys.meta_path:
-        # The last to be asked: what can be found in the usual way is.
+        # The last finder, so that the usual import system takes precedence.
         sys.meta_path.append(_Finder)
 
 
@@ -25,7 +30,7 @@ _known: Final[dict[str, tuple[str | None, list[str] | None]]] = {}
 
 
 class _Finder:
-    """Knows the names that the parent has told, and no other."""
+    """A finder for the names that the parent has sent."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
@@ -42,7 +47,8 @@ class _Finder:
             return package
         spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=locations)
         if spec is None:
-            # The extension says nothing, so somebody has said there that it is Python.
+            # The extension is unknown, so the parent has loaded the file explicitly as Python
+            # source.
             loader = importlib.machinery.SourceFileLoader(name, file)
             spec = importlib.util.spec_from_file_location(name, file, loader=loader, submodule_search_locations=locations)
         return spec

@@ -1,6 +1,6 @@
-"""What a worker that was forked off a template takes over of the parent before its first job, and how it ends.
+"""The start and the exit of a worker that was forked from a template.
 
-Imported by the template, so that it is there in every worker.
+The template imports this module, so it is loaded in every such worker.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def catch_up(environment: dict[bytes, bytes | None], pycache_prefix: bytes | None) -> None:
-    """Take over what has changed in the parent since the template was started, and have random numbers of one's own.
+    """Apply the parent's changes since the template started, and reseed random numbers.
 
     Args:
-        environment: the variables that have changed; None: it is gone.
-        pycache_prefix: ``sys.pycache_prefix`` as the parent has it.
+        environment: the changed variables; None means that the variable is gone.
+        pycache_prefix: the parent's ``sys.pycache_prefix``.
     """
     for name, value in environment.items():
         if value is not None:
@@ -32,10 +32,10 @@ def catch_up(environment: dict[bytes, bytes | None], pycache_prefix: bytes | Non
         else:
             os.environb.pop(name, None)
     if b"TZ" in environment:
-        # The C library has read it when the template was started.
+        # The C library read it when the template started.
         time.tzset()
     sys.pycache_prefix = None if pycache_prefix is None else os.fsdecode(pycache_prefix)
-    # Python's own `random` does it by itself at each fork; NumPy does not.
+    # Python reseeds its own `random` at each fork; NumPy does not.
     random: Any = sys.modules.get("numpy.random")
     seed = getattr(random, "seed", None)
     if seed is not None:
@@ -43,21 +43,23 @@ def catch_up(environment: dict[bytes, bytes | None], pycache_prefix: bytes | Non
 
 
 def leave() -> bool:
-    """Do at the end of a worker what has to be done for others to see; whether standard output could be written.
+    """Do the visible work of an exit. Return whether standard output could be written.
 
-    As the processes that multiprocessing forks, and unlike those that start Python themselves, it does not take the interpreter
-    apart: every object of the template's would be touched, and each page copied for that, which takes several times as long as
-    the fork. So threads are joined, exit handlers run and files written out; ``__del__`` of what lives on is not called.
+    Threads are joined, exit handlers run and files flushed; ``__del__`` of live objects is not
+    called. A normal exit would finalize the interpreter. That touches every object of the template
+    and copies each of its pages, which takes several times as long as the fork. The forked
+    processes of multiprocessing exit like this too.
     """
     join_threads()
     run_exit_handlers()
-    # Those that the template has had belong to all workers; they are not among the objects that are listed.
+    # The template's own files are shared by all workers. They are frozen, so ``get_objects`` does
+    # not list them.
     for file in gc.get_objects():
         if type(file) in _FILES and not file.closed:
             try:
                 file.flush()
             except Exception:
-                # A file that Python closes at its end tells nobody either.
+                # Python ignores errors of files that it closes at its exit, too.
                 pass
     return flush_at_exit()
 

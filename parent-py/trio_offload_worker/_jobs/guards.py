@@ -1,4 +1,4 @@
-"""What keeps a job's code from harming the worker: its output, its exceptions and its results."""
+"""Guards that keep a job's output, exceptions and results from harming the worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TEXT_LIMIT: Final = 2**20  # bytes
 
 
 def clip(text: str) -> str:
-    """Cut a text to the size that a message carries, and mark the cut. Jobs may raise very long messages."""
+    """Clip a text to the size that a message may carry, and mark the cut."""
     if len(text) <= _TEXT_LIMIT // 4:
         return text
     data = text.encode("utf-8", "backslashreplace")
@@ -24,7 +24,7 @@ def clip(text: str) -> str:
 def describe(error: BaseException, stage: str) -> tuple[list[bytes], str, str, str]:
     """Return the segments of an exception's pickle, its type, its message and its traceback.
 
-    Never raises, whatever the exception's class does.
+    It does not raise, whatever the exception's class does.
     """
     segments: list[bytes] = []
     try:
@@ -44,7 +44,7 @@ def describe(error: BaseException, stage: str) -> tuple[list[bytes], str, str, s
 def evaluate_in_main(expression: str) -> Any:
     """Evaluate an expression in ``__main__``.
 
-    `eval` and a few other builtins look at the frame that calls them. A function made here gives them the
+    `eval` and a few other builtins inspect the calling frame. A function made here gives them the
     frame of the user's main module.
     """
     return eval(compile(expression, "<trio-offload>", "eval"), sys.modules["__main__"].__dict__)
@@ -53,7 +53,7 @@ def evaluate_in_main(expression: str) -> Any:
 def refuse_asynchronous(function: Any, value: Any) -> None:
     """Raise if a job returned a coroutine or an asynchronous generator.
 
-    It is closed first, so that Python does not warn that nobody awaited it.
+    Close it first, so that Python does not warn about a coroutine that was not awaited.
 
     Raises:
         TypeError: the value can only be run by an event loop.
@@ -87,7 +87,7 @@ del _made
 
 
 def flush() -> None:
-    """Flush the standard streams. Ignore closed and broken ones: Python reports them at its exit."""
+    """Flush the standard streams. Ignore broken ones: Python reports them at its exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -96,7 +96,7 @@ def flush() -> None:
 
 
 def flush_at_exit() -> bool:
-    """Flush the standard streams, and report a failure of standard output, as Python does at its exit.
+    """Flush the standard streams, and report a failure of standard output, as Python does at exit.
 
     Return False if a stream failed.
     """
@@ -116,7 +116,7 @@ def _flush_at_exit(stream: Any) -> bool:
 
 
 def report_unraisable(error: BaseException) -> None:
-    """Print the traceback of an exception that no caller receives."""
+    """Print the traceback of an exception that does not reach a caller."""
     try:
         sys.excepthook(type(error), error, error.__traceback__)
     except BaseException:

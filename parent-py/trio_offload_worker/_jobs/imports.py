@@ -1,4 +1,4 @@
-"""What is to happen as soon as some module has been imported, without importing it for that."""
+"""Call a function as soon as a module has been imported, without importing the module."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def find_spec(name: str, path: Any, target: Any, afterwards: Callable[[], object]) -> ModuleSpec | None:
-    """The spec that the finders have for a module, with a loader that calls ``afterwards`` when it has executed it.
+    """Return the module's real spec, with a loader that calls ``afterwards`` after executing it.
 
-    To be called by a finder on ``sys.meta_path`` that has nothing to say to this name itself, or is there no more.
+    A finder on ``sys.meta_path`` calls this. It must return None for the name itself, or have left
+    ``sys.meta_path``.
     """
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
@@ -27,9 +28,10 @@ def find_spec(name: str, path: Any, target: Any, afterwards: Callable[[], object
 
 
 def _call_after_loading(loader: Any, name: str, afterwards: Callable[[], object]) -> None:
-    # On the instance and not around it: `__loader__` and `__spec__.loader` stay the real ones, with all that others ask of
-    # them (source, resources), and after this one use nothing is left of it. Some loaders are shared by many modules (that
-    # of a zip file, PyInstaller's before 6.0), of which another thread may import one just now.
+    # Patch the loader instance instead of wrapping it. So `__loader__` and `__spec__.loader` stay
+    # the real ones, with their other methods (source, resources), and the patch removes itself
+    # after one use. Some loaders serve many modules (zipimport's, PyInstaller's before 6.0), and
+    # another thread may be importing one of those.
     real = loader.exec_module
     done = False
 

@@ -1,11 +1,14 @@
-"""The user's main script in a worker, loaded when a job names something in it and not before.
+"""The user's main script in a worker, loaded when a job first names an object in it.
 
-It gets the meaning that :mod:`multiprocessing` gives it: the script runs under the name ``__mp_main__``, so that what
-stands behind ``if __name__ == "__main__"`` does not, and the module then answers to both names. Unlike there,
+The rules of :mod:`multiprocessing` apply. The script runs as ``__mp_main__``, so the code behind
+``if __name__ == "__main__"`` does not run. Afterwards both names refer to the module. Two
+differences:
 
-* the module's own namespace is that of its functions: a job that changes a global of the script finds it changed;
-* once it has run it is ``__main__`` by its name too, and so are its functions and classes. What a job pickles into a file names
-  them as the program would, and the next run of the script finds them.
+* The module's namespace is the globals of its functions. A job that changes a global of the script
+  sees the change.
+* Once the script has run, the ``__name__`` of the module is ``__main__``, and its functions and
+  classes belong to ``__main__``. A job's pickles on disk name them as the program would, and the
+  next run of the script finds them.
 """
 
 from __future__ import annotations
@@ -26,27 +29,30 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 loading = False
-"""Whether the script is running here just now. ``trio_offload`` starts no workers then: it would be without end."""
+"""True while the script runs here. ``trio_offload`` then starts no workers, to avoid recursion."""
 
 _NAME: Final = "__mp_main__"
 _lock: Final = threading.RLock()
 _loaded: ModuleType | None = None
-_number: int | None = None  # which main module of the parent's that is
-_stand_in: ModuleType | None = None  # what `__main__` is until it is loaded
+_number: int | None = None  # identifies the parent's main module
+_stand_in: ModuleType | None = None  # the `__main__` before the script is loaded
 
 
 def current() -> ModuleType | None:
-    """The main module if it is loaded, or as far as it is loaded by now; else None."""
+    """Return the main module, even if it is only partly loaded, or None."""
     return _loaded if _loaded is not None or not loading else sys.modules.get(_NAME)
 
 
 def is_loaded() -> bool:
-    """Whether the main module is loaded as a whole."""
+    """Return True if the main module is completely loaded."""
     return _loaded is not None
 
 
 def load_for(name: str, settings: dict[str, Any]) -> ModuleType | None:
-    """As :func:`load`, if the script can be loaded, and has this name anywhere in its code; else None."""
+    """Load the script like :func:`load` if its code mentions the name. Return None otherwise.
+
+    A script that cannot be loaded also gives None.
+    """
     plan = settings.get("main") or {}
     prepare = _PREPARATIONS.get(plan.get("kind", ""))
     if prepare is None or not _mentions(prepare(plan)[1], name):
@@ -55,22 +61,28 @@ def load_for(name: str, settings: dict[str, Any]) -> ModuleType | None:
 
 
 def load(settings: dict[str, Any]) -> ModuleType:
-    """The user's main module, loaded if it is not yet.
+    """Return the user's main module. Load it on the first call.
 
-    ``settings["main"]`` says how: ``kind`` is ``path`` (run the file ``path``), ``module`` (run the module ``name``, as
-    ``python -m`` does), ``archive`` (run the ``__main__`` of the directory or zip file ``path``), ``code`` (run ``code``, which
-    ``marshal`` reads, and which was made of the file ``path``) or ``none`` (it cannot be loaded; ``why`` completes the sentence
-    «a __main__ that …»). ``attributes`` are some of the module's own, as they are in the parent.
+    Args:
+        settings: ``settings["main"]`` describes the module. ``attributes`` are some of its
+            attributes in the parent. ``kind`` is one of
+
+            * ``path``: run the file ``path``;
+            * ``module``: run the module ``name``, as ``python -m`` does;
+            * ``archive``: run the ``__main__`` of the directory or zip file ``path``;
+            * ``code``: run ``code``, marshalled code that was compiled from the file ``path``;
+            * ``none``: it cannot be loaded; ``why`` completes "a __main__ that …".
 
     Raises:
-        BaseException: whatever the script raises, with a note that says what was going on. Nothing half-loaded remains.
+        BaseException: any exception of the script, with a note about the load. A partly loaded
+            module does not remain.
     """
     global loading, _loaded, _number, _stand_in
     with _lock:
         if _loaded is not None:
             return _loaded
         if loading:
-            # The script itself asks, while it runs: for what it has by now.
+            # The script itself asks while it runs. Return the module as far as it is loaded.
             return sys.modules[_NAME]
         plan = settings.get("main") or {"kind": "none", "why": "the parent did not describe"}
         prepare = _PREPARATIONS.get(plan["kind"])
@@ -109,10 +121,10 @@ def load(settings: dict[str, Any]) -> ModuleType:
 
 
 def forget_others(settings: dict[str, Any]) -> None:
-    """Let go of a main module that is not the parent's any more: a name of the new one has to load that.
+    """Unload the main module if it is not the parent's any more. Its successor loads on demand.
 
-    IPython's ``%run`` makes the script the ``__main__`` for as long as it runs; and the file may have been edited since it
-    was run before.
+    IPython's ``%run`` makes the script ``__main__`` while it runs, and the file may have been
+    edited between two runs.
     """
     global _loaded
     with _lock:
@@ -129,16 +141,16 @@ _GUARD: Final = (
 
 
 def _mentions(code: CodeType, name: str) -> bool:
-    """Whether a name is in the code, or may come by ``from … import *``."""
+    """True if a name is in the code, or may be imported by ``from … import *``."""
     if name in code.co_names or ("*",) in code.co_consts:
         return True
     return any(isinstance(part, CodeType) and _mentions(part, name) for part in code.co_consts)
 
 
 def _rename(module: ModuleType) -> None:
-    """What the script has made says that it is of ``__main__``, as in the program.
+    """Set the module of the script's objects to ``__main__``, as in the program.
 
-    That is what can be found by the names in it, as far down as a pickle could name it.
+    This covers all objects that pickle could find by name.
     """
     module.__name__ = "__main__"
     seen: set[int] = set()
@@ -155,7 +167,7 @@ def _rename(module: ModuleType) -> None:
             waiting += value.fget, value.fset, value.fdel
         elif issubclass(kind, type):
             if vars(value).get("__module__") == _NAME:
-                # Not by the metaclass, which may make something of it.
+                # Bypass the metaclass, which may intercept the attribute.
                 type.__setattr__(value, "__module__", "__main__")
                 waiting += vars(value).values()
         else:
@@ -163,11 +175,11 @@ def _rename(module: ModuleType) -> None:
 
 
 def _rename_object(value: Any, waiting: list[Any]) -> None:
-    """A function; or another object that has a module of its own: a cached function, a type variable."""
+    """Rename a function, or another object with a module: a cached function, a type variable."""
     kind = type(value)
     try:
         if kind.__module__ == "typing":
-            # Since Python 3.12 some of these are in C, and show no dictionary.
+            # Since Python 3.12 some of these are implemented in C, without a dictionary.
             if value.__module__ == _NAME:
                 value.__module__ = "__main__"
             return
@@ -177,7 +189,7 @@ def _rename_object(value: Any, waiting: list[Any]) -> None:
         if "__wrapped__" in own:
             waiting.append(own["__wrapped__"])
     except Exception:
-        pass  # Most objects have no such thing, and some answer strangely.
+        pass  # Most objects lack a module, and some raise arbitrary exceptions.
 
 
 def _take_back(before: ModuleType) -> None:
@@ -195,7 +207,8 @@ def _prepare_path(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
         loader = importlib.machinery.SourcelessFileLoader("__main__", path)
         code = loader.get_code("__main__")
     else:
-        # The extension does not matter: a console script has none. (A source loader would go by it, and leave a .pyc.)
+        # Any extension will do: console scripts lack one. A source loader would depend on it, and
+        # write a .pyc file.
         loader = importlib.machinery.SourceFileLoader("__main__", path)
         with io.open_code(path) as file:
             code = compile(file.read(), path, "exec", dont_inherit=True)
@@ -226,12 +239,13 @@ def _prepare_archive(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
 def _prepare_code(plan: dict[str, Any]) -> tuple[ModuleType, CodeType]:
     import marshal
 
-    # An app made by PyInstaller. Its runtime hooks have run in `__main__` already, and left there what the script may use.
+    # An app made by PyInstaller. Its runtime hooks have already run in `__main__`, and the script
+    # may use the names that they defined.
     before = sys.modules["__main__"]
     code = marshal.loads(plan["code"])
     module = _module(getattr(before, "__loader__", None), plan["path"], None, None)
     module.__dict__.update((name, value) for name, value in vars(before).items() if not name.startswith("__"))
-    # What the loader that PyInstaller gives to `__main__` answers with.
+    # PyInstaller's loader of `__main__` returns this code object.
     module.__dict__["_pyi_main_co"] = code
     return module, code
 

@@ -1,9 +1,15 @@
-"""What ``multiprocessing`` believes of a worker, put right when a job imports it.
+"""Correct the state of ``multiprocessing`` in a worker when a job imports it.
 
-Left alone it takes a worker for a main process of its own. Then a manager's proxies in a job's arguments cannot
-authenticate, :func:`multiprocessing.parent_process` knows of no parent, log records name the wrong process, and shared
-memory of the parent's that a job merely opens is destroyed when the worker leaves, by a resource tracker of its own. The
-parent's tracker is used instead, as multiprocessing's own children do, if the parent has one.
+Otherwise it would treat the worker as a main process, with these effects:
+
+* The proxies of a manager in a job's arguments cannot authenticate.
+* :func:`multiprocessing.parent_process` returns None.
+* Log records name the wrong process.
+* Shared memory of the parent that a job only opens is destroyed at the worker's exit, by the
+  worker's resource tracker.
+
+The worker uses the parent's resource tracker instead, if the parent has one. The children of
+multiprocessing do the same.
 """
 
 from __future__ import annotations
@@ -24,15 +30,19 @@ if TYPE_CHECKING:
 
 
 def find_spec(settings: dict[str, Any], name: str, path: Any, target: Any) -> ModuleSpec | None:
-    """The real spec of ``multiprocessing.process``, with a loader that calls :func:`adopt` afterwards.
+    """Return the real spec of ``multiprocessing.process``.
 
-    The finder that waits for this name has taken itself off ``sys.meta_path`` before it calls this.
+    Its loader calls :func:`adopt` after it has executed the module. The finder that waits for this
+    name removes itself from ``sys.meta_path`` before it calls this.
     """
     return imports.find_spec(name, path, target, lambda: adopt(settings))
 
 
 def adopt(settings: dict[str, Any]) -> None:
-    """Give this process its identity in ``multiprocessing.process``, which is imported. May be called again."""
+    """Give this process its identity in ``multiprocessing.process``. May be called again.
+
+    The module must have been imported.
+    """
     process: Any = sys.modules["multiprocessing.process"]
     current = process.current_process()
     key = settings.get("authkey")
@@ -52,8 +62,10 @@ def adopt(settings: dict[str, Any]) -> None:
 
 
 def begin_in_fork() -> list[Any]:
-    """As a fork of multiprocessing's own begins (``BaseProcess._bootstrap``): the parent's children, finalizers and parent are not
-    this process's. What must not be let go of is returned, because its end may be the end of something of the parent's.
+    """Reset the state inherited from the parent, as ``BaseProcess._bootstrap`` does in a fork.
+
+    The parent's children, finalizers and parent do not belong to this process. Return the objects
+    to keep alive, because their finalization could end resources of the parent.
     """
     process: Any = sys.modules["multiprocessing.process"]
     kept = [process._children, process._parent_process]
@@ -70,7 +82,7 @@ def begin_in_fork() -> list[Any]:
 
 
 class _TrackerFinder:
-    """Waits for the import of the resource tracker, and is gone after it."""
+    """A finder that waits for the import of the resource tracker, and then removes itself."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
@@ -91,7 +103,7 @@ def _connect_tracker(settings: dict[str, Any]) -> None:
     if theirs is None or parent is None or tracker._fd is not None:
         return
     try:
-        # Opening the parent's end of a pipe by its place in /proc gives an end of one's own (proc(5)).
+        # Opening a pipe through /proc gives a new descriptor for the parent's end (proc(5)).
         descriptor = os.open(f"/proc/{parent['pid']}/fd/{theirs}", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return
@@ -99,10 +111,10 @@ def _connect_tracker(settings: dict[str, Any]) -> None:
         os.set_blocking(descriptor, True)
         tracker._fd = descriptor
     else:
-        # The parent has closed it since, and opened something else under the same number.
+        # The parent has closed it since, and reused the number for another file.
         os.close(descriptor)
 
 
 def _sentinel_of(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends. It is open for as long as this process lives."""
+    """Return a descriptor that becomes readable when the process ends. It stays open."""
     return open_pidfd(pid) if os.getppid() == pid else None

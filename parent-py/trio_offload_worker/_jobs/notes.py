@@ -1,6 +1,6 @@
-"""Notes on exceptions (PEP 678), also where Python does not have them yet.
+"""Notes on exceptions (PEP 678), also on Python 3.10.
 
-The parent and the worker use it.
+Both the parent and the worker use it.
 """
 
 from __future__ import annotations
@@ -18,5 +18,5 @@ def add_note(error: BaseException, note: str) -> None:
         if isinstance(notes, list) and note not in notes:
             notes.append(note)
     except Exception:
-        # A note is a courtesy: a foreign class that refuses it must not replace the exception.
+        # A note is optional: a class that refuses it must not replace the exception.
         pass

@@ -1,4 +1,4 @@
-"""Results that the ordinary pickler refuses: cloudpickle has a try, if it is installed."""
+"""Pickle results that the standard pickler refuses, with cloudpickle if it is installed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MOST_BUFFERS = 65_000  # a frame has room for 65,536 segments
 
 
 def dumps(value: Any, original_error: BaseException) -> list[Any]:
-    """The pickle of ``value`` and its out-of-band buffers, as objects with the buffer protocol.
+    """Return the pickle of ``value`` and its out-of-band buffers, as bytes-like objects.
 
     Raises:
-        BaseException: ``original_error``, with a note, if cloudpickle is not installed or cannot do it either.
+        BaseException: ``original_error``, with a note, if cloudpickle is missing or fails too.
     """
     try:
         import cloudpickle  # noqa: F401

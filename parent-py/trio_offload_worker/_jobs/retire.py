@@ -1,4 +1,4 @@
-"""``retire_when``, in the worker: it needs neither trio nor anything else that the worker has not got already."""
+"""``retire_when`` in the worker. It imports only modules that a worker has already loaded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 class RetireWhen:
-    """A ``retire`` function: true as soon as one of the conditions holds. Made by :func:`trio_offload.retire_when`.
+    """A ``retire`` function that is true as soon as one of its conditions holds.
 
-    A copy is made in each worker, after ``init`` and before the first job; it counts from there.
+    :func:`trio_offload.retire_when` makes it. Each worker has its own copy, made after ``init`` and
+    before the first job, which counts from that moment.
     """
 
     __slots__ = ("_baseline", "_jobs_done", "_since", "jobs", "rss", "seconds")
@@ -28,7 +29,7 @@ class RetireWhen:
         self._since = time.monotonic()
 
     def __call__(self) -> bool:
-        """Called in the worker after each job."""
+        """Check the conditions. The worker calls this after each job."""
         self._jobs_done += 1
         if self.jobs is not None and self._jobs_done >= self.jobs:
             return True
@@ -37,10 +38,10 @@ class RetireWhen:
         return self.rss is not None and resident_memory() > self.effective_rss(self._baseline)
 
     def effective_rss(self, baseline: int) -> int:
-        """The ceiling in bytes for a worker that holds ``baseline`` bytes before its first job.
+        """Return the limit in bytes for a worker with this baseline.
 
-        Under the baseline, every worker would be replaced after its first job, for ever. Then the limit is what a worker may
-        grow by.
+        A limit below the baseline applies to growth instead; otherwise every worker would be
+        replaced after its first job.
         """
         rss = self.rss or 0
         return rss if baseline < rss else baseline + rss

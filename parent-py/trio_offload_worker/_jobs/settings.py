@@ -1,11 +1,13 @@
-"""The part of the parent's settings that a worker takes over at once.
+"""The eager settings: the part of the parent's settings that a worker applies at once.
 
-Its warning filters: a filter names a category of warnings. A category of a module that is not imported here is not imported for that: a
-worker's import graph is the jobs' own. Its filter stays pending until a job has imported the module; no warning of the
-category can be given before.
-
-Which module its ``__main__`` is by now. What has changed in its ``sys.path``. The modules that it has from files of its own choice (``file_modules.py``); and coverage.py, if that measures the parent and was
-told to do so with the processes of multiprocessing: a worker counts as one.
+* Warning filters. A filter names a category of warnings. A worker does not import a module for its
+  category, because its imports belong to the jobs. The filter stays pending until a job has
+  imported the module; the category cannot be warned about earlier.
+* The identity of the parent's ``__main__``.
+* Changes of ``sys.path``.
+* Modules loaded from explicit files (``file_modules.py``).
+* coverage.py, if it measures the parent and was configured to measure the processes of
+  multiprocessing. Workers count as such.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 pending = False
-"""Whether a filter still waits for its category. Looked at before each job."""
+"""True if a filter still waits for its category. Checked before each job."""
 
 
 def apply(settings: dict[str, Any]) -> None:
-    """Take over what has to be in force before the next job; called for settings that are marked as eager."""
+    """Apply the settings that the next job needs. Called for settings that are marked as eager."""
     main = sys.modules.get("trio_offload_worker._jobs.main_module")
     if main is not None:
         main.forget_others(settings)
@@ -42,7 +44,7 @@ def apply(settings: dict[str, Any]) -> None:
 
 
 def _follow_path(before: Sequence[str], now: Sequence[str]) -> None:
-    """Make ``sys.path`` what it is in the parent. What jobs have put there stays at the end of it where they have put it."""
+    """Make ``sys.path`` follow the parent's. Entries that jobs added keep their end of the list."""
     path: list[Any] = sys.path
     known = set(before)
     own = [(place, entry) for place, entry in enumerate(path) if entry not in known]
@@ -55,12 +57,12 @@ def _follow_path(before: Sequence[str], now: Sequence[str]) -> None:
 
 
 def _measure() -> None:
-    """As the processes of multiprocessing do it (coverage/multiproc.py); what was measured is saved at Python's end."""
+    """Start coverage.py like ``coverage/multiproc.py``. It saves its data at Python's exit."""
     import coverage
 
     if coverage.Coverage.current() is None:
         measuring = coverage.Coverage(data_suffix=True, auto_data=True)
-        # The modules that are here already are Python's own.
+        # The modules loaded so far are Python's own.
         measuring._warn_preimported_source = False
         measuring.start()
 
@@ -79,7 +81,7 @@ def _apply_filters(wanted: list[list[Any]] | None) -> None:
 
 
 def resolve_pending() -> None:
-    """Put those filters in place whose categories have been imported meanwhile."""
+    """Install the pending filters whose categories have been imported."""
     global pending
     if not any(_find(entry[2]) is not None for entry in _waiting.values()):
         return
@@ -91,7 +93,8 @@ def resolve_pending() -> None:
         pending = bool(_waiting)
 
 
-# The entries without a category yet, and the filters made from the others, by their place in the parent's list.
+# Entries that wait for their category, and filters made from the others. The keys are indexes in
+# the parent's list.
 _waiting: Final[dict[int, list[Any]]] = {}
 _made: Final[dict[int, tuple[Any, ...]]] = {}
 
@@ -103,8 +106,8 @@ def _take(filters: list[Any], place: int, entry: list[Any]) -> None:
         _waiting[place] = entry
         return
     made = (action, _pattern(message), category, _pattern(module), line)
-    # Behind the nearest of the parent's filters that stands before it: the first that matches decides, and a job may have
-    # put its own in front or taken some away.
+    # Insert it behind the nearest preceding filter of the parent. The first match decides, and a
+    # job may have prepended filters or removed some.
     position = 0
     for earlier in range(place - 1, -1, -1):
         found = [index for index, present in enumerate(filters) if present is _made.get(earlier)]
@@ -119,13 +122,13 @@ def _find(name: str) -> Any:
     module_name, _, qualified_name = name.partition(":")
     found: Any = sys.modules.get(module_name)
     for part in qualified_name.split("."):
-        # In the middle of its own import a module may not have the class yet.
+        # A module that is still being imported may lack the class.
         found = getattr(found, part, None)
     return found
 
 
 def _pattern(value: Any) -> Any:
-    """``None`` and a plain string stand for themselves; a list is a regular expression with its flags."""
+    """Return None or a string unchanged. Compile a list of a regular expression and its flags."""
     if value is None or isinstance(value, str):
         return value
     if "re" in sys.modules:
@@ -136,10 +139,10 @@ def _pattern(value: Any) -> Any:
 
 
 class Pattern:
-    """A regular expression that is compiled when something is asked of it, the first warning as a rule.
+    """A regular expression that is compiled on first use, usually by the first warning.
 
-    The import of ``re`` takes half as long as the whole start of Python, and NumPy, for one, puts three such filters in place
-    in every program that uses it.
+    Importing ``re`` takes half as long as the whole start of Python. NumPy alone installs three
+    such filters in every program that uses it.
     """
 
     __slots__ = ("_compiled", "_text")

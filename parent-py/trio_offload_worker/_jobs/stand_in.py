@@ -1,11 +1,14 @@
-"""What ``__main__`` answers in a worker before the user's script is loaded: the module's ``__getattr__`` (PEP 562) asks here.
+"""The ``__getattr__`` (PEP 562) of ``__main__`` in a worker before the script is loaded.
 
-Libraries look into ``__main__``: :func:`hasattr`, :func:`getattr` with a default, pickle's search for an object's module. Such a
-look finds nothing, and never runs the script. What does use the script is
+Libraries inspect ``__main__`` with :func:`hasattr`, with :func:`getattr` and a default, or in
+pickle's search for an object's module. Such a lookup fails and does not run the script. Two lookups
+load it:
 
-* an unpickler that finds a name in it. The one in C is intercepted before it looks (``hooks.rs``, ``hooks.py``); the one in
-  Python (``pickle._Unpickler``, which dill and joblib build upon) is known by its frames;
-* an attribute in the code itself, ``__main__.name``, and ``from __main__ import name``, if the script mentions that name.
+* An unpickler that finds a name in it. The unpickler in C is intercepted before its lookup
+  (``hooks.rs``, ``hooks.py``). The one in Python (``pickle._Unpickler``, the base of dill's and
+  joblib's) is recognized by its frames.
+* An attribute in code, ``__main__.name`` or ``from __main__ import name``, if the script mentions
+  that name.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ if TYPE_CHECKING:
 
 
 def look_up(name: str, settings: Callable[[], dict[str, Any]], any_use: bool = False, asker: FrameType | None = None) -> Any:
-    """What the main script has by a name, if it is loaded or this look is a reason to load it.
+    """Return an attribute of the main script, loading the script if the lookup warrants it.
 
     Args:
         name: the name.
-        settings: gives the settings that say how the script is loaded.
-        any_use: the unpickler in C could not be intercepted, so that any look may be one of its.
-        asker: the frame that looks; that of the caller where none is given.
+        settings: returns the settings that describe the script.
+        any_use: True if the unpickler in C could not be intercepted, so any lookup may be its own.
+        asker: the frame that looks the name up; None means the caller's.
 
     Raises:
-        AttributeError: otherwise.
+        AttributeError: the script lacks the name, or the lookup does not warrant loading it.
     """
     module = sys.modules.get("trio_offload_worker._jobs.main_module")
     found = None if module is None else module.current()
@@ -38,7 +41,7 @@ def look_up(name: str, settings: Callable[[], dict[str, Any]], any_use: bool = F
             try:
                 asker = sys._getframe(1)
             except ValueError:
-                pass  # It is not Python code that looks.
+                pass  # The caller is not Python code.
         if any_use or (asker is not None and _is_unpickler(asker)):
             from .main_module import load
 
@@ -53,14 +56,14 @@ def look_up(name: str, settings: Callable[[], dict[str, Any]], any_use: bool = F
 
 
 def _is_unpickler(frame: FrameType | None) -> bool:
-    """Whether this is the unpickler in Python that looks for a class (``find_class`` in Lib/pickle.py)."""
+    """True if the frame is ``find_class`` of the unpickler in Python (Lib/pickle.py)."""
     if frame is not None and frame.f_code.co_name == "_getattribute" and frame.f_globals.get("__name__") == "pickle":
         frame = frame.f_back
     return frame is not None and frame.f_code.co_name == "find_class" and frame.f_globals.get("__name__") == "pickle"
 
 
 def _is_attribute(frame: FrameType) -> bool:
-    """Whether the code itself names the attribute. Where it calls something that looks, that is what it does."""
+    """True if the code itself names the attribute, instead of calling a function that does."""
     import opcode
 
     operation = opcode.opname[frame.f_code.co_code[frame.f_lasti]] if frame.f_lasti >= 0 else ""
