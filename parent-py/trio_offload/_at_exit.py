@@ -1,8 +1,8 @@
 """Exit handlers that a forked worker runs too.
 
-A fork of the parent skips the exit handlers that it inherits: they end what belongs to the parent.
-Handlers registered here end only what belongs to the process that runs them, so the fork runs them
-as well.
+A fork of the parent skips the exit handlers that it inherits, because they release the parent's
+resources. Handlers registered here release only the resources of the process that runs them, so the
+fork runs them too.
 """
 
 from __future__ import annotations

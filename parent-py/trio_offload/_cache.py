@@ -1,8 +1,10 @@
-"""The idle workers of a context, those on their way out, and how they all end.
+"""The idle and exiting workers of a context, and their shutdown.
 
-The last one to become idle is the first to be used again: its memory is the warmest, and those that are not needed
-time out. Safe to use from several threads at once, and from a signal handler: each step is one operation on a deque or a
-set, and an idle worker belongs to whoever has taken it out. One on its way out may be looked at by several at once.
+Last in, first out: the worker that became idle last has the warmest memory, and unneeded workers
+reach their idle timeout.
+
+Thread-safe, also for signal handlers: each step is one operation on a deque or a set. A thread that
+takes an idle worker out owns it. Several threads may reap an exiting one.
 """
 
 from __future__ import annotations
@@ -24,28 +26,32 @@ from ._worker.peer import logger
 from ._worker.states import ENDED, IDLE, RUNNING
 from ._worker.worker import Worker
 
+# Exit codes that are not reported: 0, SIGTERM (a service manager stops the whole group) and 120
+# (Python could not flush stdout at exit, as in `program | head`).
+_EXPECTED_EXITS: Final = (0, 120, -signal.SIGTERM)
+
 
 class WorkerCache:
     """The workers of one context that are not running a job."""
 
     def __init__(self) -> None:
         self._idle: collections.deque[Worker] = collections.deque()
-        # Begun for whoever comes next, and not yet heard of.
+        # Requested for later calls, and not ready yet.
         self._spares: collections.deque[Worker] = collections.deque()
         self._leaving: set[Worker] = set()
-        # Those that take jobs or run one.
+        # Workers that are idle or run a job.
         self._working: set[Worker] = set()
 
     def __len__(self) -> int:
-        """How many workers are idle."""
+        """Return the number of idle workers."""
         return len(self._idle)
 
     def forget(self) -> None:
-        """In a fork of this process none of them is ours."""
+        """Drop the parent's workers, in a fork of this process."""
         self.__init__()  # type: ignore[misc]
 
     def push(self, worker: Worker) -> None:
-        """Take in a worker: an idle one to be used again, any other to be seen off."""
+        """Store a worker: an idle one for reuse, any other to be reaped."""
         if worker.state is IDLE:
             self._idle.append(worker)
             return
@@ -54,40 +60,41 @@ class WorkerCache:
             self._leaving.add(worker)
 
     def push_spare(self, worker: Worker) -> None:
-        """Take in a worker that has been begun."""
+        """Store a worker whose start has begun."""
         self._spares.append(worker)
 
     def take_spares(self) -> list[Worker]:
-        """All workers that have been begun; they are the caller's from now on."""
+        """Remove and return all workers whose start has begun."""
         spares = []
         while (spare := self._pop_spare()) is not None:
             spares.append(spare)
         return spares
 
     def note_started(self, worker: Worker) -> None:
-        """A worker takes jobs now."""
+        """Record that a worker takes jobs now."""
         self._working.add(worker)
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:
-        """What is known of each worker that is idle or runs a job, the oldest first."""
-        # A copy in one step, whatever other threads do meanwhile.
+        """Return a record for each worker that is idle or runs a job, the oldest first."""
+        # Copying is one step, so concurrent changes by other threads are safe.
         workers = [worker for worker in self._working.copy() if worker.state in (IDLE, RUNNING)]
         return tuple(sorted((worker.statistics() for worker in workers), key=lambda record: -record.age))
 
     def pop(self) -> Worker | None:
-        """An idle worker, else a begun one, which is the caller's from now on; None if there is none."""
+        """Remove and return an idle worker, else one whose start has begun, else None."""
         while True:
             try:
                 worker = self._idle.pop()
             except IndexError:
-                # Here too: where each call has a spare, as after one-job workers, there never is an idle worker.
+                # Reap here too: with one-job workers each call takes a spare, and this is the
+                # only path.
                 if self._leaving:
-                    self._see_off()
+                    self._reap_exited()
                 return self._pop_spare()
-            # In a fork of the process that started it, a worker has ended.
+            # In a fork of this process, the parent's workers count as ended.
             if worker.state is IDLE and not worker.process.ended:
                 break
-        # After that: in a row of calls the one worker that runs them is not here in between, and there is nothing to do.
+        # After the removal: for consecutive calls the cache is empty now, and pruning is skipped.
         if self._idle or self._leaving:
             self.prune()
         return worker
@@ -99,13 +106,16 @@ class WorkerCache:
             return None
 
     def prune(self) -> None:
-        """See off workers that may have timed out. Nearly free while none has: it is done whenever one is taken."""
+        """Reap workers that may have reached their idle timeout.
+
+        Called whenever a worker is taken, so it is nearly free until one has.
+        """
         now: float | None = None
         while self._idle:
             try:
                 expires_at = self._idle[0].expires_at
                 if expires_at == math.inf:
-                    # Then none ever does: they all have the same time.
+                    # All workers of a context have the same timeout.
                     break
                 if now is None:
                     now = time.monotonic()
@@ -116,15 +126,16 @@ class WorkerCache:
             except IndexError:
                 break
             if worker.hear():
-                # About to time out: it is the worker that decides, and says so. Asked again at the next call.
+                # Its timeout is due, but the worker itself decides and announces its exit. Poll it
+                # again at the next call.
                 self._idle.appendleft(worker)
                 break
             self.push(worker)
         if self._leaving:
-            self._see_off()
+            self._reap_exited()
 
     def settle(self) -> None:
-        """As :meth:`prune`, but asks every worker, so that what is counted afterwards is true."""
+        """As :meth:`prune`, but poll every worker, so that a count afterwards is exact."""
         for _ in range(len(self._idle)):
             try:
                 worker = self._idle.popleft()
@@ -134,13 +145,15 @@ class WorkerCache:
                 self._idle.append(worker)
             else:
                 self.push(worker)
-        self._see_off()
+        self._reap_exited()
 
     async def shutdown(self, grace_period: float) -> None:
-        """Ask all to leave and wait for it; after ``grace_period`` seconds kill who is still there. Not cancellable.
+        """Ask all workers to exit, and wait until they have. Not cancellable.
+
+        Workers that still run after ``grace_period`` seconds are killed.
 
         Raises:
-            BrokenWorkerError: some had to be killed, or did not end well.
+            BrokenWorkerError: a worker was killed, or its exit code is not an expected one.
         """
         self.dismiss()
         workers = list(self._leaving.copy())
@@ -155,10 +168,10 @@ class WorkerCache:
             for worker in killed:
                 await worker.wait()
         self._leaving.difference_update(workers)
-        _judge(workers, killed)
+        _check_exits(workers, killed)
 
     def shutdown_sync(self, grace_period: float) -> None:
-        """As :meth:`shutdown`, blocking, for the interpreter's exit."""
+        """Block until :meth:`shutdown` is done, for the interpreter's exit."""
         self.dismiss()
         workers = list(self._leaving.copy())
         deadline = time.monotonic() + grace_period
@@ -168,10 +181,10 @@ class WorkerCache:
         for worker in killed:
             worker.wait_sync(math.inf)
         self._leaving.difference_update(workers)
-        _judge(workers, killed)
+        _check_exits(workers, killed)
 
     def dismiss(self) -> None:
-        """Ask all idle workers to leave, without waiting for it."""
+        """Ask all idle workers to exit, without waiting for them."""
         while True:
             try:
                 worker = self._idle.pop()
@@ -187,37 +200,33 @@ class WorkerCache:
             self._leaving.add(spare)
 
     def take_over(self, other: WorkerCache) -> None:
-        """See off those that are on their way out of a cache that nobody takes a worker from any more."""
+        """Take over the exiting workers of a cache that is no longer used."""
         leaving = other._leaving.copy()
         self._leaving.update(leaving)
         other._leaving.difference_update(leaving)
 
-    def _see_off(self) -> None:
+    def _reap_exited(self) -> None:
+        """Remove exited workers. Log an unexpected exit code."""
         for worker in self._leaving.copy():
             if worker.gone():
                 try:
                     self._leaving.remove(worker)
                 except KeyError:
-                    # Another thread was faster, and says what there is to say.
+                    # Another thread has removed it and reports it.
                     continue
-                # Whoever has killed one says so.
-                is_told = worker.given_up or worker.process.killed
-                if not is_told and worker.process.exitcode not in (*_GOOD_ENDS, None):
+                # A kill is reported by its caller.
+                is_reported = worker.given_up or worker.process.killed
+                if not is_reported and worker.process.exitcode not in (*_EXPECTED_EXITS, None):
                     logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
 
 
-# What ends a worker well: by itself, or because a service manager told the whole group to stop. 120 is Python's own word for
-# output that could not be written at its exit, where somebody reads no further (`program | head`): it is said on standard
-# error, and the worker has done all else in order.
-_GOOD_ENDS: Final = (0, 120, -signal.SIGTERM)
-
-
-def _judge(workers: list[Worker], killed: list[Worker]) -> None:
+def _check_exits(workers: list[Worker], killed: list[Worker]) -> None:
+    """Raise BrokenWorkerError if workers were killed, or have unexpected exit codes."""
     forced: list[WorkerProcess] = [worker.process for worker in killed]
     unclean = [
         worker.process
         for worker in workers
-        if worker not in killed and not worker.given_up and worker.process.exitcode not in (*_GOOD_ENDS, None)
+        if worker not in killed and not worker.given_up and worker.process.exitcode not in (*_EXPECTED_EXITS, None)
     ]
     if forced or unclean:
         raise BrokenWorkerError(

@@ -1,11 +1,11 @@
 """Timeouts by the machine's clock, whatever clock a run of Trio has.
 
 Processes run in real time, so waits for them use the machine's clock. The clock of a run may be a
-:class:`trio.testing.MockClock`, which stands still, or jumps to the next deadline when all tasks of
-the run wait, although a process is busy. Only deadlines that the user sets use Trio's clock.
+:class:`trio.testing.MockClock`. It stands still, or jumps to the next deadline while all tasks
+wait, although a process is busy. Only deadlines that the user sets use Trio's clock.
 
 With Trio's ordinary clock, Trio's own deadlines are used. Otherwise one thread keeps the time for
-all runs. It sets no deadline to which a clock could jump, and lives only while a task waits.
+all runs, without deadlines to which a clock could jump. It lives only while a task waits.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ now: Final = time.perf_counter
 
 
 def move_on_after(seconds: float) -> AbstractContextManager[trio.CancelScope]:
-    """As :func:`trio.move_on_after`, in seconds of the machine's clock."""
+    """Work as :func:`trio.move_on_after`, in seconds of the machine's clock."""
     if type(trio.lowlevel.current_clock()) is _ORDINARY:
         return trio.move_on_after(max(0.0, seconds))
     return _moved_on_by_alarm(seconds)
 
 
 async def sleep(seconds: float) -> None:
-    """As :func:`trio.sleep`, in seconds of the machine's clock."""
+    """Work as :func:`trio.sleep`, in seconds of the machine's clock."""
     if type(trio.lowlevel.current_clock()) is _ORDINARY:
         await trio.sleep(seconds)
     else:
@@ -48,7 +48,7 @@ def _moved_on_by_alarm(seconds: float) -> Iterator[trio.CancelScope]:
         try:
             alarm = _alarms.set(now() + seconds, lambda: token.run_sync_soon(scope.cancel))
         except RuntimeError:
-            # The system has no thread to spare. A deadline on Trio's clock is better than none.
+            # The system refused a thread. Fall back to a deadline on Trio's clock.
             scope.deadline = trio.current_time() + seconds
             yield scope
             return
@@ -84,7 +84,7 @@ class _Alarms:
         """Call ``ring`` in the timekeeping thread when :func:`now` reaches the deadline.
 
         Raises:
-            RuntimeError: the system has no thread to spare.
+            RuntimeError: the system refused a thread.
         """
         with self._changed:
             if not self._is_kept:
@@ -122,5 +122,5 @@ class _Alarms:
 
 # If another release of Trio has it elsewhere, the thread is always used.
 _ORDINARY: Final = getattr(_run_of_trio, "SystemClock", None)
-_MAX_WAIT: Final = 3600.0  # seconds; a lock takes no infinity
+_MAX_WAIT: Final = 3600.0  # seconds; a lock's timeout must be finite
 _alarms: Final = _Alarms()

@@ -30,16 +30,16 @@ class CrashRecord:
     signal: signal.Signals | None
     """Signal that ended it. None means that there was none."""
     function: str | None
-    """Name of the function that it ran. None means that it had not started one."""
+    """Name of the function that it ran. None means that it ran none."""
     age: float
-    """Seconds from the start of the call until the end was noticed;
+    """Seconds from the start of the call until the end was noticed.
 
-    without a call, of the worker.
+    Without a call: from the start of the worker.
     """
     stack: str
     """Python stacks of all threads in the format of :mod:`faulthandler`, after a panic's message.
 
-    Empty where nothing could be written: after SIGKILL, or :func:`os._exit`.
+    Empty after SIGKILL and :func:`os._exit`, which leave no time to write them.
     """
     rss: int | None = None
     """Resident memory in bytes, at most one ``report_interval`` before the end."""
@@ -52,13 +52,13 @@ class CrashRecord:
     stderr: str | None = None
     """End of the text on standard error since the worker's start, from any process.
 
-    None if it is not a file, for example a terminal or a pipe: that text cannot be read twice.
+    None means that it is not a file. Text in a terminal or a pipe cannot be read twice.
     """
     time: float = attrs.field(factory=time.time)
     """When the end was noticed, in seconds since the epoch."""
 
     def note(self) -> str:
-        """Return the record as a traceback shows it."""
+        """Return the text that a traceback shows."""
         lines = [f"The worker had run {self.function} for {self.age:.2f} s." if self.function else ""]
         if self.rss is not None and self.peak_rss is not None:
             lines.append(f"It held {readable_size(self.rss)} at its last report, at most {readable_size(self.peak_rss)}.")
@@ -74,7 +74,7 @@ class CrashRecord:
 
 
 def save_crash_record(record: CrashRecord, directory: str) -> None:
-    """Write the record into the directory as a JSON file, completely or not at all.
+    """Write the record into the directory as a JSON file, atomically.
 
     A failure is logged.
     """
@@ -110,15 +110,15 @@ def stderr_size() -> int | None:
 
 
 def stderr_since(size: int | None) -> str | None:
-    """Return the end of the text written to standard error since it had this size;
+    """Return the end of the text written to standard error since it had this size.
 
-    None if not a file.
+    None means that it is not a file.
     """
     now = stderr_size()
     if size is None or now is None:
         return None
     try:
-        # The descriptor is open for writing, and its position belongs to the user.
+        # Open it anew: the descriptor is open for writing, and its position belongs to the user.
         with open("/proc/self/fd/2", "rb") as file:
             # A shorter file was truncated.
             file.seek(max(size if size <= now else 0, now - _TAIL))

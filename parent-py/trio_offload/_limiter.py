@@ -1,4 +1,4 @@
-"""How many calls run at once, unless the caller says otherwise."""
+"""The default limiter: the number of concurrent calls unless the caller passes a limiter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Parse and format amounts of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNITS: Final = {"b": 1, "bytes": 1} | {
     for power, letter in enumerate("kmgt")
     for ending, base in (("b", 1000), ("ib", 1024))
 }
-_MAX_SIZE: Final = 2**63 - 1  # bytes; the protocol has 64 bits for them
+_MAX_SIZE: Final = 2**63 - 1  # bytes; the protocol has 64 bits for a size
 _HINT: Final = (
     'Give a number of bytes, or text like "500MiB" or "2 GB". kB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB of 1024'
 )
@@ -54,7 +54,7 @@ def parse_size(value: object, name: str) -> int:
 
 
 def readable_size(size: int) -> str:
-    """Return a number of bytes as text for a person."""
+    """Return a number of bytes as readable text, such as "1.5 GiB"."""
     value = float(size)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -1,4 +1,4 @@
-"""Records of what a context and its workers are doing."""
+"""Statistics of a context and its workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import attrs
 
 @attrs.frozen
 class Figures:
-    """A worker's last memory report: bytes, and seconds of CPU time. None means not reported yet."""
+    """A worker's last memory report: bytes, and seconds of CPU time.
+
+    None means not reported yet.
+    """
 
     rss: int | None = None
     peak_rss: int | None = None

@@ -3,16 +3,16 @@
 Perfetto (https://ui.perfetto.dev) and the browser's own tracer (chrome://tracing) open it. The
 format is described in "Trace Event Format" of the catapult project. This file uses:
 
-* The array form, one event a line. Its closing bracket may be missing, but not a comma stand before
-  the end (the importers add the bracket and no more): so commas are written in front of events.
-* Each event goes to the file at once, in one write(2), and nothing waits in a buffer: whatever ends
-  this program, what happened until then can be read. A write to a file takes about two
-  microseconds, which is less than the making of the event.
-* Complete events (``X``) for starts and jobs, written at their end: one event instead of two, and
-  their order in the file does not matter. Those of one row never overlap, which Perfetto could not
-  show; a worker runs one job at a time.
-* A counter (``C``) belongs to a process and is known by its name, which therefore has the worker's
-  pid in it.
+* The array form, one event a line. Importers add a missing closing bracket, but reject a trailing
+  comma, so a comma is written before each event.
+* Each event is written at once, with one write(2) and without a buffer. A file is complete up to
+  the moment when the program ends, however it ends. A write takes about 2 us, less than building
+  the event.
+* Complete events (``X``) for starts and jobs, written at their end. They take one event instead of
+  two, in any order. Perfetto cannot show events that overlap in a row; a worker runs one job at a
+  time.
+* Counters (``C``) belong to the process and are identified by name, so the name contains the
+  worker's pid.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _MICROSECONDS: Final = 1e6  # per second; three decimals are nanoseconds
 class TraceWriter:
     """Writes events to a file as they happen.
 
-    Thread-safe. Times are those of ``time.monotonic()``.
+    Thread-safe. Times are from ``time.monotonic()``.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        # Events to write, None for the end; and the lock of the writer. A signal handler may add
-        # events during a write.
+        # Events to write; None closes the file. A signal handler may add events during a write.
         self._events: collections.deque[bytes | None] = collections.deque()
+        # Held by the thread that writes.
         self._lock = threading.Lock()
         self._origin = time.monotonic()
         self._process = os.getpid()
@@ -64,9 +64,14 @@ class TraceWriter:
         self._add_slice("start", "worker", pid, began, ready, {})
 
     def job(self, pid: int, name: str, began: float, ended: float, how: str) -> None:
-        """Record a finished call:
+        """Record a finished call.
 
-        ``how`` is "ok", "raised", "cancelled" or the name of our exception.
+        Args:
+            pid: process ID of its worker.
+            name: name of the function.
+            began: start of the call.
+            ended: end of the call.
+            how: "ok", "raised", "cancelled", or the name of our exception.
         """
         self._add_slice(name, "job", pid, began, ended, {"outcome": how})
 
@@ -101,11 +106,11 @@ class TraceWriter:
 
     def _write(self, *texts: str | None) -> None:
         if os.getpid() != self._process:
-            # A fork of that process shares the open file, and its events are not traced.
+            # A fork of the process shares the open file. Its events are not traced.
             return
         # Pure ASCII: json escapes the rest, lone surrogates too.
         self._events.extend(None if text is None else text.encode("ascii") for text in texts)
-        # Never wait for the lock: its holder writes the events that others add.
+        # Only try the lock: its holder writes the events that others add.
         while self._events and self._lock.acquire(blocking=False):
             try:
                 self._write_out()

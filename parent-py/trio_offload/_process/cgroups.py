@@ -14,10 +14,10 @@ def files(controller: str, second: str, first: str, read: Callable[[str], str] |
     In a container the path of the group may be the host's. Then the group is the visible root.
 
     Args:
-        controller: name of the controller in version 1 of the interface.
-        second: name of the file in version 2.
-        first: name of the file in version 1.
-        read: reads a file.
+        controller: Name of the controller in version 1 of the interface.
+        second: Name of the file in version 2.
+        first: Name of the file in version 1.
+        read: Function that reads a file.
     """
     paths: list[str] = []
     for line in (read or proc.read_file)("/proc/self/cgroup").splitlines():

@@ -18,7 +18,7 @@ def inherited() -> Iterator[tuple[list[int], int | None]]:
         afterwards, or None.
 
     Raises:
-        OSError: the process has no free descriptor.
+        OSError: the process has run out of descriptors.
     """
     directory = _open_directory()
     try:
@@ -43,7 +43,7 @@ def _open_directory() -> int | None:
     """Open the working directory itself: its path may be gone, or not permitted.
 
     Raises:
-        OSError: the process has no free descriptor.
+        OSError: the process has run out of descriptors.
     """
     for path in (".", "/proc/self/cwd"):
         try:

@@ -18,7 +18,7 @@ _read = proc.read_file
 # Seconds between two reads of the counters while calls run.
 LOOK_INTERVAL: Final = 0.01
 _NEAR_LIMIT: Final = 0.8
-# Version 1 of the interface writes "no limit" as the largest multiple of a page.
+# Version 1 of the interface writes "unlimited" as the largest multiple of a page.
 _UNLIMITED: Final = 1 << 62
 
 
@@ -26,20 +26,20 @@ _UNLIMITED: Final = 1 << 62
 class OomKills:
     """The counters of the OOM killer: kills in this process's control group, and on the machine.
 
-    None for a counter that this system does not have.
+    None means that this system lacks the counter.
     """
 
     cgroup: int | None
     machine: int | None
     path: str = ""
-    """Path of the first."""
+    """Path of the group's counter."""
     moment: float = attrs.field(factory=time.monotonic, eq=False)
-    """When the first was read. A worker that lived then had not been counted."""
+    """When the group's counter was read. It did not count a worker that lived at that moment."""
 
     def looked_at_again(self) -> OomKills:
-        """The same with the first as it is now, which takes 10 us.
+        """Read the group's counter again, which takes 10 us. Return the counters.
 
-        (The second takes ten times as long.)
+        The machine's counter stays as it was: a read takes ten times as long.
         """
         if self.cgroup is None:
             return self
@@ -59,10 +59,10 @@ def count_kills() -> OomKills:
 
 @attrs.frozen
 class OomVerdict:
-    """Why a SIGKILL that we did not send may have been the OOM killer's.
+    """The evidence that the OOM killer sent a SIGKILL that this program did not send.
 
-    ``certain``: its counter for this control group rose after the call had begun. A rise that may
-    have come before is no proof.
+    ``certain`` means that the group's counter rose after the call had begun. A rise that may have
+    happened before the call is only a hint.
     """
 
     certain: bool
@@ -70,11 +70,11 @@ class OomVerdict:
 
 
 def explain_kill(before: OomKills, rss: int | None, began: float) -> OomVerdict | None:
-    """Return the evidence for the OOM killer; None if there is none.
+    """Return the evidence for the OOM killer, or None.
 
     Args:
         before: the counters when they were last read while the worker lived.
-        rss: the resident memory, in bytes, that the worker told of last; None if it never did.
+        rss: the worker's last reported resident memory, in bytes. None means unknown.
         began: start of its call, as :func:`time.monotonic`.
     """
     now = count_kills()
@@ -104,9 +104,9 @@ def explain_kill(before: OomKills, rss: int | None, began: float) -> OomVerdict 
 
 
 def group_memory_limit() -> int | None:
-    """Return the smallest limit of the control groups around this process, in bytes;
+    """Return the smallest limit of the control groups around this process, in bytes.
 
-    None if none.
+    None means unlimited.
     """
     texts = [_read(path).strip() for path in files("memory", "memory.max", "memory.limit_in_bytes", _read)]
     limits = [int(text) for text in texts if text.isdigit()]
@@ -114,9 +114,9 @@ def group_memory_limit() -> int | None:
 
 
 def memory_limit() -> int | None:
-    """Return the bytes of memory of the control groups or of the machine, the smallest.
+    """Return the memory of the machine, or the limit of a control group if smaller, in bytes.
 
-    None if the system does not tell.
+    None means unknown.
     """
     limit = group_memory_limit()
     limits = [] if limit is None else [limit]

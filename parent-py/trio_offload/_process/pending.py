@@ -29,9 +29,9 @@ class ForkedProcess(WorkerProcess):
 
     ``pid`` is 0 until its number is known.
 
-    It first writes its number into a pipe. If the pipe ends without one, the process was killed
-    before it could write, and the record has the number. Otherwise the template has died or could
-    not fork, and no process exists.
+    It first writes its number into a pipe. If the pipe ends without one, the record tells the cause.
+    With a number in the record, the process was killed before it could write to the pipe. Without
+    one, the template has died or could not fork, and no process exists.
     """
 
     def __init__(self, pid_pipe: int, template: WorkerProcess, record: RecordFile) -> None:
@@ -42,7 +42,7 @@ class ForkedProcess(WorkerProcess):
 
     @property
     def has_pid(self) -> bool:
-        """True if its number is known. It is, once a frame of the process has arrived."""
+        """True if its number is known, which the arrival of one of its frames implies."""
         return self.read_pid()
 
     def read_pid(self) -> bool:
@@ -164,7 +164,7 @@ class PendingFork:
                 os.close(written)
 
     def close(self) -> None:
-        """Close all, because no process was forked, or because this is a fork of the program."""
+        """Close all: the fork has failed, or this is a fork of the program."""
         with fork_lock:
             self._close_template_ends()
             self.ours.close()

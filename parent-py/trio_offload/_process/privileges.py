@@ -4,8 +4,8 @@ A worker inherits them when it starts, and keeps them. If this process changes i
 do more than the program may, or use another root directory. So each worker keeps the privileges of
 its start (:class:`Grant`), and takes calls only while the program has the same.
 
-A full check takes several microseconds, and no cheaper system call reveals a new root directory. It
-is made when one of these says that something may have changed:
+A full check takes several microseconds, because a new root directory cannot be noticed by a cheaper
+system call. It is made in these cases:
 
 * The effective user has changed. This is checked before each call (0.13 us).
 * One of the functions of :mod:`os` that change privileges was called. They are wrapped once a
@@ -16,8 +16,8 @@ is made when one of these says that something may have changed:
 Reading the namespaces takes longer than the rest. They are read in the first two cases, and
 otherwise once a second, and only in a program that may change them (CAP_SYS_ADMIN).
 
-Some restrictions have no number that is cheap to read, and are not noticed: Landlock, a change of
-the SELinux or AppArmor profile.
+Restrictions that are expensive to read are not noticed: Landlock, a change of the SELinux or
+AppArmor profile.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Privileges:
 
 
 class Grant:
-    """The privileges with which a process was started, compared with those of this process now."""
+    """The privileges with which a process was started, to be compared with the current ones."""
 
     __slots__ = ("__weakref__", "look_at", "privileges", "user")
 
@@ -77,7 +77,7 @@ class Grant:
     def holds(self, now: float) -> bool:
         """Return True if this process still has them at ``now``, as :func:`time.monotonic`.
 
-        The first line stands once more where each call passes (``Worker.submit``).
+        ``Worker.submit`` repeats the first line, to save a function call.
         """
         if now < self.look_at and os.geteuid() == self.user:
             return True
@@ -194,8 +194,8 @@ class _Grants:
             grant.look_at = -math.inf
 
     def _in_child(self) -> None:
-        # Another thread may have held the lock at the moment of the fork. (It is re-entrant for the
-        # sake of signal handlers.)
+        # Another thread may have held the lock at the moment of the fork. It is re-entrant, because
+        # a signal handler may run while it is held.
         self._lock = threading.RLock()
 
 

@@ -17,7 +17,7 @@ def read_file(path: str) -> str:
 
 
 def start_time(pid: int) -> bytes | None:
-    """Return when a process was started, in clock ticks since the boot; None if unknown."""
+    """Return when a process was started, in clock ticks since the boot. None means unknown."""
     fields = stat_fields(pid)
     # Field 22 of proc(5); the list begins with the third.
     return None if fields is None else fields[19]
@@ -37,5 +37,6 @@ def is_pidfd_of(pidfd: int, pid: int) -> bool:
         # This process has no free descriptor.
         return True
     fields = dict(line.split(b":\t", 1) for line in text.splitlines() if b":\t" in line)
-    # The numbers in all PID namespaces, that of this /proc first; -1 after the end.
+    # The numbers in all PID namespaces, beginning with the namespace of this /proc. -1 after the
+    # end.
     return b"Pid" in fields and {b"-1", b"%d" % pid} & {fields[b"Pid"], *fields.get(b"NSpid", b"").split()} != set()

@@ -3,17 +3,17 @@
 Guarantees of this folder:
 
 * Only a :class:`WorkerProcess` signals or reaps its process, under its lock. A reaped process is
-  not signalled: the kernel may have reused its number. Callers never wait for the lock, because a
-  signal handler may call in the middle of a kill in the same thread. The holder does what others
-  have asked for in the meantime.
-* A process is named by a pidfd (Linux 5.3), or by its number where there are none. Both are checked
+  not signalled: the kernel may have reused its number. Callers only try the lock, because a signal
+  handler may call in the middle of a kill in the same thread. The holder handles the requests that
+  others make while it holds the lock.
+* A process is named by a pidfd (Linux 5.3), or by its number on older systems. Both are checked
   before use: a pidfd must still name this process, and a number must belong to a process with the
   same start time. A foreign waitpid(-1) may have reaped the process, and a program may close
   descriptors that it did not open.
 * :func:`os.fork` waits while a socket pair is handed to a new process (``fork_lock.py``). Otherwise
   the copy would hold the worker's end open, and the worker's death would not end the stream. A fork
   in C that skips Python's fork hooks is not covered.
-* A fork of this process inherits no worker. Its copies of the descriptors are closed in the child.
+* A fork of this process does not inherit workers. Its copies of the descriptors are closed.
 * A worker that a template forks is a child of this process too, and the same holds for it, also
   while it is on standby. Until it has sent its number it is known by a pipe (``pending.py``); a
   kill in that time is done once the number arrives.
@@ -52,12 +52,11 @@ logger: Final = logging.getLogger("trio_offload")
 
 _REFUSED_TIMEOUT: Final = 5.0  # seconds until a process that may not be signalled is abandoned
 _REFUSED_RETRY_DELAY: Final = 0.1  # seconds
-# Exit statuses of a regular exit. 120: Python could not flush its output. None: the status is not
-# known.
+# Exit statuses of a regular exit. 120: Python could not flush its output. None: unknown status.
 _REGULAR_EXITS: Final = (0, 120, None)
 # Seconds; with the timer slack (PR_SET_TIMERSLACK in prctl(2)) about 60 microseconds.
 _LAST_THREAD_DELAY: Final = 0.00001
-# Seconds between two polls where neither a pidfd nor a thread is available.
+# Seconds between two polls if pidfds and threads are unavailable.
 _POLL_INTERVAL: Final = 0.01
 _MAX_POLL_TIMEOUT: Final = 3600.0  # seconds; poll(2) takes an int of milliseconds
 
@@ -97,14 +96,14 @@ class WorkerProcess:
     def exitcode(self) -> int | None:
         """Exit status, or the negative number of the signal.
 
-        None means that it runs, or that the status is not known.
+        None means that it runs, or that the status is unknown.
         """
         self.poll()
         return self._exitcode
 
     @property
     def signal(self) -> signal.Signals | None:
-        """Signal that ended the process. None if there was none."""
+        """Signal that ended the process. None means that it was not a signal."""
         code = self.exitcode
         if code is None or code >= 0:
             return None
@@ -146,7 +145,7 @@ class WorkerProcess:
                 try:
                     await trio.to_thread.run_sync(self._wait_unreaped, abandon_on_cancel=True, limiter=_no_limit())
                 except RuntimeError:
-                    # The system has no thread to spare. Polling notices the end a little later.
+                    # The system refused a thread. Polling notices the end a little later.
                     await _clock.sleep(_POLL_INTERVAL)
         await trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -298,7 +297,7 @@ class WorkerProcess:
 
     @contextlib.contextmanager
     def _kept_pidfd(self) -> Iterator[int | None]:
-        """Keep the pidfd open during a wait; None if there is none.
+        """Keep the pidfd open during a wait. None means that the process has none.
 
         If the process is reaped during the wait, the waiter closes the descriptor. Closing it
         earlier would end the wait with an error, and a wait in another thread would not end at all.
@@ -315,7 +314,7 @@ class WorkerProcess:
                     self._close_pidfd()
 
     def _awaited(self) -> int | None:
-        """Return the descriptor to wait for; None if there is none."""
+        """Return the descriptor to wait for. None means that the process has none."""
         return self._pidfd
 
     def _close_pidfd(self) -> None:
@@ -371,7 +370,7 @@ class _Unended:
 
 
 def _no_limit() -> trio.CapacityLimiter:
-    """Return a limiter for a thread that only waits, which needs no token of the user's threads."""
+    """Return a limiter for a thread that only waits, so it does not take a token of the user's."""
     return trio.CapacityLimiter(1)
 
 

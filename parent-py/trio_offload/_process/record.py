@@ -1,7 +1,7 @@
 """The record: a file that outlives its worker, and its parser.
 
-The file has no name, so it vanishes when this process closes it or ends. PROTOCOL.md ("The record")
-defines its contents and who writes them.
+The file is unnamed, so it vanishes when this process closes it or ends. PROTOCOL.md ("The record")
+defines its contents and their writers.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Progress:
     chunk: int = 0
     """Number of the chunk."""
     index: int = 0
-    """Index of the first item that has not been run to its end."""
+    """Index of the first unfinished item."""
     count: int = 0
-    """Number of items from there on that may have been started."""
+    """Number of items from that one on that may have been started."""
 
 
 class RecordFile:
@@ -103,7 +103,7 @@ def _new_file() -> int:
     """Open a new unnamed file.
 
     Raises:
-        OSError: the system has no space, or no descriptor.
+        OSError: the system has run out of space or descriptors.
     """
     if hasattr(os, "memfd_create"):
         try:

@@ -32,12 +32,12 @@ _has_warned = False
 def spawn(executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None) -> Started:
     """Spawn a worker's program.
 
-    ``posix_spawn`` copies nothing of this process, so its size does not matter.
+    ``posix_spawn`` does not copy this process, so its size does not matter.
 
     Args:
         executable: path of the program.
         environment: its environment.
-        argv: its command line; None means that of the worker executable.
+        argv: its command line. None means :func:`executable_command`.
 
     Raises:
         OSError: the executable cannot be started.
@@ -98,8 +98,8 @@ def _start(launch: Callable[[Sequence[socket.socket | RecordFile], int, int], in
 
     Args:
         launch: gets the new files, and descriptors of the worker's socket and record. Returns the
-            process ID. The descriptors are above the numbers that the worker uses, and above those
-            of closed standard streams.
+            process ID. The descriptors are above the numbers that the worker uses, and above the
+            standard streams, of which some may be closed.
     """
     since = boot_time()
     with fork_lock:

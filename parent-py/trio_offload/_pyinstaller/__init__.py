@@ -1,4 +1,4 @@
-"""How PyInstaller collects trio_offload into an app. It finds this package by the entry point group ``pyinstaller40``."""
+"""PyInstaller's hooks for trio_offload, found by the entry point group ``pyinstaller40``."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ import os
 
 
 def get_hook_dirs() -> list[str]:
-    """The folders with hooks (PyInstaller's manual, «Providing PyInstaller Hooks with your Package»)."""
+    """Return the folders with hooks.
+
+    See "Providing PyInstaller Hooks with your Package" in PyInstaller's manual.
+    """
     return [os.path.dirname(__file__)]

@@ -1,9 +1,10 @@
-"""What trio_offload needs in an app and no import statement shows: the worker executable and the worker's modules."""
+"""Collect the worker executable and the worker's modules, which import statements do not show."""
 
 from PyInstaller.utils.hooks import collect_submodules
 
 from trio_offload._interpreter.locate import worker_executable
 
-# Among the binaries, so that it stays executable and its libraries are looked for; where libpython lies.
+# As a binary, it stays executable and PyInstaller collects its libraries. The folder is that of
+# libpython.
 binaries = [(worker_executable(), ".")]
 hiddenimports = collect_submodules("trio_offload_worker")

@@ -1,3 +1,3 @@
-"""What an app does not need, although it is imported somewhere: no job in an app is measured by coverage.py."""
+"""Exclude coverage.py, which the worker imports only to measure jobs, and never in an app."""
 
 excludedimports = ["coverage"]
