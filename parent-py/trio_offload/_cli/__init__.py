@@ -1,12 +1,14 @@
-"""The command line: ``trio-offload map`` and ``trio-offload doctor``. :func:`main` is the entry point.
+"""The command line: ``trio-offload map`` and ``trio-offload doctor``.
+
+:func:`main` is the entry point.
 
 | module | its job |
 |---|---|
 | ``__init__`` | run a command, return its exit status |
 | ``arguments`` | the parsers and the text of ``--help`` |
-| ``exit_status`` | the exit statuses; the error that is one line |
+| ``exit_status`` | the exit statuses; the error with a one-line message |
 | ``sources`` | read the items |
-| ``run`` | the tasks of ``map``, and what ends them |
+| ``run`` | the tasks of ``map``, and their end |
 | ``slot`` | run items in one worker, one at a time |
 | ``output`` | write the lines in the order of the items; bound the memory |
 | ``progress``, ``worker_table`` | the progress bar; the table of workers above it |
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
-    except OSError:  # standard error is closed, which is no reason to fail
+    except OSError:  # standard error is closed, and the command succeeds all the same
         _leave_closed_output(2)
     return int(status)
 
@@ -90,7 +92,7 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
     items = words[1:]
     options = MapOptions(
         job=Job(_function_named(words[0]), chosen.timeout),
-        # Never more workers than items.
+        # At most one worker for each item.
         workers=min(chosen.workers, len(items)) if items else chosen.workers,
         fail_fast=chosen.fail_fast,
         progress=not chosen.no_progress,
@@ -150,7 +152,10 @@ def _open_source(items: Sequence[str], lines: str | None, json_lines: str | None
 
 
 def _working_directory() -> str | None:
-    """Return the folder that ``python -m`` puts first on ``sys.path``. None if Python was told not to."""
+    """Return the folder that ``python -m`` puts first on ``sys.path``.
+
+    None with the switches ``-I`` and ``-P``, which leave it out.
+    """
     if sys.flags.isolated or getattr(sys.flags, "safe_path", False):
         return None
     try:
@@ -166,20 +171,24 @@ def _complain(message: str) -> None:
 
 
 def _fill_standard_descriptors() -> None:
-    """Open ``/dev/null`` for those of the descriptors 0, 1 and 2 that are closed.
+    """Open ``/dev/null`` for each closed descriptor among 0, 1 and 2.
 
     Otherwise the next socket would get the number, and a print would write into it. ``sys.stdin``,
-    ``sys.stdout`` or ``sys.stderr`` is still None, so the closed one stays known.
+    ``sys.stdout`` or ``sys.stderr`` stays None, which shows that it was closed.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number: this one
+            # The lowest free number is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _leave_closed_output(descriptor: int) -> None:
-    """Redirect a closed stream to ``/dev/null``. Python flushes it at exit, and would fail with status 120."""
+    """Redirect a closed stream to ``/dev/null``.
+
+    Otherwise Python would fail to flush it at exit, and exit with status 120.
+    """
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)

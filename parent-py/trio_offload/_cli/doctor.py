@@ -1,7 +1,7 @@
 """``trio-offload doctor``: the facts for a bug report, and the problems found.
 
-It runs when something is broken, so it relies on nothing: each probe runs on its own, and a probe that fails
-reports its failure in place of its facts.
+It must work on a broken system. So each probe runs independently, and one that fails reports its
+failure in place of its facts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def examine(probe: Probe) -> Finding:
     problems: list[Problem] = []
     try:
         facts = probe.examine(problems.append)
-    except Exception as error:  # a probe that fails must not take the others with it
+    except Exception as error:  # the other probes must still run
         text = " ".join(f"{type(error).__name__}: {error}".split())
         facts = {"failed": text}
         problems.append(Problem(f"the probe {probe.name!r} failed: {text}", probe.remedy))

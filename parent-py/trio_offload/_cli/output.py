@@ -1,10 +1,11 @@
-"""Write the lines of ``trio-offload map`` in the order of the items, each once all before it are written.
+"""Write the lines of ``trio-offload map`` in the order of the items.
 
-* :class:`Window` bounds the memory: an item is inside from its reading until its line is written. A slow
-  first item, a slow reader of the output and a fast source all end up waiting for the same window.
-* Each write runs in a thread, because a pipe may be full and a terminal stopped, and Ctrl+C must still work. A
-  thread costs more than many items do, so writes keep a minimum distance, and lines gather in between.
-* Bytes go directly to the descriptor. No buffer is left that would fail at exit if the pipe is closed.
+* :class:`Window` bounds memory use. An item is inside from its reading until its line is written.
+  So the source waits if an item is slow or the output is read slowly.
+* Each write runs in a thread: a pipe may be full and a terminal stopped, and Ctrl+C must still
+  work. A thread costs more than many items do, so writes keep a minimum distance, and lines are
+  collected in between.
+* Bytes go directly to the descriptor. A buffer would fail to flush at exit if the pipe is closed.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Window:
     async def admit(self, size: int) -> None:
         """Wait for room for an item of ``size`` bytes, and take the room.
 
-        An item always gets in if the window is empty, however large it is. No deadlock is possible: the oldest
-        item inside is with a worker or about to be written.
+        An empty window admits an item of any size. A deadlock is impossible: the oldest item inside
+        is with a worker or about to be written.
         """
         while self._items and (self._items >= self._max_items or not self.has_room):
             await self.change()
@@ -80,18 +81,20 @@ class OrderedOutput:
         self._window = window
         self._around_write = around_write
         self._distance = distance
-        self._next = 0  # the index of the first item that has no line yet
-        self._behind: dict[int, tuple[int, bytes]] = {}  # lines that wait for it: (bytes in the window, line)
+        # Index of the first item without a line.
+        self._next = 0
+        # Lines that wait for it, by index: (bytes in the window, line).
+        self._behind: dict[int, tuple[int, bytes]] = {}
         self._ready: list[tuple[int, bytes]] = []
         self._closed = False
         self._wake = trio.lowlevel.ParkingLot()
 
     def awaits(self, item: Item) -> bool:
-        """Return True if this item's line is the next to write, so that all others wait for it."""
+        """Return True if all other lines wait for this item's line."""
         return item.index == self._next
 
     def put(self, item: Item, line: bytes) -> None:
-        """Take the line of an item. Ignored after :meth:`close`."""
+        """Accept the line of an item. Ignored after :meth:`close`."""
         if self._closed:
             return
         self._window.grow(len(line))
@@ -103,7 +106,7 @@ class OrderedOutput:
             self._wake.unpark()
 
     def close(self) -> None:
-        """Accept no more lines. Those behind an unfinished item are written too, in order."""
+        """Ignore further lines. Lines that wait for an unfinished item are written, in order."""
         self._closed = True
         self._ready.extend(self._behind[index] for index in sorted(self._behind))
         self._behind.clear()
@@ -112,8 +115,8 @@ class OrderedOutput:
     async def write(self) -> None:
         """Write lines until :meth:`close`, and then the rest.
 
-        If cancelled, a write in progress is abandoned. The caller must not write after that, because the number
-        of bytes written is unknown.
+        Cancellation abandons a write in progress. The caller must not write afterwards, because the
+        number of written bytes is unknown.
 
         Raises:
             OSError: a write failed.
@@ -142,7 +145,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # set to non-blocking by its owner, so wait instead of changing it
+        except BlockingIOError:  # its owner has set it to non-blocking: wait, and leave it so
             poll = select.poll()
             poll.register(descriptor, select.POLLOUT)
             poll.poll()

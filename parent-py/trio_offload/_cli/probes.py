@@ -22,8 +22,7 @@ import attrs
 import trio
 
 import trio_offload
-from trio_offload._interpreter import loader as _loader
-from trio_offload._interpreter import locate as _locate
+from trio_offload._interpreter import loader, locate
 from trio_offload._process.oom import group_memory_limit
 from trio_offload._process.processors import usable_processors
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
@@ -46,7 +45,7 @@ _COST_OF_THE_LOOP: Final = (
     "starts and empty calls take about 1.5 times as long as with the executable; each worker has a second, small process "
     "(about 3 MB of its own), which ends it when this program dies"
 )
-"""Measured on Linux x86-64 with CPython 3.11, in the same run, median of 25 rounds; docs/platforms.md has the figures."""
+"""Linux x86-64, CPython 3.11, same run, median of 25 rounds; docs/platforms.md has the figures."""
 
 _REINSTALL: Final = "Install it again: pip install --force-reinstall trio-offload"
 
@@ -86,7 +85,7 @@ def _python(report: Report) -> Facts:
     if implementation != "CPython":
         report(Problem(f"this Python is {implementation}", "Use CPython 3.10 or newer."))
     try:
-        _locate.refuse_untried_build()
+        locate.refuse_untried_build()
     except trio_offload.LocateError as error:
         report(_problem_from(error))
     return {
@@ -98,7 +97,7 @@ def _python(report: Report) -> Facts:
         "base prefix": sys.base_prefix,
         "virtual environment": sys.prefix != sys.base_prefix,
         "built with a shared library": bool(sysconfig.get_config_var("Py_ENABLE_SHARED")),
-        "free-threaded": _locate.is_free_threaded(),
+        "free-threaded": locate.is_free_threaded(),
     }
 
 
@@ -140,30 +139,33 @@ def _kernel(report: Report) -> Facts:
 
 
 def _environment(report: Report) -> Facts:
-    """Variables that change what a worker loads."""
+    """Show the variables that affect the loading of a worker's libraries and modules."""
     telling = ("PYTHON", "LD_", "MALLOC_", "TRIO_OFFLOAD", "VIRTUAL_ENV", "CONDA_PREFIX")
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(telling)}
 
 
 def _runtime(report: Report) -> Facts:
-    """Which of the two kinds of worker runs, why, and its cost. Other probes report what is missing."""
+    """Show which of the two kinds of worker runs, the reason, and its cost.
+
+    Other probes report missing parts.
+    """
     try:
-        way = _locate.runtime()
+        runtime = locate.runtime()
     except trio_offload.LocateError:
         return {"in use": None}
-    if way.is_native:
-        return {"in use": "the worker executable, with this Python's own libpython", "why": way.reason}
+    if runtime.is_native:
+        return {"in use": "the worker executable, with this Python's own libpython", "why": runtime.reason}
     return {
         "in use": "a loop in Python, run by this interpreter",
-        "why": way.reason,
+        "why": runtime.reason,
         "what it costs": _COST_OF_THE_LOOP,
-        "to have the executable": "; ".join(_locate.remedies()),
+        "to have the executable": "; ".join(locate.remedies()),
     }
 
 
 def _executable(report: Report) -> Facts:
     try:
-        found = _locate.find_worker_executable()
+        found = locate.find_worker_executable()
     except trio_offload.LocateError as error:
         if not _runs_the_loop():
             report(_problem_from(error))
@@ -173,7 +175,7 @@ def _executable(report: Report) -> Facts:
 
 def _libpython(report: Report) -> Facts:
     try:
-        found = _locate.find_libpython()
+        found = locate.find_libpython()
     except trio_offload.LocateError as error:
         if not _runs_the_loop():
             report(_problem_from(error))
@@ -182,22 +184,23 @@ def _libpython(report: Report) -> Facts:
 
 
 def _runs_the_loop() -> bool:
-    """Return True if workers need neither the executable nor the libpython, so a missing one is no problem."""
+    """Return True if workers run the loop, which needs only the interpreter."""
     try:
-        return not _locate.runtime().is_native
+        return not locate.runtime().is_native
     except trio_offload.LocateError:
         return False
 
 
 def _worker_info(report: Report) -> Facts:
-    """The executable's description of itself, without the package's process handling."""
+    """Run ``--info`` of the executable, without the package's process handling."""
     try:
-        executable = _locate.worker_executable()
-        library = _locate.libpython()
+        executable = locate.worker_executable()
+        library = locate.libpython()
     except trio_offload.LocateError:
-        return {"not run": "the executable or the libpython is missing"}  # reported by its own probe
+        # The probe of the missing part reports it.
+        return {"not run": "the executable or the libpython is missing"}
     environment = dict(os.environb)
-    _loader.lead(environment, library, is_loaded=True)
+    loader.lead(environment, library, is_loaded=True)
     ran = subprocess.run(
         [executable, "--info"],
         env=environment,
@@ -223,7 +226,7 @@ def _worker_info(report: Report) -> Facts:
         (
             "build without a GIL",
             bool(python.get("free_threaded")) if isinstance(python, dict) else None,
-            _locate.is_free_threaded(),
+            locate.is_free_threaded(),
         ),
     ):
         if theirs != ours:
@@ -279,7 +282,7 @@ PROBES: Final = (
 
 
 def _problem_from(error: BaseException, prefix: str = "") -> Problem:
-    """Split a message: the first line is the problem, the rest the places searched and the remedy."""
+    """Return a problem from a message: the first line, then the searched places and the remedy."""
     first, _, rest = str(error).partition("\n")
     return Problem(prefix + first, rest or "Add this report to the bug report.")
 

@@ -1,7 +1,7 @@
 """The progress bar of ``trio-offload map``, with the table of workers above it.
 
-It needs ``rich``, and standard error must be a terminal. A Trio task draws it instead of a thread of rich, so
-other output to the same terminal is written between two drawings.
+It needs ``rich``, and standard error must be a terminal. A Trio task draws it instead of a thread
+of rich, so other output to the same terminal is written between two drawings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Bar(Protocol):
 
     @property
     def is_shown(self) -> bool:
-        """True if it is visible, so that items are counted and workers' statistics are read for it."""
+        """True if it is visible. Then items are counted and workers' statistics are read."""
 
     @property
     def write_distance(self) -> float:
@@ -54,11 +54,11 @@ class Bar(Protocol):
         """Update the display until cancelled."""
 
     def close(self) -> None:
-        """Draw it once more, and release the terminal. Can be called twice."""
+        """Draw it once more, and release the terminal. May be called again."""
 
 
 class NoBar:
-    """No display."""
+    """Stands for a display that is not wanted, or not possible."""
 
     is_shown = False
     write_distance = DISTANCE
@@ -97,7 +97,7 @@ class RichBar:
         self._progress = progress
         self._table = table
         self._shares_terminal = shares_terminal
-        # Hiding and showing the display takes longer than most items, and a person reads slower.
+        # Hiding and showing the display takes longer than most items. A person needs it less often.
         self.write_distance = _INTERVAL if shares_terminal else DISTANCE
         self._total: int | None = None
         self._done = 0
@@ -176,7 +176,7 @@ def open_bar(function: str, *, wanted: bool) -> tuple[Bar, str | None]:
 
     Args:
         function: the name of the user's function.
-        wanted: False means no bar.
+        wanted: True if the user has not disabled the bar.
     """
     if not wanted or not os.isatty(2):
         return NoBar(), None
@@ -217,5 +217,6 @@ def open_bar(function: str, *, wanted: bool) -> tuple[Bar, str | None]:
 def _same_terminal(first: int, second: int) -> bool:
     try:
         return os.isatty(first) and os.ttyname(first) == os.ttyname(second)
-    except OSError:  # a terminal of another namespace has no name here: hiding the bar too often is harmless
+    except OSError:
+        # A terminal of another namespace is unnamed here. Hiding the bar too often is harmless.
         return os.isatty(first)

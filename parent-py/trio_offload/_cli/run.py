@@ -5,11 +5,11 @@
                ▲                                                          │
                └─────────────────────────── window ◀──────────────────────┘
 
-* The tasks share :class:`_Run` only. No expected error escapes a task: it passes the command's outcome to
-  :meth:`_Run.stop`, the first outcome counts, and cancellation unwinds the rest.
-* A stop prints all finished lines, also behind an unfinished item, and ends the workers. After a signal that
-  takes less than a second. If something cannot be cancelled (a worker in its exit handlers), :func:`os._exit`
-  leaves it behind, and a worker without a parent ends itself.
+* The tasks share only :class:`_Run`. A task handles the expected errors and passes the command's
+  outcome to :meth:`_Run.stop`. The first outcome counts, and cancellation ends the other tasks.
+* A stop prints all finished lines, also behind an unfinished item, and ends the workers. After a
+  signal this takes less than a second. :func:`os._exit` then abandons everything that cannot be
+  cancelled (a worker in its exit handlers), and a worker without a parent ends itself.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 _MAX_ITEMS_INSIDE: Final = 16_384
 _MAX_BYTES_INSIDE: Final = 64 * 1024 * 1024
-"""Bounds between the source and the output, large enough that one slow item rarely stops the other workers."""
+"""Bounds between the source and the output. A slow item rarely stops the other workers."""
 
 _STOP_WRITING: Final = 0.5
 _STOP: Final = 0.8
-"""Seconds after a signal: until the last write is abandoned, and until the process exits in any case."""
+"""Seconds after a signal until the last write is abandoned, and until the process exits."""
 
 _STATISTICS_INTERVAL: Final = 0.25
 """Seconds between two reads of the workers' statistics."""
@@ -67,7 +67,7 @@ class MapOptions:
     fail_fast: bool
     progress: bool
     path_entry: str | None
-    """The folder to put first on ``sys.path`` in workers. None means no change."""
+    """The folder to put first on ``sys.path`` in workers. None leaves it unchanged."""
     summary: bool = False
     """True if the summary is printed without a bar, too."""
     memory_limit: int | None = None
@@ -93,7 +93,8 @@ def run_map(options: MapOptions, source: Source) -> ExitStatus:
     run = _Run(options, source, bar)
     try:
         with warnings.catch_warnings():
-            # The package's warnings are about the options. The source line that Python would show is not the user's.
+            # The package's warnings are about options. Python would show a source line of the
+            # package with them.
             warnings.showwarning = run.note_warning  # type: ignore[assignment]
             trio.run(run.main)
         run.report()
@@ -113,7 +114,7 @@ class _Run:
         self._queue_waiting = trio.lowlevel.ParkingLot()
         self._all_read = False
         self._function_found = trio.Event()
-        self._slots_without_worker: list[str] = []  # why, of each
+        self._slots_without_worker: list[str] = []  # the reason of each
         self._warnings: list[str] = []
         self._summary = Summary(wanted=options.summary or bar.is_shown)
         self._any_failed = False
@@ -151,7 +152,11 @@ class _Run:
                 _print_message(line)
 
     def result(self) -> ExitStatus:
-        """Return the exit status, after :meth:`main` has returned. Raise a CommandError that ended the run."""
+        """Return the exit status, after :meth:`main` has returned.
+
+        Raises:
+            CommandError: the run was ended by it.
+        """
         if isinstance(self._ending, CommandError):
             raise self._ending
         if self._ending is not None:
@@ -175,7 +180,7 @@ class _Run:
             signal.SIGINT: ExitStatus.INTERRUPTED,
             signal.SIGTERM: ExitStatus.TERMINATED,
         }
-        # A signal that is ignored stays ignored: a shell's background job is not meant to get Ctrl+C.
+        # An ignored signal stays ignored: a shell's background job should not get Ctrl+C.
         watched = [number for number in endings if signal.getsignal(number) != signal.SIG_IGN]
         if not watched:
             task_status.started()
@@ -192,7 +197,8 @@ class _Run:
                     self.stop(ending)
         finally:
             if self._forced_exit is not None:
-                # The process is about to exit with the first signal's status. Another signal must not kill it before.
+                # The process is about to exit with the first signal's status. Another signal must
+                # not kill it before that.
                 for number in watched:
                     signal.signal(number, signal.SIG_IGN)
 
@@ -223,7 +229,7 @@ class _Run:
                     return None
                 await self._queue_waiting.park()
             elif not self._window.has_room and not self._output.awaits(self._queue[0]):
-                # Lines of finished items, which may be large, have filled the window since.
+                # Lines of finished items have filled the window in the meantime.
                 await self._window.change()
             else:
                 return self._queue.popleft()
@@ -255,7 +261,7 @@ class _Run:
                     self._summary.look()
                     self._summary.watch(None)
         except trio_offload.BrokenWorkerError as error:
-            # Every item has its line already, so this is only worth a warning.
+            # All items have been printed, so this is only a warning.
             self._warnings.append(one_line(error))
 
     async def _update_workers(self) -> None:
@@ -273,12 +279,12 @@ class _Run:
                 self.stop(CommandError(f"workers cannot be started any more: {slot.last_problem}"))
 
     async def _begin(self, slot: Slot) -> bool:
-        """Start a worker for a slot. False means that there is none, so the slot is closed."""
+        """Start a worker for a slot. Return False, which closes the slot, if that fails."""
         try:
             await slot.make_ready()
         except FunctionProblem as problem:
             if self._function_found.is_set():
-                return True  # it works in another worker, so try again with the first item
+                return True  # another worker has imported it, so try again with the first item
             self.stop(CommandError(str(problem)))
             return False
         except trio_offload.WorkerStartError as error:
@@ -324,7 +330,7 @@ def _print_message(line: str) -> None:
     try:
         if sys.stderr is not None:
             print(f"trio-offload: {line}", file=sys.stderr, flush=True)
-    except OSError:  # standard error is closed, which is no reason to fail
+    except OSError:  # standard error is closed, and the command succeeds all the same
         pass
 
 

@@ -1,12 +1,13 @@
-"""A slot of ``trio-offload map``: run items in one worker, one at a time, and turn every outcome into a line.
+"""A slot of ``trio-offload map``: run items in one worker, one at a time, and format the outcomes.
 
-All slots share one context. Each runs one item at a time, so there are at most as many workers as slots.
+All slots share one context. Each runs one item at a time, so the context has at most as many
+workers as slots.
 
-``--timeout`` is exact all the same. Before an item's clock starts, the slot makes sure that an idle worker
-exists whose ``init`` has imported the function. No other task runs between the end of
-:meth:`~trio_offload.WorkerContext.prewarm` and the start of the call, so no other slot takes that worker.
-Otherwise a slot whose worker was killed would pay for a start and an import from the next item's time, and
-one slow item could make all later ones fail.
+``--timeout`` measures the item only. Before its clock starts, the slot makes sure that an idle
+worker exists whose ``init`` has imported the function. Other tasks do not run between the end of
+:meth:`~trio_offload.WorkerContext.prewarm` and the start of the call, so the slot gets that worker.
+Otherwise the item after a killed worker would pay for a start and an import, and one slow item
+could make all later ones fail.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ _ENDS_GROUPS: Final = (signal.SIGTERM, signal.SIGHUP)
 """Signals that a service manager, a shell or a terminal sends to a whole process group."""
 
 _OWN_SIGNAL_DELAY: Final = 0.05
-"""Seconds to wait for the same signal in this process after it killed a worker. If it comes, the item did not
-fail but was interrupted."""
+"""Seconds to wait for the same signal in this process after it killed a worker.
+
+If it arrives, the item was interrupted and did not fail.
+"""
 
 _NOT_OF_THE_IMPORT: Final = (2, 3, 4, 5, 6, 7, 127, None)
-"""Exit codes before READY that the imported code did not cause: the worker's own (PROTOCOL.md), and the dynamic
-loader's."""
+"""Exit codes before READY that the imported code did not cause.
+
+They are the worker's own (PROTOCOL.md) and the dynamic loader's.
+"""
 
 
 @attrs.frozen
@@ -44,7 +49,7 @@ class Job:
 
     function: cli_items.Function
     timeout: float | None
-    """Seconds that one item may take. None means no limit."""
+    """Seconds that one item may take. None means unlimited."""
 
 
 @attrs.frozen
@@ -53,15 +58,18 @@ class Reply:
 
     line: bytes
     failure: str | None = None
-    """The kind of failure, in a word or two. None means success."""
+    """Kind of the failure, in a word or two. None means success."""
 
 
 class FunctionProblem(Exception):
-    """The function cannot be called: its module does not import, lacks it, or ends the worker. One line of text."""
+    """The function cannot be called: its module does not import, lacks it, or ends the worker.
+
+    The message is one line.
+    """
 
 
 class Slot:
-    """Run items through a shared context, and report its workers to the summary."""
+    """Runs items through a shared context, and reports its workers to the summary."""
 
     def __init__(self, context: trio_offload.WorkerContext, job: Job, summary: Summary) -> None:
         self._context = context
@@ -77,8 +85,8 @@ class Slot:
         """Make sure that an idle worker exists.
 
         Raises:
-            FunctionProblem: the function is the reason that none does.
-            trio_offload.WorkerStartError: any other reason.
+            FunctionProblem: the function prevents it.
+            trio_offload.WorkerStartError: something else prevents it.
         """
         try:
             await self._context.prewarm(1)
@@ -109,7 +117,8 @@ class Slot:
             self.start_failures = 0
             traceback = None if error.crash is None else error.crash.note()
             return _failure(item, _kind(error), type(error).__name__, str(error), traceback)
-        except Exception as error:  # the call's own, such as MemoryError; the function's are in the reply
+        except Exception as error:
+            # An error of the call, such as MemoryError. The function's errors are in the reply.
             return _failure(item, type(error).__name__, type(error).__name__, str(error))
         self.start_failures = 0
         return _failure(
@@ -118,7 +127,7 @@ class Slot:
 
     async def _call(self, item: Item) -> Reply:
         if self._job.timeout is not None:
-            # A killed worker does not return its process ID, so look once the call has been sent.
+            # A killed worker does not return its process ID, so read it once the call is sent.
             self._summary.look_soon()
         pid, failure, line = await self._context.run_sync(
             _Named(self._job.function, item),
@@ -133,7 +142,7 @@ class Slot:
         return Reply(line, failure)
 
     def _problem_of_function(self, error: trio_offload.WorkerStartError) -> str | None:
-        """Return what is wrong with the function. None means that it is not the reason."""
+        """Return the problem of the function. None means that it is not the reason."""
         if isinstance(error.__cause__, cli_items.UnusableFunction):
             return str(error.__cause__)
         process = error.process

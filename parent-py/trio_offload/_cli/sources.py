@@ -1,11 +1,12 @@
 """Read the items of ``trio-offload map``: arguments, or the lines of a file or of standard input.
 
 * Items are read on demand; only :class:`ArgumentSource` has all of them from the start.
-* Reads run in a thread that is abandoned if the read is cancelled: standard input may stay silent forever, and a
-  file may be on a slow disk. They use ``os.read`` and not ``sys.stdin``, whose lock an abandoned thread would
-  hold until the interpreter exits.
-* Text is decoded like names of the operating system (PEP 383), so ``find | trio-offload map --lines -`` can pass
-  every file name. A line of JSON stays bytes: the workers parse it, in parallel.
+* Each read runs in a thread, which a cancellation abandons: standard input may stay silent forever,
+  and a disk may be slow. Reads use ``os.read``. With ``sys.stdin``, an abandoned thread would hold
+  its lock until the interpreter exits.
+* Text is decoded like names of the operating system (PEP 383), so
+  ``find | trio-offload map --lines -`` can pass every file name. A line of JSON stays bytes: the
+  workers parse it, in parallel.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Source(Protocol):
         """
 
     async def count(self) -> int | None:
-        """Return the number of all items. None means that only reading them would tell."""
+        """Return the number of all items. None means that it is unknown before the end."""
 
     def close(self) -> None:
         """Close the file."""
@@ -100,11 +101,11 @@ class ArgumentSource:
 
 
 class LineSource:
-    """The lines of a file. Each line is an item (``text``), or has the JSON value of one (``json``).
+    """The lines of a file.
 
     Args:
         name: a path, or ``-`` for standard input.
-        kind: what a line holds.
+        kind: ``text`` if each line is an item, ``json`` if it has the JSON value of one.
 
     Raises:
         CommandError: the file cannot be opened.
@@ -156,11 +157,11 @@ class LineSource:
             return None
         try:
             return await trio.to_thread.run_sync(_count_items, self._path, self._kind, abandon_on_cancel=True)
-        except OSError:  # deleted since; the reader has its own descriptor
+        except OSError:  # deleted in the meantime; the reader has its own descriptor
             return None
 
     def _take(self, chunk: bytes) -> list[Item]:
-        """Return the items that are complete now. An empty ``chunk`` ends the file, and completes its last line."""
+        """Return the items that the chunk completes. An empty chunk means the end of the file."""
         if chunk and b"\n" not in chunk:
             self._rest.append(chunk)
             return []
@@ -189,7 +190,7 @@ def _read(descriptor: int) -> bytes:
     while True:
         try:
             return os.read(descriptor, _CHUNK)
-        except BlockingIOError:  # set to non-blocking by its owner, so wait instead of changing it
+        except BlockingIOError:  # its owner has set it to non-blocking: wait, and leave it so
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             poll.poll()

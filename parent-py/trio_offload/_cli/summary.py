@@ -1,8 +1,8 @@
 """The summary of ``trio-offload map``: jobs, failures by kind, workers, memory and time.
 
-* Its memory use grows neither with the number of items nor with the number of workers.
-* Processor time and peak memory are the system's figures for the processes that this one has reaped. They
-  cover killed workers too, and cost nothing during the run.
+* Its memory use does not depend on the number of items and workers.
+* Processor time and peak memory are the system's figures for the processes that this one has
+  reaped. They include killed workers, and are free during the run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Summary:
-    """Count what the tasks of a run report."""
+    """Counts the reports of a run's tasks."""
 
     def __init__(self, *, wanted: bool) -> None:
         self.wanted = wanted
@@ -35,19 +35,20 @@ class Summary:
         self._jobs = 0
         self._failures: collections.Counter[str] = collections.Counter()
         self._workers = 0
-        self._known: set[int] = set()  # process ids: all that live, and some that do not
+        # Process IDs of all living workers, and of some that have exited.
+        self._known: set[int] = set()
         self._largest = 0
         self._look: Callable[[], trio_offload.WorkerContextStatistics] | None = None
 
     def watch(self, look: Callable[[], trio_offload.WorkerContextStatistics] | None) -> None:
-        """Set the source of worker statistics. None means that there is none any more."""
+        """Set the source of worker statistics. None removes it."""
         self._look = look
 
     def count(self, failure: str | None) -> None:
         """Count a finished item, and the kind of its failure."""
         self._jobs += 1
         if failure is not None:
-            # Exception names are the user's, so their number has no bound.
+            # Exception names are the user's, so their number is unbounded.
             self._failures[failure if failure in self._failures or len(self._failures) < _MAX_KINDS else _OTHERS] += 1
 
     def note_worker(self, pid: int) -> None:
@@ -79,12 +80,12 @@ class Summary:
         return workers
 
     def look_soon(self) -> None:
-        """Call :meth:`look` at the next checkpoint of the calling task, once for any number of requests."""
+        """Call :meth:`look` once at the next checkpoint of the calling task."""
         if self.wanted:
             trio.lowlevel.current_trio_token().run_sync_soon(self._look_quietly, idempotent=True)
 
     def lines(self) -> list[str]:
-        """Return the lines of the summary. Empty if no item was run."""
+        """Return the lines of the summary. Empty before the first item."""
         if not self._jobs:
             return []
         failed = sum(self._failures.values())
@@ -104,9 +105,9 @@ class Summary:
 def _largest_child(usage: resource.struct_rusage) -> int:
     """Return the peak memory of the processes that this one has reaped, in bytes. 0 means unknown.
 
-    A new process starts in its parent's memory, and Linux counts that as its own (exec_mmap() in fs/exec.c).
-    So a figure below this process's own peak has no meaning. That peak is not its ``ru_maxrss``, which in turn
-    includes the memory of the program that started this one.
+    A new process starts in its parent's memory, and Linux counts that as its own (exec_mmap() in
+    fs/exec.c). So a figure below this process's own peak is meaningless. That peak is not its
+    ``ru_maxrss``, which in turn includes the memory of the program that started this one.
     """
     try:
         own = memory_info().peak_rss

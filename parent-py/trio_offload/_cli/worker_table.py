@@ -1,4 +1,4 @@
-"""The table of workers above the progress bar. Imported only for a bar, because it needs ``rich``."""
+"""The table of workers above the progress bar. Imported only with a bar: it needs ``rich``."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class WorkerTable:
         self._lines = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # The display is redrawn around each line of output on the same terminal, far more often than the table
-        # changes. The layout takes milliseconds, so it is cached.
+        # The display is redrawn around each line of output on the same terminal, far more often
+        # than the table changes. The layout takes milliseconds, so it is cached.
         if self._lines is None:
             self._lines = []
             if self._workers:
