@@ -507,7 +507,9 @@ async def test_nobody_looks_below_one_that_has_not_stopped(
     family.end_family(process.pid, stop_later, process._since)
     await ended(process)
     await line.ended()
-    assert set(states) == {"T"}
+    # On a busy machine also in a sleep that only SIGKILL ends, out of which it comes stopped.
+    assert states
+    assert set(states) <= {"T", "D"}
 
 
 async def test_who_reacts_to_the_end_of_a_child_ends_before_it(begin: Begin, line: Lifeline, tmp_path: Path) -> None:
