@@ -57,7 +57,7 @@ def program_label() -> str:
 
 def program_name() -> str:
     """Return the name by which Python finds its installation."""
-    # `sys.executable` is empty if Python was started under a name that leads to no program.
+    # `sys.executable` is empty if Python was started under a name that is not a program's.
     return sys.executable or (sys.orig_argv or [""])[0]
 
 

@@ -1,8 +1,8 @@
 """Modules loaded from files that the import system would not find.
 
 pytest's ``--import-mode=importlib`` makes such modules, and so do plugin loaders that call
-:func:`importlib.util.spec_from_file_location`. A worker gets their paths, and imports them under
-the same names when a job needs one, so both sides find the same objects by name.
+:func:`importlib.util.spec_from_file_location`. A worker gets their paths, and imports a module
+under the same name when a job needs it. So both sides find the same objects by name.
 
 A module counts if its file lies outside of the folders that the import system searches. The finders
 themselves are not asked, which would take longer than the start of a worker. A module of a special
@@ -35,7 +35,7 @@ class FileModules:
         self._last = _Search(0, None, [], {}, {})
 
     def find(self, path: list[Any]) -> dict[str, Source]:
-        """Return these modules by their names, for this ``sys.path``. There is usually none."""
+        """Return these modules by their names, for this ``sys.path``. Usually empty."""
         modules = sys.modules
         try:
             # A new module is the last one, and changes the number unless another was removed.
@@ -100,7 +100,7 @@ def _folders_of(path: list[Any]) -> set[str]:
 
 
 def _source(module: Any) -> Source | None:
-    """Return the source of a module; None if it has no file: built in, or made by a program."""
+    """Return the source of a module. None means built in, or made by a program."""
     try:
         spec = module.__spec__
         if spec is None:

@@ -33,7 +33,7 @@ def flags() -> dict[str, int]:
         "bytes_warning": present.bytes_warning,
         "parser_debug": present.debug,
         "warn_default_encoding": getattr(present, "warn_default_encoding", 0),
-        # No flag tells of -u. A text stream over an unbuffered one writes through.
+        # -u has no flag, but makes the text streams write through.
         "buffered_stdio": not getattr(sys.__stdout__, "write_through", False),
     }
     requested = "utf8" in sys._xoptions or (frozen.bundle() is not None and sys.getfilesystemencoding() != "utf-8")
@@ -44,7 +44,8 @@ def flags() -> dict[str, int]:
         # choice is always sent.
         values["utf8_mode"] = present.utf8_mode
     if not present.hash_randomization:
-        # Hashes are not random. Apps of PyInstaller are so from Python 3.14 on, without a variable.
+        # Hashes are constant, as in apps of PyInstaller from Python 3.14 on, without a
+        # variable.
         values["hash_randomization"] = 0
     if hasattr(present, "safe_path"):
         values["safe_path"] = present.safe_path

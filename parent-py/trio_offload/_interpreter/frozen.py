@@ -1,4 +1,4 @@
-"""Frozen apps: the freezer, and the facts that workers of such an app need.
+"""Frozen apps: detect the freezer, and collect the facts that workers of such an app need.
 
 An app of PyInstaller is a Python without an installation. Its bootloader reads the first modules,
 the boot script and the runtime hooks from an archive at the end of the app's file. HELLO carries
@@ -58,9 +58,9 @@ class Bundle:
     folder: str
     """``sys._MEIPASS``: the folder of the app's files."""
     pyz: str | None
-    """Start of the archive of modules:
+    """Start of the archive of modules: path, question mark, offset.
 
-    path, question mark, offset. None means that they are files.
+    None means that the modules are files.
     """
     modules: tuple[Code, ...]
     scripts: tuple[Code, ...]
@@ -71,7 +71,7 @@ class Bundle:
 
 @functools.cache
 def bundle() -> Bundle | None:
-    """Return the bundle of this process, read once; None if it is not an app of PyInstaller.
+    """Return the bundle of this process, read once. None means another kind of program.
 
     Raises:
         LocateError: the app's archive cannot be read.
@@ -107,7 +107,7 @@ def bootstrap_modules() -> frozenset[str]:
 
 
 def hello_keys() -> dict[str, Any]:
-    """Return the keys of HELLO for an app of PyInstaller; none otherwise."""
+    """Return the keys of HELLO for an app of PyInstaller; empty for other programs."""
     found = bundle()
     if found is None:
         return {}
@@ -176,8 +176,7 @@ def _search_path(folder: str) -> list[str]:
 
 
 def _archive_places() -> Iterator[str]:
-    # Set by the bootloader from 6.10 on. A process that another app has started inherits that
-    # app's.
+    # Set by the bootloader from 6.10 on. May be inherited from another app that started this one.
     path = os.environ.get("_PYI_ARCHIVE_FILE")
     if path:
         yield path
@@ -186,7 +185,7 @@ def _archive_places() -> Iterator[str]:
 
 
 def _read(path: str, folder: str) -> Bundle | None:
-    """Read the archive in a file; None if it has none."""
+    """Read the archive in a file. Return None if the file lacks one."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         place = _find_cookie(data)
         if place is None:

@@ -20,10 +20,10 @@ def hello(
     """Return the body of HELLO.
 
     Args:
-        libpython: path of this interpreter's libpython; empty if it has none.
-        environment: the variables that were changed for the start, with the values to restore.
-        forked: for a worker that a template forks: the standard streams that are handed over, and
-            whether the working directory is. None for other workers.
+        libpython: Path of this interpreter's libpython; empty without one.
+        environment: The variables that were changed for the start, with the values to restore.
+        forked: For a worker that a template forks: the standard streams that are passed, and True
+            if the working directory is. None for other workers.
     """
     return {
         "protocol": PROTOCOL_VERSION,

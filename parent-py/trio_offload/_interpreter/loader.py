@@ -29,10 +29,10 @@ def lead(environment: dict[bytes, bytes], libpython: str, *, is_loaded: bool, fo
     """Change the environment of a worker before its start.
 
     Args:
-        environment: changed in place.
-        libpython: path of the libpython.
+        environment: The environment, changed in place.
+        libpython: Path of the libpython.
         is_loaded: True if this program has loaded it too.
-        folders: folders of an app with the libraries of its extension modules.
+        folders: Folders of an app with the libraries of its extension modules.
     """
     path = os.fsencode(libpython)
     before = [os.fsencode(folder) for folder in folders]
@@ -62,7 +62,7 @@ class SearchPaths:
 
 
 def search_paths(file: BinaryIO, origin: bytes) -> SearchPaths:
-    """Return the search paths of an ELF file in the folder ``origin``; none for other files."""
+    """Return the search paths of an ELF file in the folder ``origin``; empty for other files."""
     header = file.read(64)
     if header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
         return SearchPaths()
@@ -103,6 +103,6 @@ def _paths_of_program() -> SearchPaths:
 
 
 def _can_be_preloaded(path: bytes) -> bool:
-    """Return True if the file can be preloaded: with glibc, and if its path can be written."""
+    """Return True if the file can be preloaded: with glibc, and a path that can be an entry."""
     # Spaces and colons separate entries, and a dollar sign begins a variable.
     return "CS_GNU_LIBC_VERSION" in os.confstr_names and not any(character in path for character in (b" ", b":", b"$"))

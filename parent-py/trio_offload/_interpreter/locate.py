@@ -38,9 +38,9 @@ class Found:
 
 @attrs.frozen
 class WorkerRuntime:
-    """How workers run here:
+    """How workers run here.
 
-    the worker ``executable`` with ``libpython``, or a loop in Python if both are empty.
+    They run the worker ``executable`` with ``libpython``, or a loop in Python if both are empty.
     """
 
     executable: str
@@ -59,7 +59,7 @@ def runtime() -> WorkerRuntime:
     """Return how workers run here.
 
     Raises:
-        LocateError: they cannot; the message names what is missing and the remedy.
+        LocateError: they cannot. The message names the missing part and the remedy.
     """
     frozen.refuse_unsupported()
     refuse_untried_build()
@@ -117,7 +117,7 @@ def interpreter() -> str:
     ``sys.executable`` of a frozen program, and of one that embeds Python, often is that program. A
     worker would start the program again.
     """
-    # `sys.executable` may be a name that leads to no program.
+    # `sys.executable` may be a name that is not a program's.
     path = sys.executable if os.path.exists(sys.executable or "") else os.path.realpath("/proc/self/exe")
     named = any("python" in os.path.basename(name).lower() for name in (path, os.path.realpath(path)))
     return path if named and not getattr(sys, "frozen", False) and _may_execute(path) else ""
@@ -130,7 +130,7 @@ def _may_execute(path: str) -> bool:
 
 @functools.cache
 def find_worker_executable() -> Found:
-    """As :func:`worker_executable`, with the place."""
+    """Return the result of :func:`worker_executable` with its place."""
     frozen.refuse_unsupported()
     looked: list[str] = []
     for path, how in _executable_places():
@@ -150,7 +150,7 @@ def find_worker_executable() -> Found:
 
 
 def find_libpython() -> Found:
-    """As :func:`libpython`, with the place."""
+    """Return the result of :func:`libpython` with its place."""
     frozen.refuse_unsupported()
     found, looked = _search_libpython()
     if found is None:
@@ -164,7 +164,7 @@ def find_libpython() -> Found:
 def _search_libpython() -> tuple[Found | None, list[str]]:
     """Return the libpython or None, and the places.
 
-    Cached also if there is none, because each start asks.
+    None is cached too, because each start asks.
     """
     loaded = _loaded_libpython()
     if loaded is not None:
@@ -215,9 +215,9 @@ def _executable_places() -> Iterator[tuple[str, str]]:
         yield os.path.join(bundled.folder, EXECUTABLE), "in this app's bundle"
         return
     # The executable that was installed with this package comes first: the environment may have
-    # another release. pip puts scripts beside the library folder:
+    # another release. pip puts scripts beside the library folder. This package is
     # <prefix>/lib/pythonX.Y/site-packages/trio_offload (also with --user and Debian's /usr/local),
-    # <target>/trio_offload with --target.
+    # or <target>/trio_offload with --target.
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # Other folders above the package may be writable by other users.
     folder = os.path.dirname(package)
@@ -234,7 +234,7 @@ def _executable_places() -> Iterator[tuple[str, str]]:
 
 
 def _prefix_of(library_folder: str) -> str | None:
-    """Return the prefix of ``PREFIX/lib/pythonX.Y/site-packages``; None for other folders."""
+    """Return PREFIX of ``PREFIX/lib/pythonX.Y/site-packages``. None means another folder."""
     above, name = os.path.split(library_folder)
     above, python = os.path.split(above)
     prefix, library = os.path.split(above)
@@ -257,10 +257,10 @@ def _recorded_executables() -> Iterator[str]:
 
 
 def _loaded_libpython() -> str | None:
-    """Return the libpython that this interpreter runs from; None if it is linked statically.
+    """Return the libpython that this interpreter runs from. None means linked statically.
 
-    The file that holds the interpreter's own objects. Its name is no proof: an extension module
-    that was linked with another libpython loads that one too.
+    It is the file that holds the interpreter's own objects. Its name proves little: an extension
+    module that was linked with another libpython loads that one too.
     """
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}".encode()
     address = id(int)

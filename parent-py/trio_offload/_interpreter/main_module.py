@@ -1,4 +1,4 @@
-"""Where the user's main module comes from, and how a worker can load it."""
+"""The user's main module: its source, and how a worker can load it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main_plan() -> dict[str, Any]:
     * ``archive``: run the ``__main__`` of the directory or zip file ``path``
     * ``code``: run ``code`` in the format of ``marshal``, compiled from ``path`` (an app of
       PyInstaller)
-    * ``none``: no worker can; ``why`` completes the sentence "a __main__ that …"
+    * ``none``: workers cannot load it; ``why`` completes the sentence "a __main__ that …"
     """
     bundle = frozen.bundle()
     if bundle is not None and bundle.main is not None:
@@ -49,8 +49,8 @@ def main_plan() -> dict[str, Any]:
 def main_attributes() -> dict[str, Any]:
     """Return the attributes that the import system gives the main module, as builtin objects.
 
-    * ``attributes``: those that are text or None
-    * ``spec``: name, origin, and whether the origin is a location; None if there is no spec
+    * ``attributes``: the attributes that are text or None
+    * ``spec``: name, origin, and whether the origin is a location; None if it has no spec
     * ``loader``: class, name and path of a loader for files; None for any other loader
     """
     values: dict[str, Any] = getattr(sys.modules.get("__main__"), "__dict__", {})

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from .file_modules import FileModules, Source
 from .main_module import main_attributes, main_modules, main_plan
 
-# See init_filters() in Python/_warnings.c. A debug build starts with no filters.
+# See init_filters() in Python/_warnings.c. A debug build starts without filters.
 _DEFAULT_FILTERS: Final = [
     ["default", None, "builtins:DeprecationWarning", "__main__", 0],
     ["ignore", None, "builtins:DeprecationWarning", None, 0],
@@ -28,16 +28,15 @@ def current_settings() -> dict[str, Any]:
     * ``main``: how to load the main module, see :func:`main_plan`, and its attributes, see
       :func:`main_attributes`
     * ``main_number``: number of the main module; IPython's ``%run`` replaces it
-    * ``authkey``: authentication key of multiprocessing, bytes; None if it is not imported
-    * ``resource_tracker``: descriptor of multiprocessing's resource tracker; None if it is not
-      running
+    * ``authkey``: authentication key of multiprocessing, bytes; None before its import
+    * ``resource_tracker``: descriptor of multiprocessing's resource tracker; None before its start
     * ``parent``: ``name`` and ``pid`` for :func:`multiprocessing.parent_process`
     * ``warning_filters``: None for Python's default filters. Otherwise a list for each: action,
-      pattern of the message or None, ``module:qualified name`` of the category, pattern of the
-      module or None, line
+      message (a pattern or None), category (``module:qualified name``), module (a pattern or None),
+      line
     * ``modules``: modules that the import system would not find, see
       :mod:`trio_offload._interpreter.file_modules`
-    * ``coverage``: True if coverage.py measures this process, and those of multiprocessing too
+    * ``coverage``: True if coverage.py measures this process and multiprocessing's processes
     """
     processes = sys.modules.get("multiprocessing.process")
     authkey, resource_tracker, modules, main_number, _ = changing_state()
@@ -79,7 +78,7 @@ ChangingState: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], i
 def changing_state() -> ChangingState:
     """Return the settings that may change while a worker lives: the same object until one changes.
 
-    Called before every call, so it imports nothing and avoids function calls.
+    Called before every call, so it avoids imports and function calls.
     """
     modules = sys.modules
     count, last, main, processes, authkey, trackers, descriptor, path, state = _watcher.found
@@ -107,13 +106,9 @@ def changing_state() -> ChangingState:
 
 
 def filters_in_force(warnings: Any) -> list[tuple[Any, ...]]:
-    """Return the list of filters in force:
-
-    the process's, or the current context's if it has its own.
-    """
-    # From Python 3.14 on `catch_warnings` changes the context only, with `-X
-    # context_aware_warnings`. Those filters have no public name; without the private one the
-    # process's filters are used.
+    """Return the list of filters in force: the current context's, else the process's."""
+    # From Python 3.14 on, with `-X context_aware_warnings`, `catch_warnings` changes the context
+    # only. The public name leads to the process's filters, the private one to the context's.
     if getattr(sys.flags, "context_aware_warnings", False) and hasattr(warnings, "_get_filters"):
         filters: list[tuple[Any, ...]] = warnings._get_filters()
     else:
@@ -127,9 +122,10 @@ class SettingsWatcher:
     __slots__ = ("found",)
 
     def __init__(self) -> None:
-        # One tuple, because several threads may read it: the number of modules, the last one's
-        # name, the main module, multiprocessing's module for processes, its authkey, its module for
-        # the resource tracker, the descriptor, `sys.path`, and the state.
+        # One tuple, because several threads may read it. It has the number of modules, the last
+        # one's name and the main module. Then come multiprocessing's module for processes, its
+        # authkey, its module for the resource tracker and the descriptor. The last two are
+        # `sys.path` and the state.
         self.found: tuple[int, str | None, Any, Any, bytes | None, Any, int | None, list[Any], ChangingState] = (
             -1, None, None, None, None, None, None, [], (None, None, {}, 0, ()),
         )  # fmt: skip
@@ -193,8 +189,5 @@ def _warning_filters() -> list[list[Any]] | None:
 
 
 def _pattern(value: Any) -> Any:
-    """Return a filter's pattern:
-
-    None, a plain string from Python's C code, or its text and flags.
-    """
+    """Return a filter's pattern: None, a string from Python's C code, or text and flags."""
     return value if value is None or isinstance(value, str) else [value.pattern, value.flags]

@@ -1,12 +1,12 @@
 """Cache the pickles of functions that are pickled by reference.
 
 Most of the time of pickling ``(function, args)`` goes into finding the function in its module
-(``save_global`` in Lib/pickle.py). The result is kept, and each call checks the same condition as
-the pickler: the module is imported, and its attribute of this name is this object. If a function
-was replaced in its module, the pickler gets the whole call and refuses it.
+(``save_global`` in Lib/pickle.py). The result is kept. Each call checks the same condition as the
+pickler: the module is imported, and its attribute of this name is this object. If a function was
+replaced in its module, the pickler gets the whole call and refuses it.
 
-A pickle is a program for a stack machine. A call's pickle is assembled from "push the function",
-which memoizes nothing, the program that pushes the arguments, and "make a tuple of two".
+A pickle is a program for a stack machine. A call's pickle is assembled from three parts: "push the
+function" (without memoizing), the program that pushes the arguments, and "make a tuple of two".
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class CallsByReference:
         return len(self._known)
 
     def start_of(self, function: Callable[..., Any]) -> bytes | None:
-        """Return the start of the pickle of a call of ``function``;
+        """Return the start of the pickle of a call of ``function``.
 
-        None if the pickler must decide.
+        None means that the pickler must decide.
         """
         kind = type(function)
         if kind not in _KINDS or kind in copyreg.dispatch_table:

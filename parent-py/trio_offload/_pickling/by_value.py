@@ -3,9 +3,8 @@
 Without this cache, every call of a lambda or a REPL function would first try the standard pickler
 and discard the result. The cache is safe because:
 
-* It stores only that the standard pickler is of no use. cloudpickle pickles everything that the
-  standard pickler does, and also pickles importable objects by reference. A stale entry costs time
-  and changes nothing.
+* It stores only that the standard pickler fails. cloudpickle pickles everything that the standard
+  pickler does, and pickles importable objects by reference too. So a stale entry costs time only.
 * It stores the object, not its name: a redefined function is another object. References are weak,
   and the identity is compared, because an id may be reused.
 * A function may become importable (a name that a test had patched is restored). So its name is
@@ -25,7 +24,7 @@ from typing import Any, Final
 from .._interpreter.main_module import main_plan
 
 CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
-"""The module with the registered modules. There are none until it is imported."""
+"""The module with the registry of modules to pickle by value. Empty until it is imported."""
 _ROOTS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
 
 
@@ -74,14 +73,14 @@ class FunctionsByValue:
         try:
             known[number] = weakref.ref(root, forget)
         except TypeError:
-            # Some callables have no weak references. They are tried again at each call.
+            # Some callables lack weak references. They are tried again at each call.
             pass
 
 
 def root_of(function: Callable[..., Any]) -> Any:
-    """Return the function or class that decides:
+    """Return the function or class that decides about a callable.
 
-    a partial's function, a method's or instance's class.
+    It is a partial's function, or the class of a method or an instance.
     """
     root: Any = function
     while isinstance(root, functools.partial):
@@ -97,7 +96,7 @@ def found_by_name(root: Any) -> bool:
     """Return True if a worker can find this function or class by its name.
 
     Checks the same as the pickler (``save_global`` in Lib/pickle.py). False for a ``__main__`` that
-    no worker can load, and for modules registered with cloudpickle.
+    workers cannot load, and for modules registered with cloudpickle.
     """
     try:
         module_name = root.__module__
@@ -105,7 +104,7 @@ def found_by_name(root: Any) -> bool:
         for name in root.__qualname__.split("."):
             found = getattr(found, name)
     except Exception:
-        # Callables may have any attribute or none.
+        # Callables may have or lack any attribute.
         return False
     if found is not root or (module_name == "__main__" and main_plan()["kind"] == "none"):
         return False

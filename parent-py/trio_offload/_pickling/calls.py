@@ -58,11 +58,11 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     start = _by_name.start_of(function)
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
-    # The usual call. Small arguments need no pickler with out-of-band buffers.
+    # The usual call. Small arguments need a plain pickler, without out-of-band buffers.
     pickled = start + (pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
     size = len(pickled)
     payload = Payload((pickled,), (size,), function, b"", size <= _MAX_COPIED)
-    # Numbers and texts name nothing. The start has the function's module.
+    # Numbers and texts do not refer to modules. The start has the function's module.
     if start[_OF_MODULE] != MAIN and not (CLOUDPICKLE in sys.modules and registered()):
         return payload
     return _checked(payload, (function, args), function, out_of_band=True)
@@ -71,8 +71,8 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
 def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     """Pickle a call for a fork of this process, as :func:`dump_call`.
 
-    The fork has this ``__main__``, so its objects are pickled by reference, also typed functions
-    that refer to objects no pickler takes.
+    The fork has this ``__main__``, so its objects are pickled by reference. This includes typed
+    functions that refer to objects which cannot be pickled.
     """
     return _dump_to_fork((function, args), function)
 
@@ -90,9 +90,9 @@ def dump_chunk(
     Messages name the function.
 
     Args:
-        helper: the function to call.
-        function: its first argument.
-        args: its second argument.
+        helper: The function to call.
+        function: Its first argument.
+        args: Its second argument.
         to_fork: True for a fork of this process.
         small: True if ``args`` has only tuples and ranges of numbers.
     """
@@ -266,7 +266,7 @@ def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_
 
 
 def _as_registered(payload: Payload, value: Any, function: Callable[..., Any], *, out_of_band: bool) -> Payload | None:
-    """Return a payload with registered modules by value; None if this one mentions none of them."""
+    """Return a payload with registered modules by value. None means that none is mentioned."""
     if CLOUDPICKLE not in sys.modules:
         return None
     names = registered()

@@ -27,7 +27,7 @@ class Payload:
     types: bytes = b""
     """Type of each segment. Empty if all are memory."""
     small: bool = False
-    """True if there is one part, a ``bytes`` that is cheap to copy."""
+    """True if the payload is one ``bytes`` that is cheap to copy."""
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ def function_name(function: Callable[..., Any]) -> str:
         module = getattr(inner, "__module__", None)
         return name if module in (None, "builtins") else f"{module}.{name}"
     except Exception:
-        # Callables may have any attribute or none; a message must not fail.
+        # Callables may have or lack any attribute; a message must not fail.
         return f"an instance of {type(inner).__qualname__}"
 
 
@@ -57,9 +57,9 @@ def mentions_main(payload: Payload) -> bool:
 
 
 def mentions(payload: Payload, names: Sequence[bytes]) -> bool:
-    """Return True if a small part of a pickle contains one of the names;
+    """Return True if a small part of a pickle contains one of the names.
 
-    a false alarm is harmless.
+    A false alarm is harmless.
     """
     # `find`, because `in` first tries its operand as a number and handles an exception.
     return any(

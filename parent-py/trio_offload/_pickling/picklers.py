@@ -39,7 +39,7 @@ class Pickling:
     __slots__ = ("collector", "out_of_band", "pickler")
 
     def __init__(self, pickler: Any, out_of_band: bool) -> None:
-        # Without a reference back to the pickler: in a cycle large arguments would outlive their
+        # Without a reference back to the pickler: a cycle would keep large arguments after their
         # call.
         self.collector = collector = Collector()
         self.out_of_band = out_of_band
@@ -64,7 +64,7 @@ _kept: Final[list[Pickling]] = []
 
 
 def cloud_pickler() -> Any:
-    """Return cloudpickle's pickler class; None if cloudpickle is not installed."""
+    """Return cloudpickle's pickler class. None means that cloudpickle is not installed."""
     try:
         import cloudpickle  # noqa: F401
     except ImportError:

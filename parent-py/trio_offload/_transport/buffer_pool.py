@@ -2,8 +2,8 @@
 
 The kernel zeroes fresh pages, which adds about 50 % to the time needed to receive a large array.
 Buffers of released results are reused while large results keep arriving. The pool keeps at most
-``_MAX_SIZE`` bytes and frees them when no large result arrives for ``_STREAK`` seconds. A single
-large result leaves nothing in it.
+``_MAX_SIZE`` bytes, and frees them ``_STREAK`` seconds after the last large result. A single large
+result leaves the pool empty.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _MAX_SIZE: Final = 256 * 2**20  # bytes
-# Seconds. A large result that arrives later than this after the last one reuses no memory.
+# Seconds. Only a large result that follows the last one within this time reuses memory.
 _STREAK: Final = 5.0
 
 
@@ -34,8 +34,8 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The latest buffers, in use or not. A buffer in use belongs to the program and is not
-        # reused. Read-only for others.
+        # The latest buffers. A buffer in use belongs to the program and is not reused. Read-only
+        # for others.
         self.given: list[mmap.mmap] = []
         self._last = -_STREAK
         self._is_watched = False
@@ -51,7 +51,7 @@ class BufferPool:
         """Return memory for a segment of ``size`` bytes and of this type.
 
         Raises:
-            MemoryError: there is not enough.
+            MemoryError: the system has not enough.
         """
         try:
             return self._allocate(size, kind)
@@ -68,9 +68,9 @@ class BufferPool:
         return view, lambda: view
 
     def release_later(self) -> None:
-        """Free the pool once no large result has arrived for a while.
+        """Free the pool ``_STREAK`` seconds after the last large result.
 
-        Call inside of Trio; may be called again.
+        Call inside of Trio. May be called again.
         """
         if not self._is_watched:
             self._is_watched = True
@@ -115,13 +115,13 @@ class BufferPool:
 
 
 def _is_free(memory: mmap.mmap) -> bool:
-    """Return True if nothing has a view of the mapping.
+    """Return True if the mapping has no views.
 
-    Only then may it be resized, here to its own size.
+    A mapping with views cannot be resized, not even to its own size.
     """
     try:
         memory.resize(len(memory))
     except (BufferError, OSError, SystemError, ValueError):
-        # In use; or a system without mremap(2), where nothing is reused.
+        # In use; or a system without mremap(2), where memory is not reused.
         return False
     return True

@@ -1,4 +1,4 @@
-"""Frames over a non-blocking socket. The meaning of a frame is its owner's business.
+"""Send and receive frames over a non-blocking socket. The owner interprets them.
 
 One task reads and one task writes at a time; it may be the same task. An interrupted operation
 leaves the stream inside a frame, and the owner must then close the channel.
@@ -36,12 +36,12 @@ from .sockets import (
 if TYPE_CHECKING:
     from .buffer_pool import BufferPool
 
-# One poll finds 96 to 98 % of 5,000 answers of a job that does nothing, two find more than 99 %.
+# One poll finds 96 to 98 % of 5,000 answers of an empty job, two find more than 99 %.
 _SPINS: Final = range(2)
 # Receives between two spins, where spins always fail. They then cost a sixteenth.
 _MAX_SPINS_SKIPPED: Final = 15
 _SMALL_SIZE: Final = 32 * 1024
-# Smaller buffers are sent as fast by copying, which needs no ctypes.
+# Smaller buffers are sent as fast by copying, without an import of ctypes.
 _MIN_PAGES_SIZE: Final = 2**20
 # After this many bytes, one millisecond of copying, the other tasks run.
 _YIELD_EVERY: Final = 2 * 2**20
@@ -117,7 +117,7 @@ class Channel:
     async def send_rest(self, parts: list[Buffer], sent: bool, *, cancellable: bool) -> None:
         """Write the rest that :meth:`send_at_once` returned. Raises the same.
 
-        What has been written is removed from the list. After a cancellation the list is the rest.
+        Written data is removed from the list. After a cancellation the list is the rest.
 
         Args:
             parts: the rest.
@@ -140,7 +140,7 @@ class Channel:
         return next((index for index, part in enumerate(parts[:MAX_PARTS]) if self._goes_as_pages(part)), MAX_PARTS)
 
     async def _send_copies(self, parts: list[Buffer], count: int, sent: bool, cancellable: bool) -> None:
-        """Send the first ``count`` buffers, and remove from the list what has been sent."""
+        """Send the first ``count`` buffers, and remove sent data from the list."""
         batch: list[Buffer] = [memoryview(part).cast("B") for part in parts[:count] if len(part)]
         left = _YIELD_EVERY
         try:
@@ -166,9 +166,9 @@ class Channel:
             parts[:count] = batch
 
     def send_partly(self, parts: Sequence[Buffer]) -> list[Buffer]:
-        """Write without waiting.
+        """Write without waiting. Return the rest.
 
-        Return the rest, which is everything if the other end is closed: the reader learns why.
+        The rest is everything if the other end is closed. The reader then receives the reason.
         """
         rest: list[Buffer] = [b"".join(parts)]
         try:
@@ -255,7 +255,7 @@ class Channel:
             if more:
                 await let_others_run(cancellable)
             else:
-                # The answer has not arrived yet, so waiting first costs nothing and makes this a
+                # The answer has not arrived yet, so waiting first is free and makes this a
                 # checkpoint.
                 try:
                     await trio.lowlevel.wait_readable(self._descriptor)
@@ -283,9 +283,9 @@ class Channel:
     def poll_result(self, start: bytes) -> memoryview | None:
         """Read without waiting, and return the segment of the usual result.
 
-        If the next frame is a RESULT with one segment and no body, return that segment, a view into
-        the receive buffer, without building a `Frame`. Otherwise return None. Raises the same as
-        :meth:`receive`.
+        If the next frame is a RESULT with one segment and without a body, return that segment. It
+        is a view into the receive buffer; a `Frame` is not built. Otherwise return None. Raises the
+        same as :meth:`receive`.
 
         Args:
             start: the start of the result's header.
@@ -305,15 +305,15 @@ class Channel:
         return decoder.plain_result(start, count)
 
     async def spin_then_receive(self, start: bytes, spun: bool, *, cancellable: bool) -> Frame | memoryview:
-        """As :meth:`receive`, but poll a few times first, for answers that take microseconds.
+        """Poll a few times, for answers that take microseconds, then :meth:`receive`.
 
         Trio needs several times as long for a wake-up as for a poll. The other tasks run between
         two polls.
 
         Args:
             start: as for :meth:`receive`.
-            spun: True if the caller has polled once, which it should unless there are
-                :attr:`spin_misses`.
+            spun: True if the caller has polled once, which it should while
+                :attr:`spin_misses` is zero.
             cancellable: as for :meth:`receive`.
         """
         segment = None
@@ -338,10 +338,7 @@ class Channel:
         return self._decoder.start != self._decoder.end or self._decoder.head is not None
 
     def receive_nowait(self) -> Frame | None:
-        """Return the next frame, or None if it has not arrived.
-
-        Raises the same as :meth:`receive`.
-        """
+        """Return the next frame if it has arrived, else None. Raises as :meth:`receive`."""
         frame = self._decoder.next_frame()
         try:
             while frame is None:
@@ -365,11 +362,10 @@ class Channel:
         """Read once.
 
         Returns:
-            True if the read was as large as one may be; the next frame, or None if it is
-            incomplete.
+            True if the read had the maximum size; the next frame, or None if it is incomplete.
 
         Raises:
-            BlockingIOError: there is nothing to read.
+            BlockingIOError: no data has arrived.
         """
         target = self._decoder.writable()
         try:

@@ -30,15 +30,15 @@ class WriteFailed(Exception):
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Return two joined sockets:
+    """Return the parent's end and the worker's end of a new connection.
 
-    the parent's end (non-blocking) and the worker's, both close-on-exec (PEP 446).
+    The parent's is non-blocking. Both are close-on-exec (PEP 446).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
     # Workers use blocking reads. `socket.setdefaulttimeout` makes every new socket non-blocking.
     theirs.setblocking(True)
-    # The receiving side of a Unix socket has no buffer; the sender's counts (unix(7)).
+    # Only the sender's buffer counts for a Unix socket (unix(7)).
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
     # A worker copies the end of a large frame, as many bytes as this buffer has (`transport/`).
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE // 4)
@@ -99,9 +99,9 @@ async def shielded(wait: Any, descriptor: int) -> None:
 
 
 def notify_closing(descriptor: int) -> None:
-    """Notify a running Trio, if there is one, that the descriptor is about to be closed."""
+    """Notify Trio, if it runs in this thread, that the descriptor is about to be closed."""
     try:
         trio.lowlevel.notify_closing(descriptor)
     except RuntimeError:
-        # Outside of trio.run no task can be waiting for it.
+        # Outside of trio.run, tasks cannot be waiting for it.
         pass
