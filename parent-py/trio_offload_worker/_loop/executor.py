@@ -1,13 +1,13 @@
-"""The user's code in a worker in Python: unpickle, call, pickle. What ``executor.rs`` is to the worker executable.
+"""Unpickle, call, pickle: the user's code in a Python worker. The twin of ``executor.rs``.
 
-Rules that the code below keeps:
+Invariants:
 
-* whatever the user's code raises, a ``BaseException`` of any kind, becomes the answer to the call;
-* the function, its arguments and the result are dropped before the next frame is waited for;
-* what a job printed is out before its caller goes on;
-* a job has context variables of its own, which begin as those that ``init`` and imports have set;
-* a copy of the process that a job forked off never comes back into the session;
-* nothing is imported that the jobs have not asked for.
+* Any ``BaseException`` of the user's code becomes the answer to the call.
+* The function, its arguments and the result are dropped before the worker waits for the next frame.
+* A job's output is flushed before its caller continues.
+* Each job has its own context variables, a copy of those that ``init`` and imports have set.
+* A copy of the process that a job has forked does not return into the session.
+* The worker imports only modules that the jobs ask for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Answer:
-    """What is to be said to a call."""
+    """The answer to a call: the fields of a frame."""
 
     __slots__ = ("body", "kind", "lengths", "parts")
 
@@ -43,8 +43,11 @@ class Answer:
 
 
 class Inherited:
-    """What a fork of the parent has from it without a pickle: its functions (None: nothing to call), and the exception that
-    was being handled there, which the copy cannot get rid of."""
+    """The objects that a fork of the parent inherits without a pickle.
+
+    ``init`` and ``retire`` may be None. ``handled`` is the exception that the parent was handling
+    at the fork. The copy cannot get rid of it.
+    """
 
     __slots__ = ("handled", "init", "retire")
 
@@ -55,7 +58,7 @@ class Inherited:
 
 
 class Executor:
-    """Everything of the user's that a worker keeps."""
+    """All objects of the user's that a worker keeps."""
 
     def __init__(self, handlers: Handlers, inherited: Inherited | None = None) -> None:
         self._core = import_pickle_core()
@@ -65,11 +68,11 @@ class Executor:
         self._settings = Settings(self._core.loads)
         self._retire: Callable[[], Any] | None = None
         self._trampoline: Any = None
-        # `trio_offload_worker._jobs.settings`, while it may still have something to do.
+        # The module `trio_offload_worker._jobs.settings` once settings have been applied.
         self._pending_settings: Any = None
 
     def set_up(self, eager: bool, segments: list[Any]) -> Answer | None:
-        """Take the settings and call ``init``; what is to be said if that failed."""
+        """Apply the settings and call ``init``. Return the answer if that failed."""
         settings, init, retire = segments
         try:
             self._handlers.release()
@@ -84,7 +87,8 @@ class Executor:
             if function is not None:
                 outcome = self._guarded(function, ())
                 refuse_asynchronous(function, outcome)
-            # After `init`: it may look at what the worker holds by then.
+            # After `init`, because the function may measure the worker's memory when it is
+            # unpickled.
             self._retire = self._callable(retire) if self._inherited is None else _begun(self._inherited.retire)
             self._handlers.hold()
         except BaseException as error:
@@ -96,7 +100,7 @@ class Executor:
         return None
 
     def replace_settings(self, eager: bool, segments: list[Any]) -> None:
-        """Other settings instead of those of SETUP. Nobody waits for an answer; Python has a place for such errors."""
+        """Replace the settings of SETUP. The parent expects no answer, so only print errors."""
         try:
             self._settings.replace(bytes(segments[0]))
             if self._inherited is None:
@@ -108,7 +112,7 @@ class Executor:
             report_unraisable(error)
 
     def call(self, segments: list[Any]) -> Answer:
-        """Unpickle, call, pickle. Nothing that the user's code does keeps it from giving an answer."""
+        """Unpickle, call, pickle. Return an answer, whatever the user's code does."""
         stage = "unpickle"
         try:
             self._handlers.release()
@@ -138,7 +142,7 @@ class Executor:
             flush()
 
     def settle(self) -> tuple[bool, str]:
-        """The answer has been sent: ask the user's ``retire``. Whether to leave, and why if it raised."""
+        """Call the user's ``retire`` after an answer. Return whether to exit, and any error."""
         retire = self._retire
         if retire is None:
             return False, ""
@@ -165,14 +169,15 @@ class Executor:
         return self._core.loads(pickled, buffers=buffers) if buffers else self._core.loads(pickled)
 
     def _callable(self, pickled: Any) -> Any:
-        """An empty pickle, and one of ``None``, stand for nothing to call."""
+        """Unpickle a function. An empty pickle and a pickled ``None`` mean no function."""
         return self._core.loads(pickled) if len(pickled) else None
 
     def _guarded(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """Call a function of the user's; a copy of this process that it has forked off ends here."""
+        """Call a function of the user's. A copy of this process that it has forked ends here."""
         try:
             if type(function) is _BUILTIN:
-                # `eval` and its like look at the frame that calls them; to them it has to be the user's main module.
+                # `eval` and a few others inspect the calling frame, which must belong to the user's
+                # main module.
                 if self._trampoline is None:
                     self._trampoline = evaluate_in_main("lambda function, arguments: function(*arguments)")
                 value = self._trampoline(function, arguments)
@@ -205,7 +210,7 @@ class Executor:
         self._pending_settings = settings
 
     def _describe(self, error: BaseException, stage: str, kind: Kind) -> Answer:
-        """The exception as the parent gets it."""
+        """Describe an exception for the parent."""
         try:
             if self._inherited is not None and self._inherited.handled is not None:
                 _part(error, self._inherited.handled)
@@ -217,7 +222,7 @@ class Executor:
 
 
 def _job_context() -> Any:
-    """The context variables of a job, which begin as those that the worker has."""
+    """Return a copy of the worker's context variables for a job."""
     context = _contextvars.copy_context()
     if len(context):
         from .._jobs.contexts import part
@@ -230,7 +235,7 @@ _BUILTIN: Final = type(len)
 
 
 def _begun(retire: Any) -> Any:
-    """An inherited ``retire``. One of ``retire_when`` counts from here on, as its pickle would make it do."""
+    """Return an inherited ``retire``. Reset a ``retire_when``, as unpickling would."""
     if retire is None or type(retire).__module__ != "trio_offload_worker._jobs.retire":
         return retire
     make, arguments = retire.__reduce__()
@@ -238,7 +243,11 @@ def _begun(retire: Any) -> Any:
 
 
 def _part(error: BaseException, handled: BaseException) -> None:
-    """Python takes what a job raises for raised while the parent's exception is handled: it still is, in frames that never go on."""
+    """Remove the parent's handled exception from the contexts of a job's exception.
+
+    The frames of the parent that handle it are still on the stack, so Python chains it to every
+    exception that a job raises.
+    """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -252,9 +261,10 @@ def _part(error: BaseException, handled: BaseException) -> None:
 
 
 def _leave_forked_copy(error: BaseException | None) -> NoReturn:
-    """A job has forked and its function has come to its end in the copy too: that copy has no socket and no caller.
+    """End the copy of this process that a job has forked, after the job's function returned in it.
 
-    It ends as a forked Python does, without the exit handlers, which are the original's.
+    The copy has neither socket nor caller. It ends like any forked Python, but without the exit
+    handlers, which belong to the original.
     """
     code = 0
     if isinstance(error, SystemExit):

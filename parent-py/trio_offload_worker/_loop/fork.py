@@ -1,16 +1,19 @@
-"""A worker that is a fork of its parent: what of the copy has to be as it is in a process that was started anew.
+"""A worker that is a fork of its parent: make the copy behave like a newly started process.
 
-The parent imports this before it forks, and the copy calls :func:`serve`. From there on it is the loop in Python, with the
-same session (``session.py``). What ``trio_offload`` itself leaves in a copy is cleared away by ``trio_offload._forked``, before.
+The parent imports this module before it forks, and the copy calls :func:`serve`. From then on it
+runs the same session as the Python worker (``session.py``). ``trio_offload._forked`` removes the
+traces of ``trio_offload`` itself before.
 
-Rules that the code below keeps:
+Invariants:
 
-* The copy never returns into the frames of the parent that it was forked in. They stay on its stack and keep what they hold.
-* What is the parent's to end is not ended here: its exit handlers, its ``weakref.finalize`` and multiprocessing's finalizers are
-  not called, and nothing that only they hold is let go of, because its ``__del__`` may do the same.
-* Nothing that the parent has left to the garbage collector is collected here: it may have finalizers too, which the parent
-  runs, and the collection would copy memory that is shared.
-* Signal handlers of Python's are the parent's and not set here; those that it ignores are ignored, as execve(2) has it.
+* The copy does not return into the parent's frames. They stay on its stack and keep their objects
+  alive.
+* Objects that the parent will finalize are not finalized here. The parent's exit handlers, its
+  ``weakref.finalize`` objects and multiprocessing's finalizers do not run. The objects that they
+  hold stay alive, because their ``__del__`` may do the same.
+* The parent's garbage is not collected here. It may have finalizers, which the parent runs, and the
+  collection would copy shared memory.
+* The parent's Python signal handlers are reset. Ignored signals stay ignored, as after execve(2).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from .._jobs import exceptions, multiprocessing, notes  # noqa: F401
 from .._jobs.compat import disable_finalizers, join_threads, run_exit_handlers
 from .._jobs.guards import flush_at_exit, report_unraisable
 
-# What a session imports when it is needed: in the copy, another thread may have been importing it at the moment of the fork.
+# Modules that a session imports on demand. During the fork, another thread of the parent may hold
+# their import locks.
 from . import sentinel, sentinel_process
 from .executor import Inherited
 from .main import fill_standard_streams, leave
@@ -50,13 +54,15 @@ def serve(
     release: str,
     at_exit: Iterable[Callable[[], object]],
 ) -> NoReturn:
-    """In a fork of the process ``parent``: serve it through the descriptor ``socket``, and end with an exit code of PROTOCOL.md.
+    """Serve the parent from its fork, and end with an exit code of PROTOCOL.md.
 
     Args:
-        record: the descriptor of the file that is written to before this process dies.
-        inherited: the functions of the parent's that are called here.
-        release: of this package.
-        at_exit: what is called at the end of this process, before the exit handlers that jobs have registered before.
+        socket: the descriptor of the worker's end of the socket.
+        record: the descriptor of the record, which is written before this process dies.
+        parent: the parent's process ID.
+        inherited: the parent's functions that are called here.
+        release: the release of this package.
+        at_exit: functions to call at exit, after the exit handlers that jobs register.
     """
     ending = _Ending()
     try:
@@ -77,25 +83,25 @@ def serve(
 
 
 def block_handled_signals() -> set[int]:
-    """Let no handler of the parent's run in the copy; the signals that were blocked before. For the time of the fork."""
+    """Block the signals that the parent handles, for the time of the fork. Return the old mask."""
     handled = [number for number in _SIGNALS if callable(_signal.getsignal(number))]
     return set(_signal.pthread_sigmask(_signal.SIG_BLOCK, handled))
 
 
 def restore_signals(mask: set[int]) -> None:
-    """In the parent, after the fork."""
+    """Restore the signal mask in the parent, after the fork."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
 class _Ending:
-    """The last exit handler of the copy, and the only one that ends it.
+    """The copy's last exit handler, which also ends the process.
 
-    Exit handlers are called in the reverse of their order. So those of the jobs have been called before this one, and those
-    that the parent had registered by the time of the fork would come after it.
+    Exit handlers run in reverse order. The jobs' handlers run before this one. The parent's,
+    registered before the fork, would run after it.
     """
 
     def __init__(self) -> None:
-        self.code = 1  # Python's own, for what nobody has caught.
+        self.code = 1  # Python's own code for an uncaught exception.
         self.kept: list[Any] = []
         self._process = os.getpid()
         self._leave: Callable[[], None] | None = None
@@ -117,7 +123,7 @@ class _Ending:
 def _run(ending: _Ending, parent: int, session: Session) -> NoReturn:
     code = session.run()
     ending.code = code
-    # From here on what Python does at its end (Py_FinalizeEx), as far as it concerns the user.
+    # From here on, do the visible part of Py_FinalizeEx.
     try:
         join_threads()
     except BaseException as error:
@@ -126,7 +132,7 @@ def _run(ending: _Ending, parent: int, session: Session) -> NoReturn:
         run_exit_handlers()
     except BaseException as error:
         report_unraisable(error)
-    # A job has cleared the list of the handlers.
+    # Reached if a job has cleared the list of handlers.
     ending()
 
 
@@ -135,7 +141,7 @@ _SIGNALS: Final = sorted(_signal.valid_signals())
 
 
 def _reset_signals() -> None:
-    """As in a process that was started: no handlers, and only SIGINT blocked, until it is swallowed."""
+    """Reset the handlers, and block only SIGINT until it is swallowed, as in a started process."""
     _signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         if callable(_signal.getsignal(number)):
@@ -145,12 +151,12 @@ def _reset_signals() -> None:
 
 
 def _reset_registries(at_exit: Iterable[Callable[[], object]]) -> list[Any]:
-    """What would be done at the exit for the parent's sake is not done; the rest is. What must not be let go of is returned."""
+    """Disable the parent's finalizers, and keep the rest. Return the objects to keep alive."""
     kept = disable_finalizers()
     if "multiprocessing.process" in sys.modules:
         kept += multiprocessing.begin_in_fork()
     if "coverage" in sys.modules:
-        # What is measured here would go where the parent's is; if it is to be measured, SETUP says so.
+        # This measurement would be written to the parent's file. SETUP starts another if needed.
         instances = getattr(getattr(sys.modules["coverage"], "Coverage", None), "_instances", [])
         kept += instances
         instances.clear()

@@ -1,6 +1,6 @@
-"""Hooks that wait for a job: for names in ``__main__`` in the unpickler, for multiprocessing in the import system.
+"""Hooks for the first use of the main script in the unpickler, and of multiprocessing in imports.
 
-The main script and the identity for multiprocessing cost nothing until a job uses them.
+So the main script and the identity for multiprocessing cost nothing until a job uses them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Settings:
-    """The settings that came last, unpickled whenever they are asked for: that is seldom more than once."""
+    """The latest settings. They are unpickled on each use, which rarely happens twice."""
 
     def __init__(self, loads: Callable[[bytes], Any]) -> None:
         self._loads = loads
@@ -32,10 +32,11 @@ class Settings:
 
 
 def import_pickle_core() -> Any:
-    """Import ``_pickle`` without the import of ``functools`` that it makes, which draws in ``collections`` and five more.
+    """Import ``_pickle`` without ``functools``, which would import ``collections`` and five more.
 
-    All that it wants of it is ``partial`` (Modules/_pickle.c, ``_Pickle_InitState``), and that is the one of the builtin
-    module ``_functools``. So it gets this under the name that it asks for, and for that moment only.
+    ``_pickle`` needs only ``functools.partial`` (Modules/_pickle.c, ``_Pickle_InitState``), which
+    comes from the builtin module ``_functools``. A stand-in named ``functools`` provides it during
+    the import.
     """
     if "functools" in sys.modules:
         import _pickle
@@ -55,16 +56,18 @@ def import_pickle_core() -> Any:
 
 
 def install_main(core: Any, settings: Settings) -> None:
-    """``__main__`` looks like the program's and is empty until something uses the user's script; see ``_jobs/stand_in.py``.
+    """Make ``__main__`` look like the parent's. It is empty until the script is used.
 
-    It answers to the name ``__mp_main__`` too, as in the processes of multiprocessing.
+    See ``_jobs/stand_in.py``. ``__mp_main__`` refers to it too, as in the processes of
+    multiprocessing.
     """
     global _stand_in
     _stand_in = main = sys.modules["__main__"]
     any_use = not _intercept_unpickler(core, settings)
 
     def find(name: str) -> Any:
-        # The import system and introspection ask for these of any module (`__path__`, `__wrapped__`, …).
+        # The import system and introspection look these up in any module (`__path__`,
+        # `__wrapped__`, …).
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(f"module '__main__' has no attribute '{name}'")
         from .._jobs.stand_in import look_up
@@ -80,7 +83,7 @@ _stand_in: ModuleType | None = None
 
 
 def describe_main(settings: Settings) -> None:
-    """Give the stand-in for the main module the attributes that the module has in the parent."""
+    """Copy the attributes of the parent's main module to the stand-in."""
     if _stand_in is None:
         return
     plan = settings.get().get("main") or {}
@@ -97,11 +100,11 @@ def describe_main(settings: Settings) -> None:
 
 
 def _intercept_unpickler(core: Any, settings: Settings) -> bool:
-    """Have the script loaded before any unpickler looks for a name in ``__main__``; whether that could be done.
+    """Load the script before any unpickler looks up a name in ``__main__``. Return True on success.
 
-    Each unpickler calls the method ``find_class`` for a name (Modules/_pickle.c), also the ones that no class of Python's is
-    derived from. So that method of the class in C is replaced, which takes the dictionary behind the class. It stays replaced:
-    Python's cache of methods would not hear of the change back.
+    Every unpickler calls the method ``find_class`` for a name (Modules/_pickle.c), even the C class
+    without a Python subclass. So this replaces that method in the dictionary behind the C class. It
+    stays replaced, because Python's method cache would miss the change back.
     """
     attributes = next((one for one in gc.get_referents(core.Unpickler.__dict__) if type(one) is dict), {})
     original: Any = attributes.get("find_class")
@@ -122,13 +125,13 @@ def _intercept_unpickler(core: Any, settings: Settings) -> bool:
         attributes["find_class"] = find_class
         core.loads(b"cbuiltins\nbool\n.")
         if not seen:
-            # Somebody has unpickled before, and the cache has the other one.
+            # The method cache holds the original: an object has been unpickled before.
             attributes["find_class"] = original
     return seen
 
 
 def adopt_imported(settings: Settings) -> bool:
-    """Give ``multiprocessing`` the process's identity if it is imported; whether it is."""
+    """Adopt the parent's identity in ``multiprocessing``. Return False if it is not imported."""
     if "multiprocessing.process" not in sys.modules:
         return False
     from .._jobs.multiprocessing import adopt
@@ -138,7 +141,7 @@ def adopt_imported(settings: Settings) -> bool:
 
 
 class MultiprocessingFinder:
-    """First on ``sys.meta_path``; knows one name. Once that is looked for it is gone from there."""
+    """A finder for ``multiprocessing.process``, first on ``sys.meta_path``. It removes itself."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,7 +1,6 @@
-"""What HELLO says, for a worker in Python: is this the parent's own Python? Then ``sys`` and the environment are put right.
-
-Most of it is so already: the parent has started its own interpreter with its own switches (``trio_offload._interpreter``). In a
-fork of the parent all of it is.
+"""Check that a Python worker runs the parent's Python, and apply HELLO to this process.
+Most values are correct already: the parent has started its own interpreter with its own switches
+(``trio_offload._interpreter``). In a fork of the parent all are.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Refusal(Exception):
-    """This process cannot become the worker that is wanted; ``code`` as in REFUSED."""
+    """This process cannot become the wanted worker. ``code`` is as in REFUSED."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -26,10 +25,15 @@ class Refusal(Exception):
 
 
 def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[str, Any]:
-    """Become the parent's Python, unless this process is a fork of it; the body of WELCOME. ``release`` is that of this package.
+    """Apply HELLO. Return the body of WELCOME.
+
+    Args:
+        hello: the body of HELLO.
+        release: the release of this package.
+        is_fork: True if this process is a fork of the parent, so ``sys`` needs no change.
 
     Raises:
-        Refusal: it cannot.
+        Refusal: this process is not the parent's Python, or could not be set up.
     """
     if hello["protocol"] != PROTOCOL_VERSION:
         raise Refusal(
@@ -38,7 +42,7 @@ def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[
             "the same release of trio-offload on both sides",
         )
     if os.getppid() != hello["parent_pid"]:
-        # Nobody may be left to read this.
+        # The parent may have died, and this message with it.
         raise Refusal("wrong_parent", f"the process {hello['parent_pid']} that asked for this worker has ended")
     free_threaded = "t" in sys.abiflags
     if hello.get("free_threaded", False) is not free_threaded:
@@ -81,7 +85,7 @@ def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[
 
 def _furnish(hello: dict[str, Any]) -> None:
     for name in ("path", "argv", "orig_argv", "warnoptions"):
-        # In place, because others hold the list.
+        # In place, because other modules hold the list.
         getattr(sys, name)[:] = map(os.fsdecode, hello[name])
     options = [os.fsdecode(option).partition("=") for option in hello["xoptions"]]
     sys._xoptions.clear()

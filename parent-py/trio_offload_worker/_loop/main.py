@@ -1,8 +1,9 @@
-"""A worker in Python, for interpreters that have no shared libpython for the worker executable to embed.
+"""The Python worker, for interpreters without a shared libpython for the executable to embed.
 
-The user's own interpreter runs this. It speaks the same protocol and keeps the same rules as the worker executable; what
-needs no GIL there is a process beside it here. It never imports trio, and hardly anything at all: each import is paid at
-each start. What is here is the process: its descriptors, its signals, its end. (``launch.rs`` and ``main.rs``.)
+The user's own interpreter runs it, with the protocol and the rules of the worker executable. A
+separate process does the work of the executable's native thread, which runs without the GIL. The
+worker imports few modules, and never trio: each start pays for each import. This module handles the
+process: its descriptors, its signals and its exit (``launch.rs`` and ``main.rs``).
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ RECORD: Final = 4
 
 
 def main(release: str) -> NoReturn:
-    """Serve the parent at the other end of descriptor 3, and end Python with an exit code of PROTOCOL.md's table.
+    """Serve the parent through descriptor 3, and exit with a code of PROTOCOL.md's table.
 
-    ``trio_offload._interpreter.command_line`` has the line of Python that calls it. ``release`` is that of this package.
+    Called by the Python code in ``trio_offload._interpreter.command_line``.
+
+    Args:
+        release: the release of this package.
     """
     parent = os.getppid()
     if not _prepare_descriptors():
@@ -41,10 +45,11 @@ def main(release: str) -> NoReturn:
             file=sys.stderr,
         )
         raise SystemExit(_WRONG_ARGUMENTS)
-    # While there is one thread, and nothing has been imported that the watcher does not need.
+    # Start it while this process has one thread, before importing modules that the sentinel does
+    # not need.
     guard = sentinel.start(SOCKET, RECORD, parent, _run_sentinel)
     sentinel.begin_life()
-    # Registered before any other, it is called after all others.
+    # The first handler registered is the last one called.
     atexit.register(leave, os.getpid(), parent, guard)
     swallow_interrupts()
     namespace = sys.modules["__main__"].__dict__
@@ -55,7 +60,7 @@ def main(release: str) -> NoReturn:
 
     session = Session(SOCKET, RECORD, guard, release)
     code = session.run()
-    # With this variable Python would not end here, wherever it comes from by now.
+    # With this variable set, by the user or by a job, Python would not exit here.
     os.unsetenv("PYTHONINSPECT")
     raise SystemExit(code)
 
@@ -68,7 +73,7 @@ def _run_sentinel(*arguments: Any) -> NoReturn:
 
 
 def fill_standard_streams() -> None:
-    """Lest something of ours, or of a job's, gets the number of a standard stream."""
+    """Open missing standard streams, so that other files do not get their numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -77,15 +82,16 @@ def fill_standard_streams() -> None:
 
 
 def leave(worker: int, parent: int, guard: Sentinel) -> None:
-    """The last exit handler."""
+    """End the worker: the last exit handler."""
     if os.getpid() != worker:
-        return  # A copy that a job has forked off.
-    # While the watcher is still there: whoever reads it may have stopped reading.
+        return  # A copy that a job has forked.
+    # Flush while the sentinel still exists, because the reader of the stream may have stopped
+    # reading.
     flush()
-    # Python is about to take its handlers away.
+    # Python is about to remove its signal handlers.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])
     if is_ending(parent):
-        # Nobody else ends what the jobs have left.
+        # The parent cannot end the jobs' leftover processes any more.
         end_family(worker, lambda number: None, 0)
     guard.dismiss()
 
@@ -95,7 +101,8 @@ _SOCKET_TYPE: Final = 0o140000  # S_IFSOCK
 
 
 def _prepare_descriptors() -> bool:
-    """Close what was inherited beside the socket and the record; whether they are there."""
+    """Close inherited descriptors but the socket and the record. Return False if those are
+    missing."""
     try:
         if os.fstat(SOCKET).st_mode & 0o170000 != _SOCKET_TYPE:
             return False
@@ -106,10 +113,11 @@ def _prepare_descriptors() -> bool:
     for entry in os.listdir("/proc/self/fd"):
         descriptor = int(entry)
         try:
-            # What Python has opened since its start, for a `sitecustomize` say, is close-on-exec (PEP 446); no inherited one is.
+            # Descriptors opened by Python, for a `sitecustomize` say, are close-on-exec (PEP 446).
+            # Inherited ones are not.
             if descriptor > RECORD and os.get_inheritable(descriptor):
                 os.close(descriptor)
         except OSError:
-            pass  # It was the one for this list.
+            pass  # The descriptor of this list.
     fill_standard_streams()
     return True

@@ -1,8 +1,8 @@
-"""The worker's side of its sentinel process (``sentinel_process.py``), and the memory that both share.
+"""The worker's side of its sentinel process (``sentinel_process.py``), and their shared memory.
 
-The memory says what the worker is doing, whether the sentinel is writing to the socket or asleep, and what
-SETUP configures. Each side writes first and then reads, with a system call in between as a memory barrier.
-So at least one of them sees the other's change.
+The memory holds the worker's activity, the configuration of SETUP, and whether the sentinel sleeps
+or writes to the socket. Each side writes first and then reads, with a system call in between as a
+memory barrier. So at least one of them sees the other's change.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ else:
 IDLE: Final = 0
 """The worker waits for a frame. It notices a closed socket itself."""
 BUSY: Final = 1
-"""It runs a job, and cannot notice anything."""
+"""The worker runs a job, and cannot notice a closed socket."""
 EXITING: Final = 2
-"""It is about to exit. From now on a closed socket is not an error."""
+"""The worker is about to exit. From now on a closed socket is not an error."""
 SETTLING: Final = 3
-"""It runs the context's `retire` function: it cannot notice anything, and no memory limit applies."""
+"""It runs the context's `retire` function: it cannot notice a closed socket, and is not limited."""
 
 # Offsets and layouts in the shared memory.
 ACTIVITY: Final = 0
@@ -52,7 +52,7 @@ _WALL: Final = 0x40000000  # __WALL of wait(2)
 
 
 class Sentinel:
-    """The worker's side of it."""
+    """The worker's handle of its sentinel."""
 
     def __init__(self, pid: int | None, memory: mmap.mmap, bell: int) -> None:
         self._pid = pid
@@ -63,9 +63,10 @@ class Sentinel:
         self._has_ceiling = False
 
     def tell(self, doing: int) -> None:
-        """Say what the worker is doing from now on.
+        """Publish the worker's new activity.
 
-        If the watcher has settled that the job before is ended for its memory this does not come back.
+        If the sentinel has decided to end the worker for the last job's memory, this does not
+        return.
         """
         memory = self._memory
         if doing == BUSY:
@@ -76,52 +77,57 @@ class Sentinel:
             if memory[ASLEEP]:
                 self._ring()
         elif self._has_ceiling:
-            os.getppid()  # The system call between telling and looking.
+            os.getppid()  # A system call as memory barrier.
             if memory[SEALED]:
                 self._await_verdict()
 
     def assign(self, report_interval: int | None, memory_limit: int | None) -> None:
-        """What SETUP asks: milliseconds between two reports of a running job, and bytes that it may hold."""
+        """Set the intervals of SETUP.
+
+        Args:
+            report_interval: milliseconds between two reports of a running job.
+            memory_limit: bytes that a job may use.
+        """
         values = [NO_VALUE if value is None else min(value, NO_VALUE - 1) for value in (report_interval, memory_limit)]
         DUTY.pack_into(self._memory, DUTY_AT, *values)
         self._has_ceiling = memory_limit is not None
         self._ring()
 
     def let_finish(self) -> None:
-        """Wait until the watcher does not write to the socket. It begins with nothing unless the worker is busy."""
+        """Wait until the sentinel has written its report. It starts reports only during jobs."""
         deadline = 0.0
         while self._memory[WRITING]:
-            # It takes microseconds; but a job may have stopped it, or killed it.
+            # This takes microseconds, unless a job has stopped or killed the sentinel.
             deadline = deadline or time.monotonic() + _WRITING_PATIENCE
             if time.monotonic() > deadline:
                 return
             time.sleep(0)
 
     def dismiss(self) -> None:
-        """End the watcher, and reap it where it is a child of this process. The last thing that a worker does."""
+        """Kill the sentinel, and reap it if it is a child. This is the worker's last action."""
         if self._pid is not None:
             try:
                 os.kill(self._pid, _signal.SIGKILL)
                 os.waitpid(self._pid, _WALL)
             except OSError:
-                pass  # A job has ended it, and perhaps waited for it.
+                pass  # A job has killed it, and perhaps reaped it.
             self._pid = None
 
     def close_in_copy(self) -> None:
-        """In a fork of this process."""
+        """Close the pipe in a fork of this process."""
         if identity_of(self._bell) == self._bell_identity:
             os.close(self._bell)
 
     def _await_verdict(self) -> None:
-        """The watcher looks whether the job is over that took too much."""
-        # Unless it is ended itself at that very moment it ends this process, or takes its word back at once.
+        """Wait until the sentinel has checked whether the job that exceeded its limit is over."""
+        # It ends this process or clears the flag at once, unless it is killed at this moment.
         deadline = time.monotonic() + _VERDICT_PATIENCE
         while self._memory[SEALED] and time.monotonic() < deadline:
             time.sleep(0.0001)
 
     def _ring(self) -> None:
         self._memory[ASLEEP] = 0
-        # A job may have closed every descriptor and opened files of its own.
+        # A job may have closed all descriptors and opened other files.
         if identity_of(self._bell) == self._bell_identity:
             try:
                 os.write(self._bell, b"!")
@@ -141,7 +147,7 @@ def start(socket: int, record: int, parent: int, run: Callable[..., NoReturn]) -
         run: the sentinel process's program, ``sentinel_process.run``.
 
     Raises:
-        OSError: the system has no process or file descriptor left.
+        OSError: the system is out of processes or file descriptors.
     """
     memory = mmap.mmap(-1, mmap.PAGESIZE)
     DUTY.pack_into(memory, DUTY_AT, NO_VALUE, NO_VALUE)
@@ -175,16 +181,18 @@ def start(socket: int, record: int, parent: int, run: Callable[..., NoReturn]) -
 
 
 def begin_life() -> None:
-    """To be called at the beginning of a process that is to run jobs, once its watcher is there. (``family::begin`` in Rust.)"""
-    # Stopped by a parent that is killed before it can go on, this process is resumed, and its watcher ends it.
+    """Mark this process as a worker, after its sentinel has started (``family::begin`` in Rust)."""
+    # If the parent dies while it has stopped this process, the kernel resumes it, and its sentinel
+    # ends it.
     call_library("prctl", _PR_SET_PDEATHSIG, int(_signal.SIGCONT), 0, 0, 0)
     if not _mark_self(family.new_mark(os.getpid())):
-        # Let orphaned descendants fall to this process, so that they can be found. Without `_ctypes` they cannot.
+        # Reparent orphaned descendants to this process, so that they can be found. This needs
+        # `_ctypes`.
         call_library("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _mark_self(mark: int) -> bool:
-    """As ``family.mark_self``, without a module that jobs would find imported."""
+    """Mark this process like ``family.mark_self``, without leaving a module imported for jobs."""
     try:
         import _ctypes
     except ImportError:

@@ -1,23 +1,25 @@
-"""The sentinel process. It does for the Python worker what the sentinel thread does for the executable.
+"""The sentinel process of the Python worker, with the tasks of the executable's sentinel thread.
 
-It ends the worker and all descendants when the parent dies or abandons the worker during a job, and when a
-job exceeds the memory limit. It also sends the reports. A Python thread could not: it needs the GIL, which a
-job may hold. Its design:
+It ends the worker and all descendants if the parent dies or abandons the worker during a job, or if
+a job exceeds the memory limit. It also sends the reports. A Python thread could not: it needs
+the GIL, which a job may hold. Its design:
 
-* It is forked before anything else is imported, so it is small and shares nearly all of its memory. Beside a
-  worker that is a fork of its parent it is as large as the parent, and shares that memory too. It never
-  collects garbage, which would copy the memory and might be the parent's garbage.
-* clone(2) starts it with another exit signal than SIGCHLD, so no plain ``wait`` reports it (wait(2),
-  ``__WCLONE``): ``os.wait()`` in a job does not see it. It still is the worker's child, so the parent finds
-  it, by a mark of its own (``_system/family.py``), and kills it last. A double fork would leave it to the
-  process that adopts orphans: one zombie per worker if that is the program itself, as the first process of a
-  container. Where clone cannot be called, a double fork is used all the same.
-* It does not hold the socket, so the worker's death stays the end of the stream. It holds an epoll instance
-  with which the socket was registered: the registration lasts as long as the worker's own descriptor, and does
-  not keep it open (epoll(7)). For a report it borrows the worker's descriptor (pidfd_getfd(2)). Where that is
-  forbidden it sends no reports, and figures come with results only.
-* It exits when the worker exits, which a pidfd shows. Unless the worker left in order, it first ends the
-  worker's descendants. A worker that leaves in order ends the sentinel first, and reaps it.
+* It is forked before other imports, so it is small and shares nearly all of its memory. Beside a
+  worker that is a fork of its parent it is as large as the parent, and shares that memory too. Its
+  garbage collector is off: it would copy the memory, and might collect the parent's garbage.
+* clone(2) starts it with another exit signal than SIGCHLD, so a plain ``wait`` does not report it
+  (wait(2), ``__WCLONE``), and ``os.wait()`` in a job does not see it. It still is the worker's
+  child, so the parent finds it by its mark (``_system/family.py``), and kills it last. A double
+  fork is used only where clone cannot be called. It leaves one zombie per worker if the process
+  that adopts orphans is the program itself, as the first process of a container.
+* It does not hold the socket, so the worker's death stays the end of the stream. It holds an epoll
+  instance with which the socket was registered. The registration lasts as long as the worker's own
+  descriptor, and does not keep it open (epoll(7)). For a report it borrows the worker's descriptor
+  (pidfd_getfd(2)). Where that is forbidden, reports are omitted, and figures come with results
+  only.
+* It exits when the worker exits, which a pidfd shows. Unless the worker left in order, it first
+  ends the worker's descendants. A worker that leaves in order ends the sentinel first, and reaps
+  it.
 """
 
 from __future__ import annotations
@@ -52,22 +54,25 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-GRACE: Final = 0.5  # seconds that an idle worker has for leaving after its parent's death
+GRACE: Final = 0.5  # seconds for an idle worker to exit after its parent's death
 _BLIND: Final = (BUSY, SETTLING)
-_CEILING_TICK: Final = 0.1  # seconds between two looks at what a job holds
-_STACK_PATIENCE: Final = 0.15  # seconds that the stacks of all threads may take to be written
-_STACK_SETTLED: Final = 0.015  # seconds without growth after which they are whole
-_WITHOUT_PIDFD: Final = 0.2  # seconds between two looks where the system cannot tell of a process's end
-_PIDFD_GETFD: Final = 438  # of the system's table; the same for every processor
+_CEILING_TICK: Final = 0.1  # seconds between two checks of a job's memory
+_STACK_PATIENCE: Final = 0.15  # seconds that writing the stacks of all threads may take
+_STACK_SETTLED: Final = 0.015  # seconds without growth after which the stacks are complete
+_WITHOUT_PIDFD: Final = 0.2  # seconds between two checks where the system lacks pidfds
+_PIDFD_GETFD: Final = 438  # system call number, the same for every processor
 
 
 def run(parent: int, worker: int, since: int, socket: int, record: int, listener: int, memory: mmap.mmap) -> NoReturn:
-    """Be the sentinel process. ``since`` is a :func:`family.boot_time` before the worker's start."""
+    """Run the sentinel process.
+
+    ``since`` is a :func:`family.boot_time` before the worker's start.
+    """
     SentinelProcess(ProcessHandle(parent), ProcessHandle(worker), since, socket, record, listener, memory).run()
 
 
 class SentinelProcess:
-    """The watcher's own process."""
+    """The state and the event loop of the sentinel process."""
 
     def __init__(
         self,
@@ -79,7 +84,8 @@ class SentinelProcess:
         listener: int,
         memory: mmap.mmap,
     ) -> None:
-        # Ctrl+C and the like are for the worker, and a Ctrl+Z at the terminal must not keep this process from its work.
+        # Signals such as Ctrl+C are for the worker, and Ctrl+Z at the terminal must not stop this
+        # process.
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         import gc
 
@@ -97,13 +103,13 @@ class SentinelProcess:
         self._next_tick: float | None = None
         self._reported = 0.0
         self._poller = select.epoll()
-        # Once is enough: the socket's other end does not come back.
+        # Once is enough: a closed socket stays closed.
         self._poller.register(socket, select.EPOLLRDHUP | select.EPOLLONESHOT)
         for descriptor in (parent.pidfd, worker.pidfd, listener):
             if descriptor is not None:
                 self._poller.register(descriptor, select.EPOLLIN)
         _let_go_of_everything({self._poller.fileno(), parent.pidfd, worker.pidfd, record, listener})
-        # Last: who knows the name may rely on the rest.
+        # Last: the name tells observers that the sentinel is ready.
         with open("/proc/self/comm", "w") as name:
             name.write("offload-watcher")
 
@@ -121,7 +127,7 @@ class SentinelProcess:
             if parent.pidfd in seen or parent.is_over():
                 self._end_orphan()
             if self._socket in seen and self._memory[ACTIVITY] in _BLIND:
-                # The parent lives but has given this worker up while a job runs.
+                # The parent is alive, but has abandoned this worker while a job runs.
                 self._end()
             if self._listener in seen:
                 self._answer_bell()
@@ -130,7 +136,7 @@ class SentinelProcess:
 
     def _answer_bell(self) -> None:
         if not os.read(self._listener, 64):
-            # A job has closed the other end. From now on this process never sleeps.
+            # A job has closed the other end. From now on this process keeps polling.
             self._poller.unregister(self._listener)
             os.close(self._listener)
             self._listener = -1
@@ -141,7 +147,7 @@ class SentinelProcess:
             self._reported = now
 
     def _interval(self) -> float | None:
-        """None: there is nothing to do at any time."""
+        """Return the seconds between two ticks. None means that this process may sleep."""
         report, limit = DUTY.unpack_from(self._memory, DUTY_AT)
         intervals = [report / 1000] if report != NO_VALUE else []
         return min(intervals + ([_CEILING_TICK] if limit != NO_VALUE else []), default=None)
@@ -155,7 +161,7 @@ class SentinelProcess:
             self._look(now, interval)
         elif self._listener != -1:
             memory[ASLEEP] = 1
-            os.getppid()  # The system call between telling and looking.
+            os.getppid()  # A system call as memory barrier.
             if memory[ACTIVITY] != BUSY:
                 self._next_tick = None
             else:
@@ -169,7 +175,7 @@ class SentinelProcess:
             if reached is not None and self._seal(job):
                 self._tell_of_limit(limit, reached)
                 self._end()
-        # A tick early is better than a tick late: the interval is a multiple of the tick or the tick itself.
+        # Rather report a tick early than a tick late: the interval is one tick or a multiple of it.
         if report != NO_VALUE and now - self._reported + min(interval, _CEILING_TICK) / 2 >= report / 1000:
             self._reported = now
             figures = self._meter.read()
@@ -177,20 +183,20 @@ class SentinelProcess:
                 self._report(figures)
 
     def _seal(self, job: tuple[int, ...]) -> bool:
-        """Settle that the worker is ended for the job of this number; False: that has come to its end.
+        """Decide to end the worker for this job. Return False if the job has ended.
 
-        Sealed, the worker goes no further than to the end of the job.
+        A sealed worker stops at the end of the job.
         """
         memory = self._memory
         memory[SEALED] = 1
-        os.getppid()  # The system call between telling and looking.
+        os.getppid()  # A system call as memory barrier.
         if memory[ACTIVITY] == BUSY and JOBS.unpack_from(memory, JOBS_AT) == job:
             return True
         memory[SEALED] = 0
         return False
 
     def _report(self, figures: list[int]) -> None:
-        """Whole or not at all, never inside of another frame, and without waiting."""
+        """Send a report completely or not at all, between two frames, and without blocking."""
         if self._worker.pidfd is None:
             return
         import _socket
@@ -205,22 +211,24 @@ class SentinelProcess:
                 return
             borrowed = _socket.socket(fileno=descriptor)
             try:
-                # The worker tells that it is not busy any more, and looks whether somebody writes, before it writes itself.
+                # The worker first stops being busy, then waits for this writer, and then writes
+                # itself.
                 if self._memory[ACTIVITY] == BUSY and identity_of(descriptor) == self._socket_identity:
-                    # So few bytes are taken as a whole (net/unix/af_unix.c, unix_stream_sendmsg).
+                    # The kernel takes so few bytes as a whole (net/unix/af_unix.c,
+                    # unix_stream_sendmsg).
                     borrowed.send(data, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
             finally:
                 borrowed.close()
         except OSError:
-            pass  # It is full, or the other end is gone.
+            pass  # The socket is full, or its other end is closed.
         finally:
             self._memory[WRITING] = 0
 
     def _tell_of_limit(self, limit: int, reached: int) -> None:
-        """Say why the worker is ended, and let it write which Python line each of its threads is at.
+        """Record the reason, and make the worker write the Python stacks of its threads.
 
-        It does so in the handler of a signal that ``faulthandler`` answers, in C code too. If it does not (the job has
-        blocked the signal) there are none.
+        ``faulthandler`` writes them in a signal handler, even while C code runs. They are missing
+        if the job has blocked the signal.
         """
         try:
             os.lseek(self._record, 0, os.SEEK_END)
@@ -249,14 +257,14 @@ class SentinelProcess:
         os._exit(0)
 
     def _end_orphans(self) -> NoReturn:
-        """The worker has ended. If somebody has killed the parent with it, nobody else is left for this."""
+        """End the worker's orphans. The parent may have been killed with it."""
         if self._memory[ACTIVITY] != EXITING:
             end_orphans(self._worker.pid, self._since)
         os._exit(0)
 
 
 class ProcessHandle:
-    """Whether a process lives: by a pidfd, or where there is none by its number and the time of its start."""
+    """Whether a process lives: by a pidfd, or else by its number and its start time."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -264,7 +272,7 @@ class ProcessHandle:
         self._start = self._started() if self.pidfd is None else None
 
     def is_over(self) -> bool:
-        """Only where there is no pidfd."""
+        """Return True if the process has ended. Works only without a pidfd."""
         return self.pidfd is None and (self._start is None or self._started() != self._start)
 
     def signal(self, number: int) -> None:
@@ -274,13 +282,13 @@ class ProcessHandle:
             pass
 
     def _started(self) -> bytes | None:
-        # The 22nd field is the time of the start. A zombie has ended.
+        # The 22nd field is the start time. A zombie has ended.
         fields = stat_fields(self.pid)
         return None if fields is None or fields[0] in (b"Z", b"X") else fields[19]
 
 
 def _let_go_of_everything(kept: set[int | None]) -> None:
-    """Hold none of the descriptors that the worker has, nor its directory."""
+    """Release the worker's descriptors and its directory."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
@@ -289,5 +297,5 @@ def _let_go_of_everything(kept: set[int | None]) -> None:
             try:
                 os.close(int(entry))
             except OSError:
-                pass  # It was the one for this list.
+                pass  # The descriptor of this list.
     os.chdir("/")

@@ -1,14 +1,15 @@
-"""The state machine of a worker in Python: the table «The worker's side» of PROTOCOL.md. (``session.rs``.)
+"""The state machine of a Python worker, as in PROTOCOL.md, "The worker's side" (``session.rs``).
+Invariants:
 
-Rules that the code below keeps:
-
-* a frame that is not in the row of the state ends the worker before any memory is taken for its payload;
-* everything that a job left behind is dropped before the next frame is waited for;
-* after RETIRED nothing is read any more: the parent may take it that a call which crossed with it was not run, and the
-  socket takes no more of it, so that a parent which is in the middle of a large one is not kept waiting for the exit;
-* the idle time counts from the first call on. Before that it has a lower bound: a worker that left before the call for
-  which it was started would be replaced by another one that does the same, and the call would never be run;
-* the sentinel is told when user code runs, because a parent's death then leaves nobody else who would notice.
+* A frame that the state does not allow ends the worker before memory is allocated for its payload.
+* All objects of a job are dropped before the worker waits for the next frame.
+* After RETIRED the worker stops reading. The parent may then conclude that a call which crossed
+  with it did not run. The socket rejects further data, so a parent that is sending a large frame
+  does not wait for the exit.
+* The idle time counts from the first call on. Before that it has a lower bound. Otherwise a worker
+  could exit before the call that it was started for, and so could its replacement, forever.
+* The sentinel knows when user code runs, because only the sentinel can then notice the parent's
+  death.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Serves one parent."""
+    """The session with one parent."""
 
     def __init__(
         self, socket: int, record: int, sentinel: Sentinel, release: str, inherited: Inherited | None = None
@@ -50,16 +51,17 @@ class Session:
         self._descriptor = socket
         self._link = Link(socket, self._handlers, _allocate, self._admit)
         self._executor = Executor(self._handlers, inherited)
-        # The idle time that counts once a call has been run, where another one counts before.
+        # The idle timeout after the first call, if a longer one applies before it.
         self._timeout_after_call: float | None = None
         self._meter = Meter(os.getpid())
-        # A worker that holds more than this after a job takes no other: it would be ended for what it did not take.
+        # If a worker exceeds this after a job it retires. The next job would be killed for memory
+        # that it did not use.
         self._memory_limit: int | None = None
         self._faults = FaultReports(record)
         os.register_at_fork(after_in_child=self._in_copy)
 
     def run(self) -> int:
-        """Serve until the end; the exit code."""
+        """Serve until the end. Return the exit code."""
         try:
             while True:
                 self._step()
@@ -71,13 +73,13 @@ class Session:
             self._let_handlers_run()
 
     def _in_copy(self) -> None:
-        """A job has forked: the copy has nothing of what leads to the parent."""
+        """Close the connections to the parent in a copy that a job has forked."""
         self._link.close_in_copy()
         self._sentinel.close_in_copy()
         self._faults.end_in_copy()
 
     def _let_handlers_run(self) -> None:
-        """Exit handlers of the user's are about to run."""
+        """Release the job's signal handlers, because the user's exit handlers are about to run."""
         try:
             self._handlers.release()
         except BaseException as error:
@@ -150,10 +152,11 @@ class Session:
         self._sentinel.tell(BUSY)
         answer = self._executor.call(frame.segments)
         self._faults.end_job()
-        # Before the answer goes out: a parent that closes as soon as it has read it must find an idle worker, which leaves
-        # in order, and not one that is ended in the middle.
+        # Before the answer is sent. A parent may close the socket as soon as it has read the
+        # answer. It must find an idle worker, which exits in order, and not one that the sentinel
+        # kills.
         self._sentinel.tell(IDLE)
-        # With a ceiling, what this job has left is to be known before the next one begins.
+        # With a memory limit, measure after each job, before the next one starts.
         figures = self._meter.read_if_due() if self._memory_limit is None else self._meter.read()
         if figures is not None:
             answer.body = {**(answer.body or {}), "figures": figures}
@@ -187,7 +190,7 @@ class Session:
         raise _Ending(_IN_ORDER)
 
     def _abort(self, code: str, message: str) -> NoReturn:
-        """Tell the parent, if it still listens; the ending is the same if it does not."""
+        """Send ABORTED and exit. The exit code is the same if the parent has stopped listening."""
         self._sentinel.tell(EXITING)
         self._sentinel.let_finish()
         try:
@@ -221,7 +224,7 @@ class Session:
 
 
 class _Ending(BaseException):
-    """The session is over. Not an Exception: it passes by what is there for the user's."""
+    """The session is over. A BaseException, so that handlers for user code do not catch it."""
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -243,7 +246,7 @@ _REFUSED: Final = 3
 _SETUP_FAILED: Final = 4
 _ABORTED: Final = 5
 
-# How long, in seconds, a worker waits at least for the call that it was started for.
+# Minimum time, in seconds, that a worker waits for its first call.
 _UNTIL_FIRST_CALL: Final = 10.0
 
 _EXPECTED: Final = {

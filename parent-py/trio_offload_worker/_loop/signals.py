@@ -1,11 +1,11 @@
-"""The signal handlers that jobs have installed: they run in jobs and while the worker is idle, and at no other time.
+"""Signal handlers of jobs. They run in jobs and while the worker is idle, at no other time.
 
-Python runs them in the main thread between any two instructions, and they may raise: in the middle of a write nobody would
-know any more how much had been written. So their signals are blocked while the worker itself is at work. Only theirs:
-the others do what they do in any process.
+Python runs them in the main thread between any two instructions, and they may raise. In the middle
+of a write, the worker would lose count of the bytes written. So their signals are blocked while the
+worker itself runs. Signals without such a handler keep their usual effect.
 
-What a job leaves of its own is put back after it: the handler of SIGINT, the mask, interval timers, the wakeup descriptor. A
-handler for another signal stays.
+After each job the handler of SIGINT, the signal mask, the interval timers and the wakeup descriptor
+are restored. Handlers of other signals stay.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ else:
 
 
 class Handlers:
-    """Holds them back and lets them run. Where no job has installed one, neither costs anything to speak of."""
+    """Block and unblock the jobs' signal handlers. Almost free until a job installs one."""
 
     def __init__(self) -> None:
         self._mask: Iterable[int] | None = None
-        # What jobs begin with: the mask, and the interval timers that run.
+        # The mask and the running interval timers at the start of a job.
         self._mask_before: Iterable[int] | None = None
         self._timers_before: list[int] = []
 
     @property
     def are_held(self) -> bool:
-        """Whether there are any that :meth:`release` would let run."""
+        """True if handlers are blocked, so that :meth:`release` would let them run."""
         return self._mask is not None
 
     def begin_jobs(self) -> None:
-        """What is there by now is what jobs begin with."""
+        """Save the current state as the state at the start of a job."""
         self._mask_before = self._mask or _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
         self._timers_before = _running_timers()
 
     def end_job(self) -> None:
-        """A job has come to its end, and its handlers are held."""
+        """Restore that state after a job, while its handlers are blocked."""
         if "signal" not in sys.modules or self._mask_before is None:
             return
         try:
@@ -56,15 +56,16 @@ class Handlers:
                     _signal.setitimer(timer, 0)
             if _signal.getsignal(_signal.SIGINT) is not _swallow:
                 _signal.signal(_signal.SIGINT, _swallow)
-            # A library's system call that is in progress goes on; whoever installs a handler anew undoes that.
+            # A library's interrupted system call is restarted. Installing a handler anew undoes
+            # that.
             _signal.siginterrupt(_signal.SIGINT, False)
             _signal.set_wakeup_fd(-1)
         except BaseException as error:
             report_unraisable(error)
 
     def hold(self) -> None:
-        """From now on none runs. What those raise that were due is shown, as nobody awaits it."""
-        # Without this module a job can hardly have installed one. (Python has its own reasons to look for it there.)
+        """Block the handlers. Print exceptions of pending ones, which have no receiver."""
+        # Without this module a job can hardly have installed one. (Python looks for it there too.)
         if "signal" not in sys.modules:
             return
         handled = [
@@ -78,20 +79,23 @@ class Handlers:
                 report_unraisable(error)
 
     def release(self) -> None:
-        """Let them run again. Those that are due do so at once, and what they raise comes out of this."""
+        """Unblock the handlers. Pending ones run at once, and their exceptions propagate."""
         if self._mask is not None:
             mask, self._mask = self._mask, None
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
 def swallow_interrupts() -> None:
-    """Ctrl+C belongs to the parent, which cancels its jobs as Trio has it. It is swallowed by a handler and not ignored:
-    an ignored signal stays ignored in the programs that a job starts (execve(2)), a handled one is reset for them.
+    """Swallow Ctrl+C. It belongs to the parent, which cancels its jobs by Trio's rules.
+
+    The signal is handled and not ignored. Programs that a job starts would inherit an ignored
+    signal, while a handled one is reset for them (execve(2)).
     """
     _signal.signal(_signal.SIGINT, _swallow)
-    # A library's system call that is in progress goes on.
+    # A library's interrupted system call is restarted.
     _signal.siginterrupt(_signal.SIGINT, False)
-    # The parent starts the worker with it blocked, which keeps it from dying between its start and its handler.
+    # The parent starts the worker with SIGINT blocked, so that it survives until its handler is
+    # installed.
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGINT])
 
 

@@ -1,6 +1,6 @@
-"""Whole frames ↔ the worker's end of the socket, blocking. What a frame means is the session's affair.
+"""Send and receive whole frames through the worker's end of the socket, blocking.
 
-Most calls are one ``recv`` and their answers one ``send``.
+The session interprets them. Most calls take one ``recv``, and their answers one ``send``.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 class LinkClosed(Exception):
-    """The parent has closed its end: between two frames, or while it was to be written to."""
+    """The parent has closed its end: between two frames, or during a write to it."""
 
 
 class IdleTimeOver(Exception):
-    """No frame began within the time-out."""
+    """The idle timeout has passed without a frame."""
 
 
 class LinkLost(Exception):
-    """A job has closed the descriptor of the socket; what has its number now, if anything, is the user's."""
+    """A job has closed the socket's descriptor, and may have reused its number."""
 
 
 class Link:
@@ -58,7 +58,7 @@ class Link:
         self._idle_since = 0.0
 
     def start_idle_time(self, timeout: float | None) -> None:
-        """From now on: seconds without a frame until :class:`IdleTimeOver`; None: for ever."""
+        """Set the seconds without a frame until :class:`IdleTimeOver`. None means no limit."""
         self._timeout = timeout
         self.restart_idle_time()
 
@@ -67,12 +67,12 @@ class Link:
             self._idle_since = time.monotonic()
 
     def receive(self) -> Frame:
-        """The next frame.
+        """Return the next frame.
 
         Raises:
             LinkClosed: the parent closed its end between two frames.
-            IdleTimeOver: see there.
-            WireError: what came is not a frame, or the parent closed its end inside of one.
+            IdleTimeOver: the idle timeout passed before a frame started.
+            WireError: the data is not a frame, or the parent closed its end inside a frame.
         """
         decoder = self._decoder
         begun = False
@@ -82,7 +82,7 @@ class Link:
             try:
                 count = self._socket.recv_into(decoder.writable())
             except ConnectionResetError:
-                # The parent closed its end with something unread in it, which is a close like any other.
+                # The parent closed its end with unread data in it, which is a normal close.
                 count = 0
             if count == 0:
                 decoder.end_of_stream()
@@ -97,8 +97,9 @@ class Link:
         """Write one frame.
 
         Raises:
-            LinkClosed, LinkLost: see there.
-            OSError, ValueError: the system, or the protocol's bounds, forbid it.
+            LinkClosed: the parent has closed its end.
+            LinkLost: a job has closed the socket's descriptor.
+            OSError, ValueError: the system, or a bound of the protocol, forbids it.
         """
         if identity_of(self._descriptor) != self._identity:
             raise LinkLost
@@ -112,19 +113,19 @@ class Link:
             raise LinkClosed from None
 
     def stop_receiving(self) -> None:
-        """Nothing is to be read any more: the parent's writes fail from now on, those that wait for room too."""
+        """Shut down receiving, so that the parent's writes fail, including blocked ones."""
         try:
             if identity_of(self._descriptor) == self._identity:
                 self._socket.shutdown(_socket.SHUT_RD)
         except OSError:
-            pass  # Then it learns that when the process ends.
+            pass  # The parent notices when the process ends.
 
     def leave_open(self) -> None:
-        """Let only the end of the process close the socket: to the parent that is the end of the worker."""
+        """Leave the socket open until the process ends: its end is the worker's for the parent."""
         self._socket.detach()
 
     def close_in_copy(self) -> None:
-        """In a fork of this process: were it to keep the socket, this process's death would go unseen."""
+        """Close the socket in a fork of this process, which would hide this process's death."""
         descriptor = self._socket.detach()
         if descriptor >= 0 and identity_of(descriptor) == self._identity:
             os.close(descriptor)
@@ -132,15 +133,16 @@ class Link:
     def _await_first_byte(self) -> None:
         while True:
             left = _LONGEST_POLL if self._timeout is None else self._timeout - (time.monotonic() - self._idle_since)
-            # A signal that comes in the moment before the system call does not interrupt it, and its handler has to wait.
+            # A signal just before the system call does not interrupt it, so its handler would have
+            # to wait.
             longest = _LONGEST_POLL_WITH_HANDLERS if self._handlers.are_held else _LONGEST_POLL
             try:
                 self._handlers.release()
-                # Python counts on over interruptions by signals (PEP 475).
+                # Python continues with the remaining time after a signal (PEP 475).
                 if self._poller.poll(min(max(left, 0.0), longest) * 1000):
                     return
             except BaseException as error:
-                # A signal came, and a handler that a job has installed raised.
+                # A signal handler of a job has raised.
                 report_unraisable(error)
             finally:
                 self._handlers.hold()
@@ -169,7 +171,7 @@ class Link:
 
 
 def complain_of_loss(descriptor: int) -> None:
-    """The parent cannot be told; it learns that this worker ends."""
+    """Report the loss on standard error, because the parent cannot be reached."""
     if sys.stderr is not None:
         try:
             sys.stderr.write(

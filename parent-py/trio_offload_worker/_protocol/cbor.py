@@ -1,9 +1,10 @@
-"""CBOR (RFC 8949), as much of it as the bodies of our own messages consist of.
+"""The subset of CBOR (RFC 8949) that the bodies of our own messages use.
 
-Integers, byte strings, text, arrays, maps, booleans and null, definite in length, no deeper than a few levels. The reader
-gives up on anything else, and on whatever is wrong, with :class:`Unusual`: the codec then asks the CBOR library, which
-knows all of it and names the error. So there is one judge, and a worker written in Python starts without the library's
-import, which would take longer than Python's own start (it draws in ``typing`` and ``re``).
+Integers, byte strings, text, arrays, maps, booleans and null, with definite lengths and a few
+levels. The reader raises :class:`Unusual` for all other and all malformed data. The codec then uses
+the CBOR library, which supports the full format and names the error. So only the library judges
+errors, and a Python worker starts without importing it. That import draws in ``typing`` and ``re``,
+and would take longer than Python's own start.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class Unusual(Exception):
-    """The data holds something that is not read here; whether it is right, somebody else has to say."""
+    """The data is beyond this reader. It may be valid or not."""
 
 
 class Excessive(Exception):
-    """The data is right, as far as anybody has looked, and more than is read; the text says of what."""
+    """The data exceeds a limit, which the text names. It was valid up to that point."""
 
 
 def dumps(value: Any) -> bytes:
-    """A value in its shortest form.
+    """Encode a value in its shortest form.
 
     Raises:
-        TypeError: it is not of the kinds that messages consist of.
+        TypeError: the value has a type that messages do not use.
     """
     parts: list[bytes] = []
     _write(value, parts)
@@ -33,11 +34,11 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(data: bytes, most: int) -> Any:
-    """The one value that ``data`` consists of, if that is at most so many items, itself and all in it.
+    """Decode ``data``, one value of at most ``most`` items, itself and nested ones included.
 
     Raises:
-        Unusual: it is something else, or something more.
-        Excessive: it is more items.
+        Unusual: it is malformed, beyond this reader, or followed by more data.
+        Excessive: it has more items.
     """
     try:
         value, end = _read(data, 0, _DEEPEST, [most - 1])
@@ -49,7 +50,10 @@ def loads(data: bytes, most: int) -> Any:
 
 
 def encode_uint(value: int, major: int = 0) -> bytes:
-    """An unsigned integer; with another major type (its three bits in place), the length that such an item begins with."""
+    """Encode an unsigned integer, or the head of an item with another major type.
+
+    ``major`` holds the major type in its upper three bits.
+    """
     if value < 24:
         return SINGLE_BYTES[major | value]
     if value < 0x100:
@@ -72,7 +76,8 @@ _TAG: Final = 0xC0
 _BREAK: Final = 0xFF
 _SIMPLE: Final = {0xF4: False, 0xF5: True, 0xF6: None}
 _DEEPEST: Final = 8
-DEEPEST: Final = 32  # levels that a body may have; deeper than the above is for the CBOR library
+# levels that a body may have; the CBOR library reads those deeper than the above
+DEEPEST: Final = 32
 _TOO_MANY: Final = "more items than are allowed"
 
 
@@ -102,14 +107,15 @@ def _write(value: Any, parts: list[bytes]) -> None:
 
 
 def check(data: bytes, most: int) -> None:
-    """Look whether ``data`` begins with one whole item of at most so many, no deeper than is allowed, and without tags: before anybody
-    reads it who would take memory or time for whatever is announced.
+    """Check that ``data`` starts with one complete item within the limits, without tags.
+
+    This protects the CBOR library, which allocates memory and spends time for announced lengths.
 
     Raises:
-        Excessive: it is not so.
+        Excessive: it has too many items or levels, or a tag.
         IndexError: it ends too early.
     """
-    # How many items are missing at each level; -1: as many as come before the break.
+    # Missing items at each level. -1 means an indefinite number, up to the break.
     missing = [1]
     at = 0
     while missing:
@@ -148,7 +154,7 @@ def check(data: bytes, most: int) -> None:
 
 
 def _read(data: bytes, at: int, levels: int, left: list[int]) -> tuple[Any, int]:
-    """The value that begins at ``at``, and where what follows it begins. So many more items may be ``left``."""
+    """Return the value at ``at``, and the offset after it. ``left`` counts the allowed items."""
     initial = data[at]
     major = initial & 0xE0
     if major >= 0xC0 or levels == 0:

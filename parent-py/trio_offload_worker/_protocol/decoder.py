@@ -1,8 +1,8 @@
 """The decoder: a stream of bytes to frames, without I/O.
 
-Two rules keep it fast. It owns the memory that the caller reads into: a small frame is parsed in place,
-and a large segment is received into memory of its own. Only a body is general CBOR; calls and results
-have none, and the three items before it are decoded in place.
+Two rules keep it fast. It owns the memory that the caller reads into: a small frame is parsed in
+place, and a large segment is received into separate memory. Only a body is general CBOR. Calls and
+most results lack one, and the three items before it are decoded in place.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ if TYPE_CHECKING:
 
 _BUFFER_SIZE: Final = 64 * 1024
 _BORROW_LIMIT: Final = 32 * 1024
-# The header of a frame of one segment: the array, the kind, the id, the segment's length in an array, and at most a body with
-# figures.
+# The header of a frame of one segment: the array, the kind, the ID, the segment's length in an
+# array, and at most a body with figures.
 _SHORTEST_PLAIN: Final = 5
 _LONGEST_PLAIN: Final = 1 + 1 + 9 + 1 + 9 + 10 + 4 * 9
 _FOUR: Final = struct.Struct(">" + 4 * "BI")
-# A body with figures and nothing else, up to the first of them.
+# A body with only figures, up to the first of them.
 _FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
-# How the header of a message starts that may be one segment and nothing else; their numbers are below 24, so each is one byte.
+# Starts of headers of messages that may have only one segment. Their numbers are below 24, so each
+# takes one byte.
 _PLAIN_STARTS: Final = {
     b"\x83" + SINGLE_BYTES[kind]: kind
     for kind, (segments, fields) in SHAPES.items()
@@ -51,18 +52,19 @@ _PLAIN_STARTS[b"\x84" + SINGLE_BYTES[Kind.RESULT]] = Kind.RESULT
 
 
 class Decoder:
-    """Turns a stream of bytes, split anywhere, into frames.
+    """Decode a stream of bytes, split anywhere, into frames.
 
-    Fill :meth:`writable`, say how much with :meth:`wrote`, and take frames from :meth:`next_frame` until it gives
-    None. After an error it is of no further use.
+    Fill :meth:`writable`, pass the number of bytes to :meth:`wrote`, and take frames from
+    :meth:`next_frame` until it returns None. After an error the decoder must not be used any more.
 
     Args:
-        allocate: makes the memory for a segment that does not fit the buffer; asked with its size in bytes and its type, it
-            gives what is to be filled and what gives the object once that has been done.
-        admit: is told the kind of each frame before memory is taken for its payload; what it raises comes out of
-            :meth:`next_frame`.
-        of_worker: the stream comes from a worker. The bodies of messages that only a parent sends are not read then, as they may
-            have any number of items.
+        allocate: called with the size in bytes and the type of a segment that does not fit the
+            buffer. It returns the memory to fill, and a function that returns the object once it is
+            filled.
+        admit: called with the kind of each frame before memory is allocated for its payload. Its
+            exceptions propagate from :meth:`next_frame`.
+        of_worker: True if the stream comes from a worker. Bodies of messages that only a parent
+            sends are then skipped, as their number of items is unlimited.
     """
 
     def __init__(
@@ -75,17 +77,18 @@ class Decoder:
         self._allocate = allocate or _allocate_plainly
         self._admit = admit
         self._of_worker = of_worker
-        # To be written to by others while nothing is pending, which is when `start` is `end` and there is no `head`.
+        # The caller may write to it while it is empty: `start` equals `end` and `head` is None.
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
-        # What has been read and not given lies between the two. To be read by others, written here only; as the next.
+        # The range of bytes that are received but not decoded. Only the decoder writes these and
+        # the next attribute.
         self.start = 0
         self.end = 0
-        # Of a frame whose payload is yet to come.
+        # The header of a frame whose payload is incomplete.
         self.head: Head | None = None
         self._filling: _Filling | None = None
 
     def writable(self) -> memoryview:
-        """Where the next bytes go. Never empty; what earlier frames borrowed is overwritten."""
+        """Return the memory for the next bytes, at least one. Overwrites borrowed segments."""
         if self._filling is not None:
             return self._filling.target
         if self.start == self.end:
@@ -96,17 +99,19 @@ class Decoder:
         return self.buffer[self.end :]
 
     def wrote(self, count: int) -> None:
-        """``count`` bytes, at least one, have been put into :meth:`writable`."""
+        """Accept ``count`` bytes, at least one, that were put into :meth:`writable`."""
         if self._filling is not None:
             self._filling.advance(count)
         else:
             self.end += count
 
     def plain_result(self, start: bytes, count: int = 0) -> memoryview | None:
-        """If what is pending begins with a whole frame whose header starts so, and goes on with one segment and nothing else: that
-        segment; it lies in the buffer. With a ``count``: nothing was pending, and so many bytes have been put into :attr:`buffer`.
+        """Return the segment of a result with this header start, or None. The segment is borrowed.
 
-        None: it is something else, or not all of it is there; for :meth:`next_frame`.
+        The pending data must begin with a complete frame of one segment without a body. With a
+        ``count``, the buffer was empty, and that many bytes have been put into :attr:`buffer`.
+
+        None means that the frame is different or incomplete, and is left to :meth:`next_frame`.
         """
         if count:
             self.start = 0
@@ -132,7 +137,9 @@ class Decoder:
         return None
 
     def next_frame(self, count: int = 0) -> Frame | None:
-        """The next whole frame, or None if more bytes are needed. With a ``count`` it is :meth:`wrote` and this in one.
+        """Return the next complete frame, or None if it needs more bytes.
+
+        A ``count`` is passed to :meth:`wrote` first.
 
         Raises:
             WireError: the bytes are not a frame.
@@ -144,9 +151,10 @@ class Decoder:
         self.end += count
         if self.head is not None or self.end - self.start <= PREFIX_SIZE:
             return self._any_frame()
-        # By far the most frequent frames: one segment, no body but figures, and all of it is there. What is not exactly that is
-        # judged in the ordinary way, which takes three times as long. No function is called here that can be done without: of
-        # what a small call costs the parent, most is the number of Python's steps.
+        # The fast path for the most frequent frames: complete, with one segment and at most figures
+        # as a body. Other frames take the general path, which takes three times as long. Function
+        # calls are inlined here, because the number of Python steps dominates the parent's cost of
+        # a small call.
         buffer, start = self.buffer, self.start + PREFIX_SIZE
         magic, length, payload = PREFIX.unpack_from(buffer, self.start)
         begin = start + length
@@ -182,7 +190,7 @@ class Decoder:
         return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
 
     def _any_frame(self) -> Frame | None:
-        """The next frame, whatever it is, while none is being filled."""
+        """Return the next frame by the general path, while none is being filled."""
         head = self.head
         if head is None:
             if self.start == self.end:
@@ -215,7 +223,7 @@ class Decoder:
         return Frame(head.kind, head.id, segments, head.body, bool(segments))
 
     def end_of_stream(self) -> None:
-        """The stream is over.
+        """Accept the end of the stream.
 
         Raises:
             WireError: it ended inside a frame.
@@ -244,7 +252,7 @@ class Decoder:
         return head
 
     def _make_room(self, wanted: int) -> None:
-        """Move what is there to the front of a buffer that can hold ``wanted`` bytes from ``start`` on."""
+        """Make room for ``wanted`` bytes from ``start`` on: compact the buffer, or replace it."""
         if self.start + wanted <= len(self.buffer) and self.end < len(self.buffer):
             return
         rest = bytes(self.buffer[self.start : self.end])
@@ -278,7 +286,7 @@ class _Filling:
         types = head.body.get("types") or bytes(len(head.lengths))
         self._segments = zip(head.lengths, types, strict=True)
         self._allocate = allocate
-        # One after the other: each takes memory when it is its turn, and there may be tens of thousands.
+        # Segments are allocated one by one, because there may be tens of thousands.
         self._takes: list[Callable[[], Any]] = []
         self._view: memoryview | None = None
         self._next()
@@ -293,7 +301,7 @@ class _Filling:
         self._view = None
 
     def take(self) -> list[Any]:
-        """The segments, which are complete."""
+        """Return the segments, which are complete."""
         return [take() for take in self._takes]
 
     @property
@@ -314,7 +322,7 @@ class _Filling:
             self._next()
 
     def absorb(self, data: memoryview) -> int:
-        """Take from the front of ``data`` what belongs to the segments; how many bytes that were."""
+        """Move the segments' bytes from the front of ``data``. Return their number."""
         taken = 0
         while self._view is not None and taken < len(data):
             part = data[taken : taken + len(self.target)]
@@ -325,10 +333,10 @@ class _Filling:
 
 
 def _figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
-    """The four unsigned integers that ``data`` ends with if ``head`` is at ``at``; None if that is not what it does."""
+    """Return the four figures that ``data`` ends with after ``head`` at ``at``, or None."""
     if data[at : -_FOUR.size] == head:
         first, rss, second, peak, third, size, fourth, time = _FOUR.unpack_from(data, -_FOUR.size)
-        # Of a worker that has run for a while, and holds less than 4 GiB, these are four bytes each.
+        # Four bytes each if the worker has run for a while and uses less than 4 GiB.
         if first == second == third == fourth == 0x1A:
             return [rss, peak, size, time]
     if not data.startswith(head, at):

@@ -1,8 +1,7 @@
-"""Frames and their encoding, without I/O. PROTOCOL.md defines every byte; ``tests/vectors`` checks it.
-
-The parent and the Python worker share this code. It imports almost nothing, because the Python worker
-pays for each import at each start: ``enum``, ``typing``, ``attrs`` and the CBOR library would each take
-longer than this module.
+"""Frames and their encoding, without I/O. PROTOCOL.md defines them; ``tests/vectors`` has samples.
+The parent and the Python worker share this code. It imports almost nothing, because the Python
+worker pays for each import at each start: ``enum``, ``typing``, ``attrs`` and the CBOR library
+would each take longer than this module.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Kind(int):
-    """What a frame says: the number of a message, and its ``name``. There is one object of each, as in an enumeration."""
+    """The kind of a message: its number, with a ``name``. Singletons, as in an enumeration."""
 
     HELLO: ClassVar[Kind]
     SETUP: ClassVar[Kind]
@@ -122,10 +121,10 @@ class WireError(Exception):
 
 
 class Frame:
-    """One whole frame.
+    """One complete frame.
 
-    Where ``borrowed`` is true, segment 0 lies in the decoder's own buffer and is gone with the next
-    :meth:`Decoder.writable`. Every other segment has memory of its own.
+    If ``borrowed`` is true, segment 0 lies in the decoder's buffer until the next call of
+    :meth:`Decoder.writable`. Every other segment has separate memory.
     """
 
     __slots__ = ("body", "borrowed", "id", "kind", "segments")
@@ -139,13 +138,13 @@ class Frame:
 
 
 def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any] | None = None) -> bytes:
-    """The prefix and the header of a frame; its segments follow it on the wire.
+    """Return the prefix and the header of a frame. Its segments follow on the wire.
 
     Raises:
-        ValueError: a value is out of the protocol's bounds.
+        ValueError: a value exceeds the protocol's bounds.
     """
     if len(lengths) == 1 and body is None and kind < 24 and 0 <= id <= MAX_ID and 0 <= lengths[0] <= MAX_PAYLOAD:
-        # Without buffers, as most are. Its kind is one byte.
+        # The common case, without out-of-band buffers. The kind takes one byte.
         length = lengths[0]
         end = SEGMENT_LENGTHS[length] if length < SHORT_SEGMENT else b"\x81" + encode_uint(length)
         header = b"\x83" + SINGLE_BYTES[kind] + encode_uint(id) + end
@@ -168,9 +167,10 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
 
 
 def encode_call(id: int, pickled: Buffer) -> tuple[bytes, bytes]:
-    """The frame of a call that is one segment, and how the header of its result starts (see :meth:`Decoder.plain_result`).
+    """Return the frame of a call with one segment, and the start of its result's header.
 
-    The same as :func:`encode_head` gives, in half the steps: most of all calls are such.
+    :meth:`Decoder.plain_result` takes the latter. The frame is the same as from
+    :func:`encode_head`, in half the steps, because nearly all calls have this form.
     """
     length = len(pickled)
     if 0x100 <= id < 0x10000:

@@ -1,6 +1,7 @@
 """The header of a frame: its kind, its number, the lengths of its segments and its body.
 
-A body is a map of the fields that its message has. What a later version may add is ignored.
+A body is a map of the fields of its message. Unknown fields, which a later version may add, are
+ignored.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-# How an unsigned integer goes on after each first byte.
+# How an unsigned integer continues after each first byte.
 _WIDTHS: Final = {
     24 + place: (struct.Struct(code).unpack_from, 1 << place) for place, code in enumerate((">B", ">H", ">I", ">Q"))
 }
 _FIRST_OF_WORKER: Final = 16
-# What the parent sends may name as many things as it has.
+# The parent's messages whose fields may have any number of items.
 _OF_ANY_SIZE: Final = (Kind.HELLO, Kind.TEMPLATE)
 
 
@@ -83,7 +84,10 @@ def parse_header(data: bytes, payload: int, of_worker: bool) -> Head:
 
 
 def _decode_lengths(data: bytes, at: int, count: int) -> tuple[list[int], int]:
-    """So many unsigned integers. As :func:`_decode_uint`, without a function for each: there may be tens of thousands."""
+    """Decode ``count`` unsigned integers.
+
+    Unlike :func:`_decode_uint` it makes no call for each: there may be tens of thousands.
+    """
     lengths: list[int] = []
     add = lengths.append
     for _ in range(count):
@@ -118,7 +122,7 @@ def _decode_body(data: bytes, most: int) -> dict[str, Any]:
 
 
 def _decode_unusual(data: bytes) -> Any:
-    """What our own messages do not hold: a later version's, or an error."""
+    """Decode a body that our own messages do not have: a later version's, or an error."""
     import io
 
     try:
@@ -128,7 +132,7 @@ def _decode_unusual(data: bytes) -> Any:
     stream = io.BytesIO(data)
     try:
         body = cbor2.CBORDecoder(stream).decode()
-    # The library's errors have no common base that it promises for every way in which CBOR can be wrong.
+    # cbor2 does not promise a common base class for its errors.
     except Exception as error:
         raise _malformed(f"its body is not CBOR: {error}") from error
     if stream.tell() != len(data):
@@ -141,7 +145,10 @@ def _malformed(message: str) -> WireError:
 
 
 def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
-    """The unsigned integer (or, by ``major``, the length of the array) at ``at``, and where what follows begins."""
+    """Return the unsigned integer at ``at``, or the array's length, and the offset after it.
+
+    ``major`` selects the array.
+    """
     initial = data[at] ^ major
     if initial < 24:
         return initial, at + 1
@@ -176,7 +183,7 @@ def _is_array_of_text(value: Any) -> bool:
 
 
 def _are_streams(value: Any) -> bool:
-    """Numbers below three, each larger than the one before it."""
+    """True if the numbers are below three and ascending."""
     return isinstance(value, list) and all(map(_is_unsigned, value)) and value == [n for n in range(3) if n in value]
 
 
@@ -208,7 +215,7 @@ def _are_figures(value: Any) -> bool:
 
 
 def _are_types(value: Any) -> bool:
-    # By what they are not, in C: there may be tens of thousands.
+    # Delete the valid bytes in C: there may be tens of thousands.
     return isinstance(value, bytes) and not value.translate(None, bytes(range(BYTEARRAY + 1)))
 
 
@@ -261,7 +268,7 @@ _FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_f
 _TYPES: Final = _Field("types", "a byte string of the numbers 0, 1 and 2", _are_types, required=False)
 _FREE_THREADED: Final = _Field("free_threaded", "a boolean", _is_boolean, required=False)
 _ERROR: Final = _texts("stage", "type", "message", "traceback")
-# How many segments each message has, and the fields of its body.
+# The number of segments and the body's fields of each message.
 SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.HELLO: (
         _NONE,
@@ -329,7 +336,7 @@ SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
 
 
 def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, Any]:
-    """The fields that the message has; what a later version may have added is left out."""
+    """Return the fields that the message defines. Later versions may add others."""
     allowed, fields = SHAPES[kind]
     if segments not in allowed:
         raise WireError("malformed_body", f"a {kind.name} with {segments} segments")
@@ -341,7 +348,7 @@ def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, 
                 raise WireError("malformed_body", f"a {kind.name} without {field.name!r}")
         elif not field.fits(body[field.name]):
             raise WireError("malformed_body", f"the {field.name!r} of a {kind.name} is not {field.what}")
-    # Of another message `types` is a key that is not known, and may be anything.
+    # In another message `types` is an unknown key, and may be anything.
     if _TYPES in fields and "types" in body and len(body["types"]) != segments:
         raise WireError("malformed_body", f"a {kind.name} with {segments} segments and the types of {len(body['types'])}")
     return {field.name: body[field.name] for field in fields if field.name in body}

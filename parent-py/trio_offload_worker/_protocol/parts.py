@@ -1,4 +1,4 @@
-"""A file for the pickler that keeps what is written, part by part, and imports nothing."""
+"""A file object for the pickler. It keeps the written parts separate and imports nothing."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ OUT_OF_BAND: Final = 16 * 1024  # bytes; smaller buffers are cheaper inside the 
 
 
 class Parts:
-    """What a pickler writes to: ``write`` is all that it asks of a file."""
+    """A file for a pickler, which only needs ``write``."""
 
     __slots__ = ("parts", "write")
 
     def __init__(self) -> None:
         self.parts: list[Any] = []
-        # The pickler calls this for each small pickle, so it is not a function of ours.
+        # The pickler calls this for each small pickle, so it is a C function.
         self.write = self.parts.append
 
     def whole(self) -> bytes:
-        """All of it in one piece."""
+        """Return all parts joined."""
         return b"".join(map(flat, self.parts))
 
 
 def flat(part: Any) -> bytes | memoryview:
-    """A part as bytes one after the other.
+    """Return a part as contiguous bytes.
 
-    A large buffer that stays in the pickle is written as a ``PickleBuffer`` (Modules/_pickle.c, ``_Pickler_write_bytes``). That has
-    no length, and the array behind it may be in Fortran's order, which neither :meth:`bytes.join` nor a file takes.
+    A large buffer inside the pickle is written as a ``PickleBuffer`` (Modules/_pickle.c,
+    ``_Pickler_write_bytes``). It has no length, and its array may be in Fortran order.
+    :meth:`bytes.join` and files reject both.
     """
     if type(part) is bytes:
         return part

@@ -1,9 +1,10 @@
-"""Large objects beside their pickle: what of it becomes a segment of its own. Both sides send with this.
+"""Send large objects beside their pickle, as segments. Both sides use this module.
 
-The C pickler hands a large ``bytes`` or ``bytearray`` to its file as it is (Modules/_pickle.c, ``_Pickler_write_bytes``),
-right after the few bytes that announce it. Where it has done so, the announcement is replaced by «the next of the
-out-of-band buffers» (PEP 574), and the object becomes a segment, which the receiver receives into a new ``bytes`` or
-``bytearray``. The unpickler puts that into its place, so that neither side copies it, wherever in the value it is.
+The C pickler passes a large ``bytes`` or ``bytearray`` to its file unchanged (Modules/_pickle.c,
+``_Pickler_write_bytes``), after an opcode with its length. The collector replaces that opcode by
+NEXT_BUFFER (PEP 574), and the object becomes a segment. The peer receives the segment into a new
+``bytes`` or ``bytearray``, which the unpickler puts into its place. So both sides avoid a copy,
+wherever in the value the object is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Collector(Parts):
-    """What a pickler writes to: ``write`` is the method that it calls, and ``take`` its ``buffer_callback``."""
+    """A file for a pickler: ``write`` is its method, ``take`` the pickler's ``buffer_callback``."""
 
     __slots__ = ("_buffers", "_places")
 
@@ -28,16 +29,16 @@ class Collector(Parts):
         self.parts: list[Any] = []
         self.write = self.parts.append
         self._buffers: list[memoryview] = []
-        # How many parts had been written when each of the buffers was offered.
+        # The number of parts written when each of the buffers was offered.
         self._places: list[int] = []
 
     @property
     def offered(self) -> bool:
-        """Whether there are out-of-band buffers."""
+        """True if the pickler has offered out-of-band buffers."""
         return bool(self._buffers)
 
     def take(self, buffer: Any) -> bool:
-        """Out of band (False), unless the buffer is small or there are too many: then into the pickle (True)."""
+        """Keep a buffer out of band (False). If it is small, or one too many, pickle it (True)."""
         view = buffer.raw()
         if view.nbytes < OUT_OF_BAND or len(self._buffers) >= MAX_SEGMENTS - 1:
             return True
@@ -46,9 +47,10 @@ class Collector(Parts):
         return False
 
     def segments(self) -> tuple[Sequence[Buffer], list[int], bytes]:
-        """The parts in the order in which they are sent, the length of each segment and, if one is not memory, its type.
+        """Return the parts in sending order, the length of each segment, and the segments' types.
 
-        Whatever can change its size (a ``bytearray``) is held as it is from now on.
+        The types are empty if all segments are memory. A ``bytearray`` cannot be resized from now
+        on.
         """
         parts = self.parts
         if len(parts) == 1 and not self._buffers:
@@ -65,7 +67,7 @@ class Collector(Parts):
             if not head:
                 pickle.append(data)
                 continue
-            # The buffers that the pickler has offered before it wrote this are named before this in the pickle.
+            # The pickle refers to buffers that were offered before this part was written first.
             while first < len(buffers) and self._places[first] <= index:
                 outside.append(buffers[first])
                 types.append(MEMORY)
@@ -82,7 +84,7 @@ class Collector(Parts):
 
 OUT_OF_PICKLE: Final = 256 * 1024  # bytes; smaller ``bytes`` and ``bytearray`` stay in the pickle
 
-# As the pickler writes them (Lib/pickletools.py).
+# Opcodes of the pickler (Lib/pickletools.py).
 _BINBYTES: Final = b"B"
 _BINBYTES8: Final = b"\x8e"
 _BYTEARRAY8: Final = b"\x96"
@@ -90,7 +92,10 @@ _NEXT_BUFFER: Final = b"\x97"
 
 
 def _announced(before: Buffer, length: int) -> tuple[int, int]:
-    """How long the announcement is with which ``before`` ends, and of what; (0, 0) if it is of text, or there is none."""
+    """Return the length of the opcode at the end of ``before``, and the object's type.
+
+    (0, 0) means that it is text, or not such an opcode.
+    """
     end = bytes(before[-9:])
     if end[1:] == length.to_bytes(8, "little"):
         if end[:1] == _BINBYTES8:

@@ -1,8 +1,9 @@
-"""A worker's descendants: find them and end them. Used by the parent on its workers, and inside of a worker in Python.
+"""Find and end a worker's descendants. Used by the parent, and by a Python worker on itself.
 
-How they are found and in which order they are ended, and why nothing is left whoever is killed in the middle, is explained
-in ``family.rs``, whose twin this is. In short: each worker has a mark, which its descendants inherit whatever becomes of their
-parents. Nobody but the worker itself is ever stopped, and the kernel resumes that if its parent ends.
+The twin ``family.rs`` explains the method: how descendants are found, in which order they are
+ended, and why all are ended even if a participant is killed midway. In short, each worker has a
+mark, which its descendants inherit even when they are orphaned. Only the worker itself is ever
+stopped, and the kernel resumes it if its parent ends.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from typing import Any, Final
 else:
-    # The module `signal` makes enumerations of all this, which takes longer than the rest of a worker's imports.
+    # The module `signal` makes enumerations of its numbers, which takes longer than all other
+    # imports.
     import _signal
 
 
 LIMIT: Final = 10
-"""RLIMIT_LOCKS, in which a process has its mark. The module ``resource`` has no name for it."""
+"""RLIMIT_LOCKS, which holds a process's mark. The module ``resource`` has no name for it."""
 
 
 def boot_time() -> int:
-    """The time that marks have: milliseconds since the system was booted."""
+    """Return the time used in marks: milliseconds since boot."""
     return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
 
 
 def new_mark(pid: int, is_watcher: bool = False) -> int:
-    """The mark of the worker with this number, or of its watcher, that begins now."""
+    """Return the mark of a worker, or of its sentinel, that starts now."""
     return _front(pid, is_watcher) << _TIME_BITS | boot_time() & _TIME
 
 
 def mark_self(mark: int) -> bool:
-    """Give this process a mark; false: the system does not allow that."""
+    """Mark this process. Return False if the system does not allow it."""
     try:
         _limits().setrlimit(LIMIT, (mark, _limits().getrlimit(LIMIT)[1]))
     except (OSError, ValueError, AttributeError, ImportError):
@@ -48,16 +50,16 @@ def mark_self(mark: int) -> bool:
 
 
 def is_marked(pid: int) -> bool:
-    """Whether a process has the mark of a worker of its own."""
+    """Return True if the process has the mark of a worker itself, not an inherited one."""
     return mark_of(pid) >> _TIME_BITS == _front(pid)
 
 
 def mark_of(pid: int) -> int:
-    """The soft limit in which a process may have a mark; -1: there is none, or it is not for this process to know."""
+    """Return the soft limit that may hold a mark. -1 means that it cannot be read."""
     try:
         limit: int = _limits().prlimit(pid, LIMIT)[0]
     except PermissionError:
-        # prlimit compares all of the other's users with the real one of this process, kill is content with less.
+        # prlimit compares all user IDs of the target with this process's real one; kill needs less.
         return _mark_in_table(pid)
     except (OSError, AttributeError, ImportError):
         return -1
@@ -65,19 +67,21 @@ def mark_of(pid: int) -> int:
 
 
 def end_family(root: int, signal_root: Callable[[int], None], since: int, spared: Collection[int] = ()) -> None:
-    """SIGKILL a process that has not been reaped, after all its descendants except for those to be spared.
+    """SIGKILL a process that has not been reaped, after its descendants except ``spared``.
 
-    It is stopped first, so that it starts nothing more and does not react to what becomes of its children. ``since`` is a
-    :func:`boot_time` before its start.
+    The process is stopped first, so that it cannot fork or react to the end of its children.
+    ``since`` is a :func:`boot_time` before its start.
     """
     is_self = root == os.getpid()
     if not is_self:
         if not is_marked(root) and not new_children([root], ()):
-            # It has hardly begun: it has run nothing yet, and the kernel would not resume it if this process ended now.
+            # It has just started and run nothing yet. The kernel would not resume it if this
+            # process ended now.
             signal_root(_signal.SIGKILL)
             return
         signal_root(_signal.SIGSTOP)
-        # Asleep: its threads may be waiting for this very processor, and then do so during the kill too.
+        # Sleep in between: its threads may need this CPU to stop, and would need it during the kill
+        # too.
         _let_stop(root)
     known = {root, *spared}
     watchers: list[int] = []
@@ -85,19 +89,21 @@ def end_family(root: int, signal_root: Callable[[int], None], since: int, spared
     is_certain = is_self or (not has_family and _is_stopped(root))
     signal_root(_signal.SIGKILL)
     if not is_certain:
-        # It may not have stopped in time, or somebody has resumed or killed it. From now on it certainly starts nothing more.
+        # It may have failed to stop in time, or been resumed or killed. From now on it cannot
+        # fork.
         _end_marked(root, since, known)
-    # They leave by themselves, and would have gone on with all this if this process had ended before now.
+    # Sentinels exit by themselves. They would have finished this work if this process had died
+    # earlier.
     _kill(watchers, lambda pid: mark_of(pid) >> _TIME_BITS == _front(root, True))
 
 
 def end_orphans(worker: int, since: int) -> None:
-    """SIGKILL what a worker has left that has ended, and was started not before ``since``, a :func:`boot_time`."""
+    """SIGKILL the orphans of an ended worker started at or after ``since`` (:func:`boot_time`)."""
     _end_marked(worker, since, {worker})
 
 
 def orphans(worker: int, since: int, known: Collection[int] = ()) -> list[int]:
-    """The processes with the mark of this worker, except for those that are known, the newest first."""
+    """Return the processes with the mark of this worker except ``known``, newest first."""
     front = _front(worker)
     found = []
     for pid in reversed(_processes(worker)):
@@ -108,7 +114,7 @@ def orphans(worker: int, since: int, known: Collection[int] = ()) -> list[int]:
 
 
 def descendants(root: int, since: int, spared: Collection[int] = ()) -> list[int]:
-    """All descendants of a process that are there now, except for those to be spared, parents before their children."""
+    """Return all current descendants of a process except ``spared``, parents before children."""
     known = {root, *spared}
     found = _below([root], known)
     if found or _may_have_orphans(root):
@@ -117,41 +123,42 @@ def descendants(root: int, since: int, spared: Collection[int] = ()) -> list[int
 
 
 def is_ending(parent: int) -> bool:
-    """Whether the process that was this one's parent has ended or has begun to, with all its threads.
+    """Return True if the process that was this one's parent has ended or begun to, in all threads.
 
-    A process that ends closes its descriptors first, which wakes its workers, and its children get another parent later; on
-    a busy machine they may have come to their end in between. Without /proc only the second is seen.
+    An exiting process first closes its descriptors, which wakes its workers. Its children are
+    reparented later, and on a busy machine may end in between. Without /proc only the second is
+    seen.
     """
-    # The last of the three: the number may have been another process's by then.
+    # Check the parent again last: its number may have been reused before the second check.
     return os.getppid() != parent or _all_threads_end(parent) or os.getppid() != parent
 
 
 def new_children(parents: list[int], known: Collection[int]) -> list[int]:
-    """The children of these processes that are not known yet."""
+    """Return the children of these processes except ``known``."""
     found = children(parents) if lists_children() else children_by_scan(parents)
     return [child for child in found if child not in known]
 
 
 def lists_children() -> bool:
-    """Whether the kernel lists a process's children (CONFIG_PROC_CHILDREN). Without /proc there is nothing to find either way."""
+    """Return True if the kernel lists children (CONFIG_PROC_CHILDREN), or if /proc is missing."""
     return os.path.exists(f"/proc/self/task/{_thread.get_native_id()}/children") or not os.path.exists("/proc/self/task")
 
 
 def children(parents: list[int]) -> list[int]:
-    """The children of all threads of these processes (proc(5), ``/proc/pid/task/tid/children``)."""
+    """Return the children of all threads of these processes (``/proc/pid/task/tid/children``)."""
     found: list[int] = []
     for parent in parents:
         try:
             for thread in names(f"/proc/{parent}/task"):
                 found += map(int, read(f"/proc/{parent}/task/{thread}/children").split())
         except OSError:
-            # It ended while we looked (ENOENT or ESRCH): what it leaves behind has its mark.
+            # It ended during the reading (ENOENT or ESRCH). Its children have its mark.
             pass
     return found
 
 
 def children_by_scan(parents: list[int]) -> list[int]:
-    """The same from the table of all processes."""
+    """Return the same from the table of all processes."""
     wanted = set(parents)
     found = []
     for pid in listed_processes() or ():
@@ -162,9 +169,9 @@ def children_by_scan(parents: list[int]) -> list[int]:
 
 
 def hold_reserve() -> None:
-    """Prepare this process for a time when it has no file descriptors left.
+    """Prepare for a time when this process has used up its file descriptors.
 
-    Keep one back for reading ``/proc``, and import the module that reads marks.
+    Reserve one for reading ``/proc``, and import the module that reads marks.
     """
     try:
         _limits()
@@ -178,17 +185,17 @@ _TIME_BITS: Final = 39
 _TIME: Final = 2**_TIME_BITS - 1
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
-# The ninth field of /proc/pid/stat, from include/linux/sched.h: set at the beginning of a thread's end, and for good.
+# In the ninth field of /proc/pid/stat (include/linux/sched.h). Set when a thread starts to exit.
 _PF_EXITING: Final = 4
 
-# The bound is for a kernel on which we are slower than what we chase.
+# A bound for kernels on which descendants fork faster than this process kills them.
 _MOST_ROUNDS: Final = 3000
 _MOST_PIDFDS: Final = 64
-# How many numbers are tried where nothing lists the processes.
+# The number of PIDs to try if processes cannot be listed.
 _MOST_GUESSES: Final = 65536
 
-# How long one that has been told to stop is waited for, in seconds: it does so as soon as it runs, and on a busy machine that
-# may take. One that sleeps in the kernel may sleep for ever (a parent of vfork does until its child has gone on).
+# Seconds to wait for a process to stop. It stops when it next runs, which takes time on a busy
+# machine. Uninterruptible sleep may last forever (vfork's parent sleeps until the child continues).
 _STOP_PATIENCE: Final = 0.2
 _SLEEP_PATIENCE: Final = 0.005
 _TELL_PATIENCE: Final = 0.001
@@ -196,7 +203,7 @@ _STOP_INTERVAL: Final = 0.00001
 
 
 def _front(pid: int, is_watcher: bool = False) -> int:
-    """The part of a mark that says whose it is."""
+    """Return the part of a mark that identifies its owner."""
     return 1 << 23 | is_watcher << 22 | pid & 0x3FFFFF
 
 
@@ -218,9 +225,9 @@ def _mark_in_table(pid: int) -> int:
 
 
 def _end_below(root: int, since: int, known: set[int], watchers: list[int]) -> bool:
-    """SIGKILL all descendants that are not known, as long as there are any; whether there may have been one.
+    """SIGKILL the descendants except ``known``. Return True if there may have been one.
 
-    Watchers of the root's are only noted.
+    The root's sentinels are only collected in ``watchers``.
     """
     family: list[int] = []
     may_have_orphans = False
@@ -233,8 +240,8 @@ def _end_below(root: int, since: int, known: set[int], watchers: list[int]) -> b
         return fields is not None and int(fields[1]) in known
 
     for _ in range(_MOST_ROUNDS):
-        # Those who have lost their parents are looked for at last: it takes longer, and one that forks its successor and
-        # ends, over and over, is only a step ahead.
+        # Look for orphans last. It takes longer, and a process that forks its successor and exits,
+        # over and over, is only one step ahead.
         found = _below([root, *family], known)
         if not found:
             may_have_orphans = may_have_orphans or bool(family) or _may_have_orphans(root)
@@ -262,7 +269,7 @@ def _end_marked(worker: int, since: int, known: set[int]) -> None:
 
 
 def _below(parents: list[int], known: Collection[int]) -> list[int]:
-    """The descendants of these processes that are not known yet, parents before their children, of one level the newest first."""
+    """Return descendants except ``known``, parents before children, in a level newest first."""
     found: list[int] = []
     level = new_children(parents, known)
     while level:
@@ -272,26 +279,26 @@ def _below(parents: list[int], known: Collection[int]) -> list[int]:
 
 
 def _may_have_orphans(root: int) -> bool:
-    """Whether a process without children may ever have had one: then there may be descendants that have lost their parents."""
+    """Return True if a process without children may have orphaned descendants."""
     fields = stat_fields(root)
     if fields is None or fields[0] in _AT_END:
         return True
-    # What those had of minor page faults whom it has waited for; every process has some.
+    # Minor page faults of reaped children; every process has some.
     if int(fields[8]) != 0:
         return True
     try:
         status = read(f"/proc/{root}/status")
     except OSError:
         return True
-    # Of a process that ignores SIGCHLD the kernel reaps the children, and counts nothing.
+    # If a process ignores SIGCHLD, the kernel reaps its children without counting them.
     ignored = status.rpartition(b"SigIgn:")[2].split()[:1]
     return not ignored or bool(int(ignored[0], 16) >> (_signal.SIGCHLD - 1) & 1)
 
 
 def _processes(near: int) -> Sequence[int]:
-    """The numbers of all processes, in ascending order as far as possible."""
+    """Return the PIDs of all processes, in ascending order if possible."""
     listed = listed_processes()
-    # Numbers are given out in a row.
+    # PIDs are assigned in ascending order.
     return range(near + 1, near + _MOST_GUESSES) if listed is None else listed
 
 
@@ -305,28 +312,28 @@ def _all_threads_end(pid: int) -> bool:
 
 
 def _let_stop(root: int) -> None:
-    """Wait until a process does not move that was told to stop at this moment."""
+    """Wait until a process that was just told to stop has stopped."""
     begun = time.monotonic()
     while _moves(root, time.monotonic() - begun):
         time.sleep(_STOP_INTERVAL)
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process has stopped with all its threads, as far as that can be known, and was not resumed."""
+    """Return True if all threads of a process are known to have stopped and not been resumed."""
     try:
         status = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        # It is another's child.
+        # It is the child of another process.
         fields = stat_fields(pid)
         return fields is not None and fields[0] in _STOPPED
     return status is not None and status.si_code in (os.CLD_STOPPED, os.CLD_TRAPPED)
 
 
 def _moves(pid: int, since: float) -> bool:
-    """Whether a thread of a process that was told to stop that long ago (seconds) still runs."""
+    """Return True if a thread still runs, ``since`` seconds after its process was told to stop."""
     if since > _STOP_PATIENCE:
         return False
-    # The cheap way first: a look at each thread keeps them from this processor.
+    # The cheap check first: checking each thread keeps them from this CPU.
     told = _has_told(pid)
     if told or (told is False and since < _TELL_PATIENCE):
         return not told
@@ -337,19 +344,19 @@ def _moves(pid: int, since: float) -> bool:
             if fields is not None and fields[0] not in still:
                 return True
     except OSError:
-        pass  # It has ended.
+        pass  # The process has ended.
     return False
 
 
 def _has_told(pid: int) -> bool | None:
-    """Whether a child of this process has come to a stop, all its threads (wait(2)); None: it is none."""
+    """Return True if a child has stopped in all threads (wait(2)). None means it is not a child."""
     try:
         return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return None
 
 
-# States in /proc/pid/stat (proc(5)): stopped, traced, a zombie, dead; and in a sleep that no signal but SIGKILL ends.
+# States in /proc/pid/stat (proc(5)): stopped, traced; zombie, dead; uninterruptible sleep.
 _STOPPED: Final = b"Tt"
 _AT_END: Final = b"ZXx"
 _AT_REST: Final = _STOPPED + _AT_END
@@ -357,11 +364,11 @@ _ASLEEP: Final = b"D"
 
 
 def _kill(pids: list[int], is_meant: Callable[[int], bool]) -> None:
-    """SIGKILL those that are still meant when nobody else can have their numbers.
+    """SIGKILL the processes that are still meant, once their numbers cannot be reused.
 
-    They start nothing more then: copy_process() in kernel/fork.c gives a fork up under a pending SIGKILL.
+    They cannot fork any more: copy_process() in kernel/fork.c fails under a pending SIGKILL.
     """
-    # All are looked at before the first is killed, because that changes whose children the others are.
+    # Check all before killing the first, because a kill reparents others.
     meant = []
     for index, pid in enumerate(pids):
         # Other threads of this process need descriptors too.
@@ -380,4 +387,4 @@ def _kill_one(pid: int, pidfd: int | None) -> None:
     try:
         send_signal(pid, pidfd, _signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # Gone by itself, or set-uid to somebody whom we may not signal.
+        pass  # Already gone, or set-uid to a user whom this process may not signal.

@@ -1,4 +1,4 @@
-"""How much memory a process holds and what it has used of the processor: the figures of PROTOCOL.md. (``process/meter.rs``.)"""
+"""A process's memory use and processor time: the figures of PROTOCOL.md (``process/meter.rs``)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Reads the figures of one process, and knows when it did so last."""
+    """Reads the figures of one process, and remembers the time of the last reading."""
 
     def __init__(self, pid: int) -> None:
         self._folder = f"/proc/{pid}/"
-        # The kernel's name for the clock of all threads of a process (clock_getcpuclockid(3)).
+        # The kernel's ID of the clock of all threads of a process (clock_getcpuclockid(3)).
         self._clock = (~pid << 3) | 2
         self._read = self._peak_read = -1.0
         self._peak = 0
 
     def read_if_due(self) -> list[int] | None:
-        """The figures, unless they were read a moment ago; None too where the system does not tell them."""
+        """Return the figures. None means that they were just read, or that they cannot be read."""
         now = time.monotonic()
         if now - self._read < _INTERVAL:
             return None
         return self._read_at(now, now - self._peak_read >= _PEAK_INTERVAL)
 
     def read(self) -> list[int] | None:
-        """The figures of this moment."""
+        """Return the current figures. None means that they cannot be read."""
         return self._read_at(time.monotonic(), True)
 
     def _read_at(self, now: float, with_peak: bool) -> list[int] | None:
@@ -51,17 +51,17 @@ class Meter:
 
 
 def family_above(root: int, limit: int, since: int, spared: Collection[int]) -> int | None:
-    """What a process and its descendants hold together, in bytes, if that is above the limit.
+    """Return the memory use of a process and its descendants in bytes, if it exceeds the limit.
 
-    Memory that a forked child shares with its parent is resident in both. So where there are descendants the sum is only a
-    reason to look more closely: each page then counts for its share (``Pss`` in proc(5)), which takes the kernel milliseconds
-    to find out.
+    Memory that a forked child shares with its parent is resident in both. So with descendants, the
+    sum only triggers a closer look: each page then counts with its share (``Pss`` in proc(5)),
+    which takes the kernel milliseconds to compute.
     """
     pids = [root, *descendants(root, since, spared)]
     reached = sum(_resident(pid) for pid in pids)
     if len(pids) > 1:
-        # A process that ends between two of these readings leaves its share to those that are read after it, which makes the
-        # sum too large and never too small.
+        # If a process ends between two of these readings, its share moves to those read later. That
+        # makes the sum too large at worst.
         for _ in range(_LOOKS):
             if reached > limit:
                 reached = min(reached, sum(map(_share, pids)))
@@ -72,22 +72,23 @@ def _resident(pid: int) -> int:
     try:
         return int(read_short(f"/proc/{pid}/statm").split()[1]) * _PAGE
     except (OSError, IndexError):
-        return 0  # It has ended meanwhile.
+        return 0  # The process has ended.
 
 
 def _share(pid: int) -> int:
     try:
         return field_in_kilobytes(read_short(f"/proc/{pid}/smaps_rollup"), b"Pss:")
     except PermissionError:
-        return _resident(pid)  # Another user's (set-uid).
+        return _resident(pid)  # It belongs to another user (set-uid).
     except (OSError, ValueError):
-        return 0  # It has ended; of one that was not reaped yet the file is empty.
+        return 0  # The process has ended. The file of a zombie is empty.
 
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-# How often a family that seems to be above its limit is looked at before that is believed.
+# Readings that must confirm that a family exceeds its limit.
 _LOOKS: Final = 3
-# In less time than this, in seconds, a process takes no memory worth telling.
+# Seconds in which memory use does not change noticeably.
 _INTERVAL: Final = 0.001
-# The same for the peak, which differs from what was resident at some reading only if it was given back between two.
+# The same for the peak. It differs from earlier readings only if memory was freed between two of
+# them.
 _PEAK_INTERVAL: Final = 0.002

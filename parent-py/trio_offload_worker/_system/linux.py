@@ -1,6 +1,5 @@
-"""Linux beyond Python's own functions: files of ``/proc``, pidfds, clone, functions of the C library.
-
-One file, because a worker in Python imports all of it at each start.
+"""Linux features that Python lacks: files of ``/proc``, pidfds, clone, C library functions.
+One file, because a Python worker imports all of it at each start.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 else:
-    # The module `signal` turns its numbers into enumerations, which takes longer than all other imports.
+    # The module `signal` turns its numbers into enumerations, which takes longer than all other
+    # imports.
     import _signal
 
 
@@ -37,7 +37,7 @@ def is_told() -> bool:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """Return a pidfd (Linux 5.3). None means that the system has none to give.
+    """Return a pidfd (Linux 5.3). None means that the system cannot provide one.
 
     The caller makes sure that the number still belongs to the intended process.
     """
@@ -50,7 +50,7 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def send_signal(pid: int, pidfd: int | None, number: int) -> None:
-    """Send a signal through the pidfd, or to the number where there is no pidfd.
+    """Send a signal through the pidfd, or to the number if the pidfd is None.
 
     Raises:
         ProcessLookupError: the process has ended.
@@ -63,13 +63,15 @@ def send_signal(pid: int, pidfd: int | None, number: int) -> None:
 
 
 def stat_fields(pid: int | str) -> list[bytes] | None:
-    """Return the fields of ``/proc/pid/stat`` (proc(5)) from the third, the state. None means that it has ended.
+    """Return the fields of ``/proc/pid/stat`` (proc(5)) from the third, the state.
+
+    None means that the process has ended.
 
     Args:
         pid: the process, or a thread as ``"pid/task/tid"``.
     """
     try:
-        # The name, in parentheses, may contain anything.
+        # The name, in parentheses, may contain any bytes.
         return read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except OSError:
         return None
@@ -83,11 +85,12 @@ def listed_processes() -> list[int] | None:
 
 
 def hold_reserve() -> None:
-    """Keep back a file descriptor for reading ``/proc`` when this process has no others left."""
+    """Reserve a file descriptor for reading ``/proc`` after this process has used up its others."""
     global _reserve
     if _reserve is None and hasattr(os, "memfd_create"):
         try:
-            # A file of its own kind, so it cannot be confused with a file that the program opens under this number.
+            # A memfd, so it cannot be confused with a file that the program opens under this
+            # number.
 
             descriptor = os.memfd_create("trio-offload-reserve")
         except OSError:
@@ -110,12 +113,12 @@ def read(path: str) -> bytes:
 
 
 def read_short(path: str) -> bytes:
-    """Return a file of ``/proc`` that one read(2) yields whole, such as ``statm`` and ``status``."""
+    """Return a file of ``/proc`` that one read(2) yields whole, such as ``statm``."""
     return _with_reserve(_read_at_once, path)
 
 
 def _read_at_once(path: str) -> bytes:
-    # Opened anew each time, so that no job can close the descriptor or replace its file.
+    # Opened anew each time, so that jobs cannot close the descriptor or replace its file.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, 65536)
@@ -164,7 +167,7 @@ def _with_reserve(work: Callable[[str], T], path: str) -> T:
 
 
 def identity_of(descriptor: int) -> tuple[int, int] | None:
-    """Return the identity of an open file or socket: device and inode. None means that the descriptor is closed."""
+    """Return an open file's device and inode. None means that the descriptor is closed."""
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -173,21 +176,27 @@ def identity_of(descriptor: int) -> tuple[int, int] | None:
 
 
 def clone() -> int | None:
-    """Fork a child that plain waits ignore, and that sends no SIGCHLD. None means that this system cannot."""
+    """Fork a child that plain waits ignore, and that sends no SIGCHLD.
+
+    None means that this system cannot.
+    """
     number = _CLONE.get(os.uname().machine) if sys.maxsize > 2**32 else None
     if number is None:
         return None
-    # The child's exit sends SIGCONT. So this process is resumed if its sentinel is killed after stopping it.
+    # The child's exit sends SIGCONT. So this process is resumed if its sentinel is killed after
+    # stopping it.
     pid = call_library("syscall", number, int(_signal.SIGCONT), 0, 0, 0, 0)
     return pid if pid is not None and pid >= 0 else None
 
 
 def call_library(name: str, *arguments: Any, keep_gil: bool = True) -> int | None:
-    """Call a function of the C library, without importing ``ctypes``. None means that Python lacks ``_ctypes``.
+    """Call a function of the C library, without importing ``ctypes``.
+
+    None means that Python lacks ``_ctypes``.
 
     Args:
-        keep_gil: hold the GIL during the call. A clone made without it may copy a GIL that another thread
-            holds, and that stays locked in the copy.
+        keep_gil: hold the GIL during the call. A clone made without it may copy a GIL that another
+            thread holds, and that stays locked in the copy.
     """
     try:
         import _ctypes
@@ -196,7 +205,7 @@ def call_library(name: str, *arguments: Any, keep_gil: bool = True) -> int | Non
     core: Any = _ctypes
     function = _kinds_of_function.get(keep_gil)
     if function is None:
-        # Kept: such a class takes eight kilobytes, and ctypes frees little of it.
+        # Kept: such a class takes 8 KB, and ctypes frees little of it.
         number = type("number", (core._SimpleCData,), {"_type_": "l"})
         flags = core.FUNCFLAG_CDECL | (core.FUNCFLAG_PYTHONAPI if keep_gil else 0)
         function = type("function", (core.CFuncPtr,), {"_flags_": flags, "_restype_": number})

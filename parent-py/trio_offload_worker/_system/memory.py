@@ -37,10 +37,11 @@ def allocate(size: int, kind: int) -> Target:
 
 
 def new_mapping(size: int) -> mmap.mmap:
-    """Map memory in huge pages. Receiving is then limited by the copy instead of a page fault per 4 KiB."""
+    """Map memory in huge pages. Receiving then costs a copy instead of a page fault per 4 KiB."""
     if size >= 8 * HUGE_PAGE:
-        # Linux aligns a mapping for huge pages if its length is a multiple of their size (mm/huge_memory.c,
-        # thp_get_unmapped_area). In a small mapping the rounding would waste too much.
+        # Linux aligns a mapping for huge pages if its length is a multiple of their size
+        # (mm/huge_memory.c, thp_get_unmapped_area). In a small mapping the rounding would waste too
+        # much.
         size = -(-size // HUGE_PAGE) * HUGE_PAGE
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if MADV_HUGEPAGE is not None:
@@ -52,7 +53,7 @@ def new_mapping(size: int) -> mmap.mmap:
 
 
 def _bytes_by_a_copy(size: int) -> Target:
-    """Return a target that copies into a ``bytes`` object at the end, because Python cannot fill one.
+    """Return a target that copies into ``bytes`` at the end, because Python cannot fill one.
 
     ``BytesIO.getbuffer`` would save the copy. But if the target is dropped half filled, the garbage
     collector closes the stream before its view (Modules/_io/iobase.c), which raises BufferError.

@@ -60,8 +60,8 @@ class Native:
     def new_bytes(self, size: int) -> Target | None:
         """Return an uninitialized ``bytes`` object with a view to fill it (Doc/c-api/bytes.rst).
 
-        None means that this Python cannot. The view does not keep the object alive; the function that
-        returns the object does.
+        None means that this Python cannot. The view does not keep the object alive; the function
+        that returns the object does.
 
         Raises:
             MemoryError, OverflowError: too little memory is left.
@@ -79,15 +79,17 @@ class Native:
         return view, take
 
     def new_bytearray(self, size: int) -> bytearray:
-        """Return an uninitialized bytearray. ``bytearray(size)`` would write zeros (Objects/bytearrayobject.c).
+        """Return an uninitialized bytearray. ``bytearray(size)`` would write zeros.
+
+        Its source is Objects/bytearrayobject.c.
 
         Raises:
             MemoryError, OverflowError, OSError: too little memory is left.
         """
         if self._ctypes is None or self._new_bytearray is None:
             return bytearray(size)
-        # Map the memory once before. If it is missing, Python 3.11 crashes: Objects/bytearrayobject.c
-        # frees an object that it has not initialized.
+        # Map the memory once before. If it is missing, Python 3.11 crashes:
+        # Objects/bytearrayobject.c frees an object that it has not initialized.
         mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
         made: bytearray = self._new_bytearray(None, size)
         with memoryview(made) as view:
@@ -112,7 +114,7 @@ class Native:
         return address
 
     def vmsplice(self, pipe: int, address: int, size: int) -> int:
-        """Move pages at ``address`` into a pipe; return the number of bytes that it took (vmsplice(2)).
+        """Move pages at ``address`` into a pipe. Return the number of bytes taken (vmsplice(2)).
 
         Raises:
             OSError: the system call failed.
@@ -148,7 +150,7 @@ def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _view_type() -> Any:
-    """``Py_buffer`` (Include/cpython/pybuffer.h; part of the stable ABI since 3.11, and the same before)."""
+    """Return ``Py_buffer`` (Include/cpython/pybuffer.h), stable ABI since 3.11, equal before."""
     import ctypes
 
     class View(ctypes.Structure):
