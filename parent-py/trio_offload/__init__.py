@@ -47,6 +47,6 @@ __all__ = [
 
 # Tracebacks and pickles name things where users find them.
 for _name in __all__:
-    # Not out of `globals()`: where Python imports lazily (PEP 810), that has the import and not yet the thing itself.
+    # `globals()` would give a lazy import (PEP 810) in place of the object.
     getattr(_sys.modules[__name__], _name).__module__ = __name__
 del _name, _sys

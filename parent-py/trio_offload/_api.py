@@ -1,6 +1,6 @@
 """The functions that users call: jobs, contexts, and conditions for ``retire``.
 
-Those about the default context and its scopes are in :mod:`._default`.
+Functions about the default context and its scopes are in :mod:`._default`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def run_sync(
     An exception raised by the job is raised here. Workers are reused, the most recently used first,
     so a job may find global variables as an earlier job left them. Rely on that for caches only.
 
-    The workers are those of the innermost :func:`cache_scope` around the calling task, else of the
+    The workers belong to the innermost :func:`cache_scope` around the calling task, else to the
     default context. Entry is a checkpoint.
 
     Args:

@@ -1,4 +1,7 @@
-"""The default context: used by calls outside of a context, shared by all runs of Trio, closed at exit."""
+"""The default context, for calls outside of a context.
+
+All runs of Trio share it. It is closed at exit.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ class DefaultContext:
         self._grace_period = None
         self._replaced.append(previous)
         previous._cache.dismiss()
-        # Calls reap exited workers, and the previous context gets no more calls.
+        # A context's calls reap its exited workers, and the previous one does not get further calls.
         context._cache.take_over(previous._cache)
 
     def grace_period(self, grace_period: float) -> float:
@@ -64,7 +67,7 @@ class DefaultContext:
         return self._current.grace_period if self._grace_period is None else self._grace_period
 
     def shutdown(self) -> None:
-        """End all workers, also those of replaced contexts. A later call starts new ones."""
+        """End all workers, also in replaced contexts. A later call starts new ones."""
         replaced, self._replaced = self._replaced, []
         errors = []
         for context in [*replaced, self._current]:
@@ -89,7 +92,7 @@ current_context: Final = default_context.context
 @contextlib.asynccontextmanager
 @trio.lowlevel.enable_ki_protection
 async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
-    """Give this part of the task tree workers of its own.
+    """Give this part of the task tree separate workers.
 
     Within the block, :func:`run_sync`, :func:`map` and :func:`prewarm` use them in this task and in
     all tasks below it. A scope follows the task tree: a task is in the scope if its nursery was

@@ -40,7 +40,7 @@ class BrokenWorkerError(RuntimeError):
     """
 
     crash: CrashRecord | None = None
-    """The facts about the worker's end. None means that no worker died in a call."""
+    """The facts about the worker's end. None unless a worker died in a call."""
 
     def __init__(self, message: str, *processes: WorkerProcess) -> None:
         super().__init__(message, *processes)
@@ -50,7 +50,7 @@ class BrokenWorkerError(RuntimeError):
 
     @property
     def process(self) -> WorkerProcess | None:
-        """Handle of the process. None means that none was started."""
+        """Handle of the process. None means that it was not started."""
         last: Any = self.args[-1]
         return None if isinstance(last, str) else last
 
@@ -63,14 +63,14 @@ class BrokenWorkerError(RuntimeError):
     def exitcode(self) -> int | None:
         """Exit status of the worker, or the negative number of the signal.
 
-        None means unknown: no process was started, or another part of the program took the status
-        (``SIGCHLD`` ignored, a foreign ``waitpid(-1)``).
+        None means unknown: the process was not started, or another part of the program took the
+        status (``SIGCHLD`` ignored, a foreign ``waitpid(-1)``).
         """
         return None if self.process is None else self.process.exitcode
 
     @property
     def signal(self) -> signal.Signals | None:
-        """Signal that ended the worker. None means that there was none."""
+        """Signal that ended the worker. None means that it was not a signal."""
         return None if self.process is None else self.process.signal
 
 
@@ -84,9 +84,9 @@ class WorkerMemoryError(BrokenWorkerError):
     limit: int | None = None
     """The context's ``memory_limit`` in bytes. None means that the system's limit was reached."""
     reached: int | None = None
-    """Memory of the worker and its child processes in bytes;
+    """Memory of the worker and its child processes in bytes.
 
-    the last report if the system ended it.
+    If the system ended it: at its last report.
     """
 
 
@@ -115,7 +115,7 @@ class WorkerTimeoutError(trio.TooSlowError):
 class LocateError(WorkerStartError):
     """The worker executable or the right libpython was not found.
 
-    The message lists every place looked at.
+    The message lists every searched place.
     """
 
 
@@ -153,9 +153,9 @@ class RemoteError(RuntimeError):
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Return True for KeyboardInterrupt, and for a group of nothing else, as nurseries make it.
+    """Return True for KeyboardInterrupt, and for a group of it alone, as nurseries raise it.
 
-    Python 3.10 has no class for groups, but Trio's backport has the same attribute.
+    Python 3.10 lacks a class for groups, but Trio's backport has the same attribute.
     """
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     return isinstance(error, KeyboardInterrupt) or (bool(inner) and all(map(is_interrupt, inner)))

@@ -36,7 +36,7 @@ class WorkerType(str, enum.Enum):
     """How a context starts its workers."""
 
     SPAWN = "spawn"
-    """A worker is a new process of the worker executable. It is independent of this program's memory."""
+    """A worker is a new process of the worker executable, independent of this program's memory."""
 
     FORKSERVER = "forkserver"
     """A worker is forked from a template, a process with the modules of ``forkserver_preload``.
@@ -49,9 +49,9 @@ class WorkerType(str, enum.Enum):
 
     A worker receives this program's current state when it starts: working directory, environment,
     standard streams, ``sys.path``, ``sys.argv`` and warning filters. All other state is fixed when
-    the template starts, at the context's first call: interpreter flags (``-X`` and others),
-    encoding and buffering of the streams, the seed of ``hash()``, resource limits, umask and
-    priorities.
+    the template starts, at the context's first call. Examples are interpreter flags (``-X`` and
+    others), encoding and buffering of the streams, the seed of ``hash()``, resource limits, umask
+    and priorities.
 
     Each worker reseeds :mod:`random` and NumPy's global generator. Any other generator that a
     preloaded module creates yields the same numbers in all workers. Exit handlers of preloaded
@@ -75,7 +75,7 @@ class WorkerType(str, enum.Enum):
       later warn about this; trio-offload suppresses that warning.
     * Libraries with threads or devices (CUDA, OpenMP, gRPC, most system libraries of macOS) break
       in a fork. Use them in workers only.
-    * File descriptors: a worker inherits all of them, except Trio's and those of other workers. A
+    * File descriptors: a worker inherits all of them, except Trio's and other workers'. A
       connection closed here stays open there. Both sides share a file's position.
     * Buffers: data that this process wrote to a file but did not flush may be written twice.
       Standard output and standard error are flushed before the fork.
@@ -221,7 +221,7 @@ class ContextOptions:
     """Bytes that a job may use, with its child processes. None means unlimited."""
 
     report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)
-    """Seconds between the memory reports of a worker while a job runs. :data:`math.inf` disables them."""
+    """Seconds between a worker's memory reports while a job runs. :data:`math.inf` disables them."""
 
     crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
     """Directory for crash records. None means disabled."""
@@ -272,9 +272,9 @@ def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | 
 
 
 class MapOptions(TypedDict, total=False):
-    """The options of ``map`` as type checkers see them, without ``return_outcomes``.
+    """The options of ``map`` for type checkers, without ``return_outcomes``.
 
-    That one chooses the overload.
+    Each overload spells out ``return_outcomes``, which selects it.
     """
 
     ordered: bool
@@ -305,7 +305,10 @@ class MapSettings:
     """Largest number of workers. None means as many as the limiter has tokens."""
 
     window: int | None = attrs.field(default=None, validator=_check_count_or_none)
-    """Largest number of items between the source and the consumer. None means a number that suits the items."""
+    """Largest number of items between the source and the consumer.
+
+    None means a number that suits the items.
+    """
 
     limiter: Limiter | None = None
     """Async context manager that each busy worker enters. None means the default."""
@@ -362,14 +365,14 @@ _signature: Final = functools.cache(inspect.signature)  # each saves 20 µs of t
 
 
 def _publish(function: Any, signature: inspect.Signature) -> None:
-    """Make it the signature of the function, for all who ask."""
+    """Set the function's signature, for :mod:`inspect` and :mod:`typing`."""
     function.__signature__ = signature
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
     function.__annotations__["return"] = signature.return_annotation
 
 
 def _check_binding(name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise TypeError, with the name of the function called, if arguments do not fit its signature."""
+    """Raise TypeError with the called function's name if the arguments do not fit its signature."""
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
