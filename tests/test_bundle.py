@@ -203,7 +203,7 @@ def test_hello_of_an_app(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("pyi_rth_inspect", "inspect"),
         ("näher", None),
     ]
-    assert _main_module.main_plan() == {"kind": "code", "code": MAIN, "path": f"{folder}/app.py"}
+    assert _main_module.main_module_spec() == {"kind": "code", "code": MAIN, "path": f"{folder}/app.py"}
 
 
 def test_search_path_of_an_app_that_has_emptied_its_own(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +430,7 @@ def test_main_that_travels_as_code(tmp_path: Path) -> None:
             with open(__file__) as file:
                 code = marshal.dumps(compile(file.read(), "script.py", "exec"))
             os.unlink(__file__)
-            settings.main_plan = calls.main_plan = lambda: {"kind": "code", "code": code, "path": "/app/script.py"}
+            settings.main_module_spec = calls.main_module_spec = lambda: {"kind": "code", "code": code, "path": "/app/script.py"}
             print(*await trio_offload.run_sync(where))
 
         if __name__ == "__main__":

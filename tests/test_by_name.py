@@ -59,7 +59,7 @@ def load(payload: Payload, loads: Any = pickle.loads) -> Any:
 @pytest.fixture(autouse=True)
 def names(monkeypatch: pytest.MonkeyPatch) -> CallsByReference:
     names = CallsByReference()
-    monkeypatch.setattr(calls, "_by_name", names)
+    monkeypatch.setattr(calls, "_by_reference", names)
     return names
 
 
@@ -153,9 +153,9 @@ def test_what_is_in_a_main_without_a_file_is_refused_as_ever(args: Any, monkeypa
     monkeypatch.setattr(calls, "cloud_pickler", lambda: None)
     function.__module__, function.__qualname__ = "__main__", "function"
     monkeypatch.setattr(sys.modules["__main__"], "function", function, raising=False)
-    monkeypatch.setattr(calls, "main_plan", lambda: {"kind": "path", "path": "script.py"})
+    monkeypatch.setattr(calls, "main_module_spec", lambda: {"kind": "path", "path": "script.py"})
     assert load(dump_call(function, args)) == (function, args)
-    monkeypatch.setattr(calls, "main_plan", lambda: {"kind": "none", "why": "was typed in"})
+    monkeypatch.setattr(calls, "main_module_spec", lambda: {"kind": "none", "why": "was typed in"})
     with pytest.raises(pickle.PicklingError, match="lives in a __main__ that was typed in"):
         dump_call(function, args)
 

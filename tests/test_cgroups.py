@@ -148,7 +148,7 @@ def rises_meanwhile(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_kill_that_was_counted_in_the_call(
     counter: Counter, monkeypatch: pytest.MonkeyPatch, calls_before: int
 ) -> None:
-    monkeypatch.setattr(_oom, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(_oom, "CHECK_INTERVAL", 0.0)
     async with trio_offload.open_worker_context() as context:
         for _ in range(calls_before):
             await context.run_sync(abs, -1)
@@ -159,7 +159,7 @@ async def test_a_kill_that_was_counted_in_the_call(
 
 async def test_a_kill_that_was_counted_before_the_call(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was another process's: the worker has lived on."""
-    monkeypatch.setattr(_oom, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(_oom, "CHECK_INTERVAL", 0.0)
     async with trio_offload.open_worker_context() as context:
         await context.run_sync(abs, -1)
         counter.value += 1
@@ -171,7 +171,7 @@ async def test_a_kill_that_was_counted_before_the_call(counter: Counter, monkeyp
 
 async def test_a_kill_that_may_have_been_before_the_call(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls that follow each other closely do not each look. Then it is a guess, and said to be one."""
-    monkeypatch.setattr(_oom, "LOOK_INTERVAL", math.inf)
+    monkeypatch.setattr(_oom, "CHECK_INTERVAL", math.inf)
     async with trio_offload.open_worker_context(report_interval=math.inf) as context:
         await context.run_sync(abs, -1)
         counter.value += 1

@@ -665,8 +665,8 @@ async def test_a_function_that_is_out_of_reach_for_a_while(picklers: list[str], 
 def test_a_main_module_that_gets_a_file(picklers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be found in it, because no worker could load it, can be found."""
     plan = {"kind": "none", "why": "is a test's"}
-    monkeypatch.setattr(calls, "main_plan", lambda: plan)
-    monkeypatch.setattr(by_value, "main_plan", lambda: plan)
+    monkeypatch.setattr(calls, "main_module_spec", lambda: plan)
+    monkeypatch.setattr(by_value, "main_module_spec", lambda: plan)
     function = calls_of_one_function()["function"]
     function.__module__, function.__qualname__ = "__main__", "of_the_tests"
     monkeypatch.setattr(sys.modules["__main__"], "of_the_tests", function, raising=False)

@@ -432,10 +432,11 @@ def test_the_main_module_looks_like_the_programs(script: Any, form: str) -> None
                 async with trio_offload.open_worker_context(worker_type=KIND) as context:
                     await context.run_sync(mine, 1)
                     return await context.run_sync(looker.attributes)
-            after = trio.run(afterwards) if main_plan()["kind"] != "none" else here
+            after = trio.run(afterwards) if main_module_spec()["kind"] != "none" else here
             print(after == here or (after, here))
         """.replace(
-            "main_plan()", "__import__('trio_offload._interpreter.main_module')._interpreter.main_module.main_plan()"
+            "main_module_spec()",
+            "__import__('trio_offload._interpreter.main_module')._interpreter.main_module.main_module_spec()",
         ),
         *FORMS[form],
         as_input=form == "standard input",

@@ -91,24 +91,24 @@ def test_what_is_looked_at_before_each_call(monkeypatch: pytest.MonkeyPatch) -> 
     """In the middle of its own import a module has no contents; and each may become another one at any time."""
     for name in ("multiprocessing.process", "multiprocessing.resource_tracker"):
         monkeypatch.delitem(sys.modules, name)
-    authkey, descriptor, strays, number, path = _settings.changing_state()
+    authkey, descriptor, strays, number, path = _settings.current_snapshot()
     assert (authkey, descriptor, path) == (None, None, tuple(sys.path))
     processes: Any = types.ModuleType("multiprocessing.process")
     trackers: Any = types.ModuleType("multiprocessing.resource_tracker")
     monkeypatch.setitem(sys.modules, "multiprocessing.process", processes)
     monkeypatch.setitem(sys.modules, "multiprocessing.resource_tracker", trackers)
-    assert _settings.changing_state() == (None, None, strays, number, path)
+    assert _settings.current_snapshot() == (None, None, strays, number, path)
     processes.current_process = lambda: types.SimpleNamespace(authkey=b"a key")
-    assert _settings.changing_state() == (b"a key", None, strays, number, path)
+    assert _settings.current_snapshot() == (b"a key", None, strays, number, path)
     trackers._resource_tracker = types.SimpleNamespace(_fd=7)
-    assert _settings.changing_state() == (b"a key", 7, strays, number, path)
+    assert _settings.current_snapshot() == (b"a key", 7, strays, number, path)
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    assert _settings.changing_state() == (b"a key", 7, strays, number + 1, path)
-    assert _settings.changing_state() == (b"a key", 7, strays, number + 1, path)
+    assert _settings.current_snapshot() == (b"a key", 7, strays, number + 1, path)
+    assert _settings.current_snapshot() == (b"a key", 7, strays, number + 1, path)
     monkeypatch.delitem(sys.modules, "__main__")
-    assert _settings.changing_state() == (b"a key", 7, strays, number + 2, path)
+    assert _settings.current_snapshot() == (b"a key", 7, strays, number + 2, path)
     monkeypatch.undo()
-    assert _settings.changing_state() == (
+    assert _settings.current_snapshot() == (
         multiprocessing.current_process().authkey,
         resource_tracker._resource_tracker._fd,  # type: ignore[attr-defined]
         strays,

@@ -140,7 +140,7 @@ class Template(Worker):
             self._said = what, frames
         return frames
 
-    def must_be_applied(self, settings: dict[str, Any]) -> bool:
+    def needs_eager_settings(self, settings: dict[str, Any]) -> bool:
         """Whether a worker has to act on the settings before its first job: something in them is not what the template has."""
         return bool(settings["coverage"]) or _applied_part(settings) != self._applied
 
@@ -170,7 +170,7 @@ class Template(Worker):
         segment = _calls.dump_settings(settings)
         # A process is measured from its own beginning on; the template runs no job.
         body: dict[str, Any] = {
-            "eager": _settings.must_be_applied({**settings, "coverage": False}),
+            "eager": _settings.needs_eager_settings({**settings, "coverage": False}),
             "modules": list(self._modules),
         }
         if self._threads:

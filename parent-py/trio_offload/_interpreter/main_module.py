@@ -16,7 +16,7 @@ _TEXT_ATTRIBUTES: Final = ("__file__", "__cached__", "__package__", "__doc__")
 _FILE_LOADERS: Final = ("SourceFileLoader", "SourcelessFileLoader")
 
 
-def main_plan() -> dict[str, Any]:
+def main_module_spec() -> dict[str, Any]:
     """Return how a worker can load the main module: a ``kind`` and its parameters.
 
     * ``path``: run the file ``path``

@@ -10,7 +10,7 @@ import sys
 from typing import Any, Final, TypeAlias
 
 from .file_modules import FileModules, Source
-from .main_module import main_attributes, main_modules, main_plan
+from .main_module import main_attributes, main_module_spec, main_modules
 
 # See init_filters() in Python/_warnings.c. A debug build starts without filters.
 _DEFAULT_FILTERS: Final = [
@@ -25,7 +25,7 @@ _DEFAULT_FILTERS: Final = [
 def current_settings() -> dict[str, Any]:
     """Return the settings, as builtin objects.
 
-    * ``main``: how to load the main module, see :func:`main_plan`, and its attributes, see
+    * ``main``: how to load the main module, see :func:`main_module_spec`, and its attributes, see
       :func:`main_attributes`
     * ``main_number``: number of the main module; IPython's ``%run`` replaces it
     * ``authkey``: authentication key of multiprocessing, bytes; None before its import
@@ -39,9 +39,9 @@ def current_settings() -> dict[str, Any]:
     * ``coverage``: True if coverage.py measures this process and multiprocessing's processes
     """
     processes = sys.modules.get("multiprocessing.process")
-    authkey, resource_tracker, modules, main_number, _ = changing_state()
+    authkey, resource_tracker, modules, main_number, _ = current_snapshot()
     return {
-        "main": main_plan() | main_attributes(),
+        "main": main_module_spec() | main_attributes(),
         "main_number": main_number,
         # multiprocessing's type for it refuses pickling.
         "authkey": None if authkey is None else bytes(authkey),
@@ -56,26 +56,26 @@ def current_settings() -> dict[str, Any]:
     }
 
 
-def new_settings(settings: dict[str, Any], sent: ChangingState | None) -> dict[str, Any]:
+def new_settings(settings: dict[str, Any], sent: Snapshot | None) -> dict[str, Any]:
     """Return changed settings for a worker whose last settings were sent at the state ``sent``.
 
     ``path`` is :data:`sys.path` then and now, if it has changed; HELLO has its first value.
     """
-    now = changing_state()[-1]
+    now = current_snapshot()[-1]
     before = now if sent is None else sent[-1]
     return settings if before == now else {**settings, "path": (before, now)}
 
 
-def must_be_applied(settings: dict[str, Any]) -> bool:
+def needs_eager_settings(settings: dict[str, Any]) -> bool:
     """Return True if a worker must apply the settings before its first job."""
     return settings["warning_filters"] is not None or bool(settings["modules"]) or settings["coverage"]
 
 
-ChangingState: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], int, tuple[str, ...]]"
+Snapshot: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], int, tuple[str, ...]]"
 """Authentication key, resource tracker, modules, number of the main module, ``sys.path``."""
 
 
-def changing_state() -> ChangingState:
+def current_snapshot() -> Snapshot:
     """Return the settings that may change while a worker lives: the same object until one changes.
 
     Called before every call, so it avoids imports and function calls.
@@ -117,7 +117,7 @@ def filters_in_force(warnings: Any) -> list[tuple[Any, ...]]:
 
 
 class SettingsWatcher:
-    """The last state that :func:`changing_state` returned, and the facts that it was made from."""
+    """The last snapshot that :func:`current_snapshot` returned, and the facts behind it."""
 
     __slots__ = ("found",)
 
@@ -126,11 +126,11 @@ class SettingsWatcher:
         # one's name and the main module. Then come multiprocessing's module for processes, its
         # authkey, its module for the resource tracker and the descriptor. The last two are
         # `sys.path` and the state.
-        self.found: tuple[int, str | None, Any, Any, bytes | None, Any, int | None, list[Any], ChangingState] = (
+        self.found: tuple[int, str | None, Any, Any, bytes | None, Any, int | None, list[Any], Snapshot] = (
             -1, None, None, None, None, None, None, [], (None, None, {}, 0, ()),
         )  # fmt: skip
 
-    def update(self) -> ChangingState:
+    def update(self) -> Snapshot:
         """Collect the facts again. Return the old state if they are equal."""
         modules = sys.modules
         count = len(modules)

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from .._interpreter.main_module import main_plan
+from .._interpreter.main_module import main_module_spec
 
 CLOUDPICKLE: Final = "cloudpickle.cloudpickle"
 """The module with the registry of modules to pickle by value. Empty until it is imported."""
@@ -52,7 +52,7 @@ class FunctionsByValue:
         reference = self.known.get(id(root))
         if reference is None or reference() is not root:
             return False
-        if found_by_name(root):
+        if found_by_reference(root):
             self.known.pop(id(root), None)
             return False
         return True
@@ -60,7 +60,7 @@ class FunctionsByValue:
     def remember(self, function: Callable[..., Any]) -> None:
         """Remember that the standard pickler refused a call, if it was because of the function."""
         root = root_of(function)
-        if found_by_name(root):
+        if found_by_reference(root):
             return
         number = id(root)
         known = self.known
@@ -92,7 +92,7 @@ def root_of(function: Callable[..., Any]) -> Any:
     return type(root)
 
 
-def found_by_name(root: Any) -> bool:
+def found_by_reference(root: Any) -> bool:
     """Return True if a worker can find this function or class by its name.
 
     Checks the same as the pickler (``save_global`` in Lib/pickle.py). False for a ``__main__`` that
@@ -106,7 +106,7 @@ def found_by_name(root: Any) -> bool:
     except Exception:
         # Callables may have or lack any attribute.
         return False
-    if found is not root or (module_name == "__main__" and main_plan()["kind"] == "none"):
+    if found is not root or (module_name == "__main__" and main_module_spec()["kind"] == "none"):
         return False
     return not (CLOUDPICKLE in sys.modules and _is_registered(module_name))
 

@@ -26,7 +26,7 @@ from typing import Any, Final
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import MEMORY
 
-from .._interpreter.main_module import main_plan
+from .._interpreter.main_module import main_module_spec
 from .by_reference import (
     AFTER_PROTOCOL,
     CALL_WITHOUT_ARGUMENTS,
@@ -46,7 +46,7 @@ _OF_MODULE: Final = slice(AFTER_PROTOCOL + 1, AFTER_PROTOCOL + 1 + len(MAIN))
 _MIN_WITH_MAIN: Final = len(b"__mp_main__")  # bytes
 # Facts about functions, for all threads.
 _by_value: Final = FunctionsByValue()
-_by_name: Final = CallsByReference()
+_by_reference: Final = CallsByReference()
 
 
 def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
@@ -55,7 +55,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     Raises:
         Exception: the pickler's error, with a note that names the remedy.
     """
-    start = _by_name.start_of(function)
+    start = _by_reference.start_of(function)
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         return _dump((function, args), function, start, args)
     # The usual call. Small arguments need a plain pickler, without out-of-band buffers.
@@ -98,7 +98,7 @@ def dump_chunk(
     """
     if to_fork:
         return _dump_to_fork((helper, (function, args)), function)
-    start = _by_name.start_of_two(helper, function)
+    start = _by_reference.start_of_two(helper, function)
     if not small or start is None or (_by_value.known and _by_value.holds(function)):
         return _dump((helper, (function, args)), function, start, args, END_OF_CALL_OF_TWO)
     # As in `dump_call`.
@@ -251,14 +251,14 @@ def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_
         return by_value
     if not mentions_main(payload):
         return payload
-    plan = main_plan()
-    if plan["kind"] != "none":
+    spec = main_module_spec()
+    if spec["kind"] != "none":
         return payload
     pickler = cloud_pickler()
     if pickler is None:
         raise pickle.PicklingError(
             f"a worker cannot find {function_name(function)}, or something in its arguments: it lives in a __main__ "
-            f"that {plan['why']}. Install the package cloudpickle, which sends such things by value, or move them into "
+            f"that {spec['why']}. Install the package cloudpickle, which sends such things by value, or move them into "
             "a module."
         )
     _by_value.remember(function)

@@ -16,7 +16,7 @@ from .cgroups import files
 
 _read = proc.read_file
 # Seconds between two reads of the counters while calls run.
-LOOK_INTERVAL: Final = 0.01
+CHECK_INTERVAL: Final = 0.01
 _NEAR_LIMIT: Final = 0.8
 # Version 1 of the interface writes "unlimited" as the largest multiple of a page.
 _UNLIMITED: Final = 1 << 62
@@ -36,7 +36,7 @@ class OomKills:
     moment: float = attrs.field(factory=time.monotonic, eq=False)
     """When the group's counter was read. It did not count a worker that lived at that moment."""
 
-    def looked_at_again(self) -> OomKills:
+    def refreshed(self) -> OomKills:
         """Read the group's counter again, which takes 10 us. Return the counters.
 
         The machine's counter stays as it was: a read takes ten times as long.

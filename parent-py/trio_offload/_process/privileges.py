@@ -38,7 +38,7 @@ _CHANGERS: Final = (
     "setuid", "unshare",
 )  # fmt: skip
 _NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid_for_children", "time_for_children", "user", "uts")
-_LOOK_INTERVAL: Final = 0.1  # seconds
+_CHECK_INTERVAL: Final = 0.1  # seconds
 _NAMESPACES_INTERVAL: Final = 1.0  # seconds
 _CAPABILITY_VERSION: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 _CAP_SYS_ADMIN: Final = 1 << 21
@@ -65,11 +65,11 @@ class Privileges:
 class Grant:
     """The privileges with which a process was started, to be compared with the current ones."""
 
-    __slots__ = ("__weakref__", "look_at", "privileges", "user")
+    __slots__ = ("__weakref__", "check_at", "privileges", "user")
 
     def __init__(self) -> None:
         # Time of the next check, as time.monotonic().
-        self.look_at = -math.inf
+        self.check_at = -math.inf
         _grants.add(self)
         self.privileges = current(anew=True)
         self.user = self.privileges.users[1]
@@ -79,14 +79,14 @@ class Grant:
 
         ``Worker.submit`` repeats the first line, to save a function call.
         """
-        if now < self.look_at and os.geteuid() == self.user:
+        if now < self.check_at and os.geteuid() == self.user:
             return True
-        anew = self.look_at == -math.inf
+        anew = self.check_at == -math.inf
         # Set before the check, so that a concurrent change causes another.
-        self.look_at = now + _LOOK_INTERVAL
+        self.check_at = now + _CHECK_INTERVAL
         if current(anew=anew) == self.privileges:
             return True
-        self.look_at = -math.inf
+        self.check_at = -math.inf
         return False
 
 
@@ -187,11 +187,11 @@ class _Grants:
         with self._lock:
             self._grants.add(grant)
 
-    def look_anew(self) -> None:
+    def expire(self) -> None:
         with self._lock:
             grants = list(self._grants)
         for grant in grants:
-            grant.look_at = -math.inf
+            grant.check_at = -math.inf
 
     def _in_child(self) -> None:
         # Another thread may have held the lock at the moment of the fork. It is re-entrant, because
@@ -205,7 +205,7 @@ def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         finally:
-            _grants.look_anew()
+            _grants.expire()
 
     # pickle finds it by this name; the module of the builtin function depends on the platform.
     noted.__module__ = "os"

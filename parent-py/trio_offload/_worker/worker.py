@@ -138,7 +138,7 @@ class Worker(Peer):
         super().__init__()
         self._settings = settings
         self._calls = 0
-        self._told: _settings.ChangingState | None = None
+        self._told: _settings.Snapshot | None = None
         self._retires = settings.retire is not bool
         self._figures: list[int] | None = None
         self._oom_kills = _oom.OomKills(None, None)
@@ -273,10 +273,10 @@ class Worker(Peer):
             frames = template.frames_said(
                 (hello, settings, *functions),
                 lambda: self._frames(
-                    encode_head(Kind.HELLO, 0, (), hello), settings, template.must_be_applied(settings), *functions
+                    encode_head(Kind.HELLO, 0, (), hello), settings, template.needs_eager_settings(settings), *functions
                 ),
             )
-            self._told = _settings.changing_state()
+            self._told = _settings.current_snapshot()
             return self._with_call(frames)
 
         reserve = template.take_reserve()
@@ -463,7 +463,7 @@ class Worker(Peer):
                 self._check_welcome(await self._receive(cancellable))
                 call = self._call_ahead()
                 # The worker is busy with the rest of its start, and to be woken and to answer takes longer than that.
-                if call is not None and self._told is _settings.changing_state() and self.keeps_privileges():
+                if call is not None and self._told is _settings.current_snapshot() and self.keeps_privileges():
                     with contextlib.suppress(WriteFailed):
                         await channel.send(self._take_ahead(call), cancellable=cancellable)
             self.state = SETTING_UP
@@ -482,7 +482,7 @@ class Worker(Peer):
             await self._end()
             raise
         self._ready = time.monotonic()
-        self._kills_look_at = self._oom_kills.moment + _oom.LOOK_INTERVAL
+        self._kills_look_at = self._oom_kills.moment + _oom.CHECK_INTERVAL
         _process.warn_of_missing_guarantees(self.process.pid)
         if self._settings.trace is not None:
             self._settings.trace.worker_started(self.process.pid, self._started, self._ready)
@@ -520,12 +520,12 @@ class Worker(Peer):
             raise CallNotRun
         now = time.monotonic()
         grant = self._grant
-        if (now >= grant.look_at or geteuid() != grant.user) and not grant.holds(now):
+        if (now >= grant.check_at or geteuid() != grant.user) and not grant.holds(now):
             # As in `keeps_privileges`.
             self.ask_to_retire()
             raise CallNotRun
         self._calls = number = self._calls + 1
-        if _settings.changing_state() is not self._told:
+        if _settings.current_snapshot() is not self._told:
             self._unsent += self._new_settings()
         if call.small and not prepares:
             # By far the most: it takes no list of parts.
@@ -719,14 +719,14 @@ class Worker(Peer):
         """HELLO and SETUP as bytes."""
         settings = _settings.current_settings()
         hello = encode_head(Kind.HELLO, 0, (), _hello.hello(way.libpython, given_back(way)))
-        return self._frames(hello, settings, _settings.must_be_applied(settings), init, retire)
+        return self._frames(hello, settings, _settings.needs_eager_settings(settings), init, retire)
 
     def _greeting_of_fork(self) -> list[Buffer]:
         from .. import _forked
 
         settings = _forked.settings()
         hello = encode_head(Kind.HELLO, 0, (), _forked.hello())
-        return self._frames(hello, settings, _settings.must_be_applied(settings), b"", b"")
+        return self._frames(hello, settings, _settings.needs_eager_settings(settings), b"", b"")
 
     def _fork(self) -> tuple[WorkerProcess, Any, _record.RecordFile]:
         from .. import _forked
@@ -744,7 +744,7 @@ class Worker(Peer):
             ) from error
 
     def _frames(self, hello: bytes, settings: dict[str, Any], eager: bool, init: bytes, retire: bytes) -> list[Buffer]:
-        self._told = _settings.changing_state()
+        self._told = _settings.current_snapshot()
         segments = [_calls.dump_settings(settings), init, retire]
         setup: dict[str, Any] = {"eager": eager}
         if self._settings.idle_timeout < _LONGEST_IDLE:
@@ -866,7 +866,7 @@ class Worker(Peer):
         # It lived when it wrote that, and may have been ended since: what is read now counts when
         # it has written again.
         self._oom_kills = self._next_kills or self._oom_kills
-        self._next_kills = self._oom_kills.looked_at_again()
+        self._next_kills = self._oom_kills.refreshed()
         self._update_figures(frame)
 
     def _update_figures(self, frame: Frame) -> None:
@@ -878,9 +878,9 @@ class Worker(Peer):
 
     def _look_for_kills(self, now: float) -> None:
         """The worker has just been sent a call: it is none of those that the OOM killer has ended so far."""
-        self._oom_kills = self._oom_kills.looked_at_again()
+        self._oom_kills = self._oom_kills.refreshed()
         self._next_kills = None
-        self._kills_look_at = now + _oom.LOOK_INTERVAL
+        self._kills_look_at = now + _oom.CHECK_INTERVAL
 
     def _check_baseline(self) -> None:
         """Check that the memory limit leaves room for a job."""
@@ -896,7 +896,7 @@ class Worker(Peer):
             )
 
     def _new_settings(self) -> list[Buffer]:
-        told, self._told = self._told, _settings.changing_state()
+        told, self._told = self._told, _settings.current_snapshot()
         if self._settings.fork:
             from .. import _forked
 
