@@ -234,7 +234,7 @@ def load(path: str) -> None:
 async def test_a_library_that_aborts_when_the_process_ends(build: Build) -> None:
     """Python has ended by then, and is left alone."""
     library = build("aborts", "#include <stdlib.h>\n__attribute__((destructor)) static void end(void) { abort(); }")
-    with pytest.raises(BrokenWorkerError, match=f"1 ended by themselves with {-signal.SIGABRT}"):
+    with pytest.raises(BrokenWorkerError, match=f"1 ended with exit code {-signal.SIGABRT}"):
         async with open_worker_context() as context:
             await context.run_sync(load, str(library))
 

@@ -153,7 +153,7 @@ async def test_a_kill_that_was_counted_in_the_call(
         for _ in range(calls_before):
             await context.run_sync(abs, -1)
         rises_meanwhile(counter, monkeypatch)
-        with pytest.raises(WorkerMemoryError, match=r"by the system's OOM killer: .* went from 0 to 1 meanwhile"):
+        with pytest.raises(WorkerMemoryError, match=r"by the system's OOM killer: .* went from 0 to 1 during the call"):
             await context.run_sync(die)
 
 

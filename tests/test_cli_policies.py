@@ -224,7 +224,7 @@ def test_a_worker_that_ends_badly_after_its_work_is_a_warning(folder: Path) -> N
     (folder / "ends_badly.py").write_text("import atexit, os\natexit.register(os._exit, 3)\nfrom jobs import echo\n")
     ran = run(folder, "map", "ends_badly:echo", "a")
     assert (ran.status, ran.values) == (0, ["a"])
-    assert ran.stderr.startswith("trio-offload: warning: not all workers left in good order")
+    assert ran.stderr.startswith("trio-offload: warning: not all workers exited cleanly: 1 ended with exit code 3")
     assert ran.stderr.count("\n") == 1
 
 

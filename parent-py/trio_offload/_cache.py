@@ -229,10 +229,9 @@ def _check_exits(workers: list[Worker], killed: list[Worker]) -> None:
         if worker not in killed and not worker.given_up and worker.process.exitcode not in (*_EXPECTED_EXITS, None)
     ]
     if forced or unclean:
-        raise BrokenWorkerError(
-            f"not all workers left in good order: {len(unclean)} ended by themselves with "
-            f"{', '.join(str(process.exitcode) for process in unclean) or 'nothing unusual'}, {len(forced)} had to be "
-            "killed after the grace period",
-            *unclean,
-            *forced,
-        )
+        parts = []
+        if unclean:
+            parts.append(f"{len(unclean)} ended with exit code {', '.join(str(process.exitcode) for process in unclean)}")
+        if forced:
+            parts.append(f"{len(forced)} had to be killed after the grace period")
+        raise BrokenWorkerError(f"not all workers exited cleanly: {', '.join(parts)}", *unclean, *forced)

@@ -95,7 +95,7 @@ def bundle() -> Bundle | None:
         if found is not None:
             return found
     raise LocateError(
-        "this app says that PyInstaller has made it, and its archive, which its workers need, is in none of these files:\n"
+        "PyInstaller made this app (sys._MEIPASS is set), and its archive, which workers need, is in none of these files:\n"
         + "\n".join(f"  {path}" for path in looked)
     )
 

@@ -88,7 +88,7 @@ def refuse_untried_build() -> None:
     if is_free_threaded():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise LocateError(
-            f"this Python is a free-threaded build of {version}, which trio-offload has not been tried with: run the program with "
+            f"this Python is a free-threaded build of {version}, with which trio-offload is untested: run the program with "
             f"the build that has a GIL (python{version}, not python{version}t)"
         )
 
@@ -198,9 +198,9 @@ def _remedy_for_execution(path: str) -> str:
     if not status.st_mode & 0o111:
         return f"give it back its mode with: chmod +x {path}"
     return (
-        f"its mode ({status.st_mode & 0o7777:o}, of user {status.st_uid}) allows it to some. Is that somebody else than user "
-        f"{os.getuid()}, who runs this program? Is its file system mounted noexec? Does a security policy forbid it? Give it "
-        f"that mode for everybody, or install trio-offload where programs may lie; {OVERRIDE} can name another copy"
+        f"its mode ({status.st_mode & 0o7777:o}, owner {status.st_uid}) permits some users. Is user {os.getuid()}, who runs this "
+        "program, one of them? Is its file system mounted noexec? Does a security policy forbid it? Permit all users (chmod a+x), "
+        f"or install trio-offload on a file system for programs; {OVERRIDE} can name another copy"
     )
 
 

@@ -79,26 +79,24 @@ def explain_kill(before: OomKills, rss: int | None, began: float) -> OomVerdict 
     """
     now = count_kills()
     if before.cgroup is not None and now.cgroup is not None and now.cgroup > before.cgroup:
-        text = (
-            f"its count of processes ended for their memory in this control group went from {before.cgroup} to {now.cgroup}"
-        )
+        text = f"its count of kills in this control group went from {before.cgroup} to {now.cgroup}"
         if before.moment >= began:
-            return OomVerdict(True, f"by the system's OOM killer: {text} meanwhile")
+            return OomVerdict(True, f"by the system's OOM killer: {text} during the call")
         return OomVerdict(
             False, f"perhaps by the system's OOM killer (a guess: {text}, but that may have been before this call)"
         )
     if before.machine is not None and now.machine is not None and now.machine > before.machine:
         return OomVerdict(
             False,
-            "perhaps by the system's OOM killer (a guess: it has ended a process on this machine meanwhile, which need not "
-            "have been this one)",
+            "perhaps by the system's OOM killer (a guess: it has killed a process on this machine, which may have been another "
+            "one)",
         )
     limit = memory_limit()
     if rss is not None and limit is not None and rss > _NEAR_LIMIT * limit:
         return OomVerdict(
             False,
-            f"perhaps by the system's OOM killer (a guess: it held {readable_size(rss)} at its last report, and there "
-            f"are {readable_size(limit)} in all)",
+            f"perhaps by the system's OOM killer (a guess: the worker used {readable_size(rss)} at its last report, of "
+            f"{readable_size(limit)} that are available)",
         )
     return None
 

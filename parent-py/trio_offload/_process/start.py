@@ -139,12 +139,12 @@ def warn_of_missing_guarantees(worker: int) -> None:
     _has_warned = True
     if not is_told():
         logger.warning(
-            "/proc cannot be read here: the memory use of workers is not known, memory_limit is refused, and a worker's end ends "
-            "only those of its descendants whose process IDs are near its own"
+            "/proc cannot be read here: the memory use of workers is unknown, memory_limit is refused, and the descendants of a "
+            "worker are ended with it only if their process IDs are close to its own"
         )
     if not is_marked(worker):
         logger.warning(
-            "worker %s could not mark itself, because this system does not let it set RLIMIT_LOCKS: a process that a job has started "
-            "and that has lost its parent may outlive the worker, and does if the worker is killed by somebody else or crashes",
+            "worker %s could not mark itself, because this system does not let it set RLIMIT_LOCKS: orphaned processes of its jobs may "
+            "survive it, and do if it crashes or another process kills it",
             worker,
         )
