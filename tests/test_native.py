@@ -204,7 +204,7 @@ def test_the_sentinel_ends_the_job_that_it_has_measured_or_none() -> None:
     reader, bell = os.pipe()
     try:
         worker = sentinel.Sentinel(None, memory, bell)
-        worker.assign(None, 1000)
+        worker.configure(None, 1000)
         worker.tell(sentinel.BUSY)
         first = sentinel.JOBS.unpack_from(memory, sentinel.JOBS_AT)
         worker.tell(sentinel.IDLE)

@@ -502,7 +502,7 @@ async def test_nobody_looks_below_one_that_has_not_stopped(
         else:
             os.kill(process.pid, number)
 
-    monkeypatch.setattr(family, "_STOP_PATIENCE", PATIENCE)
+    monkeypatch.setattr(family, "_STOP_TIMEOUT", PATIENCE)
     monkeypatch.setattr(family, "new_children", look_at_state_too)
     family.end_family(process.pid, stop_later, process._since)
     await ended(process)
@@ -534,8 +534,8 @@ async def test_one_that_waits_for_a_vfork_is_not_waited_for(
     with trio.fail_after(PATIENCE):
         while process_state(process.pid) != "D":  # noqa: ASYNC110 - nothing else tells that it has come that far
             await trio.sleep(0.001)
-    monkeypatch.setattr(family, "_STOP_PATIENCE", PATIENCE)
-    monkeypatch.setattr(family, "_MOST_ROUNDS", 10**9)
+    monkeypatch.setattr(family, "_STOP_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(family, "_MAX_ROUNDS", 10**9)
     begun = time.monotonic()
     process.kill()
     assert time.monotonic() - begun < PATIENCE / 2

@@ -515,7 +515,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             pickled = None
             if type(items) is range:
                 plain = items.start, items.stop, items.step
-            elif not chunks.are_plain(items):
+            elif not chunks.are_builtin_values(items):
                 plain, pickled = None, [_calls.dump_item(item, function, to_fork=self._to_fork) for item in items]
             chunk.number = next(self._numbers)
             budget = None if self._options.chunk_size is not None else _BUDGET

@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     Outcome = tuple[list[Any] | None, list[Item | None] | None, dict[int, Any], int, float]
 
 
-def are_plain(values: Sequence[Any]) -> bool:
+def are_builtin_values(values: Sequence[Any]) -> bool:
     """True if all values are immutable builtin objects or tuples of such: they may share a
     pickle."""
     kinds = set(map(type, values))
-    if kinds <= _PLAIN:
+    if kinds <= _BUILTIN_TYPES:
         return True
-    if not kinds <= _PLAIN_OR_TUPLE:
+    if not kinds <= _BUILTIN_TYPES_OR_TUPLE:
         return False
-    return set(map(type, chain.from_iterable(value for value in values if type(value) is tuple))) <= _PLAIN
+    return set(map(type, chain.from_iterable(value for value in values if type(value) is tuple))) <= _BUILTIN_TYPES
 
 
 def items_in(plain: list[Any] | tuple[int, int, int]) -> list[Any]:
@@ -57,13 +57,13 @@ def items_in(plain: list[Any] | tuple[int, int, int]) -> list[Any]:
 
 def run(
     function: Callable[[Any], Any],
-    what: tuple[list[Any] | tuple[int, int, int] | None, list[Item] | None, int, tuple[int, int], float | None],
+    spec: tuple[list[Any] | tuple[int, int, int] | None, list[Item] | None, int, tuple[int, int], float | None],
 ) -> Chunk | Outcome:
     """Run a chunk. Return its outcome, ready to pickle if pickling it cannot fail.
 
     Args:
         function: called with each item.
-        what: in this order
+        spec: in this order
 
             * the items as :func:`items_in` takes them, if they are builtin values; else None;
             * else the items, each with its own pickle;
@@ -72,7 +72,7 @@ def run(
             * seconds after which no further item starts; the first item always runs. None means no
               limit.
     """
-    items, pickled, number, record, budget = what
+    items, pickled, number, record, budget = spec
     global _forked
     _forked = False
     progress = _progress_in(record)
@@ -83,8 +83,8 @@ def run(
     chunk = Chunk(function)
     process = os.getpid()
     began = perf_counter()
-    until = began + (_FOR_EVER if budget is None else budget)
-    if any(function is builtin for builtin in _LOOK_AT_THEIR_CALLER):
+    until = began + (_NO_TIMEOUT if budget is None else budget)
+    if any(function is builtin for builtin in _FRAME_INSPECTORS):
         function = _called_from_main(function)
     rest: Any = pickled if items is None else items_in(items)
     run_some: Any = _run_plain if pickled is None else _run_pickled
@@ -107,7 +107,7 @@ def run(
         last = now
     progress[_INDEX] = len(rest)
     chunk.seconds = perf_counter() - began
-    return chunk if chunk.errors or not are_plain(chunk.results) else chunk.outcome(chunk.results, None, {})
+    return chunk if chunk.errors or not are_builtin_values(chunk.results) else chunk.outcome(chunk.results, None, {})
 
 
 def prepare(function: Callable[[Any], Any], nothing: tuple[()]) -> None:
@@ -142,7 +142,7 @@ class Chunk:
     def __reduce__(self) -> tuple[Any, ...]:
         results: list[Any] | None = self.results
         pickled: list[Item | None] | None = None
-        if not are_plain(self.results):
+        if not are_builtin_values(self.results):
             results, pickled = None, [self._dump(index) for index in range(len(self.results))]
         failures = {index: _describe(*failure) for index, failure in self.errors.items()}
         return tuple, (self.outcome(results, pickled, failures),)
@@ -186,8 +186,8 @@ def _run_quickly(function: Callable[[Any], Any], items: list[Any], first: int, e
 
     For items that take less time than counting them one by one.
     """
-    global _part
-    _part = part = items[first:end]
+    global _remaining
+    _remaining = part = items[first:end]
     # The count comes first. If the worker is killed in between, the record names too many items
     # rather than too few.
     progress[_COUNT] = len(part)
@@ -280,7 +280,7 @@ def _note_fork() -> None:
     global _forked
     _forked = True
     # The original process runs the remaining items.
-    _part.clear()
+    _remaining.clear()
 
 
 def _called_from_main(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -312,14 +312,14 @@ _SIZE: Final = 24  # bytes
 _STEP: Final = 16  # items between two reads of the clock
 _QUICK_STEP: Final = 64
 _QUICK: Final = 1e-6  # seconds; quicker items are counted together
-_FOR_EVER: Final = 1e18
-_PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
-_PLAIN_OR_TUPLE: Final = _PLAIN | {tuple}
+_NO_TIMEOUT: Final = 1e18
+_BUILTIN_TYPES: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
+_BUILTIN_TYPES_OR_TUPLE: Final = _BUILTIN_TYPES | {tuple}
 # These functions inspect the calling frame, which must belong to the user's main module.
-_LOOK_AT_THEIR_CALLER: Final = (builtins.eval, builtins.exec, builtins.vars, builtins.dir, builtins.__import__)
+_FRAME_INSPECTORS: Final = (builtins.eval, builtins.exec, builtins.vars, builtins.dir, builtins.__import__)
 
 # State of this process: the mapped record, and whether it is a fork made while a chunk ran.
 _progress: tuple[tuple[int, int], Any] | None = None
 _forked = False
-_part: list[Any] = []
+_remaining: list[Any] = []
 os.register_at_fork(after_in_child=_note_fork)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Final, TypeAlias
 
-Place: TypeAlias = "tuple[str, str, int, str, str | None]"
+FrameSummary: TypeAlias = "tuple[str, str, int, str, str | None]"
 """One traceback entry: the code's file and name, the line, the module's name and file."""
 
 
@@ -111,23 +111,23 @@ def set_own_state(exception: Any, state: tuple[Any, Any, tuple[Any, ...]]) -> No
 
 def set_links(exception: BaseException, links: tuple[Any, ...]) -> None:
     """Set the traceback, the cause, the context, and whether the context is hidden."""
-    places, cause, context, suppress_context = links
-    BaseException.with_traceback(exception, make_traceback(places))
+    summaries, cause, context, suppress_context = links
+    BaseException.with_traceback(exception, make_traceback(summaries))
     BaseException.__setattr__(exception, "__cause__", cause)
     BaseException.__setattr__(exception, "__context__", context)
     BaseException.__setattr__(exception, "__suppress_context__", suppress_context)
 
 
-def make_traceback(places: list[Place]) -> TracebackType | None:
+def make_traceback(summaries: list[FrameSummary]) -> TracebackType | None:
     """Make a real traceback from a list of frame summaries. Return None if it is empty."""
-    if not places:
+    if not summaries:
         return None
     from types import SimpleNamespace
 
     from tblib import Traceback  # type: ignore[import-untyped,unused-ignore]
 
     entry: Any = None
-    for filename, name, line, module, file in reversed(places):
+    for filename, name, line, module, file in reversed(summaries):
         names = {"__name__": module} if file is None else {"__name__": module, "__file__": file}
         code = SimpleNamespace(co_filename=filename, co_name=name)
         following = entry
@@ -142,7 +142,7 @@ def make_traceback(places: list[Place]) -> TracebackType | None:
 # The rest is used only in the worker.
 
 # traceback entries, half from either end: endless recursion repeats itself in the middle
-_MOST_PLACES: Final = 400
+_MAX_FRAMES: Final = 400
 _GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
 # Py_TPFLAGS_HEAPTYPE: a class made at run time, as all classes of Python code are
 _HEAP_TYPE: Final = 1 << 9
@@ -191,17 +191,17 @@ def _reduce(value: Any, *, with_links: bool) -> Any:
     if isinstance(value, BaseException):
         return _reduce_exception(value, with_links)
     if isinstance(value, TracebackType):
-        return make_traceback, (_places(value),)
+        return make_traceback, (_frame_summaries(value),)
     return NotImplemented
 
 
 def _reduce_exception(exception: BaseException, with_links: bool) -> Any:
     cls = type(exception)
     base: Any = next(entry for entry in cls.__mro__ if not entry.__flags__ & _HEAP_TYPE)
-    places = _places(BaseException.__getattribute__(exception, "__traceback__"))
-    links: tuple[Any, ...] = (places, None, None, False)
+    summaries = _frame_summaries(BaseException.__getattribute__(exception, "__traceback__"))
+    links: tuple[Any, ...] = (summaries, None, None, False)
     if with_links:
-        links = (places, exception.__cause__, exception.__context__, exception.__suppress_context__)
+        links = (summaries, exception.__cause__, exception.__context__, exception.__suppress_context__)
     if cls.__reduce__ is not base.__reduce__ or cls.__reduce_ex__ is not object.__reduce_ex__:
         reduce: Any = exception.__reduce_ex__
         answer = reduce(5)
@@ -235,12 +235,12 @@ def _slots(exception: BaseException, base: type) -> Iterator[tuple[str, Any]]:
                     pass  # never set
 
 
-def _places(traceback: TracebackType | None) -> list[Place]:
-    places: list[Place] = []
+def _frame_summaries(traceback: TracebackType | None) -> list[FrameSummary]:
+    summaries: list[FrameSummary] = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
         module, file = (traceback.tb_frame.f_globals.get(name) for name in ("__name__", "__file__"))
-        places.append(
+        summaries.append(
             (
                 code.co_filename,
                 code.co_name,
@@ -250,9 +250,9 @@ def _places(traceback: TracebackType | None) -> list[Place]:
             )
         )
         traceback = traceback.tb_next
-    if len(places) > _MOST_PLACES:
-        places[_MOST_PLACES // 2 : -_MOST_PLACES // 2] = []
-    return places
+    if len(summaries) > _MAX_FRAMES:
+        summaries[_MAX_FRAMES // 2 : -_MAX_FRAMES // 2] = []
+    return summaries
 
 
 def _without_machinery(exception: BaseException) -> None:

@@ -102,13 +102,13 @@ def load(settings: dict[str, Any]) -> ModuleType:
             exec(code, module.__dict__)
             _rename(module)
         except SystemExit as error:
-            _take_back(before)
+            _restore_main(before)
             raise RuntimeError(
                 f"the main script {_shown(plan)} ended itself ({error!r}) while a worker loaded it to find a function that lives "
                 f"in it. {_GUARD}"
             ) from error
         except BaseException as error:
-            _take_back(before)
+            _restore_main(before)
             add_note(
                 error,
                 f"(while a worker loaded the main script {_shown(plan)}, to find a function or class that lives in it)",
@@ -120,7 +120,7 @@ def load(settings: dict[str, Any]) -> ModuleType:
         return module
 
 
-def forget_others(settings: dict[str, Any]) -> None:
+def unload_stale(settings: dict[str, Any]) -> None:
     """Unload the main module if it is not the parent's any more. Its successor loads on demand.
 
     IPython's ``%run`` makes the script ``__main__`` while it runs, and the file may have been
@@ -130,7 +130,7 @@ def forget_others(settings: dict[str, Any]) -> None:
     with _lock:
         if _loaded is not None and _stand_in is not None and _number != settings.get("main_number"):
             _loaded = None
-            _take_back(_stand_in)
+            _restore_main(_stand_in)
 
 
 _GUARD: Final = (
@@ -192,7 +192,7 @@ def _rename_object(value: Any, waiting: list[Any]) -> None:
         pass  # Most objects lack a module, and some raise arbitrary exceptions.
 
 
-def _take_back(before: ModuleType) -> None:
+def _restore_main(before: ModuleType) -> None:
     sys.modules[_NAME] = sys.modules["__main__"] = before
 
 

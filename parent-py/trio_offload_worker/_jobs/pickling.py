@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_MOST_BUFFERS = 65_000  # a frame has room for 65,536 segments
+_MAX_BUFFERS = 65_000  # a frame has room for 65,536 segments
 
 
 def dumps(value: Any, original_error: BaseException) -> list[Any]:
@@ -33,7 +33,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
 
     def take(buffer: Any) -> bool:
         view = buffer.raw()
-        if view.nbytes < OUT_OF_BAND or len(buffers) >= _MOST_BUFFERS:
+        if view.nbytes < OUT_OF_BAND or len(buffers) >= _MAX_BUFFERS:
             return True
         buffers.append(view)
         return False

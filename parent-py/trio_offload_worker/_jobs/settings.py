@@ -29,7 +29,7 @@ def apply(settings: dict[str, Any]) -> None:
     """Apply the settings that the next job needs. Called for settings that are marked as eager."""
     main = sys.modules.get("trio_offload_worker._jobs.main_module")
     if main is not None:
-        main.forget_others(settings)
+        main.unload_stale(settings)
     path = settings.get("path")
     if path is not None:
         _follow_path(*path)
@@ -39,7 +39,7 @@ def apply(settings: dict[str, Any]) -> None:
 
         install(modules)
     if settings.get("coverage"):
-        _measure()
+        _start_coverage()
     _apply_filters(settings.get("warning_filters"))
 
 
@@ -56,7 +56,7 @@ def _follow_path(before: Sequence[str], now: Sequence[str]) -> None:
     ]
 
 
-def _measure() -> None:
+def _start_coverage() -> None:
     """Start coverage.py like ``coverage/multiproc.py``. It saves its data at Python's exit."""
     import coverage
 
@@ -76,7 +76,7 @@ def _apply_filters(wanted: list[list[Any]] | None) -> None:
         filters = warning_filters()
         filters.clear()
         for place, entry in enumerate(wanted):
-            _take(filters, place, entry)
+            _install_filter(filters, place, entry)
         pending = bool(_waiting)
 
 
@@ -89,7 +89,7 @@ def resolve_pending() -> None:
         filters = warning_filters()
         for place, entry in list(_waiting.items()):
             del _waiting[place]
-            _take(filters, place, entry)
+            _install_filter(filters, place, entry)
         pending = bool(_waiting)
 
 
@@ -99,7 +99,7 @@ _waiting: Final[dict[int, list[Any]]] = {}
 _made: Final[dict[int, tuple[Any, ...]]] = {}
 
 
-def _take(filters: list[Any], place: int, entry: list[Any]) -> None:
+def _install_filter(filters: list[Any], place: int, entry: list[Any]) -> None:
     action, message, category_name, module, line = entry
     category = _find(category_name)
     if category is None:

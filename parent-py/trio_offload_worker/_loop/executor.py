@@ -89,7 +89,7 @@ class Executor:
                 refuse_asynchronous(function, outcome)
             # After `init`, because the function may measure the worker's memory when it is
             # unpickled.
-            self._retire = self._callable(retire) if self._inherited is None else _begun(self._inherited.retire)
+            self._retire = self._callable(retire) if self._inherited is None else _restarted(self._inherited.retire)
             self._handlers.hold()
         except BaseException as error:
             self._handlers.hold()
@@ -141,7 +141,7 @@ class Executor:
             self._handlers.end_job()
             flush()
 
-    def settle(self) -> tuple[bool, str]:
+    def after_answer(self) -> tuple[bool, str]:
         """Call the user's ``retire`` after an answer. Return whether to exit, and any error."""
         retire = self._retire
         if retire is None:
@@ -213,7 +213,7 @@ class Executor:
         """Describe an exception for the parent."""
         try:
             if self._inherited is not None and self._inherited.handled is not None:
-                _part(error, self._inherited.handled)
+                _drop_context(error, self._inherited.handled)
         except BaseException:
             pass  # The exception's class forbids it.
         segments, type_name, message, traceback = describe(error, stage)
@@ -234,7 +234,7 @@ def _job_context() -> Any:
 _BUILTIN: Final = type(len)
 
 
-def _begun(retire: Any) -> Any:
+def _restarted(retire: Any) -> Any:
     """Return an inherited ``retire``. Reset a ``retire_when``, as unpickling would."""
     if retire is None or type(retire).__module__ != "trio_offload_worker._jobs.retire":
         return retire
@@ -242,7 +242,7 @@ def _begun(retire: Any) -> Any:
     return make(*arguments)
 
 
-def _part(error: BaseException, handled: BaseException) -> None:
+def _drop_context(error: BaseException, handled: BaseException) -> None:
     """Remove the parent's handled exception from the contexts of a job's exception.
 
     The frames of the parent that handle it are still on the stack, so Python chains it to every

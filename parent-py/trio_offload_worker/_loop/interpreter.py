@@ -24,7 +24,7 @@ class Refusal(Exception):
         self.message = message
 
 
-def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[str, Any]:
+def apply_hello(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[str, Any]:
     """Apply HELLO. Return the body of WELCOME.
 
     Args:
@@ -68,7 +68,7 @@ def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[
         raise Refusal("environment", f"an environment variable cannot be given back its value: {error}") from error
     try:
         if not is_fork:
-            _furnish(hello)
+            _set_up_sys(hello)
     except Exception as error:
         raise Refusal("interpreter", f"Python started, but its sys module could not be set up: {error}") from error
     return {
@@ -83,7 +83,7 @@ def obey(hello: dict[str, Any], release: str, *, is_fork: bool = False) -> dict[
     }
 
 
-def _furnish(hello: dict[str, Any]) -> None:
+def _set_up_sys(hello: dict[str, Any]) -> None:
     for name in ("path", "argv", "orig_argv", "warnoptions"):
         # In place, because other modules hold the list.
         getattr(sys, name)[:] = map(os.fsdecode, hello[name])

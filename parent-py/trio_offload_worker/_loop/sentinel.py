@@ -37,14 +37,14 @@ ACTIVITY: Final = 0
 WRITING: Final = 1
 ASLEEP: Final = 2
 SEALED: Final = 3
-DUTY_AT: Final = 8
-DUTY: Final = struct.Struct("=QQ")
+CONFIG_AT: Final = 8
+CONFIG: Final = struct.Struct("=QQ")
 JOBS_AT: Final = 24
 JOBS: Final = struct.Struct("=Q")
 NO_VALUE: Final = 2**64 - 1
 
-_WRITING_PATIENCE: Final = 0.05  # seconds
-_VERDICT_PATIENCE: Final = 5.0  # seconds
+_WRITING_TIMEOUT: Final = 0.05  # seconds
+_VERDICT_TIMEOUT: Final = 5.0  # seconds
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_PTRACER: Final = 0x59616D61
@@ -54,13 +54,13 @@ _WALL: Final = 0x40000000  # __WALL of wait(2)
 class Sentinel:
     """The worker's handle of its sentinel."""
 
-    def __init__(self, pid: int | None, memory: mmap.mmap, bell: int) -> None:
+    def __init__(self, pid: int | None, memory: mmap.mmap, waker: int) -> None:
         self._pid = pid
         self._memory = memory
-        self._bell = bell
-        self._bell_identity = identity_of(bell)
+        self._waker = waker
+        self._waker_identity = identity_of(waker)
         self._jobs = 0
-        self._has_ceiling = False
+        self._has_memory_limit = False
 
     def tell(self, doing: int) -> None:
         """Publish the worker's new activity.
@@ -75,13 +75,13 @@ class Sentinel:
         memory[ACTIVITY] = doing
         if doing == BUSY:
             if memory[ASLEEP]:
-                self._ring()
-        elif self._has_ceiling:
+                self._wake()
+        elif self._has_memory_limit:
             os.getppid()  # A system call as memory barrier.
             if memory[SEALED]:
                 self._await_verdict()
 
-    def assign(self, report_interval: int | None, memory_limit: int | None) -> None:
+    def configure(self, report_interval: int | None, memory_limit: int | None) -> None:
         """Set the intervals of SETUP.
 
         Args:
@@ -89,16 +89,16 @@ class Sentinel:
             memory_limit: bytes that a job may use.
         """
         values = [NO_VALUE if value is None else min(value, NO_VALUE - 1) for value in (report_interval, memory_limit)]
-        DUTY.pack_into(self._memory, DUTY_AT, *values)
-        self._has_ceiling = memory_limit is not None
-        self._ring()
+        CONFIG.pack_into(self._memory, CONFIG_AT, *values)
+        self._has_memory_limit = memory_limit is not None
+        self._wake()
 
     def let_finish(self) -> None:
         """Wait until the sentinel has written its report. It starts reports only during jobs."""
         deadline = 0.0
         while self._memory[WRITING]:
             # This takes microseconds, unless a job has stopped or killed the sentinel.
-            deadline = deadline or time.monotonic() + _WRITING_PATIENCE
+            deadline = deadline or time.monotonic() + _WRITING_TIMEOUT
             if time.monotonic() > deadline:
                 return
             time.sleep(0)
@@ -115,22 +115,22 @@ class Sentinel:
 
     def close_in_copy(self) -> None:
         """Close the pipe in a fork of this process."""
-        if identity_of(self._bell) == self._bell_identity:
-            os.close(self._bell)
+        if identity_of(self._waker) == self._waker_identity:
+            os.close(self._waker)
 
     def _await_verdict(self) -> None:
         """Wait until the sentinel has checked whether the job that exceeded its limit is over."""
         # It ends this process or clears the flag at once, unless it is killed at this moment.
-        deadline = time.monotonic() + _VERDICT_PATIENCE
+        deadline = time.monotonic() + _VERDICT_TIMEOUT
         while self._memory[SEALED] and time.monotonic() < deadline:
             time.sleep(0.0001)
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         self._memory[ASLEEP] = 0
         # A job may have closed all descriptors and opened other files.
-        if identity_of(self._bell) == self._bell_identity:
+        if identity_of(self._waker) == self._waker_identity:
             try:
-                os.write(self._bell, b"!")
+                os.write(self._waker, b"!")
             except OSError:
                 pass
 
@@ -150,9 +150,9 @@ def start(socket: int, record: int, parent: int, run: Callable[..., NoReturn]) -
         OSError: the system is out of processes or file descriptors.
     """
     memory = mmap.mmap(-1, mmap.PAGESIZE)
-    DUTY.pack_into(memory, DUTY_AT, NO_VALUE, NO_VALUE)
+    CONFIG.pack_into(memory, CONFIG_AT, NO_VALUE, NO_VALUE)
     memory[ASLEEP] = 1
-    listener, bell = os.pipe()
+    listener, waker = os.pipe()
     worker = os.getpid()
     since = family.boot_time()
     pid = clone()
@@ -167,17 +167,17 @@ def start(socket: int, record: int, parent: int, run: Callable[..., NoReturn]) -
         else:
             os.waitpid(first, 0)
             os.close(listener)
-            return Sentinel(None, memory, bell)
+            return Sentinel(None, memory, waker)
     if pid == 0:
         try:
-            family.mark_self(family.new_mark(worker, is_watcher=True))
+            family.mark_self(family.new_mark(worker, is_sentinel=True))
             run(parent, worker, since, socket, record, listener, memory)
         finally:
             os._exit(1)
     os.close(listener)
     # Yama restricts pidfd_getfd(2) to ancestors; this makes an exception for the sentinel.
     call_library("prctl", _PR_SET_PTRACER, pid, 0, 0, 0)
-    return Sentinel(pid, memory, bell)
+    return Sentinel(pid, memory, waker)
 
 
 def begin_life() -> None:

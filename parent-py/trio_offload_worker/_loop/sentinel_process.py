@@ -36,8 +36,8 @@ from .sentinel import (
     ACTIVITY,
     ASLEEP,
     BUSY,
-    DUTY,
-    DUTY_AT,
+    CONFIG,
+    CONFIG_AT,
     EXITING,
     JOBS,
     JOBS_AT,
@@ -56,9 +56,9 @@ else:
 
 GRACE: Final = 0.5  # seconds for an idle worker to exit after its parent's death
 _BLIND: Final = (BUSY, SETTLING)
-_CEILING_TICK: Final = 0.1  # seconds between two checks of a job's memory
-_STACK_PATIENCE: Final = 0.15  # seconds that writing the stacks of all threads may take
-_STACK_SETTLED: Final = 0.015  # seconds without growth after which the stacks are complete
+_MEMORY_TICK: Final = 0.1  # seconds between two checks of a job's memory
+_STACKS_TIMEOUT: Final = 0.15  # seconds that writing the stacks of all threads may take
+_STACKS_SETTLED: Final = 0.015  # seconds without growth after which the stacks are complete
 _WITHOUT_PIDFD: Final = 0.2  # seconds between two checks where the system lacks pidfds
 _PIDFD_GETFD: Final = 438  # system call number, the same for every processor
 
@@ -108,7 +108,7 @@ class SentinelProcess:
         for descriptor in (parent.pidfd, worker.pidfd, listener):
             if descriptor is not None:
                 self._poller.register(descriptor, select.EPOLLIN)
-        _let_go_of_everything({self._poller.fileno(), parent.pidfd, worker.pidfd, record, listener})
+        _release_inherited({self._poller.fileno(), parent.pidfd, worker.pidfd, record, listener})
         # Last: the name tells observers that the sentinel is ready.
         with open("/proc/self/comm", "w") as name:
             name.write("offload-watcher")
@@ -130,11 +130,11 @@ class SentinelProcess:
                 # The parent is alive, but has abandoned this worker while a job runs.
                 self._end()
             if self._listener in seen:
-                self._answer_bell()
+                self._answer_waker()
             if self._next_tick is not None and self._next_tick <= time.monotonic():
                 self._tick()
 
-    def _answer_bell(self) -> None:
+    def _answer_waker(self) -> None:
         if not os.read(self._listener, 64):
             # A job has closed the other end. From now on this process keeps polling.
             self._poller.unregister(self._listener)
@@ -148,12 +148,12 @@ class SentinelProcess:
 
     def _interval(self) -> float | None:
         """Return the seconds between two ticks. None means that this process may sleep."""
-        report, limit = DUTY.unpack_from(self._memory, DUTY_AT)
+        report, limit = CONFIG.unpack_from(self._memory, CONFIG_AT)
         intervals = [report / 1000] if report != NO_VALUE else []
-        return min(intervals + ([_CEILING_TICK] if limit != NO_VALUE else []), default=None)
+        return min(intervals + ([_MEMORY_TICK] if limit != NO_VALUE else []), default=None)
 
     def _tick(self) -> None:
-        interval = self._interval() or _CEILING_TICK
+        interval = self._interval() or _MEMORY_TICK
         now = time.monotonic()
         self._next_tick = now + max(interval, 0.001)
         memory = self._memory
@@ -168,15 +168,15 @@ class SentinelProcess:
                 memory[ASLEEP] = 0
 
     def _look(self, now: float, interval: float) -> None:
-        report, limit = DUTY.unpack_from(self._memory, DUTY_AT)
+        report, limit = CONFIG.unpack_from(self._memory, CONFIG_AT)
         if limit != NO_VALUE:
             job = JOBS.unpack_from(self._memory, JOBS_AT)
             reached = family_above(self._worker.pid, limit, self._since, {os.getpid()})
             if reached is not None and self._seal(job):
-                self._tell_of_limit(limit, reached)
+                self._record_limit(limit, reached)
                 self._end()
         # Rather report a tick early than a tick late: the interval is one tick or a multiple of it.
-        if report != NO_VALUE and now - self._reported + min(interval, _CEILING_TICK) / 2 >= report / 1000:
+        if report != NO_VALUE and now - self._reported + min(interval, _MEMORY_TICK) / 2 >= report / 1000:
             self._reported = now
             figures = self._meter.read()
             if figures is not None:
@@ -224,7 +224,7 @@ class SentinelProcess:
         finally:
             self._memory[WRITING] = 0
 
-    def _tell_of_limit(self, limit: int, reached: int) -> None:
+    def _record_limit(self, limit: int, reached: int) -> None:
         """Record the reason, and make the worker write the Python stacks of its threads.
 
         ``faulthandler`` writes them in a signal handler, even while C code runs. They are missing
@@ -238,7 +238,7 @@ class SentinelProcess:
             return
         begun = grown = time.monotonic()
         self._worker.signal(STACKS)
-        while (now := time.monotonic()) - begun < _STACK_PATIENCE and (size == empty or now - grown < _STACK_SETTLED):
+        while (now := time.monotonic()) - begun < _STACKS_TIMEOUT and (size == empty or now - grown < _STACKS_SETTLED):
             time.sleep(0.001)
             latest = os.fstat(self._record).st_size
             if latest != size:
@@ -287,7 +287,7 @@ class ProcessHandle:
         return None if fields is None or fields[0] in (b"Z", b"X") else fields[19]
 
 
-def _let_go_of_everything(kept: set[int | None]) -> None:
+def _release_inherited(kept: set[int | None]) -> None:
     """Release the worker's descriptors and its directory."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):

@@ -21,10 +21,10 @@ from .._jobs.guards import clip, report_unraisable
 from .._protocol.frames import Kind, WireError
 from .._system.figures import Meter
 from .executor import Executor
-from .interpreter import Refusal, obey
+from .interpreter import Refusal, apply_hello
 from .sentinel import BUSY, EXITING, IDLE, SETTLING
 from .signals import Handlers
-from .transport import IdleTimeOver, Link, LinkClosed, LinkLost, complain_of_loss
+from .transport import IdleTimeOver, Link, LinkClosed, LinkLost, report_loss
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,18 +117,18 @@ class Session:
     def _hello(self, frame: Frame) -> None:
         self._sentinel.tell(BUSY)
         try:
-            welcome = obey(frame.body, self._release, is_fork=self._is_fork)
+            welcome = apply_hello(frame.body, self._release, is_fork=self._is_fork)
         except Refusal as refusal:
-            self._say(Kind.REFUSED, {"code": refusal.code, "message": clip(refusal.message)})
+            self._send(Kind.REFUSED, {"code": refusal.code, "message": clip(refusal.message)})
             raise _Ending(_REFUSED) from None
         self._faults.begin()
         self._sentinel.tell(IDLE)
-        self._say(Kind.WELCOME, welcome)
+        self._send(Kind.WELCOME, welcome)
         self._state = "AWAIT_SETUP"
 
     def _set_up(self, frame: Frame) -> None:
         self._memory_limit = frame.body.get("memory_limit")
-        self._sentinel.assign(frame.body.get("report_interval_ms"), self._memory_limit)
+        self._sentinel.configure(frame.body.get("report_interval_ms"), self._memory_limit)
         self._sentinel.tell(BUSY)
         failure = self._executor.set_up(frame.body["eager"], frame.segments)
         self._sentinel.tell(IDLE)
@@ -136,7 +136,7 @@ class Session:
             self._answer(0, failure)
             raise _Ending(_SETUP_FAILED)
         figures = self._meter.read()
-        self._say(Kind.READY, None if figures is None else {"figures": figures})
+        self._send(Kind.READY, None if figures is None else {"figures": figures})
         self._state = "IDLE"
         milliseconds = frame.body.get("idle_timeout_ms")
         if milliseconds is not None:
@@ -166,7 +166,7 @@ class Session:
             self._link.restart_idle_time()
             return
         self._sentinel.tell(SETTLING)
-        leave, problem = self._executor.settle()
+        leave, problem = self._executor.after_answer()
         self._sentinel.tell(IDLE)
         if problem:
             self._abort("retire_raised", problem)
@@ -185,7 +185,7 @@ class Session:
 
     def _retire(self, reason: str) -> NoReturn:
         self._sentinel.tell(EXITING)
-        self._say(Kind.RETIRED, {"reason": reason})
+        self._send(Kind.RETIRED, {"reason": reason})
         self._link.stop_receiving()
         raise _Ending(_IN_ORDER)
 
@@ -201,9 +201,9 @@ class Session:
         raise _Ending(_ABORTED)
 
     def _answer(self, id: int, answer: Answer) -> None:
-        self._say(answer.kind, answer.body, id, answer.lengths, answer.parts)
+        self._send(answer.kind, answer.body, id, answer.lengths, answer.parts)
 
-    def _say(
+    def _send(
         self,
         kind: Kind,
         body: dict[str, Any] | None = None,
@@ -217,7 +217,7 @@ class Session:
         except LinkClosed:
             raise _Ending(_IN_ORDER) from None
         except LinkLost:
-            complain_of_loss(self._descriptor)
+            report_loss(self._descriptor)
             raise _Ending(_ABORTED) from None
         except (OSError, ValueError) as error:
             self._abort("socket", f"writing to the parent's socket failed: {error}")

@@ -132,10 +132,10 @@ class Link:
 
     def _await_first_byte(self) -> None:
         while True:
-            left = _LONGEST_POLL if self._timeout is None else self._timeout - (time.monotonic() - self._idle_since)
+            left = _MAX_POLL if self._timeout is None else self._timeout - (time.monotonic() - self._idle_since)
             # A signal just before the system call does not interrupt it, so its handler would have
             # to wait.
-            longest = _LONGEST_POLL_WITH_HANDLERS if self._handlers.are_held else _LONGEST_POLL
+            longest = _MAX_POLL_WITH_HANDLERS if self._handlers.are_held else _MAX_POLL
             try:
                 self._handlers.release()
                 # Python continues with the remaining time after a signal (PEP 475).
@@ -170,7 +170,7 @@ class Link:
         self._send_all(b"".join(small))
 
 
-def complain_of_loss(descriptor: int) -> None:
+def report_loss(descriptor: int) -> None:
     """Report the loss on standard error, because the parent cannot be reached."""
     if sys.stderr is not None:
         try:
@@ -183,5 +183,5 @@ def complain_of_loss(descriptor: int) -> None:
 
 
 _SMALL: Final = 32 * 1024
-_LONGEST_POLL_WITH_HANDLERS: Final = 0.1  # seconds
-_LONGEST_POLL: Final = 86400.0  # seconds; poll(2) takes an int of milliseconds
+_MAX_POLL_WITH_HANDLERS: Final = 0.1  # seconds
+_MAX_POLL: Final = 86400.0  # seconds; poll(2) takes an int of milliseconds

@@ -33,15 +33,15 @@ def dumps(value: Any) -> bytes:
     return b"".join(parts)
 
 
-def loads(data: bytes, most: int) -> Any:
-    """Decode ``data``, one value of at most ``most`` items, itself and nested ones included.
+def loads(data: bytes, max_items: int) -> Any:
+    """Decode ``data``, one value of at most ``max_items`` items, itself and nested ones included.
 
     Raises:
         Unusual: it is malformed, beyond this reader, or followed by more data.
         Excessive: it has more items.
     """
     try:
-        value, end = _read(data, 0, _DEEPEST, [most - 1])
+        value, end = _read(data, 0, _MAX_FAST_LEVELS, [max_items - 1])
     except (IndexError, UnicodeDecodeError, TypeError) as error:
         raise Unusual from error
     if end != len(data):
@@ -75,9 +75,9 @@ _MAP: Final = 0xA0
 _TAG: Final = 0xC0
 _BREAK: Final = 0xFF
 _SIMPLE: Final = {0xF4: False, 0xF5: True, 0xF6: None}
-_DEEPEST: Final = 8
+_MAX_FAST_LEVELS: Final = 8
 # levels that a body may have; the CBOR library reads those deeper than the above
-DEEPEST: Final = 32
+MAX_LEVELS: Final = 32
 _TOO_MANY: Final = "more items than are allowed"
 
 
@@ -106,7 +106,7 @@ def _write(value: Any, parts: list[bytes]) -> None:
         raise TypeError(f"a message cannot hold an object of the type {type(value).__name__}")
 
 
-def check(data: bytes, most: int) -> None:
+def check(data: bytes, max_items: int) -> None:
     """Check that ``data`` starts with one complete item within the limits, without tags.
 
     This protects the CBOR library, which allocates memory and spends time for announced lengths.
@@ -129,8 +129,8 @@ def check(data: bytes, most: int) -> None:
             continue
         if missing[-1] > 0:
             missing[-1] -= 1
-        most -= 1
-        if most < 0:
+        max_items -= 1
+        if max_items < 0:
             raise Excessive(_TOO_MANY)
         major, number = initial & 0xE0, initial & 0x1F
         if major == _TAG:
@@ -149,8 +149,8 @@ def check(data: bytes, most: int) -> None:
                 raise IndexError
         elif major in (_BYTES, _TEXT, _ARRAY, _MAP):
             missing.append(2 * number if major == _MAP and number > 0 else number)
-            if len(missing) > DEEPEST + 1:
-                raise Excessive(f"more than {DEEPEST} levels")
+            if len(missing) > MAX_LEVELS + 1:
+                raise Excessive(f"more than {MAX_LEVELS} levels")
 
 
 def _read(data: bytes, at: int, levels: int, left: list[int]) -> tuple[Any, int]:

@@ -35,8 +35,8 @@ _BUFFER_SIZE: Final = 64 * 1024
 _BORROW_LIMIT: Final = 32 * 1024
 # The header of a frame of one segment: the array, the kind, the ID, the segment's length in an
 # array, and at most a body with figures.
-_SHORTEST_PLAIN: Final = 5
-_LONGEST_PLAIN: Final = 1 + 1 + 9 + 1 + 9 + 10 + 4 * 9
+_MIN_PLAIN_HEADER: Final = 5
+_MAX_PLAIN_HEADER: Final = 1 + 1 + 9 + 1 + 9 + 10 + 4 * 9
 _FOUR: Final = struct.Struct(">" + 4 * "BI")
 # A body with only figures, up to the first of them.
 _FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
@@ -74,7 +74,7 @@ class Decoder:
         *,
         of_worker: bool = False,
     ) -> None:
-        self._allocate = allocate or _allocate_plainly
+        self._allocate = allocate or _allocate_default
         self._admit = admit
         self._of_worker = of_worker
         # The caller may write to it while it is empty: `start` equals `end` and `head` is None.
@@ -159,7 +159,7 @@ class Decoder:
         magic, length, payload = PREFIX.unpack_from(buffer, self.start)
         begin = start + length
         end = begin + payload
-        if magic != MAGIC or not _SHORTEST_PLAIN <= length <= _LONGEST_PLAIN or end > self.end:
+        if magic != MAGIC or not _MIN_PLAIN_HEADER <= length <= _MAX_PLAIN_HEADER or end > self.end:
             return self._any_frame()
         header = bytes(buffer[start:begin])
         initial = header[2]
@@ -273,7 +273,7 @@ class Decoder:
         return Frame(head.kind, head.id, segments, head.body)
 
 
-def _allocate_plainly(size: int, kind: int) -> tuple[memoryview, Callable[[], Any]]:
+def _allocate_default(size: int, kind: int) -> tuple[memoryview, Callable[[], Any]]:
     memory = bytearray(size)
     return memoryview(memory), lambda: bytes(memory) if kind == BYTES else memory
 

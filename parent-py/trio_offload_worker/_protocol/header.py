@@ -33,7 +33,7 @@ _WIDTHS: Final = {
 }
 _FIRST_OF_WORKER: Final = 16
 # The parent's messages whose fields may have any number of items.
-_OF_ANY_SIZE: Final = (Kind.HELLO, Kind.TEMPLATE)
+_UNLIMITED_KINDS: Final = (Kind.HELLO, Kind.TEMPLATE)
 
 
 class Head:
@@ -70,7 +70,7 @@ def parse_header(data: bytes, payload: int, of_worker: bool) -> Head:
     body: dict[str, Any] = {}
     if items == 4:
         if not (of_worker and kind < _FIRST_OF_WORKER):
-            body = _decode_body(data[at:], MAX_HEADER if kind in _OF_ANY_SIZE else MAX_ITEMS)
+            body = _decode_body(data[at:], MAX_HEADER if kind in _UNLIMITED_KINDS else MAX_ITEMS)
     elif at != len(data):
         raise _malformed(f"{len(data) - at} bytes after its end")
     known = KINDS.get(kind)
@@ -105,12 +105,12 @@ def _decode_lengths(data: bytes, at: int, count: int) -> tuple[list[int], int]:
     return lengths, at
 
 
-def _decode_body(data: bytes, most: int) -> dict[str, Any]:
+def _decode_body(data: bytes, max_items: int) -> dict[str, Any]:
     try:
         try:
-            body = loads(data, most)
+            body = loads(data, max_items)
         except Unusual:
-            check(data, most)
+            check(data, max_items)
             body = _decode_unusual(data)
     except Excessive as error:
         raise _malformed(f"its body: {error}") from None
@@ -161,11 +161,11 @@ def _decode_uint(data: bytes, at: int, major: int = 0) -> tuple[int, int]:
 
 
 class _Field:
-    __slots__ = ("fits", "name", "required", "what")
+    __slots__ = ("description", "fits", "name", "required")
 
-    def __init__(self, name: str, what: str, fits: Callable[[Any], bool], required: bool = True) -> None:
+    def __init__(self, name: str, description: str, fits: Callable[[Any], bool], required: bool = True) -> None:
         self.name = name
-        self.what = what
+        self.description = description
         self.fits = fits
         self.required = required
 
@@ -331,7 +331,7 @@ SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
     Kind.RETIRED: (_NONE, _texts("reason")),
     Kind.ABORTED: (_NONE, _texts("code", "message")),
-    Kind.REPORT: (_NONE, (_Field(_FIGURES.name, _FIGURES.what, _FIGURES.fits),)),
+    Kind.REPORT: (_NONE, (_Field(_FIGURES.name, _FIGURES.description, _FIGURES.fits),)),
 }
 
 
@@ -347,7 +347,7 @@ def _checked_body(kind: Kind, body: dict[str, Any], segments: int) -> dict[str, 
             if field.required:
                 raise WireError("malformed_body", f"a {kind.name} without {field.name!r}")
         elif not field.fits(body[field.name]):
-            raise WireError("malformed_body", f"the {field.name!r} of a {kind.name} is not {field.what}")
+            raise WireError("malformed_body", f"the {field.name!r} of a {kind.name} is not {field.description}")
     # In another message `types` is an unknown key, and may be anything.
     if _TYPES in fields and "types" in body and len(body["types"]) != segments:
         raise WireError("malformed_body", f"a {kind.name} with {segments} segments and the types of {len(body['types'])}")

@@ -35,9 +35,9 @@ def boot_time() -> int:
     return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
 
 
-def new_mark(pid: int, is_watcher: bool = False) -> int:
+def new_mark(pid: int, is_sentinel: bool = False) -> int:
     """Return the mark of a worker, or of its sentinel, that starts now."""
-    return _front(pid, is_watcher) << _TIME_BITS | boot_time() & _TIME
+    return _front(pid, is_sentinel) << _TIME_BITS | boot_time() & _TIME
 
 
 def mark_self(mark: int) -> bool:
@@ -84,8 +84,8 @@ def end_family(root: int, signal_root: Callable[[int], None], since: int, spared
         # too.
         _let_stop(root)
     known = {root, *spared}
-    watchers: list[int] = []
-    has_family = _end_below(root, since, known, watchers)
+    sentinels: list[int] = []
+    has_family = _end_below(root, since, known, sentinels)
     is_certain = is_self or (not has_family and _is_stopped(root))
     signal_root(_signal.SIGKILL)
     if not is_certain:
@@ -94,7 +94,7 @@ def end_family(root: int, signal_root: Callable[[int], None], since: int, spared
         _end_marked(root, since, known)
     # Sentinels exit by themselves. They would have finished this work if this process had died
     # earlier.
-    _kill(watchers, lambda pid: mark_of(pid) >> _TIME_BITS == _front(root, True))
+    _kill(sentinels, lambda pid: mark_of(pid) >> _TIME_BITS == _front(root, True))
 
 
 def end_orphans(worker: int, since: int) -> None:
@@ -189,22 +189,22 @@ _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _PF_EXITING: Final = 4
 
 # A bound for kernels on which descendants fork faster than this process kills them.
-_MOST_ROUNDS: Final = 3000
-_MOST_PIDFDS: Final = 64
+_MAX_ROUNDS: Final = 3000
+_MAX_PIDFDS: Final = 64
 # The number of PIDs to try if processes cannot be listed.
-_MOST_GUESSES: Final = 65536
+_MAX_GUESSES: Final = 65536
 
 # Seconds to wait for a process to stop. It stops when it next runs, which takes time on a busy
 # machine. Uninterruptible sleep may last forever (vfork's parent sleeps until the child continues).
-_STOP_PATIENCE: Final = 0.2
-_SLEEP_PATIENCE: Final = 0.005
-_TELL_PATIENCE: Final = 0.001
+_STOP_TIMEOUT: Final = 0.2
+_SLEEP_TIMEOUT: Final = 0.005
+_REPORT_TIMEOUT: Final = 0.001
 _STOP_INTERVAL: Final = 0.00001
 
 
-def _front(pid: int, is_watcher: bool = False) -> int:
+def _front(pid: int, is_sentinel: bool = False) -> int:
     """Return the part of a mark that identifies its owner."""
-    return 1 << 23 | is_watcher << 22 | pid & 0x3FFFFF
+    return 1 << 23 | is_sentinel << 22 | pid & 0x3FFFFF
 
 
 def _limits() -> Any:
@@ -224,14 +224,14 @@ def _mark_in_table(pid: int) -> int:
     return int(value[0]) if value and value[0].isdigit() else -1
 
 
-def _end_below(root: int, since: int, known: set[int], watchers: list[int]) -> bool:
+def _end_below(root: int, since: int, known: set[int], sentinels: list[int]) -> bool:
     """SIGKILL the descendants except ``known``. Return True if there may have been one.
 
-    The root's sentinels are only collected in ``watchers``.
+    The root's sentinels are only collected in ``sentinels``.
     """
     family: list[int] = []
     may_have_orphans = False
-    mark_of_watcher = _front(root, True)
+    mark_of_sentinel = _front(root, True)
 
     def is_meant(pid: int) -> bool:
         if mark_of(pid) >> _TIME_BITS == _front(root):
@@ -239,7 +239,7 @@ def _end_below(root: int, since: int, known: set[int], watchers: list[int]) -> b
         fields = stat_fields(pid)
         return fields is not None and int(fields[1]) in known
 
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         # Look for orphans last. It takes longer, and a process that forks its successor and exits,
         # over and over, is only one step ahead.
         found = _below([root, *family], known)
@@ -250,8 +250,8 @@ def _end_below(root: int, since: int, known: set[int], watchers: list[int]) -> b
         if not found:
             break
         known.update(found)
-        noted = [child for child in found if mark_of(child) >> _TIME_BITS == mark_of_watcher]
-        watchers += noted
+        noted = [child for child in found if mark_of(child) >> _TIME_BITS == mark_of_sentinel]
+        sentinels += noted
         found = [child for child in found if child not in noted]
         _kill(found, is_meant)
         family += found
@@ -260,7 +260,7 @@ def _end_below(root: int, since: int, known: set[int], watchers: list[int]) -> b
 
 def _end_marked(worker: int, since: int, known: set[int]) -> None:
     front = _front(worker)
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         found = orphans(worker, since, known)
         if not found:
             break
@@ -299,7 +299,7 @@ def _processes(near: int) -> Sequence[int]:
     """Return the PIDs of all processes, in ascending order if possible."""
     listed = listed_processes()
     # PIDs are assigned in ascending order.
-    return range(near + 1, near + _MOST_GUESSES) if listed is None else listed
+    return range(near + 1, near + _MAX_GUESSES) if listed is None else listed
 
 
 def _all_threads_end(pid: int) -> bool:
@@ -331,13 +331,13 @@ def _is_stopped(pid: int) -> bool:
 
 def _moves(pid: int, since: float) -> bool:
     """Return True if a thread still runs, ``since`` seconds after its process was told to stop."""
-    if since > _STOP_PATIENCE:
+    if since > _STOP_TIMEOUT:
         return False
     # The cheap check first: checking each thread keeps them from this CPU.
-    told = _has_told(pid)
-    if told or (told is False and since < _TELL_PATIENCE):
+    told = _reports_stop(pid)
+    if told or (told is False and since < _REPORT_TIMEOUT):
         return not told
-    still = _AT_REST if since <= _SLEEP_PATIENCE else _AT_REST + _ASLEEP
+    still = _AT_REST if since <= _SLEEP_TIMEOUT else _AT_REST + _ASLEEP
     try:
         for thread in names(f"/proc/{pid}/task"):
             fields = stat_fields(f"{pid}/task/{thread}")
@@ -348,7 +348,7 @@ def _moves(pid: int, since: float) -> bool:
     return False
 
 
-def _has_told(pid: int) -> bool | None:
+def _reports_stop(pid: int) -> bool | None:
     """Return True if a child has stopped in all threads (wait(2)). None means it is not a child."""
     try:
         return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -372,7 +372,7 @@ def _kill(pids: list[int], is_meant: Callable[[int], bool]) -> None:
     meant = []
     for index, pid in enumerate(pids):
         # Other threads of this process need descriptors too.
-        pidfd = open_pidfd(pid) if index < _MOST_PIDFDS else None
+        pidfd = open_pidfd(pid) if index < _MAX_PIDFDS else None
         if is_meant(pid):
             meant.append((pid, pidfd))
         elif pidfd is not None:

@@ -62,7 +62,7 @@ def family_above(root: int, limit: int, since: int, spared: Collection[int]) -> 
     if len(pids) > 1:
         # If a process ends between two of these readings, its share moves to those read later. That
         # makes the sum too large at worst.
-        for _ in range(_LOOKS):
+        for _ in range(_CONFIRMATIONS):
             if reached > limit:
                 reached = min(reached, sum(map(_share, pids)))
     return reached if reached > limit else None
@@ -86,7 +86,7 @@ def _share(pid: int) -> int:
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 # Readings that must confirm that a family exceeds its limit.
-_LOOKS: Final = 3
+_CONFIRMATIONS: Final = 3
 # Seconds in which memory use does not change noticeably.
 _INTERVAL: Final = 0.001
 # The same for the peak. It differs from earlier readings only if memory was freed between two of
