@@ -567,11 +567,11 @@ def test_a_real_python_without_its_library(tmp_path: Path) -> None:
         assert ended.stderr == ""
         doctor = run([*command, python, "-m", "trio_offload", "doctor", "--json"], expect=None)
     report = json.loads(doctor.stdout)
-    way = report["way of running workers"]
-    assert way["in use"] == "a loop in Python, run by this interpreter"
-    assert "no shared libpython" in way["why"]
-    assert "times" in way["what it costs"]
-    assert "apt-get install libpython3." in way["to have the executable"]
+    runtime = report["worker runtime"]
+    assert runtime["in use"] == "a loop in Python, run by this interpreter"
+    assert "no shared libpython" in runtime["reason"]
+    assert "times" in runtime["cost"]
+    assert "apt-get install libpython3." in runtime["how to use the executable"]
     assert report["trial call"]["result"] == "ok"
     assert report["libpython"] == {"path": None}
     assert not [problem for problem in report["problems"] if "is not installed" not in problem["what"]]

@@ -154,12 +154,12 @@ def _runtime(report: Report) -> Facts:
     except trio_offload.LocateError:
         return {"in use": None}
     if runtime.is_native:
-        return {"in use": "the worker executable, with this Python's own libpython", "why": runtime.reason}
+        return {"in use": "the worker executable, with this Python's own libpython", "reason": runtime.reason}
     return {
         "in use": "a loop in Python, run by this interpreter",
-        "why": runtime.reason,
-        "what it costs": _COST_OF_THE_LOOP,
-        "to have the executable": "; ".join(locate.remedies()),
+        "reason": runtime.reason,
+        "cost": _COST_OF_THE_LOOP,
+        "how to use the executable": "; ".join(locate.remedies()),
     }
 
 
@@ -214,10 +214,10 @@ def _worker_info(report: Report) -> Facts:
     try:
         info = json.loads(ran.stdout)
     except ValueError:
-        said = " ".join((ran.stderr or ran.stdout).split()) or "nothing"
-        report(Problem(f"{executable} --info exited with status {ran.returncode} and printed: {said}", _REINSTALL))
-        return {"exit status": ran.returncode, "said": said}
-    facts: Facts = info if isinstance(info, dict) else {"said": info}
+        output = " ".join((ran.stderr or ran.stdout).split()) or "nothing"
+        report(Problem(f"{executable} --info exited with status {ran.returncode} and printed: {output}", _REINSTALL))
+        return {"exit status": ran.returncode, "output": output}
+    facts: Facts = info if isinstance(info, dict) else {"output": info}
     python = facts.get("python")
     for what, theirs, ours in (
         ("version", facts.get("worker"), trio_offload.__version__),
@@ -273,7 +273,7 @@ PROBES: Final = (
     Probe("system", _system),
     Probe("kernel", _kernel),
     Probe("environment", _environment),
-    Probe("way of running workers", _runtime),
+    Probe("worker runtime", _runtime),
     Probe("worker executable", _executable),
     Probe("libpython", _libpython),
     Probe("worker --info", _worker_info, remedy=_REINSTALL),
