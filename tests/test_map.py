@@ -38,12 +38,12 @@ from trio_offload import (
     _clock,
     _context,
     _default,
-    _map,
     open_worker_context,
 )
 from trio_offload._interpreter import locate as _locate
-from trio_offload._map_results import Results
-from trio_offload._map_source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
+from trio_offload._map import map as _map
+from trio_offload._map.results import Results
+from trio_offload._map.source import MOST_BYTES, MOST_ITEMS, Chunk, Pace
 from trio_offload._options import ContextOptions
 from trio_offload._process.process import WorkerProcess
 from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings

@@ -57,9 +57,6 @@ HOMES = {
         _cache _pool/cache
         _context _context
         _forked _launch/fork
-        _map _map/map
-        _map_results _map/results
-        _map_source _map/source
         _template _launch/template
     """,
     "worker": """

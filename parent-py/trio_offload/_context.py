@@ -18,7 +18,7 @@ from trio_offload_worker._jobs.retire import RetireWhen
 from ._cache import WorkerCache
 from ._exceptions import BrokenWorkerError
 from ._limiter import Limiter, current_default_worker_limiter
-from ._map import Map
+from ._map.map import Map
 from ._options import ContextOptions, WorkerType, check_count, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
 from ._pool.tracker import CallTracker, run_shielded

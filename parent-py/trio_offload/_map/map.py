@@ -39,24 +39,24 @@ from trio_offload_worker._jobs import chunks
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, Kind
 
-from . import _clock
-from ._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, is_interrupt
-from ._map_results import Results
-from ._map_source import Chunk, Pace, Source
-from ._pickling import calls as _calls
-from ._pickling import payload as _payload
-from ._process.processors import usable_processors
-from ._worker.endings import describe_ending, load_exception
-from ._worker.peer import logger
-from ._worker.states import IDLE, RUNNING, CallNotRun
-from ._worker.worker import Worker
+from .. import _clock
+from .._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError, is_interrupt
+from .._pickling import calls as _calls
+from .._pickling import payload as _payload
+from .._process.processors import usable_processors
+from .._worker.endings import describe_ending, load_exception
+from .._worker.peer import logger
+from .._worker.states import IDLE, RUNNING, CallNotRun
+from .._worker.worker import Worker
+from .results import Results
+from .source import Chunk, Pace, Source
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ._context import WorkerContext
-    from ._limiter import Limiter
-    from ._options import MapSettings
+    from .._context import WorkerContext
+    from .._limiter import Limiter
+    from .._options import MapSettings
 
 DeliveredType = TypeVar("DeliveredType")
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
-from ._worker.worker import MOST_IN_FLIGHT
+from .._worker.worker import MOST_IN_FLIGHT
 
 if TYPE_CHECKING:
-    from ._process.process import WorkerProcess
+    from .._process.process import WorkerProcess
 
 
 @attrs.define(eq=False)

@@ -13,7 +13,7 @@ import outcome
 import trio
 
 if TYPE_CHECKING:
-    from ._map_source import Chunk
+    from .source import Chunk
 
 DeliveredType = TypeVar("DeliveredType")
 
