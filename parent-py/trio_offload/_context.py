@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
@@ -13,26 +11,20 @@ import trio
 from trio import CapacityLimiter
 from trio.lowlevel import checkpoint_if_cancelled, current_task
 
-from trio_offload_worker._jobs.retire import RetireWhen
-
 from ._cache import WorkerCache
-from ._exceptions import BrokenWorkerError
 from ._limiter import Limiter, current_default_worker_limiter
-from ._map.map import Map
 from ._options import ContextOptions, WorkerType, check_count, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
+from ._pool.pool import MAX_LOST, WorkerPool, workers_lost
 from ._pool.tracker import CallTracker, run_shielded
-from ._sizes import readable_size
 from ._statistics import WorkerContextStatistics
-from ._worker.peer import logger
-from ._worker.states import IDLE, STARTING, CallNotRun
+from ._worker.states import STARTING, CallNotRun
 from ._worker.worker import Worker, WorkerSettings
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
     from ._options import MapOptions
-    from ._pickling.payload import Payload
     from ._process.process import WorkerProcess
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
@@ -58,19 +50,17 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
     The options are attributes, under the names of the parameters of that function.
     """
 
+    _settings: WorkerSettings
+    _pool: WorkerPool
+    # Those of the pool. A call saves two attributes.
     _cache: WorkerCache
     _calls: CallTracker
-    _settings: WorkerSettings
-    _warned: threading.Lock  # taken by the first thread that warns
 
     def __init__(self, options: ContextOptions) -> None:
         """Raises ValueError if the trace file cannot be written."""
-        private = {
-            "_cache": WorkerCache(),
-            "_calls": CallTracker(),
-            "_settings": _worker_settings(options),
-            "_warned": threading.Lock(),
-        }
+        settings = _worker_settings(options)
+        pool = WorkerPool(settings, lambda: Worker(settings))
+        private = {"_settings": settings, "_pool": pool, "_cache": pool.cache, "_calls": pool.calls}
         for name, value in {**vars(options), **private}.items():
             object.__setattr__(self, name, value)  # attributes are read-only
         if self._settings.trace is not None:
@@ -126,25 +116,21 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     worker.begin(call)
                 try:
                     if worker.state is STARTING:
-                        await self._finish(worker, kill_on_cancel or cancellable, call)
+                        await self._pool.finish(worker, kill_on_cancel or cancellable, call)
                     else:
                         worker.submit(call)
                     value, error = await worker.answer(kill_on_cancel or cancellable, True)
                     if self.retire is not bool and worker.will_retire():
                         # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
                         worker.ask_to_retire()
-                        self._begin_spare()
+                        self._pool.begin_spare()
                 except CallNotRun:
                     # A worker that was idle may have left for good reasons. One that was started for this call has no
                     # reason to; when one after the other does, to go on would start processes without end.
                     if new:
                         lost.append(worker.process)
-                    if len(lost) == _MOST_LOST:
-                        raise BrokenWorkerError(
-                            f"{len(lost)} workers that were started for a call of {call.name} left one after the other "
-                            "before they had begun with it; does something that init starts end them?",
-                            *lost,
-                        ) from None
+                    if len(lost) == MAX_LOST:
+                        raise workers_lost(call.name, lost) from None
                     # A call that may not be cancelled can be here: it has not begun.
                     await trio.lowlevel.checkpoint_if_cancelled()
                     continue
@@ -269,11 +255,9 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         ``timeout``. Other exceptions always end the iteration, also with ``return_outcomes``:
         :exc:`WorkerStartError` if a worker cannot be started, and exceptions raised by ``items``.
         """
-        settings = map_settings(options)
-        limiter = settings.limiter
-        if limiter is None and settings.workers is None:
-            limiter = current_default_worker_limiter()
-        return Map(self, fn, items, settings, limiter)
+        from ._map.map import Map  # not needed by programs without a map
+
+        return Map(self._pool, fn, items, map_settings(options))
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> WorkerContextStatistics:
@@ -323,7 +307,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                 cache.note_started(worker)
                 cache.push(worker)
                 ready += 1
-                self._warn_of_baseline(worker)
+                self._pool.warn_of_baseline(worker)
         finally:
             try:
                 for worker in begun[ready:]:
@@ -331,58 +315,6 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             finally:
                 calls.leave(key)
         return ready
-
-    async def _ready_worker(self) -> tuple[Worker, bool]:
-        """For ``map``: a worker that takes calls, and whether it is a new one. To be given back with ``_cache.push``.
-
-        A checkpoint if one has to be started; cancelled, it is ended.
-        """
-        worker = self._cache.pop()
-        new = worker is None
-        if worker is None:
-            worker = Worker(self._settings)
-            worker.begin()
-        if worker.state is STARTING:
-            try:
-                await self._finish(worker, True)
-            except BaseException:
-                self._cache.push(worker)
-                raise
-            worker.fork_next()
-        return worker, new
-
-    async def _finish(self, worker: Worker, cancellable: bool, call: Payload | None = None) -> None:
-        """Wait until a worker is ready, and submit a call that was not sent with the greeting."""
-        await worker.finish(cancellable=cancellable)
-        self._cache.note_started(worker)
-        self._warn_of_baseline(worker)
-        if call is not None and worker.state is IDLE:
-            worker.submit(call)
-
-    def _begin_spare(self) -> None:
-        """Somebody is about to leave: who comes next is not to wait for a cold start."""
-        if not self._calls.closed:
-            spare = Worker(self._settings)
-            try:
-                spare.begin()
-            except Exception as error:
-                # Whoever needs a worker tries again, and is told. Here there is a result that must not be lost.
-                logger.warning("no worker could be started ahead of the next call: %s", error)
-            else:
-                self._cache.push_spare(spare)
-
-    def _warn_of_baseline(self, worker: Worker) -> None:
-        """Warn once about a ``retire_when`` below a worker's memory before its first job."""
-        retire, baseline = self.retire, worker.baseline
-        if type(retire) is not RetireWhen or retire.rss is None or baseline < retire.rss:
-            return
-        if self._warned.acquire(blocking=False):
-            warnings.warn(
-                f"retire_when(rss={retire.rss}): {readable_size(retire.rss)} is under the baseline, a worker's memory before its "
-                f"first job: {readable_size(baseline)}. Every worker would be replaced after one job, so the limit applies to "
-                "growth above the baseline instead. Give more than the baseline",
-                stacklevel=2,
-            )
 
     async def _close(self) -> None:
         """Let the running calls finish, refuse new ones, and see all workers off. Not cancellable."""
@@ -448,6 +380,5 @@ def _worker_settings(options: ContextOptions) -> WorkerSettings:
     )
 
 
-_MOST_LOST: Final = 5
 # Stands for a limiter that has let the call pass.
 _PASSED: Final = trio.CapacityLimiter(1)

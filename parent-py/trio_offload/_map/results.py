@@ -1,4 +1,4 @@
-"""What comes out of a ``map``: finished chunks go in, in any order, and single results come out."""
+"""The results of a map: finished chunks go in, in any order, and single results come out."""
 
 from __future__ import annotations
 
@@ -18,41 +18,46 @@ if TYPE_CHECKING:
 DeliveredType = TypeVar("DeliveredType")
 
 
+# Results handed out between two checkpoints. A consumer that only counts takes less than a
+# millisecond for them.
+_MAX_AT_ONCE: Final = 2048
+
+
 class Work(Protocol):
-    """What the results have to know of the work, and to tell it."""
+    """The map, as its results see it."""
 
     @property
     def is_over(self) -> bool:
-        """Whether no more chunks will come."""
+        """True if all chunks have come."""
 
     def problem(self) -> BaseException | None:
-        """Why no more will come, if that is not because all is done."""
+        """Return the error that ended the map early, if any."""
 
     def consumed(self, count: int) -> None:
-        """So many items have left the window."""
+        """Note that some items have left the window."""
 
     def stop(self) -> None:
-        """Nothing more is needed."""
+        """Kill all running items, and drop the others."""
 
     def stop_after(self, start: int) -> None:
-        """Nothing is needed that comes after the chunk which begins with this item."""
+        """Drop the chunks after the one that begins with this item."""
 
     def note(self, error: BaseException, chunk: Chunk, indexes: list[int]) -> None:
-        """Say in an error which items it is about."""
+        """Add a note to an error that names its items."""
 
 
 class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
-    """The async iterator that a ``map`` gives. What is there at once is handed out without a checkpoint in between."""
+    """The async iterator of a map. A checkpoint if it waits, and once for each batch."""
 
     def __init__(self, work: Work, *, ordered: bool, outcomes: bool) -> None:
         self._work = work
         self._ordered = ordered
         self._outcomes = outcomes
-        # Finished chunks that wait for an earlier one, by the index of their first item; the index that is due.
+        # Finished chunks that wait for an earlier one, by the index of their first item.
         self._early: dict[int, _Batch] = {}
-        self._due = 0
+        self._due = 0  # index of the next item in order
         self._ready: collections.deque[_Batch] = collections.deque()
-        # What is being handed out: of how many items it came, and what is raised at its end.
+        # The values being handed out, the number of their items, and the error that follows.
         self._values: Iterator[Any] = iter(())
         self._count = 0
         self._error: BaseException | None = None
@@ -62,8 +67,8 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         self._closed = False
 
     def __aiter__(self) -> AsyncIterator[DeliveredType]:  # noqa: PYI034 a generator, see below
-        # A generator hands out values faster than `__anext__` can. It does not outlive a cancellation, so each loop has its own;
-        # what one of them leaves is there for the next.
+        # A generator hands out values faster than `__anext__`. A cancellation ends it, so each loop
+        # has one. Each continues where the one before it stopped.
         self._generators = [generator for generator in self._generators if generator.ag_frame is not None]
         generator = self._generate()
         self._generators.append(generator)
@@ -78,7 +83,13 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
                 raise StopAsyncIteration
 
     def deposit(self, chunk: Chunk, values: list[Any], failures: dict[int, BaseException]) -> None:
-        """A chunk is finished: the value of each item, or where it has failed the error, by the item's index in the chunk."""
+        """Take a finished chunk.
+
+        Args:
+            chunk: The chunk.
+            values: The value of each item.
+            failures: The errors of the items that failed, by their indexes in the chunk.
+        """
         error: BaseException | None = None
         if self._outcomes:
             values = self._as_outcomes(chunk, values, failures)
@@ -94,26 +105,26 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
             while self._early and (due := self._early.pop(self._due, None)) is not None:
                 self._make_ready(due.values, due.error, due.count)
         if error is not None:
-            # Nothing that comes after it will be handed out.
+            # Results after an error are not handed out.
             if self._ordered:
                 self._work.stop_after(chunk.start)
             else:
                 self._work.stop()
 
     def wake(self) -> None:
-        """Something has changed that whoever waits for a result should look at."""
+        """Wake the tasks that wait for a result, because the state of the map has changed."""
         self._waiting.unpark_all()
 
     def close(self) -> None:
-        """The block is left."""
+        """Drop all results, because the block has been left."""
         self._closed = True
         self._ready.clear()
         self._early.clear()
         self._values = iter(())
         self._count, self._error = 0, None
         for generator in self._generators:
-            # It is at a `yield`, has not begun, or has ended: in none of these cases is there anything to wait for. Another
-            # task may be inside of it; that one is woken, and gets an error.
+            # A generator at a `yield`, before its start, or after its end closes without waiting.
+            # If another task is inside, that task is woken and gets an error.
             with contextlib.suppress(StopIteration, RuntimeError):
                 generator.aclose().send(None)
         self._generators.clear()
@@ -128,7 +139,11 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
 
     @trio.lowlevel.enable_ki_protection
     async def _advance(self) -> bool:
-        """Go on to what is finished by now; False: nothing more will be. Raises the error that ends the iteration."""
+        """Wait for further values. Return False at the end of the iteration.
+
+        Raises:
+            Exception: The error that ends the iteration.
+        """
         self._work.consumed(self._count)
         self._count = 0
         if self._error is not None:
@@ -155,16 +170,19 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         return True
 
     def _take(self) -> None:
-        """Hand out what is ready, up to the first error, and not so much that workers run dry before anybody else has a turn."""
+        """Hand out ready results, up to the first error.
+
+        At most ``_MAX_AT_ONCE``, because workers run dry until other tasks have their turn.
+        """
         ready = self._ready
         batch = ready[0]
-        if len(ready) == 1 and not batch.taken and len(batch.values) <= _AT_ONCE:
-            # Most often.
+        if len(ready) == 1 and not batch.taken and len(batch.values) <= _MAX_AT_ONCE:
+            # The most frequent case.
             ready.clear()
             self._values, self._count, self._error = iter(batch.values), batch.count, batch.error
             return
         parts: list[list[Any]] = []
-        left = _AT_ONCE
+        left = _MAX_AT_ONCE
         while ready and self._error is None and left > 0:
             batch = ready[0]
             part, count = batch.take(left)
@@ -177,10 +195,10 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         self._values = iter(parts[0]) if len(parts) == 1 else itertools.chain.from_iterable(parts)
 
     def _make_ready(self, values: list[Any], error: BaseException | None, count: int) -> None:
-        """What came of the next so many items. The list is this object's from now on."""
+        """Append the results of the next ``count`` items. Takes ownership of the list."""
         ready = self._ready
         last = ready[-1] if ready else None
-        if last is not None and last.may_grow and len(last.values) + len(values) <= _AT_ONCE:
+        if last is not None and last.may_grow and len(last.values) + len(values) <= _MAX_AT_ONCE:
             # One list is handed out faster than several.
             last.values += values
             last.count += count
@@ -194,7 +212,7 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
             self._waiting.unpark_all()
 
     def _as_outcomes(self, chunk: Chunk, values: list[Any], failures: dict[int, BaseException]) -> list[Any]:
-        # Several items may have one error in common.
+        # Several items may share one error.
         indexes: dict[int, list[int]] = {}
         for index in sorted(failures):
             indexes.setdefault(id(failures[index]), []).append(index)
@@ -208,38 +226,34 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
 
 @attrs.define(eq=False)
 class _Batch:
-    """Finished chunks: what is handed out, the error that is raised after it, and how many items it was made of."""
+    """Finished chunks: their values, the error that follows, and the number of their items."""
 
     values: list[Any]
     error: BaseException | None
     count: int
     may_grow: bool = True
-    """Whether more may follow in the same list: none of it has been taken, and no error ends it."""
+    """True until values have been taken, or an error follows them."""
     taken: int = 0
-    """How many of the values have been taken."""
+    """Number of values that have been taken."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether all values have been taken."""
+        """True if all values have been taken."""
         return self.taken == len(self.values)
 
     def take(self, most: int) -> tuple[list[Any], int]:
-        """Up to so many of the values, and how many items have left the window with them."""
+        """Return up to ``most`` values, and the number of items that leave the window with them."""
         first, last = self.taken, min(self.taken + most, len(self.values))
         self.taken = last
         self.may_grow = False
-        # With the last go the items that have no value.
+        # Items without a value leave with the last value.
         count = last - first if last < len(self.values) else self.count - first
         return (self.values if last - first == len(self.values) else self.values[first:last]), count
-
-
-# Results handed out between two checkpoints: less than a millisecond for a consumer that only counts them.
-_AT_ONCE: Final = 2048
 
 
 def _raise(error: BaseException) -> None:
     try:
         raise error
     finally:
-        # Else the error's traceback would hold the error.
+        # Otherwise the error's traceback would refer to the error.
         del error

@@ -1,0 +1,229 @@
+"""The fate of a chunk: pickled, sent again, split, or finished with results and errors.
+
+A chunk runs once. It goes to another worker only if it is known not to have begun. The same holds
+for the part of a chunk that is sent again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import reprlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import attrs
+
+from trio_offload_worker._jobs import chunks as _worker_side
+from trio_offload_worker._jobs.notes import add_note
+from trio_offload_worker._protocol.frames import Frame, Kind
+
+from .._exceptions import BrokenWorkerError
+from .._pickling import calls as _calls
+from .._pickling.payload import Payload, function_name
+from .._pool.pool import MAX_LOST, workers_lost
+from .._worker.endings import describe_ending, load_exception
+from .source import Chunk
+
+if TYPE_CHECKING:
+    from .._worker.worker import Worker
+    from .pace import AdaptiveBatching
+    from .results import Results
+
+# Seconds after which a worker gives back the items of a measured chunk that it has not begun.
+_CHUNK_TIME_LIMIT: Final = 0.1
+
+
+class Sink(Protocol):
+    """The map, as its chunks see it."""
+
+    pace: AdaptiveBatching
+    results: Results[Any]
+
+    def put_back(self, chunk: Chunk) -> None:
+        """Let the next free lane take a chunk that has not begun."""
+
+
+@attrs.define(eq=False)
+class Task:
+    """The function of a map, and how calls of it are pickled."""
+
+    function: Callable[[Any], Any]
+    to_fork: bool
+    """True if the workers are forks of this process."""
+    time_limit: float | None
+    """Seconds after which a worker gives back the rest of a chunk. None means never."""
+    small: bool
+    """True if chunks are ranges, whose pickles are small."""
+    dump_call: Callable[..., Payload]
+    numbers: itertools.count[int]
+    """Numbers of chunks. Workers write them into their records."""
+
+
+def make_task(function: Callable[[Any], Any], *, to_fork: bool, measures: bool, small: bool) -> Task:
+    """Return the task of a map. ``measures`` is true if the chunk size is measured."""
+    return Task(
+        function,
+        to_fork,
+        _CHUNK_TIME_LIMIT if measures else None,
+        small,
+        _calls.dump_call_to_fork if to_fork else _calls.dump_call,
+        itertools.count(int.from_bytes(os.urandom(7), "big")),
+    )
+
+
+def dump_import(task: Task) -> Payload:
+    """Return a call that imports the function in the worker."""
+    return _calls.dump_chunk(_worker_side.prepare, task.function, (), to_fork=task.to_fork)
+
+
+def dump(sink: Sink, task: Task, chunk: Chunk, record: tuple[int, int]) -> Payload | None:
+    """Return the chunk as a call to the worker with this record.
+
+    None means that the chunk is settled: its item has failed, or its items follow one by one.
+    """
+    items = chunk.items
+    if len(items) == 1:
+        try:
+            return task.dump_call(task.function, (items[0],))
+        except Exception as error:
+            sink.results.deposit(chunk, [], {0: error})
+            return None
+    try:
+        return _dump_several(task, chunk, record)
+    except Exception:
+        # One item is at fault, or the function. Each item finds out for itself.
+        for index, item in enumerate(items):
+            sink.put_back(Chunk(chunk.start + index, [item]))
+        return None
+
+
+def _dump_several(task: Task, chunk: Chunk, record: tuple[int, int]) -> Payload:
+    items, function = chunk.items, task.function
+    plain: Sequence[Any] | None = items
+    pickled = None
+    if type(items) is range:
+        plain = items.start, items.stop, items.step
+    elif not _worker_side.are_builtin_values(items):
+        plain = None
+        pickled = [_calls.dump_item(item, function, to_fork=task.to_fork) for item in items]
+    chunk.number = next(task.numbers)
+    return _calls.dump_chunk(
+        _worker_side.run,
+        function,
+        (plain, pickled, chunk.number, record, task.time_limit),
+        to_fork=task.to_fork,
+        small=task.small,
+    )
+
+
+def resend(sink: Sink, task: Task, chunk: Chunk, worker: Worker, *, is_new: bool) -> None:
+    """Put back a chunk whose worker exited before it began.
+
+    The chunk fails after several new workers in a row, because starting more would not help.
+    """
+    if is_new:
+        chunk.lost += (worker.process,)
+    if len(chunk.lost) < MAX_LOST:
+        sink.put_back(chunk)
+        return
+    fail(sink, chunk, workers_lost(function_name(task.function), chunk.lost))
+
+
+def fail(sink: Sink, chunk: Chunk, error: BaseException) -> None:
+    """Finish a chunk: each of its items fails with the same error."""
+    sink.results.deposit(chunk, [], dict.fromkeys(range(len(chunk.items)), error))
+
+
+def fail_broken(sink: Sink, chunk: Chunk, worker: Worker, error: BrokenWorkerError) -> None:
+    """Finish a chunk whose worker ended while it ran, and put back the items not begun."""
+    count, progress = len(chunk.items), worker.progress
+    if count == 1 or progress.chunk != chunk.number or progress.index >= count:
+        # It was this item, or the item is unknown.
+        fail(sink, chunk, error)
+        return
+    begun, end = progress.index, min(progress.index + max(progress.count, 1), count)
+    failures: dict[int, BaseException] = {}
+    if begun:
+        lost = BrokenWorkerError(
+            f"the result of an item was lost: worker {worker.process.pid}, which had run it, "
+            f"{describe_ending(worker.process)} when it ran a later one of the same chunk of "
+            f"{count} items, before it had sent any result of that. With chunk_size=1 every result "
+            "is sent as soon as it is there",
+            worker.process,
+        )
+        lost.crash = error.crash
+        lost.__cause__ = error
+        failures = dict.fromkeys(range(begun), lost)
+    failures.update(dict.fromkeys(range(begun, end), error))
+    _put_back_from(sink, chunk, end)
+    sink.results.deposit(chunk, [], failures)
+
+
+def accept(
+    sink: Sink,
+    chunk: Chunk,
+    result: tuple[Any, BaseException | None],
+    seconds: float,
+    answer_size: int,
+) -> None:
+    """Finish a chunk that the worker has answered, and put back the items not begun."""
+    count = len(chunk.items)
+    value, error = result
+    if error is not None:
+        # A fault of the whole chunk: for example, the function could not be unpickled.
+        sink.pace.measured(count, seconds, chunk.sent + answer_size)
+        fail(sink, chunk, error)
+        return
+    if count == 1:
+        if sink.pace.measures:
+            sink.pace.measured(1, seconds, chunk.sent + answer_size)
+        sink.results.deposit(chunk, [value], {})
+        return
+    values, pickled, failed, done, worked = value
+    sink.pace.measured(done, worked, chunk.sent + answer_size)
+    failures = {index: _load_failure(*failure) for index, failure in failed.items()} if failed else {}
+    if pickled is not None:
+        values = _load_values(pickled, failures)
+    _put_back_from(sink, chunk, done)
+    sink.results.deposit(chunk, values, failures)
+
+
+def note_items(error: BaseException, task: Task, chunk: Chunk, indexes: list[int]) -> None:
+    """Add a note to an error that names its items."""
+    name = function_name(task.function)
+    first, last = chunk.start + indexes[0], chunk.start + indexes[-1]
+    if first == last:
+        try:
+            shown = reprlib.repr(chunk.items[indexes[0]])
+        except Exception:
+            shown = f"an instance of {type(chunk.items[indexes[0]]).__qualname__}"
+        add_note(error, f"(item {first} of a map of {name}: {shown})")
+    else:
+        add_note(error, f"(items {first} to {last} of a map of {name})")
+
+
+def _put_back_from(sink: Sink, chunk: Chunk, index: int) -> None:
+    if index < len(chunk.items):
+        sink.put_back(Chunk(chunk.start + index, chunk.items[index:]))
+        chunk.items = chunk.items[:index]
+
+
+def _load_values(pickled: list[Any], failures: dict[int, BaseException]) -> list[Any]:
+    """Unpickle results one by one. Errors go into ``failures``."""
+    values = []
+    for index, pair in enumerate(pickled):
+        value = None
+        if pair is not None:
+            try:
+                value = _calls.load_item(*pair)
+            except BaseException as problem:
+                add_note(problem, "(while unpickling the result of a job)")
+                failures[index] = problem
+        values.append(value)
+    return values
+
+
+def _load_failure(stage: str, segments: list[Any], type_name: str, message: str, traceback: str) -> BaseException:
+    body = {"stage": stage, "type": type_name, "message": message, "traceback": traceback}
+    return load_exception(Frame(Kind.RAISED, 0, segments, body))
