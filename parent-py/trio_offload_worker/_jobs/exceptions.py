@@ -63,7 +63,7 @@ def load(data: Any) -> BaseException:
     """
     exception = _pickle.loads(data)
     if not isinstance(exception, BaseException):
-        raise TypeError(f"the pickle holds no exception but {type(exception).__name__}")
+        raise TypeError(f"the pickle must hold an exception, got {type(exception).__name__}")
     return exception
 
 

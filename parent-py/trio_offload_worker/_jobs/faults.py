@@ -59,7 +59,7 @@ def shield(functions: dict[str, Any]) -> dict[str, Callable[..., Any]]:
 
     def register(signum: int, *arguments: Any, **keywords: Any) -> None:
         if signum == STACKS and not is_copy():
-            raise RuntimeError(f"signal {signum} cannot be registered: a worker of trio-offload answers it itself")
+            raise RuntimeError(f"signal {signum} cannot be registered: workers of trio-offload handle it themselves")
         functions["register"](signum, *arguments, **keywords)
 
     def unregister(signum: int) -> bool:

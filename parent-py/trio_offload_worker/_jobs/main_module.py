@@ -104,14 +104,14 @@ def load(settings: dict[str, Any]) -> ModuleType:
         except SystemExit as error:
             _restore_main(before)
             raise RuntimeError(
-                f"the main script {_shown(plan)} ended itself ({error!r}) while a worker loaded it to find a function that lives "
-                f"in it. {_GUARD}"
+                f"the main script {_shown(plan)} exited ({error!r}) while a worker loaded it to find a function or class "
+                f"that is defined in it. {_GUARD}"
             ) from error
         except BaseException as error:
             _restore_main(before)
             add_note(
                 error,
-                f"(while a worker loaded the main script {_shown(plan)}, to find a function or class that lives in it)",
+                f"(while a worker loaded the main script {_shown(plan)}, to find a function or class that is defined in it)",
             )
             raise
         finally:
@@ -134,7 +134,7 @@ def unload_stale(settings: dict[str, Any]) -> None:
 
 
 _GUARD: Final = (
-    "What starts the program belongs behind the guard that keeps it to the main process:\n\n"
+    "Put the code that starts the program behind this guard, so that only the main process runs it:\n\n"
     '    if __name__ == "__main__":\n'
     "        trio.run(main)\n"
 )

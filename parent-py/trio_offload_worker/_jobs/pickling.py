@@ -23,8 +23,8 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
     except ImportError:
         add_note(
             original_error,
-            "(the result of the job cannot be pickled. With the package cloudpickle installed, lambdas, functions and "
-            "classes defined inside functions can be returned too; of open files, locks and generators, return what is in them)",
+            "(the result of the job cannot be pickled. With the package cloudpickle installed, lambdas, local functions "
+            "and local classes can be returned too. Open files, locks and generators cannot: return the data in them)",
         )
         raise original_error from None
     from .cloudpickle import ResultPickler
@@ -44,7 +44,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
     except Exception as error:
         add_note(
             original_error,
-            f"(the result of the job cannot be pickled, by cloudpickle neither: {type(error).__name__}: {error})",
+            f"(the result of the job cannot be pickled, not even by cloudpickle: {type(error).__name__}: {error})",
         )
         raise original_error from None
     return [file.whole(), *buffers]

@@ -62,18 +62,18 @@ class Sentinel:
         self._jobs = 0
         self._has_memory_limit = False
 
-    def tell(self, doing: int) -> None:
+    def tell(self, activity: int) -> None:
         """Publish the worker's new activity.
 
         If the sentinel has decided to end the worker for the last job's memory, this does not
         return.
         """
         memory = self._memory
-        if doing == BUSY:
+        if activity == BUSY:
             self._jobs += 1
             JOBS.pack_into(memory, JOBS_AT, self._jobs)
-        memory[ACTIVITY] = doing
-        if doing == BUSY:
+        memory[ACTIVITY] = activity
+        if activity == BUSY:
             if memory[ASLEEP]:
                 self._wake()
         elif self._has_memory_limit:
@@ -82,7 +82,7 @@ class Sentinel:
                 self._await_verdict()
 
     def configure(self, report_interval: int | None, memory_limit: int | None) -> None:
-        """Set the intervals of SETUP.
+        """Set the report interval and the memory limit of SETUP.
 
         Args:
             report_interval: milliseconds between two reports of a running job.

@@ -158,7 +158,7 @@ class SentinelProcess:
         self._next_tick = now + max(interval, 0.001)
         memory = self._memory
         if memory[ACTIVITY] == BUSY:
-            self._look(now, interval)
+            self._check_job(now, interval)
         elif self._listener != -1:
             memory[ASLEEP] = 1
             os.getppid()  # A system call as memory barrier.
@@ -167,7 +167,7 @@ class SentinelProcess:
             else:
                 memory[ASLEEP] = 0
 
-    def _look(self, now: float, interval: float) -> None:
+    def _check_job(self, now: float, interval: float) -> None:
         report, limit = CONFIG.unpack_from(self._memory, CONFIG_AT)
         if limit != NO_VALUE:
             job = JOBS.unpack_from(self._memory, JOBS_AT)

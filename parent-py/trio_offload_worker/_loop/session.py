@@ -180,7 +180,7 @@ class Session:
         else:
             self._link.restart_idle_time()
 
-    def _asked(self, frame: Frame) -> None:
+    def _retire_on_request(self, frame: Frame) -> None:
         self._retire("asked")
 
     def _retire(self, reason: str) -> NoReturn:
@@ -259,7 +259,7 @@ _HANDLERS: Final = {
     Kind.SETUP: Session._set_up,
     Kind.CALL: Session._call,
     Kind.SETTINGS: Session._settings,
-    Kind.RETIRE: Session._asked,
+    Kind.RETIRE: Session._retire_on_request,
 }
 
 

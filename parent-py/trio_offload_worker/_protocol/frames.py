@@ -151,18 +151,18 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
         return PREFIX.pack(MAGIC, len(header), length) + header
     payload = sum(lengths)
     if not 0 <= id <= MAX_ID:
-        raise ValueError(f"a call's id is between 0 and 2**64 - 1, not {id}")
+        raise ValueError(f"a call's id must be between 0 and 2**64 - 1, got {id}")
     if len(lengths) > MAX_SEGMENTS:
-        raise ValueError(f"a frame has at most {MAX_SEGMENTS} segments, not {len(lengths)}")
+        raise ValueError(f"a frame must have at most {MAX_SEGMENTS} segments, got {len(lengths)}")
     if payload > MAX_PAYLOAD:
-        raise ValueError(f"a frame carries at most {MAX_PAYLOAD} bytes (1 TiB), not {payload}")
+        raise ValueError(f"a frame's payload must have at most {MAX_PAYLOAD} bytes (1 TiB), got {payload}")
     parts = [b"\x84" if body else b"\x83", encode_uint(kind), encode_uint(id), encode_uint(len(lengths), 0x80)]
     parts += map(encode_uint, lengths)
     if body:
         parts.append(dumps(body))
     header = b"".join(parts)
     if len(header) > MAX_HEADER:
-        raise ValueError(f"a frame's header has at most {MAX_HEADER} bytes (16 MiB), not {len(header)}")
+        raise ValueError(f"a frame's header must have at most {MAX_HEADER} bytes (16 MiB), got {len(header)}")
     return PREFIX.pack(MAGIC, len(header), payload) + header
 
 
