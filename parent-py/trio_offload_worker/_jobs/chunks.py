@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 
 def are_builtin_values(values: Sequence[Any]) -> bool:
-    """True if all values are immutable builtin objects or tuples of such: they may share a
-    pickle."""
+    """True if values are immutable builtin objects, or tuples of such, that may share a pickle."""
     kinds = set(map(type, values))
     if kinds <= _BUILTIN_TYPES:
         return True

@@ -12,7 +12,10 @@ _TEXT_LIMIT: Final = 2**20  # bytes
 
 
 def clip(text: str) -> str:
-    """Clip a text to the size that a message may carry, and mark the cut."""
+    """Clip a text to the size that a frame may carry, and mark the cut.
+
+    An exception of a job may have a message of any length.
+    """
     if len(text) <= _TEXT_LIMIT // 4:
         return text
     data = text.encode("utf-8", "backslashreplace")

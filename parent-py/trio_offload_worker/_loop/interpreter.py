@@ -1,4 +1,5 @@
 """Check that a Python worker runs the parent's Python, and apply HELLO to this process.
+
 Most values are correct already: the parent has started its own interpreter with its own switches
 (``trio_offload._interpreter``). In a fork of the parent all are.
 """

@@ -101,8 +101,7 @@ _SOCKET_TYPE: Final = 0o140000  # S_IFSOCK
 
 
 def _prepare_descriptors() -> bool:
-    """Close inherited descriptors but the socket and the record. Return False if those are
-    missing."""
+    """Close the other inherited descriptors. Return False without the socket and the record."""
     try:
         if os.fstat(SOCKET).st_mode & 0o170000 != _SOCKET_TYPE:
             return False

@@ -1,8 +1,8 @@
 """The sentinel process of the Python worker, with the tasks of the executable's sentinel thread.
 
 It ends the worker and all descendants if the parent dies or abandons the worker during a job, or if
-a job exceeds the memory limit. It also sends the reports. A Python thread could not: it needs
-the GIL, which a job may hold. Its design:
+a job exceeds the memory limit. It also sends the reports. A Python thread could not: it needs the
+GIL, which a job may hold. Its design:
 
 * It is forked before other imports, so it is small and shares nearly all of its memory. Beside a
   worker that is a fork of its parent it is as large as the parent, and shares that memory too. Its

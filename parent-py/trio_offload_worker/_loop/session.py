@@ -1,4 +1,5 @@
 """The state machine of a Python worker, as in PROTOCOL.md, "The worker's side" (``session.rs``).
+
 Invariants:
 
 * A frame that the state does not allow ends the worker before memory is allocated for its payload.

@@ -1,4 +1,5 @@
 """Frames and their encoding, without I/O. PROTOCOL.md defines them; ``tests/vectors`` has samples.
+
 The parent and the Python worker share this code. It imports almost nothing, because the Python
 worker pays for each import at each start: ``enum``, ``typing``, ``attrs`` and the CBOR library
 would each take longer than this module.

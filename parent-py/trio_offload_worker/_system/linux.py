@@ -1,4 +1,5 @@
 """Linux features that Python lacks: files of ``/proc``, pidfds, clone, C library functions.
+
 One file, because a Python worker imports all of it at each start.
 """
 
