@@ -30,7 +30,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_offload import BrokenWorkerError
 from trio_offload._process import start as _process
 from trio_offload._process.process import WorkerProcess
-from trio_offload_worker._system import family, linux
+from trio_offload_worker._system import family, figures, linux
 
 
 @pytest.fixture(params=["with pidfds", "without pidfds"])
@@ -510,6 +510,28 @@ async def test_nobody_looks_below_one_that_has_not_stopped(
     # On a busy machine also in a sleep that only SIGKILL ends, out of which it comes stopped.
     assert states
     assert set(states) <= {"T", "D"}
+
+
+async def test_each_descendant_is_found_and_counted_once(begin: Begin, line: Lifeline) -> None:
+    """A child is found below its parent, and by its mark."""
+    process = begin.worker(f'jobs.run_shell("{line.path}", "sleep infinity; :")')
+    await line.pid()
+    with trio.fail_after(PATIENCE):
+        while len(family.descendants(process.pid, 0)) < 2:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+    shell, sleep = family.descendants(process.pid, 0)
+    assert shell != sleep
+    # Their shares, which are what is resident and not shared with others; so the sum of the resident parts is more.
+    held = figures.family_above(process.pid, 0, 0, ())
+    assert held is not None
+    assert held < sum(resident_memory(pid) for pid in (process.pid, shell, sleep))
+    process.kill()
+    await ended(process)
+    await line.ended()
+
+
+def resident_memory(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_who_reacts_to_the_end_of_a_child_ends_before_it(begin: Begin, line: Lifeline, tmp_path: Path) -> None:

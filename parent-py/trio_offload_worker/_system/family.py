@@ -118,7 +118,7 @@ def descendants(root: int, since: int, spared: Collection[int] = ()) -> list[int
     known = {root, *spared}
     found = _below([root], known)
     if found or _may_have_orphans(root):
-        found += orphans(root, since, known)
+        found += orphans(root, since, known.union(found))
     return found
 
 
