@@ -103,7 +103,7 @@ async def test_limits_follow_the_processors(files: Files) -> None:
     assert trio_offload.current_default_worker_limiter().total_tokens == 5
     async with trio_offload.open_worker_context() as context:
         mapped: Any = context.map(abs, [1], limiter=trio.CapacityLimiter(math.inf))
-        assert mapped._limit() == 5
+        assert mapped.limit() == 5
         async with mapped as results:
             assert [result async for result in results] == [1]
 

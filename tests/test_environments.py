@@ -433,5 +433,5 @@ def test_a_user_who_may_not_read_it(tmp_path: Path, wheel: Path) -> None:
     ended = run(command, environment=environment, expect=None)
     if "LocateError" not in ended.stderr:
         pytest.skip(f"that user cannot run this Python at all: {ended.stderr}")
-    assert f"{target / 'bin' / _locate.EXECUTABLE} may not be executed; its mode (700, of user 0)" in ended.stderr
+    assert f"{target / 'bin' / _locate.EXECUTABLE} may not be executed; its mode (700, owner 0)" in ended.stderr
     assert f"user {NOBODY}" in ended.stderr
