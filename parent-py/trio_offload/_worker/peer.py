@@ -39,9 +39,13 @@ class Peer:
         "_record",
         "expires_at",
         "given_up",
+        "process",
         "progress",
         "state",
     )
+
+    process: WorkerProcess
+    """The handle of the process. Unset before the start. Not a property: every call reads it."""
 
     def __init__(self) -> None:
         self._process: WorkerProcess | None = None
@@ -60,12 +64,10 @@ class Peer:
         # How far it had come with a chunk. Known once it has ended.
         self.progress = _record.Progress()
 
-    @property
-    def process(self) -> WorkerProcess:
-        """The handle of the process; there is one once :meth:`start` has returned."""
-        if self._process is None:
-            raise RuntimeError("the worker has not been started")
-        return self._process
+    def _take(self, process: WorkerProcess, record: _record.RecordFile) -> None:
+        """Become the handle of a process that has been started."""
+        self._process = self.process = process
+        self._record = record
 
     @property
     def record_identity(self) -> tuple[int, int]:

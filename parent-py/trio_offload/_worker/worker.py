@@ -324,7 +324,7 @@ class Worker(Peer):
             return True
 
         with self._ended_by_failure(pending.process):
-            self._process, self._record = pending.process, pending.record
+            self._take(pending.process, pending.record)
             self._channel = channel = Channel(pending.ours, self._settings.regions)
             self._greet = None if greet() else greet
             self._oom_kills = pending.oom_kills or _oom.count_kills()
@@ -367,7 +367,7 @@ class Worker(Peer):
     ) -> None:
         """Say the greeting to the process that has been started."""
         with self._ended_by_failure(process):
-            self._process, self._record = process, record
+            self._take(process, record)
             self._channel = Channel(ours, self._settings.regions)
             # More than the socket takes at once (a sys.path of novels) is sent by `finish`.
             self._greeting_rest = self._channel.send_partly(greeting())
@@ -389,7 +389,7 @@ class Worker(Peer):
 
     def leave_unused(self, pending: PendingFork) -> None:
         """Become the handle of a process that was forked ahead and that nobody has a use for. It leaves; a wait must follow."""
-        self._process, self._record = pending.process, pending.record
+        self._take(pending.process, pending.record)
         self._channel = Channel(pending.ours)
         self._leave(in_order=True)
         self.given_up = True
