@@ -39,6 +39,8 @@ def draw(written: dict[str, Any], path: Path) -> None:
     with matplotlib.rc_context(settings):  # type: ignore[arg-type]
         curves = written["curves"]
         heights = [0.27 * len(rows) + 1.2] * bool(rows) + [2.4] * bool(curves)
+        if not heights:
+            return  # the rows that were asked for have neither peers nor curves
         figure = Figure(figsize=(9.6, sum(heights)), layout="constrained")
         parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         if rows:
