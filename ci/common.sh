@@ -169,7 +169,10 @@ suite() {
     shift
     # Two files at a time: most tests wait for the start of some process, and none relies on being alone. By name: sorted by their
     # number of tests, which is what xdist does, those come last that have few and take long, and one processor is idle.
-    "$(dirname "$(environment_python "$interpreter")")/pytest" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=5 "$@"
+    # Without restarts: a test that hangs or crashes takes its process along. xdist would run it again, and may then wait for ever,
+    # with a process that has one test left and waits for the next.
+    "$(dirname "$(environment_python "$interpreter")")/pytest" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+        --durations=5 "$@"
 }
 
 # Cargo's environment for an interpreter: what it builds links that Python, and finds its library when it runs.
