@@ -1,6 +1,6 @@
 """Collaboration: contexts, limiters, scopes and the cache, with workers that are fakes in this process.
 
-The fake keeps the contract of ``Worker``; tests/test_worker.py puts both through the same suite.
+The fake keeps the contract of ``Worker``; tests/worker/test_worker.py puts both through the same suite.
 """
 
 from __future__ import annotations

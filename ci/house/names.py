@@ -1,4 +1,7 @@
-"""Names: modules that a text mentions exist, ARCHITECTURE.md names each file, tests have short names."""
+"""Names: modules that a text mentions exist, ARCHITECTURE.md names each file, tests have short names.
+
+Folders of tests mirror those of the parent.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from .layers import ROOT, Module, Tree
 from .prose import markdown
 
 MAX_TEST_NAME = 60
+# Folders of tests without a folder of the parent.
+OTHER_TESTS = {"project", "typing", "vectors", "worker_side"}
 # Where modules are named: in `py.import("…")`, `sys.modules[…]`, `monkeypatch.setattr("…")` and in prose.
 TEXTS = ("parent-py", "worker-bin/src", "worker-bin/tests", "tests", "benchmarks", "ci", "examples", "docs")
 SUFFIXES = {".py", ".rs", ".md", ".sh", ".toml", ""}
@@ -30,6 +35,7 @@ def check(trees: dict[str, Tree]) -> Iterator[Finding]:
     yield from module_names(trees)
     yield from architecture(trees)
     yield from layer_tables(trees)
+    yield from folders_of_tests(trees)
     yield from test_names()
     yield from links()
 
@@ -107,6 +113,17 @@ def layer_tables(trees: dict[str, Tree]) -> Iterator[Finding]:
             if units not in rows:
                 message = f"has no row with these units of {tree.name}: {', '.join(sorted(units))}"
                 yield Finding("architecture", f"{tree.name} layer {number + 1}", "ARCHITECTURE.md", message)
+
+
+def folders_of_tests(trees: dict[str, Tree], root: Path = ROOT) -> Iterator[Finding]:
+    """A folder of tests has the name of a unit of the parent, and a row in ARCHITECTURE.md."""
+    text = (root / "ARCHITECTURE.md").read_text()
+    for name in sorted({path.parent.name for path in (root / "tests").glob("*/test_*.py")}):
+        place = f"tests/{name}"
+        if f"_{name}" not in trees["parent"].rank and name not in OTHER_TESTS:
+            yield Finding("test-folder", name, place, f"the parent has no _{name}")
+        if f"`{place}/`" not in text:
+            yield Finding("architecture", place, "ARCHITECTURE.md", f"does not name {place}/")
 
 
 def test_names() -> Iterator[Finding]:

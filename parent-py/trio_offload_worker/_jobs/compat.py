@@ -1,6 +1,6 @@
 """Private functions of Python that differ between its versions, each with its use.
 
-``tests/test_private_names.py`` lists the names.
+``tests/project/test_private_names.py`` lists the names.
 """
 
 from __future__ import annotations

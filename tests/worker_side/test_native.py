@@ -133,7 +133,7 @@ def test_no_descriptor_of_a_jobs_is_touched(tmp_path: Path, worker_type: Any) ->
     path.write_bytes(b"0123456789abcdef" * 1000)
     script = f"""
 import sys
-sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})
+sys.path.insert(0, {os.path.dirname(jobs.__file__)!r})
 import native_jobs, trio
 from trio_offload import BrokenWorkerError, WorkerType, open_worker_context
 

@@ -33,7 +33,7 @@ from trio_offload_worker._protocol.frames import (
 )
 from trio_offload_worker._system.memory import allocate
 
-VECTORS = sorted((Path(__file__).parent / "vectors").glob("*.json"))
+VECTORS = sorted((Path(__file__).resolve().parents[1] / "vectors").glob("*.json"))
 
 
 def plain(value: Any) -> Any:

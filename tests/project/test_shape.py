@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-CI = Path(__file__).resolve().parent.parent / "ci"
+CI = Path(__file__).resolve().parents[2] / "ci"
 
 
 @pytest.fixture
@@ -103,6 +103,17 @@ def test_names_in_texts(house: Any) -> None:
         "trio_offload_worker._loop.main"
     ]
     assert house.names.anchors("# One\n## What `x` is, and why\ntext") == {"one", "what-x-is-and-why"}
+
+
+def test_folders_of_tests(house: Any, trees: Callable[[dict[str, str]], Any], tmp_path: Path) -> None:
+    for name in ("transport", "map", "worker_side", "strange", "programs"):
+        (tmp_path / "tests" / name).mkdir(parents=True)
+        (tmp_path / "tests" / name / ("jobs.py" if name == "programs" else "test_it.py")).touch()
+    (tmp_path / "ARCHITECTURE.md").write_text("`tests/transport/` `tests/worker_side/` `tests/strange/`")
+    assert keys(house.names.folders_of_tests(trees({}), tmp_path)) == {
+        ("test-folder", "strange"),
+        ("architecture", "tests/map"),
+    }
 
 
 def test_sizes_of_code_without_its_tests(house: Any, trees: Callable[[dict[str, str]], Any]) -> None:

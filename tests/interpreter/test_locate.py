@@ -510,7 +510,7 @@ def test_an_executable_for_another_minor_version(tmp_path: Path, starts: Starts)
 
 def other_builds() -> list[str]:
     """Interpreters of this minor version that are not this one; a machine may have several."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     listed = subprocess.run(
         [sys.executable, root / "ci" / "find_pythons.py", "--all"], capture_output=True, text=True, check=True
     )

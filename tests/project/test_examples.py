@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cli_support import COMMAND, PATIENCE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES, README = ROOT / "examples", ROOT / "README.md"
 
 

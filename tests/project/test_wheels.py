@@ -21,7 +21,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WHEELS = "TRIO_OFFLOAD_WHEELS"  # names a folder of files that ci/test or ci/wheels has built from this checkout
 MOST = 1_500_000  # bytes that a wheel may have
 
