@@ -11,7 +11,7 @@ from .layers import Module, Tree
 
 MAX_FILE, MAX_CLASS, MAX_FUNCTION, MAX_ATTRIBUTES = 400, 300, 60, 24
 # Instances of these are many, or on the way of each call.
-SLOTTED = {"Peer", "Worker", "Channel"}
+SLOTTED = {"Peer", "Worker", "Sender", "Channel"}
 
 
 def check(trees: dict[str, Tree]) -> Iterator[Finding]:

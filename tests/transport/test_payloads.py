@@ -23,10 +23,9 @@ import trio
 import trio.testing
 
 from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, open_worker_context
-from trio_offload._transport import channel as channel_module
 from trio_offload._transport import pages
 from trio_offload._transport.channel import Channel
-from trio_offload._transport.sockets import socket_pair
+from trio_offload._transport.sockets import YIELD_EVERY, socket_pair
 from trio_offload_worker._protocol import segments
 from trio_offload_worker._protocol.frames import Kind, encode_head
 from trio_offload_worker._system import native
@@ -496,4 +495,4 @@ async def test_transfer_yields_whatever_the_speed(direction: str) -> None:
             turns += 1
     theirs.close()
     # What is sent goes as pages, of which a turn takes more, because they are not copied.
-    assert turns >= MANY // (pages._YIELD_EVERY if direction == "sent" else channel_module._YIELD_EVERY)
+    assert turns >= MANY // (pages._YIELD_EVERY if direction == "sent" else YIELD_EVERY)

@@ -504,13 +504,18 @@ async def test_call_in_flight_crosses_with_retirement(tmp_path: Path) -> None:
     assert journal.read_text().split() == ["first"]
 
 
-async def test_retired_worker_is_sent_nothing() -> None:
+async def test_retired_worker_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(WorkerSettings(math.inf, bool, object))
     await worker.start(cancellable=False)
     await run_call(worker, CALL)
     wait_for_end(worker.process.pid)
     sent: list[Any] = []
-    worker._channel.send_at_once = sent.append  # type: ignore[method-assign, union-attr, assignment]
+
+    def send_at_once(channel: Channel, parts: Any) -> list[Any]:
+        sent.append(parts)
+        return []
+
+    monkeypatch.setattr(Channel, "send_at_once", send_at_once)
     worker.submit(CALL)
     worker.submit(CALL)
     worker.flush()

@@ -640,14 +640,12 @@ async def test_a_small_call_that_the_socket_does_not_take_at_once(
     peer: Peer, taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = await bring_to(State.IDLE, peer)
-    channel = worker._channel
-    assert channel is not None
-    send_small = channel.send_small
+    send_small = Channel.send_small
 
-    def send_some(data: bytes) -> bytes:
-        return send_small(data[:taken]) + data[taken:] if taken else data
+    def send_some(channel: Channel, data: bytes) -> bytes:
+        return send_small(channel, data[:taken]) + data[taken:] if taken else data
 
-    monkeypatch.setattr(channel, "send_small", send_some)
+    monkeypatch.setattr(Channel, "send_small", send_some)
     outcomes: list[Any] = []
 
     async def run() -> None:
@@ -671,14 +669,12 @@ async def test_the_end_of_a_worker_while_a_small_call_waits_for_room(
 ) -> None:
     """What was sent of the call decides whether it may be run by another worker."""
     worker = await bring_to(State.IDLE, peer)
-    channel = worker._channel
-    assert channel is not None
 
-    def send_some(data: bytes) -> bytes:
+    def send_some(channel: Channel, data: bytes) -> bytes:
         peer.end()
         return data[taken:]
 
-    monkeypatch.setattr(channel, "send_small", send_some)
+    monkeypatch.setattr(Channel, "send_small", send_some)
     result = await capture(lambda: run_call(worker, CALL, cancellable=True))
     assert type(result) is (BrokenWorkerError if taken else CallNotRun)
     assert worker.process.exitcode == 0

@@ -14,6 +14,8 @@ from trio_offload_worker._protocol.frames import Buffer
 # (net.core.wmem_max, socket(7)).
 SOCKET_BUFFER_SIZE: Final = 4 * 2**20
 MAX_PARTS: Final = 512  # below the kernel's IOV_MAX of 1024, see writev(2)
+# After this many copied bytes, one millisecond, the other tasks run.
+YIELD_EVERY: Final = 2 * 2**20
 # The other side has closed its end, or the program has closed ours.
 GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTSOCK)
 

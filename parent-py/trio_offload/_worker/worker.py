@@ -47,7 +47,6 @@ from .._process import oom as _oom
 from .._process import record as _record
 from .._process import start as _process
 from .._process.fork_lock import fork_lock
-from .._process.inherited import inherited
 from .._process.privileges import Grant
 from .._process.start import executable_command
 from .._sizes import readable_size
@@ -310,6 +309,8 @@ class Worker(Peer):
         Raises:
             WriteFailed: it is not there, or not any more.
         """
+        # Only workers of a template need it.
+        from .._process.inherited import inherited
 
         def greet() -> bool:
             try:
@@ -318,10 +319,8 @@ class Worker(Peer):
                     rest = channel.send_with_descriptors(frames, streams if directory is None else [*streams, directory])
             except OSError as error:
                 raise _not_forked(error) from error
-            if rest is None:
-                return False
-            self._greeting_rest = rest
-            return True
+            self._greeting_rest = rest or []
+            return rest is not None
 
         with self._ended_by_failure(pending.process):
             self._take(pending.process, pending.record)
