@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -248,21 +248,52 @@ def worker_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(params=["spawn", "forkserver", "fork", "loop"])
-def of_any_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The type for a context, whose workers are of each kind by turns: the executable, forked off a template, a fork of this process, the
-    loop in Python."""
-    from trio_offload import WorkerType
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kind of worker by turns; see ``kinds.py``."""
+    from kinds import use_loops
+
     from trio_offload._interpreter import locate as _locate
 
     if request.param == "loop":
-        monkeypatch.setattr(_locate, "runtime", lambda: _locate.WorkerRuntime("", "", "a test wants the loop"))
-        return WorkerType.SPAWN
-    if request.param == "forkserver" and not _locate.runtime().is_native:
+        use_loops(monkeypatch)
+    elif request.param == "forkserver" and not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
-    return WorkerType(request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def of_any_kind(kind: str) -> Any:
+    """The type for a context, whose workers are of each kind by turns."""
+    from kinds import type_of
+
+    return type_of(kind)
 
 
 # --- for everyone --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def context() -> AsyncIterator[Any]:
+    """An open context without options. A file that needs another has a fixture of its own."""
+    from trio_offload import open_worker_context
+
+    async with open_worker_context() as context:
+        yield context
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Contexts use the fakes of ``fakes.py``; the default context is a new one for the test."""
+    from fakes import Plan
+
+    from trio_offload import WorkerContext, _context, _default
+    from trio_offload._options import ContextOptions
+
+    plan = Plan()
+    monkeypatch.setattr(_context, "Worker", plan.make)
+    monkeypatch.setattr(_default.default_context, "_current", WorkerContext._create(ContextOptions()))
+    yield plan
+    assert not plan.running, "a worker was left running"
 
 
 @pytest.fixture

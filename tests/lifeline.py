@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
-from trio_offload import WorkerContext
+if TYPE_CHECKING:
+    from trio_offload import WorkerContext
 
 PATIENCE = 60.0
 """Seconds after which something that should have happened never will. The machine may be busy."""

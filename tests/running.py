@@ -14,7 +14,9 @@ import sys
 import sysconfig
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,23 @@ async def ceiling(kind: WorkerType, size: int) -> int:
     async with open_worker_context(worker_type=kind) as context:
         held: int = await context.run_sync(resident_memory)
     return size + held
+
+
+def in_fork(function: Callable[[], int | None]) -> int:
+    """The exit status of a copy of this process that calls the function: what it returns, and 99 if it raises."""
+    with warnings.catch_warnings():
+        # Trio keeps threads for a while, after another test; here they do nothing. Python 3.12 and newer warn of them.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            status = function() or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 Command = Sequence["str | bytes | Path"]

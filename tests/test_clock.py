@@ -29,19 +29,9 @@ from trio_offload import (
     _clock,
     open_worker_context,
 )
-from trio_offload._interpreter import locate as _locate
 from trio_offload._process import pending
 
-LOOP = _locate.WorkerRuntime("", "", "a test wants it so")
 LATE = 0.2  # seconds; a clock that jumps passes it at once
-
-
-@pytest.fixture(params=["spawn", "loop", "forkserver", "fork"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> WorkerType:
-    if request.param == "loop":
-        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
-        return WorkerType.SPAWN
-    return WorkerType(request.param)
 
 
 def run_jumping(function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -64,9 +54,9 @@ def wait_for_threads() -> None:
 # --- of workers ------------------------------------------------------------------------------------
 
 
-def test_a_worker_gets_its_time_to_leave(kind: WorkerType) -> None:
+def test_a_worker_gets_its_time_to_leave(of_any_kind: WorkerType) -> None:
     async def main() -> float:
-        async with open_worker_context(worker_type=kind) as context:
+        async with open_worker_context(worker_type=of_any_kind) as context:
             await context.run_sync(jobs.exit_late, LATE)
             begin = time.monotonic()
         return time.monotonic() - begin
@@ -76,19 +66,19 @@ def test_a_worker_gets_its_time_to_leave(kind: WorkerType) -> None:
     wait_for_threads()
 
 
-def test_one_that_does_not_leave_is_killed_when_its_time_is_over(kind: WorkerType) -> None:
+def test_one_that_does_not_leave_is_killed_when_its_time_is_over(of_any_kind: WorkerType) -> None:
     async def main() -> None:
         with pytest.raises(BrokenWorkerError, match="1 had to be killed after the grace period"):
-            async with open_worker_context(worker_type=kind, grace_period=LATE) as context:
+            async with open_worker_context(worker_type=of_any_kind, grace_period=LATE) as context:
                 await context.run_sync(jobs.keep_from_leaving)
 
     run_standing(main)
     wait_for_threads()
 
 
-def test_how_a_slow_death_ended_is_told(kind: WorkerType) -> None:
+def test_how_a_slow_death_ended_is_told(of_any_kind: WorkerType) -> None:
     async def main() -> None:
-        async with open_worker_context(worker_type=kind) as context:
+        async with open_worker_context(worker_type=of_any_kind) as context:
             with pytest.raises(BrokenWorkerError, match="exited with status 9"):
                 await context.run_sync(jobs.close_all_and_die_late, LATE)
 
@@ -96,11 +86,13 @@ def test_how_a_slow_death_ended_is_told(kind: WorkerType) -> None:
     wait_for_threads()
 
 
-def test_one_whose_process_goes_on_as_another_program_is_killed(kind: WorkerType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_whose_process_goes_on_as_another_program_is_killed(
+    of_any_kind: WorkerType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trio_offload._worker.peer, "_EXIT_TIMEOUT", LATE)
 
     async def main() -> None:
-        async with open_worker_context(worker_type=kind) as context:
+        async with open_worker_context(worker_type=of_any_kind) as context:
             with pytest.raises(BrokenWorkerError, match="stopped answering without exiting"):
                 await context.run_sync(jobs.become_sleep)
 
@@ -145,9 +137,9 @@ async def until_stopped_by_machine(pid: int) -> None:
 # --- of map ----------------------------------------------------------------------------------------
 
 
-def test_an_item_gets_its_time(kind: WorkerType) -> None:
+def test_an_item_gets_its_time(of_any_kind: WorkerType) -> None:
     async def main() -> None:
-        async with open_worker_context(worker_type=kind) as context:
+        async with open_worker_context(worker_type=of_any_kind) as context:
             async with context.map(jobs.sleep_and_return, [LATE, 0], timeout=1000, workers=1) as results:
                 assert [result async for result in results] == [LATE, 0]
 
@@ -155,9 +147,9 @@ def test_an_item_gets_its_time(kind: WorkerType) -> None:
     wait_for_threads()
 
 
-def test_one_that_takes_longer_is_ended(kind: WorkerType) -> None:
+def test_one_that_takes_longer_is_ended(of_any_kind: WorkerType) -> None:
     async def main() -> None:
-        async with open_worker_context(worker_type=kind) as context:
+        async with open_worker_context(worker_type=of_any_kind) as context:
             async with context.map(jobs.sleep_and_return, [1000.0], timeout=LATE, workers=1) as results:
                 with pytest.raises(WorkerTimeoutError):
                     await anext(results)
@@ -184,10 +176,10 @@ def test_a_deadline_of_the_users_is_by_trios_clock() -> None:
     assert run_jumping(main) == 3600
 
 
-def test_what_waits_for_processes_does_not_move_trios_clock(kind: WorkerType) -> None:
+def test_what_waits_for_processes_does_not_move_trios_clock(of_any_kind: WorkerType) -> None:
     async def main() -> float:
         begin = trio.current_time()
-        async with open_worker_context(worker_type=kind) as context:
+        async with open_worker_context(worker_type=of_any_kind) as context:
             async with context.map(abs, range(5), timeout=5) as results:
                 assert [result async for result in results] == list(range(5))
             await context.run_sync(jobs.exit_late, LATE)

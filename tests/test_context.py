@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,17 +18,6 @@ from trio.testing import Sequencer, wait_all_tasks_blocked
 
 import trio_offload
 from trio_offload import WorkerContext, WorkerType, _context, _default, cache_scope, open_worker_context, run_sync
-from trio_offload._options import ContextOptions
-
-
-@pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
-    """Contexts use fakes; the default context is a new one for the test."""
-    plan = Plan()
-    monkeypatch.setattr(_context, "Worker", plan.make)
-    monkeypatch.setattr(_default.default_context, "_current", WorkerContext._create(ContextOptions()))
-    yield plan
-    assert not plan.running, "a worker was left running"
 
 
 async def test_the_last_idle_worker_is_used_first(plan: Plan) -> None:
@@ -316,11 +304,6 @@ async def test_wrong_settings_are_refused_by_name(arguments: dict[str, Any], err
                 pytest.fail("the block was entered")
     with pytest.raises(error, match=name):
         trio_offload.configure_default_context(**arguments)
-
-
-def test_a_context_has_no_public_constructor() -> None:
-    with pytest.raises(TypeError, match="open_worker_context"):
-        WorkerContext()
 
 
 async def test_replacing_a_default_context_in_use_warns(plan: Plan) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PROGRAMS, plain_environment, run
+from kinds import environment_of
+from running import PROGRAMS, run
 
 import trio_offload
 from trio_offload import WorkerType
-from trio_offload._interpreter import locate as _locate
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "program-state.md"
 MOMENTS = {"call": "call", "start": "worker", "template": "template", "no": "never"}
@@ -34,7 +34,7 @@ def rows() -> list[list[str]]:
 @cache
 def found(kind: str) -> tuple[dict[str, str], dict[str, bool]]:
     """What the program finds: for each row when a change is seen, and whether a job's change is kept."""
-    environment = plain_environment(PYTHONPATH=str(PROGRAMS / "by_the_loop") if kind == "loop" else None)
+    environment = environment_of(kind)
     program = PROGRAMS / "program_state.py"
     seen, kept = run([sys.executable, program, kind.replace("loop", "spawn")], environment=environment).lines()
     return json.loads(seen), json.loads(kept)
@@ -58,14 +58,6 @@ def test_that_all_rows_are_in_the_table() -> None:
 # --- context variables ---------------------------------------------------------------------------
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
-
-
-@pytest.fixture(params=COLUMNS)
-def any_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> WorkerType:
-    if request.param != "loop":
-        return WorkerType(request.param)
-    monkeypatch.setattr(_locate, "runtime", lambda: _locate.WorkerRuntime("", "", "the test wants it so"))
-    return WorkerType.SPAWN
 
 
 def prepare() -> None:
@@ -94,9 +86,9 @@ def fail() -> None:
     raise ValueError("a job that fails")
 
 
-async def test_what_init_sets_is_for_every_job(any_type: WorkerType) -> None:
+async def test_what_init_sets_is_for_every_job(of_any_kind: WorkerType) -> None:
     """A decimal context is changed in place, and yet each job has its own; `retire` has too."""
-    async with trio_offload.open_worker_context(worker_type=any_type, init=prepare, retire=retire_if_changed) as context:
+    async with trio_offload.open_worker_context(worker_type=of_any_kind, init=prepare, retire=retire_if_changed) as context:
         for _ in range(2):
             assert await context.run_sync(change) == ("of a job", 3)
             with pytest.raises(ValueError, match="fails"):
@@ -113,12 +105,12 @@ def ask_and_change(_: int) -> tuple[str, int]:
     return found
 
 
-async def test_what_an_import_sets_is_for_every_job(any_type: WorkerType, tmp_path: Path, monkeypatch: Any) -> None:
+async def test_what_an_import_sets_is_for_every_job(of_any_kind: WorkerType, tmp_path: Path, monkeypatch: Any) -> None:
     """A module that sets the precision when it is imported is imported once, and counts for all jobs."""
     (tmp_path / "precise.py").write_text(
         "import decimal\ndecimal.getcontext().prec = 50\ndef ask(): return decimal.getcontext().prec\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    async with trio_offload.open_worker_context(worker_type=any_type) as context:
+    async with trio_offload.open_worker_context(worker_type=of_any_kind) as context:
         function = contextvars.copy_context().run(__import__, "precise").ask
-        assert [await context.run_sync(function) for _ in range(2)] == [28 if any_type is WorkerType.FORK else 50] * 2
+        assert [await context.run_sync(function) for _ in range(2)] == [28 if of_any_kind is WorkerType.FORK else 50] * 2

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import pytest
 import trio
 from lifeline import PATIENCE, wait_for_end
-from running import run_script
+from running import in_fork, run_script
 
 import trio_offload
 from trio_offload import WorkerType, _at_exit, open_worker_context, retire_when
@@ -232,17 +231,11 @@ async def test_a_fork_in_the_middle_of_a_closing_closes_nothing_else(what: str, 
             original(number)
 
     def fork() -> None:
-        with warnings.catch_warnings():
-            # From Python 3.12 on it warns of other threads, and those are what this is about.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid == 0:
-            try:
-                os.fstat(number)
-                os.write(report[1], b"open")
-            finally:
-                os._exit(0)
-        os.waitpid(pid, 0)
+        in_fork(look)
+
+    def look() -> None:
+        os.fstat(number)
+        os.write(report[1], b"open")
 
     try:
         monkeypatch.setattr(os, "close", close)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import jobs
 import pytest
 import trio
 from lifeline import PATIENCE, Lifeline
+from running import in_fork
 
 from trio_offload import BrokenWorkerError, open_worker_context, retire_when
 from trio_offload._trace import TraceWriter
@@ -190,16 +189,12 @@ def test_a_fork_of_the_program_writes_nothing(path: Path) -> None:
     """Neither its events nor, at its end, the closing bracket."""
     writer = TraceWriter(str(path))
     writer.open()
-    with warnings.catch_warnings():
-        # Trio's threads of other tests may still be there.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            writer.memory(1, 0.0, 1)
-            writer.close()
-        os._exit(0)
-    os.waitpid(pid, 0)
+
+    def write() -> None:
+        writer.memory(1, 0.0, 1)
+        writer.close()
+
+    assert in_fork(write) == 0
     writer.job(1, "f", 0.0, 0.0, "ok")
     writer.close()
     assert [event["name"] for event in json.loads(path.read_text())] == ["process_name", "f"]

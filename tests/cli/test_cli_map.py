@@ -12,13 +12,6 @@ import pytest
 from cli_support import COMMAND, JOBS, PATIENCE, Ran, run, started, wait_for_files
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working directory with a module ``jobs``."""
-    (tmp_path / "jobs.py").write_text(JOBS)
-    return tmp_path
-
-
 def assert_one_line_of_complaint(ran: Ran, *parts: str) -> None:
     assert ran.status == 2
     assert ran.stdout == ""

@@ -8,16 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from cli_support import JOBS, PATIENCE, peak_memory, started, wait_until
+from cli_support import PATIENCE, peak_memory, started, wait_until
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working directory with a module ``jobs``."""
-    (tmp_path / "jobs.py").write_text(JOBS)
-    return tmp_path
 
 
 def read_lines(process: subprocess.Popen[bytes], count: int) -> list[bytes]:

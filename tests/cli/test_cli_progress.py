@@ -15,20 +15,13 @@ from pathlib import Path
 
 import attrs
 import pytest
-from cli_support import COMMAND, JOBS, PATIENCE, run, wait_until
+from cli_support import COMMAND, PATIENCE, run, wait_until
 
 pytest.importorskip("rich")
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SHOW_CURSOR = "\x1b[?25h"
 HIDE_CURSOR = "\x1b[?25l"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working directory with a module ``jobs``."""
-    (tmp_path / "jobs.py").write_text(JOBS)
-    return tmp_path
 
 
 class Terminal:

@@ -23,13 +23,6 @@ STOP = 2.0
 """Seconds that the command has for its end after a signal."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working directory with a module ``jobs``."""
-    (tmp_path / "jobs.py").write_text(JOBS)
-    return tmp_path
-
-
 def assert_nothing_runs(process: subprocess.Popen[bytes]) -> None:
     # A killed process leaves the table a moment after whoever waited for it knows.
     wait_until(lambda: not in_session(process.pid), "the end of the session's processes", patience=2)

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import setproctitle
-from running import PROGRAMS, plain_environment, run
+from kinds import environment_of
+from running import run
 
 import trio_offload
 from trio_offload import WorkerType
 from trio_offload._interpreter import command_line as _command_line
-from trio_offload._interpreter import locate as _locate
 
 TITLE = "pictures: (17) of 20"
-KINDS = ("spawn", "loop", "fork", "forkserver")
 
 
 def command_line(pid: int | str = "self") -> list[str]:
@@ -30,12 +29,8 @@ def name_process() -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_title_is_shown_and_stays(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind == "loop":
-        monkeypatch.setattr(_locate, "runtime", lambda: _locate.WorkerRuntime("", "", "the test wants it so"))
-    worker_type = WorkerType(kind.replace("loop", "spawn"))
-    async with trio_offload.open_worker_context(worker_type=worker_type) as context:
+async def test_a_title_is_shown_and_stays(of_any_kind: WorkerType) -> None:
+    async with trio_offload.open_worker_context(worker_type=of_any_kind) as context:
         pid = await context.run_sync(name_process)
         assert command_line(pid) == [TITLE]
         assert await context.run_sync(os.getpid) == pid
@@ -60,11 +55,6 @@ if __name__ == "__main__":
 """
 
 
-def environment_of(kind: str) -> dict[str, str]:
-    return plain_environment(PYTHONPATH=str(PROGRAMS / "by_the_loop") if kind == "loop" else None)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", ["LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONCOERCECLOCALE", "PYTHONINSPECT"])
 def test_title_with_first_variable_changed_for_start(kind: str, first: str, tmp_path: Path) -> None:
     """The command line is looked for in front of the first variable, in memory."""
@@ -75,7 +65,6 @@ def test_title_with_first_variable_changed_for_start(kind: str, first: str, tmp_
     assert ended.lines() == [ascii(TITLE + "\0" * (len(ast.literal_eval(ended.stdout)) - len(TITLE)))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_without_a_title_the_program_is_named(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "service of mine é.py"
     script.write_text(PROGRAM)

@@ -26,6 +26,7 @@ import jobs
 import memory_jobs
 import pytest
 import trio
+from kinds import environment_of
 from lifeline import PATIENCE, Lifeline
 from running import plain_environment, run, run_script, write
 
@@ -34,7 +35,7 @@ from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerStartError,
 from trio_offload._interpreter import locate as _locate
 from trio_offload_worker import resident_memory
 
-ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
+ENVIRONMENT = environment_of()
 MIB = 2**20
 
 

@@ -25,7 +25,7 @@ import test_worker
 from lifeline import Gate, Lifeline
 from running import PROGRAMS
 
-from trio_offload import _context, open_worker_context
+from trio_offload import _context
 from trio_offload._process import start as _process
 from trio_offload._worker.worker import Worker, WorkerSettings
 
@@ -88,12 +88,6 @@ def starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> l
 @pytest.fixture
 def side(line: Lifeline, gate: Gate) -> Any:
     return test_worker.RealSide(line, gate)
-
-
-@pytest.fixture
-async def context() -> Any:
-    async with open_worker_context() as context:
-        yield context
 
 
 def reuse(module: Any, *names: str) -> None:

@@ -22,8 +22,9 @@ import jobs
 import pytest
 import template_jobs
 import trio
+from kinds import environment_of
 from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped, wait_for_end
-from running import plain_environment, run_script, started, write
+from running import in_fork, run_script, started, write
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
@@ -46,7 +47,7 @@ from trio_offload._transport.channel import Channel
 from trio_offload._worker.worker import Worker, WorkerSettings
 from trio_offload_worker._system import family
 
-ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
+ENVIRONMENT = environment_of()
 forked = functools.partial(open_worker_context, worker_type=WorkerType.FORKSERVER)
 
 
@@ -836,13 +837,7 @@ async def test_the_record_of_a_worker_has_no_number_in_it(no_reserve: None) -> N
 
 
 def how_many_a_copy_has(descriptors: set[int]) -> int:
-    with warnings.catch_warnings():
-        # Threads that Trio keeps for a while, after another test, do nothing here.
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        os._exit(len(descriptors & template_jobs.open_descriptors().keys()))
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return in_fork(lambda: len(descriptors & template_jobs.open_descriptors().keys()))
 
 
 # --- the one that is forked ahead ----------------------------------------------------------------

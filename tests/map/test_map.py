@@ -22,6 +22,7 @@ import pytest
 import trio
 from bad_jobs import BaseBoom, Boom
 from fakes import FakeWorker, Plan, pass_gate
+from kinds import use_loops
 from lifeline import PATIENCE, Lifeline
 from outcome import Error, Value
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -37,10 +38,8 @@ from trio_offload import (
     WorkerType,
     _clock,
     _context,
-    _default,
     open_worker_context,
 )
-from trio_offload._interpreter import locate as _locate
 from trio_offload._map import chunks as _chunks
 from trio_offload._map import lane as _lane
 from trio_offload._map.pace import MAX_BYTES, MAX_ITEMS, AdaptiveBatching
@@ -50,18 +49,6 @@ from trio_offload._options import ContextOptions
 from trio_offload._process.process import WorkerProcess
 from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings
 from trio_offload_worker._jobs.retire import RetireWhen
-
-LOOP = _locate.WorkerRuntime("", "", "a test wants it so")
-
-
-@pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
-    """Contexts use fakes."""
-    plan = Plan()
-    monkeypatch.setattr(_context, "Worker", plan.make)
-    monkeypatch.setattr(_default.default_context, "_current", WorkerContext._create(ContextOptions()))
-    yield plan
-    assert not plan.running, "a worker was left running"
 
 
 class Counted:
@@ -1108,7 +1095,7 @@ async def test_wrong_arguments_are_refused_by_name(plan: Plan, arguments: dict[s
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All kinds of worker."""
     if request.param == "loop":
-        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
+        use_loops(monkeypatch)
     elif request.param == "fork":
         open_context = functools.partial(trio_offload.open_worker_context, worker_type=trio_offload.WorkerType.FORK)
         monkeypatch.setitem(globals(), "open_worker_context", open_context)

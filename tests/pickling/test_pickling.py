@@ -11,7 +11,6 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ import outcome as outcomes
 import pytest
 import trio
 
-from trio_offload import RemoteError, WorkerContext, open_worker_context
-
-
-@pytest.fixture
-async def context() -> AsyncIterator[WorkerContext]:
-    async with open_worker_context() as context:
-        yield context
+from trio_offload import RemoteError, WorkerContext
 
 
 async def raised_by(context: WorkerContext, job: Any, *args: Any) -> BaseException:

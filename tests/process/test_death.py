@@ -16,8 +16,9 @@ from typing import Any
 import jobs
 import pytest
 import trio
+from kinds import environment_of
 from lifeline import PATIENCE, Gate, Lifeline, count_descriptors, process_state, until_stopped
-from running import plain_environment, run_script
+from running import run_script
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import (
@@ -386,7 +387,7 @@ print("well")
 
 @pytest.mark.parametrize("how", ["ignored", "waitpid"])
 def test_with_sigchld_ignored_or_a_foreign_waitpid_nothing_hangs(tmp_path: Path, how: str) -> None:
-    environment = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
+    environment = environment_of()
     ended = run_script(tmp_path, STATUS_IS_LOST, how, environment=environment)
     assert ended.lines() == ["well"]
     assert ended.stderr == ""

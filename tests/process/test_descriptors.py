@@ -26,12 +26,6 @@ PATIENCE = 60  # seconds, where nothing should take long
 
 
 @pytest.fixture
-async def context() -> Any:
-    async with open_worker_context() as context:
-        yield context
-
-
-@pytest.fixture
 def inheritable() -> Iterator[set[str]]:
     """Descriptors that this process would hand to any program: a file, a pipe, a socket, a large number."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1000:

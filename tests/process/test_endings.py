@@ -18,9 +18,9 @@ from typing import Any
 import jobs
 import pytest
 import trio
+from kinds import environment_of
 from lifeline import PATIENCE, Gate, Lifeline, process_state
-from running import PROGRAMS, ceiling, plain_environment, started, write
-from test_worker_side import LOOP
+from running import ceiling, started, write
 
 from trio_offload import (
     BrokenWorkerError,
@@ -29,35 +29,9 @@ from trio_offload import (
     WorkerType,
     open_worker_context,
 )
-from trio_offload._interpreter import locate as _locate
 from trio_offload._process import start as _process
 from trio_offload._worker import worker as _worker
 from trio_offload_worker._system import family, linux
-
-KINDS = ("SPAWN", "FORKSERVER", "FORK", "loop")
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "FORKSERVER" and not _locate.runtime().is_native:
-        pytest.skip("templates need the worker executable, and here workers are run in Python")
-    return str(request.param)
-
-
-@pytest.fixture
-def worker_type(kind: str, monkeypatch: pytest.MonkeyPatch) -> WorkerType:
-    if kind == "loop":
-        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
-        return WorkerType.SPAWN
-    return WorkerType[kind]
-
-
-def environment_of(kind: str) -> dict[str, str]:
-    folders = [os.path.dirname(jobs.__file__)]
-    if kind == "loop":
-        folders.insert(0, str(PROGRAMS / "by_the_loop"))
-    return plain_environment(PYTHONPATH=os.pathsep.join(folders))
-
 
 PROGRAM = """
 import os, signal, sys
@@ -78,7 +52,7 @@ def then_die(function):
     return lying
 
 async def main():
-    options = {} if kind == "loop" else {"worker_type": trio_offload.WorkerType[kind]}
+    options = {} if kind == "loop" else {"worker_type": trio_offload.WorkerType(kind)}
     async with trio_offload.open_worker_context(**options) as context:
         print(await context.run_sync(os.getpid), flush=True)
         async with trio.open_nursery() as nursery:
@@ -111,7 +85,7 @@ async def test_parent_killed_after_each_signal_leaves_nothing(kind: str, tmp_pat
     script = write(tmp_path / "program.py", PROGRAM)
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     # The types differ in who goes on, which the first and the last ones show.
-    for count in range(1, 10) if kind in ("SPAWN", "loop") else (1, 5, 7, 8):
+    for count in range(1, 10) if kind in ("spawn", "loop") else (1, 5, 7, 8):
         line = Lifeline(tmp_path / f"line {count}")
         command = [sys.executable, script, kind, "start_family", line.path, str(count)]
         with started(command, environment=environment_of(kind), **pipes) as program:
@@ -160,8 +134,8 @@ WAYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("way", ["killed by somebody", "killed while idle", *WAYS])
-async def test_every_end_of_worker_ends_its_family(worker_type: WorkerType, line: Lifeline, way: str) -> None:
-    async with open_worker_context(worker_type=worker_type) as context:
+async def test_every_end_of_worker_ends_its_family(of_any_kind: WorkerType, line: Lifeline, way: str) -> None:
+    async with open_worker_context(worker_type=of_any_kind) as context:
         worker = await context.run_sync(jobs.leave_family, line.path)
         assert line.held()
         if way == "killed while idle":
@@ -182,14 +156,14 @@ async def test_every_end_of_worker_ends_its_family(worker_type: WorkerType, line
         await line.ended()
 
 
-async def test_a_job_that_starts_programs_on_and_on_leaves_none(worker_type: WorkerType, line: Lifeline) -> None:
-    async with open_worker_context(worker_type=worker_type, memory_limit=await ceiling(worker_type, 60 << 20)) as context:
+async def test_a_job_that_starts_programs_on_and_on_leaves_none(of_any_kind: WorkerType, line: Lifeline) -> None:
+    async with open_worker_context(worker_type=of_any_kind, memory_limit=await ceiling(of_any_kind, 60 << 20)) as context:
         with pytest.raises(WorkerMemoryError):
             await context.run_sync(jobs.start_on_and_on, line.path)
         await line.ended()
 
 
-@pytest.mark.parametrize("kind", ["FORK", "loop"], indirect=True)
+@pytest.mark.parametrize("kind", ["fork", "loop"], indirect=True)
 async def test_loop_killed_together_with_parent_leaves_nothing(kind: str, tmp_path: Path, line: Lifeline) -> None:
     """Its watcher is there still. (A worker executable has none, as docs/platforms.md says.)"""
     script = write(tmp_path / "program.py", PROGRAM)
@@ -205,16 +179,16 @@ async def test_loop_killed_together_with_parent_leaves_nothing(kind: str, tmp_pa
         await line.ended()
 
 
-@pytest.mark.parametrize("kind", ["FORK", "loop"], indirect=True)
-async def test_killed_sentinel_leaves_no_stopped_worker(worker_type: WorkerType) -> None:
-    async with open_worker_context(worker_type=worker_type) as context:
+@pytest.mark.parametrize("kind", ["fork", "loop"], indirect=True)
+async def test_killed_sentinel_leaves_no_stopped_worker(of_any_kind: WorkerType) -> None:
+    async with open_worker_context(worker_type=of_any_kind) as context:
         with trio.fail_after(PATIENCE):
             assert await context.run_sync(jobs.go_on_without_watcher, kill_on_cancel=True) == 1
 
 
-async def test_orphans_of_jobs_are_not_the_workers_children(worker_type: WorkerType, gate: Gate) -> None:
+async def test_orphans_of_jobs_are_not_the_workers_children(of_any_kind: WorkerType, gate: Gate) -> None:
     """As in any program: init has them and reaps them, and what a job waits for are its own."""
-    async with open_worker_context(worker_type=worker_type) as context:
+    async with open_worker_context(worker_type=of_any_kind) as context:
         worker = await context.run_sync(jobs.leave_orphans, 20)
         gate.open()
         assert await context.run_sync(jobs.wait_for_own_children, gate.path) == (7, 9, 0)
@@ -222,9 +196,9 @@ async def test_orphans_of_jobs_are_not_the_workers_children(worker_type: WorkerT
         assert not children
 
 
-async def test_a_worker_out_of_descriptors_is_held_to_its_ceiling(worker_type: WorkerType, line: Lifeline) -> None:
-    limit = await ceiling(worker_type, 150 << 20)
-    async with open_worker_context(worker_type=worker_type, memory_limit=limit) as context:
+async def test_a_worker_out_of_descriptors_is_held_to_its_ceiling(of_any_kind: WorkerType, line: Lifeline) -> None:
+    limit = await ceiling(of_any_kind, 150 << 20)
+    async with open_worker_context(worker_type=of_any_kind, memory_limit=limit) as context:
         with pytest.raises(WorkerMemoryError):
             # It has started a program, so of the pages that a fork shares with this process only its share counts.
             await context.run_sync(jobs.run_out_of_descriptors, line.path, limit + (50 << 20))
@@ -266,7 +240,7 @@ if refused == "both":
     assert libc.prctl(36, 1, 0, 0, 0) == -1 and ctypes.get_errno() == 22
 
 async def main():
-    options = {} if kind == "loop" else {"worker_type": trio_offload.WorkerType[kind]}
+    options = {} if kind == "loop" else {"worker_type": trio_offload.WorkerType(kind)}
     async with trio_offload.open_worker_context(**options) as context:
         for _ in range(2):
             worker = await context.run_sync(os.getpid)
@@ -305,9 +279,9 @@ async def test_system_without_orphan_search_runs_workers_and_warns(
     await line.ended()
 
 
-async def test_without_proc_a_memory_limit_is_refused(worker_type: WorkerType, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_proc_a_memory_limit_is_refused(of_any_kind: WorkerType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_worker, "is_told", lambda: False)
-    async with open_worker_context(worker_type=worker_type, memory_limit=1 << 30) as context:
+    async with open_worker_context(worker_type=of_any_kind, memory_limit=1 << 30) as context:
         with pytest.raises(WorkerStartError, match="memory_limit cannot be watched here, because /proc"):
             await context.run_sync(bool)
 
@@ -325,14 +299,14 @@ async def test_without_proc_the_log_says_what_does_not_hold_once(
 
 
 async def test_without_proc_what_a_job_has_started_ends_with_it(
-    worker_type: WorkerType, line: Lifeline, monkeypatch: pytest.MonkeyPatch
+    of_any_kind: WorkerType, line: Lifeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mark is read without it, and numbers are tried one after the other."""
 
     def read_nothing(path: str) -> Any:
         raise FileNotFoundError(2, "there is none", path)
 
-    async with open_worker_context(worker_type=worker_type) as context:
+    async with open_worker_context(worker_type=of_any_kind) as context:
         await context.run_sync(bool)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: context.run_sync(jobs.start_family, line.path, kill_on_cancel=True))
@@ -347,9 +321,9 @@ async def test_without_proc_what_a_job_has_started_ends_with_it(
 # --- marks ---------------------------------------------------------------------------------------
 
 
-async def test_a_worker_and_all_that_it_starts_have_its_mark(worker_type: WorkerType, line: Lifeline) -> None:
+async def test_a_worker_and_all_that_it_starts_have_its_mark(of_any_kind: WorkerType, line: Lifeline) -> None:
     before = family.boot_time()
-    async with open_worker_context(worker_type=worker_type) as context:
+    async with open_worker_context(worker_type=of_any_kind) as context:
         worker = await context.run_sync(jobs.leave_family, line.path)
         mark = family.mark_of(worker)
         assert family.is_marked(worker)

@@ -6,13 +6,12 @@ own would disturb them. Each program runs in a process of its own.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import jobs
-from running import Ended, plain_environment, run_script
+from kinds import environment_of
+from running import Ended, run_script
 
-ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
+ENVIRONMENT = environment_of()
 
 
 def run_program(folder: Path, text: str, *arguments: str) -> Ended:

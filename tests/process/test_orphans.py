@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jobs
 import pytest
 import trio
+from kinds import environment_of
 from lifeline import PATIENCE, Lifeline, process_state
-from running import plain_environment, run_script, started, write
+from running import run_script, started, write
 
-ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
+ENVIRONMENT = environment_of()
 
 # The design says one second; a busy machine gets more, and a broken worker would live for ever.
 GONE_WITHIN = 15.0

@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +24,7 @@ import jobs
 import pytest
 import trio
 from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped, wait_for_end
+from running import in_fork
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload import BrokenWorkerError
@@ -405,17 +405,11 @@ def test_fork_does_not_close_a_closed_pidfd(begin: Begin) -> None:
     if number is None:
         pytest.skip("there are no pidfds here")
     os.dup2(0, number)
-    with warnings.catch_warnings():
-        # One of Trio's threads may be there still, of which Python 3.12 and newer warn.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        try:
-            os.fstat(number)
-            os._exit(10)
-        finally:
-            os._exit(11)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 10
+
+    def look() -> None:
+        os.fstat(number)
+
+    assert in_fork(look) == 0
     process.kill()
     assert process.wait_sync(time.monotonic() + PATIENCE)
     os.close(number)

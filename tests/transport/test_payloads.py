@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator
 from typing import Any
 
 import jobs
@@ -33,12 +32,6 @@ from trio_offload_worker._system import native
 numpy = pytest.importorskip("numpy")
 
 MANY = 100_000_000
-
-
-@pytest.fixture
-async def context() -> AsyncIterator[WorkerContext]:
-    async with open_worker_context() as context:
-        yield context
 
 
 def digest(data: Any) -> str:

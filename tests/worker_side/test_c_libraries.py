@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jobs
 import pytest
-from running import plain_environment, run, run_script, write
+from kinds import environment_of
+from running import run, run_script, write
 
 from trio_offload import BrokenWorkerError, WorkerStartError, WorkerType, open_worker_context
 from trio_offload._interpreter import locate as _locate
@@ -93,7 +93,7 @@ NUMBERS = """
 
 
 def preloaded(library: Path) -> dict[str, str]:
-    return plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__), LD_PRELOAD=str(library))
+    return environment_of(LD_PRELOAD=str(library))
 
 
 @needs_executable

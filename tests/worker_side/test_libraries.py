@@ -15,43 +15,23 @@ import jobs
 import library_jobs
 import numpy
 import pytest
-from running import PROGRAMS, plain_environment, run, run_script, write
-from test_worker_side import LOOP
+from kinds import environment_of, type_of
+from running import run, run_script, write
 
 from trio_offload import WorkerType, open_worker_context
-from trio_offload._interpreter import locate as _locate
 
 Opened = Callable[..., Any]
-KINDS = {
-    "spawn": WorkerType.SPAWN,
-    "loop": WorkerType.SPAWN,
-    "fork": WorkerType.FORK,
-    "forkserver": WorkerType.FORKSERVER,
-}
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "forkserver" and not _locate.runtime().is_native:
-        pytest.skip("templates need the worker executable, and here workers are run in Python")
-    return name
 
 
 @pytest.fixture
-def opened(kind: str, monkeypatch: pytest.MonkeyPatch) -> Opened:
+def opened(of_any_kind: WorkerType) -> Opened:
     """Opens contexts whose workers are of the kind."""
-    if kind == "loop":
-        monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
-    return functools.partial(open_worker_context, worker_type=KINDS[kind])
+    return functools.partial(open_worker_context, worker_type=of_any_kind)
 
 
 def environment(kind: str, *folders: Path) -> dict[str, str]:
     """Of a program whose workers are of the kind, if it asks for the type too (``KIND``)."""
-    path = [*map(str, folders), os.path.dirname(jobs.__file__)]
-    if kind == "loop":
-        path.insert(0, str(PROGRAMS / "by_the_loop"))
-    return plain_environment(PYTHONPATH=os.pathsep.join(path), KIND=KINDS[kind].value)
+    return environment_of(kind, *folders, KIND=type_of(kind).value)
 
 
 # --- arrays in init and retire -----------------------------------------------------------------------------

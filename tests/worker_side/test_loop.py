@@ -34,10 +34,11 @@ import test_output
 import test_pickling
 import test_worker
 import trio
+from kinds import BY_THE_LOOP, LOOP, environment_of, use_loops
 from lifeline import PATIENCE, Gate, Lifeline, process_state
 from programs import loop_jobs
-from running import PACKAGES, PROGRAMS, plain_environment, run, run_script, write
-from test_worker_side import LOOP, Parent
+from running import PACKAGES, plain_environment, run, run_script, write
+from test_worker_side import Parent
 
 from trio_offload import (
     BrokenWorkerError,
@@ -47,36 +48,27 @@ from trio_offload import (
     open_worker_context,
 )
 from trio_offload._interpreter import command_line as _command_line
-from trio_offload._interpreter import locate as _locate
 from trio_offload._pickling.calls import dump_call
 from trio_offload._process import start as _process
 from trio_offload_worker._protocol.frames import Kind
 from trio_offload_worker._system import family, linux
 
-BY_THE_LOOP = str(PROGRAMS / "by_the_loop")
-
 
 @pytest.fixture(autouse=True)
 def by_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here, and in the programs that these tests start."""
-    monkeypatch.setattr(_locate, "runtime", lambda: LOOP)
+    use_loops(monkeypatch)
     for module in (test_orphans, test_output):
         path = module.ENVIRONMENT["PYTHONPATH"]
         monkeypatch.setitem(module.ENVIRONMENT, "PYTHONPATH", f"{BY_THE_LOOP}{os.pathsep}{path}")
 
 
-ENVIRONMENT = plain_environment(PYTHONPATH=os.pathsep.join([BY_THE_LOOP, os.path.dirname(jobs.__file__)]))
+ENVIRONMENT = environment_of("loop")
 
 
 @pytest.fixture
 def side(line: Lifeline, gate: Gate) -> Any:
     return test_worker.RealSide(line, gate)
-
-
-@pytest.fixture
-async def context() -> Any:
-    async with open_worker_context() as context:
-        yield context
 
 
 # --- what the executable passes ------------------------------------------------------------------

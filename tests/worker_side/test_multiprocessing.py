@@ -26,12 +26,6 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-async def context() -> Any:
-    async with open_worker_context() as context:
-        yield context
-
-
-@pytest.fixture
 def manager() -> Iterator[Any]:
     # Python 3.12 and newer warn of a fork where there are threads; Trio's are there.
     with multiprocessing.get_context("spawn").Manager() as manager:

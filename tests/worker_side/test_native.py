@@ -13,7 +13,7 @@ import native_jobs
 import pytest
 import trio
 from lifeline import PATIENCE
-from running import ceiling, run_script
+from running import ceiling, in_fork, run_script
 
 from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerType, open_worker_context
 from trio_offload._interpreter import locate as _locate
@@ -80,10 +80,7 @@ async def test_a_job_is_watched_after_its_fork() -> None:
 
 
 def may_unshare() -> bool:
-    pid = os.fork()
-    if pid == 0:
-        os._exit(native_jobs.unshare(native_jobs.CLONE_NEWUSER, None, False)[0] != "")
-    return os.waitpid(pid, 0)[1] == 0
+    return in_fork(lambda: native_jobs.unshare(native_jobs.CLONE_NEWUSER, None, False)[0] != "") == 0
 
 
 @of_both_types

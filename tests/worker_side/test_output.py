@@ -10,15 +10,15 @@ import sys
 import termios
 from pathlib import Path
 
-import jobs
 import pytest
 import trio
+from kinds import environment_of
 from lifeline import PATIENCE, Lifeline
-from running import plain_environment, run_script, started, write
+from running import run_script, started, write
 
 pytestmark = pytest.mark.usefixtures("worker_type")
 
-ENVIRONMENT = plain_environment(PYTHONPATH=os.path.dirname(jobs.__file__))
+ENVIRONMENT = environment_of()
 
 
 PRINTS = """

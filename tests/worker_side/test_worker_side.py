@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from kinds import LOOP
 from lifeline import PATIENCE
 
 from trio_offload import _forked
@@ -26,8 +27,6 @@ from trio_offload._process.process import WorkerProcess
 from trio_offload._worker import worker as _worker
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAGIC, MEMORY, Frame, Kind, encode_head
-
-LOOP: Final = _locate.WorkerRuntime("", "", "a test wants it so")
 
 
 class Parent:
