@@ -151,6 +151,29 @@ async def test_what_has_been_read_in_part_comes_first(line: Line) -> None:
     assert not await line.answer(at_once=True)
 
 
+@pytest.mark.parametrize(("count", "size", "turns"), [(300, 1000, 1), (60_000, 4, 200)], ids=["few", "many"])
+async def test_segments_that_have_arrived_are_read_without_a_wait(line: Line, count: int, size: int, turns: int) -> None:
+    """Other tasks have their turns between the reads of very many."""
+    data = bytes(range(250)) * (count * size // 250)
+    line.theirs.sendall(encode_head(Kind.RESULT, 1, [size] * count) + data)
+    ended = False
+    taken = 0
+
+    async def take_turns() -> None:
+        nonlocal taken
+        while not ended:
+            taken += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        frame = await line.channel.receive(cancellable=True)
+        ended = True
+    assert b"".join(frame.segments) == data
+    assert line.waits == 1
+    assert taken >= turns
+
+
 async def test_an_end_in_the_middle_of_a_frame_is_an_error(line: Line) -> None:
     line.theirs.send(ANSWER[:20])
     line.theirs.close()

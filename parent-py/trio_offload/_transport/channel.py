@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SPINS: Final = range(2)
 # Receives between two spins, where spins always fail. They then cost a sixteenth.
 _MAX_SPINS_SKIPPED: Final = 15
+# A read of a small segment takes as long as copying this many bytes.
+_READ_COST: Final = 8 * 1024
 
 
 class EndOfStream(Exception):
@@ -96,8 +98,8 @@ class Channel(Sender):
                     answer = decoder.next_frame()
                 continue
             try:
-                # `more`: a full read of a large frame, which is followed by more. A read costs a
-                # fraction of a wake-up.
+                # `more`: a large frame, of which more has arrived. A read costs a fraction of a
+                # wake-up.
                 more, answer = self._read()
             except BlockingIOError:
                 more = False  # Trio may wake a task without anything to read.
@@ -182,25 +184,35 @@ class Channel(Sender):
             self._socket.detach()
 
     def _read(self) -> tuple[bool, Frame | None]:
-        """Read once.
+        """Read to the end of a frame, or as much as one time slice allows.
 
         Returns:
-            True if the read had the maximum size; the next frame, or None if it is incomplete.
+            True if the time slice is over; the next frame, or None if it is incomplete.
 
         Raises:
             BlockingIOError: no data has arrived.
         """
-        target = self._decoder.writable()
-        try:
-            count = self._socket.recv_into(target if target.nbytes <= YIELD_EVERY else target[:YIELD_EVERY])
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            check_is_gone(error)
-            count = 0
-        if count == 0:
-            self._ended()
-        return count == YIELD_EVERY, self._decoder.next_frame(count)
+        decoder = self._decoder
+        left = YIELD_EVERY
+        while True:
+            target = decoder.writable()
+            size = target.nbytes
+            try:
+                count = self._socket.recv_into(target if size <= left else target[:left])
+            except BlockingIOError:
+                if left == YIELD_EVERY:
+                    raise
+                return False, None
+            except OSError as error:
+                check_is_gone(error)
+                count = 0
+            if count == 0:
+                self._ended()
+            frame = decoder.next_frame(count)
+            left -= count + _READ_COST
+            # Only a full read is followed by another: each segment of a large frame takes one.
+            if frame is not None or count < size or left <= 0:
+                return left <= 0, frame
 
     def _ended(self) -> NoReturn:
         """Raise the error for the end of the stream.
