@@ -120,8 +120,10 @@ class Counter:
 
     def __init__(self) -> None:
         self.value = 0
+        self.reads = 0
 
     def read(self, path: str) -> str:
+        self.reads += path.startswith(V2)
         answers = {"/proc/self/cgroup": "0::/a\n", f"{V2}/a/memory.events": f"oom 9\noom_kill {self.value}\n"}
         return answers.get(path, "")
 
@@ -130,7 +132,24 @@ class Counter:
 def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     counter = Counter()
     monkeypatch.setattr(_oom, "_read", counter.read)
+    monkeypatch.setattr(_oom._last_read, "of_group", ("", 0, -math.inf))
     return counter
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time at which counters are read."""
+    clock = Clock()
+    monkeypatch.setattr(_oom, "time", clock)
+    return clock
 
 
 def rises_meanwhile(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,3 +197,96 @@ async def test_a_kill_that_may_have_been_before_the_call(counter: Counter, monke
         with pytest.raises(BrokenWorkerError, match=r"a guess: .* may have been before this call") as caught:
             await context.run_sync(die)
     assert not isinstance(caught.value, WorkerMemoryError)
+
+
+def test_busy_workers_share_the_reads(counter: Counter, clock: Clock) -> None:
+    """200 workers that each begin a call every 10 ms, one after the other, for a second."""
+    kills = [_oom.count_kills() for _ in range(200)]
+    looks_at = [clock.now + _oom.CHECK_INTERVAL] * 200
+    counter.reads = 0
+    for _ in range(100):
+        for worker in range(200):
+            clock.now += _oom.CHECK_INTERVAL / 200
+            if clock.now >= looks_at[worker]:
+                kills[worker] = kills[worker].at_call(clock.now)
+                looks_at[worker] = kills[worker].moment + _oom.CHECK_INTERVAL
+            assert clock.now - kills[worker].moment < _oom.CHECK_INTERVAL
+    assert 95 <= counter.reads <= 105
+
+
+def test_a_worker_that_was_idle_reads_at_its_call(counter: Counter, clock: Clock) -> None:
+    """The jobs of an hour begin at the same moment: each is known to have lived when the count was this."""
+    kills = [_oom.count_kills() for _ in range(8)]
+    counter.reads = 0
+    clock.now += 2 * _oom.CHECK_INTERVAL
+    for worker in kills:
+        began = clock.now
+        clock.now += _oom.CHECK_INTERVAL / 100
+        assert worker.at_call(began).moment >= began
+    assert counter.reads == 8
+
+
+def test_a_shared_read_is_older_than_the_call(counter: Counter, clock: Clock) -> None:
+    """Then a rise after it may have been before the call. Until another worker reads the same count during the call."""
+    mine, others = _oom.count_kills(), _oom.count_kills()
+    clock.now += _oom.CHECK_INTERVAL
+    others = others.at_call(clock.now)
+    clock.now += _oom.CHECK_INTERVAL / 2
+    began = clock.now
+    mine = mine.at_call(began)
+    assert mine.moment == others.moment < began
+    counter.value += 1
+    guess = _oom.explain_kill(mine, None, began)
+    assert guess is not None
+    assert not guess.certain
+    counter.value -= 1
+    clock.now += _oom.CHECK_INTERVAL
+    others.at_call(clock.now)
+    counter.value += 1
+    verdict = _oom.explain_kill(mine, None, began)
+    assert verdict is not None
+    assert verdict.certain
+
+
+def test_a_later_read_of_another_count_proves_nothing(counter: Counter, clock: Clock) -> None:
+    """That kill was before the call or in it: nobody looked in between."""
+    mine, others = _oom.count_kills(), _oom.count_kills()
+    clock.now += 1
+    began = clock.now
+    counter.value += 1
+    clock.now += 1
+    others.at_call(clock.now)
+    verdict = _oom.explain_kill(mine, None, began)
+    assert verdict is not None
+    assert not verdict.certain
+
+
+def test_a_rise_during_a_read_is_after_it(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count is at least as new as it says: a look that is interrupted claims no later moment than it was made at."""
+    clock = Clock()
+    kills = _oom.count_kills()
+    read = counter.read
+
+    def read_slowly(path: str) -> str:
+        clock.now += 1
+        return read(path)
+
+    monkeypatch.setattr(_oom, "time", clock)
+    monkeypatch.setattr(_oom, "_read", read_slowly)
+    assert kills.refreshed().moment == 1000.0
+    assert _oom.count_kills().moment == 1001.0
+
+
+def test_a_counter_that_cannot_be_read_any_more(counter: Counter, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no free descriptor, or the group is gone. What was known stays known, and stays as old as it is."""
+    kills = _oom.count_kills()
+    monkeypatch.setattr(_oom, "_read", lambda path: "")
+    clock.now += 1
+    assert kills.at_call(clock.now) is kills
+
+
+def test_another_group(counter: Counter, clock: Clock) -> None:
+    """Of a program that has moved: the counts of two groups are never compared, and never shared."""
+    kills = _oom.count_kills().refreshed()
+    other = _oom.OomKills(0, None, f"{V2}/b/memory.events", kills.moment)
+    assert other.at_call(clock.now) is other

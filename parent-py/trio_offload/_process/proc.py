@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from trio_offload_worker._system.linux import stat_fields
+
+_READ_SIZE: Final = 2**16  # bytes
 
 
 def read_file(path: str) -> str:
     """Return the text of a file of the system; empty if it does not exist or may not be read."""
+    # Half as long as with open(), which makes three objects for a file.
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    parts = []
+    try:
+        while part := os.read(descriptor, _READ_SIZE):
+            parts.append(part)
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return b"".join(parts).decode("ascii", "replace")
 
 
 def start_time(pid: int) -> bytes | None:

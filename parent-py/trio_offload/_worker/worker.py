@@ -877,9 +877,10 @@ class Worker(Peer):
 
     def _look_for_kills(self, now: float) -> None:
         """The worker has just been sent a call: it is none of those that the OOM killer has ended so far."""
-        self._oom_kills = self._oom_kills.refreshed()
+        before, self._oom_kills = self._oom_kills, self._oom_kills.at_call(now)
         self._next_kills = None
-        self._kills_look_at = now + _oom.CHECK_INTERVAL
+        looked = now if self._oom_kills is before else self._oom_kills.moment
+        self._kills_look_at = looked + _oom.CHECK_INTERVAL
 
     def _check_baseline(self) -> None:
         """Check that the memory limit leaves room for a job."""
