@@ -141,12 +141,12 @@ async def test_many_segments_in_one_frame(context: WorkerContext, monkeypatch: p
     assert await context.run_sync(jobs.check_many, arrays) == (70_000, True)
 
 
-@pytest.mark.slow
-async def test_many_buffers_each_way(context: WorkerContext) -> None:
-    arrays = jobs.make_many(70_000, 16_384)
-    assert await context.run_sync(jobs.check_many, arrays) == (70_000, True)
-    back = await context.run_sync(jobs.make_many, 70_000, 16_384)
-    assert jobs.check_many(back) == (70_000, True)
+@pytest.mark.parametrize("count", [1_100, pytest.param(70_000, marks=pytest.mark.slow)])
+async def test_many_buffers_each_way(context: WorkerContext, count: int) -> None:
+    arrays = jobs.make_many(count, 16_384)
+    assert await context.run_sync(jobs.check_many, arrays) == (count, True)
+    back = await context.run_sync(jobs.make_many, count, 16_384)
+    assert jobs.check_many(back) == (count, True)
 
 
 # --- bytes, bytearray and text inside other objects ----------------------------------------------

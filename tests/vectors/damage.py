@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import cbor2
-from generate import MAX_PAYLOAD, MAX_SEGMENTS, cbor, head, readable, wide_head, with_header
+from generate import MAX_PAYLOAD, MAX_SEGMENTS, cbor, head, packed, readable, wide_head, with_header
 from wire_support import decode
 
 FOLDER = Path(__file__).parent
@@ -61,6 +62,8 @@ class Damage:
         kind, number, lengths, *body = items
         if self._strikes():
             body = body or [{}]
+        if self._strikes():
+            lengths = packed(lengths)
         parts = [self._item(item, FOREIGN) for item in (kind, number, lengths)]
         parts += [self._item(self._later(item), NATIVE) for item in body]
         if self._strikes():
@@ -146,6 +149,8 @@ def with_payload(header: bytes, choice: random.Random) -> bytes:
     """A frame with the payload that its header announces, where that is neither unclear nor large; and at times with another."""
     try:
         lengths = cbor2.loads(header)[2]
+        if isinstance(lengths, bytes):
+            lengths = struct.unpack(f">{len(lengths) // 8}Q", lengths)
         size = sum(lengths)
     except Exception:  # whatever can be wrong with a damaged header; which is the point of it
         size = 3

@@ -22,6 +22,7 @@ MAGIC = b"tro\x01"
 MAX_HEADER = 16_777_216
 MAX_PAYLOAD = 1_099_511_627_776
 MAX_SEGMENTS = 65_536
+MAX_ARRAY = 1024
 MAX_ITEMS = 1024
 MAX_LEVELS = 32
 
@@ -106,10 +107,16 @@ def frame(
 
 def encode(one: Frame) -> bytes:
     kind, number, segments, body = one
-    header: list[Any] = [kind, number, [len(segment) for segment in segments]]
+    lengths = [len(segment) for segment in segments]
+    header: list[Any] = [kind, number, lengths if len(lengths) <= MAX_ARRAY else packed(lengths)]
     if body:
         header.append(body)
     return with_header(cbor(header), b"".join(segments))
+
+
+def packed(lengths: list[int]) -> bytes:
+    """Lengths as a byte string."""
+    return struct.pack(f">{len(lengths)}Q", *lengths)
 
 
 def readable(value: object) -> object:
@@ -568,10 +575,14 @@ def encodings() -> None:
         call(5, encode(call(6, b"inner")), MAGIC),
         call(7),
     )
+    good("most-in-array", "as many lengths as an array may have", call(1, *[b"a"] * MAX_ARRAY))
+    good("one-more-than-in-array", "one more, so they are a byte string", call(1, *[b"a"] * (MAX_ARRAY + 1)))
     good(
-        "most-segments",
-        "as many segments as are allowed, all of no length",
-        call(1, *[b""] * MAX_SEGMENTS),
+        "bytes-of-lengths-and-types",
+        "lengths of several widths in a byte string, and a body",
+        frame(
+            RESULT, 5, [bytes(size) for size in (0, 1, 300)] + [b""] * (MAX_ARRAY - 2), {"types": b"\x01" * (MAX_ARRAY + 1)}
+        ),
     )
     add("nothing", "no bytes are no frame and no error", b"")
     add("clean-end-at-once", "an end before the first frame is a clean one", b"", end=True)
@@ -588,6 +599,8 @@ def encodings() -> None:
         add(name, about, with_header(header, b"".join(expected[2])), [expected])
 
     one = call(5, b"abc")
+    accepted("bytes-of-one-length", "a single length in a byte string", cbor([CALL, 5, packed([3])]), one)
+    accepted("bytes-of-no-length", "no length in a byte string", cbor([RETIRE, 0, b""]), RETIRE_FRAME)
     accepted("empty-body", "an empty map means the same as no body", cbor([CALL, 5, [3], {}]), one)
     accepted(
         "empty-body-retire",
@@ -949,13 +962,27 @@ def header_errors() -> None:
     malformed(
         "segments-before-kind",
         "the number of the segments is looked at before the kind",
-        cbor([99, 1, [0] * many]),
+        cbor([99, 1, [0] * (MAX_ARRAY + 1)]),
     )
-    malformed("segments-one-over", "one segment more than is allowed", cbor([CALL, 1, [0] * many]))
     malformed(
         "segments-one-over-claimed",
+        "one segment more than is allowed is claimed, and not there",
+        b"\x83\x03\x01" + head(2, 8 * many),
+    )
+    malformed("array-one-over", "one length more than an array may have", cbor([CALL, 1, [0] * (MAX_ARRAY + 1)]))
+    malformed(
+        "array-one-over-claimed",
         "so many are claimed, and not there",
-        b"\x83\x03\x01" + head(4, many),
+        b"\x83\x03\x01" + head(4, MAX_ARRAY + 1),
+    )
+    for size in (1, 7, 9):
+        malformed(f"bytes-of-lengths-{size}", f"lengths in {size} bytes", cbor([CALL, 1, bytes(size)]))
+    malformed("bytes-of-lengths-short", "fewer bytes of lengths than are claimed", b"\x83\x03\x01\x50" + bytes(15))
+    malformed(
+        "bytes-of-lengths-indefinite",
+        "the lengths are a byte string of indefinite length",
+        b"\x83\x03\x01\x5f\x48" + packed([3]) + b"\xff",
+        b"abc",
     )
 
     for size, text in (
@@ -1069,6 +1096,12 @@ def header_errors() -> None:
     mismatch("mismatch-wraps-to-0", "lengths whose sum is 0 modulo 2^64", [2**64 - 1, 1], 0)
     mismatch("mismatch-wraps-to-p", "lengths whose sum is p modulo 2^64", [2**64 - 1, 2, 2], 3, b"abc")
     mismatch("mismatch-wraps-signed", "lengths whose sum is p modulo 2^63", [2**62, 2**62, 3], 3, b"abc")
+    bad(
+        "mismatch-in-bytes",
+        "lengths in a byte string whose sum is 0 modulo 2^64",
+        "segment_mismatch",
+        with_header(cbor([CALL, 1, packed([2**64 - 1, 1])]), payload_length=0),
+    )
     mismatch("mismatch-wraps-32", "a length that is p modulo 2^32", [2**32 + 3], 3, b"abc")
     bad(
         "mismatch-before-body",

@@ -324,6 +324,13 @@ async def test_arrays_travel_both_ways_and_can_be_written_to(context: WorkerCont
     result += 1
 
 
+async def test_more_arrays_than_an_array_of_lengths_has_room_for(context: WorkerContext) -> None:
+    pytest.importorskip("numpy")
+    back = await context.run_sync(jobs.make_many, 1_100, 16_384)
+    assert jobs.check_many(back) == (1_100, True)
+    assert await context.run_sync(jobs.check_many, back) == (1_100, True)
+
+
 # --- the watcher ---------------------------------------------------------------------------------
 
 # Each takes something away from the worker that it can do without.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import cbor2
 import pytest
 from wire_support import Outcome, decode, observed
 
+from trio_offload_worker._jobs.guards import clip
 from trio_offload_worker._protocol import cbor
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import (
@@ -20,17 +22,20 @@ from trio_offload_worker._protocol.frames import (
     BYTES,
     MAGIC,
     MAX_HEADER,
+    MAX_HEADER_OF_WORKER,
     MAX_ID,
     MAX_ITEMS,
     MAX_PAYLOAD,
     MAX_SEGMENTS,
     MEMORY,
+    PREFIX_SIZE,
     Frame,
     Kind,
     WireError,
     encode_call,
     encode_head,
 )
+from trio_offload_worker._protocol.header import parse_header
 from trio_offload_worker._system.memory import allocate
 
 VECTORS = sorted((Path(__file__).resolve().parents[1] / "vectors").glob("*.json"))
@@ -327,18 +332,52 @@ def test_what_was_written_may_be_said_when_a_frame_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "lengths", "body", "words"),
+    ("kind", "id", "lengths", "body", "words"),
     [
-        (-1, [], None, "between 0 and"),
-        (MAX_ID + 1, [], None, "between 0 and"),
-        (0, [0] * (MAX_SEGMENTS + 1), None, "segments"),
-        (0, [MAX_PAYLOAD, 1], None, "1 TiB"),
-        (0, [], {"message": "x" * MAX_HEADER}, "16 MiB"),
+        (Kind.CALL, -1, [], None, "between 0 and"),
+        (Kind.CALL, MAX_ID + 1, [], None, "between 0 and"),
+        (Kind.CALL, 0, [0] * (MAX_SEGMENTS + 1), None, "segments"),
+        (Kind.CALL, 0, [MAX_PAYLOAD, 1], None, "1 TiB"),
+        (Kind.TEMPLATE, 0, [], {"modules": ["x" * MAX_HEADER]}, f"TEMPLATE must have at most {MAX_HEADER} bytes"),
+        (Kind.ABORTED, 0, [], {"message": "x" * MAX_HEADER_OF_WORKER}, f"at most {MAX_HEADER_OF_WORKER} bytes"),
     ],
 )
-def test_what_is_out_of_bounds_is_not_encoded(id: int, lengths: list[int], body: Any, words: str) -> None:
+def test_what_is_out_of_bounds_is_not_encoded(kind: Kind, id: int, lengths: list[int], body: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        encode_head(Kind.ABORTED, id, lengths, body)
+        encode_head(kind, id, lengths, body)
+
+
+@pytest.mark.parametrize("count", [MAX_SEGMENTS, MAX_SEGMENTS + 1])
+def test_most_segments(count: int) -> None:
+    header = b"\x83\x14\x01\x5a" + struct.pack(f">I{count}Q", 8 * count, *range(count))
+    payload = sum(range(count))
+    if count > MAX_SEGMENTS:
+        with pytest.raises(WireError, match="malformed_header"):
+            parse_header(header, payload, True)
+        return
+    assert parse_header(header, payload, True).lengths == list(range(count))
+    assert encode_head(Kind.RESULT, 1, range(count))[PREFIX_SIZE:] == header
+
+
+def test_largest_header_of_a_worker_fits() -> None:
+    texts = {name: clip("ä" * 2**20) for name in ("type", "message", "traceback", "module")}
+    body = {"stage": "preload"} | texts
+    lengths = [MAX_PAYLOAD // MAX_SEGMENTS] * MAX_SEGMENTS
+    head = encode_head(Kind.SETUP_FAILED, MAX_ID, lengths, body)
+    assert MAX_HEADER_OF_WORKER * 0.9 < len(head) < MAX_HEADER_OF_WORKER
+    parsed = parse_header(head[PREFIX_SIZE:], sum(lengths), True)
+    assert (parsed.lengths, parsed.body) == (lengths, body)
+
+
+@pytest.mark.parametrize(("of_worker", "limit"), [(True, MAX_HEADER_OF_WORKER), (False, MAX_HEADER)])
+def test_bound_of_headers_from_each_side(of_worker: bool, limit: int) -> None:
+    for length, accepted in ((limit, True), (limit + 1, False)):
+        decoder = Decoder(of_worker=of_worker)
+        prefix = MAGIC + length.to_bytes(4, "big") + bytes(8)
+        decoder.writable()[: len(prefix)] = prefix
+        decoder.wrote(len(prefix))
+        with contextlib.nullcontext() if accepted else pytest.raises(WireError, match="header_too_large"):
+            assert decoder.next_frame() is None
 
 
 # --- the bodies ----------------------------------------------------------------------------------
@@ -385,9 +424,11 @@ def test_random_bytes_are_read_as_by_library() -> None:
     assert agreed > 500
 
 
-BIG = 16 * 2**20 - 64
+BIG = MAX_HEADER_OF_WORKER - 64
 LARGE_HEADERS = {
     "lengths": b"\x83\x14\x01\x9a" + BIG.to_bytes(4, "big") + bytes(BIG),
+    "bytes of lengths": b"\x83\x14\x01\x5a" + BIG.to_bytes(4, "big") + bytes(BIG),
+    "most lengths": b"\x83\x14\x01\x5a" + (8 * MAX_SEGMENTS).to_bytes(4, "big") + bytes(8 * MAX_SEGMENTS),
     "items": b"\x84\x14\x01\x81\x00\xa1\x61a\x9a" + BIG.to_bytes(4, "big") + bytes(BIG),
     "items without an end": b"\x84\x14\x01\x81\x00\xa1\x61a\x9f" + bytes(BIG) + b"\xff",
     "pairs": b"\x84\x14\x01\x81\x00\xba" + (BIG // 4).to_bytes(4, "big") + b"\x62aa\x00" * (BIG // 4),
@@ -405,7 +446,7 @@ LARGE_HEADERS = {
 
 @pytest.mark.parametrize("header", LARGE_HEADERS.values(), ids=LARGE_HEADERS)
 def test_no_header_takes_a_parent_long(header: bytes) -> None:
-    """The whole of it, 16 MiB, is taken in and judged in milliseconds; the bound is for slow machines."""
+    """The whole of it, 5 MiB, is taken in and judged in milliseconds; the bound is for slow machines."""
     decoder = Decoder(of_worker=True)
     data = MAGIC + len(header).to_bytes(4, "big") + bytes(8) + header
     before = time.process_time()

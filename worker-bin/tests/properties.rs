@@ -8,7 +8,9 @@ use fakes::{Heap, Script};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use trio_offload_worker::protocol::figures::Figures;
-use trio_offload_worker::protocol::frame::{self, Header, Kind, Progress};
+use trio_offload_worker::protocol::frame::{
+    self, Header, Kind, PAYLOAD_LIMIT, Progress, SEGMENT_LIMIT, WORKER_HEADER_LIMIT, WireError,
+};
 use trio_offload_worker::protocol::hello::{Bundle, Hello, Script as BootScript, Welcome};
 use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Setup, TEXT_LIMIT, Template, clip};
 use trio_offload_worker::protocol::segments::SegmentType;
@@ -222,4 +224,37 @@ fn the_body_is_left_out_where_there_is_nothing_in_it() {
     let bytes = frame::encode(Header { kind: Kind::Retire, id: 0, lengths: vec![], body: vec![] }).unwrap();
     let value: Value = ciborium::from_reader(&bytes[frame::PREFIX_LENGTH..]).unwrap();
     assert_eq!(value.as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn as_many_segments_as_are_allowed_and_one_more() {
+    for (count, accepted) in [(SEGMENT_LIMIT, true), (SEGMENT_LIMIT + 1, false)] {
+        let lengths: Vec<u64> = (0..count as u64).collect();
+        let header = Header { kind: Kind::Call, id: 1, lengths, body: vec![] };
+        let bytes = frame::encode(header.clone()).unwrap();
+        let parsed = frame::parse(&bytes);
+        if accepted {
+            assert_eq!(parsed, Ok(Progress::Ready { header, consumed: bytes.len() }));
+        } else {
+            assert!(matches!(parsed, Err(WireError::MalformedHeader(_))));
+        }
+    }
+}
+
+#[test]
+fn the_largest_header_of_a_worker_fits_its_bound() {
+    let text = || clip("x".repeat(TEXT_LIMIT + 1));
+    let failure =
+        Failure { stage: "preload".to_owned(), type_name: text(), message: text(), traceback: text(), module: Some(text()) };
+    let lengths = vec![PAYLOAD_LIMIT / SEGMENT_LIMIT as u64; SEGMENT_LIMIT];
+    let header = |message| Header {
+        kind: Kind::SetupFailed,
+        id: u64::MAX,
+        lengths: lengths.clone(),
+        body: Message::SetupFailed(Failure { message, ..failure.clone() }).into_body(),
+    };
+    let bytes = frame::encode(header(text())).unwrap();
+    assert!(bytes.len() * 10 > WORKER_HEADER_LIMIT * 9);
+    let too_large = "x".repeat(2 * TEXT_LIMIT);
+    assert!(matches!(frame::encode(header(too_large)), Err(WireError::HeaderTooLarge(_))));
 }

@@ -15,6 +15,7 @@ from .frames import (
     LENGTH_OF_2,
     MAGIC,
     MAX_HEADER,
+    MAX_HEADER_OF_WORKER,
     MAX_PAYLOAD,
     PREFIX,
     PREFIX_SIZE,
@@ -47,6 +48,8 @@ _PLAIN_STARTS: Final = {
     for kind, (segments, fields) in SHAPES.items()
     if 1 in segments and not any(field.required for field in fields)
 }
+# The objects of segments without bytes, by their type.
+_EMPTY: Final = (bytearray, bytes, bytearray)
 # The only frequent frame with a body: a RESULT with its figures.
 _PLAIN_STARTS[b"\x84" + SINGLE_BYTES[Kind.RESULT]] = Kind.RESULT
 
@@ -63,8 +66,8 @@ class Decoder:
             filled.
         admit: called with the kind of each frame before memory is allocated for its payload. Its
             exceptions propagate from :meth:`next_frame`.
-        of_worker: True if the stream comes from a worker. Bodies of messages that only a parent
-            sends are then skipped, as their number of items is unlimited.
+        of_worker: True if the stream comes from a worker. Its headers have a lower bound. Bodies of
+            messages that only a parent sends are skipped, as their number of items is unlimited.
     """
 
     def __init__(
@@ -239,8 +242,9 @@ class Decoder:
         magic, length, payload = PREFIX.unpack_from(self.buffer, self.start)
         if magic != MAGIC:
             check_magic(magic)
-        if not 0 < length <= MAX_HEADER:
-            raise WireError("header_too_large", f"a header of {length} bytes; 1 to {MAX_HEADER} are allowed")
+        limit = MAX_HEADER_OF_WORKER if self._of_worker else MAX_HEADER
+        if not 0 < length <= limit:
+            raise WireError("header_too_large", f"a header of {length} bytes; 1 to {limit} are allowed")
         if payload > MAX_PAYLOAD:
             raise WireError("payload_too_large", f"a payload of {payload} bytes; {MAX_PAYLOAD} are allowed")
         if available < PREFIX_SIZE + length:
@@ -293,11 +297,11 @@ class _Filling:
 
     def _next(self) -> None:
         for length, kind in self._segments:
-            view, take = self._allocate(length, kind)
-            self._takes.append(take)
-            if len(view):
-                self._view = view
+            if length:
+                self._view, take = self._allocate(length, kind)
+                self._takes.append(take)
                 return
+            self._takes.append(_EMPTY[kind])
         self._view = None
 
     def take(self) -> list[Any]:

@@ -20,8 +20,12 @@ PROTOCOL_VERSION: Final = 1
 
 MAGIC: Final = b"tro\x01"
 MAX_HEADER: Final = 16 * 2**20
+# A worker's largest header has four texts of 1 MiB, and the lengths and types of its segments.
+MAX_HEADER_OF_WORKER: Final = 5 * 2**20
 MAX_PAYLOAD: Final = 2**40
 MAX_SEGMENTS: Final = 65_536
+# Lengths in an array. More of them are a byte string, because Python takes 0.1 µs for each item.
+MAX_ARRAY: Final = 1024
 MAX_ID: Final = 2**64 - 1
 MAX_ITEMS: Final = 1024
 
@@ -89,6 +93,7 @@ for _name, _number in (
     _kind.name = _name
     KINDS[_number] = _kind
     setattr(Kind, _name, _kind)
+FIRST_OF_WORKER: Final = Kind.WELCOME
 
 
 # The magic number, the size of the header, the size of all segments.
@@ -157,13 +162,18 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
         raise ValueError(f"a frame must have at most {MAX_SEGMENTS} segments, got {len(lengths)}")
     if payload > MAX_PAYLOAD:
         raise ValueError(f"a frame's payload must have at most {MAX_PAYLOAD} bytes (1 TiB), got {payload}")
-    parts = [b"\x84" if body else b"\x83", encode_uint(kind), encode_uint(id), encode_uint(len(lengths), 0x80)]
-    parts += map(encode_uint, lengths)
+    parts = [b"\x84" if body else b"\x83", encode_uint(kind), encode_uint(id)]
+    count = len(lengths)
+    if count > MAX_ARRAY:
+        parts += (encode_uint(8 * count, 0x40), struct.pack(f">{count}Q", *lengths))
+    else:
+        parts += (encode_uint(count, 0x80), *map(encode_uint, lengths))
     if body:
         parts.append(dumps(body))
     header = b"".join(parts)
-    if len(header) > MAX_HEADER:
-        raise ValueError(f"a frame's header must have at most {MAX_HEADER} bytes (16 MiB), got {len(header)}")
+    limit = MAX_HEADER if kind < FIRST_OF_WORKER else MAX_HEADER_OF_WORKER
+    if len(header) > limit:
+        raise ValueError(f"the header of a {kind.name} must have at most {limit} bytes, got {len(header)}")
     return PREFIX.pack(MAGIC, len(header), payload) + header
 
 

@@ -15,8 +15,16 @@ use thiserror::Error;
 pub const PREFIX_LENGTH: usize = 16;
 
 pub const HEADER_LIMIT: usize = 1 << 24;
+
+/// The bound of headers that a worker writes: four texts of 1 MiB, and the lengths and types of
+/// segments.
+pub const WORKER_HEADER_LIMIT: usize = 5 << 20;
+
 pub const PAYLOAD_LIMIT: u64 = 1 << 40;
 pub const SEGMENT_LIMIT: usize = 65_536;
+
+/// Most lengths in an array. More of them are a byte string, which Python reads much faster.
+pub const ARRAY_LIMIT: usize = 1024;
 
 /// Most CBOR items in a body, itself included. HELLO and TEMPLATE are bounded by the header's
 /// length only.
@@ -170,23 +178,31 @@ pub fn encode(header: Header) -> Result<Vec<u8>, WireError> {
     write_head(&mut bytes, ARRAY, if header.body.is_empty() { 3 } else { 4 });
     write_head(&mut bytes, UNSIGNED, header.kind as u64);
     write_head(&mut bytes, UNSIGNED, header.id);
-    write_head(&mut bytes, ARRAY, header.lengths.len() as u64);
-    for length in header.lengths {
-        write_head(&mut bytes, UNSIGNED, length);
-    }
+    write_lengths(&mut bytes, &header.lengths);
     if !header.body.is_empty() {
         let pairs = header.body.into_iter().map(|(key, value)| (Value::Text(key), value));
         ciborium::into_writer(&Value::Map(pairs.collect()), &mut bytes)
             .map_err(|_| WireError::MalformedHeader("it cannot be written as CBOR"))?;
     }
     let header_length = u32::try_from(bytes.len() - PREFIX_LENGTH).unwrap_or(u32::MAX);
-    if header_length as usize > HEADER_LIMIT {
+    let limit = if header.kind.is_of_worker() { WORKER_HEADER_LIMIT } else { HEADER_LIMIT };
+    if header_length as usize > limit {
         return Err(WireError::HeaderTooLarge(header_length));
     }
     if let Some(field) = bytes.get_mut(4..8) {
         field.copy_from_slice(&header_length.to_be_bytes());
     }
     Ok(bytes)
+}
+
+fn write_lengths(bytes: &mut Vec<u8>, lengths: &[u64]) {
+    if lengths.len() > ARRAY_LIMIT {
+        write_head(bytes, BYTES, size_of_val(lengths) as u64);
+        lengths.iter().for_each(|length| bytes.extend(length.to_be_bytes()));
+    } else {
+        write_head(bytes, ARRAY, lengths.len() as u64);
+        lengths.iter().for_each(|length| write_head(bytes, UNSIGNED, *length));
+    }
 }
 
 /// Write the head of a CBOR item in the shortest form (RFC 8949, section 3).
@@ -239,18 +255,7 @@ impl Header {
         }
         let kind = read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("the kind is not an unsigned integer"))?;
         let id = read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("the id is not an unsigned integer"))?;
-        let count = read_head(&mut rest, ARRAY).ok_or(MalformedHeader("the lengths are not an array of definite length"))?;
-        let count = usize::try_from(count).ok().filter(|count| *count <= SEGMENT_LIMIT);
-        let count = count.ok_or(MalformedHeader("it has more than 65,536 segments"))?;
-        // Each length takes at least one byte, so this finds a false count before memory is
-        // allocated.
-        if count > rest.len() {
-            return Err(MalformedHeader("it ends before the last of the lengths that it announces"));
-        }
-        let mut lengths = Vec::with_capacity(count);
-        for _ in 0..count {
-            lengths.push(read_head(&mut rest, UNSIGNED).ok_or(MalformedHeader("a length is not an unsigned integer"))?);
-        }
+        let lengths = read_lengths(&mut rest)?;
         let body = if items == 4 { read_body(&mut rest, max_items(kind))? } else { Body::new() };
         if !rest.is_empty() {
             return Err(MalformedHeader("bytes are left over after it"));
@@ -264,6 +269,10 @@ impl Header {
 }
 
 impl Kind {
+    fn is_of_worker(self) -> bool {
+        self as u8 >= Self::Welcome as u8
+    }
+
     fn from_number(number: u64) -> Option<Self> {
         Some(match number {
             1 => Self::Hello,
@@ -285,6 +294,31 @@ impl Kind {
             _ => return None,
         })
     }
+}
+
+/// Read an array of unsigned integers, or a byte string with eight bytes for each.
+fn read_lengths(bytes: &mut &[u8]) -> Result<Vec<u64>, WireError> {
+    use WireError::MalformedHeader;
+    const SIZE: usize = size_of::<u64>();
+    if let Some(size) = read_head(bytes, BYTES) {
+        let size = usize::try_from(size).ok().filter(|size| *size <= SEGMENT_LIMIT * SIZE);
+        let size = size.ok_or(MalformedHeader("it has more than 65,536 segments"))?;
+        let (encoded, rest) = bytes.split_at_checked(size).ok_or(MalformedHeader("it ends inside the lengths"))?;
+        let (lengths, odd) = encoded.as_chunks::<SIZE>();
+        if !odd.is_empty() {
+            return Err(MalformedHeader("the lengths do not have eight bytes each"));
+        }
+        *bytes = rest;
+        return Ok(lengths.iter().map(|length| u64::from_be_bytes(*length)).collect());
+    }
+    let count = read_head(bytes, ARRAY).ok_or(MalformedHeader("the lengths are not of definite length"))?;
+    let count = usize::try_from(count).ok().filter(|count| *count <= ARRAY_LIMIT);
+    let count = count.ok_or(MalformedHeader("it has an array of more than 1,024 lengths"))?;
+    let mut lengths = Vec::with_capacity(count);
+    for _ in 0..count {
+        lengths.push(read_head(bytes, UNSIGNED).ok_or(MalformedHeader("a length is not an unsigned integer"))?);
+    }
+    Ok(lengths)
 }
 
 /// Messages with lists from the parent are bounded by the header's length only.

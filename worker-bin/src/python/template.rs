@@ -172,12 +172,12 @@ impl PythonSide {
             }
             if let Err(error) = outcome {
                 let mut raised = describe(py, error, "preload");
-                raised.failure.module = Some(name.clone());
+                raised.failure.module = Some(clip(name.clone()));
                 return Err(Box::new(raised));
             }
             // The guard is the second thread.
             if with_thread.is_none() && threads::thread_count() > 2 && allowed.unexpected().len() > 1 {
-                with_thread = Some(name.clone());
+                with_thread = Some(clip(name.clone()));
             }
         }
         Ok(with_thread)
