@@ -95,7 +95,6 @@ def change_host() -> None:
 def look_at_once() -> None:
     """Python has no function for such a change: it is noticed a moment later."""
     _privileges._CHECK_INTERVAL = _privileges._NAMESPACES_INTERVAL = 0.0  # type: ignore[misc]
-    _privileges._last_namespaces.found = 0, 0.0, ()
     _privileges._grants.expire()
 
 

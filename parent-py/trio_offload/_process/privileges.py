@@ -2,18 +2,20 @@
 
 A worker inherits them when it starts, and keeps them. If this process changes its own, jobs could
 do more than the program may, or use another root directory. So each worker keeps the privileges of
-its start (:class:`Grant`), and takes calls only while the program has the same.
+its start (:class:`Grant`), and takes calls only while the program has the same. The kernel has them
+for each thread: those of the thread that starts a worker or makes a call count.
 
 A full check takes several microseconds, because a new root directory cannot be noticed by a cheaper
 system call. It is made in these cases:
 
+* A worker is started.
 * The effective user has changed. This is checked before each call (0.13 us).
 * One of the functions of :mod:`os` that change privileges was called. They are wrapped once a
   worker is started, because Python has no audit event for them.
 * A tenth of a second has passed since the last full check. This finds changes by other means
-  (ctypes, extension modules).
+  (ctypes, extension modules). One check serves all workers.
 
-Reading the namespaces takes longer than the rest. They are read in the first two cases, and
+Reading the namespaces takes longer than the rest. They are read in the first three cases, and
 otherwise once a second, and only in a program that may change them (CAP_SYS_ADMIN).
 
 Restrictions that are expensive to read are not noticed: Landlock, a change of the SELinux or
@@ -63,31 +65,49 @@ class Privileges:
 
 
 class Grant:
-    """The privileges with which a process was started, to be compared with the current ones."""
+    """The privileges that a thread has, as its last full check found them.
 
-    __slots__ = ("__weakref__", "check_at", "privileges", "user")
+    All workers that the thread has started with them share one grant.
+    """
 
-    def __init__(self) -> None:
-        # Time of the next check, as time.monotonic().
-        self.check_at = -math.inf
+    __slots__ = ("__weakref__", "check_at", "privileges", "thread", "user")
+
+    def __init__(self, now: float) -> None:
+        self.thread = threading.get_ident()
+        # Time of the next check, as time.monotonic(). Set before the check, so that a concurrent
+        # change causes another.
+        self.check_at = now + _CHECK_INTERVAL
         _grants.add(self)
         self.privileges = current(anew=True)
         self.user = self.privileges.users[1]
 
-    def holds(self, now: float) -> bool:
-        """Return True if this process still has them at ``now``, as :func:`time.monotonic`.
-
-        ``Worker.submit`` repeats the first line, to save a function call.
-        """
-        if now < self.check_at and os.geteuid() == self.user:
-            return True
-        anew = self.check_at == -math.inf
-        # Set before the check, so that a concurrent change causes another.
+    def renew(self, now: float, *, anew: bool) -> bool:
+        """Check again. Return False if the thread has other privileges now."""
+        anew = anew or self.check_at == -math.inf
         self.check_at = now + _CHECK_INTERVAL
         if current(anew=anew) == self.privileges:
             return True
         self.check_at = -math.inf
         return False
+
+
+def current_grant(now: float, *, anew: bool = False) -> Grant:
+    """Return the grant of the calling thread.
+
+    ``Worker.submit`` repeats the tests for one that needs no check, to save a function call.
+
+    Args:
+        now: as :func:`time.monotonic`.
+        anew: make a full check in any case.
+    """
+    grant = _of_thread.grant
+    if grant is not None:
+        if not anew and now < grant.check_at and os.geteuid() == grant.user:
+            return grant
+        if grant.renew(now, anew=anew):
+            return grant
+    _of_thread.grant = grant = Grant(now)
+    return grant
 
 
 def current(*, anew: bool = False) -> Privileges:
@@ -152,12 +172,11 @@ def _may_administer(capabilities: bytes) -> bool:
 
 
 def _namespaces(anew: bool) -> tuple[str, ...]:
-    thread, until, found = _last_namespaces.found
+    until, found = _of_thread.namespaces
     now = time.monotonic()
-    if not anew and now < until and thread == threading.get_ident():
-        return found
-    found = tuple(map(_namespace, _NAMESPACES))
-    _last_namespaces.found = threading.get_ident(), now + _NAMESPACES_INTERVAL, found
+    if anew or now >= until:
+        found = tuple(map(_namespace, _NAMESPACES))
+        _of_thread.namespaces = now + _NAMESPACES_INTERVAL, found
     return found
 
 
@@ -168,10 +187,10 @@ def _namespace(name: str) -> str:
         return ""
 
 
-class _LastNamespaces:
-    def __init__(self) -> None:
-        # One tuple for several threads: the reading thread, the time of the next read, the result.
-        self.found: tuple[int, float, tuple[str, ...]] = (0, 0.0, ())
+class _OfThread(threading.local):
+    grant: Grant | None = None
+    # Time of the next read, and the result of the last.
+    namespaces: tuple[float, tuple[str, ...]] = -math.inf, ()
 
 
 class _Grants:
@@ -197,6 +216,8 @@ class _Grants:
         # Another thread may have held the lock at the moment of the fork. It is re-entrant, because
         # a signal handler may run while it is held.
         self._lock = threading.RLock()
+        # New threads may get the numbers of those that are not in the copy.
+        self.expire()
 
 
 def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,4 +244,4 @@ def _watch() -> None:
 
 _grants: Final = _Grants()
 _system: Final = _System()
-_last_namespaces: Final = _LastNamespaces()
+_of_thread: Final = _OfThread()

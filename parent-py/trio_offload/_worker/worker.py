@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from os import geteuid
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import attrs
@@ -47,7 +48,7 @@ from .._process import oom as _oom
 from .._process import record as _record
 from .._process import start as _process
 from .._process.fork_lock import fork_lock
-from .._process.privileges import Grant
+from .._process.privileges import Grant, current_grant
 from .._process.start import executable_command
 from .._sizes import readable_size
 from .._statistics import Figures, WorkerStatistics
@@ -181,7 +182,7 @@ class Worker(Peer):
         # How many of the calls in flight it had answered when it was ended for a cancellation: those, and the one behind them, may
         # have been run.
         self.answered_too_late = 0
-        # The privileges of this program when the process was started; of a forked one, when its template was.
+        # The privileges that its process has: this program's when the process was started; of a forked one, when its template was.
         self._grant: Grant
         # The first call, until READY. If it has been sent, it is call number 1.
         self._first_call: _payload.Payload | None = None
@@ -235,7 +236,7 @@ class Worker(Peer):
             )
         self._first_call = call
         if self._settings.templates is None:
-            self._grant = Grant()
+            self._grant = current_grant(time.monotonic(), anew=True)
         if self._settings.fork:
             self._has_watcher = self._asks_first = True
             greeting = self._greeting_of_fork()
@@ -499,7 +500,16 @@ class Worker(Peer):
 
         If not, a call could do in the worker what the program may not do itself: it must not be sent there.
         """
-        return self._grant.holds(time.monotonic())
+        return self._has_grant(time.monotonic())
+
+    def _has_grant(self, now: float) -> bool:
+        grant = current_grant(now)
+        if grant is not self._grant:
+            # Another thread's, or one from before a change that has been undone.
+            if grant.privileges != self._grant.privileges:
+                return False
+            self._grant = grant
+        return True
 
     def submit(self, call: _payload.Payload, prepares: bool = False) -> None:
         """Queue a pickled call behind those in flight. Nothing is written yet.
@@ -519,8 +529,7 @@ class Worker(Peer):
             raise CallNotRun
         now = time.monotonic()
         grant = self._grant
-        if (now >= grant.check_at or geteuid() != grant.user) and not grant.holds(now):
-            # As in `keeps_privileges`.
+        if (now >= grant.check_at or geteuid() != grant.user or get_ident() != grant.thread) and not self._has_grant(now):
             self.ask_to_retire()
             raise CallNotRun
         self._calls = number = self._calls + 1
