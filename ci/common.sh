@@ -105,6 +105,21 @@ with open("pyproject.toml", "rb") as file:
     fi
 }
 
+# copy_of_environment FOLDER OTHER PYTHON: one in a folder with the packages, in the same releases, that the environment of the
+# python OTHER has, but not ours. Made anew when they have changed.
+copy_of_environment() {
+    local folder=$1 other=$2 interpreter=$3
+    mkdir -p "$folder"
+    "$other" -m pip freeze --all --exclude trio-offload >"$folder/packages-now"
+    echo "# for $interpreter" >>"$folder/packages-now"
+    if ! cmp --silent "$folder/packages-now" "$folder/packages"; then
+        rm -rf "$folder/venv" "$folder/packages"
+        new_environment "$folder/venv" "$interpreter"
+        "$folder/venv/bin/python" -m pip install --quiet --no-deps --requirement "$folder/packages-now"
+        mv "$folder/packages-now" "$folder/packages"
+    fi
+}
+
 # new_environment PLACE PYTHON: an empty one with a pip that knows dependency groups (25.1). Another environment's pip is copied, if
 # there is one: it is the same for every Python, and to make one with an old pip that is then replaced takes some ten seconds.
 new_environment() {
