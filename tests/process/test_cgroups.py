@@ -208,8 +208,7 @@ def test_busy_workers_share_the_reads(counter: Counter, clock: Clock) -> None:
         for worker in range(200):
             clock.now += _oom.CHECK_INTERVAL / 200
             if clock.now >= looks_at[worker]:
-                kills[worker] = kills[worker].at_call(clock.now)
-                looks_at[worker] = kills[worker].moment + _oom.CHECK_INTERVAL
+                kills[worker], looks_at[worker] = kills[worker].at_call(clock.now)
             assert clock.now - kills[worker].moment < _oom.CHECK_INTERVAL
     assert 95 <= counter.reads <= 105
 
@@ -222,7 +221,7 @@ def test_a_worker_that_was_idle_reads_at_its_call(counter: Counter, clock: Clock
     for worker in kills:
         began = clock.now
         clock.now += _oom.CHECK_INTERVAL / 100
-        assert worker.at_call(began).moment >= began
+        assert worker.at_call(began)[0].moment >= began
     assert counter.reads == 8
 
 
@@ -230,10 +229,10 @@ def test_a_shared_read_is_older_than_the_call(counter: Counter, clock: Clock) ->
     """Then a rise after it may have been before the call. Until another worker reads the same count during the call."""
     mine, others = _oom.count_kills(), _oom.count_kills()
     clock.now += _oom.CHECK_INTERVAL
-    others = others.at_call(clock.now)
+    others, _ = others.at_call(clock.now)
     clock.now += _oom.CHECK_INTERVAL / 2
     began = clock.now
-    mine = mine.at_call(began)
+    mine, _ = mine.at_call(began)
     assert mine.moment == others.moment < began
     counter.value += 1
     guess = _oom.explain_kill(mine, None, began)
@@ -282,11 +281,12 @@ def test_a_counter_that_cannot_be_read_any_more(counter: Counter, clock: Clock, 
     kills = _oom.count_kills()
     monkeypatch.setattr(_oom, "_read", lambda path: "")
     clock.now += 1
-    assert kills.at_call(clock.now) is kills
+    assert kills.at_call(clock.now) == (kills, clock.now + _oom.CHECK_INTERVAL)
+    assert kills.at_call(clock.now)[0].moment == 1000.0
 
 
 def test_another_group(counter: Counter, clock: Clock) -> None:
     """Of a program that has moved: the counts of two groups are never compared, and never shared."""
     kills = _oom.count_kills().refreshed()
     other = _oom.OomKills(0, None, f"{V2}/b/memory.events", kills.moment)
-    assert other.at_call(clock.now) is other
+    assert other.at_call(clock.now)[0] is other

@@ -52,8 +52,8 @@ class OomKills:
         _last_read.of_group = self.path, cgroup, moment
         return OomKills(cgroup, self.machine, self.path, moment)
 
-    def at_call(self, began: float) -> OomKills:
-        """Return the counters for a worker that has just been sent a call.
+    def at_call(self, began: float) -> tuple[OomKills, float]:
+        """Return the counters for a worker that has just been sent a call, and the next time for this.
 
         Workers whose calls follow each other closely share the reads. So 200 busy workers do not
         read 200 times as often as one.
@@ -64,8 +64,8 @@ class OomKills:
         path, cgroup, moment = _last_read.of_group
         # The worker lives now, so it lived at the moment of another worker's read.
         if began - moment < CHECK_INTERVAL and began - self.moment < 2 * CHECK_INTERVAL and path == self.path:
-            return OomKills(cgroup, self.machine, path, moment)
-        return self.refreshed()
+            return OomKills(cgroup, self.machine, path, moment), moment + CHECK_INTERVAL
+        return self.refreshed(), began + CHECK_INTERVAL
 
 
 def count_kills() -> OomKills:

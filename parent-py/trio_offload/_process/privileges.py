@@ -2,8 +2,8 @@
 
 A worker inherits them when it starts, and keeps them. If this process changes its own, jobs could
 do more than the program may, or use another root directory. So each worker keeps the privileges of
-its start (:class:`Grant`), and takes calls only while the program has the same. The kernel has them
-for each thread: those of the thread that starts a worker or makes a call count.
+its start (:class:`Grant`), and takes calls only while the program has the same. The kernel has
+privileges for each thread. The thread counts that starts a worker, or makes a call.
 
 A full check takes several microseconds, because a new root directory cannot be noticed by a cheaper
 system call. It is made in these cases:
@@ -108,6 +108,13 @@ def current_grant(now: float, *, anew: bool = False) -> Grant:
             return grant
     _of_thread.grant = grant = Grant(now)
     return grant
+
+
+def same_grant(grant: Grant, now: float) -> Grant | None:
+    """Return the grant of the calling thread if it has the privileges of ``grant``, else None."""
+    found = current_grant(now)
+    # Another object is another thread's, or from before a change that has been undone.
+    return found if found is grant or found.privileges == grant.privileges else None
 
 
 def current(*, anew: bool = False) -> Privileges:

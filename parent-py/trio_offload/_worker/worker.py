@@ -48,7 +48,7 @@ from .._process import oom as _oom
 from .._process import record as _record
 from .._process import start as _process
 from .._process.fork_lock import fork_lock
-from .._process.privileges import Grant, current_grant
+from .._process.privileges import Grant, current_grant, same_grant
 from .._process.start import executable_command
 from .._sizes import readable_size
 from .._statistics import Figures, WorkerStatistics
@@ -182,8 +182,7 @@ class Worker(Peer):
         # How many of the calls in flight it had answered when it was ended for a cancellation: those, and the one behind them, may
         # have been run.
         self.answered_too_late = 0
-        # The privileges that its process has: this program's when the process was started; of a forked one, when its template was.
-        self._grant: Grant
+        self._grant: Grant  # the privileges that its process has; a forked one has its template's
         # The first call, until READY. If it has been sent, it is call number 1.
         self._first_call: _payload.Payload | None = None
 
@@ -500,16 +499,9 @@ class Worker(Peer):
 
         If not, a call could do in the worker what the program may not do itself: it must not be sent there.
         """
-        return self._has_grant(time.monotonic())
-
-    def _has_grant(self, now: float) -> bool:
-        grant = current_grant(now)
-        if grant is not self._grant:
-            # Another thread's, or one from before a change that has been undone.
-            if grant.privileges != self._grant.privileges:
-                return False
-            self._grant = grant
-        return True
+        grant = same_grant(self._grant, time.monotonic())
+        self._grant = grant or self._grant
+        return grant is not None
 
     def submit(self, call: _payload.Payload, prepares: bool = False) -> None:
         """Queue a pickled call behind those in flight. Nothing is written yet.
@@ -529,7 +521,7 @@ class Worker(Peer):
             raise CallNotRun
         now = time.monotonic()
         grant = self._grant
-        if (now >= grant.check_at or geteuid() != grant.user or get_ident() != grant.thread) and not self._has_grant(now):
+        if (now >= grant.check_at or geteuid() != grant.user or get_ident() != grant.thread) and not self.keeps_privileges():
             self.ask_to_retire()
             raise CallNotRun
         self._calls = number = self._calls + 1
@@ -886,10 +878,8 @@ class Worker(Peer):
 
     def _look_for_kills(self, now: float) -> None:
         """The worker has just been sent a call: it is none of those that the OOM killer has ended so far."""
-        before, self._oom_kills = self._oom_kills, self._oom_kills.at_call(now)
+        self._oom_kills, self._kills_look_at = self._oom_kills.at_call(now)
         self._next_kills = None
-        looked = now if self._oom_kills is before else self._oom_kills.moment
-        self._kills_look_at = looked + _oom.CHECK_INTERVAL
 
     def _check_baseline(self) -> None:
         """Check that the memory limit leaves room for a job."""
