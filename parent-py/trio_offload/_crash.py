@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -76,12 +75,15 @@ class CrashRecord:
 def save_crash_record(record: CrashRecord, directory: str) -> None:
     """Write the record into the directory as a JSON file, atomically.
 
-    A failure is logged.
+    A failure is logged, also one of the import.
     """
     moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(record.time))
     target = os.path.join(directory, f"trio-offload-crash-{moment}-{record.pid}.json")
     temporary = f"{target}.{os.getpid()}.part"
     try:
+        # Takes a millisecond, and few programs need it.
+        import json
+
         os.makedirs(directory, exist_ok=True)
         try:
             with open(temporary, "x", encoding="utf-8") as file:

@@ -10,9 +10,8 @@ import os
 import threading
 import warnings
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import tricycle
 import trio
 
 from . import _at_exit
@@ -20,7 +19,8 @@ from ._context import WorkerContext
 from ._options import ContextOptions, takes_options
 from ._statistics import WorkerContextStatistics
 
-_scope: Final[tricycle.TreeVar[WorkerContext]] = tricycle.TreeVar("trio_offload_scope")
+if TYPE_CHECKING:
+    import tricycle
 
 
 class DefaultContext:
@@ -33,16 +33,30 @@ class DefaultContext:
         self._current = WorkerContext._create(ContextOptions())
         self._grace_period: float | None = None
         self._replaced: list[WorkerContext] = []
+        self._scopes: tricycle.TreeVar[WorkerContext] | None = None
+        self._lock = threading.Lock()
         _at_exit.register(self.shutdown)
         os.register_at_fork(after_in_child=self._forget)
 
     def context(self) -> WorkerContext:
         """Return the context of the innermost scope around this task, else the default one."""
+        if self._scopes is None:
+            return self._current
         try:
-            return _scope.get(self._current)
+            return self._scopes.get(self._current)
         except RuntimeError:
             # Outside of trio.run. Statistics are available; calls fail with Trio's own error.
             return self._current
+
+    def scopes(self) -> tricycle.TreeVar[WorkerContext]:
+        """Return the variable with the context of each scope. The first scope creates it."""
+        # Takes 3 ms, and few programs need it.
+        import tricycle
+
+        with self._lock:
+            if self._scopes is None:
+                self._scopes = tricycle.TreeVar("trio_offload_scope")
+        return self._scopes
 
     def replace(self, context: WorkerContext) -> None:
         """Make this the default context; the idle workers of the previous one exit."""
@@ -80,6 +94,8 @@ class DefaultContext:
             raise errors[0]
 
     def _forget(self) -> None:
+        # In a fork of this process. Another thread may have held the lock.
+        self._lock = threading.Lock()
         for context in [*self._replaced, self._current]:
             context._forget()
 
@@ -101,12 +117,13 @@ async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
     Scopes can be nested; the innermost one counts. Contexts of :func:`open_worker_context` are not
     affected. The parameters and exceptions are the same as for that function.
     """
+    scopes = default_context.scopes()
     context = WorkerContext._create(options)
-    token = _scope.set(context)
+    token = scopes.set(context)
     try:
         yield
     finally:
-        _scope.reset(token)
+        scopes.reset(token)
         await context._close()
 
 

@@ -27,6 +27,7 @@ from trio_offload import LocateError, WorkerStartError
 from trio_offload._interpreter import frozen as _frozen
 from trio_offload._interpreter import locate as _locate
 from trio_offload._interpreter import main_module as _main_module
+from trio_offload._interpreter.archive import Code
 
 MAGIC = b"MEI\014\013\012\013\016"
 
@@ -117,7 +118,7 @@ def test_archive_is_found_and_read(app: Path, before: bytes, after: bytes) -> No
         ("pyi_rth_inspect", b"hook"),
         ("näher", b"own hook"),
     ]
-    assert found.main == _frozen.Code("app", MAIN)
+    assert found.main == Code("app", MAIN)
     path, _, offset = (found.pyz or "").rpartition("?")
     assert path == str(app)
     assert app.read_bytes()[int(offset) :].startswith(b"PYZ\0")

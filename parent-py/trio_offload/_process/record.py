@@ -7,9 +7,9 @@ defines its contents and their writers.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
+import re
 import struct
 import sys
 import tempfile
@@ -23,6 +23,8 @@ logger: Final = logging.getLogger("trio_offload")
 
 # Bytes. faulthandler writes a tenth of that at most: 100 threads, 100 frames each.
 _MAX_SIZE: Final = 256 * 1024
+# A line of JSON that only the worker's native thread writes.
+_LIMIT: Final = r'\{"memory_limit": ?([0-9]{1,20}), ?"reached": ?([0-9]{1,20})\}'
 _PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_jobs/chunks.py
 
 
@@ -127,11 +129,7 @@ class MemoryLimit:
 def parse_record(text: str) -> tuple[MemoryLimit | None, str]:
     """Split the text of :meth:`RecordFile.read` into the memory limit, or None, and the stacks."""
     line, _, rest = text.partition("\n")
-    if line.startswith('{"memory_limit":'):
-        try:
-            fields = json.loads(line)
-            return MemoryLimit(int(fields["memory_limit"]), int(fields["reached"])), rest.strip()
-        except (ValueError, TypeError, KeyError):
-            # A job has written there. Its text is shown and otherwise ignored.
-            pass
+    if limit := re.fullmatch(_LIMIT, line):
+        return MemoryLimit(int(limit[1]), int(limit[2])), rest.strip()
+    # A job may have written something similar. Its text is shown and otherwise ignored.
     return None, text.strip()

@@ -309,8 +309,7 @@ class Worker(Peer):
         Raises:
             WriteFailed: it is not there, or not any more.
         """
-        # Only workers of a template need it.
-        from .._process.inherited import inherited
+        from .._process.inherited import inherited  # only workers of a template need it
 
         def greet() -> bool:
             try:
