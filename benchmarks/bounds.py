@@ -34,7 +34,9 @@ from measure import FULL
 from starts import BARE_FORK, PYTHON_PROCESS, Forks, calls_per_second, first_result, python_process
 
 import trio_offload
-from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings
+from trio_offload._launch.spawn import SpawnLauncher
+from trio_offload._options import ContextOptions
+from trio_offload._worker.call_sender import MAX_IN_FLIGHT
 from trio_offload_worker._jobs.chunks import run as run_chunk
 from trio_offload_worker._protocol.frames import Kind, encode_head
 
@@ -75,13 +77,13 @@ class Hand:
     """A worker, and its socket to write to and read from by hand."""
 
     def __init__(self) -> None:
-        self._worker = Worker(WorkerSettings())
+        self._worker = SpawnLauncher(ContextOptions()).begin()
         # As much as all that can be in flight.
         self.buffer = memoryview(bytearray(1 << 20))
         self._number = 0
 
     async def start(self) -> None:
-        await self._worker.start(cancellable=False)
+        await self._worker.finish(cancellable=False)
         channel = self._worker._channel
         if channel is None:
             raise RuntimeError("the worker has no socket")
@@ -221,7 +223,7 @@ async def map_by_hand(free: list[Hand], count: int, size: int) -> AsyncGenerator
         begun: collections.deque[int] = collections.deque()
         while True:
             calls = []
-            for index in itertools.islice(chunks, MOST_IN_FLIGHT - len(begun)):
+            for index in itertools.islice(chunks, MAX_IN_FLIGHT - len(begun)):
                 # A range travels as three numbers.
                 what = (index * size, min((index + 1) * size, count), 1), None, index + 1, hand.record, None
                 calls.append(hand.call(pickle.dumps((run_chunk, (jobs.same, what)), 5)))

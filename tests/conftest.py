@@ -290,7 +290,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from trio_offload._options import ContextOptions
 
     plan = Plan()
-    monkeypatch.setattr(_context, "Worker", plan.make)
+    monkeypatch.setattr(_context, "launcher_for", plan.launcher_for)
     monkeypatch.setattr(_default.default_context, "_current", WorkerContext._create(ContextOptions()))
     yield plan
     assert not plan.running, "a worker was left running"

@@ -11,11 +11,13 @@ from typing import Any
 import trio
 
 from trio_offload import BrokenWorkerError
+from trio_offload._options import ContextOptions
 from trio_offload._pickling.payload import Payload
 from trio_offload._process.record import Progress
 from trio_offload._statistics import WorkerStatistics
+from trio_offload._worker.call_sender import MAX_IN_FLIGHT
+from trio_offload._worker.launcher import Launcher
 from trio_offload._worker.states import CallNotRun, State
-from trio_offload._worker.worker import MOST_IN_FLIGHT, WorkerSettings
 from trio_offload_worker._jobs import chunks
 
 
@@ -82,17 +84,30 @@ class Plan:
     def gate(self, item: Any) -> trio.Event:
         return self.gates.setdefault(item, trio.Event())
 
-    def make(self, settings: WorkerSettings) -> FakeWorker:
-        worker = FakeWorker(settings, self)
+    def launcher_for(self, options: ContextOptions) -> FakeLauncher:
+        return FakeLauncher(options, self)
+
+    def begin(self) -> FakeWorker:
+        worker = FakeWorker(self)
         self.workers.append(worker)
         return worker
+
+
+class FakeLauncher(Launcher):
+    """Makes fakes."""
+
+    def __init__(self, options: ContextOptions, plan: Plan) -> None:
+        super().__init__(options)
+        self.plan = plan
+
+    def _begin(self, call: Payload | None) -> Any:
+        return self.plan.begin()
 
 
 class FakeWorker:
     """Runs jobs here; may be told to have retired, to break, or not to start."""
 
-    def __init__(self, settings: WorkerSettings, plan: Plan) -> None:
-        self.settings = settings
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.state = State.STARTING
         self.process = FakeProcess()
@@ -107,13 +122,6 @@ class FakeWorker:
         self.answer_size = 0
         self.answered_too_late = 0
 
-    async def start(self, *, cancellable: bool) -> None:
-        self.begin()
-        await self.finish(cancellable=cancellable)
-
-    def begin(self, call: Payload | None = None) -> None:
-        pass
-
     async def finish(self, *, cancellable: bool) -> None:
         if self.plan.fail_start is not None:
             self._end(1)
@@ -127,7 +135,7 @@ class FakeWorker:
         self.state = State.IDLE
 
     def submit(self, call: Payload, prepares: bool = False) -> None:
-        if self.state is not (State.RUNNING if self.flight else State.IDLE) or len(self.flight) == MOST_IN_FLIGHT:
+        if self.state is not (State.RUNNING if self.flight else State.IDLE) or len(self.flight) == MAX_IN_FLIGHT:
             raise RuntimeError(f"the worker takes no call in the state {self.state.name}, with {len(self.flight)} in flight")
         self.state = State.RUNNING
         self.plan.flights.append(len(self.flight))
@@ -204,9 +212,6 @@ class FakeWorker:
 
     def will_retire(self, ahead: int = 0) -> bool:
         return self.plan.foreseen
-
-    def fork_next(self) -> None:
-        pass
 
     def statistics(self) -> WorkerStatistics:
         running = self.state is State.RUNNING

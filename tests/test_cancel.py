@@ -19,6 +19,7 @@ import pytest
 import trio
 from lifeline import PATIENCE, Gate, Lifeline, count_descriptors, wait_for_end
 from trio.testing import wait_all_tasks_blocked
+from workers import begin_worker, template_of
 
 from trio_offload import (
     WorkerContext,
@@ -26,7 +27,6 @@ from trio_offload import (
     current_default_worker_limiter,
     open_worker_context,
 )
-from trio_offload._worker.worker import Worker, WorkerSettings
 from trio_offload_worker._system import family
 
 
@@ -68,13 +68,13 @@ def belongings() -> tuple[set[int], int]:
 def assert_only_idle_workers(context: WorkerContext, before: tuple[set[int], int]) -> None:
     """Nothing is there but the idle workers, and what they are forked off, each with a socket, a pidfd and a record."""
     idle = [worker.process.pid for worker in context._cache._idle]
-    templates = context._settings.templates
-    if templates is not None and templates._current is not None:
+    template = template_of(context)
+    if template is not None:
         # A checkpoint may have been before its start.
-        idle.append(templates._current.process.pid)
+        idle.append(template.process.pid)
     ours = belongings()[0] - before[0]
     # One may be forked ahead, and be there already.
-    ahead = 0 if templates is None or templates._current is None or templates._current._reserve is None else 1
+    ahead = 0 if template is None or template._standby is None else 1
     assert ours >= set(idle)
     assert len(ours) - len(idle) <= ahead
     assert count_descriptors(context) - before[1] == 3 * len(idle)
@@ -234,10 +234,10 @@ async def test_cancellation_between_workers_runs_nothing(tmp_path: Path) -> None
 async def test_a_start_is_cancelled_at_each_checkpoint() -> None:
     before = belongings()
     for number in range(1, 10_000):
-        worker = Worker(WorkerSettings(600, bool, bool))
+        worker = begin_worker()
         with trio.CancelScope() as scope:
             driver = Driver(number, scope.cancel)
-            await driver.run(worker.start(cancellable=True))
+            await driver.run(worker.finish(cancellable=True))
         assert scope.cancelled_caught == driver.reached
         if not driver.reached:
             break
@@ -311,7 +311,7 @@ def test_ctrl_c_at_each_checkpoint_of_an_end_does_not_stop_it(step: str) -> None
             if step == "close":
                 await driver.run(manager.__aexit__(None, None, None))
             else:
-                await driver.run(context._cache._idle.pop()._end())
+                await driver.run(context._cache._idle.pop().end())
             await trio.lowlevel.checkpoint()
         except KeyboardInterrupt:
             interrupted = True

@@ -20,6 +20,7 @@ import trio
 from lifeline import PATIENCE, until_stopped
 from running import run_script
 from trio.testing import MockClock
+from workers import template_of
 
 import trio_offload
 from trio_offload import (
@@ -29,6 +30,7 @@ from trio_offload import (
     _clock,
     open_worker_context,
 )
+from trio_offload._launch.template import Template
 from trio_offload._process import pending
 
 LATE = 0.2  # seconds; a clock that jumps passes it at once
@@ -102,14 +104,12 @@ def test_one_whose_process_goes_on_as_another_program_is_killed(
 def test_a_template_gets_its_time_to_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no more: a request that it does not get round to is given up with it."""
     monkeypatch.setattr(pending, "_FORK_TIMEOUT", LATE)
-    monkeypatch.setattr(trio_offload._template.Template, "fork_reserve", lambda self: None)
+    monkeypatch.setattr(Template, "fork_standby", lambda self: None)
 
     async def main() -> None:
         async with open_worker_context(worker_type=WorkerType.FORKSERVER, retire=object) as context:
             await context.run_sync(bool)
-            templates = context._settings.templates
-            assert templates is not None
-            template = templates.current().process
+            template = template_of(context).process
             os.kill(template.pid, signal.SIGSTOP)
             await until_stopped_by_machine(template.pid)
             with trio.CancelScope() as scope:

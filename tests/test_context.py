@@ -17,7 +17,7 @@ from fakes import Plan, block, block_in_thread
 from trio.testing import Sequencer, wait_all_tasks_blocked
 
 import trio_offload
-from trio_offload import WorkerContext, WorkerType, _context, _default, cache_scope, open_worker_context, run_sync
+from trio_offload import WorkerContext, WorkerType, _default, cache_scope, open_worker_context, run_sync
 
 
 async def test_the_last_idle_worker_is_used_first(plan: Plan) -> None:
@@ -103,7 +103,7 @@ async def test_retirement_sends_crossing_call_elsewhere(plan: Plan) -> None:
 async def test_workers_that_exit_at_once_are_not_replaced_forever(plan: Plan) -> None:
     plan.born_retired = True
     async with open_worker_context() as context:
-        with pytest.raises(trio_offload.BrokenWorkerError, match=r"5 workers .* bool left one after the other") as told:
+        with pytest.raises(trio_offload.BrokenWorkerError, match=r"5 workers .* bool exited one after the other") as told:
             await context.run_sync(bool)
         assert told.value.args[1:] == tuple(worker.process for worker in plan.workers)
         assert len(plan.workers) == 5
@@ -129,12 +129,13 @@ async def test_however_many_idle_workers_have_retired_a_call_is_run(plan: Plan) 
 async def test_cancel_between_two_workers(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     plan.born_retired = True
 
-    def make(settings: Any) -> Any:
+    def begin() -> Any:
         scope.cancel()
-        return plan.make(settings)
+        return begin_fake()
 
     async with open_worker_context() as context:
-        monkeypatch.setattr(_context, "Worker", make)
+        begin_fake = plan.begin
+        monkeypatch.setattr(plan, "begin", begin)
         with trio.CancelScope() as scope:
             await context.run_sync(bool)
         assert scope.cancelled_caught
@@ -273,7 +274,7 @@ async def test_cache_scope_leaves_explicit_contexts_alone(plan: Plan) -> None:
 async def test_the_settings_reach_the_worker_and_can_be_read(plan: Plan) -> None:
     async with open_worker_context(33, float, int, 5, WorkerType.SPAWN) as context:
         await context.run_sync(bool)
-        settings = plan.workers[0].settings
+        settings = context._launcher.options
         assert (settings.idle_timeout, settings.init, settings.retire) == (33, float, int)
         assert (context.idle_timeout, context.init, context.retire, context.grace_period) == (33, float, int, 5)
         assert context.worker_type is WorkerType.SPAWN

@@ -23,16 +23,17 @@ import pytest
 import trio
 from lifeline import PATIENCE, wait_for_end
 from running import in_fork, run_script
+from workers import start_worker
 
 import trio_offload
 from trio_offload import WorkerType, _at_exit, open_worker_context, retire_when
-from trio_offload._cache import WorkerCache
 from trio_offload._interpreter import file_modules
 from trio_offload._options import ContextOptions
+from trio_offload._pool.cache import WorkerCache
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter
-from trio_offload._worker.worker import Worker, WorkerSettings
+from trio_offload._worker.worker import Worker
 
 TYPES = list(WorkerType)
 
@@ -106,8 +107,7 @@ class Slow:
 
 async def test_two_threads_may_see_off_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = WorkerCache()
-    worker = Worker(WorkerSettings())
-    await worker.start(cancellable=True)
+    worker = await start_worker()
     worker.ask_to_retire()
     cache.push(worker)
     let_leave([worker])
@@ -138,8 +138,7 @@ async def test_two_threads_may_see_off_the_same_worker(monkeypatch: pytest.Monke
 async def test_one_that_was_killed_by_us_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever has killed it says why; another thread may be the one that reaps it."""
     cache = WorkerCache()
-    worker = Worker(WorkerSettings())
-    await worker.start(cancellable=True)
+    worker = await start_worker()
     worker.ask_to_retire()
     cache.push(worker)
     worker.kill()
@@ -161,8 +160,7 @@ async def test_a_handler_may_look_at_a_worker_that_is_being_killed(monkeypatch: 
 
     original = process_module.end_family
     monkeypatch.setattr(process_module, "end_family", end_family)
-    worker = Worker(WorkerSettings())
-    await worker.start(cancellable=True)
+    worker = await start_worker()
     with on_signal(lambda: seen.append((worker.process.is_alive(), worker.process.kill()))):
         worker.kill()
     with trio.fail_after(PATIENCE):
@@ -260,7 +258,7 @@ def test_a_fork_of_this_process_has_no_workers_of_ours(tmp_path: Path) -> None:
         async def main():
             await trio_offload.run_sync(bool)
             context = trio_offload._default.default_context.context()
-            locks = [context._settings.regions._lock, context._cache._idle[0]._closing, context._cache._idle[0].process._lock]
+            locks = [context._launcher.buffer_pool._lock, context._cache._idle[0]._closing, context._cache._idle[0].process._lock]
             for lock in locks:
                 lock.acquire()
             async with trio.open_nursery() as nursery:

@@ -54,10 +54,6 @@ LAYERS = {
 # File -> home, for files that are not there yet. A finding names the home, so it survives the move.
 HOMES = {
     "parent": """
-        _cache _pool/cache
-        _context _context
-        _forked _launch/fork
-        _template _launch/template
     """,
     "worker": """
     """,

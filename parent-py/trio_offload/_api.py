@@ -140,7 +140,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
     try:
         yield context
     finally:
-        await context._close()
+        await context._pool.close(context.grace_period)
 
 
 async def prewarm(workers: int) -> int:

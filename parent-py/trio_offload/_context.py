@@ -11,21 +11,23 @@ import trio
 from trio import CapacityLimiter
 from trio.lowlevel import checkpoint_if_cancelled, current_task
 
-from ._cache import WorkerCache
+from ._launch.select import launcher_for
 from ._limiter import Limiter, current_default_worker_limiter
-from ._options import ContextOptions, WorkerType, check_count, map_settings, takes_map_options
+from ._options import ContextOptions, check_count, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
+from ._pool.cache import WorkerCache
 from ._pool.pool import MAX_LOST, WorkerPool, workers_lost
-from ._pool.tracker import CallTracker, run_shielded
+from ._pool.tracker import CallTracker
 from ._statistics import WorkerContextStatistics
 from ._worker.states import STARTING, CallNotRun
-from ._worker.worker import Worker, WorkerSettings
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
     from ._options import MapOptions
+    from ._pickling.payload import Payload
     from ._process.process import WorkerProcess
+    from ._worker.launcher import Launcher
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
@@ -50,21 +52,26 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
     The options are attributes, under the names of the parameters of that function.
     """
 
-    _settings: WorkerSettings
     _pool: WorkerPool
-    # Those of the pool. A call saves two attributes.
+    # Parts of the pool and its launcher. A call saves two attributes for each.
+    _launcher: Launcher
     _cache: WorkerCache
     _calls: CallTracker
+    _dump_call: Callable[[Callable[..., Any], tuple[Any, ...]], Payload]
 
     def __init__(self, options: ContextOptions) -> None:
         """Raises ValueError if the trace file cannot be written."""
-        settings = _worker_settings(options)
-        pool = WorkerPool(settings, lambda: Worker(settings))
-        private = {"_settings": settings, "_pool": pool, "_cache": pool.cache, "_calls": pool.calls}
+        launcher = launcher_for(options)
+        pool = WorkerPool(launcher)
+        private = {
+            "_pool": pool,
+            "_launcher": launcher,
+            "_cache": pool.cache,
+            "_calls": pool.calls,
+            "_dump_call": dump_call_to_fork if launcher.inherits_main else dump_call,
+        }
         for name, value in {**vars(options), **private}.items():
             object.__setattr__(self, name, value)  # attributes are read-only
-        if self._settings.trace is not None:
-            self._settings.trace.open()
 
     @trio.lowlevel.enable_ki_protection
     async def run_sync(
@@ -75,7 +82,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         cancellable: bool = False,
         limiter: Limiter | None = None,
     ) -> ResultType:
-        """Run ``sync_fn(*args)`` in a worker of this context, as :func:`trio_offload.run_sync` does.
+        """Run ``sync_fn(*args)`` in a worker of this context. See :func:`trio_offload.run_sync`.
 
         Raises:
             trio.ClosedResourceError: The context is closed or closing.
@@ -85,7 +92,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         if type(limiter) is not CapacityLimiter:
             await checkpoint_if_cancelled()
             async with limiter:
-                # This once more and not in a method of its own: through each coroutine on its way up Trio goes at every step.
+                # Recursive, because Trio passes through each coroutine on the way at every step. A
+                # method for the part below would slow every call.
                 return await self.run_sync(
                     sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=_PASSED
                 )
@@ -100,20 +108,19 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             try:
                 limiter.acquire_on_behalf_of_nowait(task)
             except trio.WouldBlock:
-                # It is for somebody who waits already.
+                # A free token is reserved for a task that waits.
                 await limiter.acquire_on_behalf_of(task)
         calls, cache = self._calls, self._cache
         key = None
         try:
             key = calls.enter()
-            call = (dump_call_to_fork if self._settings.fork else dump_call)(sync_fn, args)
+            call = self._dump_call(sync_fn, args)
             lost: list[WorkerProcess] = []
             while True:
                 worker = cache.pop()
                 new = worker is None
                 if worker is None:
-                    worker = Worker(self._settings)
-                    worker.begin(call)
+                    worker = self._launcher.begin(call)
                 try:
                     if worker.state is STARTING:
                         await self._pool.finish(worker, kill_on_cancel or cancellable, call)
@@ -121,30 +128,30 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                         worker.submit(call)
                     value, error = await worker.answer(kill_on_cancel or cancellable, True)
                     if self.retire is not bool and worker.will_retire():
-                        # Told to, and not only expected to: until it says so it would count as idle, and be sent calls.
+                        # Until it says that it retires, it would count as idle and get calls.
                         worker.ask_to_retire()
                         self._pool.begin_spare()
                 except CallNotRun:
-                    # A worker that was idle may have left for good reasons. One that was started for this call has no
-                    # reason to; when one after the other does, to go on would start processes without end.
+                    # An idle worker may have retired. A new one should not exit. If each new
+                    # one does, this loop would start processes without end.
                     if new:
                         lost.append(worker.process)
                     if len(lost) == MAX_LOST:
                         raise workers_lost(call.name, lost) from None
-                    # A call that may not be cancelled can be here: it has not begun.
+                    # Also for a call that may not be cancelled, because it has not begun.
                     await trio.lowlevel.checkpoint_if_cancelled()
                     continue
                 finally:
                     cache.push(worker)
                     if new:
-                        worker.fork_next()
+                        self._launcher.prepare_next()
                 if error is None:
                     result: ResultType = value
                     return result
                 try:
                     raise error
                 finally:
-                    # It refers to this frame, so it would live until the cycle is found.
+                    # It refers to this frame. Without this, the cycle would keep it alive.
                     error = None
         finally:
             if key is not None:
@@ -287,97 +294,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         """
         check_count("workers", workers, at_least=0)
         await trio.lowlevel.checkpoint()
-        calls, cache = self._calls, self._cache
-        key = calls.enter(counted=False)
-        begun: list[Worker] = []
-        ready = 0
-        try:
-            cache.settle()
-            begun += cache.take_spares()
-            missing = workers - len(cache) - len(begun)
-            for _ in range(missing):
-                worker = Worker(self._settings)
-                worker.begin()
-                begun.append(worker)
-                # Each takes the event loop about a millisecond.
-                await trio.lowlevel.checkpoint()
-            for worker in begun:
-                await worker.finish(cancellable=True)
-                worker.fork_next()
-                cache.note_started(worker)
-                cache.push(worker)
-                ready += 1
-                self._pool.warn_of_baseline(worker)
-        finally:
-            try:
-                for worker in begun[ready:]:
-                    await worker.end()
-            finally:
-                calls.leave(key)
-        return ready
-
-    async def _close(self) -> None:
-        """Let the running calls finish, refuse new ones, and see all workers off. Not cancellable."""
-
-        async def close() -> None:
-            await self._calls.close()
-            self._dismiss_templates()
-            try:
-                await self._cache.shutdown(self.grace_period)
-            finally:
-                self._close_trace()
-
-        await run_shielded(close)
-
-    def _close_sync(self, grace_period: float) -> None:
-        """See the idle workers off when the interpreter exits."""
-        self._dismiss_templates()
-        try:
-            self._cache.shutdown_sync(grace_period)
-        finally:
-            self._close_trace()
-
-    def _forget(self) -> None:
-        """In a fork of this process: no worker, call or thread of it is here."""
-        self._cache.forget()
-        self._calls.forget()
-        self._settings.regions.forget()
-
-    def _dismiss_templates(self) -> None:
-        if self._settings.templates is not None:
-            for template in self._settings.templates.dismiss():
-                self._cache.push(template)
-
-    def _close_trace(self) -> None:
-        if self._settings.trace is not None:
-            self._settings.trace.close()
-
-
-def _worker_settings(options: ContextOptions) -> WorkerSettings:
-    """Return the options in the form that a worker takes."""
-    # Modules for some contexts only. They are imported here, before the first call.
-    trace = templates = None
-    if options.trace is not None:
-        from ._trace import TraceWriter
-
-        trace = TraceWriter(options.trace)
-    if options.worker_type is WorkerType.FORKSERVER:
-        from ._template import Templates
-
-        templates = Templates(options.forkserver_preload, options.forkserver_threads)
-    elif options.worker_type is WorkerType.FORK:
-        from . import _forked  # noqa: F401
-    return WorkerSettings(
-        idle_timeout=options.idle_timeout,
-        init=options.init,
-        retire=options.retire,
-        memory_limit=options.memory_limit,
-        report_interval=options.report_interval,
-        crash_dir=options.crash_dir,
-        trace=trace,
-        fork=options.worker_type is WorkerType.FORK,
-        templates=templates,
-    )
+        return await self._pool.prewarm(workers)
 
 
 # Stands for a limiter that has let the call pass.

@@ -71,7 +71,8 @@ class DefaultContext:
         self._grace_period = None
         self._replaced.append(previous)
         previous._cache.dismiss()
-        # A context's calls reap its exited workers, and the previous one does not get further calls.
+        # A context's calls reap its exited workers, and the previous one does not get further
+        # calls.
         context._cache.take_over(previous._cache)
 
     def grace_period(self, grace_period: float) -> float:
@@ -87,7 +88,7 @@ class DefaultContext:
         for context in [*replaced, self._current]:
             grace_period = self.grace_period(-1.0) if context is self._current else context.grace_period
             try:
-                context._close_sync(grace_period)
+                context._pool.close_sync(grace_period)
             except Exception as error:
                 errors.append(error)
         if errors:
@@ -97,7 +98,7 @@ class DefaultContext:
         # In a fork of this process. Another thread may have held the lock.
         self._lock = threading.Lock()
         for context in [*self._replaced, self._current]:
-            context._forget()
+            context._pool.forget()
 
 
 default_context: Final = DefaultContext()
@@ -124,7 +125,7 @@ async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
         yield
     finally:
         scopes.reset(token)
-        await context._close()
+        await context._pool.close(context.grace_period)
 
 
 @takes_options(ContextOptions)

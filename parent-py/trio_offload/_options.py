@@ -221,7 +221,7 @@ class ContextOptions:
     """Bytes that a job may use, with its child processes. None means unlimited."""
 
     report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)
-    """Seconds between a worker's memory reports while a job runs. :data:`math.inf` disables them."""
+    """Seconds between a worker's reports while a job runs. :data:`math.inf` disables them."""
 
     crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
     """Directory for crash records. None means disabled."""

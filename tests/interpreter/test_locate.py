@@ -20,11 +20,12 @@ import pytest
 from running import PACKAGES, PROGRAMS, make_environment, plain_environment, run, run_script, write
 
 import trio_offload
-from trio_offload import LocateError, WorkerStartError, _forked
+from trio_offload import LocateError, WorkerStartError
 from trio_offload._cli import doctor
 from trio_offload._cli.probes import PROBES
 from trio_offload._interpreter import hello as _hello
 from trio_offload._interpreter import locate as _locate
+from trio_offload._launch import fork as _fork
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBRARY = f"libpython{MINOR}{getattr(sys, 'abiflags', '')}.so.1.0"
@@ -159,7 +160,7 @@ def test_an_executable_without_its_mode(layout: Any, tmp_path: Path) -> None:
 
 UNUSABLE = {
     "no program at all": (b"\x00\x01\x02\x03", "another processor"),
-    "a script without its interpreter": (b"#!/nowhere/interpreter\n", "is not there"),
+    "a script without its interpreter": (b"#!/nowhere/interpreter\n", "It is missing"),
     "a program of another processor": (
         b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xf3\x00" + bytes(100),
         "another processor",
@@ -619,7 +620,7 @@ async def test_a_free_threaded_python_is_refused_by_name(kind: str, monkeypatch:
 def test_the_handshake_and_the_doctor_name_a_free_threaded_build(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "free_threaded" not in _hello.hello("", {})
     monkeypatch.setattr(sys, "abiflags", "t")
-    for body in (_hello.hello("", {}), _forked.hello()):
+    for body in (_hello.hello("", {}), _fork.hello()):
         assert body["free_threaded"] is True
     report = doctor.examine(next(probe for probe in PROBES if probe.name == "python"))
     assert report.facts["free-threaded"] is True

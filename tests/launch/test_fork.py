@@ -534,11 +534,13 @@ async def test_exit_codes_are_exact() -> None:
 
 LEAVES = """
 import os, sys, trio, trio_offload
+import trio_offload._launch.fork
+from trio_offload._options import ContextOptions
 from trio_offload._pickling.calls import dump_call
 
 async def main():
-    worker = trio_offload._worker.worker.Worker(trio_offload._worker.worker.WorkerSettings(fork=True))
-    await worker.start(cancellable=False)
+    worker = trio_offload._launch.fork.ForkLauncher(ContextOptions()).begin()
+    await worker.finish(cancellable=False)
     if sys.argv[1] == "printed to nobody":
         # What is written at the exit finds no reader: Python's own word for that is 120.
         worker.submit(dump_call(exec, (CODE, {})))

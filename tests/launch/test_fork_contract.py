@@ -22,12 +22,16 @@ import test_prewarm
 import test_signals
 import test_trace
 import test_worker
+import workers
 from lifeline import Gate, Lifeline
 from running import PROGRAMS
 
 from trio_offload import _context
+from trio_offload._launch.fork import ForkLauncher
+from trio_offload._options import ContextOptions
 from trio_offload._process import start as _process
-from trio_offload._worker.worker import Worker, WorkerSettings
+from trio_offload._trace import TraceWriter
+from trio_offload._worker.worker import Worker
 
 BY_FORKS = str(PROGRAMS / "by_forks")
 MODULES = (
@@ -46,16 +50,20 @@ MODULES = (
 )
 
 
-def forked(*positional: Any, **named: Any) -> WorkerSettings:
-    return WorkerSettings(*positional, **named | {"fork": True, "templates": None})
+def fork_launcher(options: ContextOptions) -> ForkLauncher:
+    if options.trace is None:
+        return ForkLauncher(options)
+    trace = TraceWriter(options.trace)
+    trace.open()
+    return ForkLauncher(options, trace)
 
 
 @pytest.fixture(autouse=True)
 def by_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """All workers are forks: here, whatever type a test asks for, and in the programs that these tests start."""
-    for module in (_context, *MODULES):
-        if hasattr(module, "WorkerSettings"):
-            monkeypatch.setattr(module, "WorkerSettings", forked)
+    for module in (_context, workers):
+        monkeypatch.setattr(module, "launcher_for", fork_launcher)
+    for module in MODULES:
         environment = getattr(module, "ENVIRONMENT", None)
         if environment is not None:
             path = environment.get("PYTHONPATH")
@@ -77,11 +85,13 @@ def starts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> l
         monkeypatch.setattr(_process, "fork", forking)
         return started
 
-    def make(settings: WorkerSettings) -> Worker:
-        started.append(Worker(settings))
+    begin = ForkLauncher.begin
+
+    def noting(launcher: ForkLauncher, *call: Any) -> Worker:
+        started.append(begin(launcher, *call))
         return started[-1]
 
-    monkeypatch.setattr(_context, "Worker", make)
+    monkeypatch.setattr(ForkLauncher, "begin", noting)
     return started
 
 

@@ -22,10 +22,12 @@ import jobs
 import pytest
 import template_jobs
 import trio
+import workers
 from kinds import environment_of
 from lifeline import PATIENCE, Gate, Lifeline, process_state, until_stopped, wait_for_end
 from running import in_fork, run_script, started, write
 from trio.testing import wait_all_tasks_blocked
+from workers import make_launcher
 
 import trio_offload
 from trio_offload import (
@@ -36,15 +38,16 @@ from trio_offload import (
     cache_scope,
     open_worker_context,
 )
-from trio_offload._cache import WorkerCache
 from trio_offload._interpreter import hello as _hello
 from trio_offload._interpreter import locate as _locate
+from trio_offload._launch.template import Template
 from trio_offload._pickling.calls import dump_call
+from trio_offload._pool.cache import WorkerCache
 from trio_offload._process import inherited
 from trio_offload._process.pending import PendingFork
-from trio_offload._template import Template
 from trio_offload._transport.channel import Channel
-from trio_offload._worker.worker import Worker, WorkerSettings
+from trio_offload._worker.handshake import WorkerHandshake
+from trio_offload._worker.worker import Worker
 from trio_offload_worker._system import family
 
 ENVIRONMENT = environment_of()
@@ -67,10 +70,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 
 def template_of(context: WorkerContext) -> Template:
-    templates = context._settings.templates
-    assert templates is not None
-    assert templates._current is not None
-    return templates._current
+    template = workers.template_of(context)
+    assert template is not None
+    return template
 
 
 def children() -> set[int]:
@@ -80,7 +82,7 @@ def children() -> set[int]:
 async def reserve_of(context: WorkerContext) -> PendingFork:
     """The process that the template has forked ahead, once it is there."""
     await wait_all_tasks_blocked()
-    reserve = template_of(context)._reserve
+    reserve = template_of(context)._standby
     assert reserve is not None
     with trio.fail_after(PATIENCE):
         while not reserve.process.read_pid():
@@ -91,7 +93,7 @@ async def reserve_of(context: WorkerContext) -> PendingFork:
 @pytest.fixture
 def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every worker is forked when it is wanted."""
-    monkeypatch.setattr(Template, "fork_reserve", lambda template: None)
+    monkeypatch.setattr(Template, "fork_standby", lambda template: None)
 
 
 # --- who is whose child --------------------------------------------------------------------------
@@ -490,7 +492,7 @@ async def test_living_fork_of_program_keeps_no_template(tmp_path: Path, line: Li
     async def main():
         async with trio_offload.open_worker_context(worker_type="forkserver", forkserver_preload=["holding"]) as context:
             await context.run_sync(bool)
-            template = context._settings.templates.current().process.pid
+            template = context._launcher.current().process.pid
             if {late}:
                 # Now it is asked for the next worker, and cannot answer yet.
                 os.kill(template, signal.SIGSTOP)
@@ -558,7 +560,7 @@ def test_a_fork_of_the_program_has_a_template_of_its_own(tmp_path: Path) -> None
 def test_the_default_context_in_several_threads_at_once(tmp_path: Path) -> None:
     text = """
     import os, threading, trio, trio_offload
-    from trio_offload._template import Template
+    from trio_offload._launch.template import Template
 
     begun = []
     begin = Template.begin
@@ -963,7 +965,7 @@ async def _append(results: list[Any], awaitable: Any) -> None:
 @pytest.mark.parametrize("ahead", [True, False], ids=["forked ahead", "forked when it is wanted"])
 async def test_greeting_waits_for_descriptors_in_flight(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not ahead:
-        monkeypatch.setattr(Template, "fork_reserve", lambda template: None)
+        monkeypatch.setattr(Template, "fork_standby", lambda template: None)
     async with forked(retire=object) as context:
         await context.run_sync(bool)
         if ahead:
@@ -1040,11 +1042,13 @@ async def test_the_first_call_is_not_run_if_the_start_fails(tmp_path: Path, kind
     ],
 )
 def test_which_first_call_goes_along(settings: dict[str, Any], argument: bytes, goes_along: bool) -> None:
-    worker = Worker(WorkerSettings(**settings))
+    launcher = make_launcher(**settings)
+    worker = Worker(launcher.options)
     call = dump_call(len, (argument,))
-    worker._first_call = call
-    assert worker._with_call([b"greeting"])[2:] == ([*call.parts] if goes_along else [])
-    assert (worker._calls, worker._sent) == ((1, 1) if goes_along else (0, 0))
+    assert WorkerHandshake(worker, launcher, call)._call_ahead() is (call if goes_along else None)
+    if goes_along:
+        assert worker.send_ahead(call)[1:] == [*call.parts]
+        assert (worker._calls, worker._sent) == (1, 1)
 
 
 @pytest.mark.parametrize("retire", [bool, object])

@@ -26,6 +26,7 @@ from kinds import use_loops
 from lifeline import PATIENCE, Lifeline
 from outcome import Error, Value
 from trio.testing import MockClock, wait_all_tasks_blocked
+from workers import start_worker
 
 import trio_offload
 from trio_offload import (
@@ -47,7 +48,7 @@ from trio_offload._map.results import Results
 from trio_offload._map.source import Chunk
 from trio_offload._options import ContextOptions
 from trio_offload._process.process import WorkerProcess
-from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings
+from trio_offload._worker.call_sender import MAX_IN_FLIGHT
 from trio_offload_worker._jobs.retire import RetireWhen
 
 
@@ -149,7 +150,7 @@ async def test_a_slow_consumer_stops_the_workers(plan: Plan, is_async: bool, chu
     items = one_by_one(source) if is_async else source
     async with trio_offload.map(map_jobs.double, items, chunk_size=chunk_size, window=window, workers=2) as results:
         # For each of the two workers at most twice what may be in flight to it.
-        bound = window or 2 * MOST_IN_FLIGHT * 2 * chunk_size
+        bound = window or 2 * MAX_IN_FLIGHT * 2 * chunk_size
         await wait_all_tasks_blocked()
         assert 0 < source.read <= bound
         assert trio_offload.default_context_statistics().running_workers == 0, "nothing is held while there is no room"
@@ -428,7 +429,7 @@ async def test_it_may_be_cancelled_at_each_step(plan: Plan, is_async: bool) -> N
         assert limiter.borrowed_tokens == 0
         assert context.statistics().running_workers == 0
         with trio.fail_after(PATIENCE):
-            await context._close()
+            await context._pool.close(context.grace_period)
             if is_async:
                 await items.aclose()  # type: ignore[union-attr]
         if not steps.reached:
@@ -484,7 +485,7 @@ def test_ctrl_c_ends_what_runs_and_comes_out_as_it_is() -> None:
 
     async def main() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_context, "Worker", plan.make)
+            patch.setattr(_context, "launcher_for", plan.launcher_for)
             async with open_worker_context() as context:
                 async with context.map(pass_gate, range(5), workers=2) as results:
                     await wait_all_tasks_blocked()
@@ -509,7 +510,7 @@ def test_ctrl_c_gets_through_to_a_source_that_does_not_end() -> None:
 
     async def main() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_context, "Worker", plan.make)
+            patch.setattr(_context, "launcher_for", plan.launcher_for)
             async with open_worker_context() as context:
                 async with context.map(map_jobs.double, endless(), workers=1) as results:
                     await collect_into(found, results)
@@ -724,11 +725,11 @@ class Late:
 
     def __init__(self, plan: Plan) -> None:
         self.fails = trio.Event()
-        self._make = plan.make
+        self._begin = plan.begin
         self._is_first = True
 
-    def __call__(self, settings: WorkerSettings) -> FakeWorker:
-        worker = self._make(settings)
+    def __call__(self) -> FakeWorker:
+        worker = self._begin()
         if self._is_first:
             self._is_first = False
             finish = worker.finish
@@ -752,7 +753,7 @@ async def test_chunk_of_unavailable_worker_is_run_by_another(
 ) -> None:
     """By one that waits for something to do, while the reader of an async iterable waits for room."""
     late = Late(plan)
-    monkeypatch.setattr(_context, "Worker", late)
+    monkeypatch.setattr(plan, "begin", late)
     for item in range(1, 8):
         plan.gate(item).set()
     async with trio_offload.map(pass_gate, source(range(8)), workers=2, window=2, ordered=ordered) as results:
@@ -777,7 +778,7 @@ async def test_an_idle_worker_is_used_before_a_map_gives_up(
 ) -> None:
     """The lane that has had it has come to its end, since there was nothing left to do."""
     late = Late(plan)
-    monkeypatch.setattr(_context, "Worker", late)
+    monkeypatch.setattr(plan, "begin", late)
     for item in range(8):
         plan.gate(item).set()
     async with trio_offload.map(pass_gate, source(range(8)), workers=2, ordered=False) as results:
@@ -805,7 +806,7 @@ async def test_a_context_that_is_closed_meanwhile(plan: Plan, monkeypatch: pytes
     async with context.map(pass_gate, range(10), workers=1) as results:
         await wait_all_tasks_blocked()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(context._close)
+            nursery.start_soon(context._pool.close, context.grace_period)
             await wait_all_tasks_blocked()
             for item in range(10):
                 plan.gate(item).set()
@@ -837,7 +838,7 @@ async def test_call_crossing_retirement_goes_elsewhere(plan: Plan, item: int) ->
 async def test_workers_that_exit_at_once_are_not_replaced_forever(plan: Plan, chunk_size: int) -> None:
     plan.born_retired = True
     async with trio_offload.map(map_jobs.double, range(4), workers=1, chunk_size=chunk_size) as results:
-        with pytest.raises(BrokenWorkerError, match="left one after the other"):
+        with pytest.raises(BrokenWorkerError, match="exited one after the other"):
             await collect(results)
     assert len(plan.workers) == 5
 
@@ -1427,8 +1428,7 @@ async def test_a_job_that_closes_the_record_costs_precision_only(kind: str, tmp_
 
 
 async def test_a_worker_leaves_well_after_a_chunk() -> None:
-    worker = Worker(WorkerSettings())
-    await worker.start(cancellable=False)
+    worker = await start_worker()
     assert worker.progress.count == 0
     worker.ask_to_retire()
     await worker.wait()

@@ -23,6 +23,7 @@ from trio_offload import (
     retire_when,
     run_sync,
 )
+from trio_offload._worker.launcher import Launcher
 from trio_offload._worker.worker import Worker
 
 
@@ -73,16 +74,17 @@ async def test_an_init_that_raises_leaves_nothing() -> None:
 
 async def test_cancelled_while_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Worker] = []
-    begin = Worker.begin
+    begin = Launcher.begin
 
-    def begin_stopped(worker: Worker) -> None:
-        begin(worker)
+    def begin_stopped(launcher: Launcher) -> Worker:
+        worker = begin(launcher)
         begun.append(worker)
         if len(begun) == 2:
             # It will never be ready.
             os.kill(worker.process.pid, signal.SIGSTOP)
+        return worker
 
-    monkeypatch.setattr(Worker, "begin", begin_stopped)
+    monkeypatch.setattr(Launcher, "begin", begin_stopped)
     async with open_worker_context() as context:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(context.prewarm, 3)

@@ -30,7 +30,7 @@ from trio_offload import (
     open_worker_context,
 )
 from trio_offload._process import start as _process
-from trio_offload._worker import worker as _worker
+from trio_offload._worker import launcher as _launcher
 from trio_offload_worker._system import family, linux
 
 PROGRAM = """
@@ -280,16 +280,16 @@ async def test_system_without_orphan_search_runs_workers_and_warns(
 
 
 async def test_without_proc_a_memory_limit_is_refused(of_any_kind: WorkerType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_worker, "is_told", lambda: False)
+    monkeypatch.setattr(_launcher, "has_proc", lambda: False)
     async with open_worker_context(worker_type=of_any_kind, memory_limit=1 << 30) as context:
-        with pytest.raises(WorkerStartError, match="memory_limit cannot be watched here, because /proc"):
+        with pytest.raises(WorkerStartError, match="memory_limit cannot be enforced here, because /proc"):
             await context.run_sync(bool)
 
 
 async def test_without_proc_the_log_says_what_does_not_hold_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_process, "is_told", lambda: False)
+    monkeypatch.setattr(_process, "has_proc", lambda: False)
     monkeypatch.setattr(_process, "_has_warned", False)
     with caplog.at_level(logging.WARNING, "trio_offload"):
         for _ in range(2):

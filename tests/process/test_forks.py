@@ -137,14 +137,15 @@ def test_a_fork_beside_a_call_does_not_disturb_it(tmp_path: Path) -> None:
 
 
 FORK_UNDER_A_WAIT = """
-import math, os
+import os
 import trio
 from trio.testing import wait_all_tasks_blocked
-from trio_offload._worker.worker import Worker, WorkerSettings
+from trio_offload._launch.select import launcher_for
+from trio_offload._options import ContextOptions
 
 async def main():
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
-    await worker.start(cancellable=False)
+    worker = launcher_for(ContextOptions()).begin()
+    await worker.finish(cancellable=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(worker.wait)
         await wait_all_tasks_blocked()

@@ -16,7 +16,7 @@ from trio._core._run import GLOBAL_RUN_CONTEXT
 
 # module, name, what needs it
 NAMES = [
-    ("threading", "_shutdown", "the end of a forked worker: threads are joined (_template.leave, _fork)"),
+    ("threading", "_shutdown", "the end of a forked worker: threads are joined (template.rs, _loop/fork)"),
     ("atexit", "_run_exitfuncs", "the end of a forked worker: exit handlers run"),
     ("functools", "_lru_cache_wrapper", "functions with a cache, by value (_cloud)"),
     ("sys", "_xoptions", "a worker has the program's -X options (_interpreter, _hello)"),
@@ -35,7 +35,7 @@ NAMES = [
     ("multiprocessing.util", "_finalizer_registry", "a fork does not run its parent's finalizers"),
     ("multiprocessing.util", "_run_after_forkers", "what registered for forks runs in one"),
     ("multiprocessing.util", "_exit_function", "a fork ends the processes that its jobs left"),
-    ("trio._core._run", "GLOBAL_RUN_CONTEXT", "a fork is not in trio.run any more (_forked)"),
+    ("trio._core._run", "GLOBAL_RUN_CONTEXT", "a fork is not in trio.run any more (_launch/fork)"),
     ("trio._core._thread_cache", "THREAD_CACHE", "a fork has no idle threads of Trio's"),
 ]
 

@@ -21,15 +21,18 @@ import trio
 from fakes import run_call
 from lifeline import PATIENCE, Gate, Lifeline, until_stopped, wait_for_end
 from trio.testing import wait_all_tasks_blocked
+from workers import begin_worker, make_launcher, start_worker
 
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, _context, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerStartError, WorkerType, open_worker_context
 from trio_offload._interpreter import locate as _locate
+from trio_offload._launch.spawn import SpawnLauncher
 from trio_offload._pickling.calls import dump_call
 from trio_offload._pickling.payload import Payload
-from trio_offload._template import Templates
 from trio_offload._transport.channel import Channel
+from trio_offload._worker.call_sender import MAX_IN_FLIGHT
+from trio_offload._worker.launcher import Launcher
 from trio_offload._worker.states import CallNotRun, State
-from trio_offload._worker.worker import MOST_IN_FLIGHT, Worker, WorkerSettings
+from trio_offload._worker.worker import Worker
 
 
 class FakeSide:
@@ -38,16 +41,16 @@ class FakeSide:
     def __init__(self) -> None:
         self.plan = fakes.Plan()
 
-    def make(self) -> Any:
-        return self.plan.make(WorkerSettings(math.inf, bool, bool))
+    def begin(self) -> Any:
+        return self.plan.begin()
 
-    def make_unstartable(self) -> Any:
+    def begin_unstartable(self) -> Any:
         self.plan.fail_start = WorkerStartError("no")
-        return self.make()
+        return self.begin()
 
     async def started_and_retired(self) -> Any:
-        worker = self.make()
-        await worker.start(cancellable=False)
+        worker = self.begin()
+        await worker.finish(cancellable=False)
         worker.retired = True
         return worker
 
@@ -66,22 +69,29 @@ class FakeSide:
 
 
 class RealSide:
-    """The same with a process, which is started or, if there are templates, forked."""
+    """The same with a process, which is spawned or forked."""
 
-    def __init__(self, line: Lifeline, gate: Gate, templates: Templates | None = None) -> None:
+    def __init__(self, line: Lifeline, gate: Gate, worker_type: WorkerType = WorkerType.SPAWN) -> None:
         self.line = line
         self.gate = gate
-        self.templates = templates
+        self.worker_type = worker_type
+        self.launchers: list[Launcher] = []
 
-    def make(self, retire: Callable[[], Any] = bool, init: Callable[[], Any] = bool) -> Worker:
-        return Worker(WorkerSettings(math.inf, init, retire, templates=self.templates))
+    def begin(self, retire: Callable[[], Any] = bool, init: Callable[[], Any] = bool) -> Worker:
+        self.launchers.append(make_launcher(math.inf, init, retire, worker_type=self.worker_type))
+        return self.launchers[-1].begin()
 
-    def make_unstartable(self) -> Worker:
-        return self.make(init=jobs.abort)
+    def begin_unstartable(self) -> Worker:
+        return self.begin(init=jobs.abort)
+
+    def close(self) -> None:
+        for launcher in self.launchers:
+            for peer in launcher.close():
+                assert peer.wait_sync(time.monotonic() + PATIENCE)
 
     async def started_and_retired(self) -> Worker:
-        worker = self.make(retire=object)
-        await worker.start(cancellable=False)
+        worker = self.begin(retire=object)
+        await worker.finish(cancellable=False)
         await run_call(worker, dump_call(bool, ()), cancellable=False)
         # It retires now. That it has said so is certain once it has ended; nobody may have reaped it for that.
         wait_for_end(worker.process.pid)
@@ -105,13 +115,13 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "fake":
         yield FakeSide()
         return
-    templates = Templates(()) if request.param == "forked" else None
-    if templates is not None and not _locate.runtime().is_native:
+    worker_type = WorkerType.FORKSERVER if request.param == "forked" else WorkerType.SPAWN
+    if worker_type is WorkerType.FORKSERVER and not _locate.runtime().is_native:
         pytest.skip("templates need the worker executable, and here workers are run in Python")
     with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
-        yield RealSide(line, gate, templates)
-    for template in () if templates is None else templates.dismiss():
-        assert template.wait_sync(time.monotonic() + PATIENCE)
+        side = RealSide(line, gate, worker_type)
+        yield side
+        side.close()
 
 
 CALL = dump_call(int, ("5",))
@@ -124,9 +134,9 @@ async def see_off(worker: Any) -> None:
 
 
 async def test_started_worker_is_idle_and_answers_calls(side: Any) -> None:
-    worker = side.make()
+    worker = side.begin()
     assert worker.state is not State.IDLE
-    await worker.start(cancellable=False)
+    await worker.finish(cancellable=False)
     assert worker.state is State.IDLE
     assert worker.hear()
     assert not worker.process.ended
@@ -137,8 +147,8 @@ async def test_started_worker_is_idle_and_answers_calls(side: Any) -> None:
 
 
 async def test_what_a_job_raises_is_an_outcome_and_the_worker_lives_on(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     value, error = await run_call(worker, dump_call(divmod, (1, 0)), cancellable=False)
     assert value is None
     assert isinstance(error, ZeroDivisionError)
@@ -148,10 +158,10 @@ async def test_what_a_job_raises_is_an_outcome_and_the_worker_lives_on(side: Any
 
 
 async def test_worker_takes_calls_between_start_and_end_only(side: Any) -> None:
-    worker = side.make()
+    worker = side.begin()
     with pytest.raises(RuntimeError, match="no call in the state STARTING, with 0 in flight"):
         worker.submit(CALL)
-    await worker.start(cancellable=False)
+    await worker.finish(cancellable=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: run_call(worker, side.waiting_call(), cancellable=False))
         await side.begun()
@@ -164,8 +174,8 @@ async def test_worker_takes_calls_between_start_and_end_only(side: Any) -> None:
 
 
 async def test_a_worker_that_is_asked_leaves_well(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     worker.ask_to_retire()
     assert worker.state is State.RETIRING
     assert not worker.hear()
@@ -201,8 +211,8 @@ async def test_a_call_to_a_worker_that_has_retired_is_not_run(side: Any) -> None
 
 
 async def test_the_end_can_be_awaited_blocking_with_a_deadline(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     worker.ask_to_retire()
     assert worker.wait_sync(time.monotonic() + PATIENCE)
     assert worker.state is State.ENDED
@@ -210,8 +220,8 @@ async def test_the_end_can_be_awaited_blocking_with_a_deadline(side: Any) -> Non
 
 
 async def test_a_killed_worker_ends(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     worker.kill()
     worker.kill()
     with trio.fail_after(PATIENCE):
@@ -221,8 +231,8 @@ async def test_a_killed_worker_ends(side: Any) -> None:
 
 
 async def test_a_cancelled_call_has_ended_the_worker_when_it_returns(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: run_call(worker, side.waiting_call(), cancellable=True))
         await side.begun()
@@ -233,8 +243,8 @@ async def test_a_cancelled_call_has_ended_the_worker_when_it_returns(side: Any) 
 
 
 async def test_a_call_that_may_not_be_cancelled_runs_to_its_end(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     async with trio.open_nursery() as nursery:
 
         async def call() -> None:
@@ -255,8 +265,8 @@ async def test_a_call_that_may_not_be_cancelled_runs_to_its_end(side: Any) -> No
 
 
 async def test_a_worker_that_breaks_says_so_and_has_ended(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     with pytest.raises(BrokenWorkerError) as caught:
         await run_call(worker, side.breaking_call(), cancellable=False)
     assert caught.value.process is worker.process
@@ -265,8 +275,8 @@ async def test_a_worker_that_breaks_says_so_and_has_ended(side: Any) -> None:
 
 
 async def test_second_call_in_flight_is_answered_in_order(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     with pytest.raises(RuntimeError, match="no call to answer"):
         await worker.answer()
     for _ in range(3):
@@ -284,13 +294,13 @@ async def test_second_call_in_flight_is_answered_in_order(side: Any) -> None:
 
 
 async def test_so_many_calls_may_be_in_flight_and_no_more(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
-    for number in range(MOST_IN_FLIGHT):
+    worker = side.begin()
+    await worker.finish(cancellable=False)
+    for number in range(MAX_IN_FLIGHT):
         worker.submit(dump_call(int, (str(number),)))
-    with pytest.raises(RuntimeError, match=f"in the state RUNNING, with {MOST_IN_FLIGHT} in flight"):
+    with pytest.raises(RuntimeError, match=f"in the state RUNNING, with {MAX_IN_FLIGHT} in flight"):
         worker.submit(CALL)
-    for number in range(MOST_IN_FLIGHT):
+    for number in range(MAX_IN_FLIGHT):
         assert await worker.answer() == (number, None)
     assert worker.state is State.IDLE
     await see_off(worker)
@@ -308,8 +318,8 @@ async def test_retired_worker_runs_no_call_in_flight(side: Any) -> None:
 
 
 async def test_a_worker_that_breaks_with_two_calls_in_flight_has_ended(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     worker.submit(side.breaking_call())
     worker.submit(CALL)
     with pytest.raises(BrokenWorkerError) as caught:
@@ -320,8 +330,8 @@ async def test_a_worker_that_breaks_with_two_calls_in_flight_has_ended(side: Any
 
 
 async def test_cancel_ends_worker_with_two_calls_in_flight(side: Any) -> None:
-    worker = side.make()
-    await worker.start(cancellable=False)
+    worker = side.begin()
+    await worker.finish(cancellable=False)
     async with trio.open_nursery() as nursery:
         worker.submit(side.waiting_call())
         worker.submit(CALL)
@@ -333,19 +343,19 @@ async def test_cancel_ends_worker_with_two_calls_in_flight(side: Any) -> None:
 
 
 async def test_a_failed_start_leaves_nothing(side: Any) -> None:
-    worker = side.make_unstartable()
+    worker = side.begin_unstartable()
     with pytest.raises(WorkerStartError):
-        await worker.start(cancellable=False)
+        await worker.finish(cancellable=False)
     assert worker.state is State.ENDED
     assert worker.process.ended
 
 
 @pytest.mark.parametrize("cancellable", [True, False])
 async def test_a_start_can_be_cancelled_if_it_says_so(side: Any, cancellable: bool) -> None:
-    worker = side.make()
+    worker = side.begin()
     with trio.CancelScope() as scope:
         scope.cancel()
-        await worker.start(cancellable=cancellable)
+        await worker.finish(cancellable=cancellable)
     assert scope.cancelled_caught == cancellable
     assert worker.state is (State.ENDED if cancellable else State.IDLE)
     assert worker.gone() == cancellable
@@ -361,17 +371,18 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     """The workers that contexts have made, in order."""
     made: list[Worker] = []
 
-    def make(settings: WorkerSettings) -> Worker:
-        made.append(Worker(settings))
+    begin = SpawnLauncher.begin
+
+    def noting(launcher: SpawnLauncher, *call: Any) -> Worker:
+        made.append(begin(launcher, *call))
         return made[-1]
 
-    monkeypatch.setattr(_context, "Worker", make)
+    monkeypatch.setattr(SpawnLauncher, "begin", noting)
     return made
 
 
 async def test_stopped_worker_does_not_exceed_deadline() -> None:
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf)
     os.kill(worker.process.pid, signal.SIGSTOP)
     worker.ask_to_retire()
     assert not worker.wait_sync(time.monotonic() + 0.05)
@@ -398,7 +409,7 @@ class BlindChannel:
 async def test_each_job_runs_once_when_retirement_crosses_the_dispatch(
     starts: list[Worker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int
 ) -> None:
-    monkeypatch.setattr("trio_offload._worker.worker.Channel", lambda *arguments: BlindChannel(Channel(*arguments)))
+    monkeypatch.setattr("trio_offload._worker.peer.Channel", lambda *arguments: BlindChannel(Channel(*arguments)))
     journal = tmp_path / "journal"
     numbers = [str(number) for number in range(8)]
     async with open_worker_context(retire=object) as context:
@@ -450,8 +461,7 @@ async def test_recycling_after_each_job_strands_none(starts: list[Worker], size:
 async def test_large_call_does_not_wait_for_retired_worker(tmp_path: Path) -> None:
     """It has said RETIRED, and something that a job left behind keeps its process from ending."""
     with closing(Lifeline(tmp_path / "line")) as line, closing(Gate(tmp_path / "gate")) as gate:
-        worker = Worker(WorkerSettings(math.inf, bool, jobs.leaves_slowly))
-        await worker.start(cancellable=False)
+        worker = await start_worker(math.inf, bool, jobs.leaves_slowly)
         worker._channel = BlindChannel(worker._channel)  # type: ignore[assignment]
         await run_call(worker, dump_call(jobs.leave_slowly, (line.path, gate.path)), cancellable=False)
         await line.pid()
@@ -465,8 +475,7 @@ async def test_large_call_does_not_wait_for_retired_worker(tmp_path: Path) -> No
 
 async def test_a_new_worker_does_not_time_out_before_its_first_call(starts: list[Worker]) -> None:
     """Otherwise a short idle timeout on a busy machine would start workers for ever, and none would run the job."""
-    worker = Worker(WorkerSettings(0, bool, bool))
-    await worker.start(cancellable=False)
+    worker = await start_worker(0, bool, bool)
     await trio.sleep(0.2)
     assert worker.hear()
     assert await run_call(worker, CALL, cancellable=False) == (5, None)
@@ -478,8 +487,7 @@ async def test_a_new_worker_does_not_time_out_before_its_first_call(starts: list
 
 @pytest.mark.parametrize("retire", [bool, jobs.never], ids=["plain", "with a retire of its own"])
 async def test_worker_that_died_idle_has_not_run_call(retire: Callable[[], Any], caplog: pytest.LogCaptureFixture) -> None:
-    worker = Worker(WorkerSettings(math.inf, bool, retire))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf, bool, retire)
     os.kill(worker.process.pid, signal.SIGKILL)
     wait_for_end(worker.process.pid)
     with pytest.raises(CallNotRun):
@@ -492,8 +500,7 @@ async def test_worker_that_died_idle_has_not_run_call(retire: Callable[[], Any],
 async def test_call_in_flight_crosses_with_retirement(tmp_path: Path) -> None:
     """The second call is in the worker's socket when it says RETIRED: it is not read, and its caller is told."""
     journal = tmp_path / "journal"
-    worker = Worker(WorkerSettings(math.inf, bool, object))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf, bool, object)
     for text in ("first", "second"):
         worker.submit(dump_call(jobs.append, (str(journal), text)))
     assert await worker.answer() == ("first", None)
@@ -505,8 +512,7 @@ async def test_call_in_flight_crosses_with_retirement(tmp_path: Path) -> None:
 
 
 async def test_retired_worker_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(WorkerSettings(math.inf, bool, object))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf, bool, object)
     await run_call(worker, CALL)
     wait_for_end(worker.process.pid)
     sent: list[Any] = []
@@ -527,8 +533,7 @@ async def test_retired_worker_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_call_behind_broken_one_has_not_begun(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf)
     worker.submit(dump_call(jobs.segfault, ()))
     worker.submit(dump_call(jobs.append, (str(journal), "second")))
     with pytest.raises(BrokenWorkerError, match=r"SIGSEGV while it ran jobs\.segfault"):
@@ -539,8 +544,7 @@ async def test_call_behind_broken_one_has_not_begun(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [300_000, 20_000_000], ids=["as much as fits", "larger than the socket"])
 async def test_both_sides_may_write_large_payloads_at_once(size: int) -> None:
     """The worker does not read while it writes its answer: the parent has to, while it writes the next call."""
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf)
     with trio.fail_after(PATIENCE):
         worker.submit(dump_call(jobs.echo, (bytes([0]) * size,)))
         for number in range(1, 6):
@@ -553,8 +557,7 @@ async def test_both_sides_may_write_large_payloads_at_once(size: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 20_000_000], ids=["small", "larger than the socket"])
 async def test_a_worker_that_died_idle_has_not_run_the_calls_in_flight(size: int) -> None:
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf)
     os.kill(worker.process.pid, signal.SIGKILL)
     wait_for_end(worker.process.pid)
     worker.submit(dump_call(len, (bytes(size),)))
@@ -565,9 +568,9 @@ async def test_a_worker_that_died_idle_has_not_run_the_calls_in_flight(size: int
 
 
 async def test_the_time_of_an_idle_worker_begins_with_its_last_answer() -> None:
-    worker = Worker(WorkerSettings(600, bool, bool))
+    worker = begin_worker(600)
     assert worker.expires_at == math.inf
-    await worker.start(cancellable=False)
+    await worker.finish(cancellable=False)
     first = worker.expires_at
     assert 0 < first - time.monotonic() <= 600
     await run_call(worker, CALL, cancellable=False)
@@ -577,8 +580,7 @@ async def test_the_time_of_an_idle_worker_begins_with_its_last_answer() -> None:
 
 async def test_answers_that_come_before_the_end_are_counted(line: Lifeline) -> None:
     """What was answered, and the call behind it, must not be run by another worker."""
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf)
     worker.submit(CALL)
     worker.submit(dump_call(jobs.hold_for_ever, (line.path,)))
     worker.submit(CALL)
@@ -593,8 +595,7 @@ async def test_answers_that_come_before_the_end_are_counted(line: Lifeline) -> N
 
 @pytest.mark.parametrize("looks_again", [True, False])
 async def test_an_answer_that_is_there_when_it_is_cancelled(looks_again: bool) -> None:
-    worker = Worker(WorkerSettings(math.inf, bool, bool))
-    await worker.start(cancellable=False)
+    worker = await start_worker(math.inf)
     worker.submit(CALL)
     worker.flush()
     assert worker._channel is not None

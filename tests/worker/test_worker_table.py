@@ -21,6 +21,7 @@ from fakes import run_call
 from lifeline import PATIENCE
 from outcome import Error, Outcome, Value
 from trio.testing import wait_all_tasks_blocked
+from workers import begin_worker, make_launcher
 
 from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError
 from trio_offload._interpreter import settings as _settings
@@ -33,7 +34,7 @@ from trio_offload._transport.channel import Channel, EndOfStream
 from trio_offload._transport.sockets import socket_pair
 from trio_offload._worker import peer as peer_module
 from trio_offload._worker.states import CallNotRun, State
-from trio_offload._worker.worker import Worker, WorkerSettings
+from trio_offload._worker.worker import Worker
 from trio_offload_worker._protocol.frames import MAGIC, Frame, Kind, encode_head
 
 _real_start = _process.spawn
@@ -173,9 +174,9 @@ CELLS: Final = [
 
 async def bring_to(state: State, peer: Peer) -> Worker:
     """A worker that is idle at least."""
-    worker = Worker(WorkerSettings())
+    worker = begin_worker()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: worker.start(cancellable=True))
+        nursery.start_soon(lambda: worker.finish(cancellable=True))
         await peer.hear(Kind.HELLO)
         await peer.hear(Kind.SETUP)
         peer.say(EVENTS["WELCOME"] + EVENTS["READY"])
@@ -272,10 +273,10 @@ REPORT: Final = frame(Kind.REPORT, body={"figures": [11, 12, 13, 14_000_000]})
 
 
 async def test_a_report_changes_no_state(peer: Peer) -> None:
-    worker = Worker(WorkerSettings())
+    worker = begin_worker()
     assert worker.figures == Figures()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: worker.start(cancellable=True))
+        nursery.start_soon(lambda: worker.finish(cancellable=True))
         await peer.hear(Kind.HELLO)
         await peer.hear(Kind.SETUP)
         peer.say(EVENTS["WELCOME"] + REPORT)
@@ -310,12 +311,12 @@ async def test_a_report_changes_no_state(peer: Peer) -> None:
 
 
 async def test_a_report_before_the_welcome_is_a_fault(peer: Peer) -> None:
-    worker = Worker(WorkerSettings())
+    worker = begin_worker()
     async with trio.open_nursery() as nursery:
 
         async def start() -> None:
             with pytest.raises(WorkerStartError, match="it said REPORT where it had to say WELCOME"):
-                await worker.start(cancellable=True)
+                await worker.finish(cancellable=True)
 
         nursery.start_soon(start)
         await peer.hear(Kind.HELLO)
@@ -324,20 +325,20 @@ async def test_a_report_before_the_welcome_is_a_fault(peer: Peer) -> None:
 
 
 async def _starting(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]:
-    worker = Worker(WorkerSettings())
+    worker = begin_worker()
 
     async def start() -> None:
-        await worker.start(cancellable=True)
+        await worker.finish(cancellable=True)
 
     outcome = await outcome_of(start, peer, event, expected, Kind.HELLO, Kind.SETUP)
     return worker, outcome
 
 
 async def _setting_up(peer: Peer, event: str, expected: str) -> tuple[Worker, Any]:
-    worker = Worker(WorkerSettings())
+    worker = begin_worker()
 
     async def start() -> None:
-        await worker.start(cancellable=True)
+        await worker.finish(cancellable=True)
 
     outcomes: list[Any] = []
     async with trio.open_nursery() as nursery:
@@ -459,11 +460,11 @@ async def test_an_answer_may_come_in_pieces(peer: Peer) -> None:
     ids=["prefix", "exec_prefix", "free_threaded"],
 )
 async def test_a_worker_that_is_another_python_is_refused(peer: Peer, changes: dict[str, Any], words: str) -> None:
-    worker = Worker(WorkerSettings())
+    worker = begin_worker()
     outcomes: list[Any] = []
 
     async def start() -> None:
-        outcomes.append(await capture(lambda: worker.start(cancellable=True)))
+        outcomes.append(await capture(lambda: worker.finish(cancellable=True)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start)
@@ -477,11 +478,11 @@ async def test_a_worker_that_is_another_python_is_refused(peer: Peer, changes: d
 @pytest.mark.parametrize("event", ["REFUSED", "SETUP_FAILED", "end"])
 async def test_worker_that_stays_after_last_frame_is_ended(peer: Peer, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
     monkeypatch.setattr(peer_module, "_EXIT_TIMEOUT", 0.01)
-    worker = Worker(WorkerSettings())
+    worker = begin_worker()
     outcomes: list[Any] = []
 
     async def start() -> None:
-        outcomes.append(await capture(lambda: worker.start(cancellable=True)))
+        outcomes.append(await capture(lambda: worker.finish(cancellable=True)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start)
@@ -498,18 +499,21 @@ async def test_worker_that_stays_after_last_frame_is_ended(peer: Peer, monkeypat
 # --- the first call, which need not wait for READY ------------------------------------------------
 
 
-async def begin_with_call(worker: Worker, outcomes: list[Any]) -> None:
-    worker.begin(CALL)
+def begin_with_call() -> Worker:
+    return make_launcher().begin(CALL)
+
+
+async def finish_and_answer(worker: Worker, outcomes: list[Any]) -> None:
     outcomes.append(await capture(lambda: worker.finish(cancellable=True)))
     if outcomes == [None]:
         outcomes.append(await capture(lambda: run_call(worker, CALL, cancellable=True)))
 
 
 async def test_first_call_follows_checked_welcome(peer: Peer) -> None:
-    worker = Worker(WorkerSettings())
+    worker = begin_with_call()
     outcomes: list[Any] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(begin_with_call, worker, outcomes)
+        nursery.start_soon(finish_and_answer, worker, outcomes)
         await peer.hear(Kind.HELLO)
         await peer.hear(Kind.SETUP)
         peer.say(EVENTS["WELCOME"])
@@ -528,7 +532,7 @@ async def test_first_call_follows_checked_welcome(peer: Peer) -> None:
 async def test_a_start_that_fails_after_the_first_call_was_said(peer: Peer, event: str) -> None:
     outcomes: list[Any] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(begin_with_call, Worker(WorkerSettings()), outcomes)
+        nursery.start_soon(finish_and_answer, begin_with_call(), outcomes)
         await peer.hear(Kind.HELLO)
         await peer.hear(Kind.SETUP)
         peer.say(EVENTS["WELCOME"])
@@ -542,7 +546,7 @@ async def test_a_start_that_fails_after_the_first_call_was_said(peer: Peer, even
 async def test_another_python_than_the_parents_gets_no_call(peer: Peer) -> None:
     outcomes: list[Any] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(begin_with_call, Worker(WorkerSettings()), outcomes)
+        nursery.start_soon(finish_and_answer, begin_with_call(), outcomes)
         await peer.hear(Kind.HELLO)
         await peer.hear(Kind.SETUP)
         peer.say(welcome(prefix=b"/elsewhere"))
@@ -552,10 +556,10 @@ async def test_another_python_than_the_parents_gets_no_call(peer: Peer) -> None:
 
 
 async def test_settings_changed_since_greeting_precede_first_call(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(WorkerSettings())
+    worker = begin_with_call()
     outcomes: list[Any] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(begin_with_call, worker, outcomes)
+        nursery.start_soon(finish_and_answer, worker, outcomes)
         await peer.hear(Kind.HELLO)
         await peer.hear(Kind.SETUP)
         *first, path = _settings.current_snapshot()

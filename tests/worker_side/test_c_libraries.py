@@ -406,9 +406,9 @@ SCARCE = """
 def test_a_worker_that_can_have_no_thread_fails_to_start(tmp_path: Path, build: Build, kind: str, options: str) -> None:
     """The call was not run, and the error is that of a start; the next worker has its thread."""
     text = f"""
-    import os, pathlib, trio, trio_offload, trio_offload._template
+    import os, pathlib, trio, trio_offload, trio_offload._launch.template
     # Each worker is forked when it is wanted.
-    trio_offload._template.Template.fork_reserve = lambda template: None
+    trio_offload._launch.template.Template.fork_standby = lambda template: None
 
     async def main():
         scarce = pathlib.Path(os.environ["SCARCE"])

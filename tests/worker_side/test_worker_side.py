@@ -20,11 +20,11 @@ import pytest
 from kinds import LOOP
 from lifeline import PATIENCE
 
-from trio_offload import _forked
 from trio_offload._interpreter import hello as _hello
 from trio_offload._interpreter import locate as _locate
+from trio_offload._launch import fork as fork_launch
+from trio_offload._launch import spawn as spawn_launch
 from trio_offload._process.process import WorkerProcess
-from trio_offload._worker import worker as _worker
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAGIC, MEMORY, Frame, Kind, encode_head
 
@@ -53,7 +53,7 @@ class Parent:
         return frame
 
     def hello(self, **changes: Any) -> dict[str, Any]:
-        return _hello.hello(self.way.libpython, _worker.given_back(self.way)) | changes
+        return _hello.hello(self.way.libpython, spawn_launch.original_environment(self.way)) | changes
 
     def bring_to(self, state: str, **setup: Any) -> None:
         if state != "AWAIT_HELLO":
@@ -78,7 +78,7 @@ class Parent:
 @contextmanager
 def parent_of(way: _locate.WorkerRuntime, *, fork: bool = False, retire: Any = None) -> Iterator[Parent]:
     """``retire`` is for a fork, which inherits it; others are told with SETUP."""
-    process, ours, record = _forked.start(None, retire) if fork else _worker._spawn(way, [])
+    process, ours, record = fork_launch.fork(None, retire) if fork else spawn_launch.spawn(way)
     try:
         yield Parent(process, ours, way)
     finally:

@@ -27,7 +27,7 @@ from trio_offload._process.oom import group_memory_limit
 from trio_offload._process.processors import usable_processors
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION
 from trio_offload_worker._system.family import is_marked
-from trio_offload_worker._system.linux import is_told
+from trio_offload_worker._system.linux import has_proc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,7 @@ def _system(report: Report) -> Facts:
 
 
 def _kernel(report: Report) -> Facts:
-    if not is_told():
+    if not has_proc():
         report(
             Problem(
                 "/proc cannot be read, so memory use is unknown, memory_limit is refused, and orphans of a job are hard to find",
@@ -129,7 +129,7 @@ def _kernel(report: Report) -> Facts:
             )
         )
     return {
-        "/proc": is_told(),
+        "/proc": has_proc(),
         "pidfd": _has_pidfd(),
         "lists a thread's children": Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(),
         "transparent huge pages": _read_line("/sys/kernel/mm/transparent_hugepage/enabled"),

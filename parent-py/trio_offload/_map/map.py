@@ -63,7 +63,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             raise TypeError(f"fn must be a callable that takes one item, got {function!r}")
         if not isinstance(items, (AsyncIterable, Iterable)):
             raise TypeError(f"items must be an iterable or an async iterable, got {items!r}")
-        self.may_retire = pool.settings.retire is not bool
+        self.may_retire = pool.launcher.options.retire is not bool
         if options.chunk_size is None and (options.timeout is not None or self.may_retire):
             # A worker that may be ended for a job runs one item at a time.
             options = attrs.evolve(options, chunk_size=1)
@@ -74,7 +74,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self.results: Results[DeliveredType] = Results(self, ordered=options.ordered, outcomes=options.return_outcomes)
         self.task = chunks.make_task(
             function,
-            to_fork=pool.settings.fork,
+            to_fork=pool.launcher.inherits_main,
             measures=options.chunk_size is None,
             small=self.source.is_range,
         )

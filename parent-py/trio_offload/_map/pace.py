@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .._worker.worker import MOST_IN_FLIGHT
+from .._worker.call_sender import MAX_IN_FLIGHT
 
 MAX_ITEMS: Final = 16_384
 MAX_BYTES: Final = 512 * 1024
@@ -50,8 +50,8 @@ class AdaptiveBatching:
             self.in_flight = 1
         else:
             # A worker that had to wait for the parent could have done more in the time.
-            short = each * MOST_IN_FLIGHT <= _PIPELINE_TARGET or (waits and calls > 1)
-            fitting = MOST_IN_FLIGHT if short else max(2, int(_PIPELINE_TARGET / each))
+            short = each * MAX_IN_FLIGHT <= _PIPELINE_TARGET or (waits and calls > 1)
+            fitting = MAX_IN_FLIGHT if short else max(2, int(_PIPELINE_TARGET / each))
             self.in_flight = min(fitting, self.in_flight + calls)
         self.window_chunks = max(_MIN_WINDOW_CHUNKS, 2 * self.in_flight)
 

@@ -1,25 +1,28 @@
-"""The workers of one context: taken for calls, returned, and replaced."""
+"""The workers of one context: taken for calls, returned, replaced, and ended."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
+
+import trio
 
 from trio_offload_worker._jobs.retire import RetireWhen
 
-from .._cache import WorkerCache
 from .._exceptions import BrokenWorkerError
 from .._sizes import readable_size
 from .._worker.peer import logger
 from .._worker.states import IDLE, STARTING
-from .tracker import CallTracker
+from .cache import WorkerCache
+from .tracker import CallTracker, run_shielded
 
 if TYPE_CHECKING:
     from .._pickling.payload import Payload
     from .._process.process import WorkerProcess
-    from .._worker.worker import Worker, WorkerSettings
+    from .._worker.launcher import Launcher
+    from .._worker.worker import Worker
 
 MAX_LOST: Final = 5  # new workers that may exit before they begin one call
 
@@ -30,11 +33,10 @@ class WorkerPool:
     A call that finds an idle worker uses ``cache`` and ``calls`` directly.
     """
 
-    def __init__(self, settings: WorkerSettings, make: Callable[[], Worker]) -> None:
-        self.settings = settings
-        self.cache = WorkerCache()
-        self.calls = CallTracker()
-        self._make = make
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher: Final = launcher
+        self.cache: Final = WorkerCache()
+        self.calls: Final = CallTracker()
         self._warned = threading.Lock()  # taken by the first thread that warns
 
     async def take(self) -> tuple[Worker, bool]:
@@ -45,15 +47,14 @@ class WorkerPool:
         worker = self.cache.pop()
         new = worker is None
         if worker is None:
-            worker = self._make()
-            worker.begin()
+            worker = self.launcher.begin()
         if worker.state is STARTING:
             try:
                 await self.finish(worker, True)
             except BaseException:
                 self.cache.push(worker)
                 raise
-            worker.fork_next()
+            self.launcher.prepare_next()
         return worker, new
 
     def give_back(self, worker: Worker) -> None:
@@ -68,25 +69,92 @@ class WorkerPool:
         """Wait until a worker is ready, and submit a call that was not sent with the greeting."""
         await worker.finish(cancellable=cancellable)
         self.cache.note_started(worker)
-        self.warn_of_baseline(worker)
+        self._warn_of_baseline(worker)
         if call is not None and worker.state is IDLE:
             worker.submit(call)
 
     def begin_spare(self) -> None:
         """Begin the replacement of a retiring worker, so the next call finds one ready."""
         if not self.calls.closed:
-            spare = self._make()
             try:
-                spare.begin()
+                spare = self.launcher.begin()
             except Exception as error:
                 # The next call tries again and raises. Here, a result must not be lost.
                 logger.warning("no worker could be started ahead of the next call: %s", error)
             else:
                 self.cache.push_spare(spare)
 
-    def warn_of_baseline(self, worker: Worker) -> None:
+    async def prewarm(self, workers: int) -> int:
+        """Start workers until that many are idle. See :meth:`WorkerContext.prewarm`."""
+        calls, cache = self.calls, self.cache
+        key = calls.enter(counted=False)
+        begun: list[Worker] = []
+        ready = 0
+        try:
+            cache.settle()
+            begun += cache.take_spares()
+            missing = workers - len(cache) - len(begun)
+            for _ in range(missing):
+                begun.append(self.launcher.begin())
+                # Each takes the event loop about a millisecond.
+                await trio.lowlevel.checkpoint()
+            for worker in begun:
+                await worker.finish(cancellable=True)
+                self.launcher.prepare_next()
+                cache.note_started(worker)
+                cache.push(worker)
+                ready += 1
+                self._warn_of_baseline(worker)
+        finally:
+            try:
+                for worker in begun[ready:]:
+                    await worker.end()
+            finally:
+                calls.leave(key)
+        return ready
+
+    async def close(self, grace_period: float) -> None:
+        """Refuse new calls, let the running ones finish, and end all workers. Not cancellable.
+
+        Raises:
+            BrokenWorkerError: see :meth:`WorkerCache.shutdown`.
+        """
+
+        async def close() -> None:
+            await self.calls.close()
+            self._close_launcher()
+            try:
+                await self.cache.shutdown(grace_period)
+            finally:
+                self._close_trace()
+
+        await run_shielded(close)
+
+    def close_sync(self, grace_period: float) -> None:
+        """End the idle workers, for the interpreter's exit. Raises as :meth:`close`."""
+        self._close_launcher()
+        try:
+            self.cache.shutdown_sync(grace_period)
+        finally:
+            self._close_trace()
+
+    def forget(self) -> None:
+        """Drop the parent's workers and calls, in a fork of this process."""
+        self.cache.forget()
+        self.calls.forget()
+        self.launcher.forget()
+
+    def _close_launcher(self) -> None:
+        for peer in self.launcher.close():
+            self.cache.push_leaving(peer)
+
+    def _close_trace(self) -> None:
+        if self.launcher.trace is not None:
+            self.launcher.trace.close()
+
+    def _warn_of_baseline(self, worker: Worker) -> None:
         """Warn once about a ``retire_when`` below a worker's memory before its first job."""
-        retire, baseline = self.settings.retire, worker.baseline
+        retire, baseline = self.launcher.options.retire, worker.baseline
         if type(retire) is not RetireWhen or retire.rss is None or baseline < retire.rss:
             return
         if self._warned.acquire(blocking=False):
@@ -102,7 +170,7 @@ class WorkerPool:
 def workers_lost(function_name: str, lost: Sequence[WorkerProcess]) -> BrokenWorkerError:
     """Return the error of a call whose new workers exited before they began it."""
     return BrokenWorkerError(
-        f"{len(lost)} workers that were started for a call of {function_name} left one after the other "
-        "before they had begun with it; does something that init starts end them?",
+        f"{len(lost)} workers that were started for a call of {function_name} exited one after the other "
+        "before they had begun it. Does something that init starts end them?",
         *lost,
     )

@@ -29,7 +29,7 @@ class ForkedProcess(WorkerProcess):
 
     ``pid`` is 0 until its number is known.
 
-    It first writes its number into a pipe. If the pipe ends without one, the record tells the cause.
+    It first writes its number into a pipe. If the pipe ends without one, the record tells why.
     With a number in the record, the process was killed before it could write to the pipe. Without
     one, the template has died or could not fork, and no process exists.
     """

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn, TypeAlias
 
 from trio_offload_worker._system.family import boot_time, is_marked
-from trio_offload_worker._system.linux import is_told, open_pidfd
+from trio_offload_worker._system.linux import has_proc, open_pidfd
 
 from .._transport.sockets import socket_pair
 from .fork_lock import fork_lock
@@ -137,7 +137,7 @@ def warn_of_missing_guarantees(worker: int) -> None:
     if _has_warned:
         return
     _has_warned = True
-    if not is_told():
+    if not has_proc():
         logger.warning(
             "/proc cannot be read here: the memory use of workers is unknown, memory_limit is refused, and the descendants of a "
             "worker are ended with it only if their process IDs are close to its own"

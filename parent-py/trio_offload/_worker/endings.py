@@ -12,7 +12,6 @@ from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, WireError
 
 from .._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError
-from .._interpreter import locate as _locate
 from .._pickling import calls as _calls
 from .._pickling import payload as _payload
 from .._process import oom as _oom
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from .._crash import CrashRecord
     from .._process.process import WorkerProcess
 
-# PROTOCOL.md, «The worker's exit codes»; where a process ends the worker, and not a thread of its own, it takes a signal.
+# PROTOCOL.md, "The worker's exit codes". A sentinel that is a process ends the worker by a signal.
 MEMORY_LIMIT_EXITS: Final = (7, -signal.SIGKILL)
 _STAGES: Final = {
     "unpickle": "(while the worker unpickled the function and its arguments)",
@@ -40,7 +39,7 @@ def describe_ending(process: WorkerProcess) -> str:
     if code >= 0:
         return f"exited with status {code}"
     if process.killed and code == -signal.SIGKILL:
-        # It has closed its end of the socket, as one does that replaces itself by another program (exec).
+        # It closed its end of the socket. A worker that replaces its program (exec) does so too.
         return "stopped answering without exiting, and was killed"
     if process.signal is None:
         return f"died of signal {-code}"
@@ -93,9 +92,17 @@ def describe_failed_start(
     error: EndOfStream | WireError,
     left_behind: str,
     init: Callable[[], Any],
-    is_fork: bool,
+    hint: str,
 ) -> str:
-    """Describe the end of a worker before it was ready, with a remedy."""
+    """Describe the end of a worker before it was ready, with a remedy.
+
+    Args:
+        process: its process, reaped.
+        error: the failed read.
+        left_behind: the text of its record.
+        init: the function that it had to call first.
+        hint: the launcher's remedy, for an end without a known cause.
+    """
     if isinstance(error, WireError):
         return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
     told, stack = _record.parse_record(left_behind)
@@ -104,7 +111,6 @@ def describe_failed_start(
             f"worker {process.pid} was ended while it ran init, {_payload.function_name(init)}: it held "
             f"{readable_size(told.reached)}, and memory_limit allows {readable_size(told.limit)}"
         )
-    hint = ""
     if process.exitcode == 127:
         # The dynamic loader's exit status; standard error names the missing file.
         hint = secure_execution_hint() or (
@@ -114,11 +120,6 @@ def describe_failed_start(
         )
     elif stack:
         hint = f". What it left behind:\n{stack}"
-    elif process.exitcode == 1 and not is_fork and not _locate.runtime().is_native:
-        # Python's own, and it has told standard error why.
-        hint = ". Python did not start in the worker, or could not find its library; standard error says why"
-        if "PYTHONHOME" in os.environ:
-            hint += f". The variable PYTHONHOME is set to {os.environ['PYTHONHOME']!r}; is that where this Python lives?"
     return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
 
 
@@ -141,7 +142,7 @@ def load_exception(frame: Frame) -> BaseException:
 
 
 def secure_execution_hint() -> str:
-    """What keeps the loader from finding the libpython where the user's effective id is not the real one (ld.so(8))."""
+    """Return why the loader ignores its environment: effective and real user differ (ld.so(8))."""
     if os.getuid() == os.geteuid() and os.getgid() == os.getegid():
         return ""
     return (

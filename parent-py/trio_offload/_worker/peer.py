@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -14,11 +16,13 @@ from trio_offload_worker._protocol.frames import Frame, Kind, WireError, encode_
 from .. import _clock
 from .._process import record as _record
 from .._process.fork_lock import fork_lock
+from .._process.privileges import Grant, same_grant
 from .._transport.channel import Channel, EndOfStream
 from .states import ENDED, IDLE, RETIRING, STARTING, State
 
 if TYPE_CHECKING:
     from .._process.process import WorkerProcess
+    from .._transport.buffer_pool import BufferPool
 
 logger: Final = logging.getLogger("trio_offload")
 # Frames that an idle worker may send.
@@ -28,17 +32,18 @@ _EXIT_TIMEOUT: Final = 2.0
 
 
 class Peer:
-    """A process, its channel, its record and its state; how it is asked to leave, killed and closed."""
+    """A process with its channel, record and state. It can be dismissed, killed and closed."""
 
     __slots__ = (
         "__weakref__",
         "_channel",
         "_closing",
-        "_left_behind",
         "_process",
         "_record",
         "expires_at",
         "given_up",
+        "grant",
+        "left_behind",
         "process",
         "progress",
         "state",
@@ -51,7 +56,8 @@ class Peer:
         self._process: WorkerProcess | None = None
         self._channel: Channel | None = None
         self._record: _record.RecordFile | None = None
-        self._left_behind = ""
+        # Text of its record, which it writes before it dies. Known once it has ended.
+        self.left_behind = ""
         # Read-only for others.
         self.state: State = STARTING
         # Held while it is closed. Several threads may reap the same process, and a signal handler
@@ -63,11 +69,32 @@ class Peer:
         self.expires_at = math.inf
         # How far it had come with a chunk. Known once it has ended.
         self.progress = _record.Progress()
+        # The privileges of this program when the process was started; for a forked worker, when its
+        # template was. Set before the start.
+        self.grant: Grant
 
-    def _take(self, process: WorkerProcess, record: _record.RecordFile) -> None:
-        """Become the handle of a process that has been started."""
+    def adopt(
+        self, process: WorkerProcess, ours: socket.socket, record: _record.RecordFile, pool: BufferPool | None = None
+    ) -> Channel:
+        """Become the handle of a process that has been started. Return its channel."""
         self._process = self.process = process
         self._record = record
+        self._channel = channel = Channel(ours, pool)
+        return channel
+
+    def disown(self) -> None:
+        """Undo :meth:`adopt`: the process has ended before it was sent anything."""
+        self._process = self._channel = self._record = None
+
+    def keeps_privileges(self) -> bool:
+        """Return True if this program still has the privileges of the worker's start.
+
+        Otherwise a call could do in the worker what the program itself may not do. Such a worker
+        must not get calls.
+        """
+        grant = same_grant(self.grant, time.monotonic())
+        self.grant = grant or self.grant
+        return grant is not None
 
     @property
     def record_identity(self) -> tuple[int, int]:
@@ -76,12 +103,8 @@ class Peer:
             raise RuntimeError("the worker has no record")
         return self._record.identity()
 
-    async def end(self) -> None:
-        """End the worker, in whatever state it is. Not cancellable."""
-        await self._end()
-
     def give_up(self) -> None:
-        """End a worker that was begun and that nobody waits for any more; :meth:`gone` or a wait must follow."""
+        """Kill a worker whose start is not awaited any more. :meth:`gone` or a wait must follow."""
         self._leave()
         self.given_up = True
         self.kill()
@@ -94,7 +117,7 @@ class Peer:
                 self._leave()
                 return False
             try:
-                frame = self._receive_nowait(self._channel)
+                frame = self.receive_nowait(self._channel)
             except EndOfStream:
                 self._leave()
             except WireError as error:
@@ -113,14 +136,14 @@ class Peer:
             self._leave(in_order=True)
 
     def gone(self) -> bool:
-        """Whether the process of a worker on its way out has ended; if so it is reaped and nothing of it is left."""
+        """Return True if an exiting process has ended. Then it is reaped and released."""
         if self._process is None or self._process.poll():
             self._close()
             return True
         return False
 
     def kill(self) -> None:
-        """End the process at once; :meth:`gone` or a wait must follow."""
+        """Kill the process. :meth:`gone` or a wait must follow."""
         if self._process is not None:
             self._process.kill()
 
@@ -132,7 +155,10 @@ class Peer:
         self._close()
 
     def wait_sync(self, deadline: float) -> bool:
-        """Wait, blocking, until the process has ended or ``time.monotonic()`` passes ``deadline``; whether it has."""
+        """Block until the process has ended. Return False if it has not at ``deadline``.
+
+        The deadline is on the clock of time.monotonic().
+        """
         if self._process is not None and not self._process.wait_sync(deadline):
             return False
         self._close()
@@ -149,14 +175,14 @@ class Peer:
     def _handle_report(self, frame: Frame) -> None:
         """Take in the figures of a report."""
 
-    async def _next_frame(self, channel: Channel, cancellable: bool) -> Frame:
+    async def next_frame(self, channel: Channel, cancellable: bool) -> Frame:
         """Return the next answer."""
         frame = await channel.receive(cancellable=cancellable)
         while self._handle_aside(frame):
             frame = await channel.receive(cancellable=cancellable)
         return frame
 
-    def _receive_nowait(self, channel: Channel) -> Frame | None:
+    def receive_nowait(self, channel: Channel) -> Frame | None:
         """Return the next answer if it can be read without waiting, else None."""
         while True:
             frame = channel.receive_nowait()
@@ -175,8 +201,11 @@ class Peer:
         self._leave()
         self.process.kill()
 
-    async def _end(self) -> None:
-        """Kill the process with its descendants, wait for it, and let go of everything."""
+    async def end(self) -> None:
+        """Kill the process with its descendants, wait for it, and release everything.
+
+        Possible in each state. Not cancellable.
+        """
         self.state = ENDED
         try:
             if self._process is not None:
@@ -185,19 +214,20 @@ class Peer:
         finally:
             self._close()
 
-    async def _end_gently(self) -> None:
-        """The worker has closed its end or said its last words: let it exit, so that its own status is seen."""
+    async def end_gently(self) -> None:
+        """Let a process exit that has closed its end, or sent its last frame."""
         try:
             if self._process is not None:
                 with trio.CancelScope(shield=True), _clock.move_on_after(_EXIT_TIMEOUT):
                     await self._process.wait()
         finally:
-            await self._end()
+            await self.end()
 
     def _close(self) -> None:
         self.state = ENDED
         if not self._closing.acquire(blocking=False):
-            # Somebody is at it; nobody waits for that, as the one may be below the other on the same stack.
+            # Another caller closes it. Waiting could deadlock: that caller may be further down this
+            # stack, under a signal handler.
             return
         try:
             self._let_go()
@@ -206,11 +236,11 @@ class Peer:
 
     def _let_go(self) -> None:
         if self._channel is not None:
-            # Else a fork by another thread in the middle of it would keep this end open, and know nothing of it.
+            # A fork by another thread in the middle of this would keep this end open unnoticed.
             with fork_lock:
                 self._channel.close()
         if self._record is not None:
-            self._left_behind = self._cleaned(self._record.read())
+            self.left_behind = self._cleaned(self._record.read())
             self.progress = self._record.progress()
             self._record.close()
             self._record = None
@@ -227,7 +257,8 @@ class Peer:
 async def wait_unconditionally(process: WorkerProcess) -> None:
     """Wait for a killed process, which is never long.
 
-    Trio raises KeyboardInterrupt in the main task at whatever it awaits, shielded or not; here it has to wait too.
+    Trio raises KeyboardInterrupt in the main task at each await, also in a shielded one. It is
+    raised after the wait here.
     """
     interrupt: KeyboardInterrupt | None = None
     with trio.CancelScope(shield=True):

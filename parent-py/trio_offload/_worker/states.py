@@ -21,8 +21,8 @@ class State(enum.Enum):
     ENDED = enum.auto()
 
 
-# By these names, because the enumerations of Python 3.11 and older look a member up in a way that a call would feel: it does so six
-# times.
+# Module-level names, because enumerations of Python 3.11 and older look up a member slowly. A call
+# looks up six.
 STARTING: Final = State.STARTING
 SETTING_UP: Final = State.SETTING_UP
 IDLE: Final = State.IDLE

@@ -1,34 +1,201 @@
-"""Figures of a worker: their record, and the retirement that they announce."""
+"""What the parent knows of a worker's life: its times, jobs and memory, and the kills around it.
+
+Statistics, the forecast of its retirement and the verdict on its death are drawn from this.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from typing import TYPE_CHECKING
 
+from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._jobs.retire import RetireWhen
+from trio_offload_worker._protocol.frames import Frame
 
-from .._statistics import Figures
+from .. import _crash
+from .._exceptions import BrokenWorkerError, WorkerStartError
+from .._process import oom as _oom
+from .._process import record as _record
+from .._sizes import readable_size
+from .._statistics import Figures, WorkerStatistics
+from .endings import judge_death
+
+if TYPE_CHECKING:
+    from .._options import ContextOptions
+    from .._process.process import WorkerProcess
+    from .._trace import TraceWriter
 
 
-def figures(sent: Sequence[int] | None) -> Figures:
-    """Return figures as a worker sends them, in bytes and microseconds, as a record. None means none."""
-    if sent is None:
-        return Figures()
-    rss, peak_rss, vms, microseconds = sent
-    return Figures(rss, peak_rss, vms, microseconds / 1e6)
+class Vitals:
+    """The times, figures and counters of one worker."""
 
+    __slots__ = (
+        "_figures",
+        "_kills",
+        "_next_kills",
+        "_options",
+        "_stderr_size",
+        "_trace",
+        "baseline",
+        "jobs",
+        "kills_look_at",
+        "ready",
+        "started",
+    )
 
-def will_retire(retire: RetireWhen, jobs: int, seconds: float, rss: int | None, baseline: int) -> bool:
-    """Return True if a worker with these figures retires after its job, as far as the parent can tell.
+    def __init__(self, options: ContextOptions, trace: TraceWriter | None) -> None:
+        self._options = options
+        self._trace = trace
+        # On the clock of time.monotonic().
+        self.started = time.monotonic()
+        self.ready = self.started
+        self.jobs = 0
+        # Resident memory before the first job, in bytes.
+        self.baseline = 0
+        self._figures: list[int] | None = None
+        # The counters of the OOM killer when the worker was last known to live, and those that were
+        # read at its last report: they count once it has reported again.
+        self._kills = _oom.OomKills(None, None)
+        self._next_kills: _oom.OomKills | None = None
+        # Time of the next read of these counters.
+        self.kills_look_at = -math.inf
+        # Of this program's standard error, which a worker shares.
+        self._stderr_size: int | None = None
 
-    Args:
-        retire: the policy.
-        jobs: the jobs that it has run.
-        seconds: the time since it was ready.
-        rss: its resident memory in bytes, None if it is unknown.
-        baseline: its resident memory before the first job.
-    """
-    if retire.jobs is not None and jobs >= retire.jobs:
-        return True
-    if retire.seconds is not None and seconds >= retire.seconds:
-        return True
-    return retire.rss is not None and rss is not None and rss > retire.effective_rss(baseline)
+    def observe(self, kills: _oom.OomKills | None = None) -> None:
+        """Note the surroundings of a worker that has just been sent its greeting.
+
+        Args:
+            kills: the counters of the OOM killer; None reads them.
+        """
+        self._kills = kills or _oom.count_kills()
+        self._stderr_size = _crash.stderr_size()
+
+    def become_ready(self, process: WorkerProcess) -> None:
+        """Note that the start has ended.
+
+        Raises:
+            WorkerStartError: the memory limit leaves no room for a job.
+        """
+        if self._figures is not None:
+            self.baseline = self._figures[0]
+        limit = self._options.memory_limit
+        if limit is not None and self.baseline > limit:
+            raise WorkerStartError(
+                f"memory_limit={limit} ({readable_size(limit)}) is less than what a worker holds before its first job, "
+                f"{readable_size(self.baseline)}: no job could ever run. Raise it above that, or let init import less",
+                process,
+            )
+        self.ready = time.monotonic()
+        self.kills_look_at = self._kills.moment + _oom.CHECK_INTERVAL
+        if self._trace is not None:
+            self._trace.worker_started(process.pid, self.started, self.ready)
+
+    def update(self, frame: Frame, process: WorkerProcess) -> None:
+        """Take the figures of a frame that has them."""
+        body = frame.body
+        if "figures" in body:
+            self._figures = figures = body["figures"]
+            if self._trace is not None:
+                self._trace.memory(process.pid, time.monotonic(), figures[0])
+
+    def report(self, frame: Frame, process: WorkerProcess) -> None:
+        """Take the figures of a report."""
+        # The worker lived when it wrote the report, and may have died since. So the counters that
+        # are read now count from its next report on.
+        self._kills = self._next_kills or self._kills
+        self._next_kills = self._kills.refreshed()
+        self.update(frame, process)
+
+    def look_for_kills(self, now: float) -> None:
+        """Read the OOM killer's counters. The worker lives: it has just got a call."""
+        self._kills, self.kills_look_at = self._kills.at_call(now)
+        self._next_kills = None
+
+    @property
+    def figures(self) -> Figures:
+        """The figures that the worker sent last, in bytes and seconds."""
+        if self._figures is None:
+            return Figures()
+        rss, peak_rss, vms, microseconds = self._figures
+        return Figures(rss, peak_rss, vms, microseconds / 1e6)
+
+    def will_retire(self, ahead: int) -> bool:
+        """Return True if a worker retires after its job, as far as the parent can tell.
+
+        Args:
+            ahead: number of further jobs to count.
+        """
+        retire = self._options.retire
+        if type(retire) is not RetireWhen:
+            return False
+        if retire.jobs is not None and self.jobs + ahead >= retire.jobs:
+            return True
+        if retire.seconds is not None and time.monotonic() - self.ready >= retire.seconds:
+            return True
+        if retire.rss is None or self._figures is None:
+            return False
+        return self._figures[0] > retire.effective_rss(self.baseline)
+
+    def statistics(self, pid: int, function: str | None, *, running: bool) -> WorkerStatistics:
+        """Return the record for a worker with this process ID and this running function."""
+        figures = self.figures
+        return WorkerStatistics(
+            pid=pid,
+            state="running" if running else "idle",
+            jobs=self.jobs,
+            rss=figures.rss,
+            peak_rss=figures.peak_rss,
+            vms=figures.vms,
+            cpu_time=figures.cpu_time,
+            age=time.monotonic() - self.started,
+            function=function,
+        )
+
+    def trace_job(self, pid: int, function: str | None, began: float, how: str) -> None:
+        """Write a job that has ended just now to the trace, if there is one."""
+        if self._trace is not None and function is not None:
+            self._trace.job(pid, function, began, time.monotonic(), how)
+
+    def trace_end(self, pid: int) -> None:
+        """Write the end of the process to the trace, if there is one."""
+        if self._trace is not None:
+            self._trace.worker_ended(pid, time.monotonic())
+
+    def explain_death(
+        self, process: WorkerProcess, left_behind: str, function: str | None, began: float, when: str
+    ) -> BrokenWorkerError:
+        """Return the error for a worker that ended in a call by itself, or by the system.
+
+        Args:
+            process: its process, reaped.
+            left_behind: the text of its record.
+            function: name of the function that it ran.
+            began: start of the call, on the clock of time.monotonic().
+            when: the end of the message's first clause.
+        """
+        limit, stack = _record.parse_record(left_behind)
+        figures = self.figures
+        crash = _crash.CrashRecord(
+            pid=process.pid,
+            exitcode=process.exitcode,
+            signal=process.signal,
+            function=function,
+            age=time.monotonic() - began,
+            stack=stack,
+            rss=figures.rss,
+            peak_rss=figures.peak_rss,
+            vms=figures.vms,
+            cpu_time=figures.cpu_time,
+            stderr=_crash.stderr_since(self._stderr_size),
+        )
+        # A new worker may get its first call before the counters are read.
+        since = began if self.jobs else self.started
+        error = judge_death(process, when, limit, crash, self._kills, since, self._options.memory_limit)
+        error.crash = crash
+        add_note(error, crash.note())
+        self.trace_job(process.pid, function, began, type(error).__name__)
+        if self._options.crash_dir is not None:
+            _crash.save_crash_record(crash, self._options.crash_dir)
+        return error

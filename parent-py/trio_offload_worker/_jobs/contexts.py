@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def part(context: Context) -> None:
+def copy_mutable_values(context: Context) -> None:
     """Copy the decimal context, if the worker's context has one: jobs change it in place."""
     decimal: Any = sys.modules.get("decimal")
     kind = getattr(decimal, "Context", None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def catch_up(environment: dict[bytes, bytes | None], pycache_prefix: bytes | None) -> None:
+def refresh(environment: dict[bytes, bytes | None], pycache_prefix: bytes | None) -> None:
     """Apply the parent's changes since the template started, and reseed random numbers.
 
     Args:

@@ -225,9 +225,9 @@ def _job_context() -> Any:
     """Return a copy of the worker's context variables for a job."""
     context = _contextvars.copy_context()
     if len(context):
-        from .._jobs.contexts import part
+        from .._jobs.contexts import copy_mutable_values
 
-        part(context)
+        copy_mutable_values(context)
     return context
 
 

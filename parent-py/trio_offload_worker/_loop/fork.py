@@ -1,8 +1,8 @@
 """A worker that is a fork of its parent: make the copy behave like a newly started process.
 
 The parent imports this module before it forks, and the copy calls :func:`serve`. From then on it
-runs the same session as the Python worker (``session.py``). ``trio_offload._forked`` removes the
-traces of ``trio_offload`` itself before.
+runs the same session as the Python worker (``session.py``). Before that,
+``trio_offload._launch.fork`` removes the traces of ``trio_offload`` itself.
 
 Invariants:
 

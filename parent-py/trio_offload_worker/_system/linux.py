@@ -29,7 +29,7 @@ _CLONE: Final = {"x86_64": 56, "aarch64": 220}
 _NO_DESCRIPTOR: Final = (24, 23)  # EMFILE and ENFILE
 
 
-def is_told() -> bool:
+def has_proc() -> bool:
     """True if ``/proc`` is mounted, so that memory use can be read."""
     try:
         return bool(read("/proc/self/statm"))

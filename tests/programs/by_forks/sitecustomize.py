@@ -4,10 +4,10 @@ import sys
 
 
 class Finder:
-    """Waits for the module that makes the settings of workers, so that nothing is imported that the program does not import."""
+    """Waits for the module that chooses how workers start, so that nothing is imported that the program does not import."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "trio_offload._context":
+        if name != "trio_offload._launch.select":
             return None
         sys.meta_path.remove(self)
         from importlib.util import find_spec
@@ -17,8 +17,14 @@ class Finder:
 
         def exec_module(module):
             execute(module)
-            make = module.WorkerSettings
-            module.WorkerSettings = lambda **settings: make(**{**settings, "fork": True, "templates": None})
+            choose = module.launcher_for
+
+            def launcher_for(options):
+                from trio_offload._launch.fork import ForkLauncher
+
+                return ForkLauncher(options, choose(options).trace)
+
+            module.launcher_for = launcher_for
 
         spec.loader.exec_module = exec_module
         return spec

@@ -141,7 +141,7 @@ fn resident(pid: Pid) -> Option<u64> {
 }
 
 /// True if memory use is available. The memory limit requires it.
-pub fn is_told() -> bool {
+pub fn has_proc() -> bool {
     resident(Pid::from_u32(std::process::id())).is_some()
 }
 

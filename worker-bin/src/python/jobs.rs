@@ -180,7 +180,7 @@ impl PythonSide {
 
 /// Copy the mutable values in a job's context variables, so that jobs do not share them.
 pub(super) fn isolate_context(context: &Bound<'_, PyAny>) -> PyResult<()> {
-    context.py().import("trio_offload_worker._jobs.contexts")?.call_method1("part", (context,)).map(drop)
+    context.py().import("trio_offload_worker._jobs.contexts")?.call_method1("copy_mutable_values", (context,)).map(drop)
 }
 
 /// Copy a segment into a `bytes` object.

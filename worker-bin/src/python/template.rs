@@ -40,8 +40,8 @@ const RECORD: usize = 1;
 /// would copy pages of memory.
 pub(super) struct TemplateState {
     pub(super) hello: Hello,
-    /// `trio_offload_worker._jobs.forked.catch_up`, called if something has changed.
-    pub(super) catch_up: Py<PyAny>,
+    /// `trio_offload_worker._jobs.forked.refresh`, called if something has changed.
+    pub(super) refresh: Py<PyAny>,
     /// True if each worker must seed random numbers.
     pub(super) is_to_be_seeded: bool,
     pub(super) has_multiprocessing: bool,
@@ -141,7 +141,7 @@ impl PythonSide {
         }
         Python::attach(|py| {
             if !lacks_nothing {
-                template.catch_up.call1(py, (environment(py, hello)?, hello.pycache_prefix.as_deref()))?;
+                template.refresh.call1(py, (environment(py, hello)?, hello.pycache_prefix.as_deref()))?;
             }
             Interpreter::configure_sys(self.sys.bind(py), hello).map(drop)
         })
@@ -186,14 +186,14 @@ impl PythonSide {
     /// Save the state that is the same for all workers.
     pub(super) fn remember_template(&mut self, py: Python<'_>, hello: Hello) -> PyResult<()> {
         let sys = self.sys.bind(py);
-        let catch_up = Interpreter::prepare_forks(py)?;
+        let refresh = Interpreter::prepare_forks(py)?;
         // Undo changes that the imports have made.
-        catch_up.call1(py, (PyDict::new(py), hello.pycache_prefix.as_deref()))?;
+        refresh.call1(py, (PyDict::new(py), hello.pycache_prefix.as_deref()))?;
         Interpreter::configure_sys(sys, &hello)?;
         let modules = sys.getattr("modules")?;
         self.template_state = Some(TemplateState {
             hello,
-            catch_up,
+            refresh,
             is_to_be_seeded: modules.contains("numpy.random")?,
             has_multiprocessing: hooks::has_multiprocessing(sys)?,
         });

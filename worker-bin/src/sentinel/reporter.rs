@@ -62,7 +62,7 @@ impl Reporter {
             self.record.memory_limit(limit, reached);
             end_now(exit::MEMORY_LIMIT);
         }
-        if config.memory_limit.is_some() && !self.has_complained && !meter::is_told() {
+        if config.memory_limit.is_some() && !self.has_complained && !meter::has_proc() {
             self.has_complained = true;
             let _ =
                 writeln!(io::stderr(), "trio-offload-worker: memory_limit is not watched, because /proc cannot be read any more");

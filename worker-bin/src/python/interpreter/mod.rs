@@ -91,7 +91,7 @@ impl Interpreter {
     /// Import the part of a template that its workers need; return the function that they call
     /// first.
     pub(crate) fn prepare_forks(py: Python<'_>) -> PyResult<Py<PyAny>> {
-        Ok(py.import(OF_TEMPLATES)?.getattr("catch_up")?.unbind())
+        Ok(py.import(OF_TEMPLATES)?.getattr("refresh")?.unbind())
     }
 
     /// Exit a forked worker. Return false if standard output could not be flushed.

@@ -17,14 +17,14 @@ from typing import Final
 
 import trio
 
-from . import _clock
-from ._exceptions import BrokenWorkerError
-from ._process.process import WorkerProcess
-from ._statistics import WorkerStatistics
-from ._worker.endings import describe_ending
-from ._worker.peer import logger
-from ._worker.states import ENDED, IDLE, RUNNING
-from ._worker.worker import Worker
+from .. import _clock
+from .._exceptions import BrokenWorkerError
+from .._process.process import WorkerProcess
+from .._statistics import WorkerStatistics
+from .._worker.endings import describe_ending
+from .._worker.peer import Peer, logger
+from .._worker.states import ENDED, IDLE, RUNNING
+from .._worker.worker import Worker
 
 # Exit codes that are not reported: 0, SIGTERM (a service manager stops the whole group) and 120
 # (Python could not flush stdout at exit, as in `program | head`).
@@ -38,7 +38,7 @@ class WorkerCache:
         self._idle: collections.deque[Worker] = collections.deque()
         # Requested for later calls, and not ready yet.
         self._spares: collections.deque[Worker] = collections.deque()
-        self._leaving: set[Worker] = set()
+        self._leaving: set[Peer] = set()
         # Workers that are idle or run a job.
         self._working: set[Worker] = set()
 
@@ -56,8 +56,12 @@ class WorkerCache:
             self._idle.append(worker)
             return
         self._working.discard(worker)
-        if worker.state is not ENDED:
-            self._leaving.add(worker)
+        self.push_leaving(worker)
+
+    def push_leaving(self, peer: Peer) -> None:
+        """Store a process that is about to exit, to be reaped."""
+        if peer.state is not ENDED:
+            self._leaving.add(peer)
 
     def push_spare(self, worker: Worker) -> None:
         """Store a worker whose start has begun."""
@@ -220,7 +224,7 @@ class WorkerCache:
                     logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
 
 
-def _check_exits(workers: list[Worker], killed: list[Worker]) -> None:
+def _check_exits(workers: list[Peer], killed: list[Peer]) -> None:
     """Raise BrokenWorkerError if workers were killed, or have unexpected exit codes."""
     forced: list[WorkerProcess] = [worker.process for worker in killed]
     unclean = [

@@ -1,0 +1,94 @@
+"""The interface of the ways to start a worker. The ways themselves are in ``_launch``."""
+
+from __future__ import annotations
+
+import abc
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from trio_offload_worker._system.linux import has_proc
+
+from .._exceptions import WorkerStartError
+from .._transport.buffer_pool import BufferPool
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from .._options import ContextOptions
+    from .._pickling.payload import Payload
+    from .._process.process import WorkerProcess
+    from .._trace import TraceWriter
+    from .peer import Peer
+
+
+class Launcher(abc.ABC):
+    """One way to start workers, and the state that it needs. Each context has one.
+
+    Everything in which the ways differ is in subclasses, so other code never asks for the type of a
+    worker. Thread-safe, also for signal handlers.
+    """
+
+    inherits_main: ClassVar[bool] = False
+    """True if workers have this process's ``__main__``, so its objects pickle by reference."""
+
+    def __init__(self, options: ContextOptions, trace: TraceWriter | None = None) -> None:
+        self.options: Final = options
+        self.trace: Final = trace
+        self.buffer_pool: Final = BufferPool()
+
+    def begin(self, call: Payload | None = None) -> Worker:
+        """Start a process and send it the greeting, without waiting. :meth:`Worker.finish` follows.
+
+        Where the process cannot be started yet, `finish` does all of this.
+
+        Args:
+            call: the worker's first call. It may be sent with the greeting. Then the worker runs it
+                when `finish` returns, and :meth:`Worker.answer` must follow. Otherwise the worker
+                is idle then.
+
+        Raises:
+            WorkerStartError: the process could not be started.
+            RuntimeError: this process is a worker that loads a main script without a guard.
+        """
+        _refuse_while_main_loads()
+        if self.options.memory_limit is not None and not has_proc():
+            raise WorkerStartError(
+                "memory_limit cannot be enforced here, because /proc, from which the memory of a process is read, cannot be read. "
+                "Mount /proc, or leave memory_limit out"
+            )
+        return self._begin(call)
+
+    @abc.abstractmethod
+    def _begin(self, call: Payload | None) -> Worker:
+        """As :meth:`begin`."""
+
+    def prepare_next(self) -> None:  # noqa: B027  # optional
+        """Start the process of the next worker ahead of time, if this way can. Does not wait."""
+
+    def failed_start_hint(self, process: WorkerProcess) -> str:
+        """Return the end of the message for a process that ended before it was ready, or ""."""
+        return ""
+
+    def close(self) -> Sequence[Peer]:
+        """Ask helper processes to exit. Return those that must be waited for.
+
+        A later :meth:`begin` starts new ones.
+        """
+        return ()
+
+    def forget(self) -> None:
+        """Release what belongs to the parent, in a fork of this process."""
+        self.buffer_pool.forget()
+
+
+def _refuse_while_main_loads() -> None:
+    """Raise RuntimeError in a worker that is loading the main script: the script has no guard."""
+    loader = sys.modules.get("trio_offload_worker._jobs.main_module")
+    if loader is not None and loader.loading:
+        raise RuntimeError(
+            "this program uses trio_offload while a worker only loads it, to find a function of the main script. Each "
+            "worker would run that code again. Put the code that starts the program behind the guard, which only the main "
+            "process passes:\n\n"
+            '    if __name__ == "__main__":\n'
+            "        trio.run(main)\n"
+        )
