@@ -97,10 +97,11 @@ def test_two_versions_side_by_side(tmp_path: Path, repository: Path) -> None:
     ]
 
 
-def test_instructions_without_valgrind(tmp_path: Path, repository: Path) -> None:
-    program = repository / "benchmarks" / "instructions.py"
+@pytest.mark.parametrize(("name", "tools"), [("instructions", "valgrind, cc, taskset"), ("imports", "valgrind")])
+def test_instructions_without_valgrind(tmp_path: Path, repository: Path, name: str, tools: str) -> None:
+    program = repository / "benchmarks" / f"{name}.py"
     answer = subprocess.run(
         [sys.executable, program], env={"PATH": str(tmp_path)}, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert answer.returncode == 1
-    assert answer.stderr.startswith("not on this machine: valgrind, cc, taskset (Debian: apt-get install valgrind")
+    assert answer.stderr.startswith(f"not on this machine: {tools} (Debian: apt-get install valgrind")

@@ -1,7 +1,7 @@
 """Frozen apps: detect the freezer, and collect the facts that workers of such an app need.
 
-An app of PyInstaller is a Python without an installation. HELLO carries to a worker what the app's
-bootloader reads from its archive, see PROTOCOL.md and :mod:`trio_offload._interpreter.archive`.
+An app of PyInstaller is a Python without an installation. HELLO carries the start of the app's
+archive to a worker, see PROTOCOL.md and :mod:`trio_offload._interpreter.archive`.
 
 zipapp, shiv and pex keep the user's Python. Only the executable lies elsewhere.
 """

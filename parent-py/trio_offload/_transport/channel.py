@@ -46,7 +46,7 @@ class Channel(Sender):
         self._identity = identity_of(self._descriptor)
         self._decoder = Decoder(allocate if pool is None else pool.allocate, of_worker=True)
         # Adaptive spinning. After a failed spin, skip `spin_misses` receives before the next. The
-        # number grows with every miss, so long jobs and single-CPU machines pay almost nothing.
+        # number grows with every miss, so long jobs and single-CPU machines pay little.
         # Read-only for others.
         self.spin_misses = 0
         self._spins_skipped = 0
@@ -102,7 +102,7 @@ class Channel(Sender):
                 # wake-up.
                 more, answer = self._read()
             except BlockingIOError:
-                more = False  # Trio may wake a task without anything to read.
+                more = False  # Trio may wake a task too early.
         return answer
 
     def poll_result(self, start: bytes) -> memoryview | None:
@@ -190,7 +190,7 @@ class Channel(Sender):
             True if the time slice is over; the next frame, or None if it is incomplete.
 
         Raises:
-            BlockingIOError: no data has arrived.
+            BlockingIOError: the socket is empty.
         """
         decoder = self._decoder
         left = YIELD_EVERY
