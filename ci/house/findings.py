@@ -15,7 +15,7 @@ class Finding(NamedTuple):
 
     rule: str
     subject: str
-    """The name of the thing, without line numbers: it stays the same when the file moves to its home."""
+    """The name of the thing, without line numbers: it stays the same when lines move."""
     place: str
     """The file, with the line if one is known."""
     message: str

@@ -29,8 +29,8 @@ def check(trees: dict[str, Tree]) -> Iterator[Finding]:
                 if target.tree == module.tree:
                     graph[module].add(target)
                     if module.unit != target.unit and tree.rank.get(module.unit, 99) <= tree.rank.get(target.unit, -1):
-                        subject = f"{module.name} -> {target.home}"
-                        yield Finding("upward", subject, place, f"{module.home} must not import {target.home}")
+                        subject = f"{module.name} -> {target.file}"
+                        yield Finding("upward", subject, place, f"{module.file} must not import {target.file}")
                 elif module.tree == "worker":
                     yield Finding(
                         "upward", f"{module.name} -> {target.name}", place, "the worker must not import the parent"

@@ -1,4 +1,4 @@
-"""The three trees, their layers, and the home of each file that still lies flat.
+"""The three trees and their layers.
 
 A module belongs to a unit: a folder, or a file at the top of its tree. A unit imports units of lower
 layers; a module also imports modules of its own unit. Units of one layer do not import each other.
@@ -51,16 +51,6 @@ LAYERS = {
     """,
 }
 
-# File -> home, for files that are not there yet. A finding names the home, so it survives the move.
-HOMES = {
-    "parent": """
-    """,
-    "worker": """
-    """,
-    "rust": """
-    """,
-}
-
 
 class Module(NamedTuple):
     """One source file of a tree."""
@@ -68,17 +58,15 @@ class Module(NamedTuple):
     tree: str
     path: Path
     file: str
-    """The path inside its tree, without the suffix: `_channel`, `_cli/run`, `os/fork`."""
-    home: str
-    """Where it belongs; the same as `file` once it is there."""
+    """The path inside its tree, without the suffix: `_context`, `_cli/run`, `os/fork`."""
 
     @property
     def unit(self) -> str:
-        return self.home.partition("/")[0]
+        return self.file.partition("/")[0]
 
     @property
     def name(self) -> str:
-        return f"{self.tree}/{self.home}"
+        return f"{self.tree}/{self.file}"
 
     @property
     def place(self) -> str:
@@ -104,10 +92,9 @@ PACKAGES = {"trio_offload": "parent", "trio_offload_worker": "worker"}
 
 def load(name: str, root: Path = ROOT) -> Tree:
     folder = root / FOLDERS[name]
-    homes = dict(line.split() for line in HOMES[name].strip().splitlines())
     modules = []
     for path in sorted(folder.rglob("*.rs" if name == "rust" else "*.py")):
         file = path.relative_to(folder).with_suffix("").as_posix()
-        modules.append(Module(name, path, file, homes.get(file, file)))
+        modules.append(Module(name, path, file))
     rows = enumerate(LAYERS[name].strip().splitlines())
     return Tree(name, tuple(modules), {unit: number for number, row in rows for unit in row.split()})

@@ -76,7 +76,7 @@ def definitions_once(trees: dict[str, Tree]) -> Iterator[Finding]:
 
 def signatures(tree: Tree) -> Iterator[Finding]:
     for module in tree.modules:
-        if module.home == "_options":
+        if module.file == "_options":
             continue
         for node in ast.walk(ast.parse(module.path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

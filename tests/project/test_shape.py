@@ -23,9 +23,8 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def trees(house: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Any]:
-    """The trees of a project that has these files; `_worker.py` and `os.rs` still lie flat."""
-    monkeypatch.setattr(house.layers, "HOMES", {"parent": "_worker _worker/worker", "worker": "", "rust": "os os/mod"})
+def trees(house: Any, tmp_path: Path) -> Callable[[dict[str, str]], Any]:
+    """The trees of a project that has these files."""
 
     def made(files: dict[str, str]) -> Any:
         for folder in house.layers.FOLDERS.values():
@@ -44,18 +43,18 @@ def keys(findings: Iterable[Any]) -> set[tuple[str, str]]:
 
 
 def test_imports_upwards(house: Any, trees: Callable[[dict[str, str]], Any]) -> None:
-    """Also inside of functions and for type checking; a flat file counts as part of the folder it belongs to."""
+    """Also inside of functions and for type checking."""
     project = trees(
         {
             "parent-py/trio_offload/__init__.py": "__version__ = '1'",
-            "parent-py/trio_offload/_process/process.py": "def late():\n    from .._worker import Worker",
-            "parent-py/trio_offload/_worker.py": "from ._process.process import late",
+            "parent-py/trio_offload/_process/process.py": "def late():\n    from .._worker.worker import Worker",
+            "parent-py/trio_offload/_worker/worker.py": "from .._process.process import late",
             "parent-py/trio_offload/_transport/channel.py": "if TYPE_CHECKING:\n    from .. import __version__",
             "parent-py/trio_offload/_transport/pages.py": "from .channel import Channel\nfrom .._sizes import show",
             "parent-py/trio_offload/_sizes.py": "",
             "parent-py/trio_offload/_stranger.py": "",
             "parent-py/trio_offload_worker/_loop/session.py": "import trio_offload._sizes",
-            "worker-bin/src/os.rs": "use crate::{process::family, exit};\n",
+            "worker-bin/src/os/mod.rs": "use crate::{process::family, exit};\n",
             "worker-bin/src/process/family.rs": "use crate::os;\n#[cfg(test)]\nmod tests {\n    use crate::session::Session;\n}\n",
             "worker-bin/src/session/mod.rs": "use crate::{process::family, os};\n",
             "worker-bin/src/exit.rs": "",
@@ -122,7 +121,7 @@ def test_sizes_of_code_without_its_tests(house: Any, trees: Callable[[dict[str, 
     many = "class Many:\n    def f(self):\n" + "".join(f"        self.a{number} = 1\n" for number in range(25))
     project = trees(
         {
-            "parent-py/trio_offload/_worker.py": f"class Worker:\n{method}",
+            "parent-py/trio_offload/_worker/worker.py": f"class Worker:\n{method}",
             "parent-py/trio_offload/_transport/channel.py": slots,
             "parent-py/trio_offload_worker/_protocol/frames.py": many + "\n" * 400,
             "worker-bin/src/protocol/frame.rs": "use a;\n" * 400 + "#[cfg(test)]\nmod tests {\n}\n" * 2,

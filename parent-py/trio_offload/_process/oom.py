@@ -53,7 +53,7 @@ class OomKills:
         return OomKills(cgroup, self.machine, self.path, moment)
 
     def at_call(self, began: float) -> tuple[OomKills, float]:
-        """Return the counters for a worker that has just been sent a call, and the next time for this.
+        """Return the counters for a worker that has just got a call, and the time of the next look.
 
         Workers whose calls follow each other closely share the reads. So 200 busy workers do not
         read 200 times as often as one.
