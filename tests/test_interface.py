@@ -259,9 +259,9 @@ async def test_statistics_are_a_record() -> None:
         (
             {"worker_type": "wrong"},
             ValueError,
-            "worker_type must be WorkerType.SPAWN, WorkerType.FORKSERVER or WorkerType.FORK, got 'wrong'",
+            "WorkerType.SPAWN, WorkerType.FORKSERVER or WorkerType.FORK, or 'spawn', 'forkserver' or 'fork', got 'wrong'",
         ),
-        ({"worker_type": None}, ValueError, "or WorkerType.FORK, got None"),
+        ({"worker_type": None}, ValueError, "'forkserver' or 'fork', got None"),
         (
             {"report_interval": 0.001},
             ValueError,

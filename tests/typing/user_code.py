@@ -119,7 +119,10 @@ async def contexts() -> None:
         idle_timeout=math.inf, init=bool, retire=object, grace_period=1, worker_type=WorkerType.SPAWN
     ) as context:
         await context.run_sync(nothing)
-    async with cache_scope(idle_timeout=10, retire=lambda: True):
+    async with open_worker_context(worker_type="forkserver", memory_limit="2G") as context:
+        assert_type(context.worker_type, WorkerType)
+        assert_type(context.memory_limit, int | None)
+    async with cache_scope(idle_timeout=10, retire=lambda: True, worker_type="fork"):
         assert_type(await trio_offload.run_sync(shout, "hello"), str)
     # The first five may be positional.
     async with open_worker_context(5, nothing, nothing, 3, WorkerType.FORK) as context:
@@ -134,7 +137,7 @@ async def contexts() -> None:
         worker_type=WorkerType.FORKSERVER, forkserver_preload=["json"], forkserver_threads=(name for name in ["io*"])
     ):
         pass
-    configure_default_context(5, nothing, nothing, 3, WorkerType.SPAWN, memory_limit="1 GB", forkserver_preload=())
+    configure_default_context(5, nothing, nothing, 3, "spawn", memory_limit="1 GB", forkserver_preload=())
     configure_default_context(idle_timeout=5.0, init=nothing, grace_period=3)
     assert_type(default_context_statistics().idle_workers, int)
 

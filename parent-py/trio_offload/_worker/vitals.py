@@ -17,7 +17,7 @@ from .. import _crash
 from .._exceptions import BrokenWorkerError, WorkerStartError
 from .._process import oom as _oom
 from .._process import record as _record
-from .._sizes import readable_size
+from .._sizes import readable_limit, readable_size
 from .._statistics import Figures, WorkerStatistics
 from .endings import judge_death
 
@@ -83,8 +83,8 @@ class Vitals:
         limit = self._options.memory_limit
         if limit is not None and self.baseline > limit:
             raise WorkerStartError(
-                f"memory_limit={limit} ({readable_size(limit)}) is less than what a worker holds before its first job, "
-                f"{readable_size(self.baseline)}: no job could ever run. Raise it above that, or let init import less",
+                f"memory_limit={limit} ({readable_limit(limit)}) is less than what a worker holds before its first job, "
+                f"{readable_size(self.baseline, like=limit)}: no job could ever run. Raise it above that, or let init import less",
                 process,
             )
         self.ready = time.monotonic()
