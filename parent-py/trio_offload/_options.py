@@ -277,9 +277,9 @@ def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | 
 
 
 class MapOptions(TypedDict, total=False):
-    """The options of ``map`` for type checkers, without ``return_outcomes``.
+    """The options of ``map`` for type checkers, without ``return_outcomes`` and ``return_items``.
 
-    Each overload spells out ``return_outcomes``, which selects it.
+    Each overload spells out these two, which select it.
     """
 
     ordered: bool
@@ -305,6 +305,9 @@ class MapSettings:
 
     return_outcomes: bool = attrs.field(default=False, converter=_truth)
     """True if each result is an :class:`outcome.Outcome`."""
+
+    return_items: bool = attrs.field(default=False, converter=_truth)
+    """True if each result comes in a tuple behind its item."""
 
     workers: int | None = attrs.field(default=None, validator=_check_count_or_none)
     """Largest number of workers. None means as many as the limiter has tokens."""

@@ -95,12 +95,19 @@ async def maps() -> None:
         assert_type(await sizes.__anext__(), tuple[int, float])
         async with context.map(functools.partial(shout, times=2), ["a"], return_outcomes=True) as outcomes:
             assert_type((await outcomes.__anext__()).unwrap(), str)
+        async with context.map(math.sqrt, range(5), return_items=True) as pairs:
+            assert_type(pairs, AsyncIterator[tuple[int, float]])
+        async with trio_offload.map(math.sqrt, [1.5], ordered=False, return_items=True, return_outcomes=True) as tried:
+            async for number, root in tried:
+                assert_type(number, float)
+                assert_type(root.unwrap(), float)
         async with context.map(shout, ["a"], return_outcomes=False, chunk_size=5, window=None, limiter=None) as texts:
             assert_type(texts, AsyncIterator[str])
     try:
         pass
     except WorkerTimeoutError as error:
         assert_type(error.timeout, float)
+        assert_type(error.item_index, int | None)
     await send.aclose()
 
 
