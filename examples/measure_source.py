@@ -2,8 +2,8 @@
 
     find . -name '*.py' | trio-offload map --lines - measure_source:measure
 
-It imports nothing of trio-offload: any function of one argument will do. Run by itself, it measures the files that it
-is given one after another in this process, and prints the same lines:
+It imports nothing of trio-offload: any function of one argument will do. Run by itself, it measures
+its arguments one after another in this process. It prints the same lines, without figures:
 
     python measure_source.py *.py
 """

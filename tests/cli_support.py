@@ -16,6 +16,8 @@ from typing import Any
 import attrs
 
 COMMAND = (sys.executable, "-m", "trio_offload")
+FIGURES = ("seconds", "peak_rss", "pid", "tries")
+"""The fields at the end of each line of ``map``."""
 PATIENCE = 60.0
 """Seconds after which something that should have happened never will."""
 
@@ -161,7 +163,19 @@ class Ran:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The objects on the lines of standard output. Fails on a line that is not one, or that is not whole."""
+        """The objects on the lines of standard output, without their figures.
+
+        Fails on a line that is not one, or that is not whole.
+        """
+        return [{name: value for name, value in line.items() if name not in FIGURES} for line in self._whole_lines]
+
+    @property
+    def figures(self) -> list[dict[str, Any]]:
+        """The figures of each line."""
+        return [{name: line[name] for name in FIGURES} for line in self._whole_lines]
+
+    @property
+    def _whole_lines(self) -> list[dict[str, Any]]:
         assert not self.stdout or self.stdout.endswith("\n")
         return [json.loads(line) for line in self.stdout.splitlines()]
 

@@ -86,7 +86,7 @@ def test_many_small_items(folder: Path) -> None:
             feeder.start()
             lines = read_lines(process, count)
             feeder.join(PATIENCE)
-            assert lines == [b'{"item": "item", "ok": true, "value": 4}\n'] * count
+            assert {line.partition(b', "seconds"')[0] for line in lines} == {b'{"item": "item", "ok": true, "value": 4'}
             peaks.append(peak_memory(process.pid))
         stdin.close()
         assert process.wait(PATIENCE) == 0

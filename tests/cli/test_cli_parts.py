@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
+import io
 import itertools
 import os
 import threading
@@ -15,14 +18,19 @@ import trio
 import trio.testing
 
 from trio_offload import WorkerContextStatistics
+from trio_offload._cli.ending import Balance, interruption_lines
 from trio_offload._cli.exit_status import CommandError
-from trio_offload._cli.output import OrderedOutput, Window
+from trio_offload._cli.output import Output, Window
+from trio_offload._cli.resume import Scan, digest_of, digest_of_line
 from trio_offload._cli.sources import ArgumentSource, Item, LineSource, Source
 from trio_offload._cli.summary import Summary
 from trio_offload._exceptions import is_interrupt
+from trio_offload_worker._jobs.cli_arity import unfit_parameters
+from trio_offload_worker._jobs.cli_lines import Figures, encode_item, success_line
+from trio_offload_worker._system.figures import peak_memory, reset_peak
 
 if TYPE_CHECKING:
-    from trio_offload_worker._jobs.cli_items import ItemKind
+    from trio_offload_worker._jobs.cli_lines import ItemKind
 
 TEXT = b"one\n\r\n\ntwo\r\n{}\nl\xc3\xa9st"
 
@@ -179,10 +187,10 @@ async def test_a_window_full_of_bytes_lets_one_item_in_nevertheless() -> None:
 
 
 @contextlib.contextmanager
-def output_to_pipe(window: Window | None = None) -> Iterator[tuple[OrderedOutput, int]]:
+def output_to_pipe(window: Window | None = None, *, ordered: bool = True) -> Iterator[tuple[Output, int]]:
     reading, writing = os.pipe()
     try:
-        yield OrderedOutput(writing, window or Window(1000, 10**9), contextlib.nullcontext), reading
+        yield Output(writing, window or Window(1000, 10**9), contextlib.nullcontext, ordered=ordered), reading
     finally:
         os.close(reading)
         os.close(writing)
@@ -267,7 +275,7 @@ async def test_a_descriptor_that_takes_little_at_a_time() -> None:
 async def test_nobody_reads() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    output = OrderedOutput(writing, Window(10, 100), contextlib.nullcontext)
+    output = Output(writing, Window(10, 100), contextlib.nullcontext)
     output.put(item(0), b"0\n")
     output.close()
     with pytest.raises(BrokenPipeError):
@@ -297,3 +305,176 @@ class Group(BaseException):
 )
 def test_an_interrupt_may_be_in_groups_of_nothing_else(error: BaseException, expected: bool) -> None:
     assert is_interrupt(error) is expected
+
+
+# --- figures and arity: the worker's side --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        (Figures(0.25, 100, 7, 1), b'"seconds": 0.250000, "peak_rss": 100, "pid": 7, "tries": 1'),
+        (Figures(0.0000001, None, None, 12), b'"seconds": 0.000000, "peak_rss": null, "pid": null, "tries": 12'),
+        (Figures(None, 0, 0, 1), b'"seconds": null, "peak_rss": 0, "pid": 0, "tries": 1'),
+        (Figures(1e9, None, None, 1), b'"seconds": 1000000000.000000, "peak_rss": null, "pid": null, "tries": 1'),
+    ],
+)
+def test_figures_as_json(figures: Figures, text: bytes) -> None:
+    assert figures.encode() == text
+
+
+class Signed:
+    __signature__ = "not a signature"
+
+    def __call__(self, item: object) -> object:
+        return item
+
+
+class Raises:
+    @property
+    def __signature__(self) -> object:
+        raise RuntimeError
+
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (lambda item: item, None),
+        (lambda *items: items, None),
+        (lambda item=1, *, option=2, **others: item, None),
+        (lambda: 1, "()"),
+        (lambda first, second: first, "(first, second)"),
+        (lambda item, *, option: item, "(item, *, option)"),
+        (lambda *, item: item, "(*, item)"),
+        (lambda **items: items, "(**items)"),
+        (Signed(), None),
+        (Raises(), None),
+        (type, None),
+        (dict.fromkeys, None),
+        (functools.partial(pow, 2), None),
+    ],
+)
+def test_parameters_that_do_not_fit(function: object, parameters: str | None) -> None:
+    assert unfit_parameters(function) == parameters
+
+
+def test_peak_memory_of_one_job() -> None:
+    before = measured_peak(0)
+    assert measured_peak(100_000_000) > before + 90_000_000
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert measured_peak(0) < before + 50_000_000
+
+
+def measured_peak(size: int) -> int:
+    reset_peak()
+    taken = bytearray(b"x") * size
+    del taken
+    peak = peak_memory()
+    assert peak is not None
+    return peak
+
+
+# --- the end of a run ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("balance", "text"),
+    [
+        (Balance(3, 7), "3 of 10 items finished, 7 left"),
+        (Balance(0, 1), "0 of 1 item finished, 1 left"),
+        (Balance(1, 2, "at least"), "1 item finished, at least 2 left"),
+        (Balance(2, 0, "at least"), "2 items finished; the input was not read to its end"),
+        (Balance(2, 5, "at most"), "2 items finished, at most 5 left"),
+    ],
+)
+def test_a_balance_in_words(balance: Balance, text: str) -> None:
+    assert str(balance) == text
+
+
+def test_nothing_left_needs_no_way_to_continue() -> None:
+    assert interruption_lines("interrupted", Balance(2, 0), []) == ["interrupted: 2 of 2 items finished, 0 left"]
+
+
+# --- unordered output ----------------------------------------------------------------------------------
+
+
+async def test_unordered_lines_come_out_as_they_come() -> None:
+    with output_to_pipe(ordered=False) as (output, reading):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(output.write)
+            for index in (2, 0, 1):
+                output.put(item(index), b"%d\n" % index)
+            output.close()
+            output.put(item(3), b"3\n")
+        assert read_now(reading) == b"2\n0\n1\n"
+        assert output.written == 3
+
+
+async def test_unordered_output_awaits_an_item_if_nothing_will_leave() -> None:
+    """Otherwise a full window would stop the run: nothing could leave it but the item that waits for room."""
+    with output_to_pipe(ordered=False) as (output, _):
+        assert output.awaits(item(7))
+        output.put(item(3), b"3\n")
+        assert not output.awaits(item(7))
+        output.close()
+        await output.write()
+        assert output.awaits(item(7))
+
+
+# --- resume --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("text", "a"),
+        ("text", ""),
+        ("text", "caf\udce9\n\u2028é"),
+        ("json", b'{"b": [1, 1.0, 1e3, "\\u00e9"], "a": null}'),
+        ("json", b" true "),
+        ("json", b'{"a": '),
+        ("json", b"1e999"),
+        ("json", b"\xff"),
+        ("json", b"9" * 5000),
+        ("json", b"[" * 100_000),
+        ("json", b"NaN"),
+    ],
+)
+def test_an_item_and_its_line_have_one_digest(kind: ItemKind, content: str | bytes) -> None:
+    one = Item(0, 1, kind, content)
+    line = success_line(encode_item(kind, content), b'"value": 1', Figures(0.1, None, None, 1))
+    assert digest_of_line(line) == digest_of(one)
+
+
+def test_digests_differ() -> None:
+    contents: list[tuple[ItemKind, str | bytes]] = [
+        ("text", "1"),
+        ("json", b"1"),
+        ("json", b"1.0"),
+        ("json", b"[1]"),
+        ("json", b"null"),
+        ("text", ""),
+    ]
+    assert len({digest_of(Item(0, 1, kind, content)) for kind, content in contents}) == len(contents)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 1000])
+def test_lines_are_read_in_pieces(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_offload._cli.resume._PIECE", piece)
+    text = b'{"item": "a", "ok": true}\nforeign\n\n{"item": "b", "ok": true, "value": "' + b"x" * 100 + b'"}\n{"it'
+    done: collections.Counter[bytes] = collections.Counter()
+    scan = Scan(done)
+    scan.read(io.BytesIO(text))
+    assert done == {digest_of(item(0, "a")): 1, digest_of(item(0, "b")): 1}
+    assert (scan.readable, scan.unreadable, scan.first_unreadable) == (2, 1, 2)
+    assert (scan.has_tail, scan.is_incomplete, scan.tail_at) == (True, True, text.rindex(b"{"))
+
+
+def test_a_large_file_of_another_format_is_not_read_to_its_end() -> None:
+    file = io.BytesIO(b"a,b\n" * 1_000_000)
+    scan = Scan(collections.Counter())
+    scan.read(file)
+    assert scan.unreadable == 1000
+    assert file.tell() == 4000

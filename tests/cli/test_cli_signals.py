@@ -36,6 +36,14 @@ def interrupt(process: subprocess.Popen[bytes], number: signal.Signals) -> float
     return time.monotonic() - began
 
 
+def messages(process: subprocess.Popen[bytes]) -> list[str]:
+    """The lines on standard error, without the program's name."""
+    assert process.stderr is not None
+    lines = process.stderr.read().decode().splitlines()
+    assert all(line.startswith("trio-offload: ") for line in lines)
+    return [line.removeprefix("trio-offload: ") for line in lines]
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_run_and_prints_finished_items(folder: Path, number: signal.Signals, status: int) -> None:
     # The first item never ends; that the last has started says that the three between them are finished.
@@ -46,7 +54,10 @@ def test_signal_ends_run_and_prints_finished_items(folder: Path, number: signal.
         assert process.stdout is not None
         assert process.stderr is not None
         assert [json.loads(line)["item"] for line in process.stdout] == ["a", "b", "c"]
-        assert process.stderr.read() == b""
+        assert messages(process) == [
+            f"interrupted by {number.name}: 3 of 5 items finished, 2 left",
+            "to continue, give the output of this run, as a file, to --resume",
+        ]
         assert process.returncode == status
         assert seconds < STOP
         assert_nothing_runs(process)
@@ -72,8 +83,7 @@ def test_ctrl_c_while_standard_input_is_silent(folder: Path) -> None:
         assert json.loads(process.stdout.readline())["value"] == "a"
         assert interrupt(process, signal.SIGINT) < STOP
         assert process.returncode == 130
-        assert process.stderr is not None
-        assert process.stderr.read() == b""
+        assert messages(process)[0] == "interrupted by SIGINT: 1 item finished; the input was not read to its end"
         assert_nothing_runs(process)
 
 
@@ -116,6 +126,7 @@ def test_stuck_idle_worker_does_not_delay_ctrl_c(folder: Path) -> None:
         wait_for_files(folder, ["started-hold"])
         assert interrupt(process, signal.SIGINT) < STOP + 0.2  # it takes all the time that it has
         assert process.returncode == 130
+        assert messages(process)[0] == "interrupted by SIGINT: 0 items finished, at least 1 left"
         assert_nothing_runs(process)
 
 
@@ -127,8 +138,7 @@ def test_a_second_ctrl_c_changes_nothing(folder: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         os.killpg(process.pid, signal.SIGINT)
         process.wait(PATIENCE)
-        assert process.stderr is not None
-        assert process.stderr.read() == b""
+        assert messages(process)[0] == "interrupted by SIGINT: 1 of 2 items finished, 1 left"
         assert process.returncode == 130
         assert_nothing_runs(process)
 
@@ -144,8 +154,7 @@ def test_any_number_of_ctrl_c_changes_nothing(folder: Path) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.002)
                 break
-        assert process.stderr is not None
-        assert process.stderr.read() == b""
+        assert messages(process)[0] == "interrupted by SIGINT: 1 of 2 items finished, 1 left"
         assert process.returncode == 130
         assert_nothing_runs(process)
 

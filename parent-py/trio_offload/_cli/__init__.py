@@ -10,7 +10,9 @@
 | ``sources`` | read the items |
 | ``run`` | the tasks of ``map``, and their end |
 | ``slot`` | run items in one worker, one at a time |
-| ``output`` | write the lines in the order of the items; bound the memory |
+| ``output`` | write the lines, in the order of the items or not; bound the memory |
+| ``resume`` | leave out the items that earlier runs have finished |
+| ``ending`` | messages of a run that leaves items |
 | ``progress``, ``worker_table`` | the progress bar; the table of workers above it |
 | ``summary`` | count jobs, failures, workers, memory and time |
 | ``doctor``, ``probes`` | the report for bug reports, and its questions |
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from trio_offload_worker._jobs.cli_items import Function
 
+    from .resume import EarlierOutput
     from .sources import Source
 
 
@@ -90,8 +94,10 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
     if not words:
         raise CommandError("the function is missing: map MODULE:FUNCTION [ITEM ...] (see trio-offload map --help)")
     items = words[1:]
+    if items == ["-"] and not after and not _is_terminal_or_null(0):
+        raise CommandError("the item '-' is a text. For the lines of standard input use --lines -, for that text -- -")
     options = MapOptions(
-        job=Job(_function_named(words[0]), chosen.timeout),
+        job=Job(_function_named(words[0]), chosen.timeout, chosen.retries),
         # At most one worker for each item.
         workers=min(chosen.workers, len(items)) if items else chosen.workers,
         fail_fast=chosen.fail_fast,
@@ -102,12 +108,12 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
         retire_rss=chosen.retire_rss,
         retire_jobs=chosen.retire_jobs,
         trace=chosen.trace,
+        ordered=not chosen.unordered,
     )
-    source = _open_source(items, chosen.lines, chosen.json_lines)
-    try:
-        return run_map(options, source)
-    finally:
-        source.close()
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(contextlib.closing(_open_source(items, chosen.lines, chosen.json_lines)))
+        earlier = [stack.enter_context(contextlib.closing(_open_earlier(path))) for path in chosen.resume]
+        return run_map(options, source, earlier)
 
 
 def _run_doctor(arguments: Sequence[str]) -> ExitStatus:
@@ -141,6 +147,8 @@ def _open_source(items: Sequence[str], lines: str | None, json_lines: str | None
 
     given = bool(items) + (lines is not None) + (json_lines is not None)
     if given == 0:
+        if not _is_terminal_or_null(0):
+            raise CommandError("items are missing. To take them from the lines of standard input, add --lines -")
         raise CommandError("items are missing: give them as arguments, or use --lines FILE or --json-lines FILE")
     if given > 1:
         raise CommandError("items must come from one source: arguments, --lines FILE or --json-lines FILE")
@@ -149,6 +157,17 @@ def _open_source(items: Sequence[str], lines: str | None, json_lines: str | None
     if json_lines is not None:
         return LineSource(json_lines, "json")
     return ArgumentSource(items)
+
+
+def _open_earlier(path: str) -> EarlierOutput:
+    from .resume import EarlierOutput
+
+    return EarlierOutput(path)
+
+
+def _is_terminal_or_null(descriptor: int) -> bool:
+    """Return False for a pipe, a file or a socket: it may have items."""
+    return stat.S_ISCHR(os.fstat(descriptor).st_mode)
 
 
 def _working_directory() -> str | None:

@@ -18,8 +18,8 @@ commands:
   doctor    show the facts for a bug report, and the problems of this installation
 
 examples:
-  trio-offload map os.path:getsize README.md pyproject.toml
-  find . -name '*.py' | trio-offload map --lines - measure_source:measure
+  trio-offload map json:loads '[1, 2]' '{"a": null}'
+  seq 20 | trio-offload map --json-lines - math:factorial
   trio-offload map --help
 """
 
@@ -27,7 +27,7 @@ _MAP_DESCRIPTION = """\
 Call a function once for each item, in parallel worker processes.
 
 Only the workers import MODULE. The working directory is importable, as with python -m.
-FUNCTION may be dotted: module:Class.method. It gets the item as its only argument."""
+FUNCTION may be dotted: module:Class.method. It takes one argument, the item."""
 
 _MAP_DETAILS = """\
 items (from one of these):
@@ -36,14 +36,20 @@ items (from one of these):
   --json-lines FILE  the JSON value on each line is an item; blank lines are skipped
 
 output: one line of JSON per item on standard output, in the order of the items, as soon as the
-lines before it are printed:
-  {"item": ..., "ok": true, "value": ...}
-  {"item": ..., "ok": true, "repr": "..."}      a value that JSON cannot hold
-  {"item": ..., "ok": false, "error": {"type": ..., "message": ..., "traceback": ...}}
+lines before it are printed. --unordered prints each line as soon as its item is finished.
+  {"item": ..., "ok": true, "value": ..., FIGURES}
+  {"item": ..., "ok": true, "repr": "...", FIGURES}      a value that JSON cannot hold
+  {"item": ..., "ok": false, "error": {"type": ..., "message": ..., "traceback": ...}, FIGURES}
+FIGURES are "seconds", "peak_rss" (bytes of memory), "pid" of the worker, and "tries".
 The function's own output goes to standard error; its standard input is empty.
-If a worker dies, its item fails with BrokenWorkerError, and "traceback" has the crash report with
-the Python stack. An item that exceeds --timeout fails with TimeoutError, one that exceeds
---memory-limit with WorkerMemoryError. The other items continue.
+
+failures: if a worker dies, its item fails with BrokenWorkerError, and "traceback" has the crash
+report with the Python stack. An item that exceeds --timeout fails with TimeoutError, one that
+exceeds --memory-limit with WorkerMemoryError. The other items continue. --retries tries these
+items again, but not an item whose function raised an exception.
+
+resume: --resume FILE leaves out the items that have a line with "ok": true in FILE, the output of
+earlier runs. With --resume FILE >> FILE, one command starts a run and continues it later.
 
 progress and summary: if standard error is a terminal and the package rich is installed, it shows a
 progress bar, a table of the workers, and a summary at the end: jobs, failures by kind, workers,
@@ -51,19 +57,19 @@ peak memory, wall and processor time. --summary prints the summary anywhere.
 SIZE is a number of bytes, or a text such as 500MiB or 2GB.
 
 exit status:
-  0    every item succeeded
+  0    every item succeeded, or was left out by --resume
   1    an item failed
-  2    a wrong argument, a function that cannot be imported, an unreadable file
+  2    a wrong argument, a function that cannot be called, an unreadable file
   130  Ctrl+C: finished items are printed, no worker is left running
   141  the reader closed standard output before the end
   143  SIGTERM: as Ctrl+C
 
 examples:
-  trio-offload map os.path:getsize *.txt
-  find . -name '*.py' | trio-offload map --lines - measure_source:measure
-  trio-offload map --json-lines points.jsonl --workers 4 --timeout 10 model:fit > results.jsonl
-  trio-offload map --lines files --memory-limit 2GB --retire-rss 500MiB --trace run.json mod:parse
-  trio-offload map builtins:int -- -1 4
+  trio-offload map json:loads '[1, 2]' '{"a": null}'
+  seq 20 | trio-offload map --json-lines - math:factorial --unordered
+  ls -A | trio-offload map --lines - os.path:getsize --timeout 10 --retries 2 > sizes.jsonl
+  ls -A | trio-offload map --lines - os.path:getsize --resume sizes.jsonl >> sizes.jsonl
+  trio-offload map builtins:int --memory-limit 2GB --retire-rss 500MiB --trace run.json -- -1 4
 """
 
 _DOCTOR_DESCRIPTION = """\
@@ -85,6 +91,8 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("lines: expected one argument"):
+            message += ": a file, or - for standard input"
         raise CommandError(f"{message} (see {self.prog} --help)")
 
 
@@ -107,8 +115,35 @@ def map_parser() -> argparse.ArgumentParser:
         _MAP_DETAILS,
     )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    _add_data_options(parser)
+    _add_worker_options(parser)
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first item that fails")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write a trace of the run for https://ui.perfetto.dev or chrome://tracing",
+    )
+    parser.add_argument("--no-progress", action="store_true", help="show no bar, table or summary on a terminal")
+    parser.add_argument("--summary", action="store_true", help="print a summary on standard error at the end")
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lines", metavar="FILE", help="use the lines of FILE as items; - is standard input")
-    parser.add_argument("--json-lines", metavar="FILE", help="use the JSON values on the lines of FILE as items")
+    parser.add_argument(
+        "--json-lines", metavar="FILE", help="use the JSON values on the lines of FILE as items; - is standard input"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="leave out the items that have a line with ok in FILE, the output of earlier runs",
+    )
+    parser.add_argument("--unordered", action="store_true", help="print each line as soon as its item is finished")
+
+
+def _add_worker_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         metavar="N",
@@ -123,6 +158,13 @@ def map_parser() -> argparse.ArgumentParser:
         help="kill the worker of an item that takes longer than S seconds; the item fails",
     )
     parser.add_argument(
+        "--retries",
+        metavar="N",
+        type=_retry_count,
+        default=0,
+        help="try an item again, up to N times, if its worker died or it took too long (default: 0)",
+    )
+    parser.add_argument(
         "--memory-limit",
         metavar="SIZE",
         type=_size,
@@ -135,15 +177,6 @@ def map_parser() -> argparse.ArgumentParser:
         help="replace a worker that uses more memory after an item (for functions that leak)",
     )
     parser.add_argument("--retire-jobs", metavar="N", type=_job_count, help="replace a worker after N items")
-    parser.add_argument(
-        "--trace",
-        metavar="FILE",
-        help="write a trace of the run for https://ui.perfetto.dev or chrome://tracing",
-    )
-    parser.add_argument("--fail-fast", action="store_true", help="stop at the first item that fails")
-    parser.add_argument("--no-progress", action="store_true", help="show no bar, table or summary on a terminal")
-    parser.add_argument("--summary", action="store_true", help="print a summary on standard error at the end")
-    return parser
 
 
 def doctor_parser() -> argparse.ArgumentParser:
@@ -160,13 +193,17 @@ def _job_count(text: str) -> int:
     return _count(text, "items")
 
 
-def _count(text: str, what: str) -> int:
+def _retry_count(text: str) -> int:
+    return _count(text, "retries", 0)
+
+
+def _count(text: str, what: str, least: int = 1) -> int:
     try:
         count = int(text)
     except ValueError:
-        count = 0
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of {what} above 0, got {text!r}")
+        count = -1
+    if count < least:
+        raise argparse.ArgumentTypeError(f"must be a number of {what}, {least} or more, got {text!r}")
     return count
 
 

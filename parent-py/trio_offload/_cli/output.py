@@ -1,4 +1,4 @@
-"""Write the lines of ``trio-offload map`` in the order of the items.
+"""Write the lines of ``trio-offload map``, in the order of the items or as they come.
 
 * :class:`Window` bounds memory use. An item is inside from its reading until its line is written.
   So the source waits if an item is slow or the output is read slowly.
@@ -67,8 +67,16 @@ class Window:
         self._waiting.unpark_all()
 
 
-class OrderedOutput:
-    """Take lines in any order, and write them in the order of their items."""
+class Output:
+    """Take lines in any order, and write them in the order of their items.
+
+    Args:
+        descriptor: the file descriptor.
+        window: the bound on memory use.
+        around_write: returns a block around each write.
+        distance: minimum number of seconds between two writes.
+        ordered: False writes lines in the order in which they are taken.
+    """
 
     def __init__(
         self,
@@ -76,11 +84,17 @@ class OrderedOutput:
         window: Window,
         around_write: Callable[[], AbstractContextManager[object]],
         distance: float = DISTANCE,
+        *,
+        ordered: bool = True,
     ) -> None:
         self._descriptor = descriptor
         self._window = window
         self._around_write = around_write
         self._distance = distance
+        self._ordered = ordered
+        self.written = 0
+        """Number of lines written."""
+        self._taken = 0
         # Index of the first item without a line.
         self._next = 0
         # Lines that wait for it, by index: (bytes in the window, line).
@@ -90,14 +104,19 @@ class OrderedOutput:
         self._wake = trio.lowlevel.ParkingLot()
 
     def awaits(self, item: Item) -> bool:
-        """Return True if all other lines wait for this item's line."""
-        return item.index == self._next
+        """Return True if no line can be written before this item's line."""
+        return item.index == self._next if self._ordered else self._taken == self.written
 
     def put(self, item: Item, line: bytes) -> None:
         """Accept the line of an item. Ignored after :meth:`close`."""
         if self._closed:
             return
         self._window.grow(len(line))
+        self._taken += 1
+        if not self._ordered:
+            self._ready.append((item.size + len(line), line))
+            self._wake.unpark()
+            return
         self._behind[item.index] = (item.size + len(line), line)
         while self._next in self._behind:
             self._ready.append(self._behind.pop(self._next))
@@ -135,6 +154,7 @@ class OrderedOutput:
                     b"".join([line for _, line in batch]),
                     abandon_on_cancel=True,
                 )
+            self.written += len(batch)
             self._window.leave(len(batch), sum(size for size, _ in batch))
             if not self._closed:
                 await trio.sleep_until(earliest_next)

@@ -1,6 +1,6 @@
 """``trio-offload map``: items in, lines out.
 
-    source ─ reader ─▶ queue ─▶ slots ─▶ ordered output ─ writer ─▶ stdout
+    source ─ reader ─▶ queue ─▶ slots ─▶ output ─────── writer ─▶ stdout
                                 (and one context for all)
                ▲                                                          │
                └─────────────────────────── window ◀──────────────────────┘
@@ -15,10 +15,8 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
-import threading
 import warnings
 from collections import deque
 from contextlib import AsyncExitStack
@@ -30,16 +28,21 @@ import trio
 import trio_offload
 from trio_offload_worker._jobs import cli_items
 
+from .ending import Intake, interruption_lines, print_message, start_forced_exit
 from .exit_status import CommandError, ExitStatus
-from .output import OrderedOutput, Window
+from .output import Output, Window
 from .progress import open_bar
+from .resume import ResumedSource
 from .slot import FunctionProblem, Job, Slot, one_line
 from .summary import Summary
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     from .progress import Bar
+    from .resume import EarlierOutput
     from .slot import Reply
     from .sources import Item, Source
 
@@ -48,14 +51,10 @@ _MAX_BYTES_INSIDE: Final = 64 * 1024 * 1024
 """Bounds between the source and the output. A slow item rarely stops the other workers."""
 
 _STOP_WRITING: Final = 0.5
-_STOP: Final = 0.8
-"""Seconds after a signal until the last write is abandoned, and until the process exits."""
+"""Seconds after a signal until the last write is abandoned."""
 
 _STATISTICS_INTERVAL: Final = 0.25
 """Seconds between two reads of the workers' statistics."""
-
-_MAX_START_FAILURES: Final = 5
-"""Consecutive failed starts of a slot after which the run ends, instead of the item."""
 
 
 @attrs.frozen
@@ -77,20 +76,30 @@ class MapOptions:
     """Bytes and items after which a worker is replaced."""
     trace: str | None = None
     """The path of the trace file."""
+    ordered: bool = True
+    """True if lines are written in the order of the items."""
 
 
-def run_map(options: MapOptions, source: Source) -> ExitStatus:
+def run_map(options: MapOptions, source: Source, earlier: Sequence[EarlierOutput] = ()) -> ExitStatus:
     """Write a line to standard output for each item of ``source``.
+
+    Args:
+        options: the options.
+        source: the items.
+        earlier: the output of earlier runs. Items with a line of ``ok`` there are left out.
 
     Raises:
         CommandError: the run could not start, or was ended by something other than an item.
     """
     if sys.stdout is None:
         raise CommandError("cannot write to standard output: it is closed")
+    for file in earlier:
+        if not file.exists:
+            print_message(f"{file.path} does not exist, so no item is left out")
     bar, hint = open_bar(repr(options.job.function), wanted=options.progress)
     if hint is not None:
-        _print_message(f"hint: {hint}")
-    run = _Run(options, source, bar)
+        print_message(f"hint: {hint}")
+    run = _Run(options, source, bar, earlier)
     try:
         with warnings.catch_warnings():
             # The package's warnings are about options. Python would show a source line of the
@@ -104,21 +113,26 @@ def run_map(options: MapOptions, source: Source) -> ExitStatus:
 
 
 class _Run:
-    def __init__(self, options: MapOptions, source: Source, bar: Bar) -> None:
+    def __init__(self, options: MapOptions, source: Source, bar: Bar, earlier: Sequence[EarlierOutput]) -> None:
         self._options = options
-        self._source = source
+        self._warnings: list[str] = []
+        self._earlier = earlier
+        self._resumed = ResumedSource(source, earlier, self._warnings.append) if earlier else None
+        self._source = self._resumed or source
         self._bar = bar
         self._window = Window(_MAX_ITEMS_INSIDE, _MAX_BYTES_INSIDE)
-        self._output = OrderedOutput(1, self._window, bar.around_write, bar.write_distance)
+        self._output = Output(1, self._window, bar.around_write, bar.write_distance, ordered=options.ordered)
         self._queue: deque[Item] = deque()
         self._queue_waiting = trio.lowlevel.ParkingLot()
         self._all_read = False
+        self._intake = Intake()
         self._function_found = trio.Event()
         self._slots_without_worker: list[str] = []  # the reason of each
-        self._warnings: list[str] = []
         self._summary = Summary(wanted=options.summary or bar.is_shown)
         self._any_failed = False
         self._ending: ExitStatus | CommandError | None = None
+        self._signal: signal.Signals | None = None
+        self._is_interruption_reported = False
         self._forced_exit: threading.Timer | None = None
         self._written = trio.Event()
         self._work_scope = trio.CancelScope()
@@ -134,6 +148,8 @@ class _Run:
                     await self._work()
                 self._output.close()
                 await self._written.wait()
+                if self._signal is not None and not self._intake.is_complete:
+                    await self._count()
                 nursery.cancel_scope.cancel()
 
     def note_warning(self, message: Warning | str, *where: object) -> None:
@@ -146,10 +162,26 @@ class _Run:
         if lost and self._function_found.is_set():
             self._warnings.append(f"{len(lost)} of {self._options.workers} workers could not be started: {lost[0]}")
         for warning in self._warnings:
-            _print_message(f"warning: {warning}")
+            print_message(f"warning: {warning}")
         if self._summary.wanted:
             for line in self._summary.lines():
-                _print_message(line)
+                print_message(line)
+        if self._resumed is not None and not isinstance(self._ending, CommandError):
+            print_message(self._resumed.report())
+        if self._signal is not None:
+            self._report_interruption()
+        elif self._ending is ExitStatus.FAILED and self._summary.wanted:
+            self._report_end("stopped at the first failure")
+
+    def _report_interruption(self) -> None:
+        if self._signal is not None and not self._is_interruption_reported:
+            self._is_interruption_reported = True
+            self._report_end(f"interrupted by {self._signal.name}")
+
+    def _report_end(self, reason: str) -> None:
+        balance = self._intake.balance(self._output.written, resumed=self._resumed is not None)
+        for line in interruption_lines(reason, balance, self._earlier):
+            print_message(line)
 
     def result(self) -> ExitStatus:
         """Return the exit status, after :meth:`main` has returned.
@@ -192,7 +224,8 @@ class _Run:
                     ending = endings[signal.Signals(number)]
                     self._bar.close()
                     if self._forced_exit is None:
-                        self._forced_exit = _forced_exit(ending)
+                        self._signal = signal.Signals(number)
+                        self._forced_exit = start_forced_exit(ending, self._report_interruption)
                     self._everything_scope.deadline = trio.current_time() + _STOP_WRITING
                     self.stop(ending)
         finally:
@@ -206,10 +239,14 @@ class _Run:
         await self._function_found.wait()
         try:
             while items := await self._source.read():
+                self._intake.items += len(items)
+                self._show_total()
                 for item in items:
                     await self._window.admit(item.size)
                     self._queue.append(item)
                     self._queue_waiting.unpark()
+            self._intake.is_complete = True
+            self._show_total()
         except CommandError as error:
             # The items read so far are still run.
             if self._ending is None:
@@ -218,9 +255,15 @@ class _Run:
         self._queue_waiting.unpark_all()
 
     async def _count(self) -> None:
-        total = await self._source.count()
-        if total is not None:
-            self._bar.set_total(total)
+        if self._intake.total is None:
+            self._intake.total = await self._source.count()
+            self._show_total()
+
+    def _show_total(self) -> None:
+        intake = self._intake
+        intake.left_out = self._source.left_out
+        if intake.total is not None:
+            self._bar.set_total(intake.total - intake.left_out)
 
     async def _next(self) -> Item | None:
         while True:
@@ -273,10 +316,14 @@ class _Run:
         slot = Slot(context, self._options.job, self._summary)
         if not await self._begin(slot):
             return
-        while (item := await self._next()) is not None:
-            self._finish(item, await slot.run(item))
-            if slot.start_failures >= _MAX_START_FAILURES:
-                self.stop(CommandError(f"workers cannot be started any more: {slot.last_problem}"))
+        async with trio.open_nursery() as nursery:
+            if self._options.job.timeout is not None:
+                nursery.start_soon(slot.watch_time, self._options.job.timeout)
+            while (item := await self._next()) is not None:
+                self._finish(item, await slot.run(item))
+                if slot.has_no_workers:
+                    self.stop(CommandError(f"workers cannot be started any more: {slot.last_problem}"))
+            nursery.cancel_scope.cancel()
 
     async def _begin(self, slot: Slot) -> bool:
         """Start a worker for a slot. Return False, which closes the slot, if that fails."""
@@ -324,19 +371,3 @@ def _open_context(options: MapOptions) -> AbstractAsyncContextManager[trio_offlo
         memory_limit=options.memory_limit,
         trace=options.trace,
     )
-
-
-def _print_message(line: str) -> None:
-    try:
-        if sys.stderr is not None:
-            print(f"trio-offload: {line}", file=sys.stderr, flush=True)
-    except OSError:  # standard error is closed, and the command succeeds all the same
-        pass
-
-
-def _forced_exit(status: ExitStatus) -> threading.Timer:
-    """Exit the process after a delay, if it still runs then."""
-    watchdog = threading.Timer(_STOP, os._exit, [int(status)])
-    watchdog.daemon = True
-    watchdog.start()
-    return watchdog

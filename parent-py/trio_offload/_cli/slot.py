@@ -13,6 +13,7 @@ could make all later ones fail.
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -20,6 +21,7 @@ import trio
 
 import trio_offload
 from trio_offload_worker._jobs import cli_items
+from trio_offload_worker._jobs.cli_lines import Figures, encode_item, failure_line
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,6 +44,9 @@ _NOT_OF_THE_IMPORT: Final = (2, 3, 4, 5, 6, 7, 127, None)
 They are the worker's own (PROTOCOL.md) and the dynamic loader's.
 """
 
+_MAX_START_FAILURES: Final = 5
+"""Consecutive failed starts of a slot after which the run ends, instead of the item."""
+
 
 @attrs.frozen
 class Job:
@@ -50,6 +55,8 @@ class Job:
     function: cli_items.Function
     timeout: float | None
     """Seconds that one item may take. None means unlimited."""
+    retries: int = 0
+    """Number of further tries of an item whose worker died or exceeded the time."""
 
 
 @attrs.frozen
@@ -59,6 +66,8 @@ class Reply:
     line: bytes
     failure: str | None = None
     """Kind of the failure, in a word or two. None means success."""
+    may_retry: bool = False
+    """True if the worker failed, and not the function."""
 
 
 class FunctionProblem(Exception):
@@ -76,10 +85,18 @@ class Slot:
         self._job = job
         self._summary = summary
         self._limiter = _Unlimited()
-        self.start_failures = 0
-        """Number of consecutive failures to get a worker ready."""
+        self._running: _Named | None = None
+        self._scope = trio.CancelScope()  # of the running item
+        self._deadline = 0.0
+        self._victim: trio_offload.WorkerStatistics | None = None
+        self._start_failures = 0
         self.last_problem = ""
-        """The reason of the last one."""
+        """The reason of the last failure to get a worker ready."""
+
+    @property
+    def has_no_workers(self) -> bool:
+        """True if so many starts have failed in a row that further items are pointless."""
+        return self._start_failures >= _MAX_START_FAILURES
 
     async def make_ready(self) -> None:
         """Make sure that an idle worker exists.
@@ -98,47 +115,87 @@ class Slot:
             raise FunctionProblem(problem) from error
 
     async def run(self, item: Item) -> Reply:
-        """Call the function for one item. If cancelled, the worker is killed."""
+        """Call the function for one item, several times if its worker fails.
+
+        If cancelled, the worker is killed.
+        """
+        tries = 1
+        while True:
+            reply = await self._try(item, tries)
+            if not reply.may_retry or tries > self._job.retries or self.has_no_workers:
+                return reply
+            self._summary.count_retry()
+            tries += 1
+
+    async def watch_time(self, seconds: float) -> None:
+        """Cancel each item that takes longer than ``--timeout``. Runs until cancelled.
+
+        A deadline of the scope would end the worker before its figures could be read.
+        """
+        while True:
+            if self._running is None:
+                # The next item has a later deadline.
+                await trio.sleep(seconds)
+            elif self._deadline > trio.current_time():
+                await trio.sleep_until(self._deadline)
+            else:
+                self._victim = self._find_worker(repr(self._running))
+                self._running = None
+                self._scope.cancel()
+
+    def _find_worker(self, name: str) -> trio_offload.WorkerStatistics | None:
+        """Return the worker that runs a call, if it is the only one with such a call."""
+        found = [worker for worker in self._summary.look() if worker.function == name]
+        return found[0] if len(found) == 1 else None
+
+    async def _try(self, item: Item, tries: int) -> Reply:
         timeout = self._job.timeout
+        began = time.monotonic()
         try:
-            if timeout is None:
-                return await self._call(item)
-            await self._context.prewarm(1)
-            with trio.move_on_after(timeout):
-                return await self._call(item)
+            if timeout is not None:
+                await self._context.prewarm(1)
+                began = time.monotonic()
+                self._deadline = trio.current_time() + timeout
+            with trio.CancelScope() as self._scope:
+                return await self._call(item, tries)
         except trio_offload.WorkerStartError as error:
             await _let_own_signal_come(error)
             self.last_problem = self._problem_of_function(error) or one_line(error)
-            self.start_failures += 1
-            return _failure(item, type(error).__name__, type(error).__name__, self.last_problem)
+            self._start_failures += 1
+            figures = Figures(None, None, None, tries)
+            name = type(error).__name__
+            return _failure(item, name, name, self.last_problem, figures, may_retry=True)
         except trio_offload.BrokenWorkerError as error:
             await _let_own_signal_come(error)
             self._summary.note_death(error)
-            self.start_failures = 0
-            traceback = None if error.crash is None else error.crash.note()
-            return _failure(item, _kind(error), type(error).__name__, str(error), traceback)
+            self._start_failures = 0
+            return _death(item, error, time.monotonic() - began, tries)
         except Exception as error:
             # An error of the call, such as MemoryError. The function's errors are in the reply.
-            return _failure(item, type(error).__name__, type(error).__name__, str(error))
-        self.start_failures = 0
-        return _failure(
-            item, "timeout", "TimeoutError", f"took longer than {timeout:g} s (--timeout), so its worker was killed"
-        )
+            figures = Figures(None, None, None, tries)
+            return _failure(item, type(error).__name__, type(error).__name__, str(error), figures)
+        self._start_failures = 0
+        message = f"took longer than {timeout or 0:g} s (--timeout), so its worker was killed"
+        pid, peak_rss = (None, None) if self._victim is None else (self._victim.pid, self._victim.peak_rss)
+        figures = Figures(time.monotonic() - began, peak_rss, pid, tries)
+        return _failure(item, "timeout", "TimeoutError", message, figures, may_retry=True)
 
-    async def _call(self, item: Item) -> Reply:
-        if self._job.timeout is not None:
-            # A killed worker does not return its process ID, so read it once the call is sent.
-            self._summary.look_soon()
-        pid, failure, line = await self._context.run_sync(
-            _Named(self._job.function, item),
-            item.kind,
-            item.number,
-            item.content,
-            kill_on_cancel=True,
-            limiter=self._limiter,
-        )
-        self.start_failures = 0
-        self._summary.note_worker(pid)
+    async def _call(self, item: Item, tries: int) -> Reply:
+        self._running = named = _Named(self._job.function, item)
+        try:
+            pid, peak_rss, failure, line = await self._context.run_sync(
+                named,
+                item.kind,
+                item.number,
+                item.content,
+                tries,
+                kill_on_cancel=True,
+                limiter=self._limiter,
+            )
+        finally:
+            self._running = None
+        self._start_failures = 0
+        self._summary.note_worker(pid, peak_rss)
         return Reply(line, failure)
 
     def _problem_of_function(self, error: trio_offload.WorkerStartError) -> str | None:
@@ -190,9 +247,27 @@ def _kind(error: trio_offload.BrokenWorkerError) -> str:
     return type(error).__name__
 
 
-def _failure(item: Item, kind: str, type_name: str, message: str, traceback: str | None = None) -> Reply:
-    encoded = cli_items.encode_item(item.kind, item.content)
-    return Reply(cli_items.failure_line(encoded, type_name, message, traceback), kind)
+def _death(item: Item, error: trio_offload.BrokenWorkerError, seconds: float, tries: int) -> Reply:
+    """Return the reply of an item whose worker died."""
+    traceback, peak_rss = None, None
+    if error.crash is not None:
+        traceback, peak_rss = error.crash.note(), error.crash.peak_rss
+    figures = Figures(seconds, peak_rss, error.pid, tries)
+    return _failure(item, _kind(error), type(error).__name__, str(error), figures, traceback, may_retry=True)
+
+
+def _failure(
+    item: Item,
+    kind: str,
+    type_name: str,
+    message: str,
+    figures: Figures,
+    traceback: str | None = None,
+    *,
+    may_retry: bool = False,
+) -> Reply:
+    encoded = encode_item(item.kind, item.content)
+    return Reply(failure_line(encoded, type_name, message, traceback, figures), kind, may_retry)
 
 
 class _Unlimited:

@@ -27,7 +27,7 @@ from .exit_status import CommandError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trio_offload_worker._jobs.cli_items import ItemKind
+    from trio_offload_worker._jobs.cli_lines import ItemKind
 
 _CHUNK = 64 * 1024
 """Bytes per read: the capacity of a pipe."""
@@ -66,6 +66,9 @@ class Item:
 class Source(Protocol):
     """A sequence of items that one task reads."""
 
+    left_out: int
+    """Number of items that :meth:`count` includes and :meth:`read` has skipped so far."""
+
     async def read(self) -> list[Item]:
         """Return the next items, as many as are available soon. Empty at the end.
 
@@ -82,6 +85,8 @@ class Source(Protocol):
 
 class ArgumentSource:
     """The items of the command line."""
+
+    left_out = 0
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._items = [Item(index, index + 1, "text", text) for index, text in enumerate(arguments)]
@@ -110,6 +115,8 @@ class LineSource:
     Raises:
         CommandError: the file cannot be opened.
     """
+
+    left_out = 0
 
     def __init__(self, name: str, kind: ItemKind) -> None:
         self._kind = kind

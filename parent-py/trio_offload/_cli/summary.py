@@ -13,8 +13,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from trio_offload_worker import memory_info
 
 from .._sizes import readable_size
@@ -33,6 +31,7 @@ class Summary:
         """True if :meth:`lines` will be called."""
         self._began = time.monotonic()
         self._jobs = 0
+        self._retries = 0
         self._failures: collections.Counter[str] = collections.Counter()
         self._workers = 0
         # Process IDs of all living workers, and of some that have exited.
@@ -51,8 +50,14 @@ class Summary:
             # Exception names are the user's, so their number is unbounded.
             self._failures[failure if failure in self._failures or len(self._failures) < _MAX_KINDS else _OTHERS] += 1
 
-    def note_worker(self, pid: int) -> None:
-        """Count a worker that has run an item."""
+    def count_retry(self) -> None:
+        """Count a further try of an item."""
+        self._retries += 1
+
+    def note_worker(self, pid: int, peak_rss: int | None = None) -> None:
+        """Count a worker that has run an item, with its peak memory in bytes."""
+        if peak_rss is not None and peak_rss > self._largest:
+            self._largest = peak_rss
         if pid not in self._known:
             self._workers += 1
             if len(self._known) >= _MAX_KNOWN and self._look is not None:
@@ -79,27 +84,20 @@ class Summary:
                 self.note_worker(worker.pid)
         return workers
 
-    def look_soon(self) -> None:
-        """Call :meth:`look` once at the next checkpoint of the calling task."""
-        if self.wanted:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._look_quietly, idempotent=True)
-
     def lines(self) -> list[str]:
         """Return the lines of the summary. Empty before the first item."""
         if not self._jobs:
             return []
         failed = sum(self._failures.values())
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._failures.most_common())
+        retried = f"; {count_of(self._retries, 'retry', 'retries')}" if self._retries else ""
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         largest = max(self._largest, _largest_child(usage))
         return [
-            f"{_number(self._jobs, 'job')}, {failed} failed" + (f": {kinds}" if kinds else ""),
-            _number(self._workers, "worker") + (f", the largest used {readable_size(largest)}" if largest else ""),
+            f"{count_of(self._jobs, 'job')}, {failed} failed" + (f": {kinds}" if kinds else "") + retried,
+            count_of(self._workers, "worker") + (f", the largest used {readable_size(largest)}" if largest else ""),
             f"{time.monotonic() - self._began:.1f} s, {usage.ru_utime + usage.ru_stime:.1f} s of processor time in workers",
         ]
-
-    def _look_quietly(self) -> None:
-        self.look()
 
 
 def _largest_child(usage: resource.struct_rusage) -> int:
@@ -117,8 +115,9 @@ def _largest_child(usage: resource.struct_rusage) -> int:
     return 0 if largest <= own else largest
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def count_of(count: int, what: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 job", "2 jobs"."""
+    return f"{count} {what}" if count == 1 else f"{count} {plural or what + 's'}"
 
 
 _UNIT: Final = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, getrusage(2)

@@ -12,10 +12,7 @@ import attrs
 import outcome
 import trio
 
-from .failures import separate
-
 if TYPE_CHECKING:
-    from .._options import MapSettings
     from .source import Chunk
 
 DeliveredType = TypeVar("DeliveredType")
@@ -46,17 +43,16 @@ class Work(Protocol):
         """Drop the chunks after the one that begins with this item."""
 
     def note(self, error: BaseException, chunk: Chunk, indexes: list[int]) -> None:
-        """Let an error name its items."""
+        """Add a note to an error that names its items."""
 
 
 class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
     """The async iterator of a map. A checkpoint if it waits, and once for each batch."""
 
-    def __init__(self, work: Work, options: MapSettings) -> None:
+    def __init__(self, work: Work, *, ordered: bool, outcomes: bool) -> None:
         self._work = work
-        self._ordered = options.ordered
-        self._outcomes = options.return_outcomes
-        self._items = options.return_items
+        self._ordered = ordered
+        self._outcomes = outcomes
         # Finished chunks that wait for an earlier one, by the index of their first item.
         self._early: dict[int, _Batch] = {}
         self._due = 0  # index of the next item in order
@@ -102,9 +98,6 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
             error = failures[first]
             self._work.note(error, chunk, [first])
             values = values[:first]
-        if self._items:
-            # From here on the items live as long as their results.
-            values = list(zip(chunk.items, values, strict=False))
         if self._ordered and chunk.start != self._due:
             self._early[chunk.start] = _Batch(values, error, len(chunk.items))
         else:
@@ -219,10 +212,12 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
             self._waiting.unpark_all()
 
     def _as_outcomes(self, chunk: Chunk, values: list[Any], failures: dict[int, BaseException]) -> list[Any]:
-        if not failures:
-            return list(map(outcome.Value, values))
-        for first, indexes in separate(failures).items():
-            self._work.note(failures[first], chunk, indexes)
+        # Several items may share one error.
+        indexes: dict[int, list[int]] = {}
+        for index in sorted(failures):
+            indexes.setdefault(id(failures[index]), []).append(index)
+        for concerned in indexes.values():
+            self._work.note(failures[concerned[0]], chunk, concerned)
         return [
             outcome.Error(failures[index]) if index in failures else outcome.Value(values[index])
             for index in range(len(chunk.items))

@@ -2,10 +2,9 @@
 
 * The module does not import trio. Besides the imports of a plain worker it needs only ``json``, and
   ``traceback`` after a failure.
-* The worker makes the line. So results need not pickle, they are encoded in parallel, and the
-  parent only passes bytes on. The parent imports this module too, to name its functions and to
-  write the line of an item whose worker died. It does not import the user's module.
-* A line is ASCII and ends with a newline, so a lone surrogate or a locale cannot spoil the output.
+* The worker makes the line (``cli_lines``). So results need not pickle, they are encoded in
+  parallel, and the parent only passes bytes on. The parent imports this module too, to name its
+  functions. It does not import the user's module.
 * User code always yields a line, even if it raises ``SystemExit``, returns a value that contains
   itself, or has a ``__repr__`` that raises.
 """
@@ -13,20 +12,36 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
+from time import perf_counter
+
+from .._system.figures import peak_memory, reset_peak
+from .cli_arity import unfit_parameters
+from .cli_lines import (
+    Figures,
+    encode_item,
+    encode_text,
+    encode_value,
+    explain_parse_error,
+    failure_line,
+    parse_json,
+    success_line,
+    text_of,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
-    from typing import Any, Literal, TypeAlias, TypeVar
+    from typing import Any, TypeAlias
 
-    Result = TypeVar("Result")
+    from .cli_lines import ItemKind
 
-    ItemKind: TypeAlias = Literal["text", "json"]
-    """``text``: the content is the item. ``json``: the item is the value of a line of JSON."""
+    Outcome: TypeAlias = tuple[int, int | None, str | None, bytes]
+    """The worker's PID, its peak memory in bytes, the exception's name, the line.
+
+    The name is None if the call returned.
+    """
 
 # Flags of a code object whose call returns a coroutine or an asynchronous generator. To import
 # ``inspect`` for them would take longer than to start the worker.
@@ -95,34 +110,47 @@ class Function:
     def __reduce__(self) -> tuple[type[Function], tuple[str, str]]:
         return type(self), (self.module, self.attribute)
 
-    def __call__(self, kind: ItemKind, number: int, content: str | bytes) -> tuple[int, str | None, bytes]:
-        """Call the user's function. Return the worker's PID, the exception's name and the line.
+    def __call__(self, kind: ItemKind, number: int, content: str | bytes, tries: int) -> Outcome:
+        """Call the user's function.
 
-        ``number`` is the position of the item in its source, counted from 1 (the line number in a
-        file). The exception's name is None if the call succeeded.
+        Args:
+            kind: the meaning of ``content``.
+            number: the position of the item in its source, from 1 (the line number in a file).
+            content: the item.
+            tries: the number of times that the item has been run, with this one.
         """
-        failure, line = self._call(kind, number, content)
-        return os.getpid(), failure, line
+        figures = Figures(None, None, os.getpid(), tries)
+        failure, line = self._call(kind, number, content, figures)
+        return os.getpid(), figures.peak_rss, failure, line
 
-    def _call(self, kind: ItemKind, number: int, content: str | bytes) -> tuple[str | None, bytes]:
+    def _call(self, kind: ItemKind, number: int, content: str | bytes, figures: Figures) -> tuple[str | None, bytes]:
         if kind == "json":
             try:
-                item = _parse(content)
+                item = parse_json(content)
             except (ValueError, RecursionError) as error:
-                message = f"line {number} cannot be read as JSON: {_explain(error)}"
-                return type(error).__name__, failure_line(_encode_text(content), type(error).__name__, message)
+                name = type(error).__name__
+                message = f"line {number} cannot be read as JSON: {explain_parse_error(error)}"
+                return name, failure_line(encode_text(content), name, message, None, figures)
         else:
             item = content
         encoded_item = encode_item(kind, content, item)
+        reset_peak()
+        began = perf_counter()
         try:
             value = self._resolve()(item)
         # SystemExit and KeyboardInterrupt too: they end the job, not the worker
         except BaseException as error:
+            figures.seconds = perf_counter() - began
+            figures.peak_rss = peak_memory()
             # The first entry is the frame of this method, which does not help the reader.
             traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
             name = type(error).__name__
-            return name, failure_line(encoded_item, name, _text_of(error), _format(error, traceback))
-        return None, b'{"item": %b, "ok": true, %b}\n' % (encoded_item, _encode_value(value))
+            return name, failure_line(encoded_item, name, text_of(error), _format(error, traceback), figures)
+        figures.seconds = perf_counter() - began
+        # Encoding the value is part of the item's memory use.
+        encoded_value = encode_value(value)
+        figures.peak_rss = peak_memory()
+        return None, success_line(encoded_item, encoded_value, figures)
 
     def find_problem(self) -> str | None:
         """Return why the function cannot be called, as one line. Return None if it can.
@@ -138,6 +166,9 @@ class Function:
         flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
         if flags & (_CO_COROUTINE | _CO_ASYNC_GENERATOR):
             return f"{self!r} is an async function; workers call ordinary ones"
+        parameters = unfit_parameters(function)
+        if parameters is not None:
+            return _one_line(f"{self!r} must take one argument, the item; its parameters are {parameters}")
         return None
 
     def _resolve(self) -> Any:
@@ -155,32 +186,6 @@ class Function:
                 raise UnusableFunction(f"{reached} has no attribute {name!r}") from error
             reached = f"{reached}:{name}" if reached == self.module else f"{reached}.{name}"
         return found
-
-
-def encode_item(kind: ItemKind, content: str | bytes, value: object = ...) -> bytes:
-    """Return the JSON of an item: the value of a JSON line, or else the item's text.
-
-    A JSON line that cannot be read or written counts as text. ``value`` is the parsed content, if
-    the caller has parsed it already.
-    """
-    if kind == "json":
-        try:
-            return _dump(_parse(content) if value is ... else value)
-        except (ValueError, RecursionError):
-            # not JSON, or a number such as 1e999, which Python reads as infinity and JSON cannot
-            # hold
-            pass
-    return _encode_text(content)
-
-
-def failure_line(encoded_item: bytes, type_name: str, message: str, traceback: str | None = None) -> bytes:
-    """Return the line of a failed item.
-
-    ``traceback`` is None if the exception has none. For a dead worker it is the report of its
-    death.
-    """
-    error = {"type": type_name, "message": message, "traceback": traceback}
-    return b'{"item": %b, "ok": false, "error": %b}\n' % (encoded_item, _dump(error))
 
 
 def _take_standard_streams() -> None:
@@ -202,105 +207,8 @@ def _take_standard_streams() -> None:
         sys.stdout.reconfigure(line_buffering=True)
 
 
-def _parse(content: str | bytes) -> Any:
-    text = content if isinstance(content, str) else content.decode("utf-8")
-    try:
-        return _load(text)
-    except json.JSONDecodeError:
-        raise
-    # an integer beyond Python's digit limit, or a constant that JSON does not have
-    except ValueError:
-        return _without_digit_limit(_load, text)
-
-
-def _load(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant)
-
-
-def _explain(error: BaseException) -> str:
-    # its own text says "line 1", which is not the line of the file
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return _text_of(error)
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _encode_value(value: object) -> bytes:
-    """Return ``"value": …`` if JSON can hold the value unchanged, otherwise ``"repr": …``."""
-    try:
-        encoded = _dump_whole(value)
-        if _keys_are_text(value):
-            return b'"value": ' + encoded
-    except Exception:  # json documents less, but a subclass of dict or str may raise anything
-        pass
-    return b'"repr": ' + _dump(_repr_of(value))
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, allow_nan=False).encode("ascii")
-
-
-def _dump_whole(value: object) -> bytes:
-    try:
-        return _dump(value)
-    except ValueError:
-        # The reason may be an integer beyond Python's digit limit. Write it all the same.
-        return _without_digit_limit(_dump, value)
-
-
-def _without_digit_limit(function: Callable[[Any], Result], value: object) -> Result:
-    if not hasattr(sys, "set_int_max_str_digits"):  # Python before 3.10.7 has no limit
-        return function(value)
-    limit = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)
-    try:
-        return function(value)
-    finally:
-        sys.set_int_max_str_digits(limit)
-
-
-def _keys_are_text(value: object) -> bool:
-    """True if every key in ``value`` is text. ``json`` would silently turn 1 and None into text.
-
-    The value has been encoded before, so it is finite. The encoder nests deeper than Python code
-    can, so this is a loop and not a recursion.
-    """
-    waiting = [value]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            for key in found:
-                if not isinstance(key, str):
-                    return False
-            waiting.extend(child for child in found.values() if isinstance(child, (dict, list, tuple)))
-        elif isinstance(found, (list, tuple)):
-            waiting.extend(child for child in found if isinstance(child, (dict, list, tuple)))
-    return True
-
-
-def _encode_text(content: str | bytes) -> bytes:
-    return _dump(content if isinstance(content, str) else content.decode("utf-8", "surrogateescape"))
-
-
-def _repr_of(value: object) -> str:
-    try:
-        return _without_digit_limit(repr, value)
-    except BaseException as error:
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as raised:
-        return f"<{type(error).__name__} whose str raised {type(raised).__name__}>"
-
-
 def _summary(error: BaseException) -> str:
-    text = _text_of(error)
+    text = text_of(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

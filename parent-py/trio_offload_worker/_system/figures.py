@@ -6,7 +6,7 @@ import os
 import time
 
 from .family import descendants
-from .linux import field_in_kilobytes, read_short
+from .linux import field_in_kilobytes, read_short, write_short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +48,26 @@ class Meter:
         rss = resident * _PAGE
         self._peak = max(self._peak, rss)
         return [rss, self._peak, size * _PAGE, processor_time]
+
+
+def reset_peak() -> None:
+    """Begin a measurement of this process's peak memory. Takes 4 µs.
+
+    Linux resets the peak (``VmHWM``) to the current memory use if 5 is written to ``clear_refs``,
+    see proc(5). Where that is not possible, the peak is that since the start of the process.
+    """
+    try:
+        write_short("/proc/self/clear_refs", b"5")
+    except OSError:
+        pass
+
+
+def peak_memory() -> int | None:
+    """Return this process's peak memory, in bytes. Takes 12 µs. None means that it is unknown."""
+    try:
+        return field_in_kilobytes(read_short("/proc/self/status"), b"VmHWM:")
+    except (OSError, ValueError):
+        return None
 
 
 def family_above(root: int, limit: int, since: int, spared: Collection[int]) -> int | None:

@@ -118,6 +118,15 @@ def read_short(path: str) -> bytes:
     return _with_reserve(_read_at_once, path)
 
 
+def write_short(path: str, data: bytes) -> None:
+    """Write to a file of ``/proc`` in one write(2)."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
 def _read_at_once(path: str) -> bytes:
     # Opened anew each time, so that jobs cannot close the descriptor or replace its file.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
