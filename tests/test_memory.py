@@ -30,7 +30,7 @@ from trio_offload import (
     retire_when,
     run_sync,
 )
-from trio_offload._sizes import parse_size, readable_size
+from trio_offload._sizes import parse_size, readable_limit, readable_size
 
 MIB = 2**20
 
@@ -196,6 +196,22 @@ def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
         (" 1.5 GiB ", 3 * 2**29),
         ("0.5TiB", 2**39),
         (".5 GB", 500_000_000),
+        # Docker's and systemd's.
+        ("2G", 2 * 2**30),
+        ("2g", 2 * 2**30),
+        ("500m", 500 * MIB),
+        ("1.5 T", 3 * 2**39),
+        ("64K", 65_536),
+        ("64k", 65_536),
+        # Kubernetes'.
+        ("2Gi", 2 * 2**30),
+        ("64 ki", 65_536),
+        ("2gb", 2_000_000_000),
+        ("1_000_000", 1_000_000),
+        ("1_000 MB", 1_000_000_000),
+        # A float of these would be a byte or more off.
+        ("0.3GB", 300_000_000),
+        ("9007199254740993", 2**53 + 1),
     ],
 )
 def test_sizes(text: Any, size: int) -> None:
@@ -203,7 +219,11 @@ def test_sizes(text: Any, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "much", "5 apples", "1e9", "-1", "1,5 GB", "MiB", "nan", "0", 0, -1, 0.5, math.inf, math.nan, 2**63]
+    "value",
+    [
+        *["", "much", "5 apples", "1e9", "-1", "1,5 GB", "MiB", "nan", "0", 0, -1, 0.5, math.inf, math.nan, 2**63],
+        *["2GBi", "2 G B", "2P", "1__0", "_1", "1_", ".", "G", "9" * 20, "9" * 5000],
+    ],
 )
 def test_what_is_no_size(value: Any) -> None:
     for use in (lambda: retire_when(rss=value), lambda: trio_offload.configure_default_context(memory_limit=value)):
@@ -226,6 +246,32 @@ def test_sizes_for_people() -> None:
         "5.0 MiB",
         "3.0 TiB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("200MB", "200 MB"),
+        ("200MiB", "200 MiB"),
+        ("2G", "2 GiB"),
+        ("2Gi", "2 GiB"),
+        ("2 gb", "2 GB"),
+        ("1.5GB", "1.5 GB"),
+        ("1.5GiB", "1.5 GiB"),
+        (700, "700 bytes"),
+        (2**30, "1 GiB"),
+        (123_456_789, "117.7 MiB"),
+    ],
+)
+def test_a_limit_is_shown_in_the_unit_in_which_it_was_given(given: Any, shown: str) -> None:
+    assert readable_limit(parse_size(given, "rss")) == shown
+
+
+def test_a_size_is_shown_in_the_unit_of_the_limit_beside_it() -> None:
+    assert readable_size(215_300_000, like=200_000_000) == "215.3 MB"
+    assert readable_size(215_300_000, like=200 * MIB) == "205.3 MiB"
+    assert readable_size(2_500_000_000_000_000, like=200_000_000) == "2500.0 TB"
+    assert readable_size(215_300_000, like=123_456_789) == "205.3 MiB"
 
 
 # --- replacement ---------------------------------------------------------------------------------
@@ -299,7 +345,7 @@ async def test_a_ceiling_under_the_baseline_replaces_nobody_for_ever() -> None:
             assert await context.run_sync(os.getpid) not in pids
     assert len(told) == 1
     assert baseline is not None
-    assert "1.0 MiB" in str(told[0].message)
+    assert ": 1 MiB is under" in str(told[0].message)
 
 
 async def test_what_init_takes_is_part_of_the_baseline() -> None:
@@ -374,7 +420,7 @@ async def test_a_job_that_takes_too_much_is_ended_and_no_other(line: Lifeline, g
         assert error.exitcode == 7
         assert error.signal is None
         assert "memory_jobs.grow_for_ever" in str(error)
-        assert "memory_limit allows 150.0 MiB" in str(error)
+        assert "memory_limit allows 150 MiB" in str(error)
         assert error.crash is not None
         assert "in grow_for_ever" in error.crash.stack
         assert "in grow_for_ever" in "".join(error.__notes__)

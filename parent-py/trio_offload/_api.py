@@ -110,11 +110,11 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         grace_period: Seconds that workers get to exit at the end of the block, measured on the
             machine's clock. Then they are killed, and :exc:`BrokenWorkerError` is raised.
             :data:`math.inf` means unlimited.
-        worker_type: How workers are started; see :class:`WorkerType`.
+        worker_type: How workers are started: a :class:`WorkerType`, or its value, such as "spawn".
         memory_limit: Memory that a job may use, with its child processes: a number of bytes, or
-            text like "500MiB" or "2 GB". A job above it is killed within half a second, and its
-            call raises :exc:`WorkerMemoryError`. A worker that is above it after a job exits.
-            None means unlimited.
+            text like "500MiB", "2 GB" or "2G" (1024-based, as in Docker and systemd). A job above
+            it is killed within half a second, and its call raises :exc:`WorkerMemoryError`. A
+            worker that is above it after a job exits. None means unlimited.
         report_interval: Seconds between a worker's memory reports while a job runs, at least 0.01.
             :data:`math.inf` disables them; memory use then arrives with results only.
         crash_dir: Directory for a JSON file about each worker that dies during a call; see
@@ -160,8 +160,8 @@ def retire_when(
     sent, so the next call need not wait for it.
 
     Args:
-        rss: Resident memory that a worker may use after a job: a number of bytes, or text like
-            "500MiB" or "2 GB". Peaks during a job do not count. A worker's baseline is its memory
+        rss: Resident memory that a worker may use after a job: a number of bytes, or text as
+            for ``memory_limit``. Peaks during a job do not count. A worker's baseline is its memory
             before the first job, with the imports of ``init``. If ``rss`` is below the baseline, it
             applies to growth above the baseline, and a warning is issued. Otherwise every worker
             would be replaced after one job.

@@ -166,6 +166,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         *,
         return_outcomes: Literal[False] = False,
+        return_items: Literal[False] = False,
         **options: Unpack[MapOptions],
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
 
@@ -176,6 +177,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         *,
         return_outcomes: Literal[True],
+        return_items: Literal[False] = False,
         **options: Unpack[MapOptions],
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
 
@@ -185,7 +187,30 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         fn: Callable[[ItemType], ResultType],
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         *,
-        return_outcomes: bool,
+        return_outcomes: Literal[False] = False,
+        return_items: Literal[True],
+        **options: Unpack[MapOptions],
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[tuple[ItemType, ResultType]]]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        return_outcomes: Literal[True],
+        return_items: Literal[True],
+        **options: Unpack[MapOptions],
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[tuple[ItemType, outcome.Outcome[ResultType]]]]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[ItemType], ResultType],
+        items: Iterable[ItemType] | AsyncIterable[ItemType],
+        *,
+        return_outcomes: bool = False,
+        return_items: bool = False,
         **options: Unpack[MapOptions],
     ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
 
@@ -222,18 +247,16 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             items: An iterable or an async iterable. It may be endless, because it is read only as
                 far as ``window`` allows. An iterable is read in the event loop, so its ``__next__``
                 must be quick. An async generator is closed at the end.
-            ordered: If true, results come in the order of the items. If false, each comes as soon
-                as it is ready.
+            ordered: If true, results come in the order of the items; else as they are ready.
             chunk_size: Number of items that travel together. Chunks make many small items much
                 faster. "auto" measures the items and chooses chunks that take about 20
                 milliseconds, 512 KiB at most. With ``timeout``, or in a context with ``retire``,
                 "auto" means 1. A chunk counts as one job for ``retire``, ``memory_limit`` and the
                 statistics.
 
-                If a worker dies in a chunk, the item that killed it fails. Items before it fail
-                too, because their results travel together. Items after it run in another worker.
-                With 1, only the item itself fails. (Items of less than a microsecond are counted in
-                groups of up to 64. Such a group fails as a whole.)
+                If a worker dies in a chunk, the item that killed it fails, and with it the items
+                before it. Items after it run in another worker. (Items of less than a microsecond
+                are counted in groups of up to 64. Such a group fails as a whole.)
             timeout: Seconds that an item may take, measured on the machine's clock, whatever clock
                 Trio uses. The time starts when the worker has imported ``fn``. If an item takes
                 longer, its worker is killed. Requires a ``chunk_size`` of 1 or "auto".
@@ -241,6 +264,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                 item, with its value or its exception. If false, the first exception ends the
                 iteration. The iterator raises it after the results before it, and abandons all
                 other items.
+            return_items: If true, the iterator returns tuples of an item and its result (or its
+                outcome). Each item then stays in memory until its result has been consumed.
             workers: Largest number of workers. None means as many as ``limiter`` has tokens.
             window: Largest number of items that have been read and whose chunk has not been
                 consumed. A full window stops the workers: when the consumer is slow, or, if
@@ -257,10 +282,10 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             Exception: At the start of the block: ``fn`` cannot be pickled.
             trio.ClosedResourceError: The context, or the iterator's block, has ended.
 
-        The iterator raises an item's exception, with a note that names the item. These are the
-        exceptions of :func:`run_sync`, and :exc:`WorkerTimeoutError` if the item took longer than
-        ``timeout``. Other exceptions always end the iteration, also with ``return_outcomes``:
-        :exc:`WorkerStartError` if a worker cannot be started, and exceptions raised by ``items``.
+        The iterator raises an item's exception, with the item in its note and its attributes
+        ``item`` and ``item_index`` (from 0). These are the exceptions of :func:`run_sync`, and
+        :exc:`WorkerTimeoutError`. Other exceptions end the iteration, also with
+        ``return_outcomes``: :exc:`WorkerStartError`, and exceptions raised by ``items``.
         """
         from ._map.map import Map  # not needed by programs without a map
 

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from ._process.process import WorkerProcess
 
 
-class BrokenWorkerError(RuntimeError):
+class ErrorOfItem:
+    """The attributes that each exception of an item of a ``map`` gets, for type checkers."""
+
+    item: Any = None
+    """The item, if the error is one of a ``map``."""
+    item_index: int | None = None
+    """Index of the item among all items, from 0. None means that it is no error of a ``map``."""
+
+
+class BrokenWorkerError(RuntimeError, ErrorOfItem):
     """A worker ended, or had to be ended, before it answered.
 
     The usual causes are in the code that ran in the worker: a crash, a call of :func:`os._exit`, a
@@ -97,7 +106,7 @@ class WorkerStartError(BrokenWorkerError):
     """
 
 
-class WorkerTimeoutError(trio.TooSlowError):
+class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
     """An item of a ``map`` took longer than its ``timeout``, and its worker was killed."""
 
     def __init__(self, message: str, timeout: float) -> None:
@@ -119,7 +128,7 @@ class LocateError(WorkerStartError):
     """
 
 
-class RemoteError(RuntimeError):
+class RemoteError(RuntimeError, ErrorOfItem):
     """Replaces an exception of a job that could not be sent to the parent.
 
     It could not be pickled in the worker, or it could not be unpickled here. In the latter case the

@@ -32,6 +32,9 @@ FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 MIN_REPORT_INTERVAL: Final = 0.01  # seconds; memory use changes little in less
 
 
+WorkerTypeName = Literal["spawn", "forkserver", "fork"]
+
+
 class WorkerType(str, enum.Enum):
     """How a context starts its workers."""
 
@@ -116,11 +119,11 @@ def _plain_number(value: float) -> float:
     return value
 
 
-def _member(value: WorkerType) -> WorkerType:
+def _member(value: WorkerType | WorkerTypeName) -> WorkerType:
     try:
         return WorkerType(value)
     except ValueError:
-        return value
+        return value  # type: ignore[return-value]  # for the validator
 
 
 def _bytes(value: int | str | None) -> int | None:
@@ -159,8 +162,10 @@ def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: o
 
 def _check_type(options: object, attribute: "attrs.Attribute[WorkerType]", value: object) -> None:
     if not isinstance(value, WorkerType):
-        *others, last = map(str, WorkerType)
-        raise ValueError(f"{attribute.name} must be {', '.join(others)} or {last}, got {value!r}")
+        *others, last = WorkerType
+        names = f"{', '.join(map(str, others))} or {last}"
+        texts = f"{', '.join(repr(other.value) for other in others)} or {last.value!r}"
+        raise ValueError(f"{attribute.name} must be {names}, or {texts}, got {value!r}")
 
 
 def _check_path(options: object, attribute: "attrs.Attribute[str | None]", value: object) -> None:
@@ -272,9 +277,9 @@ def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | 
 
 
 class MapOptions(TypedDict, total=False):
-    """The options of ``map`` for type checkers, without ``return_outcomes``.
+    """The options of ``map`` for type checkers, without ``return_outcomes`` and ``return_items``.
 
-    Each overload spells out ``return_outcomes``, which selects it.
+    Each overload spells out these two, which select it.
     """
 
     ordered: bool
@@ -300,6 +305,9 @@ class MapSettings:
 
     return_outcomes: bool = attrs.field(default=False, converter=_truth)
     """True if each result is an :class:`outcome.Outcome`."""
+
+    return_items: bool = attrs.field(default=False, converter=_truth)
+    """True if each result comes in a tuple behind its item."""
 
     workers: int | None = attrs.field(default=None, validator=_check_count_or_none)
     """Largest number of workers. None means as many as the limiter has tokens."""

@@ -1,4 +1,9 @@
-"""Parse and format amounts of memory."""
+"""Parse and format amounts of memory.
+
+A bare letter is a power of 1024, as in Docker's ``--memory 2g``, in systemd's ``MemoryMax=2G``, and
+in Java's ``-Xmx2g``. Kubernetes alone means 1000 by ``2G``. A reader who wants no doubt writes
+``2GiB`` or ``2GB``.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,26 @@ import numbers
 import re
 from typing import Final
 
-_SIZE: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(?P<unit>[A-Za-z]*)")
-_UNITS: Final = {"b": 1, "bytes": 1} | {
+_SIZE: Final = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)?(?:\.(?P<part>[0-9]+(?:_[0-9]+)*))?\s*(?P<unit>[A-Za-z]*)")
+_PREFIXES: Final = "kmgt"
+_UNITS: Final[dict[str, int]] = {"": 1, "b": 1, "byte": 1, "bytes": 1} | {
     letter + ending: base ** (power + 1)
-    for power, letter in enumerate("kmgt")
-    for ending, base in (("b", 1000), ("ib", 1024))
+    for power, letter in enumerate(_PREFIXES)
+    for ending, base in (("", 1024), ("i", 1024), ("ib", 1024), ("b", 1000))
 }
+_BINARY: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_DECIMAL: Final = ("bytes", "kB", "MB", "GB", "TB")
 _MAX_SIZE: Final = 2**63 - 1  # bytes; the protocol has 64 bits for a size
+_MAX_DIGITS: Final = 40
+_EXACT_DECIMALS: Final = 3
 _HINT: Final = (
-    'Give a number of bytes, or text like "500MiB" or "2 GB". kB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB of 1024'
+    'Give a number of bytes, or text like "500MiB" or "2 GB". k, M, G, T and KiB, MiB, GiB, TiB are powers of 1024; kB, MB, GB, '
+    "TB of 1000"
 )
 
 
 def parse_size(value: object, name: str) -> int:
-    """Return the bytes of a size: a number, or text like ``"500MiB"`` or ``"2 GB"``.
+    """Return the bytes of a size: a number, or text like ``"500MiB"``, ``"2 GB"`` or ``"2G"``.
 
     Args:
         value: The size.
@@ -31,13 +42,7 @@ def parse_size(value: object, name: str) -> int:
         TypeError: The value is neither a number nor text.
     """
     if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
-        unit = None if match is None else _UNITS.get((match["unit"] or "b").lower())
-        if match is None or unit is None:
-            raise ValueError(f"{name} must be a size in memory, got {value!r}. {_HINT}")
-        amount = float(match["number"]) * unit
-        # float() turns a very long number into infinity.
-        size = int(amount) if math.isfinite(amount) else _MAX_SIZE + 1
+        size = _parse_text(value, name)
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -53,11 +58,58 @@ def parse_size(value: object, name: str) -> int:
     return size
 
 
-def readable_size(size: int) -> str:
-    """Return a number of bytes as readable text, such as "1.5 GiB"."""
+def _parse_text(text: str, name: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    unit = None if match is None else _UNITS.get(match["unit"].lower())
+    if match is None or unit is None or not (match["whole"] or match["part"]):
+        raise ValueError(f"{name} must be a size in memory, got {text!r}. {_HINT}")
+    whole, part = ((match[group] or "0").replace("_", "") for group in ("whole", "part"))
+    if len(whole) > _MAX_DIGITS:
+        # `int` refuses thousands of digits.
+        return _MAX_SIZE + 1
+    part = part[:_MAX_DIGITS]
+    # In whole numbers, because a float rounds: "0.3 GB" is 300,000,000 bytes.
+    scale: int = 10 ** len(part)
+    return int(whole) * unit + int(part) * unit // scale
+
+
+def readable_size(size: int, like: int | None = None) -> str:
+    """Return a number of bytes as readable text, such as "1.5 GiB".
+
+    Args:
+        size: The number.
+        like: A limit that stands beside it. If that reads as a decimal size, so does this one.
+    """
+    names, base = (_DECIMAL, 1000) if like is not None and _is_decimal(like) else (_BINARY, 1024)
     value = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
+    for unit in names[:-1]:
+        if value < base:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+        value /= base
+    return f"{value:.1f} {names[-1]}"
+
+
+def readable_limit(size: int) -> str:
+    """Return a size that somebody has chosen, exactly, in the unit that it was given in.
+
+    "200MB" reads "200 MB", and "200MiB" reads "200 MiB". The number itself tells them apart: the
+    other unit would need many decimals.
+    """
+    binary, decimal = _exact(size, 1024, _BINARY), _exact(size, 1000, _DECIMAL)
+    texts = [text for text in (binary, decimal) if text]
+    return min(texts, key=len) if texts else readable_size(size)
+
+
+def _is_decimal(size: int) -> bool:
+    return readable_limit(size) == _exact(size, 1000, _DECIMAL) != _exact(size, 1024, _BINARY)
+
+
+def _exact(size: int, base: int, names: tuple[str, ...]) -> str:
+    """Return the size in its largest unit, or "" if that needs many decimals."""
+    power = max(power for power in range(len(names)) if size >= base**power or not power)
+    thousandths, rest = divmod(size * 10**_EXACT_DECIMALS, base**power)
+    if rest:
+        return ""
+    whole, part = divmod(thousandths, 10**_EXACT_DECIMALS)
+    decimals = f".{part:03d}".rstrip("0").rstrip(".")
+    return f"{whole}{decimals} {names[power]}"

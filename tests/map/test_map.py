@@ -46,7 +46,7 @@ from trio_offload._map import lane as _lane
 from trio_offload._map.pace import MAX_BYTES, MAX_ITEMS, AdaptiveBatching
 from trio_offload._map.results import Results
 from trio_offload._map.source import Chunk
-from trio_offload._options import ContextOptions
+from trio_offload._options import ContextOptions, MapSettings
 from trio_offload._process.process import WorkerProcess
 from trio_offload._worker.call_sender import MAX_IN_FLIGHT
 from trio_offload_worker._jobs.retire import RetireWhen
@@ -261,7 +261,7 @@ async def test_items_leave_the_window_as_their_results_are_handed_out(fails_at: 
             self.left.append(count)
 
     work = Work()
-    results: Results[Any] = Results(work, ordered=True, outcomes=outcomes)
+    results: Results[Any] = Results(work, MapSettings(return_outcomes=outcomes))
     failures: dict[int, BaseException] = {} if fails_at is None else {fails_at: ValueError("its own")}
     results.deposit(Chunk(0, list(range(5000))), list(range(5000)), failures)
     found = []
@@ -886,7 +886,8 @@ async def test_a_worker_that_breaks_in_a_chunk_nobody_knows_where(plan: Plan) ->
     async with trio_offload.map(map_jobs.double, range(4), workers=1, chunk_size=4, return_outcomes=True) as results:
         found = await collect(results)
     assert [str(result.error) for result in found] == ["it broke"] * 4
-    assert "(items 0 to 3 of a map of map_jobs.double)" in notes_of(found[0].error)
+    for index in range(4):
+        assert f"(item {index} of a map of map_jobs.double: {index})" in notes_of(found[index].error)
 
 
 async def test_what_has_been_read_comes_before_anything_new_is_sent(plan: Plan) -> None:

@@ -95,12 +95,19 @@ async def maps() -> None:
         assert_type(await sizes.__anext__(), tuple[int, float])
         async with context.map(functools.partial(shout, times=2), ["a"], return_outcomes=True) as outcomes:
             assert_type((await outcomes.__anext__()).unwrap(), str)
+        async with context.map(math.sqrt, range(5), return_items=True) as pairs:
+            assert_type(pairs, AsyncIterator[tuple[int, float]])
+        async with trio_offload.map(math.sqrt, [1.5], ordered=False, return_items=True, return_outcomes=True) as tried:
+            async for number, root in tried:
+                assert_type(number, float)
+                assert_type(root.unwrap(), float)
         async with context.map(shout, ["a"], return_outcomes=False, chunk_size=5, window=None, limiter=None) as texts:
             assert_type(texts, AsyncIterator[str])
     try:
         pass
     except WorkerTimeoutError as error:
         assert_type(error.timeout, float)
+        assert_type(error.item_index, int | None)
     await send.aclose()
 
 
@@ -119,7 +126,10 @@ async def contexts() -> None:
         idle_timeout=math.inf, init=bool, retire=object, grace_period=1, worker_type=WorkerType.SPAWN
     ) as context:
         await context.run_sync(nothing)
-    async with cache_scope(idle_timeout=10, retire=lambda: True):
+    async with open_worker_context(worker_type="forkserver", memory_limit="2G") as context:
+        assert_type(context.worker_type, WorkerType)
+        assert_type(context.memory_limit, int | None)
+    async with cache_scope(idle_timeout=10, retire=lambda: True, worker_type="fork"):
         assert_type(await trio_offload.run_sync(shout, "hello"), str)
     # The first five may be positional.
     async with open_worker_context(5, nothing, nothing, 3, WorkerType.FORK) as context:
@@ -134,7 +144,7 @@ async def contexts() -> None:
         worker_type=WorkerType.FORKSERVER, forkserver_preload=["json"], forkserver_threads=(name for name in ["io*"])
     ):
         pass
-    configure_default_context(5, nothing, nothing, 3, WorkerType.SPAWN, memory_limit="1 GB", forkserver_preload=())
+    configure_default_context(5, nothing, nothing, 3, "spawn", memory_limit="1 GB", forkserver_preload=())
     configure_default_context(idle_timeout=5.0, init=nothing, grace_period=3)
     assert_type(default_context_statistics().idle_workers, int)
 

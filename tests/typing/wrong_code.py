@@ -43,7 +43,7 @@ async def wrong_options_of_a_context() -> None:
         pass
     async with open_worker_context(retire=3):  # type: ignore[arg-type]
         pass
-    async with open_worker_context(worker_type="spawn"):  # type: ignore[arg-type]
+    async with open_worker_context(worker_type="thread"):  # type: ignore[arg-type]
         pass
     async with open_worker_context(memory_limit=1.5):  # type: ignore[arg-type]
         pass
@@ -68,7 +68,7 @@ async def wrong_options_of_a_scope() -> None:
         pass
     async with cache_scope(retire=3):  # type: ignore[arg-type]
         pass
-    async with cache_scope(worker_type="spawn"):  # type: ignore[arg-type]
+    async with cache_scope(worker_type="thread"):  # type: ignore[arg-type]
         pass
     async with cache_scope(memory_limit=1.5):  # type: ignore[arg-type]
         pass
@@ -91,7 +91,7 @@ async def wrong_options_of_a_scope() -> None:
 def wrong_options_of_the_default_context() -> None:
     configure_default_context(idle_timeout="long")  # type: ignore[arg-type]
     configure_default_context(retire=3)  # type: ignore[arg-type]
-    configure_default_context(worker_type="spawn")  # type: ignore[arg-type]
+    configure_default_context(worker_type="thread")  # type: ignore[arg-type]
     configure_default_context(memory_limit=1.5)  # type: ignore[arg-type]
     configure_default_context(report_interval="1")  # type: ignore[arg-type]
     configure_default_context(crash_dir=5)  # type: ignore[arg-type]

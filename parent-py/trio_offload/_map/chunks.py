@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import reprlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,6 +22,7 @@ from .._pickling import calls as _calls
 from .._pickling.payload import Payload, function_name
 from .._pool.pool import MAX_LOST, workers_lost
 from .._worker.endings import describe_ending, load_exception
+from . import failures as _failures
 from .source import Chunk
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def fail(sink: Sink, chunk: Chunk, error: BaseException) -> None:
     sink.results.deposit(chunk, [], dict.fromkeys(range(len(chunk.items)), error))
 
 
-def fail_broken(sink: Sink, chunk: Chunk, worker: Worker, error: BrokenWorkerError) -> None:
+def fail_broken(sink: Sink, task: Task, chunk: Chunk, worker: Worker, error: BrokenWorkerError) -> None:
     """Finish a chunk whose worker ended while it ran, and put back the items not begun."""
     count, progress = len(chunk.items), worker.progress
     if count == 1 or progress.chunk != chunk.number or progress.index >= count:
@@ -154,6 +154,9 @@ def fail_broken(sink: Sink, chunk: Chunk, worker: Worker, error: BrokenWorkerErr
         )
         lost.crash = error.crash
         lost.__cause__ = error
+        if end == begun + 1:
+            # A caller that gets only the first error finds the fatal item in its cause.
+            _failures.mark(error, task.function, chunk, [begun])
         failures = dict.fromkeys(range(begun), lost)
     failures.update(dict.fromkeys(range(begun, end), error))
     _put_back_from(sink, chunk, end)
@@ -187,20 +190,6 @@ def accept(
         values = _load_values(pickled, failures)
     _put_back_from(sink, chunk, done)
     sink.results.deposit(chunk, values, failures)
-
-
-def note_items(error: BaseException, task: Task, chunk: Chunk, indexes: list[int]) -> None:
-    """Add a note to an error that names its items."""
-    name = function_name(task.function)
-    first, last = chunk.start + indexes[0], chunk.start + indexes[-1]
-    if first == last:
-        try:
-            shown = reprlib.repr(chunk.items[indexes[0]])
-        except Exception:
-            shown = f"an instance of {type(chunk.items[indexes[0]]).__qualname__}"
-        add_note(error, f"(item {first} of a map of {name}: {shown})")
-    else:
-        add_note(error, f"(items {first} to {last} of a map of {name})")
 
 
 def _put_back_from(sink: Sink, chunk: Chunk, index: int) -> None:

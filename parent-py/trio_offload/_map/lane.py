@@ -185,6 +185,7 @@ class Lane:
         payload = chunks.dump(scheduler, scheduler.task, chunk, record)
         if payload is not None:
             chunk.sent = sum(payload.lengths)
+            payload.origin = chunk
             try:
                 self._worker.submit(payload)
             except CallNotRun:
@@ -221,7 +222,7 @@ class Lane:
             else:
                 scheduler.put_back(chunk)
         if isinstance(error, BrokenWorkerError):
-            chunks.fail_broken(scheduler, first, worker, error)
+            chunks.fail_broken(scheduler, scheduler.task, first, worker, error)
         else:
             chunks.fail(scheduler, first, error)
 

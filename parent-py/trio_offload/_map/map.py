@@ -36,7 +36,7 @@ from .._exceptions import WorkerStartError, is_interrupt
 from .._limiter import Limiter, current_default_worker_limiter
 from .._process.processors import usable_processors
 from .._worker.peer import logger
-from . import chunks
+from . import chunks, failures
 from .lane import MAX_UNINTERRUPTED, Lane
 from .pace import AdaptiveBatching
 from .results import Results
@@ -71,7 +71,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self.timeout = options.timeout
         self.pace = AdaptiveBatching(options.chunk_size)
         self.source = Source(items)
-        self.results: Results[DeliveredType] = Results(self, ordered=options.ordered, outcomes=options.return_outcomes)
+        self.results: Results[DeliveredType] = Results(self, options)
         self.task = chunks.make_task(
             function,
             to_fork=pool.launcher.inherits_main,
@@ -168,8 +168,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 self._full_window.unpark_all()
 
     def note(self, error: BaseException, chunk: Chunk, indexes: list[int]) -> None:
-        """Add a note to an error that names its items."""
-        chunks.note_items(error, self.task, chunk, indexes)
+        """Let an error name its items."""
+        failures.mark(error, self.task.function, chunk, indexes)
 
     # --- for the lanes ----------------------------------------------------------------------------
 

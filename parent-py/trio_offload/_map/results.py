@@ -12,7 +12,10 @@ import attrs
 import outcome
 import trio
 
+from .failures import separate
+
 if TYPE_CHECKING:
+    from .._options import MapSettings
     from .source import Chunk
 
 DeliveredType = TypeVar("DeliveredType")
@@ -43,16 +46,17 @@ class Work(Protocol):
         """Drop the chunks after the one that begins with this item."""
 
     def note(self, error: BaseException, chunk: Chunk, indexes: list[int]) -> None:
-        """Add a note to an error that names its items."""
+        """Let an error name its items."""
 
 
 class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
     """The async iterator of a map. A checkpoint if it waits, and once for each batch."""
 
-    def __init__(self, work: Work, *, ordered: bool, outcomes: bool) -> None:
+    def __init__(self, work: Work, options: MapSettings) -> None:
         self._work = work
-        self._ordered = ordered
-        self._outcomes = outcomes
+        self._ordered = options.ordered
+        self._outcomes = options.return_outcomes
+        self._items = options.return_items
         # Finished chunks that wait for an earlier one, by the index of their first item.
         self._early: dict[int, _Batch] = {}
         self._due = 0  # index of the next item in order
@@ -98,6 +102,9 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
             error = failures[first]
             self._work.note(error, chunk, [first])
             values = values[:first]
+        if self._items:
+            # From here on the items live as long as their results.
+            values = list(zip(chunk.items, values, strict=False))
         if self._ordered and chunk.start != self._due:
             self._early[chunk.start] = _Batch(values, error, len(chunk.items))
         else:
@@ -212,12 +219,10 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
             self._waiting.unpark_all()
 
     def _as_outcomes(self, chunk: Chunk, values: list[Any], failures: dict[int, BaseException]) -> list[Any]:
-        # Several items may share one error.
-        indexes: dict[int, list[int]] = {}
-        for index in sorted(failures):
-            indexes.setdefault(id(failures[index]), []).append(index)
-        for concerned in indexes.values():
-            self._work.note(failures[concerned[0]], chunk, concerned)
+        if not failures:
+            return list(map(outcome.Value, values))
+        for first, indexes in separate(failures).items():
+            self._work.note(failures[first], chunk, indexes)
         return [
             outcome.Error(failures[index]) if index in failures else outcome.Value(values[index])
             for index in range(len(chunk.items))

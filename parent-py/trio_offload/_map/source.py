@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import math
+import reprlib
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ import trio
 
 if TYPE_CHECKING:
     from .._process.process import WorkerProcess
+    from .._process.record import Progress
 
 
 _SIZED: Final = frozenset({range, list, tuple, dict, set, frozenset})
@@ -31,6 +33,25 @@ class Chunk:
     """Size of the call, in bytes."""
     lost: tuple[WorkerProcess, ...] = ()
     """Workers that were started for this chunk, and exited before they began it."""
+
+    def item_at(self, progress: Progress) -> tuple[int, str] | None:
+        """Return the index and the text of the item that a worker with this progress runs.
+
+        None means unknown: short items are counted in groups.
+        """
+        if len(self.items) == 1:
+            return self.start, self.shown(0)
+        index = progress.index
+        if progress.chunk != self.number or progress.count != 1 or index >= len(self.items):
+            return None
+        return self.start + index, self.shown(index)
+
+    def shown(self, index: int) -> str:
+        """Return the start of the ``repr`` of the item with this index in the chunk."""
+        try:
+            return reprlib.repr(self.items[index])
+        except Exception:
+            return f"an instance of {type(self.items[index]).__qualname__}"
 
 
 class Source:

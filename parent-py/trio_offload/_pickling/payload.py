@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
 from trio_offload_worker._protocol.frames import Buffer
 
+if TYPE_CHECKING:
+    from .._process.record import Progress
+
 # Bytes. More than the pickler gathers into one frame: a larger part is one object's data.
 SMALL: Final = 128 * 1024
 MAIN: Final = b"__main__"
+
+
+class Origin(Protocol):
+    """The items of a call, in words for the record of a crash."""
+
+    def item_at(self, progress: Progress) -> tuple[int, str] | None:
+        """Return the index and the text of the item that a worker runs. None means unknown."""
 
 
 @attrs.define
@@ -28,6 +38,8 @@ class Payload:
     """Type of each segment. Empty if all are memory."""
     small: bool = False
     """True if the payload is one ``bytes`` that is cheap to copy."""
+    origin: Origin | None = None
+    """The items that it is the call of. None if it is no part of a ``map``."""
 
     @property
     def name(self) -> str:

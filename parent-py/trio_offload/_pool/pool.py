@@ -12,7 +12,7 @@ import trio
 from trio_offload_worker._jobs.retire import RetireWhen
 
 from .._exceptions import BrokenWorkerError
-from .._sizes import readable_size
+from .._sizes import readable_limit, readable_size
 from .._worker.peer import logger
 from .._worker.states import IDLE, STARTING
 from .cache import WorkerCache
@@ -159,8 +159,8 @@ class WorkerPool:
             return
         if self._warned.acquire(blocking=False):
             warnings.warn(
-                f"retire_when(rss={retire.rss}): {readable_size(retire.rss)} is under the baseline, a "
-                f"worker's memory before its first job: {readable_size(baseline)}. Every worker would "
+                f"retire_when(rss={retire.rss}): {readable_limit(retire.rss)} is under the baseline, a "
+                f"worker's memory before its first job: {readable_size(baseline, like=retire.rss)}. Every worker would "
                 "be replaced after one job, so the limit applies to growth above the baseline instead. "
                 "Give more than the baseline",
                 stacklevel=2,

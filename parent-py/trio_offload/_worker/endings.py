@@ -16,7 +16,7 @@ from .._pickling import calls as _calls
 from .._pickling import payload as _payload
 from .._process import oom as _oom
 from .._process import record as _record
-from .._sizes import readable_size
+from .._sizes import readable_limit, readable_size
 from .._transport.channel import EndOfStream
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def judge_death(
     error: BrokenWorkerError
     if process.exitcode in MEMORY_LIMIT_EXITS and told is not None:
         error = WorkerMemoryError(
-            f"worker {process.pid} was ended {when}: with its child processes it held {readable_size(told.reached)}, and "
-            f"memory_limit allows {readable_size(told.limit)}",
+            f"worker {process.pid} was ended {when}: with its child processes it held "
+            f"{readable_size(told.reached, like=told.limit)}, and memory_limit allows {readable_limit(told.limit)}",
             process,
         )
         error.limit, error.reached = told.limit, told.reached
@@ -109,7 +109,7 @@ def describe_failed_start(
     if process.exitcode in MEMORY_LIMIT_EXITS and told is not None:
         return (
             f"worker {process.pid} was ended while it ran init, {_payload.function_name(init)}: it held "
-            f"{readable_size(told.reached)}, and memory_limit allows {readable_size(told.limit)}"
+            f"{readable_size(told.reached, like=told.limit)}, and memory_limit allows {readable_limit(told.limit)}"
         )
     if process.exitcode == 127:
         # The dynamic loader's exit status; standard error names the missing file.

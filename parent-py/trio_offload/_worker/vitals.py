@@ -17,7 +17,7 @@ from .. import _crash
 from .._exceptions import BrokenWorkerError, WorkerStartError
 from .._process import oom as _oom
 from .._process import record as _record
-from .._sizes import readable_size
+from .._sizes import readable_limit, readable_size
 from .._statistics import Figures, WorkerStatistics
 from .endings import judge_death
 
@@ -83,8 +83,8 @@ class Vitals:
         limit = self._options.memory_limit
         if limit is not None and self.baseline > limit:
             raise WorkerStartError(
-                f"memory_limit={limit} ({readable_size(limit)}) is less than what a worker holds before its first job, "
-                f"{readable_size(self.baseline)}: no job could ever run. Raise it above that, or let init import less",
+                f"memory_limit={limit} ({readable_limit(limit)}) is less than what a worker holds before its first job, "
+                f"{readable_size(self.baseline, like=limit)}: no job could ever run. Raise it above that, or let init import less",
                 process,
             )
         self.ready = time.monotonic()
@@ -164,7 +164,13 @@ class Vitals:
             self._trace.worker_ended(pid, time.monotonic())
 
     def explain_death(
-        self, process: WorkerProcess, left_behind: str, function: str | None, began: float, when: str
+        self,
+        process: WorkerProcess,
+        left_behind: str,
+        function: str | None,
+        item: tuple[int, str] | None,
+        began: float,
+        when: str,
     ) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system.
 
@@ -172,11 +178,13 @@ class Vitals:
             process: its process, reaped.
             left_behind: the text of its record.
             function: name of the function that it ran.
+            item: index and text of the item of a map that it ran.
             began: start of the call, on the clock of time.monotonic().
             when: the end of the message's first clause.
         """
         limit, stack = _record.parse_record(left_behind)
         figures = self.figures
+        index, text = item or (None, None)
         crash = _crash.CrashRecord(
             pid=process.pid,
             exitcode=process.exitcode,
@@ -189,6 +197,8 @@ class Vitals:
             vms=figures.vms,
             cpu_time=figures.cpu_time,
             stderr=_crash.stderr_since(self._stderr_size),
+            item_index=index,
+            item=text,
         )
         # A new worker may get its first call before the counters are read.
         since = began if self.jobs else self.started

@@ -325,7 +325,9 @@ class Worker(CallSender):
 
     def _broken(self, when: str) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system."""
-        return self._vitals.explain_death(self.process, self.left_behind, self.running_function, self._began, when)
+        origin = None if self._running is None else self._running.origin
+        item = None if origin is None else origin.item_at(self.progress)
+        return self._vitals.explain_death(self.process, self.left_behind, self.running_function, item, self._began, when)
 
     def _trace_job(self, how: str) -> None:
         self._vitals.trace_job(self.process.pid, self.running_function, self._began, how)
