@@ -28,6 +28,8 @@ ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
 
 
+# Protected, because Ctrl+C between the call and its await would leave a coroutine without an await.
+@trio.lowlevel.enable_ki_protection
 async def run_sync(
     sync_fn: Callable[[Unpack[ArgumentTypes]], ResultType],
     *args: Unpack[ArgumentTypes],
@@ -143,6 +145,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         await context._pool.close(context.grace_period)
 
 
+@trio.lowlevel.enable_ki_protection
 async def prewarm(workers: int) -> int:
     """Start workers of the context that :func:`run_sync` would use here.
 
