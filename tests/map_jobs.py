@@ -136,3 +136,14 @@ class MadeAtPickling:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return bytes, (pickle.PickleBuffer(bytes([self._value]) * self._size),)
+
+
+def arguments(*given: Any) -> tuple[Any, ...]:
+    return given
+
+
+def write_down_and_fail_if(journal: str, how: str, item: Any, *, text: str) -> Any:
+    jobs.append(journal, f"{item} {text}")
+    if item == how:
+        fail(how)
+    return item

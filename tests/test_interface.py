@@ -52,6 +52,7 @@ OURS = [
     "map",
     "prewarm",
     "retire_when",
+    "starmap",
 ]
 
 CONTEXT_PARAMETERS = [
@@ -349,7 +350,7 @@ def test_each_option_is_in_the_documents(page: str, options: Any) -> None:
     assert [name for name in fields_of(options) if not re.search(rf"[`(,| ]{name}(`|=)", text)] == []
 
 
-@pytest.mark.parametrize("function", [trio_offload.map, WorkerContext.map])
+@pytest.mark.parametrize("function", [trio_offload.map, WorkerContext.map, trio_offload.starmap, WorkerContext.starmap])
 def test_a_checker_sees_the_options_of_map(function: Any) -> None:
     """They are stated for it in a TypedDict, and for Python in a record: the two are equal."""
     parameters = inspect.signature(function).parameters
@@ -364,6 +365,8 @@ def test_a_checker_sees_the_options_of_map(function: Any) -> None:
 def test_a_misspelt_option_of_map() -> None:
     with pytest.raises(TypeError, match=r"map\(\): got an unexpected .*'chunksize'\. Did you mean 'chunk_size'\?"):
         trio_offload.map(abs, [1], chunksize=5)  # type: ignore[call-overload,unused-ignore]
+    with pytest.raises(TypeError, match=r"starmap\(\): got an unexpected .*'chunksize'\. Did you mean 'chunk_size'\?"):
+        trio_offload.starmap(pow, [(1, 2)], chunksize=5)  # type: ignore[call-overload,unused-ignore]
 
 
 def test_outside_of_trio() -> None:

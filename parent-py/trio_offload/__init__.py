@@ -5,7 +5,7 @@ import sys as _sys
 if _sys.platform == "win32":
     raise ImportError("trio-offload does not support Windows yet: it needs Unix sockets that a child inherits")
 
-from ._api import current_default_process_limiter, map, open_worker_context, prewarm, retire_when, run_sync
+from ._api import current_default_process_limiter, map, open_worker_context, prewarm, retire_when, run_sync, starmap
 from ._context import WorkerContext
 from ._crash import CrashRecord
 from ._default import (
@@ -43,6 +43,7 @@ __all__ = [
     "prewarm",
     "retire_when",
     "run_sync",
+    "starmap",
 ]
 
 # Tracebacks and pickles name things where users find them.

@@ -73,6 +73,7 @@ async def run_sync(
 if TYPE_CHECKING:
     # The overloads of the method: they stand there only.
     map = current_context().map
+    starmap = current_context().starmap
 else:
 
     @takes_map_options
@@ -84,6 +85,16 @@ else:
         return current_context().map(fn, items, **options)
 
     map.__doc__ = WorkerContext.map.__doc__
+
+    @takes_map_options
+    def starmap(
+        fn: Callable[..., ResultType],
+        items: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
+        **options: Any,
+    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+        return current_context().starmap(fn, items, **options)
+
+    starmap.__doc__ = WorkerContext.starmap.__doc__
 
 
 @takes_options(ContextOptions)

@@ -24,6 +24,7 @@ from ._worker.states import STARTING, CallNotRun
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
+    from ._map.signature import StarMap
     from ._options import MapOptions
     from ._pickling.payload import Payload
     from ._process.process import WorkerProcess
@@ -235,8 +236,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         The work starts when the block is entered. When the block is left, for any reason, all
         running items are killed (SIGKILL), with all processes that they started.
 
-        Each item is one positional argument. If ``fn`` takes more, use :func:`functools.partial`,
-        or let it take a tuple. An item runs once at most. If its worker exits or dies before the
+        Each item is one positional argument. For several use :meth:`starmap`, for constant ones
+        :func:`functools.partial`. An item runs once at most. If its worker exits or dies before the
         item has begun, another worker runs it.
 
         The iteration, by one task, is a checkpoint when it waits, and once for each chunk.
@@ -290,6 +291,32 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         from ._map.map import Map  # not needed by programs without a map
 
         return Map(self._pool, fn, items, map_settings(options))
+
+    if TYPE_CHECKING:
+        starmap: StarMap
+    else:
+
+        @takes_map_options
+        def starmap(
+            self,
+            fn: Callable[..., ResultType],
+            items: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
+            **options: Any,
+        ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+            """Call ``fn(*item)`` for each item: :meth:`map` with several arguments.
+
+            ::
+
+                async with trio_offload.starmap(pow, [(2, 5), (3, 2)]) as powers:
+                    ...
+
+            An item is a tuple of positional arguments, or another iterable. Text, bytes and
+            dictionaries are refused, because their parts are seldom meant. A wrong item fails with
+            TypeError, as if the function had raised it. The options are as for :meth:`map`.
+            """
+            from ._map.map import Map
+
+            return Map(self._pool, fn, items, map_settings(options, "starmap"), unpacks=True)
 
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> WorkerContextStatistics:

@@ -356,8 +356,8 @@ def takes_map_options(function: FunctionType) -> FunctionType:
     return function
 
 
-def map_settings(options: dict[str, Any]) -> MapSettings:
-    """Return the settings for the keyword arguments of a ``map``.
+def map_settings(options: dict[str, Any], function: str = "map") -> MapSettings:
+    """Return the settings for the keyword arguments of a ``map`` or ``starmap``.
 
     Raises:
         TypeError, ValueError: an option is wrong.
@@ -365,7 +365,7 @@ def map_settings(options: dict[str, Any]) -> MapSettings:
     try:
         return MapSettings(**options)
     except TypeError:
-        _check_binding("map", _signature(MapSettings), (), options)
+        _check_binding(function, _signature(MapSettings), (), options)
         raise
 
 

@@ -24,6 +24,7 @@ import trio_offload
 from trio_offload import BrokenWorkerError, RemoteError, WorkerMemoryError, WorkerTimeoutError, open_worker_context
 from trio_offload._map import failures
 from trio_offload._map.source import Chunk
+from trio_offload_worker._jobs.notes import add_note
 
 
 def facts_of(error: Any) -> tuple[Any, Any]:
@@ -42,6 +43,10 @@ class HasProperty(Exception):
     @property
     def item(self) -> str:
         return "of the class"
+
+
+class HasDefault(Exception):
+    item = "of the class"
 
 
 @attrs.frozen
@@ -78,7 +83,9 @@ def test_an_error_has_its_item(error: Any) -> None:
     assert error.__notes__ == ["(item 11 of a map of abs: 'b')"]
 
 
-@pytest.mark.parametrize(("error", "own"), [(HasItem("its own"), "its own"), (HasProperty(), "of the class")])
+@pytest.mark.parametrize(
+    ("error", "own"), [(HasItem("its own"), "its own"), (HasProperty(), "of the class"), (HasDefault(), "of the class")]
+)
 def test_an_attribute_of_the_exception_stays(error: Any, own: str) -> None:
     mark(error, ["a", "b"], [1])
     assert facts_of(error) == (11, own)
@@ -103,6 +110,7 @@ def test_each_item_gets_its_copy_of_a_shared_error() -> None:
     cause = ValueError("cause")
     shared = BrokenWorkerError("it broke")
     shared.__cause__ = cause
+    add_note(shared, "the first note")
     single = ValueError("alone")
     failed: dict[int, Any] = {4: shared, 0: shared, 2: single, 1: shared}
     assert failures.separate(failed) == {0: [0], 1: [1], 2: [2], 4: [4]}
@@ -111,7 +119,7 @@ def test_each_item_gets_its_copy_of_a_shared_error() -> None:
         mark(failed[index], range(5), [index])
         assert facts_of(failed[index]) == (10 + index, index)
         assert failed[index].__cause__ is cause
-        assert len(failed[index].__notes__) == 1
+        assert len(failed[index].__notes__) == 2
     assert failed[2] is single
 
 

@@ -101,6 +101,12 @@ async def maps() -> None:
             async for number, root in tried:
                 assert_type(number, float)
                 assert_type(root.unwrap(), float)
+        async with context.starmap(shout, [("a", 2)], chunk_size=5) as texts:
+            assert_type(texts, AsyncIterator[str])
+        async with context.starmap(shout, [("a",)], return_outcomes=True, return_items=True) as shouts:
+            assert_type(shouts, AsyncIterator[tuple[tuple[str], outcome.Outcome[str]]])
+        async with trio_offload.starmap(shout, zip("ab", range(2), strict=True), timeout=2, return_items=True) as both:
+            assert_type(both, AsyncIterator[tuple[tuple[str, int], str]])
         async with context.map(shout, ["a"], return_outcomes=False, chunk_size=5, window=None, limiter=None) as texts:
             assert_type(texts, AsyncIterator[str])
     try:

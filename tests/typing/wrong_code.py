@@ -105,6 +105,10 @@ def wrong_options_of_the_default_context() -> None:
 async def wrong_maps() -> None:
     trio_offload.map(shout, [1, 2])  # type: ignore[arg-type]
     trio_offload.map(shout, 5)  # type: ignore[call-overload]
+    trio_offload.starmap(shout, ["a"])  # type: ignore[list-item]
+    trio_offload.starmap(shout, [("a", "b")])  # type: ignore[arg-type]
+    trio_offload.starmap(shout, [("a", 1, 2)])  # type: ignore[arg-type]
+    trio_offload.starmap(shout, [("a", 1)], chunksize=5)  # type: ignore[call-overload]
     trio_offload.map(shout, ["a"], chunk_size="large")  # type: ignore[call-overload]
     trio_offload.map(shout, ["a"], timeout="long")  # type: ignore[call-overload]
     trio_offload.map(shout, ["a"], chunksize=5)  # type: ignore[call-overload]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -48,7 +49,9 @@ class Sink(Protocol):
 class Task:
     """The function of a map, and how calls of it are pickled."""
 
-    function: Callable[[Any], Any]
+    function: Callable[..., Any]
+    unpacks: bool
+    """True if an item is a tuple of arguments."""
     to_fork: bool
     """True if the workers are forks of this process."""
     time_limit: float | None
@@ -60,10 +63,11 @@ class Task:
     """Numbers of chunks. Workers write them into their records."""
 
 
-def make_task(function: Callable[[Any], Any], *, to_fork: bool, measures: bool, small: bool) -> Task:
+def make_task(function: Callable[..., Any], *, unpacks: bool, to_fork: bool, measures: bool, small: bool) -> Task:
     """Return the task of a map. ``measures`` is true if the chunk size is measured."""
     return Task(
         function,
+        unpacks,
         to_fork,
         _CHUNK_TIME_LIMIT if measures else None,
         small,
@@ -85,7 +89,7 @@ def dump(sink: Sink, task: Task, chunk: Chunk, record: tuple[int, int]) -> Paylo
     items = chunk.items
     if len(items) == 1:
         try:
-            return task.dump_call(task.function, (items[0],))
+            return task.dump_call(task.function, _arguments_of(items[0]) if task.unpacks else (items[0],))
         except Exception as error:
             sink.results.deposit(chunk, [], {0: error})
             return None
@@ -100,6 +104,8 @@ def dump(sink: Sink, task: Task, chunk: Chunk, record: tuple[int, int]) -> Paylo
 
 def _dump_several(task: Task, chunk: Chunk, record: tuple[int, int]) -> Payload:
     items, function = chunk.items, task.function
+    if task.unpacks:
+        items = [*map(_arguments_of, items)]
     plain: Sequence[Any] | None = items
     pickled = None
     if type(items) is range:
@@ -109,11 +115,27 @@ def _dump_several(task: Task, chunk: Chunk, record: tuple[int, int]) -> Payload:
         pickled = [_calls.dump_item(item, function, to_fork=task.to_fork) for item in items]
     chunk.number = next(task.numbers)
     return _calls.dump_chunk(
-        _worker_side.run,
+        _worker_side.run_unpacked if task.unpacks else _worker_side.run,
         function,
         (plain, pickled, chunk.number, record, task.time_limit),
         to_fork=task.to_fork,
         small=task.small,
+    )
+
+
+def _arguments_of(item: Any) -> tuple[Any, ...]:
+    """Return the arguments of an item of ``starmap``.
+
+    Raises:
+        TypeError: the item is none. Text, bytes and dictionaries are iterables by mistake.
+    """
+    if type(item) is tuple:
+        return item
+    if isinstance(item, Iterable) and not isinstance(item, (str, bytes, bytearray, Mapping)):
+        return tuple(item)
+    raise TypeError(
+        f"an item of starmap must be a tuple of positional arguments, got {reprlib.repr(item)}; for functions of one "
+        "argument use map, for keyword arguments functools.partial"
     )
 
 

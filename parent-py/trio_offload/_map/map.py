@@ -55,7 +55,9 @@ DeliveredType = TypeVar("DeliveredType")
 class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], Generic[DeliveredType]):
     """The context manager of one map. Its lanes run inside the block."""
 
-    def __init__(self, pool: WorkerPool, function: Callable[[Any], Any], items: Any, options: MapSettings) -> None:
+    def __init__(
+        self, pool: WorkerPool, function: Callable[..., Any], items: Any, options: MapSettings, *, unpacks: bool = False
+    ) -> None:
         self.limiter: Limiter | None = options.limiter
         if self.limiter is None and options.workers is None:
             self.limiter = current_default_worker_limiter()
@@ -77,6 +79,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             to_fork=pool.launcher.inherits_main,
             measures=options.chunk_size is None,
             small=self.source.is_range,
+            unpacks=unpacks,
         )
         self.prepared: weakref.WeakSet[Worker] = weakref.WeakSet()
         self.stopped = False

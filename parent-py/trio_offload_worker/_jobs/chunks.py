@@ -55,8 +55,9 @@ def items_in(plain: list[Any] | tuple[int, int, int]) -> list[Any]:
 
 
 def run(
-    function: Callable[[Any], Any],
+    function: Callable[..., Any],
     spec: tuple[list[Any] | tuple[int, int, int] | None, list[Item] | None, int, tuple[int, int], float | None],
+    call: Callable[[Any], Any] | None = None,
 ) -> Chunk | Outcome:
     """Run a chunk. Return its outcome, ready to pickle if pickling it cannot fail.
 
@@ -70,6 +71,7 @@ def run(
             * the device and inode of the record;
             * seconds after which no further item starts; the first item always runs. None means no
               limit.
+        call: called in place of the function, which messages name.
     """
     items, pickled, number, record, budget = spec
     global _forked
@@ -83,15 +85,17 @@ def run(
     process = os.getpid()
     began = perf_counter()
     until = began + (_NO_TIMEOUT if budget is None else budget)
-    if any(function is builtin for builtin in _FRAME_INSPECTORS):
-        function = _called_from_main(function)
+    if call is None:
+        call = function
+        if any(function is builtin for builtin in _FRAME_INSPECTORS):
+            call = _made_in_main("lambda function: lambda item: function(item)", function)
     rest: Any = pickled if items is None else items_in(items)
     run_some: Any = _run_plain if pickled is None else _run_pickled
     step, last = _STEP, began
     done = 0
     while done < len(rest):
         # Reading the clock takes as long as a small job, so read it once per group of items.
-        done = run_some(function, rest, done, done + step, progress, chunk)
+        done = run_some(call, rest, done, done + step, progress, chunk)
         if _forked and os.getpid() != process:
             # The executor ends the copy, with the exception that ended the item, if any.
             if done - 1 in chunk.errors:
@@ -109,6 +113,13 @@ def run(
     return chunk if chunk.errors or not are_builtin_values(chunk.results) else chunk.outcome(chunk.results, None, {})
 
 
+def run_unpacked(function: Callable[..., Any], spec: Any) -> Chunk | Outcome:
+    """Run a chunk of ``starmap``, as :func:`run`: each item is a tuple of arguments."""
+    if any(function is builtin for builtin in _FRAME_INSPECTORS):
+        return run(function, spec, _made_in_main("lambda function: lambda item: function(*item)", function))
+    return run(function, spec, lambda item: function(*item))
+
+
 def prepare(function: Callable[[Any], Any], nothing: tuple[()]) -> None:
     """Make the worker import the function: the pickle of a call refers to it."""
 
@@ -122,7 +133,7 @@ class Chunk:
     traceback)``, as in a RAISED of PROTOCOL.md.
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.results: list[Any] = []
         self.errors: dict[int, tuple[str, BaseException, Any]] = {}
@@ -282,14 +293,15 @@ def _note_fork() -> None:
     _remaining.clear()
 
 
-def _called_from_main(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _made_in_main(source: str, function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Call the value of ``source``, an expression in the user's main module, with ``function``."""
     from .guards import evaluate_in_main
 
-    made: Callable[[Any], Any] = evaluate_in_main("lambda function: lambda item: function(item)")(function)
+    made: Callable[[Any], Any] = evaluate_in_main(source)(function)
     return made
 
 
-def _refusal(function: Callable[[Any], Any], value: Any) -> TypeError | None:
+def _refusal(function: Callable[..., Any], value: Any) -> TypeError | None:
     """Return the error for a result that only an event loop could run.
 
     Close the result first, so that Python does not warn about it.
