@@ -14,6 +14,7 @@ import math
 import pickle
 import pydoc
 import re
+import subprocess
 import sys
 import typing
 from pathlib import Path
@@ -26,6 +27,7 @@ from running import PROGRAMS, Ended, run, run_script
 
 import trio_offload
 from trio_offload import BrokenWorkerError, LocateError, RemoteError, WorkerContext, WorkerStartError, WorkerType, _options
+from trio_offload._documented import documented
 from trio_offload._options import ContextOptions, MapSettings
 
 OF_THE_PREDECESSOR = [
@@ -342,6 +344,58 @@ def test_each_option_has_its_docstring() -> None:
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
         ]
         assert described == fields_of(record)
+
+
+WITH_ATTRIBUTES = {
+    "WorkerType": ["SPAWN", "FORKSERVER", "FORK"],
+    "WorkerContext": fields_of(ContextOptions),
+    "BrokenWorkerError": ["crash", "item", "item_index"],
+    "WorkerMemoryError": ["limit", "reached", "crash", "item", "item_index"],
+    "WorkerStartError": ["crash", "item", "item_index"],
+    "WorkerTimeoutError": ["item", "item_index"],
+    "LocateError": ["crash", "item", "item_index"],
+    "RemoteError": ["item", "item_index"],
+    "CrashRecord": fields_of(trio_offload.CrashRecord),
+    "WorkerStatistics": fields_of(trio_offload.WorkerStatistics),
+    "WorkerContextStatistics": fields_of(trio_offload.WorkerContextStatistics),
+}
+
+
+@pytest.mark.parametrize("name", WITH_ATTRIBUTES)
+def test_strings_below_attributes_are_in_the_help(name: str) -> None:
+    cls = getattr(trio_offload, name)
+    _, _, described = (inspect.getdoc(cls) or "").partition("\n\nAttributes:\n")
+    assert re.findall(r"^    (\w+): \S", described, re.MULTILINE) == WITH_ATTRIBUTES[name]
+    shown = pydoc.render_doc(cls, renderer=pydoc.plaintext)
+    # `pydoc` reads the docstring past a metaclass.
+    if type(cls) is type:
+        assert all(line in shown for line in described.splitlines())
+
+
+def test_a_member_has_its_own_help() -> None:
+    shown = pydoc.render_doc(WorkerType, renderer=pydoc.plaintext)
+    for member in WorkerType:
+        assert (member.__doc__ or "").startswith("A worker is ")
+        assert (member.__doc__ or "").splitlines()[0] in shown
+    assert "experiments" in (WorkerType.FORK.__doc__ or "")
+    assert "experiments" not in (WorkerType.SPAWN.__doc__ or "")
+
+
+def test_a_class_without_its_source_keeps_its_docstring() -> None:
+    @documented
+    class Frozen:
+        """How it is."""
+
+        crash = None
+        """Not in a module's source at its top."""
+
+    assert Frozen.__doc__ == Frozen().__doc__ == "How it is."
+
+
+def test_there_is_no_docstring_where_python_drops_them() -> None:
+    code = "import trio_offload as t; print(t.WorkerType.__doc__, t.WorkerType.FORK.__doc__, t.CrashRecord.__doc__)"
+    ran = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "None None None\n"
 
 
 @pytest.mark.parametrize(("page", "options"), [("interface.md", ContextOptions), ("map.md", MapSettings)])

@@ -11,6 +11,7 @@ import trio
 from trio import CapacityLimiter
 from trio.lowlevel import checkpoint_if_cancelled, current_task
 
+from ._documented import documented
 from ._launch.select import launcher_for
 from ._limiter import Limiter, current_default_worker_limiter
 from ._options import ContextOptions, check_count, map_settings, takes_map_options
@@ -47,6 +48,7 @@ class _NoPublicConstructor(type):
         return super().__call__(options)  # type: ignore[misc,no-any-return]
 
 
+@documented
 class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
     """Workers that share one set of options, from :func:`open_worker_context`.
 

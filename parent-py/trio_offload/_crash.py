@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import attrs
 
+from ._documented import documented
 from ._sizes import readable_size
 
 logger: Final = logging.getLogger("trio_offload")
@@ -18,6 +19,7 @@ logger: Final = logging.getLogger("trio_offload")
 _TAIL: Final = 4096  # bytes
 
 
+@documented
 @attrs.frozen
 class CrashRecord:
     """The facts about a worker that ended before it answered. May be pickled."""

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._crash import CrashRecord
+from ._documented import documented
 
 if TYPE_CHECKING:
     from ._process.process import WorkerProcess
 
 
+@documented
 class ErrorOfItem:
     """The attributes that each exception of an item of a ``map`` gets, for type checkers."""
 
@@ -34,6 +36,7 @@ class ErrorOfItem:
     """Index of the item among all items, from 0. None means that it is no error of a ``map``."""
 
 
+@documented
 class BrokenWorkerError(RuntimeError, ErrorOfItem):
     """A worker ended, or had to be ended, before it answered.
 
@@ -83,6 +86,7 @@ class BrokenWorkerError(RuntimeError, ErrorOfItem):
         return None if self.process is None else self.process.signal
 
 
+@documented
 class WorkerMemoryError(BrokenWorkerError):
     """A job was ended because its memory use exceeded a limit: the context's, or the system's.
 
@@ -99,6 +103,7 @@ class WorkerMemoryError(BrokenWorkerError):
     """
 
 
+@documented
 class WorkerStartError(BrokenWorkerError):
     """A worker could not be started, and the call was not run.
 
@@ -106,6 +111,7 @@ class WorkerStartError(BrokenWorkerError):
     """
 
 
+@documented
 class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
     """An item of a ``map`` took longer than its ``timeout``, and its worker was killed."""
 
@@ -121,6 +127,7 @@ class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
         return float(self.args[1])
 
 
+@documented
 class LocateError(WorkerStartError):
     """The worker executable or the right libpython was not found.
 
@@ -128,6 +135,7 @@ class LocateError(WorkerStartError):
     """
 
 
+@documented
 class RemoteError(RuntimeError, ErrorOfItem):
     """Replaces an exception of a job that could not be sent to the parent.
 

@@ -22,6 +22,7 @@ from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar
 
 import attrs
 
+from ._documented import documented
 from ._limiter import Limiter
 from ._sizes import parse_size
 
@@ -35,6 +36,7 @@ MIN_REPORT_INTERVAL: Final = 0.01  # seconds; memory use changes little in less
 WorkerTypeName = Literal["spawn", "forkserver", "fork"]
 
 
+@documented
 class WorkerType(str, enum.Enum):
     """How a context starts its workers."""
 
@@ -200,6 +202,7 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
         raise ValueError(f"{attribute.name} must contain thread names, got the empty string in {value!r}")
 
 
+@documented
 @attrs.frozen(eq=False, slots=False)
 class ContextOptions:
     """How the workers of a context start, work and exit.

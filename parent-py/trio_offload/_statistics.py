@@ -6,6 +6,8 @@ from typing import Literal
 
 import attrs
 
+from ._documented import documented
+
 
 @attrs.frozen
 class Figures:
@@ -20,6 +22,7 @@ class Figures:
     cpu_time: float | None = None
 
 
+@documented
 @attrs.frozen
 class WorkerStatistics:
     """One worker at one moment."""
@@ -56,6 +59,7 @@ class WorkerStatistics:
     """Name of the running function. None means idle."""
 
 
+@documented
 @attrs.frozen
 class WorkerContextStatistics:
     """The workers of a context at one moment.

@@ -1,0 +1,86 @@
+"""Show the strings below attributes and enumeration members in :func:`help`.
+
+Python drops such a string, and editors read it from the source. So does this module, when somebody
+asks for the class's ``__doc__``: the text stays in one place, and the import costs nothing. Where
+there is no source (a frozen app), the class's own docstring remains.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import sys
+from typing import Any, TypeVar
+
+ClassType = TypeVar("ClassType", bound=type)
+
+
+def documented(cls: ClassType) -> ClassType:
+    """Let the docstring of a class include its attributes, inherited ones too."""
+    # Under -OO there is none.
+    if cls.__doc__ is not None:
+        docstring = _Docstring(cls.__doc__)
+        # As it is before `__init__.py` sets `__module__` to the package.
+        docstring.place = cls.__module__, cls.__qualname__
+        cls.__doc__ = docstring
+    return cls
+
+
+class _Docstring(str):
+    """The ``__doc__`` of a class and, for an enumeration, of its members.
+
+    As a string it is the class's own docstring: `pydoc` bypasses `__get__` if the class has a
+    metaclass, and shows the members of an enumeration itself.
+    """
+
+    __slots__ = ("place",)
+
+    place: tuple[str, str]
+    """The module and the name of the class."""
+
+    def __get__(self, instance: Any, owner: type[Any]) -> str:
+        if isinstance(instance, enum.Enum):
+            return self.attributes().get(instance.name, str(self))
+        attributes: dict[str, str] = {}
+        for cls in owner.__mro__:
+            found = vars(cls).get("__doc__")
+            if isinstance(found, _Docstring):
+                attributes |= {name: text for name, text in found.attributes().items() if name not in attributes}
+        return _joined(str(self), attributes)
+
+    def attributes(self) -> dict[str, str]:
+        """Return the strings below the attributes of this class, by name."""
+        return _read(*self.place)
+
+
+def _joined(text: str, attributes: dict[str, str]) -> str:
+    import inspect
+    import textwrap
+
+    if not attributes:
+        return text
+    paragraphs = [f"{name}: {textwrap.indent(text, '    ').lstrip()}" for name, text in attributes.items()]
+    return inspect.cleandoc(text) + "\n\nAttributes:\n" + textwrap.indent("\n\n".join(paragraphs), "    ")
+
+
+@functools.cache
+def _read(module: str, name: str) -> dict[str, str]:
+    import ast
+    import inspect
+    from itertools import pairwise
+
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, SyntaxError, KeyError):
+        return {}
+    body = [part for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name for part in node.body]
+    return {
+        ast.unparse(statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]): inspect.cleandoc(
+            below.value.value
+        )
+        for statement, below in pairwise(body)
+        if isinstance(statement, (ast.AnnAssign, ast.Assign))
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
