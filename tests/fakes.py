@@ -49,6 +49,7 @@ class FakeProcess:
         self.pid = 0
         self.exitcode: int | None = None
         self.killed = False
+        self.dismissed = True
         self.signal = None
 
     @property
@@ -109,6 +110,7 @@ class FakeWorker:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.had_call = False
         self.state = State.STARTING
         self.process = FakeProcess()
         self.expires_at = math.inf
@@ -138,6 +140,7 @@ class FakeWorker:
         if self.state is not (State.RUNNING if self.flight else State.IDLE) or len(self.flight) == MAX_IN_FLIGHT:
             raise RuntimeError(f"the worker takes no call in the state {self.state.name}, with {len(self.flight)} in flight")
         self.state = State.RUNNING
+        self.had_call = True
         self.plan.flights.append(len(self.flight))
         self.flight.append(call)
         self.plan.most_in_flight = max(self.plan.most_in_flight, len(self.flight))

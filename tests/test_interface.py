@@ -67,6 +67,7 @@ CONTEXT_PARAMETERS = [
 # What the predecessor has not: it comes behind, and by name only.
 OUR_CONTEXT_PARAMETERS = [
     ("memory_limit", inspect.Parameter.KEYWORD_ONLY, None),
+    ("min_idle", inspect.Parameter.KEYWORD_ONLY, 0),
     ("report_interval", inspect.Parameter.KEYWORD_ONLY, 1.0),
     ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
     ("trace", inspect.Parameter.KEYWORD_ONLY, None),

@@ -128,6 +128,8 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
             text like "500MiB", "2 GB" or "2G" (1024-based, as in Docker and systemd). A job above
             it is killed within half a second, and its call raises :exc:`WorkerMemoryError`. A
             worker that is above it after a job exits. None means unlimited.
+        min_idle: Number of idle workers to keep ready. Replacements start beside the calls, and
+            have no ``idle_timeout``; ``docs/services.md`` has the rules. 0 means none.
         report_interval: Seconds between a worker's memory reports while a job runs, at least 0.01.
             :data:`math.inf` disables them; memory use then arrives with results only.
         crash_dir: Directory for a JSON file about each worker that dies during a call; see
@@ -150,6 +152,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         BrokenWorkerError: At the end of the block: a worker died or had to be killed.
     """
     context = WorkerContext._create(options)
+    context._pool.open()
     try:
         yield context
     finally:

@@ -126,7 +126,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     worker = self._launcher.begin(call)
                 try:
                     if worker.state is STARTING:
-                        await self._pool.finish(worker, kill_on_cancel or cancellable, call)
+                        await self._pool.finish(worker, kill_on_cancel or cancellable, call, not new)
                     else:
                         worker.submit(call)
                     value, error = await worker.answer(kill_on_cancel or cancellable, True)

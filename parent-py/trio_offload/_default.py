@@ -70,7 +70,7 @@ class DefaultContext:
         previous, self._current = self._current, context
         self._grace_period = None
         self._replaced.append(previous)
-        previous._cache.dismiss()
+        previous._pool.dismiss()
         # A context's calls reap its exited workers, and the previous one does not get further
         # calls.
         context._cache.take_over(previous._cache)
@@ -121,6 +121,7 @@ async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
     scopes = default_context.scopes()
     context = WorkerContext._create(options)
     token = scopes.set(context)
+    context._pool.open()
     try:
         yield
     finally:

@@ -157,6 +157,10 @@ def _check_interval(options: object, attribute: "attrs.Attribute[float]", value:
     check_seconds(attribute.name, value, at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
 
 
+def _check_count_or_zero(options: object, attribute: "attrs.Attribute[int]", value: object) -> None:
+    check_count(attribute.name, value, at_least=0)
+
+
 def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     if not callable(value):
         raise TypeError(f"{attribute.name} must be a callable that takes no arguments, got {value!r}")
@@ -227,6 +231,9 @@ class ContextOptions:
 
     memory_limit: int | None = attrs.field(default=None, kw_only=True, converter=_bytes)
     """Bytes that a job may use, with its child processes. None means unlimited."""
+
+    min_idle: int = attrs.field(default=0, kw_only=True, validator=_check_count_or_zero)
+    """Number of idle workers to keep ready for the next calls."""
 
     report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)
     """Seconds between a worker's reports while a job runs. :data:`math.inf` disables them."""

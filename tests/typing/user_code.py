@@ -187,5 +187,5 @@ async def memory() -> None:
             assert_type(error.limit, int | None)
     async with cache_scope(retire=retire_when(jobs=1), memory_limit=10**9):
         assert_type(await prewarm(1), int)
-    configure_default_context(memory_limit=10**9, report_interval=math.inf)
+    configure_default_context(memory_limit=10**9, report_interval=math.inf, min_idle=2)
     assert_type(trio_offload_worker.memory_info().rss, int)

@@ -13,6 +13,7 @@ import collections
 import math
 import signal
 import time
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -34,10 +35,15 @@ _EXPECTED_EXITS: Final = (0, 120, -signal.SIGTERM)
 class WorkerCache:
     """The workers of one context that are not running a job."""
 
+    on_use: Callable[[], None] | None = None
+    """Called after workers have been taken, or have left."""
+
     def __init__(self) -> None:
         self._idle: collections.deque[Worker] = collections.deque()
         # Requested for later calls, and not ready yet.
         self._spares: collections.deque[Worker] = collections.deque()
+        # Those whose start somebody other than a call awaits.
+        self.rising: set[Worker] = set()
         self._leaving: set[Peer] = set()
         # Workers that are idle or run a job.
         self._working: set[Worker] = set()
@@ -57,6 +63,8 @@ class WorkerCache:
             return
         self._working.discard(worker)
         self.push_leaving(worker)
+        if self.on_use is not None:
+            self.on_use()
 
     def push_leaving(self, peer: Peer) -> None:
         """Store a process that is about to exit, to be reaped."""
@@ -66,6 +74,20 @@ class WorkerCache:
     def push_spare(self, worker: Worker) -> None:
         """Store a worker whose start has begun."""
         self._spares.append(worker)
+
+    @property
+    def spares(self) -> int:
+        """Number of workers whose start has begun and that nobody has taken."""
+        return len(self._spares)
+
+    def take_oldest_spare(self) -> Worker | None:
+        """Return the spare that began first, now among those that rise. None: there is none."""
+        try:
+            worker = self._spares.popleft()
+        except IndexError:
+            return None
+        self.rising.add(worker)
+        return worker
 
     def take_spares(self) -> list[Worker]:
         """Remove and return all workers whose start has begun."""
@@ -94,13 +116,18 @@ class WorkerCache:
                 # only path.
                 if self._leaving:
                     self._reap_exited()
-                return self._pop_spare()
+                spare = self._pop_spare()
+                if self.on_use is not None:
+                    self.on_use()
+                return spare
             # In a fork of this process, the parent's workers count as ended.
             if worker.state is IDLE and not worker.process.ended:
                 break
         # After the removal: for consecutive calls the cache is empty now, and pruning is skipped.
         if self._idle or self._leaving:
             self.prune()
+        if self.on_use is not None:
+            self.on_use()
         return worker
 
     def _pop_spare(self) -> Worker | None:
@@ -115,7 +142,8 @@ class WorkerCache:
         Called whenever a worker is taken, so it is nearly free until one has.
         """
         now: float | None = None
-        while self._idle:
+        # With min_idle the keeper decides which workers exit.
+        while self._idle and self.on_use is None:
             try:
                 expires_at = self._idle[0].expires_at
                 if expires_at == math.inf:
@@ -137,6 +165,24 @@ class WorkerCache:
             self.push(worker)
         if self._leaving:
             self._reap_exited()
+
+    def dismiss_expired(self, kept: int) -> None:
+        """Ask idle workers to exit whose time is over, but leave this many.
+
+        For one task at a time.
+        """
+        now = time.monotonic()
+        while len(self._idle) > kept:
+            try:
+                worker = self._idle.popleft()
+            except IndexError:
+                break
+            if worker.expires_at > now:
+                # Those on the right have worked later.
+                self._idle.appendleft(worker)
+                break
+            worker.ask_to_retire()
+            self.push(worker)
 
     def settle(self) -> None:
         """As :meth:`prune`, but poll every worker, so that a count afterwards is exact."""

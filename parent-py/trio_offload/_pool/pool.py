@@ -11,10 +11,10 @@ import trio
 
 from trio_offload_worker._jobs.retire import RetireWhen
 
-from .._exceptions import BrokenWorkerError
+from .._exceptions import BrokenWorkerError, WorkerStartError
 from .._sizes import readable_limit, readable_size
 from .._worker.peer import logger
-from .._worker.states import IDLE, STARTING
+from .._worker.states import IDLE, STARTING, CallNotRun
 from .cache import WorkerCache
 from .tracker import CallTracker, run_shielded
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .._process.process import WorkerProcess
     from .._worker.launcher import Launcher
     from .._worker.worker import Worker
+    from .keeper import Keeper
 
 MAX_LOST: Final = 5  # new workers that may exit before they begin one call
 
@@ -37,6 +38,12 @@ class WorkerPool:
         self.launcher: Final = launcher
         self.cache: Final = WorkerCache()
         self.calls: Final = CallTracker()
+        self.keeper: Keeper | None = None
+        if launcher.options.min_idle:
+            from .keeper import Keeper  # few contexts have one
+
+            self.keeper = Keeper(launcher, self.cache, self.calls, self.finish)
+            self.cache.on_use = self.keeper.notice
         self._warned = threading.Lock()  # taken by the first thread that warns
 
     async def take(self) -> tuple[Worker, bool]:
@@ -44,18 +51,22 @@ class WorkerPool:
 
         A checkpoint if a worker must be started. If that is cancelled, the worker is killed.
         """
-        worker = self.cache.pop()
-        new = worker is None
-        if worker is None:
-            worker = self.launcher.begin()
-        if worker.state is STARTING:
-            try:
-                await self.finish(worker, True)
-            except BaseException:
-                self.cache.push(worker)
-                raise
-            self.launcher.prepare_next()
-        return worker, new
+        while True:
+            worker = self.cache.pop()
+            new = worker is None
+            if worker is None:
+                worker = self.launcher.begin()
+            if worker.state is STARTING:
+                try:
+                    await self.finish(worker, True, ahead=not new)
+                except CallNotRun:
+                    self.cache.push(worker)
+                    continue
+                except BaseException:
+                    self.cache.push(worker)
+                    raise
+                self.launcher.prepare_next()
+            return worker, new
 
     def give_back(self, worker: Worker) -> None:
         """Take back a worker, and start a replacement if it retires."""
@@ -65,9 +76,32 @@ class WorkerPool:
             self.begin_spare()
         self.cache.push(worker)
 
-    async def finish(self, worker: Worker, cancellable: bool, call: Payload | None = None) -> None:
-        """Wait until a worker is ready, and submit a call that was not sent with the greeting."""
-        await worker.finish(cancellable=cancellable)
+    def open(self) -> None:
+        """Begin to keep ``min_idle`` workers ready, if this is in a run of Trio."""
+        if self.keeper is not None:
+            self.keeper.notice()
+
+    async def finish(self, worker: Worker, cancellable: bool, call: Payload | None = None, ahead: bool = False) -> None:
+        """Wait until a worker is ready, and submit a call that was not sent with the greeting.
+
+        Args:
+            worker: its start has begun.
+            cancellable: False to defer cancellation.
+            call: the first call of the worker.
+            ahead: the start began before the call. If it has failed, the caller starts a worker of
+                its own.
+
+        Raises:
+            CallNotRun: such a start failed.
+            WorkerStartError: another start failed.
+        """
+        try:
+            await worker.finish(cancellable=cancellable)
+        except WorkerStartError as error:
+            if not ahead:
+                raise
+            logger.warning("a worker that was started ahead of the call failed: %s", error)
+            raise CallNotRun from error
         self.cache.note_started(worker)
         self._warn_of_baseline(worker)
         if call is not None and worker.state is IDLE:
@@ -93,9 +127,11 @@ class WorkerPool:
         try:
             cache.settle()
             begun += cache.take_spares()
+            cache.rising.update(begun)
             missing = workers - len(cache) - len(begun)
             for _ in range(missing):
                 begun.append(self.launcher.begin())
+                cache.rising.add(begun[-1])
                 # Each takes the event loop about a millisecond.
                 await trio.lowlevel.checkpoint()
             for worker in begun:
@@ -106,6 +142,7 @@ class WorkerPool:
                 ready += 1
                 self._warn_of_baseline(worker)
         finally:
+            cache.rising.difference_update(begun)
             try:
                 for worker in begun[ready:]:
                     await worker.end()
@@ -121,6 +158,8 @@ class WorkerPool:
         """
 
         async def close() -> None:
+            if self.keeper is not None:
+                self.keeper.stop()
             await self.calls.close()
             self._close_launcher()
             try:
@@ -138,8 +177,16 @@ class WorkerPool:
         finally:
             self._close_trace()
 
+    def dismiss(self) -> None:
+        """Ask all idle workers to exit, and replace none from now on."""
+        if self.keeper is not None:
+            self.keeper.stop()
+        self.cache.dismiss()
+
     def forget(self) -> None:
         """Drop the parent's workers and calls, in a fork of this process."""
+        if self.keeper is not None:
+            self.keeper.forget()
         self.cache.forget()
         self.calls.forget()
         self.launcher.forget()

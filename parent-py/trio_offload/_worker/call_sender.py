@@ -144,6 +144,11 @@ class CallSender(Peer):
                 self._last_frame = self._write(channel)
 
     @property
+    def had_call(self) -> bool:
+        """True if it has been given a call."""
+        return self._calls > 0
+
+    @property
     def has_answer(self) -> bool:
         """True if an answer, or the beginning of one, has been read already."""
         return self._channel is not None and self._channel.has_read

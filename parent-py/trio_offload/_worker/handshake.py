@@ -240,7 +240,8 @@ def setup_frame(
     """
     segments = [_calls.dump_settings(settings), *functions]
     body: dict[str, Any] = {"eager": eager}
-    if options.idle_timeout < _MAX_SECONDS:
+    # With min_idle the parent decides which workers exit.
+    if options.idle_timeout < _MAX_SECONDS and not options.min_idle:
         body["idle_timeout_ms"] = math.ceil(options.idle_timeout * 1000)
     if options.report_interval < _MAX_SECONDS:
         body["report_interval_ms"] = math.ceil(options.report_interval * 1000)
