@@ -27,7 +27,8 @@ from trio_offload._cli.summary import Summary
 from trio_offload._exceptions import is_interrupt
 from trio_offload_worker._jobs.cli_arity import unfit_parameters
 from trio_offload_worker._jobs.cli_lines import Figures, encode_item, success_line
-from trio_offload_worker._system.figures import peak_memory, reset_peak
+from trio_offload_worker._system import figures
+from trio_offload_worker._system.figures import PeakMeter
 
 if TYPE_CHECKING:
     from trio_offload_worker._jobs.cli_lines import ItemKind
@@ -311,7 +312,7 @@ def test_an_interrupt_may_be_in_groups_of_nothing_else(error: BaseException, exp
 
 
 @pytest.mark.parametrize(
-    ("figures", "text"),
+    ("of_a_line", "text"),
     [
         (Figures(0.25, 100, 7, 1), b'"seconds": 0.250000, "peak_rss": 100, "pid": 7, "tries": 1'),
         (Figures(0.0000001, None, None, 12), b'"seconds": 0.000000, "peak_rss": null, "pid": null, "tries": 12'),
@@ -319,8 +320,8 @@ def test_an_interrupt_may_be_in_groups_of_nothing_else(error: BaseException, exp
         (Figures(1e9, None, None, 1), b'"seconds": 1000000000.000000, "peak_rss": null, "pid": null, "tries": 1'),
     ],
 )
-def test_figures_as_json(figures: Figures, text: bytes) -> None:
-    assert figures.encode() == text
+def test_figures_as_json(of_a_line: Figures, text: bytes) -> None:
+    assert of_a_line.encode() == text
 
 
 class Signed:
@@ -360,20 +361,57 @@ def test_parameters_that_do_not_fit(function: object, parameters: str | None) ->
     assert unfit_parameters(function) == parameters
 
 
-def test_peak_memory_of_one_job() -> None:
-    before = measured_peak(0)
-    assert measured_peak(100_000_000) > before + 90_000_000
-    if os.access("/proc/self/clear_refs", os.W_OK):
-        assert measured_peak(0) < before + 50_000_000
-
-
-def measured_peak(size: int) -> int:
-    reset_peak()
+def measured_peak(meter: PeakMeter, size: int, seconds: float) -> int:
+    meter.begin()
     taken = bytearray(b"x") * size
     del taken
-    peak = peak_memory()
+    peak = meter.end(seconds)
     assert peak is not None
     return peak
+
+
+def test_peak_memory_of_one_job() -> None:
+    meter = PeakMeter()
+    before = measured_peak(meter, 0, 1.0)
+    assert measured_peak(meter, 100_000_000, 1.0) > before + 90_000_000
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert measured_peak(meter, 0, 1.0) < before + 50_000_000
+
+
+def test_peak_memory_of_short_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get the memory use of the last measurement, at most a millisecond old."""
+    now = 100.0
+    reads: list[str] = []
+    sizes = iter([(10, 90), (20, 30)])
+
+    def read(path: str) -> bytes:
+        reads.append(path)
+        return b"Name: x\nVmHWM:\t %d kB\nVmRSS:\t %d kB\n" % next(sizes)[::-1]
+
+    monkeypatch.setattr(figures.time, "monotonic", lambda: now)
+    monkeypatch.setattr(figures, "read_short", read)
+    monkeypatch.setattr(figures, "write_short", lambda path, data: reads.append(path))
+    meter = PeakMeter()
+    meter.begin()
+    assert meter.end(0.5) == 90 * 1024
+    for _ in range(3):
+        meter.begin()
+        assert meter.end(0.00005) == 10 * 1024
+    now += 0.0011
+    meter.begin()
+    assert meter.end(0.00005) == 30 * 1024
+    assert reads == ["/proc/self/clear_refs", "/proc/self/status"] * 2
+
+
+def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> bytes:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(figures, "read_short", fail)
+    monkeypatch.setattr(figures, "write_short", fail)
+    meter = PeakMeter()
+    meter.begin()
+    assert meter.end(1.0) is None
 
 
 # --- the end of a run ----------------------------------------------------------------------------------

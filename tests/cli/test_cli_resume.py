@@ -167,6 +167,12 @@ def test_a_directory_is_refused(folder: Path) -> None:
     assert (ran.status, ran.stderr) == (2, "trio-offload: error: cannot read .: it is a directory\n")
 
 
+def test_standard_input_is_refused(folder: Path) -> None:
+    ran = run(folder, "map", "jobs:echo", "a", "--resume", "-")
+    assert (ran.status, ran.stdout) == (2, "")
+    assert "--resume must be a file, not standard input" in ran.stderr
+
+
 def test_output_that_overwrites_the_file_is_refused(folder: Path) -> None:
     with (folder / "results").open("wb") as results:
         arguments = [*COMMAND, "map", "jobs:echo", "a", "--resume", "results"]

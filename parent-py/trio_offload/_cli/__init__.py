@@ -162,6 +162,8 @@ def _open_source(items: Sequence[str], lines: str | None, json_lines: str | None
 def _open_earlier(path: str) -> EarlierOutput:
     from .resume import EarlierOutput
 
+    if path == "-":
+        raise CommandError("--resume must be a file, not standard input. For a file of that name: ./-")
     return EarlierOutput(path)
 
 

@@ -16,7 +16,7 @@ import os
 import sys
 from time import perf_counter
 
-from .._system.figures import peak_memory, reset_peak
+from .._system.figures import PeakMeter
 from .cli_arity import unfit_parameters
 from .cli_lines import (
     Figures,
@@ -33,7 +33,7 @@ from .cli_lines import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, TypeAlias
+    from typing import Any, Final, TypeAlias
 
     from .cli_lines import ItemKind
 
@@ -134,14 +134,14 @@ class Function:
         else:
             item = content
         encoded_item = encode_item(kind, content, item)
-        reset_peak()
+        _meter.begin()
         began = perf_counter()
         try:
             value = self._resolve()(item)
         # SystemExit and KeyboardInterrupt too: they end the job, not the worker
         except BaseException as error:
             figures.seconds = perf_counter() - began
-            figures.peak_rss = peak_memory()
+            figures.peak_rss = _meter.end(figures.seconds)
             # The first entry is the frame of this method, which does not help the reader.
             traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
             name = type(error).__name__
@@ -149,7 +149,7 @@ class Function:
         figures.seconds = perf_counter() - began
         # Encoding the value is part of the item's memory use.
         encoded_value = encode_value(value)
-        figures.peak_rss = peak_memory()
+        figures.peak_rss = _meter.end(figures.seconds)
         return None, success_line(encoded_item, encoded_value, figures)
 
     def find_problem(self) -> str | None:
@@ -224,3 +224,6 @@ def _format(error: BaseException, traceback: TracebackType | None) -> str | None
     # an exception with a hostile attribute: the line still has its type and its message
     except BaseException:
         return None
+
+
+_meter: Final = PeakMeter()
