@@ -54,7 +54,7 @@ earlier runs. With --resume FILE >> FILE, one command starts a run and continues
 progress and summary: if standard error is a terminal and the package rich is installed, it shows a
 progress bar, a table of the workers, and a summary at the end: jobs, failures by kind, workers,
 peak memory, wall and processor time. --summary prints the summary anywhere.
-SIZE is a number of bytes, or a text such as 500MiB or 2GB.
+SIZE is a number of bytes, or a text such as 500M or 2GiB (powers of 1024), or 2GB (of 1000).
 
 exit status:
   0    every item succeeded, or was left out by --resume
