@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import _warnings
+import atexit  # here, so a template has it: each forked worker would import it
 import sys
 
 TYPE_CHECKING = False
@@ -22,14 +23,11 @@ def join_threads() -> None:
 
 def run_exit_handlers() -> None:
     """Call the exit handlers, as Python does at its exit."""
-    import atexit
-
     atexit._run_exitfuncs()
 
 
 def disable_finalizers() -> list[Any]:
     """Disable the parent's :class:`weakref.finalize` objects in this fork. Return them."""
-    import atexit
     import weakref
 
     kept: list[Any] = list(getattr(weakref.finalize, "_registry", ()))
