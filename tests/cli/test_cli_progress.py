@@ -105,6 +105,19 @@ def test_the_number_of_items_in_a_file_is_known_while_it_is_read(folder: Path) -
     assert "4/4 done" in ran.terminal.text
 
 
+def test_items_left_out_do_not_count(folder: Path) -> None:
+    (folder / "items").write_text("a\nb\nwait\nc\n")
+    (folder / "results").write_text('{"item": "b", "ok": true}\n')
+    arguments = ("map", "jobs:wait_for_file", "--lines", "items", "--resume", "results", "--unordered", "--workers", "2")
+    with on_terminal(folder, *arguments) as ran:
+        wait_until(lambda: "2/3 done" in ran.terminal.text, "a bar with a total")
+        (folder / "go").touch()
+    shown = ran.terminal.text.replace("\r\n", "\n")
+    last = shown[shown.rindex("3/3 done") :]
+    assert "trio-offload: 3 jobs, 0 failed\n" in last
+    assert "trio-offload: 1 item left out, finished according to results\n" in last
+
+
 def test_the_number_of_items_in_a_pipe_is_not_known(folder: Path) -> None:
     os.mkfifo(folder / "items")
     with on_terminal(folder, "map", "jobs:echo", "--lines", "items") as ran:

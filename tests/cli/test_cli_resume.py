@@ -70,6 +70,7 @@ def test_several_files(folder: Path) -> None:
     (folder / "more").write_text(json.dumps(done("b")) + "\n")
     ran = run(folder, "map", "jobs:echo", "a", "b", "c", "--resume", "results", "--resume", "more")
     assert ran.values == ["c"]
+    assert append(folder, "jobs:echo", "a", "b", "--resume", "results").status == 0  # named twice
     assert ran.stderr == f"trio-offload: 2 items {LEFT_OUT} and more\n"
 
 
@@ -108,7 +109,7 @@ def test_failed_lines_do_not_count(folder: Path) -> None:
 def test_no_file_is_a_first_run_and_told(folder: Path) -> None:
     ran = run(folder, "map", "jobs:echo", "a", "--resume", "results")
     assert ran.values == ["a"]
-    assert ran.stderr.startswith("trio-offload: results does not exist, so no item is left out\n")
+    assert ran.stderr == "trio-offload: results does not exist, so no item is left out\n"
 
 
 @pytest.mark.parametrize("cut", [1, 9, 20, 40])

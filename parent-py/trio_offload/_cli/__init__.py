@@ -112,7 +112,7 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
     )
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(_open_source(items, chosen.lines, chosen.json_lines)))
-        earlier = [stack.enter_context(contextlib.closing(_open_earlier(path))) for path in chosen.resume]
+        earlier = [stack.enter_context(contextlib.closing(_open_earlier(path))) for path in dict.fromkeys(chosen.resume)]
         return run_map(options, source, earlier)
 
 

@@ -271,8 +271,10 @@ class ResumedSource:
         self._source.close()
 
     def report(self) -> str:
-        """Return the number of items left out, as a sentence."""
-        names = " and ".join(file.path for file in self._files)
+        """Return the number of items left out, as a sentence. Empty without a file."""
+        names = " and ".join(file.path for file in self._files if file.exists)
+        if not names:
+            return ""
         text = f"{count_of(self.left_out, 'item')} left out, finished according to {names}"
         unused = sum(self._done.values()) if self._at_end and self._done is not None else 0
         return f"{text}; {count_of(unused, 'result')} there of other items" if unused else text

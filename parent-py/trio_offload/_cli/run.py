@@ -167,7 +167,9 @@ class _Run:
             for line in self._summary.lines():
                 print_message(line)
         if self._resumed is not None and not isinstance(self._ending, CommandError):
-            print_message(self._resumed.report())
+            left_out = self._resumed.report()
+            if left_out:
+                print_message(left_out)
         if self._signal is not None:
             self._report_interruption()
         elif self._ending is ExitStatus.FAILED and self._summary.wanted:

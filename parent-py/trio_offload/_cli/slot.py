@@ -67,7 +67,7 @@ class Reply:
     failure: str | None = None
     """Kind of the failure, in a word or two. None means success."""
     may_retry: bool = False
-    """True if the worker failed, and not the function."""
+    """True if the worker failed, False if the function did."""
 
 
 class FunctionProblem(Exception):
