@@ -213,11 +213,22 @@ async def test_records_are_kept_where_they_are_wanted(tmp_path: Path) -> None:
 async def test_a_record_that_cannot_be_kept_does_not_hide_the_death(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("")
-    async with open_worker_context(crash_dir=tmp_path / "file") as context:
+    async with open_worker_context(crash_dir=tmp_path / "records") as context:
+        (tmp_path / "records").rmdir()
+        (tmp_path / "records").write_text("")
         await death_of(context, os._exit, 42)
     (message,) = [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
     assert "could not be kept" in message.getMessage()
+
+
+async def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"crash_dir='.*' cannot be written: .*\. Name a directory"):
+            async with open_worker_context(crash_dir=wrong):
+                pass
+    async with open_worker_context(crash_dir=tmp_path / "made" / "here"):
+        assert (tmp_path / "made" / "here").is_dir()
 
 
 def test_a_record_is_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # _actors, _cluster; _requests, from_worker.
 LAYERS = {
     "parent": """
-        _version _at_exit _sizes _clock _documented
+        _version _at_exit _sizes _clock _documented _slips
         _statistics _trace _crash _transport _connection
         _process
         _exceptions _limiter

@@ -15,7 +15,7 @@ from trio_offload_worker._jobs.retire import RetireWhen
 
 from ._context import WorkerContext
 from ._default import current_context
-from ._limiter import Limiter, current_default_worker_limiter
+from ._limiter import Limiter, current_default_worker_limiter, require_trio
 from ._options import ContextOptions, check_count, check_seconds, takes_map_options, takes_options
 from ._sizes import parse_size
 
@@ -133,7 +133,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         report_interval: Seconds between a worker's memory reports while a job runs, at least 0.01.
             :data:`math.inf` disables them; memory use then arrives with results only.
         crash_dir: Directory for a JSON file about each worker that dies during a call; see
-            :class:`CrashRecord`. It is created if necessary. None means disabled.
+            :class:`CrashRecord`. It is created when the context is opened. None means disabled.
         trace: File for a trace of the run, in the Chrome trace-event format, which
             https://ui.perfetto.dev shows: one row for each worker, a slice for each job, a curve of
             its memory use. An existing file is overwritten. None means disabled.
@@ -151,6 +151,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         TypeError, ValueError: An option is wrong.
         BrokenWorkerError: At the end of the block: a worker died or had to be killed.
     """
+    require_trio()
     context = WorkerContext._create(options)
     context._pool.open()
     try:
@@ -165,6 +166,7 @@ async def prewarm(workers: int) -> int:
 
     See :meth:`WorkerContext.prewarm`.
     """
+    require_trio()
     return await current_context().prewarm(workers)
 
 

@@ -13,7 +13,7 @@ from trio.lowlevel import checkpoint_if_cancelled, current_task
 
 from ._documented import documented
 from ._launch.select import launcher_for
-from ._limiter import Limiter, current_default_worker_limiter
+from ._limiter import Limiter, checked_limiter, current_default_worker_limiter
 from ._options import ContextOptions, check_count, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
 from ._pool.cache import WorkerCache
@@ -63,7 +63,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
     _dump_call: Callable[[Callable[..., Any], tuple[Any, ...]], Payload]
 
     def __init__(self, options: ContextOptions) -> None:
-        """Raises ValueError if the trace file cannot be written."""
+        """Raises ValueError if the trace file or the crash records cannot be written."""
         launcher = launcher_for(options)
         pool = WorkerPool(launcher)
         private = {
@@ -94,7 +94,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             limiter = current_default_worker_limiter()
         if type(limiter) is not CapacityLimiter:
             await checkpoint_if_cancelled()
-            async with limiter:
+            async with checked_limiter(limiter):
                 # Recursive, because Trio passes through each coroutine on the way at every step. A
                 # method for the part below would slow every call.
                 return await self.run_sync(

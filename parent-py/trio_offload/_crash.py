@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -76,6 +77,22 @@ class CrashRecord:
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON types, with the signal's name."""
         return attrs.asdict(self) | {"signal": None if self.signal is None else self.signal.name}
+
+
+def prepare_crash_dir(directory: str) -> None:
+    """Create the directory for records, if necessary.
+
+    Raises:
+        ValueError: no file can be written there.
+    """
+    try:
+        os.makedirs(directory, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ValueError(
+            f"crash_dir={directory!r} cannot be written: {error.strerror}. Name a directory that this program may write to"
+        ) from error
 
 
 def save_crash_record(record: CrashRecord, directory: str) -> None:

@@ -16,6 +16,7 @@ import trio
 
 from . import _at_exit
 from ._context import WorkerContext
+from ._limiter import require_trio
 from ._options import ContextOptions, takes_options
 from ._statistics import WorkerContextStatistics
 
@@ -118,6 +119,7 @@ async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
     Scopes can be nested; the innermost one counts. Contexts of :func:`open_worker_context` are not
     affected. The parameters and exceptions are the same as for that function.
     """
+    require_trio()
     scopes = default_context.scopes()
     context = WorkerContext._create(options)
     token = scopes.set(context)

@@ -33,3 +33,27 @@ def current_default_worker_limiter() -> trio.CapacityLimiter:
         limiter = trio.CapacityLimiter(usable_processors())
         _default_limiter.set(limiter)
         return limiter
+    except RuntimeError:
+        raise _slip("outside_of_trio") from None
+
+
+def checked_limiter(limiter: Limiter) -> Limiter:
+    """Return a limiter. Raise TypeError unless it is an async context manager."""
+    if not (hasattr(type(limiter), "__aenter__") and hasattr(type(limiter), "__aexit__")):
+        raise _slip("wrong_limiter", limiter)
+    return limiter
+
+
+def require_trio() -> None:
+    """Raise RuntimeError unless Trio runs the caller."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        raise _slip("outside_of_trio") from None
+
+
+def _slip(name: str, *args: object) -> Exception:
+    from . import _slips
+
+    error: Exception = getattr(_slips, name)(*args)
+    return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._crash import prepare_crash_dir
 from .._options import ContextOptions, WorkerType
 from .._worker.launcher import Launcher
 from .spawn import SpawnLauncher
@@ -11,8 +12,10 @@ def launcher_for(options: ContextOptions) -> Launcher:
     """Return a new launcher for workers with these options.
 
     Raises:
-        ValueError: the trace file cannot be written.
+        ValueError: the trace file or the crash records cannot be written.
     """
+    if options.crash_dir is not None:
+        prepare_crash_dir(options.crash_dir)
     # Modules for some contexts only. They are imported here, before the first call.
     trace = None
     if options.trace is not None:

@@ -34,6 +34,7 @@ import trio
 
 from .._exceptions import WorkerStartError, is_interrupt
 from .._limiter import Limiter, current_default_worker_limiter
+from .._pool.tracker import CLOSED
 from .._process.processors import usable_processors
 from .._worker.peer import logger
 from . import chunks, failures
@@ -105,7 +106,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self._entered = True
         await trio.lowlevel.checkpoint()
         if self.pool.calls.closed:
-            raise trio.ClosedResourceError("this worker context is closed")
+            raise trio.ClosedResourceError(CLOSED)
         # A function that cannot be pickled fails once, here, and not for each item.
         self.task.dump_call(self.task.function, ())
         self._manager = trio.open_nursery()

@@ -12,6 +12,7 @@ function" (without memoizing), the program that pushes the arguments, and "make 
 from __future__ import annotations
 
 import copyreg
+import functools
 import sys
 import types
 from collections.abc import Callable
@@ -31,6 +32,7 @@ _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 _MAX_SHORT: Final = 1000
 # The types that the pickler pickles by reference (Modules/_pickle.c, `save` and `save_global`).
 _KINDS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
+_ASYNCHRONOUS: Final = 0x80 | 0x200  # CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`
 # The letters of names without encoding and without line breaks.
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.")
 
@@ -87,6 +89,7 @@ class CallsByReference:
             return joined
 
     def _remember(self, function: Callable[..., Any]) -> tuple[str, str, bytes] | None:
+        check_function(function)
         module, name = function.__module__, function.__qualname__
         if type(function) is types.BuiltinFunctionType and type(function.__self__) is not types.ModuleType:
             # A bound method, which is pickled differently.
@@ -101,6 +104,19 @@ class CallsByReference:
         known = module, name, b"\x80\x05c%b\n%b\n" % (module.encode(), name.encode())
         self._known[function] = known
         return known
+
+
+def check_function(function: Any) -> None:
+    """Raise TypeError unless a job's function is synchronous, as far as it shows."""
+    inner = function
+    while type(inner) is functools.partial:
+        inner = inner.func
+    if type(inner) is types.MethodType:
+        inner = inner.__func__
+    if not callable(function) or (type(inner) is types.FunctionType and inner.__code__.co_flags & _ASYNCHRONOUS):
+        from .._slips import wrong_function
+
+        raise wrong_function(function, inner)
 
 
 def are_small(args: tuple[Any, ...]) -> bool:

@@ -34,6 +34,7 @@ from .by_reference import (
     END_OF_CALL_OF_TWO,
     CallsByReference,
     are_small,
+    check_function,
 )
 from .by_value import CLOUDPICKLE, FunctionsByValue, registered
 from .payload import MAIN, function_name, mentions, mentions_main
@@ -57,6 +58,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     """
     start = _by_reference.start_of(function)
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
+        check_function(function)
         return _dump((function, args), function, start, args)
     # The usual call. Small arguments need a plain pickler, without out-of-band buffers.
     pickled = start + (pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
@@ -74,6 +76,7 @@ def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Pa
     The fork has this ``__main__``, so its objects are pickled by reference. This includes typed
     functions that refer to objects which cannot be pickled.
     """
+    check_function(function)
     return _dump_to_fork((function, args), function)
 
 

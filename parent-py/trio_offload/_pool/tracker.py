@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import outcome
 import trio
+
+CLOSED: Final = "this worker context is closed: its block has ended. Open it around all of its calls, in the same trio.run()"
 
 
 class CallTracker:
@@ -46,7 +49,7 @@ class CallTracker:
         self._entered[key] = counted
         if self._closed is not None:
             self.leave(key)
-            raise trio.ClosedResourceError("this worker context is closed")
+            raise trio.ClosedResourceError(CLOSED)
         return key
 
     def leave(self, key: object) -> None:

@@ -1,0 +1,55 @@
+"""What to do instead, for mistakes of a caller. Imported when one is made."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import types
+from typing import Any, Final
+
+_AWAITABLE: Final = (types.CoroutineType, types.AsyncGeneratorType)
+
+
+def outside_of_trio() -> RuntimeError:
+    """Return the error of a call that Trio does not run."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return RuntimeError("trio_offload must be called inside of trio.run(): start your program with trio.run(main)")
+    if hasattr(builtins, "get_ipython"):
+        hint = "In a notebook or IPython, run `%autoawait trio` first"
+    else:
+        hint = "Start your program with trio.run(main), not with asyncio.run(main())"
+    return RuntimeError(f"trio_offload must be called from Trio, but asyncio runs this task. {hint}")
+
+
+def wrong_limiter(limiter: object) -> TypeError:
+    """Return the error for a limiter that is no async context manager."""
+    if isinstance(limiter, int):
+        hint = f"For {limiter} calls at once: make trio.CapacityLimiter({limiter}) once, and pass it to each call"
+    else:
+        hint = "Most often it is a trio.CapacityLimiter"
+    return TypeError(f"limiter must be an async context manager, got {limiter!r}. {hint}")
+
+
+def wrong_function(function: Any, inner: Any) -> TypeError:
+    """Return the error for a job's function that is not a synchronous function.
+
+    Args:
+        function: The function.
+        inner: The same, without what a partial or a method adds.
+    """
+    advice = "Await it in your own task, or pass a synchronous function (one that calls trio.run, if it must)"
+    if isinstance(function, _AWAITABLE):
+        name = function.__qualname__
+        if isinstance(function, types.CoroutineType):
+            # Without this, Python warns that nobody has awaited it.
+            function.close()
+        return TypeError(
+            f"a worker runs synchronous functions, but {name}() is asynchronous, and was called already. {advice}"
+        )
+    if not callable(function):
+        return TypeError(
+            f"a worker needs a function and its arguments, got {function!r} as the function. If that is the result of a "
+            "call, write run_sync(fn, argument) instead of run_sync(fn(argument))"
+        )
+    return TypeError(f"a worker runs synchronous functions, but {inner.__qualname__} is asynchronous. {advice}")
