@@ -288,7 +288,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         The iterator raises an item's exception, with the item in its note and its attributes
         ``item`` and ``item_index`` (from 0). These are the exceptions of :func:`run_sync`, and
         :exc:`WorkerTimeoutError`. Other exceptions end the iteration, also with
-        ``return_outcomes``: :exc:`WorkerStartError`, and exceptions raised by ``items``.
+        ``return_outcomes``: :exc:`WorkerStartError`, exceptions raised by ``items``, and
+        the error of a main script that workers cannot load (it lacks the guard, for example).
         """
         from ._map.map import Map  # not needed by programs without a map
 

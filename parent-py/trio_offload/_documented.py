@@ -1,8 +1,8 @@
 """Show the strings below attributes and enumeration members in :func:`help`.
 
 Python drops such a string, and editors read it from the source. So does this module, when somebody
-asks for the class's ``__doc__``: the text stays in one place, and the import costs nothing. Where
-there is no source (a frozen app), the class's own docstring remains.
+asks for the class's ``__doc__``: the text stays in one place, and the import costs nothing. Without
+source (in a frozen app), the class's own docstring remains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ClassType = TypeVar("ClassType", bound=type)
 
 def documented(cls: ClassType) -> ClassType:
     """Let the docstring of a class include its attributes, inherited ones too."""
-    # Under -OO there is none.
+    # Absent under -OO.
     if cls.__doc__ is not None:
         docstring = _Docstring(cls.__doc__)
         # As it is before `__init__.py` sets `__module__` to the package.

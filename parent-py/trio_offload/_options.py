@@ -33,9 +33,6 @@ FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 MIN_REPORT_INTERVAL: Final = 0.01  # seconds; memory use changes little in less
 
 
-WorkerTypeName = Literal["spawn", "forkserver", "fork"]
-
-
 @documented
 class WorkerType(str, enum.Enum):
     """How a context starts its workers."""
@@ -121,7 +118,7 @@ def _plain_number(value: float) -> float:
     return value
 
 
-def _member(value: WorkerType | WorkerTypeName) -> WorkerType:
+def _member(value: WorkerType | Literal["spawn", "forkserver", "fork"]) -> WorkerType:
     try:
         return WorkerType(value)
     except ValueError:
@@ -168,10 +165,10 @@ def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: o
 
 def _check_type(options: object, attribute: "attrs.Attribute[WorkerType]", value: object) -> None:
     if not isinstance(value, WorkerType):
-        *others, last = WorkerType
-        names = f"{', '.join(map(str, others))} or {last}"
-        texts = f"{', '.join(repr(other.value) for other in others)} or {last.value!r}"
-        raise ValueError(f"{attribute.name} must be {names}, or {texts}, got {value!r}")
+        raise ValueError(
+            f"{attribute.name} must be WorkerType.SPAWN, WorkerType.FORKSERVER or WorkerType.FORK, or 'spawn', 'forkserver' or "
+            f"'fork', got {value!r}"
+        )
 
 
 def _check_path(options: object, attribute: "attrs.Attribute[str | None]", value: object) -> None:

@@ -23,7 +23,7 @@ def outside_of_trio() -> RuntimeError:
 
 
 def wrong_limiter(limiter: object) -> TypeError:
-    """Return the error for a limiter that is no async context manager."""
+    """Return the error for a limiter of another type."""
     if isinstance(limiter, int):
         hint = f"For {limiter} calls at once: make trio.CapacityLimiter({limiter}) once, and pass it to each call"
     else:

@@ -423,6 +423,70 @@ def test_an_unguarded_script_is_taught_the_guard(site: Site, name: str) -> None:
     assert site.starts() <= site.loads()["__mp_main__"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    ["", ", chunk_size='auto'", ", return_outcomes=True", ", timeout=60, return_outcomes=True", ", ordered=False"],
+)
+@pytest.mark.parametrize("items", ["function", "items"])
+def test_an_unguarded_map_is_no_items_fault(site: Site, items: str, options: str) -> None:
+    """Each worker loads the script once, and the error is the end of the iteration."""
+    ended = site.script(
+        f"""
+        import trio, trio_offload
+
+        class Own:
+            pass
+
+        def own(item):
+            return item
+
+        async def main():
+            work = (own, range(200)) if {items!r} == "function" else (bool, [Own() for _ in range(200)])
+            count = 0
+            try:
+                async with trio_offload.map(*work, workers=2{options}) as results:
+                    async for _ in results:
+                        count += 1
+            except RuntimeError as error:
+                if __name__ != "__main__":
+                    raise
+                print(count, 'if __name__ == "__main__":' in str(error), hasattr(error, "item"))
+                print(any("item" in note for note in error.__notes__))
+
+        trio.run(main)
+        """
+    )
+    assert ended.lines() == ["0 True False", "False"]
+    assert site.loads()["__mp_main__"] <= 2
+    assert site.starts() <= 2
+
+
+def test_a_main_script_that_fails_in_workers_ends_a_map(site: Site) -> None:
+    ended = site.script(
+        """
+        import trio, trio_offload
+
+        def own(item):
+            return item
+
+        if __name__ != "__main__":
+            raise ValueError("only in a worker")
+
+        async def main():
+            async with trio_offload.map(own, range(200), workers=2, return_outcomes=True) as results:
+                print([result async for result in results])
+
+        if __name__ == "__main__":
+            try:
+                trio.run(main)
+            except ValueError as error:
+                print(error)
+        """
+    )
+    assert ended.lines() == ["only in a worker"]
+    assert site.loads()["__mp_main__"] <= 2
+
+
 def test_the_lesson_comes_as_an_exception_that_can_be_caught(site: Site) -> None:
     ended = site.script(
         """

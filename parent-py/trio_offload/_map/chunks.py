@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import attrs
 
 from trio_offload_worker._jobs import chunks as _worker_side
-from trio_offload_worker._jobs.notes import add_note
+from trio_offload_worker._jobs.notes import add_note, has_main_failed
 from trio_offload_worker._protocol.frames import Frame, Kind
 
 from .._exceptions import BrokenWorkerError
@@ -192,11 +192,16 @@ def accept(
     seconds: float,
     answer_size: int,
 ) -> None:
-    """Finish a chunk that the worker has answered, and put back the items not begun."""
+    """Finish a chunk that the worker has answered, and put back the items not begun.
+
+    Raises:
+        Exception: as :func:`refuse_main`.
+    """
     count = len(chunk.items)
     value, error = result
     if error is not None:
         # A fault of the whole chunk: for example, the function could not be unpickled.
+        refuse_main(error)
         sink.pace.measured(count, seconds, chunk.sent + answer_size)
         fail(sink, chunk, error)
         return
@@ -212,6 +217,15 @@ def accept(
         values = _load_values(pickled, failures)
     _put_back_from(sink, chunk, done)
     sink.results.deposit(chunk, values, failures)
+
+
+def refuse_main(error: BaseException | None) -> None:
+    """Raise the error of a worker that could not load the main script. It ends the map.
+
+    The items are innocent, and each further chunk would run the top of the script again.
+    """
+    if error is not None and has_main_failed(error):
+        raise error
 
 
 def _put_back_from(sink: Sink, chunk: Chunk, index: int) -> None:

@@ -100,8 +100,9 @@ class Lane:
         scheduler.prepared.add(worker)
         try:
             worker.submit(chunks.dump_import(scheduler.task), prepares=True)
-            # The outcome is ignored: the item will have the same.
-            await worker.answer()
+            # Most outcomes are ignored: the item will have the same.
+            _, problem = await worker.answer()
+            chunks.refuse_main(problem)
         except CallNotRun:
             self._resend(chunk)
         except BrokenWorkerError as error:

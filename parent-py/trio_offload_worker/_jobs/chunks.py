@@ -25,6 +25,7 @@ from itertools import chain
 from time import perf_counter
 
 from .._protocol.parts import OUT_OF_BAND, Parts
+from .notes import has_main_failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -226,6 +227,9 @@ def _run_pickled(
             # Free the item before the next one is made: two large arguments need not coexist.
             del item
         except BaseException as error:
+            if stage == "unpickle" and has_main_failed(error):
+                # Each further item would run the main script again.
+                raise
             chunk.failed(stage, error)
         index += 1
         if _forked:

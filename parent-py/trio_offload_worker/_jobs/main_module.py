@@ -21,7 +21,7 @@ import sys
 import threading
 from types import CodeType, FunctionType, ModuleType
 
-from .notes import add_note
+from .notes import add_note, mark_main_failed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,12 +103,10 @@ def load(settings: dict[str, Any]) -> ModuleType:
             _rename(module)
         except SystemExit as error:
             _restore_main(before)
-            raise RuntimeError(
-                f"the main script {_shown(plan)} exited ({error!r}) while a worker loaded it to find a function or class "
-                f"that is defined in it. {_GUARD}"
-            ) from error
+            raise mark_main_failed(_exited(plan, error)) from error
         except BaseException as error:
             _restore_main(before)
+            mark_main_failed(error)
             add_note(
                 error,
                 f"(while a worker loaded the main script {_shown(plan)}, to find a function or class that is defined in it)",
@@ -194,6 +192,13 @@ def _rename_object(value: Any, waiting: list[Any]) -> None:
 
 def _restore_main(before: ModuleType) -> None:
     sys.modules[_NAME] = sys.modules["__main__"] = before
+
+
+def _exited(plan: dict[str, Any], error: SystemExit) -> RuntimeError:
+    return RuntimeError(
+        f"the main script {_shown(plan)} exited ({error!r}) while a worker loaded it to find a function or class that is "
+        f"defined in it. {_GUARD}"
+    )
 
 
 def _shown(plan: dict[str, Any]) -> str:

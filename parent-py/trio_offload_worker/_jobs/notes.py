@@ -1,4 +1,4 @@
-"""Notes on exceptions (PEP 678), also on Python 3.10.
+"""Notes on exceptions (PEP 678), also on Python 3.10, and one mark.
 
 Both the parent and the worker use it.
 """
@@ -20,3 +20,23 @@ def add_note(error: BaseException, note: str) -> None:
     except Exception:
         # A note is optional: a class that refuses it must not replace the exception.
         pass
+
+
+def mark_main_failed(error: BaseException) -> BaseException:
+    """Mark an exception, and return it: loading the main script failed, whatever the job."""
+    try:
+        object.__getattribute__(error, "__dict__")[_MAIN_FAILED] = True
+    except Exception:
+        pass  # As for a note.
+    return error
+
+
+def has_main_failed(error: BaseException) -> bool:
+    """Return True for an exception with that mark."""
+    try:
+        return object.__getattribute__(error, "__dict__").get(_MAIN_FAILED) is True
+    except Exception:
+        return False
+
+
+_MAIN_FAILED = "__trio_offload_main_failed__"
