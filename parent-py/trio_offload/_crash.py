@@ -59,7 +59,7 @@ class CrashRecord:
     time: float = attrs.field(factory=time.time)
     """When the end was noticed, in seconds since the epoch."""
     item_index: int | None = None
-    """Index of the item of a ``map`` that it ran. None means that there was none, or unknown."""
+    """Index of the item of a ``map`` that it ran. None means another call, or unknown."""
     item: str | None = None
     """Start of the ``repr`` of that item."""
 

@@ -33,7 +33,7 @@ class ErrorOfItem:
     item: Any = None
     """The item, if the error is one of a ``map``."""
     item_index: int | None = None
-    """Index of the item among all items, from 0. None means that it is no error of a ``map``."""
+    """Index of the item among all items, from 0. None means an error of another kind."""
 
 
 @documented

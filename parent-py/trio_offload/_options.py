@@ -284,10 +284,7 @@ def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | 
 
 
 class MapOptions(TypedDict, total=False):
-    """The options of ``map`` for type checkers, without ``return_outcomes`` and ``return_items``.
-
-    Each overload spells out these two, which select it.
-    """
+    """The options of ``map`` for type checkers, without the two that select an overload."""
 
     ordered: bool
     chunk_size: int | Literal["auto"]

@@ -57,10 +57,10 @@ class Lane:
     _worker: Worker
     _is_new: bool
     """True until the worker, which was started for this lane, has answered."""
-    _in_flight: collections.deque[Chunk]
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scope = trio.CancelScope()
+        self.in_flight: collections.deque[Chunk] = collections.deque()
         self._scheduler = scheduler
 
     async def serve(self, chunk: Chunk) -> None:
@@ -77,7 +77,7 @@ class Lane:
                 scheduler.put_back(chunk)
                 raise
             self._worker = worker
-            self._in_flight = collections.deque()
+            self.in_flight.clear()
             scheduler.had_worker = True
             try:
                 if await self._prepare(chunk):
@@ -111,7 +111,7 @@ class Lane:
 
     async def _feed(self, first: Chunk) -> None:
         """Run chunks until they run out, the worker has left, or the time slice is over."""
-        scheduler, worker, in_flight = self._scheduler, self._worker, self._in_flight
+        scheduler, worker, in_flight = self._scheduler, self._worker, self.in_flight
         source, pace, timeout = scheduler.source, scheduler.pace, scheduler.timeout
         may_retire, record = scheduler.may_retire, worker.record_identity
         takes_more = self._submit(first, record)
@@ -190,12 +190,12 @@ class Lane:
             try:
                 self._worker.submit(payload)
             except CallNotRun:
-                if self._in_flight:
+                if self.in_flight:
                     scheduler.put_back(chunk)
                 else:
                     self._resend(chunk)
                 return False
-            self._in_flight.append(chunk)
+            self.in_flight.append(chunk)
         return True
 
     async def _answer_in_time(self, since: float, seconds: float) -> tuple[Any, BaseException | None]:
@@ -211,7 +211,7 @@ class Lane:
 
     def _settle(self, error: CallNotRun | BrokenWorkerError | WorkerTimeoutError) -> None:
         """Settle the chunks in flight of a worker that has ended or is exiting."""
-        scheduler, worker, in_flight = self._scheduler, self._worker, self._in_flight
+        scheduler, worker, in_flight = self._scheduler, self._worker, self.in_flight
         if isinstance(error, CallNotRun):
             for chunk in in_flight:
                 self._resend(chunk)

@@ -34,6 +34,7 @@ import trio
 
 from .._exceptions import WorkerStartError, is_interrupt
 from .._limiter import Limiter, current_default_worker_limiter
+from .._pickling.payload import function_name
 from .._pool.tracker import CLOSED
 from .._process.processors import usable_processors
 from .._worker.peer import logger
@@ -92,7 +93,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         # is put back wakes one task, which must be a lane.
         self._idle_lanes = trio.lowlevel.ParkingLot()
         self._full_window = trio.lowlevel.ParkingLot()
-        self._lanes: set[Lane] = set()
+        self.lanes: set[Lane] = set()
         self._failed_lanes = 0  # lanes that could not get a worker
         self._entered = False
         self._fatal: BaseException | None = None
@@ -137,7 +138,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
     @property
     def is_over(self) -> bool:
         """True if all results have come."""
-        return not self._lanes
+        return not self.lanes
 
     def problem(self) -> BaseException | None:
         """Return the error that ended the map early, if any."""
@@ -148,7 +149,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self.stopped = True
         self.source.end()
         self._reader.cancel()
-        for lane in self._lanes:
+        self.results.watch.stop()
+        for lane in self.lanes:
             lane.scope.cancel()
 
     def stop_reading(self) -> None:
@@ -175,6 +177,11 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """Let an error name its items."""
         failures.mark(error, self.task.function, chunk, indexes)
 
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return function_name(self.task.function)
+
     # --- for the lanes ----------------------------------------------------------------------------
 
     def limit(self) -> int:
@@ -189,7 +196,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             self._processors = usable_processors()
         return self._processors
 
-    def _window(self) -> int:
+    def window(self) -> int:
         """Return the largest number of items inside."""
         return self._options.window or self.pace.window_chunks * self.limit() * self.pace.size
 
@@ -198,6 +205,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
             return self.pace.size
         # Every lane gets a part of a small window.
         return min(self.pace.size, max(1, self._options.window // self.limit()))
+
+    def busy(self) -> int:
+        """Return the number of lanes that have work."""
+        return len(self.lanes) - len(self._idle_lanes)
 
     def room(self) -> int:
         """Return the number of items that the next chunk may have.
@@ -213,7 +224,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 return size
             return 0
         size = self._chunk_size()
-        return size if not inside or inside + size <= self._window() else 0
+        return size if not inside or inside + size <= self.window() else 0
 
     def take(self) -> Chunk | None:
         """Return the next chunk. None means that the lane has to wait."""
@@ -248,10 +259,10 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         """Add a lane if it could find work. Each lane with work adds the next."""
         if self.stopped or self._fatal is not None or not (self._again or self.source.may_have_more):
             return
-        if self._lanes and len(self._lanes) >= self.limit() - self._failed_lanes:
+        if self.lanes and len(self.lanes) >= self.limit() - self._failed_lanes:
             return
         lane = Lane(self)
-        self._lanes.add(lane)
+        self.lanes.add(lane)
         self._nursery.start_soon(self._run, lane)
 
     @trio.lowlevel.enable_ki_protection
@@ -271,12 +282,12 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         except Exception as error:
             self._fail(error)
         finally:
-            self._lanes.discard(lane)
+            self.lanes.discard(lane)
             self.results.wake()
 
     def _goes_on_without(self, error: WorkerStartError) -> bool:
         """Return True if a lane goes on although the start of its worker failed."""
-        if self.had_worker and len(self._lanes) > 1:
+        if self.had_worker and len(self.lanes) > 1:
             self._failed_lanes += 1
             logger.warning("map goes on with a worker less: %s", error)
             return False
@@ -300,6 +311,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
                 return chunk
             if not self._again and not self.source.may_have_more:
                 return None
+            if not self.source.is_async:
+                self.results.watch.start(self, self._nursery)
             await self._idle_lanes.park()
         return None
 
@@ -310,7 +323,8 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         try:
             with self._reader:
                 for count in itertools.count(1):
-                    while source.inside >= self._window():
+                    while source.inside >= self.window():
+                        self.results.watch.start(self, self._nursery)
                         await self._full_window.park()
                     if not await source.read_one():
                         break

@@ -13,6 +13,7 @@ import outcome
 import trio
 
 from .failures import separate
+from .stall import Watch
 
 if TYPE_CHECKING:
     from .._options import MapSettings
@@ -59,7 +60,8 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         self._items = options.return_items
         # Finished chunks that wait for an earlier one, by the index of their first item.
         self._early: dict[int, _Batch] = {}
-        self._due = 0  # index of the next item in order
+        self.due = 0
+        """Index of the next item in order that has not come."""
         self._ready: collections.deque[_Batch] = collections.deque()
         # The values being handed out, the number of their items, and the error that follows.
         self._values: Iterator[Any] = iter(())
@@ -67,6 +69,7 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         self._error: BaseException | None = None
         self._waiting = trio.lowlevel.ParkingLot()
         self._generators: list[Any] = []
+        self.watch = Watch(disabled=not options.ordered)
         self._over = False
         self._closed = False
 
@@ -105,11 +108,11 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         if self._items:
             # From here on the items live as long as their results.
             values = list(zip(chunk.items, values, strict=False))
-        if self._ordered and chunk.start != self._due:
+        if self._ordered and chunk.start != self.due:
             self._early[chunk.start] = _Batch(values, error, len(chunk.items))
         else:
             self._make_ready(values, error, len(chunk.items))
-            while self._early and (due := self._early.pop(self._due, None)) is not None:
+            while self._early and (due := self._early.pop(self.due, None)) is not None:
                 self._make_ready(due.values, due.error, due.count)
         if error is not None:
             # Results after an error are not handed out.
@@ -117,6 +120,11 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
                 self._work.stop_after(chunk.start)
             else:
                 self._work.stop()
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if a consumer waits for a result."""
+        return bool(self._waiting)
 
     def wake(self) -> None:
         """Wake the tasks that wait for a result, because the state of the map has changed."""
@@ -214,7 +222,7 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
                 last.may_grow = False
         else:
             ready.append(_Batch(values, error, count, error is None))
-        self._due += count
+        self.due += count
         if self._waiting:
             self._waiting.unpark_all()
 

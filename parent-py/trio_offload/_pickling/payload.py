@@ -39,7 +39,7 @@ class Payload:
     small: bool = False
     """True if the payload is one ``bytes`` that is cheap to copy."""
     origin: Origin | None = None
-    """The items that it is the call of. None if it is no part of a ``map``."""
+    """The items of a call of ``map``. None means another call."""
 
     @property
     def name(self) -> str:
