@@ -102,9 +102,10 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                 )
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
         task = current_task()
+        calls, cache = self._calls, self._cache
         if limiter is _PASSED:
             pass
-        elif limiter.borrowed_tokens >= limiter.total_tokens:
+        elif calls.entered and limiter.borrowed_tokens >= limiter.total_tokens:
             await limiter.acquire_on_behalf_of(task)
         else:
             await checkpoint_if_cancelled()
@@ -113,12 +114,10 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             except trio.WouldBlock:
                 # A free token is reserved for a task that waits.
                 await limiter.acquire_on_behalf_of(task)
-        calls, cache = self._calls, self._cache
-        key = None
         try:
-            key = calls.enter()
+            calls.enter(task)
             call = self._dump_call(sync_fn, args)
-            lost: list[WorkerProcess] = []
+            lost: list[WorkerProcess] | None = None
             while True:
                 worker = cache.pop()
                 new = worker is None
@@ -138,9 +137,9 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     # An idle worker may have retired. A new one should not exit. If each new
                     # one does, this loop would start processes without end.
                     if new:
-                        lost.append(worker.process)
-                    if len(lost) == MAX_LOST:
-                        raise workers_lost(call.name, lost) from None
+                        lost = [*(lost or ()), worker.process]
+                        if len(lost) == MAX_LOST:
+                            raise workers_lost(call.name, lost) from None
                     # Also for a call that may not be cancelled, because it has not begun.
                     await trio.lowlevel.checkpoint_if_cancelled()
                     continue
@@ -157,8 +156,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     # It refers to this frame. Without this, the cycle would keep it alive.
                     error = None
         finally:
-            if key is not None:
-                calls.leave(key)
+            calls.leave(task)
             if limiter is not _PASSED:
                 limiter.release_on_behalf_of(task)
 

@@ -71,7 +71,7 @@ class Lane:
             if scheduler.limiter is not None:
                 await stack.enter_async_context(scheduler.limiter)
             try:
-                stack.callback(pool.calls.leave, pool.calls.enter())
+                stack.callback(pool.calls.leave, pool.calls.enter(object()))
                 worker, self._is_new = await pool.take()
             except Exception:
                 scheduler.put_back(chunk)

@@ -128,7 +128,7 @@ class Keeper:
         calls, cache = self._calls, self._cache
         try:
             # The end of the context waits for this, so it misses no worker.
-            key = calls.enter(counted=False)
+            key = calls.enter(object(), counted=False)
         except trio.ClosedResourceError:
             return False
         try:

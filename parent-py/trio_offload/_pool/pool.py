@@ -121,7 +121,7 @@ class WorkerPool:
     async def prewarm(self, workers: int) -> int:
         """Start workers until that many are idle. See :meth:`WorkerContext.prewarm`."""
         calls, cache = self.calls, self.cache
-        key = calls.enter(counted=False)
+        key = calls.enter(object(), counted=False)
         begun: list[Worker] = []
         ready = 0
         try:

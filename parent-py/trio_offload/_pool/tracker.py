@@ -22,12 +22,12 @@ class CallTracker:
 
     def __init__(self) -> None:
         self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
-        # True for a call; False for an operation that close() awaits but statistics omit.
-        self._entered: dict[object, bool] = {}
+        # Key -> True for a call; False for an operation that close() awaits but statistics omit.
+        self.entered: dict[object, bool] = {}
 
     def forget(self) -> None:
         """Drop the parent's calls, in a fork of this process."""
-        self._entered.clear()
+        self.entered.clear()
 
     @property
     def closed(self) -> bool:
@@ -37,16 +37,15 @@ class CallTracker:
     @property
     def running(self) -> int:
         """Number of calls in progress."""
-        return sum(self._entered.copy().values())
+        return sum(self.entered.copy().values())
 
-    def enter(self, *, counted: bool = True) -> object:
-        """Begin a call and return its key, for :meth:`leave`.
+    def enter(self, key: object, *, counted: bool = True) -> object:
+        """Begin a call and return its key, for :meth:`leave`. A task is one, for one call at a time.
 
         Raises:
             trio.ClosedResourceError: The tracker is closed.
         """
-        key = object()
-        self._entered[key] = counted
+        self.entered[key] = counted
         if self._closed is not None:
             self.leave(key)
             raise trio.ClosedResourceError(CLOSED)
@@ -55,10 +54,10 @@ class CallTracker:
     def leave(self, key: object) -> None:
         """End a call."""
         try:
-            del self._entered[key]
+            del self.entered[key]
         except KeyError:
             return  # a fork of the process in which it was entered
-        if self._closed is not None and not self._entered:
+        if self._closed is not None and not self.entered:
             token, finished = self._closed
             if token is trio.lowlevel.current_trio_token():
                 finished.set()
@@ -72,7 +71,7 @@ class CallTracker:
         """Refuse further calls, and wait until those in progress have ended."""
         finished = trio.Event()
         self._closed = trio.lowlevel.current_trio_token(), finished
-        if not self._entered:
+        if not self.entered:
             finished.set()
         await finished.wait()
 
