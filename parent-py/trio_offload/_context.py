@@ -230,8 +230,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                 async for thumbnail in thumbnails:
                     ...
 
-        :meth:`WorkerContext.map` uses the workers of its context. :func:`trio_offload.map` uses
-        those of the innermost :func:`cache_scope`, else of the default context.
+        :func:`trio_offload.map` uses the innermost :func:`cache_scope`, else the default context.
 
         The work starts when the block is entered. When the block is left, for any reason, all
         running items are killed (SIGKILL), with all processes that they started.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import reprlib
 import sys
 import types
 from typing import Any, Final
@@ -53,3 +54,27 @@ def wrong_function(function: Any, inner: Any) -> TypeError:
             "call, write run_sync(fn, argument) instead of run_sync(fn(argument))"
         )
     return TypeError(f"a worker runs synchronous functions, but {inner.__qualname__} is asynchronous. {advice}")
+
+
+def wrong_map(function: object, items: object) -> TypeError:
+    """Return the error for the arguments of a map."""
+    if not callable(function):
+        if callable(items):
+            return TypeError(f"map takes the function first, then the items: write map({_name(items)}, items)")
+        return TypeError(f"fn must be a callable, got {function!r}")
+    if isinstance(items, (str, bytes)):
+        text = reprlib.repr(items)
+        return TypeError(
+            f"items must be an iterable of items, got the single text {text}. For one item pass [{text}], for its parts list(...)"
+        )
+    if isinstance(items, types.CoroutineType):
+        hint = ". Await it first"
+    elif callable(items):
+        hint = f". If it makes the items, call it: {_name(items)}()"
+    else:
+        hint = ""
+    return TypeError(f"items must be an iterable or an async iterable, got {items!r}{hint}")
+
+
+def _name(function: object) -> str:
+    return str(getattr(function, "__name__", "fn"))

@@ -44,7 +44,7 @@ from trio_offload import (
 from trio_offload._map import chunks as _chunks
 from trio_offload._map import lane as _lane
 from trio_offload._map.pace import MAX_BYTES, MAX_ITEMS, AdaptiveBatching
-from trio_offload._map.results import Results
+from trio_offload._map.results import ResultQueue, Results
 from trio_offload._map.source import Chunk
 from trio_offload._options import ContextOptions, MapSettings
 from trio_offload._process.process import WorkerProcess
@@ -261,9 +261,10 @@ async def test_items_leave_the_window_as_their_results_are_handed_out(fails_at: 
             self.left.append(count)
 
     work = Work()
-    results: Results[Any] = Results(work, MapSettings(return_outcomes=outcomes))
+    queue: ResultQueue[Any] = ResultQueue(work, MapSettings(return_outcomes=outcomes))
+    results = Results(queue)
     failures: dict[int, BaseException] = {} if fails_at is None else {fails_at: ValueError("its own")}
-    results.deposit(Chunk(0, list(range(5000))), list(range(5000)), failures)
+    queue.deposit(Chunk(0, list(range(5000))), list(range(5000)), failures)
     found = []
     try:
         async for value in results:

@@ -29,7 +29,7 @@ from .source import Chunk
 if TYPE_CHECKING:
     from .._worker.worker import Worker
     from .pace import AdaptiveBatching
-    from .results import Results
+    from .results import ResultQueue
 
 # Seconds after which a worker gives back the items of a measured chunk that it has not begun.
 _CHUNK_TIME_LIMIT: Final = 0.1
@@ -39,7 +39,7 @@ class Sink(Protocol):
     """The map, as its chunks see it."""
 
     pace: AdaptiveBatching
-    results: Results[Any]
+    results: ResultQueue[Any]
 
     def put_back(self, chunk: Chunk) -> None:
         """Let the next free lane take a chunk that has not begun."""

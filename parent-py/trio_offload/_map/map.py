@@ -20,13 +20,12 @@ Rules that the code in this folder keeps:
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import math
 import time
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
@@ -39,9 +38,10 @@ from .._pool.tracker import CLOSED
 from .._process.processors import usable_processors
 from .._worker.peer import logger
 from . import chunks, failures
+from .block import Block
 from .lane import MAX_UNINTERRUPTED, Lane
 from .pace import AdaptiveBatching
-from .results import Results
+from .results import ResultQueue, Results
 from .source import Chunk, Source
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 DeliveredType = TypeVar("DeliveredType")
 
 
-class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], Generic[DeliveredType]):
+class Map(Block[DeliveredType], Generic[DeliveredType]):
     """The context manager of one map. Its lanes run inside the block."""
 
     def __init__(
@@ -63,10 +63,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self.limiter: Limiter | None = options.limiter
         if self.limiter is None and options.workers is None:
             self.limiter = current_default_worker_limiter()
-        if not callable(function):
-            raise TypeError(f"fn must be a callable that takes one item, got {function!r}")
-        if not isinstance(items, (AsyncIterable, Iterable)):
-            raise TypeError(f"items must be an iterable or an async iterable, got {items!r}")
+        _check_arguments(function, items)
         self.may_retire = pool.launcher.options.retire is not bool
         if options.chunk_size is None and (options.timeout is not None or self.may_retire):
             # A worker that may be ended for a job runs one item at a time.
@@ -75,7 +72,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         self.timeout = options.timeout
         self.pace = AdaptiveBatching(options.chunk_size)
         self.source = Source(items)
-        self.results: Results[DeliveredType] = Results(self, options)
+        self.results: ResultQueue[DeliveredType] = ResultQueue(self, options)
         self.task = chunks.make_task(
             function,
             to_fork=pool.launcher.inherits_main,
@@ -115,7 +112,7 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         if self.source.is_async:
             self._nursery.start_soon(self._read_ahead)
         self._add_lane()
-        return self.results
+        return Results(self.results)
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -340,3 +337,11 @@ class Map(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], 
         finally:
             source.exhausted = True
             self._idle_lanes.unpark_all()
+
+
+def _check_arguments(function: Any, items: Any) -> None:
+    # A text is an iterable, by mistake.
+    if not callable(function) or not isinstance(items, (AsyncIterable, Iterable)) or isinstance(items, (str, bytes)):
+        from .._slips import wrong_map  # not needed by programs without a slip
+
+        raise wrong_map(function, items)

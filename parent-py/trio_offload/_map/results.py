@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import attrs
@@ -51,7 +51,27 @@ class Work(Protocol):
 
 
 class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
-    """The async iterator of a map. A checkpoint if it waits, and once for each batch."""
+    """The results of a map, for ``async for``.
+
+    A checkpoint if it waits, and once for each batch. Several loops, one after another, share the
+    results. The type has no other method.
+    """
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: ResultQueue[DeliveredType]) -> None:
+        self._queue = queue
+
+    def __aiter__(self) -> AsyncIterator[DeliveredType]:  # noqa: PYI034 a generator, see below
+        return self._queue.iterate()
+
+    def __anext__(self) -> Coroutine[Any, Any, DeliveredType]:
+        # Returns the coroutine, because another one around it would slow each step.
+        return self._queue.next()
+
+
+class ResultQueue(Generic[DeliveredType]):
+    """Finished chunks, and the results that are ready."""
 
     def __init__(self, work: Work, options: MapSettings) -> None:
         self._work = work
@@ -73,15 +93,21 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
         self._over = False
         self._closed = False
 
-    def __aiter__(self) -> AsyncIterator[DeliveredType]:  # noqa: PYI034 a generator, see below
-        # A generator hands out values faster than `__anext__`. A cancellation ends it, so each loop
+    def iterate(self) -> AsyncIterator[DeliveredType]:
+        """Return an iterator over the results that nobody has got."""
+        # A generator hands out values faster than `next`. A cancellation ends it, so each loop
         # has one. Each continues where the one before it stopped.
         self._generators = [generator for generator in self._generators if generator.ag_frame is not None]
         generator = self._generate()
         self._generators.append(generator)
         return generator
 
-    async def __anext__(self) -> DeliveredType:
+    async def next(self) -> DeliveredType:
+        """Return the next result.
+
+        Raises:
+            StopAsyncIteration: There is none.
+        """
         while True:
             for value in self._values:
                 delivered: DeliveredType = value

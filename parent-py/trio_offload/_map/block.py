@@ -1,0 +1,35 @@
+"""The form of a map: a block. Other uses of it are refused, with the right one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Generic, NoReturn, TypeVar
+
+DeliveredType = TypeVar("DeliveredType")
+
+
+class Block(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], Generic[DeliveredType]):
+    """An async context manager that says how it is entered."""
+
+    def __aiter__(self) -> NoReturn:
+        _refuse("with `async for` alone")
+
+    def __iter__(self) -> NoReturn:
+        _refuse("without `async`")
+
+    def __await__(self) -> NoReturn:
+        _refuse("with `await`")
+
+    def __enter__(self) -> NoReturn:
+        _refuse("with `with`")
+
+    def __exit__(self, *error: object) -> None:
+        """Python looks for this before it calls ``__enter__``."""
+
+
+def _refuse(how: str) -> NoReturn:
+    raise TypeError(
+        f"a map cannot be used {how}, because its workers run inside a block: write `async with map(fn, items) as results:`, "
+        "and in it `async for result in results:`"
+    )
