@@ -156,12 +156,12 @@ async def test_the_item_that_broke_the_worker_is_the_cause(plan: Plan) -> None:
     plan.breaks_at.add("c")
     for item in "abcd":
         plan.gate(item).set()
-    async with trio_offload.map(pass_gate, "abcd", workers=1, chunk_size=4) as results:
+    async with trio_offload.map(pass_gate, list("abcd"), workers=1, chunk_size=4) as results:
         with pytest.raises(BrokenWorkerError, match="lost") as caught:
             await results.__anext__()
     assert facts_of(caught.value) == (0, "a")
     assert facts_of(caught.value.__cause__) == (2, "c")
-    async with trio_offload.map(pass_gate, "abcd", workers=1, chunk_size=4, return_outcomes=True) as outcomes:
+    async with trio_offload.map(pass_gate, list("abcd"), workers=1, chunk_size=4, return_outcomes=True) as outcomes:
         found = [result async for result in outcomes]
     assert [facts_of(result.error) for result in found if isinstance(result, Error)] == [(0, "a"), (1, "b"), (2, "c")]
     assert isinstance(found[3], Value)
