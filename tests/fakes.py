@@ -6,14 +6,15 @@ import collections
 import math
 import pickle
 import threading
+from contextlib import closing
 from typing import Any
 
 import trio
 
-from trio_offload import BrokenWorkerError
+from trio_offload import BrokenWorkerError, WorkerTimeoutError
 from trio_offload._options import ContextOptions
 from trio_offload._pickling.payload import Payload
-from trio_offload._process.record import Progress
+from trio_offload._process.record import Progress, RecordFile
 from trio_offload._statistics import WorkerStatistics
 from trio_offload._worker.call_sender import MAX_IN_FLIGHT
 from trio_offload._worker.launcher import Launcher
@@ -55,6 +56,13 @@ class FakeProcess:
     @property
     def ended(self) -> bool:
         return self.exitcode is not None
+
+    def send(self, number: int) -> bool:
+        return True
+
+    def poll(self) -> bool:
+        # It leaves no stack.
+        return True
 
 
 class Plan:
@@ -153,13 +161,13 @@ class FakeWorker:
         return self.plan.has_answers and bool(self.flight)
 
     async def answer(
-        self, cancellable: bool = True, spin: bool = False, looks_again: bool = False
+        self, cancellable: bool = True, spin: bool = False, deadline: trio.CancelScope | None = None
     ) -> tuple[Any, BaseException | None]:
         if not self.flight:
             raise RuntimeError("the worker has no call to answer")
         if self.retired:
             await self._leave()
-        result = await self._run(self.flight[0], cancellable)
+        result = await self._run(self.flight[0], cancellable, deadline)
         self.flight.popleft()
         if not self.flight:
             self.state = State.IDLE
@@ -170,7 +178,9 @@ class FakeWorker:
         self.state = State.RETIRING
         raise CallNotRun
 
-    async def _run(self, call: Payload, cancellable: bool) -> tuple[Any, BaseException | None]:
+    async def _run(
+        self, call: Payload, cancellable: bool, deadline: trio.CancelScope | None
+    ) -> tuple[Any, BaseException | None]:
         self.plan.calls.append((self, call.function))
         self.plan.running += 1
         try:
@@ -184,9 +194,10 @@ class FakeWorker:
                     await self._pass_gates(call)
             if self.plan.breaks:
                 raise BrokenWorkerError("it broke", self.process)  # type: ignore[arg-type]
-        except BaseException:
-            self.kill()
-            self._end(-9)
+        except BaseException as error:
+            if not isinstance(error, trio.Cancelled) or deadline is None or not deadline.cancel_called:
+                self.kill()
+                self._end(-9)
             raise
         finally:
             self.plan.running -= 1
@@ -234,6 +245,23 @@ class FakeWorker:
         self.given_up = True
         self.state = State.RETIRING
         self.kill()
+
+    @property
+    def record(self) -> RecordFile:
+        with closing(RecordFile()) as record:
+            return record
+
+    def trace_job(self, how: str) -> None:
+        pass
+
+    async def end_cancelled(self) -> None:
+        await self.end()
+
+    async def end_in_flight(self) -> None:
+        await self.end()
+
+    def explain_timeout(self, timeout: float, problem: str) -> WorkerTimeoutError:
+        return WorkerTimeoutError(f"it was not finished within {timeout:g} seconds", timeout)
 
     async def end(self) -> None:
         self.kill()

@@ -36,6 +36,7 @@ async def run_sync(
     kill_on_cancel: bool = False,
     cancellable: bool = False,
     limiter: Limiter | None = None,
+    timeout: float | None = None,  # noqa: ASYNC109  # as in the method
 ) -> ResultType:
     """Run ``sync_fn(*args)`` in a worker process and return its result.
 
@@ -58,15 +59,20 @@ async def run_sync(
         cancellable: Another name of ``kill_on_cancel``. Either is enough.
         limiter: An async context manager around the call, usually a :class:`trio.CapacityLimiter`.
             None means the :func:`current_default_worker_limiter`.
+        timeout: Seconds that the job may take, measured on the machine's clock, whatever clock Trio
+            uses. The time starts when a worker begins with the job: behind the wait for a token,
+            the start of a worker, and the import of ``sync_fn``. If the job takes longer, its
+            worker is killed, also without ``kill_on_cancel``. None means unlimited.
 
     Raises:
         BaseException: The job's exception, with its traceback, causes and notes.
+        WorkerTimeoutError: The job timed out. Its ``crash`` has the Python stack of that moment.
         RemoteError: The job raised an exception that cannot be pickled.
         BrokenWorkerError: The worker died before it answered.
         WorkerStartError: A worker could not be started.
     """
     return await current_context().run_sync(
-        sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter
+        sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter, timeout=timeout
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
@@ -14,12 +15,13 @@ from trio.lowlevel import checkpoint_if_cancelled, current_task
 from ._documented import documented
 from ._launch.select import launcher_for
 from ._limiter import Limiter, checked_limiter, current_default_worker_limiter
-from ._options import ContextOptions, check_count, map_settings, takes_map_options
+from ._options import ContextOptions, check_count, check_seconds, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
 from ._pool.cache import WorkerCache
-from ._pool.pool import MAX_LOST, WorkerPool, workers_lost
+from ._pool.pool import WorkerPool
 from ._pool.tracker import CallTracker
 from ._statistics import WorkerContextStatistics
+from ._worker.endings import MAX_LOST, workers_lost
 from ._worker.states import STARTING, CallNotRun
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         kill_on_cancel: bool = False,
         cancellable: bool = False,
         limiter: Limiter | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  # not Trio's clock, and not the whole call
     ) -> ResultType:
         """Run ``sync_fn(*args)`` in a worker of this context. See :func:`trio_offload.run_sync`.
 
@@ -92,14 +95,13 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         """
         if limiter is None:
             limiter = current_default_worker_limiter()
+        if timeout is not None:
+            return await _run_in_time(self, sync_fn, args, timeout, kill_on_cancel or cancellable, limiter)
         if type(limiter) is not CapacityLimiter:
             await checkpoint_if_cancelled()
             async with checked_limiter(limiter):
-                # Recursive, because Trio passes through each coroutine on the way at every step. A
-                # method for the part below would slow every call.
-                return await self.run_sync(
-                    sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=_PASSED
-                )
+                # Recursive: a method for the part below would slow every call.
+                return await self.run_sync(sync_fn, *args, kill_on_cancel=kill_on_cancel or cancellable, limiter=_PASSED)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
         task = current_task()
         calls, cache = self._calls, self._cache
@@ -134,14 +136,12 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                         worker.ask_to_retire()
                         self._pool.begin_spare()
                 except CallNotRun:
-                    # An idle worker may have retired. A new one should not exit. If each new
-                    # one does, this loop would start processes without end.
+                    # An idle worker may have retired. If each new one exits, this must end.
                     if new:
                         lost = [*(lost or ()), worker.process]
                         if len(lost) == MAX_LOST:
                             raise workers_lost(call.name, lost) from None
-                    # Also for a call that may not be cancelled, because it has not begun.
-                    await trio.lowlevel.checkpoint_if_cancelled()
+                    await checkpoint_if_cancelled()  # also if not cancellable: it has not begun
                     continue
                 finally:
                     cache.push(worker)
@@ -257,9 +257,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                 If a worker dies in a chunk, the item that killed it fails, and with it the items
                 before it. Items after it run in another worker. (Items of less than a microsecond
                 are counted in groups of up to 64. Such a group fails as a whole.)
-            timeout: Seconds that an item may take, measured on the machine's clock, whatever clock
-                Trio uses. The time starts when the worker has imported ``fn``. If an item takes
-                longer, its worker is killed. Requires a ``chunk_size`` of 1 or "auto".
+            timeout: Seconds that an item may take, as for :func:`run_sync`. Requires a
+                ``chunk_size`` of 1 or "auto".
             return_outcomes: If true, the iterator returns an :class:`outcome.Outcome` for each
                 item, with its value or its exception. If false, the first exception ends the
                 iteration. The iterator raises it after the results before it, and abandons all
@@ -351,3 +350,22 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
 
 # Stands for a limiter that has let the call pass.
 _PASSED: Final = trio.CapacityLimiter(1)
+
+
+async def _run_in_time(
+    context: WorkerContext,
+    sync_fn: Callable[..., ResultType],
+    args: tuple[Any, ...],
+    seconds: float,
+    cancellable: bool,
+    limiter: Limiter,
+) -> ResultType:
+    """As :meth:`WorkerContext.run_sync` with a timeout."""
+    check_seconds("timeout", seconds, positive=True)
+    if seconds == math.inf:
+        return await context.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=limiter)
+    from ._pool.timed_call import run_in_time  # few programs need it
+
+    await checkpoint_if_cancelled()
+    async with checked_limiter(limiter):
+        return await run_in_time(context._pool, sync_fn, args, seconds, cancellable)

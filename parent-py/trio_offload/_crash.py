@@ -1,4 +1,4 @@
-"""The record of a worker that died: as data, as text, as a file in ``crash_dir``."""
+"""The record of a worker that died, or timed out: as data, as text, as a file in ``crash_dir``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class CrashRecord:
     stack: str
     """Python stacks of all threads in the format of :mod:`faulthandler`, after a panic's message.
 
-    Empty after SIGKILL and :func:`os._exit`, which leave no time to write them.
+    Empty after SIGKILL and :func:`os._exit`, which leave no time to write them. A job that timed
+    out writes them before its worker is killed; ``stack_problem`` tells why they are missing.
     """
     rss: int | None = None
     """Resident memory in bytes, at most one ``report_interval`` before the end."""
@@ -62,6 +63,10 @@ class CrashRecord:
     """Index of the item of a ``map`` that it ran. None means another call, or unknown."""
     item: str | None = None
     """Start of the ``repr`` of that item."""
+    timeout: float | None = None
+    """Seconds that the job was allowed. None unless it timed out."""
+    stack_problem: str = ""
+    """Why the stack of a job that timed out is missing. Otherwise empty."""
 
     def note(self) -> str:
         """Return the text that a traceback shows."""
@@ -69,7 +74,10 @@ class CrashRecord:
         if self.rss is not None and self.peak_rss is not None:
             lines.append(f"It held {readable_size(self.rss)} at its last report, at most {readable_size(self.peak_rss)}.")
         if self.stack:
-            lines.append("What it left behind:\n" + "\n".join(f"  {line}".rstrip() for line in self.stack.splitlines()))
+            title = "What it left behind" if self.timeout is None else "Where it was when it timed out"
+            lines.append(f"{title}:\n" + "\n".join(f"  {line}".rstrip() for line in self.stack.splitlines()))
+        elif self.stack_problem:
+            lines.append(f"There is no Python stack: {self.stack_problem}.")
         elif self.signal is not None:
             lines.append(f"There is no Python stack: {self.signal.name} leaves no time to write one.")
         return "\n".join(filter(None, lines))

@@ -9,7 +9,7 @@
     │       └── LocateError       the executable or libpython was not found
     └── RemoteError               replaces an exception of a job that could not be pickled
     trio.TooSlowError
-    └── WorkerTimeoutError        an item of a map took longer than its timeout
+    └── WorkerTimeoutError        a job timed out: it took longer than its timeout
 """
 
 from __future__ import annotations
@@ -113,7 +113,14 @@ class WorkerStartError(BrokenWorkerError):
 
 @documented
 class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
-    """An item of a ``map`` took longer than its ``timeout``, and its worker was killed."""
+    """A job timed out: it took longer than its ``timeout``, and its worker was killed.
+
+    A note on the exception (PEP 678) has the Python stack of that moment. :attr:`crash` has the
+    same as data.
+    """
+
+    crash: CrashRecord | None = None
+    """The facts about the worker at that moment. Its ``stack`` tells where the job was."""
 
     def __init__(self, message: str, timeout: float) -> None:
         super().__init__(message, timeout)
@@ -123,7 +130,7 @@ class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
 
     @property
     def timeout(self) -> float:
-        """Seconds that the item was allowed."""
+        """Seconds that the job was allowed."""
         return float(self.args[1])
 
 

@@ -76,6 +76,7 @@ async def options() -> None:
     assert_type(await run_sync(shout, "hello", limiter=limiter), str)
     assert_type(await run_sync(shout, "hello", kill_on_cancel=True), str)
     assert_type(await run_sync(shout, "hello", cancellable=True), str)
+    assert_type(await run_sync(shout, "hello", timeout=2.5), str)
     # Any async context manager limits.
     assert_type(await run_sync(shout, "hello", limiter=trio.Lock()), str)
     assert_type(current_default_worker_limiter(), trio.CapacityLimiter)
@@ -113,6 +114,7 @@ async def maps() -> None:
         pass
     except WorkerTimeoutError as error:
         assert_type(error.timeout, float)
+        assert_type(error.crash, CrashRecord | None)
         assert_type(error.item_index, int | None)
     await send.aclose()
 

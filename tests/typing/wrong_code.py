@@ -21,6 +21,7 @@ async def wrong_arguments() -> None:
     await run_sync(shout, 5)  # type: ignore[arg-type]
     await run_sync(shout)  # type: ignore[arg-type]
     await run_sync(shout, "hello", "often")  # type: ignore[arg-type]
+    await run_sync(shout, "hello", timeout="long")  # type: ignore[arg-type]
     await run_sync(shout, "hello", 2, 3)  # type: ignore[arg-type]
     await run_sync("shout", "hello")  # type: ignore[arg-type]
     async with open_worker_context() as context:

@@ -586,15 +586,14 @@ async def test_answers_that_come_before_the_end_are_counted(line: Lifeline) -> N
     worker.submit(CALL)
     worker.flush()
     await line.pid()
-    assert worker._channel is not None
-    await worker._end_in_flight(worker._channel)
+    await worker.end_in_flight()
     assert worker.answered_too_late == 1
     assert worker.state is State.ENDED
     await line.ended()
 
 
-@pytest.mark.parametrize("looks_again", [True, False])
-async def test_an_answer_that_is_there_when_it_is_cancelled(looks_again: bool) -> None:
+@pytest.mark.parametrize("has_deadline", [True, False])
+async def test_an_answer_that_is_there_when_it_is_cancelled(has_deadline: bool) -> None:
     worker = await start_worker(math.inf)
     worker.submit(CALL)
     worker.flush()
@@ -603,8 +602,8 @@ async def test_an_answer_that_is_there_when_it_is_cancelled(looks_again: bool) -
     result = None
     with trio.CancelScope() as scope:
         scope.cancel()
-        result = await worker.answer(looks_again=looks_again)
-    assert result == ((5, None) if looks_again else None)
-    assert worker.state is (State.IDLE if looks_again else State.ENDED)
-    if looks_again:
+        result = await worker.answer(deadline=scope if has_deadline else None)
+    assert result == ((5, None) if has_deadline else None)
+    assert worker.state is (State.IDLE if has_deadline else State.ENDED)
+    if has_deadline:
         await see_off(worker)

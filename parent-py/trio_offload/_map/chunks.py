@@ -21,8 +21,7 @@ from trio_offload_worker._protocol.frames import Frame, Kind
 from .._exceptions import BrokenWorkerError
 from .._pickling import calls as _calls
 from .._pickling.payload import Payload, function_name
-from .._pool.pool import MAX_LOST, workers_lost
-from .._worker.endings import describe_ending, load_exception
+from .._worker.endings import MAX_LOST, describe_ending, load_exception, workers_lost
 from . import failures as _failures
 from .source import Chunk
 

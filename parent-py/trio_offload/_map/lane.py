@@ -6,13 +6,14 @@ import collections
 import contextlib
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from .. import _clock
 from .._exceptions import BrokenWorkerError, WorkerTimeoutError
 from .._worker.states import IDLE, RUNNING, CallNotRun
+from .._worker.time_limit import answer_in_time
 from . import chunks
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Lane:
                 if timeout is None:
                     result = await worker.answer()
                 else:
-                    result = await self._answer_in_time(since, timeout)
+                    result = await answer_in_time(worker, since, timeout)
             except (CallNotRun, BrokenWorkerError, WorkerTimeoutError) as error:
                 self._settle(error)
                 return
@@ -198,17 +199,6 @@ class Lane:
             self.in_flight.append(chunk)
         return True
 
-    async def _answer_in_time(self, since: float, seconds: float) -> tuple[Any, BaseException | None]:
-        worker = self._worker
-        with _clock.move_on_after(since + seconds - _clock.now()):
-            # On a busy machine the answer may be there before the expired deadline is seen. The
-            # worker has then gone on to the next item, which must not run twice.
-            return await worker.answer(looks_again=True)
-        raise WorkerTimeoutError(
-            f"an item was not finished within {seconds:g} seconds; worker {worker.process.pid}, which ran it, was killed",
-            seconds,
-        )
-
     def _settle(self, error: CallNotRun | BrokenWorkerError | WorkerTimeoutError) -> None:
         """Settle the chunks in flight of a worker that has ended or is exiting."""
         scheduler, worker, in_flight = self._scheduler, self._worker, self.in_flight
@@ -219,7 +209,7 @@ class Lane:
         first = in_flight.popleft()
         for place, chunk in enumerate(in_flight):
             if place < worker.answered_too_late:
-                chunks.fail(scheduler, chunk, self._describe_victim())
+                chunks.fail(scheduler, chunk, self._describe_victim(error))
             else:
                 scheduler.put_back(chunk)
         if isinstance(error, BrokenWorkerError):
@@ -227,14 +217,16 @@ class Lane:
         else:
             chunks.fail(scheduler, first, error)
 
-    def _describe_victim(self) -> WorkerTimeoutError:
+    def _describe_victim(self, cause: BrokenWorkerError | WorkerTimeoutError) -> WorkerTimeoutError:
         """Return the error of an item that may have begun before its worker was killed."""
         timeout = self._scheduler.timeout or 0.0
-        return WorkerTimeoutError(
-            f"the item before this one was not finished within {timeout:g} seconds; worker "
+        victim = WorkerTimeoutError(
+            f"the item before this one timed out: it was not finished within {timeout:g} seconds, and worker "
             f"{self._worker.process.pid}, which ran it, was killed, and may have begun this one by then",
             timeout,
         )
+        victim.crash = cause.crash
+        return victim
 
     def _resend(self, chunk: Chunk) -> None:
         scheduler = self._scheduler

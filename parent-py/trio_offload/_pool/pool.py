@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from trio_offload_worker._jobs.retire import RetireWhen
 
-from .._exceptions import BrokenWorkerError, WorkerStartError
+from .._exceptions import WorkerStartError
 from .._sizes import readable_limit, readable_size
 from .._worker.peer import logger
 from .._worker.states import IDLE, STARTING, CallNotRun
@@ -20,12 +19,9 @@ from .tracker import CallTracker, run_shielded
 
 if TYPE_CHECKING:
     from .._pickling.payload import Payload
-    from .._process.process import WorkerProcess
     from .._worker.launcher import Launcher
     from .._worker.worker import Worker
     from .keeper import Keeper
-
-MAX_LOST: Final = 5  # new workers that may exit before they begin one call
 
 
 class WorkerPool:
@@ -46,10 +42,11 @@ class WorkerPool:
             self.cache.on_use = self.keeper.notice
         self._warned = threading.Lock()  # taken by the first thread that warns
 
-    async def take(self) -> tuple[Worker, bool]:
+    async def take(self, cancellable: bool = True) -> tuple[Worker, bool]:
         """Return a worker that takes calls, and True if it is new. See :meth:`give_back`.
 
-        A checkpoint if a worker must be started. If that is cancelled, the worker is killed.
+        A checkpoint if a worker must be started. If that is cancelled, the worker is killed, unless
+        ``cancellable`` is false: then cancellation is deferred.
         """
         while True:
             worker = self.cache.pop()
@@ -58,7 +55,7 @@ class WorkerPool:
                 worker = self.launcher.begin()
             if worker.state is STARTING:
                 try:
-                    await self.finish(worker, True, ahead=not new)
+                    await self.finish(worker, cancellable, ahead=not new)
                 except CallNotRun:
                     self.cache.push(worker)
                     continue
@@ -212,12 +209,3 @@ class WorkerPool:
                 "Give more than the baseline",
                 stacklevel=2,
             )
-
-
-def workers_lost(function_name: str, lost: Sequence[WorkerProcess]) -> BrokenWorkerError:
-    """Return the error of a call whose new workers exited before they began it."""
-    return BrokenWorkerError(
-        f"{len(lost)} workers that were started for a call of {function_name} exited one after the other "
-        "before they had begun it. Does something that init starts end them?",
-        *lost,
-    )

@@ -186,6 +186,19 @@ class WorkerProcess:
         self._condemned = True
         self._attend()
 
+    def send(self, number: int) -> bool:
+        """Send a signal. Return False if the lock is taken. :meth:`poll` must follow."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._reap(os.WNOHANG):
+                if self._pidfd is not None and not is_pidfd_of(self._pidfd, self.pid):
+                    self._forget_pidfd()
+                self._send_signal(number)
+        finally:
+            self._lock.release()
+        return True
+
     def abandon(self) -> None:
         """Forget the process in a fork of this program, whose child it is not."""
         # Threads that held the lock, or waited, do not exist in the fork.

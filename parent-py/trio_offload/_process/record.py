@@ -89,6 +89,13 @@ class RecordFile:
             logger.warning("the record of a worker's death cannot be read: %s", error)
             return ""
 
+    def size(self) -> int:
+        """Return the size in bytes; 0 if it is unknown."""
+        try:
+            return os.fstat(self._descriptor).st_size
+        except OSError:
+            return 0
+
     def close(self) -> None:
         """Close the file. May be called again."""
         if self._descriptor != -1:

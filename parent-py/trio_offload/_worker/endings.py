@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from trio_offload_worker._jobs.notes import add_note
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # PROTOCOL.md, "The worker's exit codes". A sentinel that is a process ends the worker by a signal.
 MEMORY_LIMIT_EXITS: Final = (7, -signal.SIGKILL)
+MAX_LOST: Final = 5  # new workers that may exit before they begin one call
 _STAGES: Final = {
     "unpickle": "(while the worker unpickled the function and its arguments)",
     "pickle": "(while the worker pickled the result)",
@@ -121,6 +122,15 @@ def describe_failed_start(
     elif stack:
         hint = f". What it left behind:\n{stack}"
     return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
+
+
+def workers_lost(function_name: str, lost: Sequence[WorkerProcess]) -> BrokenWorkerError:
+    """Return the error of a call whose new workers exited before they began it."""
+    return BrokenWorkerError(
+        f"{len(lost)} workers that were started for a call of {function_name} exited one after the other "
+        "before they had begun it. Does something that init starts end them?",
+        *lost,
+    )
 
 
 def load_exception(frame: Frame) -> BaseException:

@@ -97,11 +97,16 @@ class Peer:
         return grant is not None
 
     @property
-    def record_identity(self) -> tuple[int, int]:
-        """The identity of its record, in which a chunk counts its items."""
+    def record(self) -> _record.RecordFile:
+        """Its record. It has none after its end."""
         if self._record is None:
             raise RuntimeError("the worker has no record")
-        return self._record.identity()
+        return self._record
+
+    @property
+    def record_identity(self) -> tuple[int, int]:
+        """The identity of its record, in which a chunk counts its items."""
+        return self.record.identity()
 
     def give_up(self) -> None:
         """Kill a worker whose start is not awaited any more. :meth:`gone` or a wait must follow."""

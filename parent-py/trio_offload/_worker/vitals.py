@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._jobs.retire import RetireWhen
 from trio_offload_worker._protocol.frames import Frame
 
 from .. import _crash
-from .._exceptions import BrokenWorkerError, WorkerStartError
+from .._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutError
 from .._process import oom as _oom
 from .._process import record as _record
 from .._sizes import readable_limit, readable_size
@@ -183,9 +183,66 @@ class Vitals:
             when: the end of the message's first clause.
         """
         limit, stack = _record.parse_record(left_behind)
+        crash = self._crash_record(process, stack, function, item, began)
+        # A new worker may get its first call before the counters are read.
+        since = began if self.jobs else self.started
+        error = judge_death(process, when, limit, crash, self._kills, since, self._options.memory_limit)
+        self.trace_job(process.pid, function, began, type(error).__name__)
+        self._publish(error, crash)
+        return error
+
+    def explain_timeout(
+        self,
+        process: WorkerProcess,
+        left_behind: str,
+        function: str | None,
+        item: tuple[int, str] | None,
+        began: float,
+        timeout: float,
+        problem: str,
+    ) -> WorkerTimeoutError:
+        """Return the error for a job that timed out. Its worker has been killed for that.
+
+        Args:
+            process: its process, reaped.
+            left_behind: the text of its record.
+            function: name of the function that it ran.
+            item: index and text of the item of a map that it ran.
+            began: start of the call, on the clock of time.monotonic().
+            timeout: seconds that the job was allowed.
+            problem: why the stack is missing.
+        """
+        _, stack = _record.parse_record(left_behind)
+        crash = self._crash_record(
+            process, stack, function, item, began, timeout=timeout, stack_problem="" if stack else problem
+        )
+        error = WorkerTimeoutError(
+            f"{function} timed out: it was not finished within {timeout:g} seconds, and worker {process.pid}, which ran it, "
+            "was killed",
+            timeout,
+        )
+        self._publish(error, crash)
+        return error
+
+    def _publish(self, error: BrokenWorkerError | WorkerTimeoutError, crash: _crash.CrashRecord) -> None:
+        """Attach a record to its error, and keep it in the context's ``crash_dir``."""
+        error.crash = crash
+        add_note(error, crash.note())
+        if self._options.crash_dir is not None:
+            _crash.save_crash_record(crash, self._options.crash_dir)
+
+    def _crash_record(
+        self,
+        process: WorkerProcess,
+        stack: str,
+        function: str | None,
+        item: tuple[int, str] | None,
+        began: float,
+        **more: Any,
+    ) -> _crash.CrashRecord:
         figures = self.figures
         index, text = item or (None, None)
-        crash = _crash.CrashRecord(
+        return _crash.CrashRecord(
             pid=process.pid,
             exitcode=process.exitcode,
             signal=process.signal,
@@ -199,13 +256,5 @@ class Vitals:
             stderr=_crash.stderr_since(self._stderr_size),
             item_index=index,
             item=text,
+            **more,
         )
-        # A new worker may get its first call before the counters are read.
-        since = began if self.jobs else self.started
-        error = judge_death(process, when, limit, crash, self._kills, since, self._options.memory_limit)
-        error.crash = crash
-        add_note(error, crash.note())
-        self.trace_job(process.pid, function, began, type(error).__name__)
-        if self._options.crash_dir is not None:
-            _crash.save_crash_record(crash, self._options.crash_dir)
-        return error

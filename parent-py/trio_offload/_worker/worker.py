@@ -24,7 +24,7 @@ from trio.lowlevel import cancel_shielded_checkpoint
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, Kind, WireError
 
-from .._exceptions import BrokenWorkerError
+from .._exceptions import BrokenWorkerError, WorkerTimeoutError
 from .._pickling import calls as _calls
 from .._pickling import payload as _payload
 from .._process.start import warn_of_missing_guarantees
@@ -137,7 +137,7 @@ class Worker(CallSender):
 
     # Not keyword-only: such parameters are looked up by name at each call.
     async def answer(
-        self, cancellable: bool = True, spin: bool = False, looks_again: bool = False
+        self, cancellable: bool = True, spin: bool = False, deadline: trio.CancelScope | None = None
     ) -> tuple[Any, BaseException | None]:
         """Return the outcome of the oldest call in flight.
 
@@ -147,8 +147,8 @@ class Worker(CallSender):
         Args:
             cancellable: False to defer cancellation.
             spin: poll before waiting. Right for calls that may take microseconds.
-            looks_again: return an answer that has arrived although this is cancelled. The next
-                checkpoint raises the cancellation again.
+            deadline: a scope that must not kill the worker: :func:`answer_in_time` does. An answer
+                that has arrived is returned although this is cancelled.
 
         Returns:
             A result and None, or None and an exception: a tuple is cheaper than an ``outcome``.
@@ -211,7 +211,7 @@ class Worker(CallSender):
             while type(answer) is Frame and self._handle_aside(answer):
                 answer = await channel.receive(cancellable=cancellable, start=header)
         except BaseException as error:
-            answer = await self._end_for(error, channel, looks_again)
+            answer = await self._end_for(error, channel, deadline)
             if answer is None:
                 raise
         # The next frame is read after this one has been unpickled: a segment may lie in the
@@ -246,7 +246,7 @@ class Worker(CallSender):
         if is_job:
             self._vitals.jobs += 1
             if self._is_traced:
-                self._trace_job("ok" if raised is None else "raised")
+                self.trace_job("ok" if raised is None else "raised")
         if behind:
             # The next call has begun now, as far as the parent can tell.
             self._running, self._header = behind.popleft()
@@ -258,11 +258,10 @@ class Worker(CallSender):
             self.expires_at = time.monotonic() + self._idle_timeout
         return result
 
-    async def _end_for(self, error: BaseException, channel: Channel, looks_again: bool) -> Frame | memoryview | None:
-        """End the worker after an error, and raise the error of the call.
-
-        Return an answer that has arrived all the same, or None to raise the original error.
-        """
+    async def _end_for(
+        self, error: BaseException, channel: Channel, limit: trio.CancelScope | None
+    ) -> Frame | memoryview | None:
+        """End the worker. Raise the call's error, or return an answer that has arrived."""
         name = self.running_function
         if isinstance(error, EndOfStream):
             if self._sent < self._calls - len(self._behind):
@@ -283,22 +282,31 @@ class Worker(CallSender):
                 self.process,
             ) from error
         answer: Frame | memoryview | None = None
-        if looks_again and isinstance(error, trio.Cancelled) and not self._unsent:
+        limit = limit if isinstance(error, trio.Cancelled) else None
+        if limit is not None and not self._unsent:
             with contextlib.suppress(EndOfStream, WireError):
                 answer = self._poll(channel, self._header)
-        if answer is None:
-            self._trace_job("cancelled")
-            await (self._end_in_flight(channel) if self._behind else self.end())
+        if answer is None and (limit is None or not limit.cancel_called):
+            await self.end_cancelled()
         return answer
 
-    async def _end_in_flight(self, channel: Channel) -> None:
+    async def end_cancelled(self) -> None:
+        """Kill a worker whose call was cancelled."""
+        self.trace_job("cancelled")
+        await (self.end_in_flight() if self._behind else self.end())
+
+    def explain_timeout(self, timeout: float, problem: str) -> WorkerTimeoutError:
+        """Return the error of a call that timed out, once the worker has ended."""
+        return self._vitals.explain_timeout(self.process, self.left_behind, *self._job(), timeout, problem)
+
+    async def end_in_flight(self) -> None:
         """As :meth:`end`, and count the calls in flight that were answered before the end."""
         try:
-            if self._process is not None:
+            if self._process is not None and self._channel is not None:
                 self._process.kill()
                 await wait_unconditionally(self._process)
                 try:
-                    while (frame := self.receive_nowait(channel)) is not None:
+                    while (frame := self.receive_nowait(self._channel)) is not None:
                         self.answered_too_late += frame.kind is Kind.RESULT or frame.kind is Kind.RAISED
                 except (EndOfStream, WireError):
                     pass
@@ -325,11 +333,15 @@ class Worker(CallSender):
 
     def _broken(self, when: str) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system."""
-        origin = None if self._running is None else self._running.origin
-        item = None if origin is None else origin.item_at(self.progress)
-        return self._vitals.explain_death(self.process, self.left_behind, self.running_function, item, self._began, when)
+        return self._vitals.explain_death(self.process, self.left_behind, *self._job(), when)
 
-    def _trace_job(self, how: str) -> None:
+    def _job(self) -> tuple[str | None, tuple[int, str] | None, float]:
+        """Return the running function's name, the item of a map that it runs, and its beginning."""
+        origin = None if self._running is None else self._running.origin
+        return self.running_function, None if origin is None else origin.item_at(self.progress), self._began
+
+    def trace_job(self, how: str) -> None:
+        """Write the oldest call in flight to the trace."""
         self._vitals.trace_job(self.process.pid, self.running_function, self._began, how)
 
     def _handle_report(self, frame: Frame) -> None:

@@ -59,12 +59,16 @@ impl Waker {
     }
 }
 
-/// Clear a wakeup from a descriptor of [`Waker::listen`].
-pub fn clear_wakeup(waker: BorrowedFd<'_>) {
+/// Clear a wakeup from a descriptor of [`Waker::listen`]. Return true if another process has sent
+/// the signal: the parent asks for the stacks, and either thread may receive that.
+pub fn clear_wakeup(waker: BorrowedFd<'_>) -> bool {
+    /// `ssi_pid` of `signalfd_siginfo` (signalfd(2)): the process that sent the signal.
+    const SENDER: usize = 12;
     let mut bytes = [0_u8; 128];
     // SAFETY: the pointer and the length belong to the array, which is as long as one
     // `signalfd_siginfo`.
-    unsafe { libc::read(waker.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+    let count = unsafe { libc::read(waker.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+    count > 0 && bytes[SENDER..SENDER + 4] != std::process::id().to_ne_bytes()
 }
 
 /// The kernel's ID of the calling thread.

@@ -125,8 +125,8 @@ impl Sentinel {
     }
 
     fn answer_bell(&mut self) {
-        if let Some(waker) = &self.waker {
-            os::threads::clear_wakeup(waker.as_fd());
+        if self.waker.as_ref().is_some_and(|waker| os::threads::clear_wakeup(waker.as_fd())) {
+            os::signals::ask_for_stacks();
         }
         if self.next_tick.is_none() {
             self.next_tick = self.interval().map(|interval| Instant::now() + interval);

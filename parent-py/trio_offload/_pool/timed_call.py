@@ -1,0 +1,96 @@
+"""A call with a timeout: :meth:`WorkerContext.run_sync` without its warm path.
+
+The time begins when a worker begins with the job, as in ``map``: behind the wait for a token, the
+worker's start, and the import of the function.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import trio
+
+from trio_offload_worker._jobs import chunks as _worker_side
+
+from .. import _clock
+from .._pickling.calls import dump_call, dump_call_to_fork, dump_chunk
+from .._worker.endings import MAX_LOST, workers_lost
+from .._worker.states import CallNotRun
+from .._worker.time_limit import answer_in_time
+
+if TYPE_CHECKING:
+    from .._process.process import WorkerProcess
+    from .._worker.worker import Worker
+    from .pool import WorkerPool
+
+ResultType = TypeVar("ResultType")
+
+# What each worker has imported for such calls.
+_imported: Final[weakref.WeakKeyDictionary[Worker, weakref.WeakSet[Any]]] = weakref.WeakKeyDictionary()
+
+
+async def run_in_time(
+    pool: WorkerPool, sync_fn: Callable[..., ResultType], args: tuple[Any, ...], seconds: float, cancellable: bool
+) -> ResultType:
+    """Run ``sync_fn(*args)`` in a worker of the pool, and end the worker if that takes longer.
+
+    The caller holds a token, and has executed a checkpoint.
+
+    Raises:
+        WorkerTimeoutError: the job timed out.
+    """
+    key = pool.calls.enter(trio.lowlevel.current_task())
+    try:
+        to_fork = pool.launcher.inherits_main
+        call = (dump_call_to_fork if to_fork else dump_call)(sync_fn, args)
+        lost: list[WorkerProcess] = []
+        while True:
+            worker, new = await pool.take(cancellable)
+            try:
+                await _import_in(worker, sync_fn, to_fork, cancellable)
+                worker.submit(call)
+                value, error = await answer_in_time(worker, _clock.now(), seconds, cancellable=cancellable, spin=True)
+            except CallNotRun:
+                # As in `WorkerContext.run_sync`.
+                if new:
+                    lost.append(worker.process)
+                if len(lost) == MAX_LOST:
+                    raise workers_lost(call.name, lost) from None
+                await trio.lowlevel.checkpoint_if_cancelled()
+                continue
+            finally:
+                pool.give_back(worker)
+            if error is None:
+                result: ResultType = value
+                return result
+            try:
+                raise error
+            finally:
+                # It refers to this frame. Without this, the cycle would keep it alive.
+                error = None
+    finally:
+        pool.calls.leave(key)
+
+
+async def _import_in(worker: Worker, function: Callable[..., Any], to_fork: bool, cancellable: bool) -> None:
+    """Let a worker import the function, once. An error is ignored: the call will have the same."""
+    part = _importable_part(function)
+    known = _imported.setdefault(worker, weakref.WeakSet())
+    if part not in known:
+        worker.submit(dump_chunk(_worker_side.prepare, part, (), to_fork=to_fork), prepares=True)
+        await worker.answer(cancellable, True)
+        known.add(part)
+
+
+def _importable_part(function: Any) -> Any:
+    """Return the function, or its class, without the data that it is bound to."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    owner = getattr(function, "__self__", None)
+    if isinstance(function, types.MethodType):
+        return owner if isinstance(owner, type) else type(owner)
+    return function if isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)) else type(function)
