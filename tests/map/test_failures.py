@@ -219,6 +219,20 @@ async def test_items_live_no_longer_than_they_must(plan: Plan, chunk_size: int, 
             await results.__anext__()
 
 
+async def test_an_idle_worker_has_forgotten_the_items(plan: Plan) -> None:
+    """Another call may kill it while the lane feeds the next worker."""
+    plan.gate("a").set()
+    async with trio_offload.map(pass_gate, ["a", "b"], workers=1) as results:
+        assert await results.__anext__() == "a"
+        await wait_all_tasks_blocked()
+        (worker,) = plan.workers
+        assert [chunk.item_at(worker.progress) for chunk in worker.items_in_flight] == [(1, "'b'")]  # type: ignore[attr-defined]
+        plan.gate("b").set()
+        assert await results.__anext__() == "b"
+        await wait_all_tasks_blocked()
+        assert worker.items_in_flight == ()  # type: ignore[attr-defined]
+
+
 # --- from outside --------------------------------------------------------------------------------
 
 

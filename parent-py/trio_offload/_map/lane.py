@@ -79,12 +79,14 @@ class Lane:
                 raise
             self._worker = worker
             self.in_flight.clear()
+            worker.items_in_flight = self.in_flight
             scheduler.had_worker = True
             try:
                 if await self._prepare(chunk):
                     await self._feed(chunk)
             finally:
                 del self._worker
+                worker.items_in_flight = ()
                 if worker.state is RUNNING:
                     # Cancelled between two answers.
                     await worker.end()
@@ -187,7 +189,6 @@ class Lane:
         payload = chunks.dump(scheduler, scheduler.task, chunk, record)
         if payload is not None:
             chunk.sent = sum(payload.lengths)
-            payload.origin = chunk
             try:
                 self._worker.submit(payload)
             except CallNotRun:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final
 
 import attrs
 
 from trio_offload_worker._protocol.frames import Buffer
 
-if TYPE_CHECKING:
-    from .._process.record import Progress
-
 # Bytes. More than the pickler gathers into one frame: a larger part is one object's data.
 SMALL: Final = 128 * 1024
 MAIN: Final = b"__main__"
-
-
-class Origin(Protocol):
-    """The items of a call, in words for the record of a crash."""
-
-    def item_at(self, progress: Progress) -> tuple[int, str] | None:
-        """Return the index and the text of the item that a worker runs. None means unknown."""
 
 
 @attrs.define
@@ -38,8 +28,6 @@ class Payload:
     """Type of each segment. Empty if all are memory."""
     small: bool = False
     """True if the payload is one ``bytes`` that is cheap to copy."""
-    origin: Origin | None = None
-    """The items of a call of ``map``. None means another call."""
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from os import geteuid
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import outcome
 import trio
@@ -23,9 +23,19 @@ from .peer import Peer
 from .states import IDLE, RUNNING, CallNotRun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .._interpreter.main_snapshot import MainSnapshot
+    from .._process.record import Progress
 
 MAX_IN_FLIGHT: Final = 16  # calls
+
+
+class ItemsOfCall(Protocol):
+    """The items of a map that travel in one call."""
+
+    def item_at(self, progress: Progress) -> tuple[int, str] | None:
+        """Return the index and the text of the item that a worker runs. None means unknown."""
 
 
 class CallSender(Peer):
@@ -47,6 +57,7 @@ class CallSender(Peer):
         "_sent",
         "_unsent",
         "is_watched",
+        "items_in_flight",
         "main_snapshot",
         "retires",
         "sent_settings",
@@ -66,6 +77,9 @@ class CallSender(Peer):
         self._began = time.monotonic()
         # The calls behind the running one with their headers, the oldest first.
         self._behind: collections.deque[tuple[_payload.Payload, bytes]] = collections.deque()
+        # The items of the calls in flight, kept by a lane of a map. They are no part of a payload,
+        # because each call would pay for that.
+        self.items_in_flight: Sequence[ItemsOfCall] = ()
         # Data that the socket has not taken yet.
         self._unsent: list[Buffer] = []
         # Number of a call that prepares for jobs and is not counted as one.

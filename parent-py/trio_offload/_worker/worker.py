@@ -337,8 +337,8 @@ class Worker(CallSender):
 
     def _job(self) -> tuple[str | None, tuple[int, str] | None, float]:
         """Return the running function's name, the item of a map that it runs, and its beginning."""
-        origin = None if self._running is None else self._running.origin
-        return self.running_function, None if origin is None else origin.item_at(self.progress), self._began
+        item = self.items_in_flight[0].item_at(self.progress) if self.items_in_flight else None
+        return self.running_function, item, self._began
 
     def trace_job(self, how: str) -> None:
         """Write the oldest call in flight to the trace."""
