@@ -242,8 +242,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         The iteration, by one task, is a checkpoint when it waits, and once for each chunk.
 
         Args:
-            fn: A synchronous callable that can be pickled, as for :func:`run_sync`. It is pickled
-                for each chunk, with the arguments that a partial has bound.
+            fn: A synchronous callable that can be pickled, as for :func:`run_sync`. A partial
+                is sent once to each worker, with its arguments. Any other is sent with each chunk.
             items: An iterable or an async iterable. It may be endless, because it is read only as
                 far as ``window`` allows. An iterable is read in the event loop, so its ``__next__``
                 must be quick. An async generator is closed at the end.
@@ -284,8 +284,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         The iterator raises an item's exception, with the item in its note and its attributes
         ``item`` and ``item_index`` (from 0). These are the exceptions of :func:`run_sync`, and
         :exc:`WorkerTimeoutError`. Other exceptions end the iteration, also with
-        ``return_outcomes``: :exc:`WorkerStartError`, exceptions raised by ``items``, and
-        the error of a main script that workers cannot load (it lacks the guard, for example).
+        ``return_outcomes``: :exc:`WorkerStartError`, and errors of ``items`` or the main script.
         """
         from ._map.map import Map  # not needed by programs without a map
 

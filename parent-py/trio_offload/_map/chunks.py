@@ -6,6 +6,7 @@ for the part of a chunk that is sent again.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import reprlib
@@ -23,6 +24,7 @@ from .._pickling import calls as _calls
 from .._pickling.payload import Payload, function_name
 from .._worker.endings import MAX_LOST, describe_ending, load_exception, workers_lost
 from . import failures as _failures
+from .holding import Held
 from .source import Chunk
 
 if TYPE_CHECKING:
@@ -60,6 +62,12 @@ class Task:
     dump_call: Callable[..., Payload]
     numbers: itertools.count[int]
     """Numbers of chunks. Workers write them into their records."""
+    held: Held | None
+    """The function, if workers hold it."""
+
+    def for_holder(self) -> Task:
+        """Return the task as a worker gets it that holds the function."""
+        return self if self.held is None else attrs.evolve(self, function=self.held)
 
 
 def make_task(function: Callable[..., Any], *, unpacks: bool, to_fork: bool, measures: bool, small: bool) -> Task:
@@ -72,11 +80,14 @@ def make_task(function: Callable[..., Any], *, unpacks: bool, to_fork: bool, mea
         small,
         _calls.dump_call_to_fork if to_fork else _calls.dump_call,
         itertools.count(int.from_bytes(os.urandom(7), "big")),
+        Held(function) if type(function) is functools.partial else None,
     )
 
 
 def dump_import(task: Task) -> Payload:
-    """Return a call that imports the function in the worker."""
+    """Return a call that imports the function in the worker, or lets it hold the function."""
+    if task.held is not None:
+        return task.held.dump(to_fork=task.to_fork)
     return _calls.dump_chunk(_worker_side.prepare, task.function, (), to_fork=task.to_fork)
 
 

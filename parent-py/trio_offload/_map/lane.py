@@ -58,6 +58,8 @@ class Lane:
     _worker: Worker
     _is_new: bool
     """True until the worker, which was started for this lane, has answered."""
+    _task: chunks.Task
+    """The map's task, as this worker gets it."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scope = trio.CancelScope()
@@ -93,12 +95,16 @@ class Lane:
                 pool.give_back(worker)
 
     async def _prepare(self, chunk: Chunk) -> bool:
-        """Let the worker import the function, so that an item's time does not include the import.
+        """Let the worker import or hold the function, so that an item's time does not include that.
 
         Return True if the worker takes the chunk.
         """
         scheduler, worker = self._scheduler, self._worker
-        if scheduler.timeout is None or worker in scheduler.prepared:
+        self._task, held = scheduler.task, scheduler.task.held
+        if held is None and (scheduler.timeout is None or worker in scheduler.prepared):
+            return True
+        if held is not None and held.is_in(worker):
+            self._task = self._task.for_holder()
             return True
         scheduler.prepared.add(worker)
         try:
@@ -106,6 +112,9 @@ class Lane:
             # Most outcomes are ignored: the item will have the same.
             _, problem = await worker.answer()
             chunks.refuse_main(problem)
+            if held is not None and problem is None:
+                held.note(worker)
+                self._task = self._task.for_holder()
         except CallNotRun:
             self._resend(chunk)
         except BrokenWorkerError as error:
@@ -186,7 +195,7 @@ class Lane:
         Return False if the worker is exiting. It is given back once it has answered.
         """
         scheduler = self._scheduler
-        payload = chunks.dump(scheduler, scheduler.task, chunk, record)
+        payload = chunks.dump(scheduler, self._task, chunk, record)
         if payload is not None:
             chunk.sent = sum(payload.lengths)
             try:

@@ -127,6 +127,9 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
             if not is_interrupt(problem):
                 raise
             raise KeyboardInterrupt from None
+        finally:
+            if self.task.held is not None:
+                await self.task.held.release(self.pool, [*self.prepared])
         if error is None and self._close_error is not None:
             raise self._close_error
 

@@ -130,6 +130,18 @@ class WorkerCache:
             self.on_use()
         return worker
 
+    def take(self, worker: Worker) -> bool:
+        """Remove this worker, if it is idle. Return False otherwise."""
+        try:
+            self._idle.remove(worker)
+        except (ValueError, IndexError):
+            # Another call has it, or other threads have changed the queue meanwhile.
+            return False
+        if worker.state is IDLE and not worker.process.ended:
+            return True
+        self.push(worker)
+        return False
+
     def _pop_spare(self) -> Worker | None:
         try:
             return self._spares.pop()

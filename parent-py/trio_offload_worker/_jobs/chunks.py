@@ -125,6 +125,26 @@ def prepare(function: Callable[[Any], Any], nothing: tuple[()]) -> None:
     """Make the worker import the function: the pickle of a call refers to it."""
 
 
+def hold(function: Callable[..., Any], number: tuple[int]) -> None:
+    """Keep a function, with all that it binds, for the chunks that name it. It replaces another."""
+    global _held
+    _held = number[0], function
+
+
+def held(number: int) -> Callable[..., Any]:
+    """Return the function that :func:`hold` kept."""
+    if _held is None or _held[0] != number:
+        raise LookupError("this worker does not hold the function of this map; this is an error in trio-offload")
+    return _held[1]
+
+
+def release(number: int) -> None:
+    """Drop the function that :func:`hold` kept."""
+    global _held
+    if _held is not None and _held[0] == number:
+        _held = None
+
+
 class Chunk:
     """The outcome of a chunk. It pickles as an :data:`Outcome`.
 
@@ -336,5 +356,6 @@ _FRAME_INSPECTORS: Final = (builtins.eval, builtins.exec, builtins.vars, builtin
 # State of this process: the mapped record, and whether it is a fork made while a chunk ran.
 _progress: tuple[tuple[int, int], Any] | None = None
 _forked = False
+_held: tuple[int, Callable[..., Any]] | None = None
 _remaining: list[Any] = []
 os.register_at_fork(after_in_child=_note_fork)
