@@ -148,6 +148,21 @@ def test_leaky_parser(tmp_path: Path) -> None:
     assert len({event["tid"] for event in events if event["name"] == "thread_name"}) >= workers
 
 
+def test_many_files(tmp_path: Path) -> None:
+    """The second run does what the first one left, and the files that failed."""
+    first = run_example("many_files.py", tmp_path, "data", "1500").splitlines()
+    assert first == ["2000 files, 2000 to do", "stopped after 1500"]
+    begin, *said = run_example("many_files.py", tmp_path, "data").splitlines()
+    assert re.fullmatch(r"2000 files, 50[0-4] to do", begin)
+    printed = (EXAMPLES / "many_files.py").read_text().partition("ended: ")[2].partition("\n\n")[0].splitlines()
+    assert said == ["ended: " + printed[0], *(line[4:] for line in printed[1:])]
+    lines = [json.loads(line) for line in (tmp_path / "data" / "results.jsonl").read_text().splitlines()]
+    finished = [line["file"] for line in lines if line["ok"]]
+    assert len(set(finished)) == len(finished) == 1996
+    crashes = [json.loads(file.read_text()) for file in (tmp_path / "data" / "crashes").iterdir()]
+    assert any("in parse" in crash["stack"] for crash in crashes)
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short_and_guarded(path: Path) -> None:
     text = path.read_text()
