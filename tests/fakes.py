@@ -15,7 +15,7 @@ from trio_offload import BrokenWorkerError, WorkerTimeoutError
 from trio_offload._options import ContextOptions
 from trio_offload._pickling.payload import Payload
 from trio_offload._process.record import Progress, RecordFile
-from trio_offload._statistics import WorkerStatistics
+from trio_offload._statistics import WorkerContextCounters, WorkerStatistics
 from trio_offload._worker.call_sender import MAX_IN_FLIGHT
 from trio_offload._worker.launcher import Launcher
 from trio_offload._worker.states import CallNotRun, State
@@ -119,6 +119,7 @@ class FakeWorker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.had_call = False
+        self.returned = 0
         self.state = State.STARTING
         self.process = FakeProcess()
         self.expires_at = math.inf
@@ -169,6 +170,7 @@ class FakeWorker:
             await self._leave()
         result = await self._run(self.flight[0], cancellable, deadline)
         self.flight.popleft()
+        self.returned += 1
         if not self.flight:
             self.state = State.IDLE
         return result
@@ -226,6 +228,9 @@ class FakeWorker:
 
     def will_retire(self, ahead: int = 0) -> bool:
         return self.plan.foreseen
+
+    def counters(self) -> WorkerContextCounters:
+        return WorkerContextCounters(calls_returned=self.returned)
 
     def statistics(self) -> WorkerStatistics:
         running = self.state is State.RUNNING

@@ -46,6 +46,7 @@ OURS = [
     "CrashRecord",
     "LocateError",
     "RemoteError",
+    "WorkerContextCounters",
     "WorkerContextStatistics",
     "WorkerMemoryError",
     "WorkerStartError",
@@ -360,6 +361,7 @@ WITH_ATTRIBUTES = {
     "RemoteError": ["item", "item_index"],
     "CrashRecord": fields_of(trio_offload.CrashRecord),
     "WorkerStatistics": fields_of(trio_offload.WorkerStatistics),
+    "WorkerContextCounters": fields_of(trio_offload.WorkerContextCounters),
     "WorkerContextStatistics": fields_of(trio_offload.WorkerContextStatistics),
 }
 

@@ -17,7 +17,7 @@ from ._default import (
 from ._exceptions import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
 from ._limiter import current_default_worker_limiter
 from ._options import WorkerType
-from ._statistics import WorkerContextStatistics, WorkerStatistics
+from ._statistics import WorkerContextCounters, WorkerContextStatistics, WorkerStatistics
 from ._version import __version__ as __version__
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "LocateError",
     "RemoteError",
     "WorkerContext",
+    "WorkerContextCounters",
     "WorkerContextStatistics",
     "WorkerMemoryError",
     "WorkerStartError",

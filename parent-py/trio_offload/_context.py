@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
@@ -99,7 +100,9 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             return await _run_in_time(self, sync_fn, args, timeout, kill_on_cancel or cancellable, limiter)
         if type(limiter) is not CapacityLimiter:
             await checkpoint_if_cancelled()
+            began = time.monotonic()
             async with checked_limiter(limiter):
+                self._pool.note_wait(began)
                 # Recursive: a method for the part below would slow every call.
                 return await self.run_sync(sync_fn, *args, kill_on_cancel=kill_on_cancel or cancellable, limiter=_PASSED)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
@@ -108,14 +111,14 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         if limiter is _PASSED:
             pass
         elif calls.entered and limiter.borrowed_tokens >= limiter.total_tokens:
-            await limiter.acquire_on_behalf_of(task)
+            await self._pool.acquire(limiter, task)
         else:
             await checkpoint_if_cancelled()
             try:
                 limiter.acquire_on_behalf_of_nowait(task)
             except trio.WouldBlock:
                 # A free token is reserved for a task that waits.
-                await limiter.acquire_on_behalf_of(task)
+                await self._pool.acquire(limiter, task)
         try:
             calls.enter(task)
             call = self._dump_call(sync_fn, args)
@@ -124,7 +127,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                 worker = cache.pop()
                 new = worker is None
                 if worker is None:
-                    worker = self._launcher.begin(call)
+                    worker = self._pool.begin(call)
                 try:
                     if worker.state is STARTING:
                         await self._pool.finish(worker, kill_on_cancel or cancellable, call, not new)
@@ -319,10 +322,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
     @trio.lowlevel.enable_ki_protection
     def statistics(self) -> WorkerContextStatistics:
         """Return the numbers of idle and busy workers, and a record for each worker."""
-        self._cache.settle()
-        return WorkerContextStatistics(
-            idle_workers=len(self._cache), running_workers=self._calls.running, workers=self._cache.statistics()
-        )
+        return self._pool.statistics()
 
     @trio.lowlevel.enable_ki_protection
     async def prewarm(self, workers: int) -> int:

@@ -154,10 +154,6 @@ def _check_interval(options: object, attribute: "attrs.Attribute[float]", value:
     check_seconds(attribute.name, value, at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
 
 
-def _check_count_or_zero(options: object, attribute: "attrs.Attribute[int]", value: object) -> None:
-    check_count(attribute.name, value, at_least=0)
-
-
 def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     if not callable(value):
         raise TypeError(f"{attribute.name} must be a callable that takes no arguments, got {value!r}")
@@ -191,9 +187,8 @@ def _check_names(options: "ContextOptions", attribute: "attrs.Attribute[tuple[st
 def _check_modules(options: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
     for name in value:
         if name == "__main__":
-            raise ValueError(
-                f"{attribute.name} must not contain '__main__'. Workers load the main script when a job needs it"
-            )
+            why = "Workers load the main script when a job needs it"
+            raise ValueError(f"{attribute.name} must not contain '__main__'. {why}")
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"{attribute.name} must contain full module names like 'package.module', got {name!r}")
 
@@ -229,7 +224,9 @@ class ContextOptions:
     memory_limit: int | None = attrs.field(default=None, kw_only=True, converter=_bytes)
     """Bytes that a job may use, with its child processes. None means unlimited."""
 
-    min_idle: int = attrs.field(default=0, kw_only=True, validator=_check_count_or_zero)
+    min_idle: int = attrs.field(
+        default=0, kw_only=True, validator=lambda _, field, value: check_count(field.name, value, at_least=0)
+    )
     """Number of idle workers to keep ready for the next calls."""
 
     report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)

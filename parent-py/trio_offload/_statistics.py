@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import attrs
@@ -61,6 +62,60 @@ class WorkerStatistics:
 
 @documented
 @attrs.frozen
+class WorkerContextCounters:
+    """What has happened in a context since it was made. Each number only grows.
+
+    A call is counted once it has ended in a worker, with one outcome. A chunk of a ``map`` is one
+    call. ``workers_started - workers_retired - workers_died - workers_killed`` workers are left.
+    """
+
+    calls_returned: int = 0
+    """Calls whose function returned."""
+
+    calls_raised: int = 0
+    """Calls whose function raised."""
+
+    calls_died: int = 0
+    """Calls whose worker died: :exc:`BrokenWorkerError`, without those below."""
+
+    calls_over_memory: int = 0
+    """Calls with :exc:`WorkerMemoryError`."""
+
+    calls_timed_out: int = 0
+    """Calls with :exc:`WorkerTimeoutError`."""
+
+    calls_cancelled: int = 0
+    """Calls that were cancelled while they ran; their workers were killed."""
+
+    workers_started: int = 0
+    """Workers that became ready for jobs."""
+
+    workers_failed_to_start: int = 0
+    """Workers whose start failed, also if it was ahead of the calls."""
+
+    workers_retired: int = 0
+    """Workers that exited in order: ``retire``, an idle timeout, the end of the context."""
+
+    workers_died: int = 0
+    """Workers that ended by themselves, or by the system, or above ``memory_limit``."""
+
+    workers_killed: int = 0
+    """Workers that were killed because their call was cancelled or timed out."""
+
+    seconds_waited: float = 0.0
+    """Time that calls have waited for a token of their limiter, and for a new worker."""
+
+    seconds_run: float = 0.0
+    """Time that workers had a call, from its sending to its outcome."""
+
+
+def sum_counters(parts: Iterable[WorkerContextCounters]) -> WorkerContextCounters:
+    """Return the sum of counters, field by field."""
+    return WorkerContextCounters(*map(sum, zip(*map(attrs.astuple, parts), strict=True)))
+
+
+@documented
+@attrs.frozen
 class WorkerContextStatistics:
     """The workers of a context at one moment.
 
@@ -75,3 +130,6 @@ class WorkerContextStatistics:
 
     workers: tuple[WorkerStatistics, ...] = attrs.field(default=(), eq=False)
     """A record for each idle or running worker, the oldest first. Starting workers have none."""
+
+    counters: WorkerContextCounters = attrs.field(default=WorkerContextCounters(), eq=False)
+    """Numbers that only grow, for metrics."""

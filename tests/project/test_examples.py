@@ -31,22 +31,29 @@ def run_example(name: str, folder: Path, *arguments: str) -> str:
 
 def guarded_programs() -> list[Any]:
     """The whole programs in docs/, which their guard tells from fragments."""
+    pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
     blocks = [
-        (path.name, block)
+        (path.name, *found)
         for path in sorted((ROOT / "docs").glob("*.md"))
-        for block in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+        for found in re.findall(pattern, path.read_text(), re.DOTALL | re.MULTILINE)
     ]
-    return [pytest.param(block, id=name) for name, block in blocks if "async def main" in block and "__name__" in block]
+    return [
+        pytest.param(*found, id=name) for name, *found in blocks if "async def main" in found[0] and "__name__" in found[0]
+    ]
 
 
-@pytest.mark.parametrize("program", guarded_programs())
-def test_program_of_a_page(tmp_path: Path, program: str) -> None:
+@pytest.mark.parametrize(("program", "printed"), guarded_programs())
+def test_program_of_a_page(tmp_path: Path, program: str, printed: str) -> None:
+    """It prints what the page shows below it, except for times. Otherwise it prints a number."""
     (tmp_path / "program.py").write_text(program)
     ran = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.strip().isdigit()
+    if printed:
+        assert re.sub(r"\d\.\d+", "0.0", ran.stdout) == re.sub(r"\d\.\d+", "0.0", printed)
+    else:
+        assert ran.stdout.strip().isdigit()
 
 
 def block_of_readme(language: str) -> str:

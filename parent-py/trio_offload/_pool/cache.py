@@ -21,15 +21,17 @@ import trio
 from .. import _clock
 from .._exceptions import BrokenWorkerError
 from .._process.process import WorkerProcess
-from .._statistics import WorkerStatistics
+from .._statistics import WorkerContextCounters, WorkerStatistics
 from .._worker.endings import describe_ending
 from .._worker.peer import Peer, logger
 from .._worker.states import ENDED, IDLE, RUNNING
 from .._worker.worker import Worker
+from .tracker import Counters
 
 # Exit codes that are not reported: 0, SIGTERM (a service manager stops the whole group) and 120
 # (Python could not flush stdout at exit, as in `program | head`).
 _EXPECTED_EXITS: Final = (0, 120, -signal.SIGTERM)
+_STARTED: Final = WorkerContextCounters(workers_started=1)
 
 
 class WorkerCache:
@@ -38,7 +40,8 @@ class WorkerCache:
     on_use: Callable[[], None] | None = None
     """Called after workers have been taken, or have left."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
         self._idle: collections.deque[Worker] = collections.deque()
         # Requested for later calls, and not ready yet.
         self._spares: collections.deque[Worker] = collections.deque()
@@ -54,14 +57,15 @@ class WorkerCache:
 
     def forget(self) -> None:
         """Drop the parent's workers, in a fork of this process."""
-        self.__init__()  # type: ignore[misc]
+        self._counters.forget()
+        self.__init__(self._counters)  # type: ignore[misc]
 
     def push(self, worker: Worker) -> None:
         """Store a worker: an idle one for reuse, any other to be reaped."""
         if worker.state is IDLE:
             self._idle.append(worker)
             return
-        self._working.discard(worker)
+        self._count_out(worker)
         self.push_leaving(worker)
         if self.on_use is not None:
             self.on_use()
@@ -77,11 +81,11 @@ class WorkerCache:
 
     @property
     def spares(self) -> int:
-        """Number of workers whose start has begun and that nobody has taken."""
+        """Number of workers whose start has begun for later calls."""
         return len(self._spares)
 
     def take_oldest_spare(self) -> Worker | None:
-        """Return the spare that began first, now among those that rise. None: there is none."""
+        """Return the spare that began first, now among those that rise, or None."""
         try:
             worker = self._spares.popleft()
         except IndexError:
@@ -99,6 +103,19 @@ class WorkerCache:
     def note_started(self, worker: Worker) -> None:
         """Record that a worker takes jobs now."""
         self._working.add(worker)
+        self._counters.add(_STARTED)
+
+    def counters(self) -> WorkerContextCounters:
+        """Return the numbers that only grow."""
+        return self._counters.read(lambda: [worker.counters() for worker in self._working.copy()])
+
+    def _count_out(self, worker: Worker) -> None:
+        """Add the numbers of a worker that takes no further calls."""
+        try:
+            self._working.remove(worker)
+        except KeyError:
+            return  # its start failed, or another thread has counted it
+        self._counters.add(worker.counters())
 
     def statistics(self) -> tuple[WorkerStatistics, ...]:
         """Return a record for each worker that is idle or runs a job, the oldest first."""
@@ -255,7 +272,7 @@ class WorkerCache:
             if worker.state is IDLE and not worker.process.ended:
                 worker.hear()
                 worker.ask_to_retire()
-                self._working.discard(worker)
+                self._count_out(worker)
                 self._leaving.add(worker)
         for spare in self.take_spares():
             spare.give_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from typing import TYPE_CHECKING, Final
 
@@ -12,16 +13,19 @@ from trio_offload_worker._jobs.retire import RetireWhen
 
 from .._exceptions import WorkerStartError
 from .._sizes import readable_limit, readable_size
+from .._statistics import WorkerContextCounters, WorkerContextStatistics
 from .._worker.peer import logger
 from .._worker.states import IDLE, STARTING, CallNotRun
 from .cache import WorkerCache
-from .tracker import CallTracker, run_shielded
+from .tracker import CallTracker, Counters, run_shielded
 
 if TYPE_CHECKING:
     from .._pickling.payload import Payload
     from .._worker.launcher import Launcher
     from .._worker.worker import Worker
     from .keeper import Keeper
+
+_FAILED_START: Final = WorkerContextCounters(workers_failed_to_start=1)
 
 
 class WorkerPool:
@@ -32,15 +36,24 @@ class WorkerPool:
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher: Final = launcher
-        self.cache: Final = WorkerCache()
+        self.counters: Final = Counters()
+        self.cache: Final = WorkerCache(self.counters)
         self.calls: Final = CallTracker()
         self.keeper: Keeper | None = None
         if launcher.options.min_idle:
             from .keeper import Keeper  # few contexts have one
 
-            self.keeper = Keeper(launcher, self.cache, self.calls, self.finish)
+            self.keeper = Keeper(launcher, self.cache, self.calls, self._finish)
             self.cache.on_use = self.keeper.notice
         self._warned = threading.Lock()  # taken by the first thread that warns
+
+    def begin(self, call: Payload | None = None) -> Worker:
+        """As :meth:`Launcher.begin`, and count a failure."""
+        try:
+            return self.launcher.begin(call)
+        except WorkerStartError:
+            self.counters.add(_FAILED_START)
+            raise
 
     async def take(self, cancellable: bool = True) -> tuple[Worker, bool]:
         """Return a worker that takes calls, and True if it is new. See :meth:`give_back`.
@@ -52,7 +65,7 @@ class WorkerPool:
             worker = self.cache.pop()
             new = worker is None
             if worker is None:
-                worker = self.launcher.begin()
+                worker = self.begin()
             if worker.state is STARTING:
                 try:
                     await self.finish(worker, cancellable, ahead=not new)
@@ -73,6 +86,27 @@ class WorkerPool:
             self.begin_spare()
         self.cache.push(worker)
 
+    async def _finish(self, worker: Worker, cancellable: bool) -> None:
+        try:
+            await worker.finish(cancellable=cancellable)
+        except WorkerStartError:
+            self.counters.add(_FAILED_START)
+            raise
+        self.cache.note_started(worker)
+        self._warn_of_baseline(worker)
+
+    async def acquire(self, limiter: trio.CapacityLimiter, task: trio.lowlevel.Task) -> None:
+        """Wait for a token on behalf of a call's task."""
+        began = time.monotonic()
+        try:
+            await limiter.acquire_on_behalf_of(task)
+        finally:
+            self.note_wait(began)
+
+    def note_wait(self, began: float) -> None:
+        """Count the wait of a call that ends now. It began on the clock of time.monotonic()."""
+        self.counters.add(WorkerContextCounters(seconds_waited=time.monotonic() - began))
+
     def open(self) -> None:
         """Begin to keep ``min_idle`` workers ready, if this is in a run of Trio."""
         if self.keeper is not None:
@@ -92,15 +126,16 @@ class WorkerPool:
             CallNotRun: such a start failed.
             WorkerStartError: another start failed.
         """
+        began = time.monotonic()
         try:
-            await worker.finish(cancellable=cancellable)
+            await self._finish(worker, cancellable)
         except WorkerStartError as error:
             if not ahead:
                 raise
             logger.warning("a worker that was started ahead of the call failed: %s", error)
             raise CallNotRun from error
-        self.cache.note_started(worker)
-        self._warn_of_baseline(worker)
+        finally:
+            self.note_wait(began)
         if call is not None and worker.state is IDLE:
             worker.submit(call)
 
@@ -108,12 +143,22 @@ class WorkerPool:
         """Begin the replacement of a retiring worker, so the next call finds one ready."""
         if not self.calls.closed:
             try:
-                spare = self.launcher.begin()
+                spare = self.begin()
             except Exception as error:
                 # The next call tries again and raises. Here, a result must not be lost.
                 logger.warning("no worker could be started ahead of the next call: %s", error)
             else:
                 self.cache.push_spare(spare)
+
+    def statistics(self) -> WorkerContextStatistics:
+        """Return what :meth:`WorkerContext.statistics` does."""
+        self.cache.settle()
+        return WorkerContextStatistics(
+            idle_workers=len(self.cache),
+            running_workers=self.calls.running,
+            workers=self.cache.statistics(),
+            counters=self.cache.counters(),
+        )
 
     async def prewarm(self, workers: int) -> int:
         """Start workers until that many are idle. See :meth:`WorkerContext.prewarm`."""
@@ -127,17 +172,15 @@ class WorkerPool:
             cache.rising.update(begun)
             missing = workers - len(cache) - len(begun)
             for _ in range(missing):
-                begun.append(self.launcher.begin())
+                begun.append(self.begin())
                 cache.rising.add(begun[-1])
                 # Each takes the event loop about a millisecond.
                 await trio.lowlevel.checkpoint()
             for worker in begun:
-                await worker.finish(cancellable=True)
+                await self._finish(worker, True)
                 self.launcher.prepare_next()
-                cache.note_started(worker)
                 cache.push(worker)
                 ready += 1
-                self._warn_of_baseline(worker)
         finally:
             cache.rising.difference_update(begun)
             try:

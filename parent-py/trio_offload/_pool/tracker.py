@@ -1,15 +1,21 @@
-"""The calls in progress of a context, and an orderly end for both."""
+"""The calls of a context: those in progress, with an orderly end, and the counters of all."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
+import attrs
 import outcome
 import trio
 
+from .._statistics import WorkerContextCounters, sum_counters
+
 CLOSED: Final = "this worker context is closed: its block has ended. Open it around all of its calls, in the same trio.run()"
+_MAX_PENDING: Final = 256  # events that wait to be added up
 
 
 class CallTracker:
@@ -40,7 +46,7 @@ class CallTracker:
         return sum(self.entered.copy().values())
 
     def enter(self, key: object, *, counted: bool = True) -> object:
-        """Begin a call and return its key, for :meth:`leave`. A task is one, for one call at a time.
+        """Begin a call, and return its key for :meth:`leave`. A task is one for one call at a time.
 
         Raises:
             trio.ClosedResourceError: The tracker is closed.
@@ -74,6 +80,57 @@ class CallTracker:
         if not self.entered:
             finished.set()
         await finished.wait()
+
+
+class Counters:
+    """Numbers that only grow. Any thread may add and read, also a signal handler.
+
+    To add is one step on a deque. One thread at a time adds up. A reader that meets it, perhaps
+    further down its own stack, gets the numbers of the last read.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin at zero, in a fork of this process."""
+        self._lock = threading.Lock()
+        self._pending: collections.deque[WorkerContextCounters] = collections.deque()
+        self._sum = self._last = WorkerContextCounters()
+
+    def add(self, part: WorkerContextCounters) -> None:
+        """Add the numbers of something that has happened."""
+        self._pending.append(part)
+        if len(self._pending) > _MAX_PENDING and self._lock.acquire(blocking=False):
+            try:
+                self._add_up()
+            finally:
+                self._lock.release()
+
+    def read(self, others: Callable[[], Iterable[WorkerContextCounters]]) -> WorkerContextCounters:
+        """Return the sum of what was added and of others, which follow later.
+
+        Args:
+            others: called after the sum. An entry of theirs that is added in between is counted at
+                the next read.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                self._add_up()
+                now = sum_counters([self._sum, *others()])
+                # One of the others may be on its way into the sum.
+                pairs = zip(attrs.astuple(self._last), attrs.astuple(now), strict=True)
+                self._last = WorkerContextCounters(*map(max, pairs))
+            finally:
+                self._lock.release()
+        return self._last
+
+    def _add_up(self) -> None:
+        parts = [self._sum]
+        with contextlib.suppress(IndexError):
+            while True:
+                parts.append(self._pending.popleft())
+        self._sum = sum_counters(parts)
 
 
 async def run_shielded(operation: Callable[[], Awaitable[None]]) -> None:

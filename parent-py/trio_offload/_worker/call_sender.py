@@ -48,14 +48,17 @@ class CallSender(Peer):
     __slots__ = (
         "_began",
         "_behind",
+        "_busy",
         "_calls",
         "_header",
         "_last_frame",
         "_polls_first",
+        "_prepared",
         "_preparing",
         "_running",
         "_sent",
         "_unsent",
+        "failure",
         "is_watched",
         "items_in_flight",
         "main_snapshot",
@@ -84,6 +87,12 @@ class CallSender(Peer):
         self._unsent: list[Buffer] = []
         # Number of a call that prepares for jobs and is not counted as one.
         self._preparing = 0
+        # Number of such calls that were answered.
+        self._prepared = 0
+        # The counter of the call that ended with the worker.
+        self.failure = ""
+        # Seconds that calls have taken.
+        self._busy = 0.0
         # The settings that were sent last.
         self.sent_settings: _settings.Snapshot | None = None
         # Of a fork of this process: the definitions in its `__main__`.
@@ -122,7 +131,7 @@ class CallSender(Peer):
         if (now >= grant.check_at or geteuid() != grant.user or get_ident() != grant.thread) and not self.keeps_privileges():
             self.ask_to_retire()
             raise CallNotRun
-        self._calls = number = self._calls + 1
+        number = self._calls + 1
         if _settings.current_snapshot() is not self.sent_settings:
             self._unsent += self._new_settings()
         if call.small and not prepares:
@@ -133,17 +142,18 @@ class CallSender(Peer):
             header = b""
             if prepares:
                 self._preparing = number
-            self._unsent += (self._head_of(call, prepares), *call.parts)
+            self._unsent += (self._head_of(number, call, prepares), *call.parts)
         if state is IDLE:
             self.state = RUNNING
             self._running, self._header, self._began = call, header, now
         else:
             self._behind.append((call, header))
+        self._calls = number  # last, for `jobs`
 
     def send_ahead(self, call: _payload.Payload) -> list[Buffer]:
         """Return the frame of a first call that is sent before READY has been received."""
         self._calls = self._sent = 1
-        return [self._head_of(call), *call.parts]
+        return [self._head_of(1, call), *call.parts]
 
     def recall(self) -> None:
         """Undo :meth:`send_ahead`: the call was not received."""
@@ -161,6 +171,16 @@ class CallSender(Peer):
     def had_call(self) -> bool:
         """True if it has been given a call."""
         return self._calls > 0
+
+    def _note_failure(self, counter: str) -> None:
+        self.failure = counter
+        self._busy += time.monotonic() - self._began
+
+    @property
+    def jobs(self) -> int:
+        """Number of jobs that it has answered. Counting these would slow every call."""
+        calls = self._calls
+        return calls - self._prepared - len(self._behind) - (self._running is not None)
 
     @property
     def has_answer(self) -> bool:
@@ -186,11 +206,11 @@ class CallSender(Peer):
         segment = _calls.dump_settings(_settings.new_settings(self._current_settings(), sent))
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
-    def _head_of(self, call: _payload.Payload, prepares: bool = False) -> bytes:
+    def _head_of(self, number: int, call: _payload.Payload, prepares: bool = False) -> bytes:
         body: dict[str, Any] = {"types": call.types} if call.types else {}
         if prepares:
             body["prepares"] = True
-        return encode_head(Kind.CALL, self._calls, call.lengths, body or None)
+        return encode_head(Kind.CALL, number, call.lengths, body or None)
 
     def _write(self, channel: Channel) -> Frame | None:
         """Write calls without waiting.

@@ -18,8 +18,8 @@ from .._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutErro
 from .._process import oom as _oom
 from .._process import record as _record
 from .._sizes import readable_limit, readable_size
-from .._statistics import Figures, WorkerStatistics
-from .endings import judge_death
+from .._statistics import Figures, WorkerContextCounters, WorkerStatistics
+from .endings import judge_death, load_exception
 
 if TYPE_CHECKING:
     from .._options import ContextOptions
@@ -40,6 +40,7 @@ class Vitals:
         "baseline",
         "jobs",
         "kills_look_at",
+        "raised",
         "ready",
         "started",
     )
@@ -50,7 +51,9 @@ class Vitals:
         # On the clock of time.monotonic().
         self.started = time.monotonic()
         self.ready = self.started
+        # Jobs before its death, and jobs that raised.
         self.jobs = 0
+        self.raised = 0
         # Resident memory before the first job, in bytes.
         self.baseline = 0
         self._figures: list[int] | None = None
@@ -121,16 +124,16 @@ class Vitals:
         rss, peak_rss, vms, microseconds = self._figures
         return Figures(rss, peak_rss, vms, microseconds / 1e6)
 
-    def will_retire(self, ahead: int) -> bool:
+    def will_retire(self, jobs: int) -> bool:
         """Return True if a worker retires after its job, as far as the parent can tell.
 
         Args:
-            ahead: number of further jobs to count.
+            jobs: number of its jobs.
         """
         retire = self._options.retire
         if type(retire) is not RetireWhen:
             return False
-        if retire.jobs is not None and self.jobs + ahead >= retire.jobs:
+        if retire.jobs is not None and jobs >= retire.jobs:
             return True
         if retire.seconds is not None and time.monotonic() - self.ready >= retire.seconds:
             return True
@@ -138,13 +141,38 @@ class Vitals:
             return False
         return self._figures[0] > retire.effective_rss(self.baseline)
 
-    def statistics(self, pid: int, function: str | None, *, running: bool) -> WorkerStatistics:
+    def load_exception(self, frame: Frame) -> BaseException:
+        """Return the exception of a job."""
+        self.raised += 1
+        return load_exception(frame)
+
+    def counters(self, jobs: int, busy: float, failure: str, *, lives: bool, in_order: bool) -> WorkerContextCounters:
+        """Return the numbers that only grow.
+
+        Args:
+            jobs: number of its jobs.
+            busy: seconds that it had a call.
+            failure: the counter of the call that ended with it, or "".
+            lives: the worker takes calls.
+            in_order: it was told to exit, or has said that it does.
+        """
+        raised = self.raised
+        counts: dict[str, Any] = {"calls_returned": jobs - raised, "calls_raised": raised, "seconds_run": busy}
+        if failure:
+            counts[failure] = 1
+        if not lives:
+            killed = failure in ("calls_cancelled", "calls_timed_out")
+            fate = "killed" if killed else "died" if failure or not in_order else "retired"
+            counts["workers_" + fate] = 1
+        return WorkerContextCounters(**counts)
+
+    def statistics(self, pid: int, jobs: int, function: str | None, *, running: bool) -> WorkerStatistics:
         """Return the record for a worker with this process ID and this running function."""
         figures = self.figures
         return WorkerStatistics(
             pid=pid,
             state="running" if running else "idle",
-            jobs=self.jobs,
+            jobs=jobs,
             rss=figures.rss,
             peak_rss=figures.peak_rss,
             vms=figures.vms,

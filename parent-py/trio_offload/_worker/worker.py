@@ -24,16 +24,16 @@ from trio.lowlevel import cancel_shielded_checkpoint
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, Kind, WireError
 
-from .._exceptions import BrokenWorkerError, WorkerTimeoutError
+from .._exceptions import BrokenWorkerError, WorkerMemoryError, WorkerTimeoutError
 from .._pickling import calls as _calls
 from .._pickling import payload as _payload
 from .._process.start import warn_of_missing_guarantees
-from .._statistics import Figures, WorkerStatistics
+from .._statistics import Figures, WorkerContextCounters, WorkerStatistics
 from .._transport.buffer_pool import BufferPool
 from .._transport.channel import Channel, EndOfStream
 from .._transport.sockets import WriteFailed
 from .call_sender import CallSender
-from .endings import describe_ending, load_exception
+from .endings import describe_ending
 from .peer import logger, wait_unconditionally
 from .states import IDLE, RUNNING, CallNotRun
 from .vitals import Vitals
@@ -54,24 +54,20 @@ class Start(Protocol):
 class Worker(CallSender):
     """A worker process and the conversation with it. A :class:`Launcher` makes and starts it."""
 
-    # CPython 3.11 accesses attributes slowly if an instance without slots has 30 or more. Slots
-    # save 1 % of a call.
+    # Slots save 1 % of a call: CPython 3.11 is slow without them from 30 attributes on.
     __slots__ = ("_buffer_pool", "_idle_timeout", "_is_traced", "_vitals", "answer_size", "answered_too_late", "start")
 
     def __init__(
         self, options: ContextOptions, trace: TraceWriter | None = None, buffer_pool: BufferPool | None = None
     ) -> None:
         super().__init__(retires=options.retire is not bool)
-        # Set by the launcher. None once the worker takes calls.
-        self.start: Start | None = None
+        self.start: Start | None = None  # set by the launcher; None once the worker takes calls
         self._vitals = Vitals(options, trace)
         self._is_traced = trace is not None
         self._idle_timeout = options.idle_timeout
         self._buffer_pool = BufferPool() if buffer_pool is None else buffer_pool
-        # Size of the last answer, in bytes.
-        self.answer_size = 0
-        # Number of calls in flight that were answered between a cancellation and the end of the
-        # process. These, and the one behind them, may have been run.
+        self.answer_size = 0  # of the last one, in bytes
+        # Calls that were answered between a cancellation and the end. One more may have been run.
         self.answered_too_late = 0
 
     @property
@@ -86,15 +82,16 @@ class Worker(CallSender):
 
     def statistics(self) -> WorkerStatistics:
         """Return its statistics."""
-        return self._vitals.statistics(self.process.pid, self.running_function, running=self.state is RUNNING)
+        return self._vitals.statistics(self.process.pid, self.jobs, self.running_function, running=self.state is RUNNING)
+
+    def counters(self) -> WorkerContextCounters:
+        """Return its numbers that only grow."""
+        lives = self.state in (IDLE, RUNNING)
+        return self._vitals.counters(self.jobs, self._busy, self.failure, lives=lives, in_order=self.process.dismissed)
 
     def will_retire(self, ahead: int = 0) -> bool:
-        """Return True if an idle worker is about to retire by the policy that it got.
-
-        Args:
-            ahead: number of further jobs to count.
-        """
-        return self._vitals.will_retire(ahead)
+        """Return True if it is about to retire by its policy, after ``ahead`` further jobs."""
+        return self._vitals.will_retire(self.jobs + ahead)
 
     async def finish(self, *, cancellable: bool) -> None:
         """Wait until the worker takes calls. Then it is idle, or runs the call of its start.
@@ -108,11 +105,10 @@ class Worker(CallSender):
         try:
             await self.start.finish(cancellable=cancellable)
         finally:
-            # It refers to the worker, and to the first call.
-            self.start = None
+            self.start = None  # it refers to the worker, and to the first call
 
     def restart(self) -> None:
-        """Note that its start begins now, perhaps once more."""
+        """Note that its start begins now."""
         self._vitals.started = time.monotonic()
 
     def observe(self, kills: OomKills | None = None) -> None:
@@ -161,8 +157,7 @@ class Worker(CallSender):
         channel, header, unsent = self._channel, self._header, self._unsent
         if channel is None or self.state is not RUNNING:
             raise RuntimeError("the worker has no call to answer")
-        # A frame, or the one segment of a plain result.
-        answer: Frame | memoryview | None = None
+        answer: Frame | memoryview | None = None  # or the one segment of a plain result
         try:
             # In one piece, because a coroutine costs a call 1 % even if it never waits.
             if unsent:
@@ -242,20 +237,20 @@ class Worker(CallSender):
                 add_note(error, "(while unpickling the result of a job)")
                 result = None, error
         else:
-            result = None, load_exception(raised)
-        if is_job:
-            self._vitals.jobs += 1
-            if self._is_traced:
-                self.trace_job("ok" if raised is None else "raised")
+            result = None, self._vitals.load_exception(raised)
+        self._busy += (now := time.monotonic()) - self._began
+        if not is_job:
+            self._prepared += 1
+        elif self._is_traced:
+            self.trace_job("ok" if raised is None else "raised")
         if behind:
             # The next call has begun now, as far as the parent can tell.
             self._running, self._header = behind.popleft()
-            self._began = time.monotonic()
+            self._began = now
         else:
-            # As in `become_ready`.
             self.state = IDLE
             self._running = None
-            self.expires_at = time.monotonic() + self._idle_timeout
+            self.expires_at = now + self._idle_timeout
         return result
 
     async def _end_for(
@@ -276,6 +271,7 @@ class Worker(CallSender):
                 await self.end_gently()
                 raise self._broken(f"in the middle of its answer to {name}") from None
             await self.end()
+            self._note_failure("calls_died")
             raise BrokenWorkerError(
                 f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
                 f"while it ran {name}",
@@ -293,10 +289,12 @@ class Worker(CallSender):
     async def end_cancelled(self) -> None:
         """Kill a worker whose call was cancelled."""
         self.trace_job("cancelled")
+        self._note_failure("calls_cancelled")
         await (self.end_in_flight() if self._behind else self.end())
 
     def explain_timeout(self, timeout: float, problem: str) -> WorkerTimeoutError:
         """Return the error of a call that timed out, once the worker has ended."""
+        self._note_failure("calls_timed_out")
         return self._vitals.explain_timeout(self.process, self.left_behind, *self._job(), timeout, problem)
 
     async def end_in_flight(self) -> None:
@@ -311,6 +309,7 @@ class Worker(CallSender):
                 except (EndOfStream, WireError):
                     pass
         finally:
+            self.failure = self.failure or "calls_cancelled"
             await self.end()
 
     async def _refused_call(self, frame: Frame) -> NoReturn:
@@ -319,11 +318,11 @@ class Worker(CallSender):
         if frame.kind is Kind.RETIRED:
             self._leave(in_order=True)
             raise CallNotRun
+        self._note_failure("calls_died")
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self.end_gently()
-            raise BrokenWorkerError(
-                f"worker {self.process.pid} gave up when it was to run {name}: {frame.body['message']}", self.process
-            )
+            why = frame.body["message"]
+            raise BrokenWorkerError(f"worker {self.process.pid} gave up when it was to run {name}: {why}", self.process)
         await self.end()
         raise BrokenWorkerError(
             f"worker {self.process.pid} was ended: it said {frame.kind.name} (id {frame.id}) in answer to call "
@@ -333,7 +332,10 @@ class Worker(CallSender):
 
     def _broken(self, when: str) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system."""
-        return self._vitals.explain_death(self.process, self.left_behind, *self._job(), when)
+        self._vitals.jobs = self.jobs
+        error = self._vitals.explain_death(self.process, self.left_behind, *self._job(), when)
+        self._note_failure("calls_over_memory" if isinstance(error, WorkerMemoryError) else "calls_died")
+        return error
 
     def _job(self) -> tuple[str | None, tuple[int, str] | None, float]:
         """Return the running function's name, the item of a map that it runs, and its beginning."""
