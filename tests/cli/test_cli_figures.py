@@ -100,6 +100,16 @@ def test_figures_of_an_item_that_did_not_run(folder: Path) -> None:
     assert ran.status == 1
 
 
+def test_a_worker_does_not_import_trio(folder: Path) -> None:
+    """It would take longer to start, and more memory; with a timeout, too, whose call imports its class first."""
+    (folder / "loaded.py").write_text(
+        "import sys\ndef f(item):\n    return [n for n in sys.modules if n.startswith('trio')]\n"
+    )
+    for options in ((), ("--timeout", "10")):
+        (modules,) = run(folder, "map", "loaded:f", "a", *options).values
+        assert {name.partition(".")[0] for name in modules} == {"trio_offload_worker"}
+
+
 # --- retries -----------------------------------------------------------------------------------------
 
 

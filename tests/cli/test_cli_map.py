@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,8 +194,10 @@ def test_an_item_over_its_time_is_killed_and_the_rest_go_on(folder: Path) -> Non
     ran = run(folder, "map", "jobs:trouble", "a", "forever", "b", "--timeout", "1", "--workers", "1")
     first, killed, last = ran.lines
     assert (first["value"], last["value"]) == ("a", "b")
-    assert killed["error"]["type"] == "TimeoutError"
-    assert "1 s" in killed["error"]["message"]
+    assert killed["error"]["type"] == "WorkerTimeoutError"
+    assert "jobs:trouble('forever')" in killed["error"]["message"]
+    assert "1 second" in killed["error"]["message"]
+    assert re.search(r'File ".*jobs\.py", line \d+ in trouble', killed["error"]["traceback"])
     assert ran.status == 1
     pid = int((folder / "started-forever").read_text())
     assert not Path(f"/proc/{pid}").exists()

@@ -43,10 +43,10 @@ lines before it are printed. --unordered prints each line as soon as its item is
 FIGURES are "seconds", "peak_rss" (bytes of memory), "pid" of the worker, and "tries".
 The function's own output goes to standard error; its standard input is empty.
 
-failures: if a worker dies, its item fails with BrokenWorkerError, and "traceback" has the crash
-report with the Python stack. An item that exceeds --timeout fails with TimeoutError, one that
-exceeds --memory-limit with WorkerMemoryError. The other items continue. --retries tries these
-items again, but not an item whose function raised an exception.
+failures: if a worker dies, its item fails with BrokenWorkerError. An item that exceeds --timeout
+fails with WorkerTimeoutError, one that exceeds --memory-limit with WorkerMemoryError. "traceback"
+has the Python stack of that moment. The other items continue. --retries tries these items again,
+but not an item whose function raised an exception.
 
 resume: --resume FILE leaves out the items that have a line with "ok": true in FILE, the output of
 earlier runs. With --resume FILE >> FILE, one command starts a run and continues it later.

@@ -318,14 +318,10 @@ class _Run:
         slot = Slot(context, self._options.job, self._summary)
         if not await self._begin(slot):
             return
-        async with trio.open_nursery() as nursery:
-            if self._options.job.timeout is not None:
-                nursery.start_soon(slot.watch_time, self._options.job.timeout)
-            while (item := await self._next()) is not None:
-                self._finish(item, await slot.run(item))
-                if slot.has_no_workers:
-                    self.stop(CommandError(f"workers cannot be started any more: {slot.last_problem}"))
-            nursery.cancel_scope.cancel()
+        while (item := await self._next()) is not None:
+            self._finish(item, await slot.run(item))
+            if slot.has_no_workers:
+                self.stop(CommandError(f"workers cannot be started any more: {slot.last_problem}"))
 
     async def _begin(self, slot: Slot) -> bool:
         """Start a worker for a slot. Return False, which closes the slot, if that fails."""

@@ -3,17 +3,14 @@
 All slots share one context. Each runs one item at a time, so the context has at most as many
 workers as slots.
 
-``--timeout`` measures the item only. Before its clock starts, the slot makes sure that an idle
-worker exists whose ``init`` has imported the function. Other tasks do not run between the end of
-:meth:`~trio_offload.WorkerContext.prewarm` and the start of the call, so the slot gets that worker.
-Otherwise the item after a killed worker would pay for a start and an import, and one slow item
-could make all later ones fail.
+``--timeout`` measures the item only: its clock starts in a worker whose ``init`` has imported the
+function. Otherwise the item after a killed worker would pay for a start and an import, and one slow
+item could make all later ones fail.
 """
 
 from __future__ import annotations
 
 import signal
-import time
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -85,10 +82,6 @@ class Slot:
         self._job = job
         self._summary = summary
         self._limiter = _Unlimited()
-        self._running: _Named | None = None
-        self._scope = trio.CancelScope()  # of the running item
-        self._deadline = 0.0
-        self._victim: trio_offload.WorkerStatistics | None = None
         self._start_failures = 0
         self.last_problem = ""
         """The reason of the last failure to get a worker ready."""
@@ -127,37 +120,9 @@ class Slot:
             self._summary.count_retry()
             tries += 1
 
-    async def watch_time(self, seconds: float) -> None:
-        """Cancel each item that takes longer than ``--timeout``. Runs until cancelled.
-
-        A deadline of the scope would end the worker before its figures could be read.
-        """
-        while True:
-            if self._running is None:
-                # The next item has a later deadline.
-                await trio.sleep(seconds)
-            elif self._deadline > trio.current_time():
-                await trio.sleep_until(self._deadline)
-            else:
-                self._victim = self._find_worker(repr(self._running))
-                self._running = None
-                self._scope.cancel()
-
-    def _find_worker(self, name: str) -> trio_offload.WorkerStatistics | None:
-        """Return the worker that runs a call, if it is the only one with such a call."""
-        found = [worker for worker in self._summary.look() if worker.function == name]
-        return found[0] if len(found) == 1 else None
-
     async def _try(self, item: Item, tries: int) -> Reply:
-        timeout = self._job.timeout
-        began = time.monotonic()
         try:
-            if timeout is not None:
-                await self._context.prewarm(1)
-                began = time.monotonic()
-                self._deadline = trio.current_time() + timeout
-            with trio.CancelScope() as self._scope:
-                return await self._call(item, tries)
+            return await self._call(item, tries)
         except trio_offload.WorkerStartError as error:
             await _let_own_signal_come(error)
             self.last_problem = self._problem_of_function(error) or one_line(error)
@@ -167,33 +132,29 @@ class Slot:
             return _failure(item, name, name, self.last_problem, figures, may_retry=True)
         except trio_offload.BrokenWorkerError as error:
             await _let_own_signal_come(error)
-            self._summary.note_death(error)
+            self._summary.note_death(error.crash)
             self._start_failures = 0
-            return _death(item, error, time.monotonic() - began, tries)
+            return _failure_of_worker(item, _kind(error), error, tries)
+        except trio_offload.WorkerTimeoutError as error:
+            self._start_failures = 0
+            self._summary.note_death(error.crash)
+            return _failure_of_worker(item, "timeout", error, tries)
         except Exception as error:
             # An error of the call, such as MemoryError. The function's errors are in the reply.
             figures = Figures(None, None, None, tries)
             return _failure(item, type(error).__name__, type(error).__name__, str(error), figures)
-        self._start_failures = 0
-        message = f"took longer than {timeout or 0:g} s (--timeout), so its worker was killed"
-        pid, peak_rss = (None, None) if self._victim is None else (self._victim.pid, self._victim.peak_rss)
-        figures = Figures(time.monotonic() - began, peak_rss, pid, tries)
-        return _failure(item, "timeout", "TimeoutError", message, figures, may_retry=True)
 
     async def _call(self, item: Item, tries: int) -> Reply:
-        self._running = named = _Named(self._job.function, item)
-        try:
-            pid, peak_rss, failure, line = await self._context.run_sync(
-                named,
-                item.kind,
-                item.number,
-                item.content,
-                tries,
-                kill_on_cancel=True,
-                limiter=self._limiter,
-            )
-        finally:
-            self._running = None
+        pid, peak_rss, failure, line = await self._context.run_sync(
+            cli_items.NamedCall(self._job.function, item.label),
+            item.kind,
+            item.number,
+            item.content,
+            tries,
+            kill_on_cancel=True,
+            limiter=self._limiter,
+            timeout=self._job.timeout,
+        )
         self._start_failures = 0
         self._summary.note_worker(pid, peak_rss)
         return Reply(line, failure)
@@ -206,25 +167,6 @@ class Slot:
         if process is None or process.killed or process.exitcode in _NOT_OF_THE_IMPORT:
             return None
         return f"cannot import {self._job.function.module}: {one_line(error)}"
-
-
-class _Named(cli_items.Function):
-    """The user's function with the item in its name, so messages and the table name the item.
-
-    The worker receives the function only.
-    """
-
-    __slots__ = ("_item",)
-
-    def __init__(self, function: cli_items.Function, item: Item) -> None:
-        super().__init__(function.module, function.attribute)
-        self._item = item
-
-    def __repr__(self) -> str:
-        return f"{super().__repr__()}({self._item.label})"
-
-    def __reduce__(self) -> tuple[type[cli_items.Function], tuple[str, str]]:
-        return cli_items.Function, (self.module, self.attribute)
 
 
 def one_line(error: BaseException) -> str:
@@ -247,13 +189,16 @@ def _kind(error: trio_offload.BrokenWorkerError) -> str:
     return type(error).__name__
 
 
-def _death(item: Item, error: trio_offload.BrokenWorkerError, seconds: float, tries: int) -> Reply:
-    """Return the reply of an item whose worker died."""
-    traceback, peak_rss = None, None
-    if error.crash is not None:
-        traceback, peak_rss = error.crash.note(), error.crash.peak_rss
-    figures = Figures(seconds, peak_rss, error.pid, tries)
-    return _failure(item, _kind(error), type(error).__name__, str(error), figures, traceback, may_retry=True)
+def _failure_of_worker(
+    item: Item, kind: str, error: trio_offload.BrokenWorkerError | trio_offload.WorkerTimeoutError, tries: int
+) -> Reply:
+    """Return the reply of an item whose worker died, or was killed."""
+    crash = error.crash
+    figures, traceback = Figures(None, None, None, tries), None
+    if crash is not None:
+        figures = Figures(crash.age, crash.peak_rss, crash.pid, tries)
+        traceback = crash.note()
+    return _failure(item, kind, type(error).__name__, str(error), figures, traceback, may_retry=True)
 
 
 def _failure(

@@ -64,14 +64,12 @@ class Summary:
                 self._known = {worker.pid for worker in self._look().workers} & self._known
             self._known.add(pid)
 
-    def note_death(self, error: trio_offload.BrokenWorkerError) -> None:
-        """Count a worker that died during an item."""
-        if error.pid is not None:
-            self.note_worker(error.pid)
+    def note_death(self, crash: trio_offload.CrashRecord | None) -> None:
+        """Count a worker that died, or was killed, during an item."""
+        if crash is not None:
+            self.note_worker(crash.pid, crash.peak_rss)
             # The system may reuse its process ID.
-            self._known.discard(error.pid)
-        if error.crash is not None:
-            self._largest = max(self._largest, error.crash.peak_rss or 0)
+            self._known.discard(crash.pid)
 
     def look(self) -> Sequence[trio_offload.WorkerStatistics]:
         """Read the workers' statistics, and return them."""

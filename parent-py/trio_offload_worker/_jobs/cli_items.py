@@ -188,6 +188,26 @@ class Function:
         return found
 
 
+class NamedCall(Function):
+    """The user's function with an item in its name, so messages and the table name the item.
+
+    The worker receives the function only. But it imports this class before a call with a timeout.
+    In a module of the parent, the class would bring trio with it.
+    """
+
+    __slots__ = ("_label",)
+
+    def __init__(self, function: Function, label: str) -> None:
+        super().__init__(function.module, function.attribute)
+        self._label = label
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}({self._label})"
+
+    def __reduce__(self) -> tuple[type[Function], tuple[str, str]]:
+        return Function, (self.module, self.attribute)
+
+
 def _take_standard_streams() -> None:
     if sys.stdout is not None:
         sys.stdout.flush()
