@@ -44,6 +44,7 @@ OF_THE_PREDECESSOR = [
 OF_EARLIER_RELEASES = ["atexit_shutdown_grace_period", "current_default_process_limiter"]
 OURS = [
     "CrashRecord",
+    "JobExitError",
     "LocateError",
     "RemoteError",
     "WorkerContextCounters",
@@ -358,6 +359,7 @@ WITH_ATTRIBUTES = {
     "WorkerStartError": ["crash", "item", "item_index"],
     "WorkerTimeoutError": ["crash", "item", "item_index"],
     "LocateError": ["crash", "item", "item_index"],
+    "JobExitError": ["item", "item_index"],
     "RemoteError": ["item", "item_index"],
     "CrashRecord": fields_of(trio_offload.CrashRecord),
     "WorkerStatistics": fields_of(trio_offload.WorkerStatistics),

@@ -14,7 +14,15 @@ from ._default import (
     configure_default_context,
     default_context_statistics,
 )
-from ._exceptions import BrokenWorkerError, LocateError, RemoteError, WorkerMemoryError, WorkerStartError, WorkerTimeoutError
+from ._exceptions import (
+    BrokenWorkerError,
+    JobExitError,
+    LocateError,
+    RemoteError,
+    WorkerMemoryError,
+    WorkerStartError,
+    WorkerTimeoutError,
+)
 from ._limiter import current_default_worker_limiter
 from ._options import WorkerType
 from ._statistics import WorkerContextCounters, WorkerContextStatistics, WorkerStatistics
@@ -23,6 +31,7 @@ from ._version import __version__ as __version__
 __all__ = [
     "BrokenWorkerError",
     "CrashRecord",
+    "JobExitError",
     "LocateError",
     "RemoteError",
     "WorkerContext",

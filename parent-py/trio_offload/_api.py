@@ -66,6 +66,7 @@ async def run_sync(
 
     Raises:
         BaseException: The job's exception, with its traceback, causes and notes.
+        JobExitError: The job raised SystemExit or KeyboardInterrupt, which is the ``__cause__``.
         WorkerTimeoutError: The job timed out. Its ``crash`` has the Python stack of that moment.
         RemoteError: The job raised an exception that cannot be pickled.
         BrokenWorkerError: The worker died before it answered.

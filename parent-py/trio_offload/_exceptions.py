@@ -7,6 +7,7 @@
     │   ├── WorkerMemoryError     it was ended for its memory use
     │   └── WorkerStartError      it did not start; the call was not run
     │       └── LocateError       the executable or libpython was not found
+    ├── JobExitError              a job raised SystemExit or KeyboardInterrupt
     └── RemoteError               replaces an exception of a job that could not be pickled
     trio.TooSlowError
     └── WorkerTimeoutError        a job timed out: it took longer than its timeout
@@ -132,6 +133,22 @@ class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
     def timeout(self) -> float:
         """Seconds that the job was allowed."""
         return float(self.args[1])
+
+
+@documented
+class JobExitError(RuntimeError, ErrorOfItem):
+    """A job raised an exception that controls the process in which it is raised.
+
+    These are :exc:`SystemExit`, :exc:`KeyboardInterrupt`, :exc:`GeneratorExit`,
+    :exc:`trio.Cancelled`, and groups with one of them. Raised here, ``sys.exit()`` in a job would
+    end this program without a word. The exception itself is the ``__cause__``, with its traceback.
+    The worker lives on.
+    """
+
+    @property
+    def code(self) -> object:
+        """The argument of :func:`sys.exit`. None also means that it was another exception."""
+        return self.__cause__.code if isinstance(self.__cause__, SystemExit) else None
 
 
 @documented

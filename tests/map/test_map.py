@@ -31,6 +31,7 @@ from workers import start_worker
 import trio_offload
 from trio_offload import (
     BrokenWorkerError,
+    JobExitError,
     RemoteError,
     WorkerContext,
     WorkerMemoryError,
@@ -1167,7 +1168,7 @@ async def test_what_travels_badly_fails_alone(kind: str) -> None:
                 "does not pickle": TypeError,
                 "fails to pickle": BaseBoom,
                 "fails to unpickle": Boom,
-                "exits": SystemExit,
+                "exits": JobExitError,
                 "is asynchronous": TypeError,
             }
             assert "(while the worker pickled the result)" in notes_of(errors["does not pickle"])

@@ -21,7 +21,7 @@ import outcome as outcomes
 import pytest
 import trio
 
-from trio_offload import RemoteError, WorkerContext
+from trio_offload import JobExitError, RemoteError, WorkerContext
 
 
 async def raised_by(context: WorkerContext, job: Any, *args: Any) -> BaseException:
@@ -31,7 +31,7 @@ async def raised_by(context: WorkerContext, job: Any, *args: Any) -> BaseExcepti
         value = await context.run_sync(job, *args)
     except BaseException as error:
         assert await context.run_sync(os.getpid) == pid
-        return error
+        return error.__cause__ if isinstance(error, JobExitError) and error.__cause__ is not None else error
     raise AssertionError(f"it returned {value!r}")
 
 

@@ -22,7 +22,7 @@ from trio_offload_worker._protocol.frames import Frame, Kind
 from .._exceptions import BrokenWorkerError
 from .._pickling import calls as _calls
 from .._pickling.payload import Payload, function_name
-from .._worker.endings import MAX_LOST, describe_ending, load_exception, workers_lost
+from .._worker.endings import MAX_LOST, contained, describe_ending, load_exception, workers_lost
 from . import failures as _failures
 from .holding import Held
 from .source import Chunk
@@ -254,11 +254,11 @@ def _load_values(pickled: list[Any], failures: dict[int, BaseException]) -> list
                 value = _calls.load_item(*pair)
             except BaseException as problem:
                 add_note(problem, "(while unpickling the result of a job)")
-                failures[index] = problem
+                failures[index] = contained(problem)
         values.append(value)
     return values
 
 
 def _load_failure(stage: str, segments: list[Any], type_name: str, message: str, traceback: str) -> BaseException:
     body = {"stage": stage, "type": type_name, "message": message, "traceback": traceback}
-    return load_exception(Frame(Kind.RAISED, 0, segments, body))
+    return contained(load_exception(Frame(Kind.RAISED, 0, segments, body)))

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, WireError
 
-from .._exceptions import BrokenWorkerError, RemoteError, WorkerMemoryError
+from .._exceptions import BrokenWorkerError, JobExitError, RemoteError, WorkerMemoryError
 from .._pickling import calls as _calls
 from .._pickling import payload as _payload
 from .._process import oom as _oom
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 # PROTOCOL.md, "The worker's exit codes". A sentinel that is a process ends the worker by a signal.
 MEMORY_LIMIT_EXITS: Final = (7, -signal.SIGKILL)
 MAX_LOST: Final = 5  # new workers that may exit before they begin one call
+# Raised in the parent, these would end it, or confuse Trio.
+_CONTROLLING: Final = (SystemExit, KeyboardInterrupt, GeneratorExit, trio.Cancelled)
 _STAGES: Final = {
     "unpickle": "(while the worker unpickled the function and its arguments)",
     "pickle": "(while the worker pickled the result)",
@@ -149,6 +153,23 @@ def load_exception(frame: Frame) -> BaseException:
     if stage is not None:
         add_note(error, stage)
     return error
+
+
+def contained(error: BaseException) -> BaseException:
+    """Return the error of a call for the exception of its job."""
+    if isinstance(error, Exception) or not _controls_process(error):
+        return error
+    shown = f"{type(error).__name__}: {error}".removesuffix(": ")
+    instead = JobExitError(f"the job raised {shown}")
+    instead.__cause__ = error
+    for note in getattr(error, "__notes__", ()):
+        add_note(instead, str(note))
+    return instead
+
+
+def _controls_process(error: BaseException) -> bool:
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return isinstance(error, _CONTROLLING) or any(map(_controls_process, inner))
 
 
 def secure_execution_hint() -> str:

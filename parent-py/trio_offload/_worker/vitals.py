@@ -19,7 +19,7 @@ from .._process import oom as _oom
 from .._process import record as _record
 from .._sizes import readable_limit, readable_size
 from .._statistics import Figures, WorkerContextCounters, WorkerStatistics
-from .endings import judge_death, load_exception
+from .endings import contained, judge_death, load_exception
 
 if TYPE_CHECKING:
     from .._options import ContextOptions
@@ -144,7 +144,7 @@ class Vitals:
     def load_exception(self, frame: Frame) -> BaseException:
         """Return the exception of a job."""
         self.raised += 1
-        return load_exception(frame)
+        return contained(load_exception(frame))
 
     def counters(self, jobs: int, busy: float, failure: str, *, lives: bool, in_order: bool) -> WorkerContextCounters:
         """Return the numbers that only grow.

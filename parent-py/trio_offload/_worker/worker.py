@@ -33,7 +33,7 @@ from .._transport.buffer_pool import BufferPool
 from .._transport.channel import Channel, EndOfStream
 from .._transport.sockets import WriteFailed
 from .call_sender import CallSender
-from .endings import describe_ending
+from .endings import contained, describe_ending
 from .peer import logger, wait_unconditionally
 from .states import IDLE, RUNNING, CallNotRun
 from .vitals import Vitals
@@ -235,7 +235,7 @@ class Worker(CallSender):
                 result = _calls.load(segments), None
             except BaseException as error:
                 add_note(error, "(while unpickling the result of a job)")
-                result = None, error
+                result = None, contained(error)
         else:
             result = None, self._vitals.load_exception(raised)
         self._busy += (now := time.monotonic()) - self._began
