@@ -79,6 +79,14 @@ async def test_a_call_in_place_of_a_function() -> None:
         gc.collect()
 
 
+async def test_keyword_arguments_of_the_function() -> None:
+    anything: Any = trio_offload.run_sync
+    with pytest.raises(TypeError, match=r"argument 'base'\. For .* write run_sync\(functools\.partial\(int, base=…\), …\)"):
+        await anything(int, "101", base=2)
+    with pytest.raises(TypeError, match=r"argument 'limitter'\. Did you mean 'limiter'\?"):
+        await anything(abs, -5, limitter=None)
+
+
 async def open_a_context() -> None:
     async with open_worker_context():
         pass

@@ -6,8 +6,9 @@ Functions about the default context and its scopes are in :mod:`._default`.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import trio
 
@@ -37,6 +38,7 @@ async def run_sync(
     cancellable: bool = False,
     limiter: Limiter | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  # as in the method
+    **unexpected: NoReturn,
 ) -> ResultType:
     """Run ``sync_fn(*args)`` in a worker process and return its result.
 
@@ -72,9 +74,21 @@ async def run_sync(
         BrokenWorkerError: The worker died before it answered.
         WorkerStartError: A worker could not be started.
     """
+    if unexpected:
+        from ._slips import unknown_keyword
+
+        raise unknown_keyword(sync_fn, unexpected)
     return await current_context().run_sync(
         sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter, timeout=timeout
     )
+
+
+# Without the parameter that only explains a mistake.
+_shown = inspect.signature(run_sync)
+run_sync.__signature__ = _shown.replace(  # type: ignore[attr-defined]
+    parameters=[parameter for parameter in _shown.parameters.values() if parameter.name != "unexpected"]
+)
+del run_sync.__annotations__["unexpected"], _shown
 
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import builtins
 import reprlib
 import sys
 import types
+from collections.abc import Mapping
 from typing import Any, Final
 
 _AWAITABLE: Final = (types.CoroutineType, types.AsyncGeneratorType)
@@ -78,3 +79,17 @@ def wrong_map(function: object, items: object) -> TypeError:
 
 def _name(function: object) -> str:
     return str(getattr(function, "__name__", "fn"))
+
+
+def unknown_keyword(function: Any, keywords: Mapping[str, object]) -> TypeError:
+    """Return the error for keyword arguments that `run_sync` does not have."""
+    import difflib
+
+    name = next(iter(keywords))
+    ours = difflib.get_close_matches(name, ("kill_on_cancel", "cancellable", "limiter", "timeout"), 1)
+    hint = f" Did you mean {ours[0]!r}?" if ours else ""
+    shown = getattr(function, "__name__", "fn")
+    return TypeError(
+        f"run_sync() got an unexpected keyword argument {name!r}.{hint} For keyword arguments of the function write "
+        f"run_sync(functools.partial({shown}, {name}=…), …)"
+    )
