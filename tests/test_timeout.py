@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from trio_offload import (
     run_sync,
 )
 from trio_offload._pickling.calls import dump_call
+from trio_offload._pool import timed_call
 from trio_offload._process import stacks
 from trio_offload._process.process import WorkerProcess
 from trio_offload._process.record import RecordFile
@@ -291,6 +293,61 @@ async def test_the_import_is_asked_for_once(plan: Plan) -> None:
     assert await run_sync(pass_gate, 2, timeout=TIMEOUT) == 2
     assert len(plan.workers) == 1
     assert len(plan.calls) == 3
+
+
+class Data:
+    """A large object. Its pickle would be sent twice."""
+
+    def method(self) -> int:
+        return 5
+
+    __call__ = method
+
+
+class Delegate(Data):
+    """Pickles as something else."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return jobs.make_function, (5,)
+
+
+@pytest.mark.parametrize(
+    ("function", "part"),
+    [
+        (jobs.echo, jobs.echo),
+        (jobs.cached, jobs.cached),
+        (functools.partial(functools.partial(jobs.echo, bytes(10**6)), 5), jobs.echo),
+        (Data().method, Data),
+        (Data(), Data),
+        (Data, Data),
+        (Delegate(), None),
+        (math.sqrt, math.sqrt),
+        ("x".join, str),
+        (dict.fromkeys, dict),
+    ],
+)
+def test_what_a_worker_imports_before_the_time_begins(function: Any, part: Any) -> None:
+    """The function or its class, without the data that it is bound to."""
+    assert timed_call._importable_part(function) is part
+
+
+async def test_objects_of_all_kinds_are_called_in_time() -> None:
+    async with open_worker_context() as context:
+        for _ in range(2):
+            assert await context.run_sync(jobs.cached, 5, timeout=TIMEOUT) == 5
+            assert await context.run_sync(Data().method, timeout=TIMEOUT) == 5
+            assert await context.run_sync("-".join, ["a", "b"], timeout=TIMEOUT) == "a-b"
+            assert await context.run_sync(Unhashable(), timeout=TIMEOUT) == 5
+
+
+class Unhashable(Data):
+    """Has no hash."""
+
+    __slots__ = ("__qualname__",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.__qualname__ = "Unhashable"
 
 
 async def test_workers_retire_as_without_a_timeout() -> None:

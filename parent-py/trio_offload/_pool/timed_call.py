@@ -6,6 +6,7 @@ worker's start, and the import of the function.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 import weakref
@@ -79,18 +80,35 @@ async def run_in_time(
 async def _import_in(worker: Worker, function: Callable[..., Any], to_fork: bool, cancellable: bool) -> None:
     """Let a worker import the function, once. An error is ignored: the call will have the same."""
     part = _importable_part(function)
-    known = _imported.setdefault(worker, weakref.WeakSet())
-    if part not in known:
+    if part is not None and not _has_imported(worker, part):
         worker.submit(dump_chunk(_worker_side.prepare, part, (), to_fork=to_fork), prepares=True)
         await worker.answer(cancellable, True)
+
+
+def _has_imported(worker: Worker, part: Any) -> bool:
+    """Return True if this was asked before, which counts as an import."""
+    known = _imported.setdefault(worker, weakref.WeakSet())
+    # Few callables have no hash, or no weak references.
+    with contextlib.suppress(TypeError):
+        if part in known:
+            return True
         known.add(part)
+    return False
 
 
 def _importable_part(function: Any) -> Any:
-    """Return the function, or its class, without the data that it is bound to."""
+    """Return the function, or its class, without the data that it is bound to.
+
+    None stands for an object that decides itself how it is pickled.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     owner = getattr(function, "__self__", None)
-    if isinstance(function, types.MethodType):
-        return owner if isinstance(owner, type) else type(owner)
-    return function if isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)) else type(function)
+    if owner is not None and isinstance(function, types.MethodType | types.BuiltinMethodType):
+        return function if isinstance(owner, types.ModuleType) else owner if isinstance(owner, type) else type(owner)
+    # Decorators of functools return objects with the name of the function.
+    if isinstance(function, types.FunctionType | type) or hasattr(function, "__qualname__"):
+        return function
+    kind: Any = type(function)
+    is_plain = kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
+    return kind if is_plain else None
