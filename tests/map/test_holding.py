@@ -12,6 +12,7 @@ import trio
 
 import trio_offload
 from trio_offload import WorkerContext, WorkerType, open_worker_context
+from trio_offload._map import lane
 from trio_offload_worker._jobs import chunks as worker_side
 
 
@@ -81,7 +82,9 @@ async def test_starmap() -> None:
     assert Large.pickled <= 3
 
 
-async def test_two_maps_share_a_worker() -> None:
+async def test_maps_that_share_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gives the token away after each answer, so that the worker's function is replaced in between."""
+    monkeypatch.setattr(lane, "_LANE_TIME_SLICE", 0.0)
     async with open_worker_context() as context:
         limiter = trio.CapacityLimiter(1)
         found: dict[int, list[int]] = {}
