@@ -119,6 +119,7 @@ class FakeWorker:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.had_call = False
+        self.last_words = ""
         self.returned = 0
         self.state = State.STARTING
         self.process = FakeProcess()

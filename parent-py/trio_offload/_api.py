@@ -140,7 +140,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
             :exc:`WorkerStartError` from that exception.
         retire: Function that a worker calls after each job, once the result has been sent. If it
             returns a true value, the worker exits; see :func:`retire_when`. If it raises, the
-            worker breaks, and a later call raises the error.
+            worker breaks. A later call raises the error, or the end of the block.
         grace_period: Seconds that workers get to exit at the end of the block, measured on the
             machine's clock. Then they are killed, and :exc:`BrokenWorkerError` is raised.
             :data:`math.inf` means unlimited.

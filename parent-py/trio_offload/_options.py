@@ -157,6 +157,12 @@ def _check_interval(options: object, attribute: "attrs.Attribute[float]", value:
 def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
     if not callable(value):
         raise TypeError(f"{attribute.name} must be a callable that takes no arguments, got {value!r}")
+    try:
+        inspect.signature(value).bind()
+    except ValueError:  # a builtin without a signature
+        pass
+    except TypeError as error:
+        raise TypeError(f"{attribute.name} is called without arguments, and {value!r} needs some: {error}") from None
 
 
 def _check_type(options: object, attribute: "attrs.Attribute[WorkerType]", value: object) -> None:

@@ -296,21 +296,28 @@ class WorkerCache:
                 # A kill is reported by its caller.
                 is_reported = worker.given_up or worker.process.killed
                 if not is_reported and worker.process.exitcode not in (*_EXPECTED_EXITS, None):
-                    logger.warning("idle worker %s %s", worker.process.pid, describe_ending(worker.process))
+                    ending = describe_ending(worker.process)
+                    if worker.last_words:
+                        ending += f": {worker.last_words}"
+                    logger.warning("idle worker %s %s", worker.process.pid, ending)
 
 
 def _check_exits(workers: list[Peer], killed: list[Peer]) -> None:
     """Raise BrokenWorkerError if workers were killed, or have unexpected exit codes."""
     forced: list[WorkerProcess] = [worker.process for worker in killed]
     unclean = [
-        worker.process
+        worker
         for worker in workers
         if worker not in killed and not worker.given_up and worker.process.exitcode not in (*_EXPECTED_EXITS, None)
     ]
     if forced or unclean:
         parts = []
         if unclean:
-            parts.append(f"{len(unclean)} ended with exit code {', '.join(str(process.exitcode) for process in unclean)}")
+            parts.append(
+                f"{len(unclean)} ended with exit code {', '.join(str(worker.process.exitcode) for worker in unclean)}"
+            )
         if forced:
             parts.append(f"{len(forced)} had to be killed after the grace period")
-        raise BrokenWorkerError(f"not all workers exited cleanly: {', '.join(parts)}", *unclean, *forced)
+        reasons = dict.fromkeys(worker.last_words for worker in unclean if worker.last_words)
+        told = "\n".join([f"not all workers exited cleanly: {', '.join(parts)}", *reasons])
+        raise BrokenWorkerError(told, *[worker.process for worker in unclean], *forced)

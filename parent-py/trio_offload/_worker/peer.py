@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import socket
@@ -43,6 +44,7 @@ class Peer:
         "expires_at",
         "given_up",
         "grant",
+        "last_words",
         "left_behind",
         "process",
         "progress",
@@ -58,6 +60,8 @@ class Peer:
         self._record: _record.RecordFile | None = None
         # Text of its record, which it writes before it dies. Known once it has ended.
         self.left_behind = ""
+        # Why it gave up, if it has said so: for example, the traceback of a `retire` that raised.
+        self.last_words = ""
         # Read-only for others.
         self.state: State = STARTING
         # Held while it is closed. Several threads may reap the same process, and a signal handler
@@ -129,6 +133,7 @@ class Peer:
                 self._reject(f"something that is not of the protocol ({error})")
             else:
                 if frame is not None and frame.kind in _TERMINAL_KINDS:
+                    self.last_words = frame.body.get("message", "")
                     self._leave(in_order=frame.kind is Kind.RETIRED)
                 elif frame is not None:
                     self._reject(frame.kind.name)
@@ -241,6 +246,8 @@ class Peer:
 
     def _let_go(self) -> None:
         if self._channel is not None:
+            if self._process is not None and self._process.exitcode:
+                self._hear_last_words(self._channel)
             # A fork by another thread in the middle of this would keep this end open unnoticed.
             with fork_lock:
                 self._channel.close()
@@ -250,6 +257,13 @@ class Peer:
             self._record.close()
             self._record = None
             self._note_end()
+
+    def _hear_last_words(self, channel: Channel) -> None:
+        """Read why a process has given up that was dismissed before it said so."""
+        with contextlib.suppress(EndOfStream, WireError, OSError):
+            while (frame := self.receive_nowait(channel)) is not None:
+                if frame.kind is Kind.ABORTED:
+                    self.last_words = frame.body["message"]
 
     def _cleaned(self, left_behind: str) -> str:
         """Return the part of the text that concerns its death."""
