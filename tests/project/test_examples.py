@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +127,56 @@ def test_trio_service(tmp_path: Path) -> None:
     assert r"\d{4}-\d\d-\d\d: found ['2024-02-29', '2024-03-01']" in said
     assert "(a+)+b: given up after 2 seconds" in said
     assert "the event loop was never busy" in said[-1]
+
+
+def test_service(tmp_path: Path) -> None:
+    """The session of docs/services.md, then a full house, then SIGTERM while a request runs."""
+    shutil.copy(EXAMPLES / "service.py", tmp_path)
+    page = (ROOT / "docs" / "services.md").read_text()
+    session = re.findall(r"^> (.*)\n(.*)$", page, re.MULTILINE)
+    assert len(session) == 4
+    command = [sys.executable, "service.py"]
+    with (
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as service,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(service.kill)
+        assert service.stdout is not None
+        port = int(service.stdout.readline().removeprefix("listening on port "))
+
+        @contextlib.contextmanager
+        def connect() -> Iterator[Any]:
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+                with connection.makefile("rw") as client:
+                    yield client
+
+        with connect() as client:
+            for request, answer in session:
+                assert ask(client, request) == answer
+        clients = [stack.enter_context(connect()) for _ in range(4)]
+        for client in clients:
+            client.write("primes 1000000000\n")
+            client.flush()
+        said = sorted(client.readline().strip() for client in clients)
+        assert said == ["busy, try again later"] + ["given up after 2 seconds"] * 3
+        with connect() as client:
+            client.write("primes 200000\n")
+            client.flush()
+            with connect() as other:
+                assert "refused=1" in ask(other, "metrics"), "the request before it has been read"
+            service.send_signal(signal.SIGTERM)
+            assert client.readline().strip() in ("17984", "given up after 2 seconds")
+        for client in clients:
+            assert client.readline() == "", "the service has ended the connection"
+        out, errors = service.communicate(timeout=PATIENCE)
+    assert (service.returncode, errors) == (0, "")
+    assert re.fullmatch(r"stopped: returned=\d timed_out=\d refused=1\n", out)
+
+
+def ask(client: Any, request: str) -> str:
+    client.write(request + "\n")
+    client.flush()
+    return str(client.readline()).strip()
 
 
 def test_crash_and_carry_on(tmp_path: Path) -> None:
