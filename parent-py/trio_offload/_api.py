@@ -79,7 +79,7 @@ async def run_sync(
 
         raise unknown_keyword(sync_fn, unexpected)
     return await current_context().run_sync(
-        sync_fn, *args, kill_on_cancel=kill_on_cancel or cancellable, limiter=limiter, timeout=timeout
+        sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter, timeout=timeout
     )
 
 
