@@ -76,8 +76,8 @@ async def test_cancelled_while_they_start(monkeypatch: pytest.MonkeyPatch) -> No
     begun: list[Worker] = []
     begin = Launcher.begin
 
-    def begin_stopped(launcher: Launcher) -> Worker:
-        worker = begin(launcher)
+    def begin_stopped(launcher: Launcher, call: Any = None) -> Worker:
+        worker = begin(launcher, call)
         begun.append(worker)
         if len(begun) == 2:
             # It will never be ready.
