@@ -158,6 +158,29 @@ def test_one_that_takes_longer_is_ended(of_any_kind: WorkerType) -> None:
     wait_for_threads()
 
 
+def test_a_call_that_takes_longer_is_ended(of_any_kind: WorkerType) -> None:
+    """It leaves its stack, although the clock of the run stands still."""
+
+    async def main() -> None:
+        async with open_worker_context(worker_type=of_any_kind) as context:
+            with pytest.raises(WorkerTimeoutError) as told:
+                await context.run_sync(jobs.sleep_and_return, 1000.0, timeout=LATE)
+            assert told.value.crash is not None
+            assert "in sleep_and_return" in told.value.crash.stack
+
+    run_standing(main)
+    wait_for_threads()
+
+
+def test_a_call_gets_its_time(of_any_kind: WorkerType) -> None:
+    async def main() -> None:
+        async with open_worker_context(worker_type=of_any_kind) as context:
+            assert await context.run_sync(jobs.sleep_and_return, LATE, timeout=1000) == LATE
+
+    run_jumping(main)
+    wait_for_threads()
+
+
 # --- of the user -----------------------------------------------------------------------------------
 
 
