@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import attrs
 import pytest
 import test_crash
 import test_death
@@ -26,11 +27,12 @@ import workers
 from lifeline import Gate, Lifeline
 from running import PROGRAMS
 
-from trio_offload import _context
+from trio_offload import WorkerType, _context
 from trio_offload._launch.fork import ForkLauncher
+from trio_offload._launch.select import launcher_for
 from trio_offload._options import ContextOptions
 from trio_offload._process import start as _process
-from trio_offload._trace import TraceWriter
+from trio_offload._worker.launcher import Launcher
 from trio_offload._worker.worker import Worker
 
 BY_FORKS = str(PROGRAMS / "by_forks")
@@ -50,12 +52,9 @@ MODULES = (
 )
 
 
-def fork_launcher(options: ContextOptions) -> ForkLauncher:
-    if options.trace is None:
-        return ForkLauncher(options)
-    trace = TraceWriter(options.trace)
-    trace.open()
-    return ForkLauncher(options, trace)
+def fork_launcher(options: ContextOptions) -> Launcher:
+    forks = attrs.evolve(options, worker_type=WorkerType.FORK, forkserver_preload=(), forkserver_threads=())
+    return launcher_for(forks)
 
 
 @pytest.fixture(autouse=True)
