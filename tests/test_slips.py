@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import functools
 import gc
+import inspect
 import warnings
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -79,8 +80,14 @@ async def test_a_call_in_place_of_a_function() -> None:
         gc.collect()
 
 
-async def test_keyword_arguments_of_the_function() -> None:
-    anything: Any = trio_offload.run_sync
+@pytest.mark.parametrize("of_a_context", [False, True], ids=["run_sync", "of a context"])
+async def test_keyword_arguments_of_the_function(of_a_context: bool) -> None:
+    async with open_worker_context() as context:
+        await refuses_unknown_keywords(context.run_sync if of_a_context else trio_offload.run_sync)
+
+
+async def refuses_unknown_keywords(anything: Any) -> None:
+    assert "unexpected" not in inspect.signature(anything).parameters
     with pytest.raises(TypeError, match=r"argument 'base'\. For .* write run_sync\(functools\.partial\(int, base=…\), …\)"):
         await anything(int, "101", base=2)
     with pytest.raises(TypeError, match=r"argument 'limitter'\. Did you mean 'limiter'\?"):

@@ -6,7 +6,6 @@ Functions about the default context and its scopes are in :mod:`._default`.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -14,7 +13,7 @@ import trio
 
 from trio_offload_worker._jobs.retire import RetireWhen
 
-from ._context import WorkerContext
+from ._context import WorkerContext, hides_unexpected
 from ._default import current_context
 from ._limiter import Limiter, current_default_worker_limiter, require_trio
 from ._options import ContextOptions, check_count, check_seconds, takes_map_options, takes_options
@@ -30,6 +29,7 @@ ResultType = TypeVar("ResultType")
 
 
 # Protected, because Ctrl+C between the call and its await would leave a coroutine without an await.
+@hides_unexpected
 @trio.lowlevel.enable_ki_protection
 async def run_sync(
     sync_fn: Callable[[Unpack[ArgumentTypes]], ResultType],
@@ -74,21 +74,15 @@ async def run_sync(
         BrokenWorkerError: The worker died before it answered.
         WorkerStartError: A worker could not be started.
     """
-    if unexpected:
-        from ._slips import unknown_keyword
-
-        raise unknown_keyword(sync_fn, unexpected)
     return await current_context().run_sync(
-        sync_fn, *args, kill_on_cancel=kill_on_cancel, cancellable=cancellable, limiter=limiter, timeout=timeout
+        sync_fn,
+        *args,
+        kill_on_cancel=kill_on_cancel,
+        cancellable=cancellable,
+        limiter=limiter,
+        timeout=timeout,
+        **unexpected,
     )
-
-
-# Without the parameter that only explains a mistake.
-_shown = inspect.signature(run_sync)
-run_sync.__signature__ = _shown.replace(  # type: ignore[attr-defined]
-    parameters=[parameter for parameter in _shown.parameters.values() if parameter.name != "unexpected"]
-)
-del run_sync.__annotations__["unexpected"], _shown
 
 
 if TYPE_CHECKING:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, overload
 
 import outcome
 import trio
@@ -39,6 +40,16 @@ if TYPE_CHECKING:
 ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
 ContextType = TypeVar("ContextType")
+FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
+
+
+def hides_unexpected(function: FunctionType) -> FunctionType:
+    """Hide the parameter ``**unexpected``, which only explains a mistake, from the signature."""
+    signature = inspect.signature(function)
+    shown = [parameter for parameter in signature.parameters.values() if parameter.name != "unexpected"]
+    function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    del function.__annotations__["unexpected"]
+    return function
 
 
 class _NoPublicConstructor(type):
@@ -79,6 +90,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         for name, value in {**vars(options), **private}.items():
             object.__setattr__(self, name, value)  # attributes are read-only
 
+    @hides_unexpected
     @trio.lowlevel.enable_ki_protection
     async def run_sync(
         self,
@@ -88,6 +100,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         cancellable: bool = False,
         limiter: Limiter | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # not Trio's clock, and not the whole call
+        **unexpected: NoReturn,
     ) -> ResultType:
         """Run ``sync_fn(*args)`` in a worker of this context. See :func:`trio_offload.run_sync`.
 
@@ -96,8 +109,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         """
         if limiter is None:
             limiter = current_default_worker_limiter()
-        if timeout is not None:
-            return await _run_in_time(self, sync_fn, args, timeout, kill_on_cancel or cancellable, limiter)
+        if timeout is not None or unexpected:
+            return await _run_in_time(self, sync_fn, args, timeout, kill_on_cancel or cancellable, limiter, unexpected)
         if type(limiter) is not CapacityLimiter:
             await checkpoint_if_cancelled()
             began = time.monotonic()
@@ -355,11 +368,16 @@ async def _run_in_time(
     context: WorkerContext,
     sync_fn: Callable[..., ResultType],
     args: tuple[Any, ...],
-    seconds: float,
+    seconds: float | None,
     cancellable: bool,
     limiter: Limiter,
+    unexpected: dict[str, NoReturn],
 ) -> ResultType:
-    """As :meth:`WorkerContext.run_sync` with a timeout."""
+    """As :meth:`WorkerContext.run_sync` with a timeout, or with keyword arguments that it lacks."""
+    if unexpected or seconds is None:
+        from ._slips import unknown_keyword
+
+        raise unknown_keyword(sync_fn, unexpected)
     check_seconds("timeout", seconds, positive=True)
     if seconds == math.inf:
         return await context.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=limiter)
