@@ -6,8 +6,6 @@
 A request is a line: ``primes NUMBER`` or ``metrics``. Each gets one line.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import signal
@@ -41,8 +39,7 @@ class Service:
             counters = self.context.statistics().counters
             return f"returned={counters.calls_returned} timed_out={counters.calls_timed_out} refused={self.refused}"
         try:
-            # Without a wait: a queue without a bound would answer nobody in time.
-            self.admission.acquire_nowait()
+            self.admission.acquire_nowait()  # a queue without a bound would answer nobody in time
         except trio.WouldBlock:
             self.refused += 1
             return "busy, try again later"
@@ -76,12 +73,6 @@ class Service:
         except trio.BrokenResourceError:
             pass  # the client has gone
 
-    def stop(self) -> None:
-        """Let requests finish, and end connections that wait for the next one."""
-        self.stopping = True
-        for scope in self.idle:
-            scope.cancel()
-
 
 async def main(port: int) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -95,8 +86,11 @@ async def main(port: int) -> None:
                     async for _ in signals:
                         break
                     listening.cancel_scope.cancel()
-                service.stop()
-                # Then their workers are killed.
+                # Requests finish, and connections that wait for the next one end.
+                service.stopping = True
+                for scope in service.idle:
+                    scope.cancel()
+                # Then the workers of requests that still run are killed.
                 connections.cancel_scope.deadline = trio.current_time() + GRACE
     print(f"stopped: {await service.answer('metrics')}")
 

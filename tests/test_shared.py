@@ -30,6 +30,7 @@ from trio_offload import WorkerType, _at_exit, open_worker_context, retire_when
 from trio_offload._interpreter import file_modules
 from trio_offload._options import ContextOptions
 from trio_offload._pool.cache import WorkerCache
+from trio_offload._pool.tracker import Counters
 from trio_offload._process import process as process_module
 from trio_offload._process import start as _process
 from trio_offload._trace import TraceWriter
@@ -106,7 +107,7 @@ class Slow:
 
 
 async def test_two_threads_may_see_off_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = WorkerCache()
+    cache = WorkerCache(Counters())
     worker = await start_worker()
     worker.ask_to_retire()
     cache.push(worker)
@@ -137,7 +138,7 @@ async def test_two_threads_may_see_off_the_same_worker(monkeypatch: pytest.Monke
 
 async def test_one_that_was_killed_by_us_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever has killed it says why; another thread may be the one that reaps it."""
-    cache = WorkerCache()
+    cache = WorkerCache(Counters())
     worker = await start_worker()
     worker.ask_to_retire()
     cache.push(worker)
