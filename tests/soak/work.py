@@ -15,6 +15,8 @@ MEMORY_LIMIT: Final = 600_000_000
 
 # What the worker may raise in place of an exception that does not travel, or that no coroutine can raise.
 STAND_INS: Final = ("RemoteError", "RuntimeError")
+# These would end the program, so a JobExitError carries them.
+EXITS: Final = ("SystemExit", "KeyboardInterrupt", "GeneratorExit")
 
 
 @attrs.frozen
@@ -51,6 +53,8 @@ class Job:
         name = type(error).__name__
         if self.raises is None:
             return False
+        if self.raises in EXITS:
+            return name == "JobExitError" and type(error.__cause__).__name__ == self.raises
         return name == self.raises or (name in STAND_INS and self.raises in str(error))
 
 
