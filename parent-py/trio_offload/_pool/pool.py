@@ -105,7 +105,7 @@ class WorkerPool:
 
     def note_wait(self, began: float) -> None:
         """Count the wait of a call that ends now. It began on the clock of time.monotonic()."""
-        self.counters.add(WorkerContextCounters(seconds_waited=time.monotonic() - began))
+        self.counters.add(time.monotonic() - began)
 
     def open(self) -> None:
         """Begin to keep ``min_idle`` workers ready, if this is in a run of Trio."""

@@ -95,11 +95,15 @@ class Counters:
     def forget(self) -> None:
         """Begin at zero, in a fork of this process."""
         self._lock = threading.Lock()
-        self._pending: collections.deque[WorkerContextCounters] = collections.deque()
+        self._pending: collections.deque[WorkerContextCounters | float] = collections.deque()
         self._sum = self._last = WorkerContextCounters()
 
-    def add(self, part: WorkerContextCounters) -> None:
-        """Add the numbers of something that has happened."""
+    def add(self, part: WorkerContextCounters | float) -> None:
+        """Add the numbers of something that has happened.
+
+        A float is the seconds that a call has waited. Where more calls run than workers, each adds
+        one, and a record for it would take a quarter of the call.
+        """
         self._pending.append(part)
         if len(self._pending) > _MAX_PENDING and self._lock.acquire(blocking=False):
             try:
@@ -127,9 +131,15 @@ class Counters:
 
     def _add_up(self) -> None:
         parts = [self._sum]
+        waited = 0.0
         with contextlib.suppress(IndexError):
             while True:
-                parts.append(self._pending.popleft())
+                part = self._pending.popleft()
+                if isinstance(part, float):
+                    waited += part
+                else:
+                    parts.append(part)
+        parts.append(WorkerContextCounters(seconds_waited=waited))
         self._sum = sum_counters(parts)
 
 
