@@ -38,7 +38,6 @@ class Vitals:
         "_stderr_size",
         "_trace",
         "baseline",
-        "jobs",
         "kills_look_at",
         "raised",
         "ready",
@@ -51,8 +50,7 @@ class Vitals:
         # On the clock of time.monotonic().
         self.started = time.monotonic()
         self.ready = self.started
-        # Jobs before its death, and jobs that raised.
-        self.jobs = 0
+        # Jobs that raised.
         self.raised = 0
         # Resident memory before the first job, in bytes.
         self.baseline = 0
@@ -198,6 +196,7 @@ class Vitals:
         function: str | None,
         item: tuple[int, str] | None,
         began: float,
+        jobs: int,
         when: str,
     ) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system.
@@ -208,12 +207,13 @@ class Vitals:
             function: name of the function that it ran.
             item: index and text of the item of a map that it ran.
             began: start of the call, on the clock of time.monotonic().
+            jobs: number of its jobs before that call.
             when: the end of the message's first clause.
         """
         limit, stack = _record.parse_record(left_behind)
         crash = self._crash_record(process, stack, function, item, began)
         # A new worker may get its first call before the counters are read.
-        since = began if self.jobs else self.started
+        since = began if jobs else self.started
         error = judge_death(process, when, limit, crash, self._kills, since, self._options.memory_limit)
         self.trace_job(process.pid, function, began, type(error).__name__)
         self._publish(error, crash)

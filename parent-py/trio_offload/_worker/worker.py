@@ -332,8 +332,7 @@ class Worker(CallSender):
 
     def _broken(self, when: str) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system."""
-        self._vitals.jobs = self.jobs
-        error = self._vitals.explain_death(self.process, self.left_behind, *self._job(), when)
+        error = self._vitals.explain_death(self.process, self.left_behind, *self._job(), self.jobs, when)
         self._note_failure("calls_over_memory" if isinstance(error, WorkerMemoryError) else "calls_died")
         return error
 
