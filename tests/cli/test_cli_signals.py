@@ -159,6 +159,42 @@ def test_any_number_of_ctrl_c_changes_nothing(folder: Path) -> None:
         assert_nothing_runs(process)
 
 
+INTERRUPTED_OFTEN = """
+import os, signal, sys
+from trio_offload._cli import main
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the script does
+stride, events = int(sys.argv.pop(1)), 0
+
+
+def interrupt(frame, event, argument):
+    global events
+    if events or frame.f_code.co_name == "stop":
+        events += 1
+        if events % stride == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+sys.setprofile(interrupt)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("stride", range(41, 53))
+def test_ctrl_c_at_every_step_of_the_end(folder: Path, stride: int) -> None:
+    """A signal after each few calls, from the first one on: it finds every place without a handler."""
+    command = [sys.executable, "-c", INTERRUPTED_OFTEN, str(stride), "map", "jobs:hold", "a", "hold", "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
+        assert json.loads(process.stdout.readline())["value"] == "a"
+        wait_for_files(folder, ["started-hold"])
+        os.kill(process.pid, signal.SIGINT)
+        process.wait(PATIENCE)
+        assert messages(process)[0] == "interrupted by SIGINT: 1 of 2 items finished, 1 left"
+        assert process.returncode == 130
+        assert_nothing_runs(process)
+
+
 def test_an_ignored_sigint_stays_ignored(folder: Path) -> None:
     """As in ``trio-offload map … &`` in a script: Ctrl+C is meant for what is in the foreground."""
     command = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *COMMAND)

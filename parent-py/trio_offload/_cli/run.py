@@ -19,7 +19,7 @@ import signal
 import sys
 import warnings
 from collections import deque
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -38,8 +38,9 @@ from .summary import Summary
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
+    from types import FrameType
 
     from .progress import Bar
     from .resume import EarlierOutput
@@ -52,6 +53,9 @@ _MAX_BYTES_INSIDE: Final = 64 * 1024 * 1024
 
 _STOP_WRITING: Final = 0.5
 """Seconds after a signal until the last write is abandoned."""
+
+_INTERRUPTIONS: Final = {signal.SIGINT: ExitStatus.INTERRUPTED, signal.SIGTERM: ExitStatus.TERMINATED}
+"""The signals that end a run, and its exit status then."""
 
 _STATISTICS_INTERVAL: Final = 0.25
 """Seconds between two reads of the workers' statistics."""
@@ -139,9 +143,8 @@ class _Run:
         self._everything_scope = trio.CancelScope()
 
     async def main(self) -> None:
-        with self._everything_scope:
+        with self._watch_signals(), self._everything_scope:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._watch_signals)
                 nursery.start_soon(self._bar.run)
                 nursery.start_soon(self._write)
                 with self._work_scope:
@@ -209,33 +212,44 @@ class _Run:
         if self._forced_exit is not None:
             self._forced_exit.cancel()
 
-    async def _watch_signals(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        endings = {
-            signal.SIGINT: ExitStatus.INTERRUPTED,
-            signal.SIGTERM: ExitStatus.TERMINATED,
-        }
+    @contextmanager
+    def _watch_signals(self) -> Iterator[None]:
+        """End the run at the first SIGINT or SIGTERM; the later ones change nothing.
+
+        :func:`trio.open_signal_receiver` does not serve here. At its end it puts the earlier
+        handlers back and sends itself the signals that nobody has read: a second Ctrl+C could
+        still kill the process without a message.
+        """
+        token = trio.lowlevel.current_trio_token()
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            if self._signal is None:
+                self._signal = signal.Signals(number)
+                token.run_sync_soon(self._interrupt)
+
         # An ignored signal stays ignored: a shell's background job should not get Ctrl+C.
-        watched = [number for number in endings if signal.getsignal(number) != signal.SIG_IGN]
-        if not watched:
-            task_status.started()
-            return
+        watched = [number for number in _INTERRUPTIONS if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, note) for number in watched}
         try:
-            with trio.open_signal_receiver(*watched) as signals:
-                task_status.started()
-                async for number in signals:
-                    ending = endings[signal.Signals(number)]
-                    self._bar.close()
-                    if self._forced_exit is None:
-                        self._signal = signal.Signals(number)
-                        self._forced_exit = start_forced_exit(ending, self._report_interruption)
-                    self._everything_scope.deadline = trio.current_time() + _STOP_WRITING
-                    self.stop(ending)
+            yield
         finally:
-            if self._forced_exit is not None:
+            if self._signal is None:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+            else:
+                self._interrupt()
                 # The process is about to exit with the first signal's status. Another signal must
-                # not kill it before that.
+                # not kill it before that, also when Python has put its own handlers away.
                 for number in watched:
                     signal.signal(number, signal.SIG_IGN)
+
+    def _interrupt(self) -> None:
+        if self._signal is not None and self._forced_exit is None:
+            ending = _INTERRUPTIONS[self._signal]
+            self._forced_exit = start_forced_exit(ending, self._report_interruption)
+            self._bar.close()
+            self._everything_scope.deadline = trio.current_time() + _STOP_WRITING
+            self.stop(ending)
 
     async def _read(self) -> None:
         await self._function_found.wait()
