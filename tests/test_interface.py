@@ -43,7 +43,10 @@ OF_THE_PREDECESSOR = [
 ]
 OF_EARLIER_RELEASES = ["atexit_shutdown_grace_period", "current_default_process_limiter"]
 OURS = [
+    "AbandonedLockError",
+    "BrokenBarrierError",
     "CrashRecord",
+    "DeadlockError",
     "JobExitError",
     "LocateError",
     "RemoteError",

@@ -15,7 +15,10 @@ from ._default import (
     default_context_statistics,
 )
 from ._exceptions import (
+    AbandonedLockError,
+    BrokenBarrierError,
     BrokenWorkerError,
+    DeadlockError,
     JobExitError,
     LocateError,
     RemoteError,
@@ -29,8 +32,11 @@ from ._statistics import WorkerContextCounters, WorkerContextStatistics, WorkerS
 from ._version import __version__ as __version__
 
 __all__ = [
+    "AbandonedLockError",
+    "BrokenBarrierError",
     "BrokenWorkerError",
     "CrashRecord",
+    "DeadlockError",
     "JobExitError",
     "LocateError",
     "RemoteError",

@@ -8,7 +8,11 @@
     │   └── WorkerStartError      it did not start; the call was not run
     │       └── LocateError       the executable or libpython was not found
     ├── JobExitError              a job raised SystemExit or KeyboardInterrupt
-    └── RemoteError               replaces an exception of a job that could not be pickled
+    ├── RemoteError               replaces an exception of a job that could not be pickled
+    ├── BrokenBarrierError        a barrier will not be reached by all
+    └── DeadlockError             a wait would never end
+    trio.BrokenResourceError
+    └── AbandonedLockError        the holder of a lock died, or ended with it
     trio.TooSlowError
     └── WorkerTimeoutError        a job timed out: it took longer than its timeout
 """
@@ -191,6 +195,35 @@ class RemoteError(RuntimeError, ErrorOfItem):
             "(the exception itself could not be pickled and unpickled; its traceback in the worker was)\n"
             f"{self.traceback_text}"
         )
+
+
+@documented
+class AbandonedLockError(trio.BrokenResourceError):
+    """The holder of a lock died with it, or ended without its release.
+
+    The data that the lock guards may be half changed. ``recover()`` of the lock, once that is
+    mended, lets it be acquired again.
+    """
+
+    pid: int | None = None
+    """Process ID of the worker whose job held the lock. None means a task of this program."""
+    function: str | None = None
+    """Name of the function that held it."""
+    signal: signal.Signals | None = None
+    """Signal that ended the worker. None means that it was not a signal."""
+
+
+@documented
+class DeadlockError(RuntimeError):
+    """A wait would never end: its end depends on the task or the job that wants to wait.
+
+    The message names the chain. Nothing was taken.
+    """
+
+
+@documented
+class BrokenBarrierError(RuntimeError):
+    """A barrier will not be reached by all its parties: one of them died, or it was aborted."""
 
 
 def is_interrupt(error: BaseException) -> bool:
