@@ -589,7 +589,7 @@ def test_information() -> None:
     library = _locate.libpython()
     found = json.loads(information(os.path.dirname(library), "--info"))
     assert found["worker"] == trio_offload.__version__
-    assert found["protocol"] == 1
+    assert found["protocol"] == 2
     assert found["python"]["version"] == sys.version
     assert found["python"]["libpython"] == os.path.realpath(library)
     assert found["python"]["build"] in sys.version

@@ -171,7 +171,7 @@ def judged(data: bytes) -> dict[str, Any]:
         said = {
             key: value
             for key, value in body.items()
-            if value is not False or key not in {"template", "directory", "free_threaded"}
+            if value is not False or key not in {"template", "directory", "free_threaded", "prepares", "shield"}
         }
         frames.append(
             {"kind": kind, "id": number, "segments": [segment.hex() for segment in segments], "body": readable(said)}
@@ -227,6 +227,10 @@ KEYS: list[dict[str, Any]] = [
     {"later": [1, {"deep": b"\x00"}, None]},
     {"template": True},
     {"streams": [0, 2]},
+    {"item": 0},
+    {"handle": None},
+    {"shield": True},
+    {"request": 1},
 ]
 
 

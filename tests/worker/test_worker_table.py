@@ -109,7 +109,7 @@ def pickled(value: Any) -> bytes:
 
 def welcome(**changes: Any) -> bytes:
     body = {
-        "protocol": 1,
+        "protocol": 2,
         "worker": "0",
         "pid": 1,
         "version": sys.version,
@@ -136,7 +136,10 @@ EVENTS: Final[dict[str, bytes]] = {
     "RAISED of another call": frame(Kind.RAISED, 0, (), FAILURE | {"stage": "call"}),
     "RETIRED": frame(Kind.RETIRED, body={"reason": "idle"}),
     "CALL": frame(Kind.CALL, THIS_CALL, (pickled(5),)),
-    "a reserved kind": b"tro\x01" + bytes.fromhex("00000004 0000000000000000 83 1818 00 80".replace(" ", "")),
+    "REQUEST": frame(Kind.REQUEST, THIS_CALL, (), {"request": 1, "op": "sleep", "thread": 1}),
+    "POST": frame(Kind.POST, THIS_CALL, (), {"op": "set", "thread": 1}),
+    "WITHDRAW": frame(Kind.WITHDRAW, THIS_CALL, (), {"request": 1}),
+    "an unknown kind": b"tro\x01" + bytes.fromhex("00000004 0000000000000000 83 181c 00 80".replace(" ", "")),
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a length beyond all bounds": MAGIC + b"\xff" * 12,
     "end": b"",

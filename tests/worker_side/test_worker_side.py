@@ -115,7 +115,12 @@ EVENTS: Final[dict[str, bytes]] = {
     "a call of a tebibyte": encode_head(Kind.CALL, 1, [2**40]),
     "a call with bytes of nearly a tebibyte": encode_head(Kind.CALL, 1, [0, 2**40 - 1], {"types": bytes([MEMORY, BYTES])}),
     "a call with a bytearray of that size": encode_head(Kind.CALL, 1, [0, 2**40 - 1], {"types": bytes([MEMORY, BYTEARRAY])}),
-    "a reserved kind": MAGIC + bytes.fromhex("00000004 0000000000000000 83 0500 80"),
+    "REPLY": frame(Kind.REPLY, CALL, id=1, body={"request": 1, "status": "value"}),
+    "CREDIT": frame(Kind.CREDIT, id=1, body={"handle": 1, "count": 2}),
+    "REQUEST": frame(Kind.REQUEST, id=1, body={"request": 1, "op": "sleep", "thread": 1}),
+    "POST": frame(Kind.POST, id=1, body={"op": "set", "thread": 1}),
+    "WITHDRAW": frame(Kind.WITHDRAW, id=1, body={"request": 1}),
+    "an unknown kind": MAGIC + bytes.fromhex("00000004 0000000000000000 83 0a00 80"),
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a body that lacks something": frame(Kind.SETUP, b"", b"", b"", body={"idle_timeout_ms": 5}),
     "an end inside a frame": frame(Kind.CALL, CALL, id=1)[:7],
@@ -123,7 +128,7 @@ EVENTS: Final[dict[str, bytes]] = {
 }
 # What comes of each: the message, with the code of an ABORTED. Where a state has no entry it is `unexpected_message`.
 ALWAYS: Final = {
-    "a reserved kind": "unknown_kind",
+    "an unknown kind": "unknown_kind",
     "garbage": "bad_magic",
     "a body that lacks something": "malformed_body",
     "an end inside a frame": "torn_frame",
@@ -176,6 +181,20 @@ def test_every_event_in_every_state(parent: Parent, state: str, event: str, answ
         assert aborted.body["code"] == answer
         assert aborted.body["message"]
         parent.expect_end(5)
+
+
+def test_idle_worker_ignores_answers_of_ended_calls_only(parent: Parent) -> None:
+    parent.bring_to("IDLE")
+    crossed = [
+        frame(Kind.REPLY, CALL, bytes(300_000), id=5, body={"request": 1, "status": "value", "types": bytes([0, 1])}),
+        frame(Kind.REPLY, id=4, body={"request": 2, "status": "cancelled"}),
+        frame(Kind.CREDIT, id=5, body={"handle": 1, "count": 2}),
+    ]
+    parent.socket.sendall(frame(Kind.CALL, CALL, id=5) + b"".join(crossed) + frame(Kind.CALL, CALL, id=6))
+    assert (parent.expect(Kind.RESULT).id, parent.expect(Kind.RESULT).id) == (5, 6)
+    parent.say(Kind.REPLY, 7, (), {"request": 1, "status": "value"})
+    assert parent.expect(Kind.ABORTED).body["code"] == "unexpected_message"
+    parent.expect_end(5)
 
 
 @pytest.mark.parametrize(

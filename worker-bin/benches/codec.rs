@@ -21,7 +21,7 @@ fn frames() -> Vec<(&'static str, Message, Vec<u64>)> {
         module: None,
     };
     let hello = Hello {
-        protocol: 1,
+        protocol: 2,
         parent_pid: 12_345,
         version: "3.11.7 (main, Jan  1 2026, 00:00:00) [GCC 12.2.0]".to_owned(),
         program_name: b"/usr/bin/python3".to_vec(),

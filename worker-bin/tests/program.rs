@@ -22,7 +22,7 @@ fn info_is_json_about_the_library_that_was_loaded() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(info["worker"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(info["protocol"], 1);
+    assert_eq!(info["protocol"], 2);
     let python = &info["python"];
     assert!(python["version"].as_str().unwrap().starts_with("3."));
     assert!(python["libpython"].as_str().unwrap().contains("libpython3."));

@@ -13,6 +13,7 @@ use trio_offload_worker::protocol::frame::{
 };
 use trio_offload_worker::protocol::hello::{Bundle, Hello, Script as BootScript, Welcome};
 use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Setup, TEXT_LIMIT, Template, clip};
+use trio_offload_worker::protocol::requests::{Credit, Reply, Said};
 use trio_offload_worker::protocol::segments::SegmentType;
 use trio_offload_worker::transport::Segment;
 use trio_offload_worker::transport::connection::{Connection, Next};
@@ -111,7 +112,31 @@ fn message() -> impl Strategy<Value = Message> {
         option_figures().prop_map(Message::Ready),
         (types(), option_figures()).prop_map(|(types, figures)| Message::Result(types, figures)),
         figures().prop_map(Message::Report),
+        (any::<u64>(), ".{0,9}", types(), any::<[bool; 3]>()).prop_map(|(request, status, types, has)| {
+            let text = |has: bool| has.then(|| status.clone());
+            let (type_name, message, traceback) = (text(has[0]), text(has[1]), text(has[2]));
+            Message::Reply(Box::new(Reply { request, types, type_name, message, traceback, status }))
+        }),
+        any::<[u64; 2]>().prop_map(|[handle, count]| Message::Credit(Credit { handle, count })),
+        (said(), any::<u64>(), any::<bool>())
+            .prop_map(|(said, request, shield)| { Message::Request(Box::new(Said { request: Some(request), shield, ..said })) }),
+        said().prop_map(|said| Message::Post(Box::new(said))),
+        any::<u64>().prop_map(|request| Message::Withdraw { request }),
     ]
+}
+
+/// The body of a POST.
+fn said() -> impl Strategy<Value = Said> {
+    (".{0,9}", any::<u64>(), any::<[Option<u64>; 3]>(), types()).prop_map(|(op, thread, [handle, count, item], types)| Said {
+        request: None,
+        op,
+        handle,
+        thread,
+        count,
+        item,
+        shield: false,
+        types,
+    })
 }
 
 /// No types, or one for each possible segment.
@@ -132,12 +157,24 @@ fn frame() -> impl Strategy<Value = (Message, u64, Vec<Vec<u8>>)> {
             Kind::Setup => 3,
             Kind::Settings | Kind::Template => 1,
             Kind::Call | Kind::Result => count,
-            Kind::Raised | Kind::SetupFailed => count - 1,
+            Kind::Raised | Kind::SetupFailed | Kind::Reply | Kind::Request | Kind::Post => count - 1,
             _ => 0,
         });
         let message = match message {
             Message::Call { types, prepares } => Message::Call { types: fitting(types, segments.len()), prepares },
             Message::Result(types, figures) => Message::Result(fitting(types, segments.len()), figures),
+            Message::Reply(mut reply) => {
+                reply.types = fitting(reply.types, segments.len());
+                Message::Reply(reply)
+            }
+            Message::Request(mut said) => {
+                said.types = fitting(said.types, segments.len());
+                Message::Request(said)
+            }
+            Message::Post(mut said) => {
+                said.types = fitting(said.types, segments.len());
+                Message::Post(said)
+            }
             other => other,
         };
         (message, id, segments)

@@ -17,6 +17,7 @@ use trio_offload_worker::protocol::figures::Figures;
 use trio_offload_worker::protocol::frame::{self, Header, Kind};
 use trio_offload_worker::protocol::hello::{Hello, Welcome};
 use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Setup, Template};
+use trio_offload_worker::protocol::requests::{Credit, Said};
 use trio_offload_worker::protocol::segments::SegmentType;
 use trio_offload_worker::sentinel::activity::{Activity, ActivityCell};
 use trio_offload_worker::session;
@@ -201,7 +202,7 @@ fn frame(message: Message, id: u64, segments: &[usize]) -> Vec<u8> {
 }
 
 fn hello() -> Vec<u8> {
-    frame(Message::Hello(Box::new(Hello { protocol: 1, parent_pid: 42, ..Hello::default() })), 0, &[])
+    frame(Message::Hello(Box::new(Hello { protocol: 2, parent_pid: 42, ..Hello::default() })), 0, &[])
 }
 
 fn setup() -> Vec<u8> {
@@ -220,12 +221,20 @@ fn retire() -> Vec<u8> {
     frame(Message::Retire, 0, &[])
 }
 
+fn reply(id: u64, segments: &[usize]) -> Vec<u8> {
+    frame(Message::Reply(Box::default()), id, segments)
+}
+
+fn credit(id: u64) -> Vec<u8> {
+    frame(Message::Credit(Credit { handle: 1, count: 2 }), id, &[])
+}
+
 fn settings() -> Vec<u8> {
     frame(Message::Settings { eager: true }, 0, &[3])
 }
 
 fn template_hello() -> Vec<u8> {
-    frame(Message::Hello(Box::new(Hello { protocol: 1, parent_pid: 42, template: true, ..Hello::default() })), 0, &[])
+    frame(Message::Hello(Box::new(Hello { protocol: 2, parent_pid: 42, template: true, ..Hello::default() })), 0, &[])
 }
 
 fn template() -> Vec<u8> {
@@ -376,6 +385,12 @@ fn each_state_refuses_what_is_not_in_its_row() {
         frame(Message::Retired { reason: "idle".to_owned() }, 0, &[]),
         frame(Message::Aborted(Explanation::new("a", "b")), 0, &[]),
         frame(Message::Report(Figures::default()), 0, &[]),
+        frame(Message::Request(Box::new(Said { request: Some(1), ..Said::default() })), 1, &[]),
+        frame(Message::Post(Box::default()), 1, &[]),
+        frame(Message::Withdraw { request: 1 }, 1, &[]),
+        // No call has run.
+        reply(1, &[]),
+        credit(1),
     ];
     let before: [&[Vec<u8>]; 5] = [&[], &[hello()], &[hello(), setup()], &[template_hello()], &[template_hello(), template()]];
     let allowed = [
@@ -403,6 +418,19 @@ fn each_state_refuses_what_is_not_in_its_row() {
             assert_eq!(explanation.code, "unexpected_message");
             assert!(!run.log.iter().any(|entry| entry.starts_with("call")), "something ran after the error");
         }
+    }
+}
+
+#[test]
+fn an_idle_worker_ignores_answers_of_ended_calls_only() {
+    let crossed = [reply(5, &[3, 100_000]), credit(4), reply(4, &[]), credit(5), reply(0, &[0])];
+    let run_ = run(Fake::default(), [bytes(&[hello(), setup(), call(5), crossed.concat(), call(6), retire()])]);
+    assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result, Kind::Retired]);
+    for later in [reply(6, &[HEAP_LIMIT + 1]), credit(6)] {
+        let run_ = run(Fake::default(), [bytes(&[hello(), setup(), call(5), later, call(6)])]);
+        let Message::Aborted(explanation) = run_.last() else { panic!("said {:?} last", run_.last()) };
+        assert_eq!(explanation.code, "unexpected_message");
+        assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Aborted]);
     }
 }
 
@@ -445,7 +473,7 @@ fn a_request_without_its_descriptors_ends_the_template() {
 /// The HELLO of a forked worker.
 fn forked_hello() -> Vec<u8> {
     let (streams, directory) = (Some(vec![0, 2]), true);
-    let hello = Hello { protocol: 1, parent_pid: 42, streams, directory, ..Hello::default() };
+    let hello = Hello { protocol: 2, parent_pid: 42, streams, directory, ..Hello::default() };
     frame(Message::Hello(Box::new(hello)), 0, &[])
 }
 
@@ -480,7 +508,7 @@ fn a_refusal_is_the_last_word() {
 
 #[test]
 fn another_protocol_version_is_refused_before_python_starts() {
-    let other = frame(Message::Hello(Box::new(Hello { protocol: 2, ..Hello::default() })), 0, &[]);
+    let other = frame(Message::Hello(Box::new(Hello { protocol: 3, ..Hello::default() })), 0, &[]);
     let run = run(Fake::default(), [bytes(&[other])]);
     assert_eq!(run.ending, Ending::Refused);
     let Message::Refused(explanation) = run.last() else { panic!("said {:?}", run.last()) };

@@ -17,6 +17,7 @@ from typing import Final
 
 import attrs
 
+from trio_offload_worker._protocol.frames import FRONT_SIZE
 from trio_offload_worker._system.linux import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
@@ -50,9 +51,8 @@ class RecordFile:
         self._descriptor = _new_file()
         status = os.fstat(self._descriptor)
         self._identity = status.st_dev, status.st_ino
-        # The place of a chunk's progress. Both sides share the position in the file, so text
-        # follows it.
-        if os.write(self._descriptor, bytes(_PROGRESS.size)) < _PROGRESS.size:
+        # Both sides share the position in the file, so text follows the front.
+        if os.write(self._descriptor, bytes(FRONT_SIZE)) < FRONT_SIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def fileno(self) -> int:
@@ -84,7 +84,7 @@ class RecordFile:
         if self._descriptor == -1:
             return ""
         try:
-            return os.pread(self._descriptor, _MAX_SIZE, _PROGRESS.size).decode(errors="replace")
+            return os.pread(self._descriptor, _MAX_SIZE, FRONT_SIZE).decode(errors="replace")
         except OSError as error:
             logger.warning("the record of a worker's death cannot be read: %s", error)
             return ""

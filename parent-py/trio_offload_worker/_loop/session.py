@@ -58,6 +58,8 @@ class Session:
         # If a worker exceeds this after a job it retires. The next job would be killed for memory
         # that it did not use.
         self._memory_limit: int | None = None
+        # A REPLY or CREDIT of a call up to this one crossed with the call's answer.
+        self._last_call = 0
         self._faults = FaultReports(record)
         os.register_at_fork(after_in_child=self._in_copy)
 
@@ -96,11 +98,7 @@ class Session:
         except WireError as error:
             self._abort(error.code, str(error))
         except _Unexpected as error:
-            self._abort(
-                "unexpected_message",
-                f"a {error.kind.name} message came while the worker was in the state {self._state}, which does not expect one; "
-                "this is an error in trio-offload",
-            )
+            self._refuse_message(error.kind)
         except _TooLarge as error:
             self._abort(
                 "out_of_memory",
@@ -114,6 +112,13 @@ class Session:
     def _admit(self, kind: Kind) -> None:
         if kind not in _EXPECTED[self._state]:
             raise _Unexpected(kind)
+
+    def _refuse_message(self, kind: Kind) -> NoReturn:
+        self._abort(
+            "unexpected_message",
+            f"a {kind.name} message came while the worker was in the state {self._state}, which does not expect one; "
+            "this is an error in trio-offload",
+        )
 
     def _hello(self, frame: Frame) -> None:
         self._sentinel.tell(BUSY)
@@ -149,7 +154,13 @@ class Session:
     def _settings(self, frame: Frame) -> None:
         self._executor.replace_settings(frame.body["eager"], frame.segments)
 
+    def _skip(self, frame: Frame) -> None:
+        """Drop a frame of an ended call. One of a later call is refused."""
+        if frame.id > self._last_call:
+            self._refuse_message(frame.kind)
+
     def _call(self, frame: Frame) -> None:
+        self._last_call = frame.id
         self._sentinel.tell(BUSY)
         answer = self._executor.call(frame.segments)
         self._faults.end_job()
@@ -253,7 +264,7 @@ _UNTIL_FIRST_CALL: Final = 10.0
 _EXPECTED: Final = {
     "AWAIT_HELLO": (Kind.HELLO,),
     "AWAIT_SETUP": (Kind.SETUP, Kind.RETIRE),
-    "IDLE": (Kind.CALL, Kind.SETTINGS, Kind.RETIRE),
+    "IDLE": (Kind.CALL, Kind.SETTINGS, Kind.RETIRE, Kind.REPLY, Kind.CREDIT),
 }
 _HANDLERS: Final = {
     Kind.HELLO: Session._hello,
@@ -261,6 +272,8 @@ _HANDLERS: Final = {
     Kind.CALL: Session._call,
     Kind.SETTINGS: Session._settings,
     Kind.RETIRE: Session._retire_on_request,
+    Kind.REPLY: Session._skip,
+    Kind.CREDIT: Session._skip,
 }
 
 

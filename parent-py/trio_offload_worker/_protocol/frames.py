@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, ClassVar, Final
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 MAGIC: Final = b"tro\x01"
 MAX_HEADER: Final = 16 * 2**20
@@ -29,6 +29,12 @@ MAX_ARRAY: Final = 1024
 MAX_ID: Final = 2**64 - 1
 MAX_ITEMS: Final = 1024
 
+# The front of the record, in bytes: the progress of a chunk, the cancelled call, and the slots of
+# handed items. Text follows it.
+FRONT_SIZE: Final = 576
+CANCEL_AT: Final = 24
+HANDED_AT: Final = 64
+HANDED_SLOTS: Final = 64
 
 # The type that a segment has in the receiver: writable memory, ``bytes`` or ``bytearray``.
 MEMORY: Final = 0
@@ -45,9 +51,11 @@ class Kind(int):
     SETUP: ClassVar[Kind]
     CALL: ClassVar[Kind]
     RETIRE: ClassVar[Kind]
+    REPLY: ClassVar[Kind]
     SETTINGS: ClassVar[Kind]
     TEMPLATE: ClassVar[Kind]
     FORK: ClassVar[Kind]
+    CREDIT: ClassVar[Kind]
     WELCOME: ClassVar[Kind]
     REFUSED: ClassVar[Kind]
     READY: ClassVar[Kind]
@@ -56,7 +64,10 @@ class Kind(int):
     RAISED: ClassVar[Kind]
     RETIRED: ClassVar[Kind]
     ABORTED: ClassVar[Kind]
+    REQUEST: ClassVar[Kind]
     REPORT: ClassVar[Kind]
+    POST: ClassVar[Kind]
+    WITHDRAW: ClassVar[Kind]
 
     name: str
 
@@ -76,9 +87,11 @@ for _name, _number in (
     ("SETUP", 2),
     ("CALL", 3),
     ("RETIRE", 4),
+    ("REPLY", 5),
     ("SETTINGS", 6),
     ("TEMPLATE", 7),
     ("FORK", 8),
+    ("CREDIT", 9),
     ("WELCOME", 16),
     ("REFUSED", 17),
     ("READY", 18),
@@ -87,7 +100,10 @@ for _name, _number in (
     ("RAISED", 21),
     ("RETIRED", 22),
     ("ABORTED", 23),
+    ("REQUEST", 24),
     ("REPORT", 25),
+    ("POST", 26),
+    ("WITHDRAW", 27),
 ):
     _kind = int.__new__(Kind, _number)
     _kind.name = _name

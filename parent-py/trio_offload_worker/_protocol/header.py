@@ -283,6 +283,14 @@ _FIGURES: Final = _Field("figures", "an array of four unsigned integers", _are_f
 _TYPES: Final = _Field("types", "a byte string of the numbers 0, 1 and 2", _are_types, required=False)
 _FREE_THREADED: Final = _Field("free_threaded", "a boolean", _is_boolean, required=False)
 _ERROR: Final = _texts("stage", "type", "message", "traceback")
+# The fields that REQUEST and POST share.
+_SAID: Final = (
+    *_texts("op"),
+    _unsigned("handle", required=False),
+    _unsigned("thread"),
+    _unsigned("count", required=False),
+    _unsigned("item", required=False),
+)
 # The number of segments and the body's fields of each message.
 SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.HELLO: (
@@ -319,6 +327,15 @@ SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     ),
     Kind.CALL: (_SOME, (_TYPES, _Field("prepares", "a boolean", _is_boolean, required=False))),
     Kind.RETIRE: (_NONE, ()),
+    Kind.REPLY: (
+        _ANY,
+        (
+            _unsigned("request"),
+            *_texts("status"),
+            _TYPES,
+            *(_Field(name, "text", _is_text, required=False) for name in ("type", "message", "traceback")),
+        ),
+    ),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),
     Kind.TEMPLATE: (
         range(1, 2),
@@ -329,6 +346,7 @@ SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
         ),
     ),
     Kind.FORK: (_NONE, ()),
+    Kind.CREDIT: (_NONE, (_unsigned("handle"), _unsigned("count"))),
     Kind.WELCOME: (
         _NONE,
         (
@@ -346,7 +364,13 @@ SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
     Kind.RAISED: (_ANY, (*_ERROR, _FIGURES)),
     Kind.RETIRED: (_NONE, _texts("reason")),
     Kind.ABORTED: (_NONE, _texts("code", "message")),
+    Kind.REQUEST: (
+        _ANY,
+        (_unsigned("request"), *_SAID, _Field("shield", "a boolean", _is_boolean, required=False), _TYPES),
+    ),
     Kind.REPORT: (_NONE, (_Field(_FIGURES.name, _FIGURES.description, _FIGURES.fits),)),
+    Kind.POST: (_ANY, (*_SAID, _TYPES)),
+    Kind.WITHDRAW: (_NONE, (_unsigned("request"),)),
 }
 
 

@@ -16,9 +16,8 @@ use serde::Serialize;
 
 use crate::os;
 
-/// The length of the file's front in bytes, where a chunk of `map` counts its items (PROTOCOL.md,
-/// "The record"). Text follows it.
-pub const PROGRESS_SIZE: u64 = 24;
+/// The length of the file's front in bytes (PROTOCOL.md, "The record"). Text follows it.
+pub const FRONT_SIZE: u64 = 576;
 
 /// Time for writing the stacks of all threads.
 const STACK_TIMEOUT: Duration = Duration::from_millis(150);

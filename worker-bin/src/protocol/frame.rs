@@ -11,6 +11,8 @@
 use ciborium::Value;
 use thiserror::Error;
 
+pub use crate::protocol::kind::Kind;
+
 /// Length of the prefix, in bytes: magic, framing version, and two lengths.
 pub const PREFIX_LENGTH: usize = 16;
 
@@ -72,27 +74,6 @@ pub enum Progress {
     Ready { header: Header, consumed: usize },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Kind {
-    Hello = 1,
-    Setup = 2,
-    Call = 3,
-    Retire = 4,
-    Settings = 6,
-    Template = 7,
-    Fork = 8,
-    Welcome = 16,
-    Refused = 17,
-    Ready = 18,
-    SetupFailed = 19,
-    Result = 20,
-    Raised = 21,
-    Retired = 22,
-    Aborted = 23,
-    Report = 25,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum WireError {
     #[error("the bytes on the socket are no frame of trio-offload")]
@@ -107,7 +88,7 @@ pub enum WireError {
     PayloadTooLarge(u64),
     #[error("the header is malformed: {0}")]
     MalformedHeader(&'static str),
-    #[error("a message of kind {0} is not known to protocol version 1")]
+    #[error("a message of kind {0} is not known to protocol version 2")]
     UnknownKind(u64),
     #[error("the segments of the frame do not add up to its payload of {0} bytes")]
     SegmentMismatch(u64),
@@ -265,34 +246,6 @@ impl Header {
             return Err(WireError::SegmentMismatch(payload_length));
         }
         Ok(Self { kind, id, lengths, body })
-    }
-}
-
-impl Kind {
-    fn is_of_worker(self) -> bool {
-        self as u8 >= Self::Welcome as u8
-    }
-
-    fn from_number(number: u64) -> Option<Self> {
-        Some(match number {
-            1 => Self::Hello,
-            2 => Self::Setup,
-            3 => Self::Call,
-            4 => Self::Retire,
-            6 => Self::Settings,
-            7 => Self::Template,
-            8 => Self::Fork,
-            16 => Self::Welcome,
-            17 => Self::Refused,
-            18 => Self::Ready,
-            19 => Self::SetupFailed,
-            20 => Self::Result,
-            21 => Self::Raised,
-            22 => Self::Retired,
-            23 => Self::Aborted,
-            25 => Self::Report,
-            _ => return None,
-        })
     }
 }
 

@@ -8,10 +8,11 @@ use crate::protocol::fields::{Fields, body, list, text, unsigned, write_types};
 use crate::protocol::figures::Figures;
 use crate::protocol::frame::{Body, Header, Kind, WireError};
 use crate::protocol::hello::{Hello, Welcome};
+use crate::protocol::requests::{Credit, Reply, Said, read_request};
 use crate::protocol::segments::SegmentType;
 
 /// The version of the protocol.
-pub const PROTOCOL_VERSION: u64 = 1;
+pub const PROTOCOL_VERSION: u64 = 2;
 
 /// Longest text in a message, in bytes. The header is bounded; an exception's message may be long.
 pub const TEXT_LIMIT: usize = 1 << 20;
@@ -30,6 +31,8 @@ pub enum Message {
         prepares: bool,
     },
     Retire,
+    /// The answer to a REQUEST.
+    Reply(Box<Reply>),
     /// Replaces the settings of SETUP; `eager` as there.
     Settings {
         eager: bool,
@@ -38,6 +41,8 @@ pub enum Message {
     Template(Template),
     /// Requests a worker. Descriptors come with it.
     Fork,
+    /// Places that the parent has reserved for a sender.
+    Credit(Credit),
     Welcome(Box<Welcome>),
     Refused(Explanation),
     /// The figures are from before the first job.
@@ -49,8 +54,16 @@ pub enum Message {
         reason: String,
     },
     Aborted(Explanation),
+    /// A job asks for something, and waits for a REPLY.
+    Request(Box<Said>),
     /// The memory use of a running job.
     Report(Figures),
+    /// A job says something that has no answer.
+    Post(Box<Said>),
+    /// A job takes a request back. The request's one REPLY answers it.
+    Withdraw {
+        request: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -122,7 +135,7 @@ impl Message {
             Kind::Setup => segments == 3,
             Kind::Settings | Kind::Template => segments == 1,
             Kind::Call | Kind::Result => segments >= 1,
-            Kind::Raised | Kind::SetupFailed => true,
+            Kind::Raised | Kind::SetupFailed | Kind::Reply | Kind::Request | Kind::Post => true,
             _ => segments == 0,
         };
         if !segments_fit {
@@ -145,6 +158,7 @@ impl Message {
                 prepares: fields.optional("prepares", "prepares is not a truth value", Value::as_bool)?.unwrap_or_default(),
             },
             Kind::Retire => Self::Retire,
+            Kind::Reply => Self::Reply(Box::new(Reply::read(&fields, segments)?)),
             Kind::Settings => {
                 Self::Settings { eager: fields.required("eager", "eager is missing or not a truth value", Value::as_bool)? }
             }
@@ -156,6 +170,7 @@ impl Message {
                     .unwrap_or_default(),
             }),
             Kind::Fork => Self::Fork,
+            Kind::Credit => Self::Credit(Credit::read(&fields)?),
             Kind::Welcome => Self::Welcome(Box::new(Welcome::read(&fields)?)),
             Kind::Refused => Self::Refused(Explanation::read(&fields)?),
             Kind::Ready => Self::Ready(Figures::read_optional(&fields)?),
@@ -167,7 +182,10 @@ impl Message {
             Kind::Raised => Self::Raised(Failure::read(&fields)?, Figures::read_optional(&fields)?),
             Kind::Retired => Self::Retired { reason: fields.required("reason", "reason is missing or not text", text)? },
             Kind::Aborted => Self::Aborted(Explanation::read(&fields)?),
+            Kind::Request => Self::Request(Box::new(Said::read_request(&fields, segments)?)),
             Kind::Report => Self::Report(Figures::read(&fields)?),
+            Kind::Post => Self::Post(Box::new(Said::read_post(&fields, segments)?)),
+            Kind::Withdraw => Self::Withdraw { request: read_request(&fields)? },
         })
     }
 
@@ -177,9 +195,11 @@ impl Message {
             Self::Setup(_) => Kind::Setup,
             Self::Call { .. } => Kind::Call,
             Self::Retire => Kind::Retire,
+            Self::Reply(_) => Kind::Reply,
             Self::Settings { .. } => Kind::Settings,
             Self::Template(_) => Kind::Template,
             Self::Fork => Kind::Fork,
+            Self::Credit(_) => Kind::Credit,
             Self::Welcome(_) => Kind::Welcome,
             Self::Refused(_) => Kind::Refused,
             Self::Ready(_) => Kind::Ready,
@@ -188,7 +208,10 @@ impl Message {
             Self::Raised(..) => Kind::Raised,
             Self::Retired { .. } => Kind::Retired,
             Self::Aborted(_) => Kind::Aborted,
+            Self::Request(_) => Kind::Request,
             Self::Report(_) => Kind::Report,
+            Self::Post(_) => Kind::Post,
+            Self::Withdraw { .. } => Kind::Withdraw,
         }
     }
 
@@ -238,6 +261,10 @@ impl Message {
                 body
             }
             Self::Retired { reason } => body([("reason", Value::Text(reason))]),
+            Self::Reply(reply) => reply.write(),
+            Self::Credit(credit) => credit.write(),
+            Self::Request(said) | Self::Post(said) => said.write(),
+            Self::Withdraw { request } => body([("request", Value::from(request))]),
         }
     }
 }

@@ -4,5 +4,7 @@ mod fields;
 pub mod figures;
 pub mod frame;
 pub mod hello;
+mod kind;
 pub mod message;
+pub mod requests;
 pub mod segments;

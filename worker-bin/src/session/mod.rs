@@ -44,6 +44,7 @@ pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mu
         activity,
         state: State::AwaitHello,
         parent: 0,
+        last_call: 0,
         idle: IdleClock::start(None),
         timeout_after_call: None,
         memory_limit: None,
@@ -70,6 +71,8 @@ struct Session<'a, S, E> {
     state: State,
     /// The process ID in HELLO.
     parent: u32,
+    /// The ID of the last CALL. A REPLY or CREDIT up to this one crossed with its answer.
+    last_call: u64,
     idle: IdleClock,
     /// The idle timeout from the first call on, where it differs before.
     timeout_after_call: Option<Duration>,
@@ -114,6 +117,8 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             (State::AwaitSetup, Message::Setup(setup)) => self.set_up(&setup, &header),
             (State::Idle, Message::Call { types, prepares }) => self.call(&header, &types, prepares),
             (State::Idle, Message::Settings { eager }) => self.replace_settings(eager, &header),
+            (State::Idle, Message::Reply(reply)) if header.id <= self.last_call => self.skip(&header, &reply.types),
+            (State::Idle, Message::Credit(_)) if header.id <= self.last_call => Ok(()),
             (State::AwaitTemplate, Message::Template(template)) => self.become_template(&template, &header),
             (State::Template, Message::Fork) => self.fork(),
             (State::AwaitSetup | State::Idle | State::AwaitTemplate | State::Template, Message::Retire) => self.retire("asked"),
@@ -261,7 +266,16 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         Ok(())
     }
 
+    /// Read the segments of a frame that crossed with an answer, and drop them.
+    fn skip(&mut self, header: &Header, types: &[SegmentType]) -> Step {
+        match self.connection.receive_segments(&header.lengths, types, self.executor) {
+            Ok(_) => Ok(()),
+            Err(error) => self.abort_receiving(&error),
+        }
+    }
+
     fn call(&mut self, header: &Header, types: &[SegmentType], prepares: bool) -> Step {
+        self.last_call = header.id;
         let segments = match self.connection.receive_segments(&header.lengths, types, self.executor) {
             Ok(segments) => segments,
             Err(error) => return self.abort_receiving(&error),

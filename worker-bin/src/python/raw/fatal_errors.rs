@@ -7,7 +7,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use trio_offload_worker::os;
-use trio_offload_worker::process::record::PROGRESS_SIZE;
+use trio_offload_worker::process::record::FRONT_SIZE;
 
 /// The function that writes Python's stacks, and the place for them.
 struct Reporter {
@@ -44,7 +44,7 @@ extern "C" fn on_abort(signal: libc::c_int) {
         // of the thread's (Python/pystate.c).
         let holds_gil = unsafe { ffi::Py_IsInitialized() != 0 && ffi::PyGILState_Check() == 1 };
         // `faulthandler` may have written first, and then called this handler.
-        if holds_gil && os::descriptors::size_of(reporter.record) <= PROGRESS_SIZE {
+        if holds_gil && os::descriptors::size_of(reporter.record) <= FRONT_SIZE {
             // SAFETY: this thread holds the GIL, and it is in an `abort` that Python itself has
             // called: not in the middle of an allocation, whose lock it might hold. The called C
             // code writes to a descriptor without creating objects.
