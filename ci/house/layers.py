@@ -12,7 +12,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Units, the lowest layer first. Also the units to come: _connection, _sync, _forwarding, _shared,
-# _actors, _cluster; _requests, from_worker.
+# _actors, _cluster.
 LAYERS = {
     "parent": """
         _version _at_exit _sizes _clock _documented _slips
@@ -37,7 +37,8 @@ LAYERS = {
     "worker": """
         __init__ _protocol
         _system
-        _jobs _requests
+        _jobs
+        _requests
         _loop from_worker
     """,
     "rust": """

@@ -17,7 +17,7 @@ from .prose import markdown
 
 MAX_TEST_NAME = 60
 # Folders of tests without a folder of the parent.
-OTHER_TESTS = {"project", "typing", "vectors", "worker_side"}
+OTHER_TESTS = {"project", "requests", "typing", "vectors", "worker_side"}
 # Where modules are named: in `py.import("…")`, `sys.modules[…]`, `monkeypatch.setattr("…")` and in prose.
 TEXTS = ("parent-py", "worker-bin/src", "worker-bin/tests", "tests", "benchmarks", "ci", "examples", "docs")
 SUFFIXES = {".py", ".rs", ".md", ".sh", ".toml", ""}

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 _MAX_BUFFERS = 65_000  # a frame has room for 65,536 segments
 
 
-def dumps(value: Any, original_error: BaseException) -> list[Any]:
+def dumps(value: Any, original_error: BaseException, subject: str = "the result of the job") -> list[Any]:
     """Return the pickle of ``value`` and its out-of-band buffers, as bytes-like objects.
+
+    Messages call the value ``subject``.
 
     Raises:
         BaseException: ``original_error``, with a note, if cloudpickle is missing or fails too.
@@ -23,8 +25,8 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
     except ImportError:
         add_note(
             original_error,
-            "(the result of the job cannot be pickled. With the package cloudpickle installed, lambdas, local functions "
-            "and local classes can be returned too. Open files, locks and generators cannot: return the data in them)",
+            f"({subject} cannot be pickled. With the package cloudpickle installed, lambdas, local functions "
+            "and local classes can be sent too. Open files, locks and generators cannot: send the data in them)",
         )
         raise original_error from None
     from .cloudpickle import ResultPickler
@@ -44,7 +46,7 @@ def dumps(value: Any, original_error: BaseException) -> list[Any]:
     except Exception as error:
         add_note(
             original_error,
-            f"(the result of the job cannot be pickled, not even by cloudpickle: {type(error).__name__}: {error})",
+            f"({subject} cannot be pickled, not even by cloudpickle: {type(error).__name__}: {error})",
         )
         raise original_error from None
     return [file.whole(), *buffers]

@@ -1,0 +1,264 @@
+"""The functions by which a job talks to its parent: call it back, and hear of a cancellation.
+
+::
+
+    from trio_offload_worker import from_worker
+
+
+    def job(path):
+        for number, line in enumerate(open(path)):
+            from_worker.check_cancelled()
+            if number % 1000 == 0:
+                from_worker.run_sync(show_progress, number)
+
+In a thread of Trio's, as of ``trio.to_thread.run_sync``, they have the effect of
+``trio.from_thread``. So a job can be tried there unchanged. Called anywhere else, :func:`run` and
+:func:`run_sync` raise RuntimeError, and :func:`check_cancelled` does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from time import sleep as _sleep
+
+from ._requests.errors import (
+    AbandonedLockError,
+    BrokenBarrierError,
+    BrokenResourceError,
+    Cancelled,
+    ClosedResourceError,
+    DeadlockError,
+    EndOfChannel,
+    JobEndedError,
+    RemoteError,
+    WouldBlock,
+    make_cancelled,
+)
+from ._requests.line import CANCEL, current_line, is_worker
+from ._requests.shields import add_shield, drop_shield, shield_end
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any, Final, TypeVar
+
+    from typing_extensions import TypeVarTuple, Unpack
+
+    ArgumentTypes = TypeVarTuple("ArgumentTypes")
+    ResultType = TypeVar("ResultType")
+
+__all__ = [
+    "AbandonedLockError",
+    "BrokenBarrierError",
+    "BrokenResourceError",
+    "Cancelled",
+    "ClosedResourceError",
+    "DeadlockError",
+    "EndOfChannel",
+    "Job",
+    "JobEndedError",
+    "RemoteError",
+    "WouldBlock",
+    "cancelled",
+    "check_cancelled",
+    "job",
+    "run",
+    "run_sync",
+    "shielded",
+    "sleep",
+]
+
+
+def run(afn: Callable[[Unpack[ArgumentTypes]], Awaitable[ResultType]], *args: Unpack[ArgumentTypes]) -> ResultType:
+    """Run ``await afn(*args)`` in the parent, inside of the task that called this job.
+
+    Args:
+        afn: An async function. It is pickled like a job's function. The parent imports its module
+            in the event loop.
+        *args: Its arguments.
+
+    Raises:
+        BaseException: The function's exception. Its traceback in the parent is a note.
+        Cancelled: The job's call is cancelled.
+        RuntimeError: This is not a job.
+    """
+    if is_worker():
+        answer: ResultType = _ask("run", (afn, args), None)
+        return answer
+    from ._requests import trio_threads
+
+    value: ResultType = trio_threads.run(afn, args)
+    return value
+
+
+def run_sync(fn: Callable[[Unpack[ArgumentTypes]], ResultType], *args: Unpack[ArgumentTypes]) -> ResultType:
+    """Run ``fn(*args)`` in the parent's event loop. It works in a cancelled job too.
+
+    The event loop waits for the function, so it must be quick.
+
+    Raises:
+        BaseException: The function's exception. Its traceback in the parent is a note.
+        RuntimeError: This is not a job.
+    """
+    if is_worker():
+        answer: ResultType = _ask("run_sync", (fn, args), True)
+        return answer
+    from ._requests import trio_threads
+
+    value: ResultType = trio_threads.run_sync(fn, args)
+    return value
+
+
+def check_cancelled() -> None:
+    """Raise :exc:`Cancelled` if the job's call is cancelled. Takes 0.1 µs.
+
+    A ``shielded`` block hides the cancellation.
+    """
+    # An integer of the record's front, which the parent writes to. A number that belongs to an
+    # ended call stays there.
+    if _words[_CANCEL] != _ended:
+        _look()
+
+
+def cancelled() -> bool:
+    """Return True if :func:`check_cancelled` would raise."""
+    try:
+        check_cancelled()
+    except BaseException as error:
+        from ._requests.trio_threads import is_cancellation
+
+        if not isinstance(error, Cancelled) and not is_cancellation(error):
+            raise
+        return True
+    return False
+
+
+def sleep(seconds: float) -> None:
+    """Sleep, but end early if the job's call is cancelled.
+
+    Raises:
+        Cancelled: The call is cancelled.
+    """
+    check_cancelled()
+    if is_worker():
+        if seconds > 0:
+            from ._requests.requests import request
+
+            try:
+                request("sleep", timeout=seconds)
+            except TimeoutError:
+                pass
+        return
+    from ._requests import trio_threads
+
+    if not trio_threads.sleep(seconds):
+        _sleep(seconds)
+
+
+class shielded:  # noqa: N801 (used as a function)
+    """Run a block in which this thread can talk to the parent although the call is cancelled.
+
+    It is for cleaning up. ::
+
+        except from_worker.Cancelled:
+            with from_worker.shielded(seconds=5):
+                from_worker.run(save, state)
+            raise
+
+    Args:
+        seconds: Seconds after which the protection ends. None means at the end of the block.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
+        self._ends: list[float] = []
+
+    def __enter__(self) -> None:
+        end = float("inf") if self._seconds is None else monotonic() + self._seconds
+        self._ends.append(end)
+        add_shield(end)
+
+    def __exit__(self, *error: object) -> None:
+        drop_shield(self._ends.pop())
+
+
+class Job:
+    """The running job. Made by :func:`job`."""
+
+    def __init__(self, call: int, token: Any) -> None:
+        self._call = call
+        self._token = token
+
+    def adopt(self) -> None:
+        """Bind this thread to the job.
+
+        A thread belongs to the job in which it first talked to the parent. A thread that serves one
+        job after the other needs this for each.
+
+        Raises:
+            JobEndedError: The job has ended.
+        """
+        if is_worker():
+            from ._requests.requests import bind_thread
+
+            bind_thread(self._call)
+        else:
+            from ._requests.trio_threads import adopt
+
+            adopt(self._token)
+
+
+def job() -> Job:
+    """Return the job that runs in this thread.
+
+    Raises:
+        JobEndedError: The job of this thread has ended.
+        RuntimeError: This is not a job.
+    """
+    if is_worker():
+        from ._requests.requests import running_call
+
+        return Job(running_call(), None)
+    from ._requests.trio_threads import current_token
+
+    return Job(0, current_token())
+
+
+def _ask(op: str, call: tuple[Any, Any], shield: bool | None) -> Any:
+    from ._requests.pickles import dumps, result
+    from ._requests.requests import request
+
+    return result(request(op, 0, dumps(call), shield=shield))
+
+
+def _look() -> None:
+    global _words, _ended
+    if not is_worker():
+        from ._requests import trio_threads
+
+        trio_threads.check_cancelled()
+        return
+    line = current_line()
+    if _words is not line.words:
+        _words, _ended = line.words, 0
+    word, call = _words[_CANCEL], line.call()
+    if word == call:
+        if call and shield_end() is None:
+            raise make_cancelled()
+    elif word < call:
+        _ended = word
+
+
+def _forget() -> None:
+    """Forget the worker, in a fork of this process."""
+    global _words, _ended
+    _words, _ended = _UNKNOWN, 0
+
+
+_CANCEL: Final = CANCEL
+# Leads to `_look`, which finds the front of the record.
+_UNKNOWN: Final[Any] = (1,) * (CANCEL + 1)
+_words = _UNKNOWN
+_ended = 0
+os.register_at_fork(after_in_child=_forget)
