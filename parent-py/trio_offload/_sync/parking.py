@@ -45,6 +45,10 @@ class Parking(Generic[T]):
         """Add a waiter at the end."""
         self._waiters[waiter] = detail
 
+    def first(self) -> tuple[Waiter, T]:
+        """Return the first waiter. Raises StopIteration if the queue is empty."""
+        return next(iter(self._waiters.items()))
+
     def pop(self) -> tuple[Waiter, T]:
         """Remove and return the first waiter. Raises KeyError if the queue is empty."""
         return self._waiters.popitem(last=False)

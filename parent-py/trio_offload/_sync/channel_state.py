@@ -1,0 +1,224 @@
+"""The state of a channel: its buffer, its open ends, and the items that jobs have received.
+
+A clone of an end belongs to a task, or to one call of a job. The state knows what
+each job has received, so after a death each item has one of three fates:
+
+* it was not passed to the job's code: it goes back to its place, at the front;
+* it was: it is returned to the caller of :meth:`ChannelState.finish_receiver`, and not received
+  again;
+* its thread has received again since: it counts as processed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final
+
+import attrs
+
+from .bounded_buffer import BROKEN, CLOSED, END_OF_CHANNEL, WOULD_BLOCK, BoundedBuffer, Item, Refusal
+from .parking import Waiter
+
+ON_DEATH: Final = ("raise", "ignore")
+
+
+@attrs.define(eq=False)
+class SendEnd:
+    """One open end for sending."""
+
+    closed: bool = False
+
+
+@attrs.define(eq=False)
+class Delivery:
+    """The items that one request of a job received."""
+
+    thread: Hashable
+    """The thread of the job. Its next request shows that it has these items."""
+    number: int
+    """Number of the request."""
+    items: list[Item] = attrs.Factory(list)
+
+
+@attrs.define(eq=False)
+class ReceiveEnd:
+    """One open end for receiving."""
+
+    closed: bool = False
+    received: int = 0
+    """Number of items that it has received."""
+    deliveries: dict[Hashable, Delivery] = attrs.Factory(dict)
+    """The last delivery to each thread of a job."""
+
+
+class ChannelState:
+    """The state that all ends of a channel share.
+
+    ``on_death`` is "raise" if a stream ends with ``broken`` after a sender's worker has died, or
+    "ignore" if it ends with ``end_of_channel``.
+    """
+
+    def __init__(self, max_items: float, max_bytes: float, on_death: str = "raise") -> None:
+        self.buffer = BoundedBuffer(max_items, max_bytes)
+        self.open_senders = 0
+        self.open_receivers = 0
+        self.dropped: Callable[[Sequence[Item]], None] = _ignore
+        self._on_death = on_death
+        self._death = ""
+
+    def add_sender(self) -> SendEnd:
+        """Return a new end for sending."""
+        self.open_senders += 1
+        return SendEnd()
+
+    def add_receiver(self) -> ReceiveEnd:
+        """Return a new end for receiving."""
+        self.open_receivers += 1
+        return ReceiveEnd()
+
+    def clone_sender(self, end: SendEnd) -> SendEnd:
+        """Return a further end for sending.
+
+        Raises:
+            Refusal: ``closed``.
+        """
+        _check_open(end)
+        return self.add_sender()
+
+    def clone_receiver(self, end: ReceiveEnd) -> ReceiveEnd:
+        """Return a further end for receiving.
+
+        Raises:
+            Refusal: ``closed``.
+        """
+        _check_open(end)
+        return self.add_receiver()
+
+    def send(self, end: SendEnd, items: Sequence[Item], waiter: Waiter | None) -> bool:
+        """Send items. As :meth:`BoundedBuffer.put`.
+
+        Raises:
+            Refusal: ``closed``, ``broken`` (all ends for receiving are closed) or ``would_block``.
+        """
+        _check_open(end)
+        if not self.open_receivers:
+            raise _nobody_receives()
+        return self.buffer.put(end, items, waiter)
+
+    def receive(
+        self, end: ReceiveEnd, waiter: Waiter | None, limit: int = 1, delivery: Delivery | None = None
+    ) -> list[Item] | None:
+        """Receive up to ``limit`` items. Return None if the waiter was parked.
+
+        Args:
+            end: The end.
+            waiter: The waiter to park. Without one the receive must not wait.
+            limit: Maximum number of items.
+            delivery: Where to note the items, for a job.
+
+        Raises:
+            Refusal: ``closed``, ``end_of_channel``, ``broken`` (a sender died) or ``would_block``.
+        """
+        _check_open(end)
+        if delivery is not None:
+            end.deliveries.pop(delivery.thread, None)
+
+        def deliver(items: list[Item]) -> list[Item]:
+            end.received += len(items)
+            if delivery is not None:
+                delivery.items = items
+                end.deliveries[delivery.thread] = delivery
+            return items
+
+        may_wait = self.open_senders > 0
+        try:
+            items: list[Item] | None = self.buffer.take(end, limit, waiter if may_wait else None, deliver)
+        except Refusal:
+            raise (Refusal(WOULD_BLOCK) if may_wait else self._ending()) from None
+        return items
+
+    def withdraw(self, waiter: Waiter) -> int | None:
+        """As :meth:`BoundedBuffer.withdraw`."""
+        return self.buffer.withdraw(waiter)
+
+    def close_sender(self, end: SendEnd, death: str = "") -> None:
+        """Close an end for sending. ``death`` tells how its worker died, if it did.
+
+        The last one ends the stream: its receivers get the items that are left, and then
+        ``end_of_channel`` or ``broken``.
+        """
+        if end.closed:
+            return
+        end.closed = True
+        self.open_senders -= 1
+        if death and self._on_death == "raise":
+            self._death = self._death or death
+        self.buffer.fail_puts(_closed, end)
+        if not self.open_senders:
+            self.buffer.fail_takes(self._ending)
+
+    def close_receiver(self, end: ReceiveEnd) -> None:
+        """Close an end for receiving. The last one drops the buffer, and senders get ``broken``."""
+        if end.closed:
+            return
+        end.closed = True
+        self.open_receivers -= 1
+        self.buffer.fail_takes(_closed, end)
+        if not self.open_receivers:
+            self.buffer.fail_puts(_nobody_receives)
+            self.dropped(self.buffer.clear())
+
+    def put_back(self, end: ReceiveEnd, thread: Hashable) -> None:
+        """Put the last delivery of a thread back to the front: its code did not get the items."""
+        delivery = end.deliveries.pop(thread, None)
+        if delivery is not None:
+            self._return(end, delivery.items)
+
+    def finish_receiver(self, end: ReceiveEnd, was_handed: Callable[[int], bool]) -> list[Item]:
+        """Close the end of a call that has ended, or died.
+
+        Deliveries that did not reach the job's code go back to the front.
+
+        Args:
+            end: The end.
+            was_handed: Tells by a request's number if its items were passed to the job's code.
+
+        Returns:
+            The items that the job's threads received last.
+        """
+        deliveries, end.deliveries = [*end.deliveries.values()], {}
+        handed = [delivery for delivery in deliveries if was_handed(delivery.number)]
+        self._return(end, [item for delivery in deliveries if delivery not in handed for item in delivery.items])
+        self.close_receiver(end)
+        return sorted((item for delivery in handed for item in delivery.items), key=lambda item: item.number)
+
+    def _return(self, end: ReceiveEnd, items: Sequence[Item]) -> None:
+        if not items:
+            return
+        end.received -= len(items)
+        if self.open_receivers:
+            self.buffer.put_back(items)
+        else:
+            self.dropped(items)
+
+    def _ending(self) -> Refusal:
+        if self._death:
+            return Refusal(BROKEN, f"the stream is not complete: {self._death}")
+        return Refusal(END_OF_CHANNEL, "all send channels are closed")
+
+
+def _check_open(end: SendEnd | ReceiveEnd) -> None:
+    if end.closed:
+        raise _closed()
+
+
+def _closed() -> Refusal:
+    return Refusal(CLOSED, "this channel is closed")
+
+
+def _nobody_receives() -> Refusal:
+    return Refusal(BROKEN, "all receive channels are closed")
+
+
+def _ignore(_items: Sequence[Item]) -> None:
+    pass
