@@ -56,6 +56,7 @@ OURS = [
     "WorkerStartError",
     "WorkerStatistics",
     "WorkerTimeoutError",
+    "callback",
     "map",
     "prewarm",
     "retire_when",
@@ -113,7 +114,9 @@ def parameters_of(package: Any, name: str) -> list[tuple[str, Any, Any]]:
 
 def test_all_is_all() -> None:
     assert sorted(trio_offload.__all__) == sorted(OF_THE_PREDECESSOR + OF_EARLIER_RELEASES + OURS)
-    public = [name for name, value in vars(trio_offload).items() if not name.startswith("_") and not inspect.ismodule(value)]
+    public = [
+        name for name in dir(trio_offload) if not name.startswith("_") and not inspect.ismodule(getattr(trio_offload, name))
+    ]
     assert sorted(public) == sorted(trio_offload.__all__)
 
 
@@ -125,13 +128,24 @@ def test_everything_that_the_predecessor_has_is_here() -> None:
     assert sorted(theirs) == sorted(OF_THE_PREDECESSOR)
 
 
+def test_names_of_jobs_that_talk_are_imported_late() -> None:
+    code = (
+        "import sys, trio_offload; print(any('trio_offload._sync' in name for name in sys.modules)); "
+        "trio_offload.callback; print('trio_offload._sync.callbacks' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\nTrue\n"
+    with pytest.raises(AttributeError, match="module 'trio_offload' has no attribute 'call_back'"):
+        getattr(trio_offload, "call_back")  # noqa: B009
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_signatures(name: str) -> None:
     expected = PARAMETERS[name]
     if expected is CONTEXT_PARAMETERS:
         expected = [*expected, *OUR_CONTEXT_PARAMETERS]
     elif name.endswith("run_sync"):
-        expected = [*expected, ("timeout", inspect.Parameter.KEYWORD_ONLY, None)]
+        expected = [*expected, *((name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("timeout", "grace"))]
     assert parameters_of(trio_offload, name) == expected
 
 

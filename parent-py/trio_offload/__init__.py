@@ -1,6 +1,7 @@
 """Run synchronous functions in worker processes and await them from Trio."""
 
 import sys as _sys
+import typing as _typing
 
 if _sys.platform == "win32":
     raise ImportError("trio-offload does not support Windows yet: it needs Unix sockets that a child inherits")
@@ -31,6 +32,9 @@ from ._options import WorkerType
 from ._statistics import WorkerContextCounters, WorkerContextStatistics, WorkerStatistics
 from ._version import __version__ as __version__
 
+if _typing.TYPE_CHECKING:
+    from ._sync.callbacks import callback
+
 __all__ = [
     "AbandonedLockError",
     "BrokenBarrierError",
@@ -50,6 +54,7 @@ __all__ = [
     "WorkerType",
     "atexit_shutdown_grace_period",
     "cache_scope",
+    "callback",
     "configure_default_context",
     "current_default_process_limiter",
     "current_default_worker_limiter",
@@ -62,8 +67,30 @@ __all__ = [
     "starmap",
 ]
 
+# Names for jobs that talk, each with its module. They are imported when they are used first.
+_MODULES: _typing.Final = {
+    "callback": "callbacks",
+}
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"._sync.{_MODULES[name]}", __name__), name)
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 # Tracebacks and pickles name things where users find them.
 for _name in __all__:
-    # `globals()` would give a lazy import (PEP 810) in place of the object.
-    getattr(_sys.modules[__name__], _name).__module__ = __name__
+    if _name not in _MODULES:
+        # `globals()` would give a lazy import (PEP 810) in place of the object.
+        getattr(_sys.modules[__name__], _name).__module__ = __name__
 del _name, _sys

@@ -38,6 +38,7 @@ async def run_sync(
     cancellable: bool = False,
     limiter: Limiter | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  # as in the method
+    grace: float | None = None,
     **unexpected: NoReturn,
 ) -> ResultType:
     """Run ``sync_fn(*args)`` in a worker process and return its result.
@@ -56,8 +57,9 @@ async def run_sync(
             large ones are sent without copying. For keyword arguments use
             :func:`functools.partial`.
         kill_on_cancel: If true, cancelling the call kills the worker (SIGKILL) at once, with all
-            processes that it started. If false, the call ignores cancellation and waits for the
-            job. In either case Ctrl+C does not reach the job, only programs that the job started.
+            processes that it started. If false, the job is told, and the call waits for it: see
+            :mod:`trio_offload_worker.from_worker`. A job that ignores that returns its result as
+            usual. In either case Ctrl+C does not reach the job, only programs that the job started.
         cancellable: Another name of ``kill_on_cancel``. Either is enough.
         limiter: An async context manager around the call, usually a :class:`trio.CapacityLimiter`.
             None means the :func:`current_default_worker_limiter`.
@@ -65,6 +67,9 @@ async def run_sync(
             uses. The time starts when a worker begins with the job: behind the wait for a token,
             the start of a worker, and the import of ``sync_fn``. If the job takes longer, its
             worker is killed, also without ``kill_on_cancel``. None means unlimited.
+        grace: Seconds that a cancelled job has to end by itself, after it has been told, with
+            either ``kill_on_cancel``. Then its worker is killed. None means as ``kill_on_cancel``
+            says: no time, or unlimited time.
 
     Raises:
         BaseException: The job's exception, with its traceback, causes and notes.
@@ -73,6 +78,8 @@ async def run_sync(
         RemoteError: The job raised an exception that cannot be pickled.
         BrokenWorkerError: The worker died before it answered.
         WorkerStartError: A worker could not be started.
+        trio.Cancelled: The call was cancelled, and the job was killed, or raised
+            ``from_worker.Cancelled``.
     """
     return await current_context().run_sync(
         sync_fn,
@@ -81,6 +88,7 @@ async def run_sync(
         cancellable=cancellable,
         limiter=limiter,
         timeout=timeout,
+        grace=grace,
         **unexpected,
     )
 

@@ -19,11 +19,12 @@ from ._launch.select import launcher_for
 from ._limiter import Limiter, checked_limiter, current_default_worker_limiter
 from ._options import ContextOptions, check_count, check_seconds, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
+from ._pickling.payload import release
 from ._pool.cache import WorkerCache
 from ._pool.pool import WorkerPool
 from ._pool.tracker import CallTracker
 from ._statistics import WorkerContextStatistics
-from ._worker.endings import MAX_LOST, workers_lost
+from ._worker.endings import raise_cancelled, with_lost
 from ._worker.states import STARTING, CallNotRun
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         cancellable: bool = False,
         limiter: Limiter | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # not Trio's clock, and not the whole call
+        grace: float | None = None,
         **unexpected: NoReturn,
     ) -> ResultType:
         """Run ``sync_fn(*args)`` in a worker of this context. See :func:`trio_offload.run_sync`.
@@ -109,15 +111,9 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         """
         if limiter is None:
             limiter = current_default_worker_limiter()
-        if timeout is not None or unexpected:
-            return await _run_in_time(self, sync_fn, args, timeout, kill_on_cancel or cancellable, limiter, unexpected)
-        if type(limiter) is not CapacityLimiter:
-            await checkpoint_if_cancelled()
-            began = time.monotonic()
-            async with checked_limiter(limiter):
-                self._pool.note_wait(began)
-                # Recursive: a method for the part below would slow every call.
-                return await self.run_sync(sync_fn, *args, kill_on_cancel=kill_on_cancel or cancellable, limiter=_PASSED)
+        kill_on_cancel = kill_on_cancel or cancellable
+        if timeout is not None or grace is not None or unexpected or type(limiter) is not CapacityLimiter:
+            return await _run_otherwise(self, sync_fn, args, timeout, grace, kill_on_cancel, limiter, unexpected)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
         task = current_task()
         calls, cache = self._calls, self._cache
@@ -132,6 +128,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             except trio.WouldBlock:
                 # A free token is reserved for a task that waits.
                 await self._pool.acquire(limiter, task)
+        call: Payload | None = None
         try:
             calls.enter(task)
             call = self._dump_call(sync_fn, args)
@@ -143,20 +140,18 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     worker = self._pool.begin(call)
                 try:
                     if worker.state is STARTING:
-                        await self._pool.finish(worker, kill_on_cancel or cancellable, call, not new)
+                        await self._pool.finish(worker, kill_on_cancel, call, not new)
                     else:
                         worker.submit(call)
-                    value, error = await worker.answer(kill_on_cancel or cancellable, True)
+                    worker.limiter = limiter
+                    value, error = await worker.answer(kill_on_cancel, True)
                     if self.retire is not bool and worker.will_retire():
                         # Until it says that it retires, it would count as idle and get calls.
                         worker.ask_to_retire()
                         self._pool.begin_spare()
                 except CallNotRun:
-                    # An idle worker may have retired. If each new one exits, this must end.
-                    if new:
-                        lost = [*(lost or ()), worker.process]
-                        if len(lost) == MAX_LOST:
-                            raise workers_lost(call.name, lost) from None
+                    if new:  # and not an idle one, which may have retired
+                        lost = with_lost(lost, worker.process, call.name)
                     await checkpoint_if_cancelled()  # also if not cancellable: it has not begun
                     continue
                 finally:
@@ -167,6 +162,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     result: ResultType = value
                     return result
                 try:
+                    if not isinstance(error, Exception):
+                        await raise_cancelled(error)
                     raise error
                 finally:
                     # It refers to this frame. Without this, the cycle would keep it alive.
@@ -175,6 +172,8 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
             calls.leave(task)
             if limiter is not _PASSED:
                 limiter.release_on_behalf_of(task)
+            if call is not None and call.grants:
+                release(call)
 
     @overload
     def map(
@@ -361,28 +360,34 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
 
 
 # Stands for a limiter that has let the call pass.
-_PASSED: Final = trio.CapacityLimiter(1)
+_PASSED: Final = trio.CapacityLimiter(math.inf)
 
 
-async def _run_in_time(
+async def _run_otherwise(
     context: WorkerContext,
     sync_fn: Callable[..., ResultType],
     args: tuple[Any, ...],
     seconds: float | None,
+    grace: float | None,
     cancellable: bool,
     limiter: Limiter,
     unexpected: dict[str, NoReturn],
 ) -> ResultType:
-    """As :meth:`WorkerContext.run_sync` with a timeout, or with keyword arguments that it lacks."""
-    if unexpected or seconds is None:
+    """As :meth:`WorkerContext.run_sync`, with arguments that few calls have, or that it lacks."""
+    if unexpected:
         from ._slips import unknown_keyword
 
         raise unknown_keyword(sync_fn, unexpected)
-    check_seconds("timeout", seconds, positive=True)
-    if seconds == math.inf:
-        return await context.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=limiter)
-    from ._pool.timed_call import run_in_time  # few programs need it
-
+    if seconds is not None:
+        check_seconds("timeout", seconds, positive=True)
+    if grace is not None:
+        check_seconds("grace", grace)
     await checkpoint_if_cancelled()
+    began = time.monotonic()
     async with checked_limiter(limiter):
-        return await run_in_time(context._pool, sync_fn, args, seconds, cancellable)
+        if (seconds is None or seconds == math.inf) and grace is None:
+            context._pool.note_wait(began)
+            return await context.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
+        from ._pool.timed_call import run_in_time  # few programs need it
+
+        return await run_in_time(context._pool, sync_fn, args, seconds, grace, cancellable, limiter)

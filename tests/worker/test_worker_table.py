@@ -6,11 +6,8 @@ when it is told to.
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,104 +17,29 @@ import trio
 from fakes import run_call
 from lifeline import PATIENCE
 from outcome import Error, Outcome, Value
+from scripted_peer import Peer, frame, pickled, scripted_peer, welcome
 from trio.testing import wait_all_tasks_blocked
 from workers import begin_worker, make_launcher
 
 from trio_offload import BrokenWorkerError, RemoteError, WorkerStartError
 from trio_offload._interpreter import settings as _settings
 from trio_offload._pickling.calls import dump_call
-from trio_offload._process import start as _process
-from trio_offload._process.process import WorkerProcess
-from trio_offload._process.record import RecordFile
 from trio_offload._statistics import Figures
 from trio_offload._transport.channel import Channel, EndOfStream
-from trio_offload._transport.sockets import socket_pair
 from trio_offload._worker import peer as peer_module
 from trio_offload._worker.states import CallNotRun, State
 from trio_offload._worker.worker import Worker
-from trio_offload_worker._protocol.frames import MAGIC, Frame, Kind, encode_head
-
-_real_start = _process.spawn
-
-
-class Peer:
-    """Speaks raw bytes in a worker's place."""
-
-    def __init__(self, folder: Path) -> None:
-        # It ends well when it is told to, which is when its own socket is closed.
-        self._program = folder / "program"
-        self._program.write_text("#!/bin/sh\nexec cat <&3 >/dev/null\n")
-        self._program.chmod(0o700)
-        self._started = trio.Event()
-
-    def start(
-        self, executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None
-    ) -> tuple[WorkerProcess, Any, RecordFile]:
-        """Stands in for ``_process.spawn``."""
-        self.process, self._life, record = _real_start(str(self._program), environment)
-        theirs, ours = socket_pair()
-        ours.setblocking(False)
-        self._socket = theirs
-        self._channel = Channel(theirs)
-        self._started.set()
-        return self.process, ours, record
-
-    async def hear(self, kind: Kind) -> Frame:
-        with trio.fail_after(PATIENCE):
-            await self._started.wait()
-            frame = await self._channel.receive(cancellable=True)
-        assert frame.kind is kind
-        return frame
-
-    def say(self, data: bytes) -> None:
-        assert self._socket.send(data) == len(data)
-
-    def end(self) -> None:
-        """End as a worker ends that leaves: the socket and the process go together."""
-        self._socket.close()
-        self._life.close()
-
-    def close_only(self) -> None:
-        """Close the socket and live on."""
-        self._socket.close()
-
-    def close(self) -> None:
-        if self._started.is_set():
-            self.end()
+from trio_offload_worker._protocol.frames import MAGIC, Kind
 
 
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
-    with closing(Peer(tmp_path)) as peer:
-        monkeypatch.setattr(_process, "spawn", peer.start)
+    with scripted_peer(tmp_path, monkeypatch) as peer:
         yield peer
 
 
 CALL: Final = dump_call(int, ("5",))
 THIS_CALL: Final = 1
-
-
-def frame(kind: Kind, id: int = 0, segments: tuple[bytes, ...] = (), body: dict[str, Any] | None = None) -> bytes:
-    return encode_head(kind, id, [len(segment) for segment in segments], body) + b"".join(segments)
-
-
-def pickled(value: Any) -> bytes:
-    import pickle
-
-    return pickle.dumps(value, 5)
-
-
-def welcome(**changes: Any) -> bytes:
-    body = {
-        "protocol": 2,
-        "worker": "0",
-        "pid": 1,
-        "version": sys.version,
-        "libpython": b"/",
-        "prefix": os.fsencode(sys.prefix),
-        "exec_prefix": os.fsencode(sys.exec_prefix),
-    }
-    return frame(Kind.WELCOME, body=body | changes)
 
 
 EXPLANATION: Final = {"code": "why", "message": "the peer gave up"}
@@ -166,6 +88,9 @@ TABLE: Final[dict[State, dict[str, str]]] = {
         "ABORTED": "broken",
         "end": "broken",
         "an end inside a frame": "broken",
+        "REQUEST": "goes on",
+        "POST": "goes on",
+        "WITHDRAW": "goes on",
     },
 }
 CELLS: Final = [
@@ -201,8 +126,15 @@ def ends_with(event: str, expected: str) -> bool:
     return event in ENDS or (event in ("REFUSED", "ABORTED", "SETUP_FAILED") and expected != "killed")
 
 
-async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, expected: str, *heard: Kind) -> Any:
-    """What comes of an operation if the peer answers with this event."""
+async def outcome_of(
+    operation: Callable[[], Any],
+    peer: Peer,
+    event: str,
+    expected: str,
+    *heard: Kind,
+    answer: bytes = EVENTS["RESULT"],
+) -> Any:
+    """What comes of an operation if the peer answers with this event, behind which comes an answer if it goes on."""
     outcomes: list[Any] = []
 
     async def operate() -> None:
@@ -216,6 +148,9 @@ async def outcome_of(operation: Callable[[], Any], peer: Peer, event: str, expec
         if ends_with(event, expected):
             peer.end()
         await wait_all_tasks_blocked()
+        if expected == "goes on":
+            assert not outcomes
+            peer.say(answer)
         if not outcomes and event in ("WELCOME", "READY"):
             nursery.cancel_scope.cancel()
     return outcomes[0] if outcomes else None
@@ -264,8 +199,9 @@ async def test_every_event_with_two_calls_in_flight(peer: Peer, which: str, even
         assert worker.state is State.RUNNING
         # What answers the second call is what answered another one before.
         expected = {"RESULT": "killed", "RAISED": "killed", "RESULT of another call": "value"}.get(event, expected)
-    outcome = await outcome_of(lambda: told(worker.answer()), peer, event, expected)
-    if which == "the first" and expected in ("value", "error"):
+    right = EVENTS["RESULT of another call" if which == "the second" else "RESULT"]
+    outcome = await outcome_of(lambda: told(worker.answer()), peer, event, expected, answer=right)
+    if which == "the first" and expected in ("value", "error", "goes on"):
         assert worker.state is State.RUNNING
         peer.say(frame(Kind.RESULT, THIS_CALL + 1, (pickled(6),)))
         assert await worker.answer() == (6, None)
@@ -380,7 +316,7 @@ async def _check(peer: Peer, worker: Worker, state: State, event: str, expected:
     if expected == "on":
         assert outcome is None
         assert worker.state in (State.IDLE, State.ENDED), "idle, or cancelled by the test while it waited for more"
-    elif expected == "value":
+    elif expected in ("value", "goes on"):
         assert outcome == Value(5)
     elif expected == "error":
         assert isinstance(outcome.error, ValueError)

@@ -37,7 +37,7 @@ from .by_reference import (
     check_function,
 )
 from .by_value import CLOUDPICKLE, FunctionsByValue, registered
-from .payload import MAIN, function_name, mentions, mentions_main
+from .payload import MAIN, function_name, mentions, mentions_main, with_grants
 from .payload import Payload as Payload
 from .picklers import PROTOCOL, Pickling, cloud_pickler, dump_plain
 
@@ -59,7 +59,7 @@ def dump_call(function: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
     start = _by_reference.start_of(function)
     if start is None or (args and not are_small(args)) or (_by_value.known and _by_value.holds(function)):
         check_function(function)
-        return _dump((function, args), function, start, args)
+        return with_grants(_dump, (function, args), function, start, args)
     # The usual call. Small arguments need a plain pickler, without out-of-band buffers.
     pickled = start + (pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL if args else CALL_WITHOUT_ARGUMENTS)
     size = len(pickled)
@@ -77,7 +77,7 @@ def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Pa
     functions that refer to objects which cannot be pickled.
     """
     check_function(function)
-    return _dump_to_fork((function, args), function)
+    return with_grants(_dump_to_fork, (function, args), function)
 
 
 def dump_chunk(
@@ -100,10 +100,10 @@ def dump_chunk(
         small: True if ``args`` has only tuples and ranges of numbers.
     """
     if to_fork:
-        return _dump_to_fork((helper, (function, args)), function)
+        return with_grants(_dump_to_fork, (helper, (function, args)), function)
     start = _by_reference.start_of_two(helper, function)
     if not small or start is None or (_by_value.known and _by_value.holds(function)):
-        return _dump((helper, (function, args)), function, start, args, END_OF_CALL_OF_TWO)
+        return with_grants(_dump, (helper, (function, args)), function, start, args, END_OF_CALL_OF_TWO)
     # As in `dump_call`.
     pickled = start + pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL_OF_TWO
     size = len(pickled)
@@ -138,6 +138,11 @@ def load_item(data: Any, buffers: Sequence[Any]) -> Any:
     Raises the error of unpickling.
     """
     return load([data, *buffers])
+
+
+def dump_value(value: Any) -> Payload:
+    """Pickle a value for a job that runs. Raises the same as :func:`dump_call`."""
+    return _dump(value, type(value))
 
 
 def dump_callable(function: Callable[[], Any]) -> bytes:

@@ -1,10 +1,17 @@
-"""A pickled call, and its function's name for messages."""
+"""A pickled call: its bytes, its function's name for messages, and the handles in it.
+
+A handle, such as a lock or an end of a channel, may be pickled for a job only. The picklers of this
+package open an *export* while they work. A handle asks for it, enters what it grants to the job,
+and refuses every other pickler.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -13,6 +20,28 @@ from trio_offload_worker._protocol.frames import Buffer
 # Bytes. More than the pickler gathers into one frame: a larger part is one object's data.
 SMALL: Final = 128 * 1024
 MAIN: Final = b"__main__"
+
+
+class Grant(Protocol):
+    """A handle that a call may use: a callback, a lock, an end of a channel."""
+
+    @property
+    def id(self) -> int:
+        """The number by which the job names it."""
+
+    def request(self, request: Any) -> None:
+        """Complete a request of the job (:class:`~.._worker.requests.Request`), or park it."""
+
+    def post(self, post: Any) -> None:
+        """Handle a message of the job that has no reply (:class:`~.._worker.requests.Post`)."""
+
+    def end(self, death: Any) -> None:
+        """Settle what the call holds, because it has ended. May be called again.
+
+        Args:
+            death: the :class:`~.._worker.requests.Death` of its worker. None means an orderly end,
+                or a call that was never sent.
+        """
 
 
 @attrs.define
@@ -28,6 +57,8 @@ class Payload:
     """Type of each segment. Empty if all are memory."""
     small: bool = False
     """True if the payload is one ``bytes`` that is cheap to copy."""
+    grants: Sequence[Grant] = ()
+    """The handles in it."""
 
     @property
     def name(self) -> str:
@@ -65,3 +96,73 @@ def mentions(payload: Payload, names: Sequence[bytes]) -> bool:
     return any(
         part.find(name) >= 0 for part in payload.parts if len(part) <= SMALL and isinstance(part, bytes) for name in names
     )
+
+
+class Export:
+    """The grants of one pickle. A second attempt to pickle the same objects uses them again."""
+
+    __slots__ = ("grants",)
+
+    def __init__(self) -> None:
+        self.grants: dict[Hashable, Grant] = {}
+
+    def grant(self, key: Hashable, make: Callable[[], Grant]) -> Grant:
+        """Return the grant with this key. The first request makes it."""
+        if key not in self.grants:
+            self.grants[key] = make()
+        return self.grants[key]
+
+    def cancel(self) -> None:
+        """End the grants: the pickle is not used."""
+        for grant in self.grants.values():
+            grant.end(None)
+        self.grants.clear()
+
+
+class _Current(threading.local):
+    export: Export | None = None
+
+
+_current: Final = _Current()
+
+
+def current_export() -> Export | None:
+    """Return the export of this thread's pickler. None means that it pickles for somebody else."""
+    return _current.export
+
+
+@contextmanager
+def exporting() -> Iterator[Export]:
+    """Let handles be pickled in the block. An exception ends what was granted."""
+    outer, export = _current.export, Export()
+    _current.export = export
+    try:
+        yield export
+    except BaseException:
+        export.cancel()
+        raise
+    finally:
+        _current.export = outer
+
+
+def with_grants(dump: Callable[..., Payload], *args: Any) -> Payload:
+    """Return the payload of ``dump(*args)`` with the grants of the handles that it holds."""
+    # Without a context manager: every call with larger arguments comes here.
+    outer, export = _current.export, Export()
+    _current.export = export
+    try:
+        payload = dump(*args)
+    except BaseException:
+        export.cancel()
+        raise
+    finally:
+        _current.export = outer
+    if export.grants:
+        payload.grants = tuple(export.grants.values())
+    return payload
+
+
+def release(payload: Payload) -> None:
+    """End the grants of a call that may not have been run. Ended ones stay as they are."""
+    for grant in payload.grants:
+        grant.end(None)

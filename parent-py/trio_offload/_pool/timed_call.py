@@ -1,4 +1,4 @@
-"""A call with a timeout: :meth:`WorkerContext.run_sync` without its warm path.
+"""A call with a timeout or a grace: :meth:`WorkerContext.run_sync` without its warm path.
 
 The time begins when a worker begins with the job, as in ``map``: behind the wait for a token, the
 worker's start, and the import of the function.
@@ -19,11 +19,14 @@ from trio_offload_worker._jobs import chunks as _worker_side
 
 from .. import _clock
 from .._pickling.calls import dump_call, dump_call_to_fork, dump_chunk
-from .._worker.endings import MAX_LOST, workers_lost
+from .._pickling.payload import release
+from .._worker.endings import raise_cancelled, with_lost
 from .._worker.states import CallNotRun
 from .._worker.time_limit import answer_in_time
 
 if TYPE_CHECKING:
+    from .._limiter import Limiter
+    from .._pickling.payload import Payload
     from .._process.process import WorkerProcess
     from .._worker.worker import Worker
     from .pool import WorkerPool
@@ -35,7 +38,13 @@ _imported: Final[weakref.WeakKeyDictionary[Worker, weakref.WeakSet[Any]]] = weak
 
 
 async def run_in_time(
-    pool: WorkerPool, sync_fn: Callable[..., ResultType], args: tuple[Any, ...], seconds: float, cancellable: bool
+    pool: WorkerPool,
+    sync_fn: Callable[..., ResultType],
+    args: tuple[Any, ...],
+    seconds: float | None,
+    grace: float | None,
+    cancellable: bool,
+    limiter: Limiter,
 ) -> ResultType:
     """Run ``sync_fn(*args)`` in a worker of the pool, and end the worker if that takes longer.
 
@@ -45,6 +54,7 @@ async def run_in_time(
         WorkerTimeoutError: the job timed out.
     """
     key = pool.calls.enter(trio.lowlevel.current_task())
+    call: Payload | None = None
     try:
         to_fork = pool.launcher.inherits_main
         call = (dump_call_to_fork if to_fork else dump_call)(sync_fn, args)
@@ -52,29 +62,37 @@ async def run_in_time(
         while True:
             worker, new = await pool.take(cancellable)
             try:
-                await _import_in(worker, sync_fn, to_fork, cancellable)
-                worker.submit(call)
-                value, error = await answer_in_time(worker, _clock.now(), seconds, cancellable=cancellable, spin=True)
+                worker.grace, worker.limiter = grace, limiter
+                if seconds is None:
+                    worker.submit(call)
+                    value, error = await worker.answer(cancellable, True)
+                else:
+                    await _import_in(worker, sync_fn, to_fork, cancellable)
+                    worker.submit(call)
+                    value, error = await answer_in_time(worker, _clock.now(), seconds, cancellable=cancellable, spin=True)
             except CallNotRun:
                 # As in `WorkerContext.run_sync`.
                 if new:
-                    lost.append(worker.process)
-                if len(lost) == MAX_LOST:
-                    raise workers_lost(call.name, lost) from None
+                    lost = with_lost(lost, worker.process, call.name)
                 await trio.lowlevel.checkpoint_if_cancelled()
                 continue
             finally:
+                worker.grace = None
                 pool.give_back(worker)
             if error is None:
                 result: ResultType = value
                 return result
             try:
+                if not isinstance(error, Exception):
+                    await raise_cancelled(error)
                 raise error
             finally:
                 # It refers to this frame. Without this, the cycle would keep it alive.
                 error = None
     finally:
         pool.calls.leave(key)
+        if call is not None:
+            release(call)
 
 
 async def _import_in(worker: Worker, function: Callable[..., Any], to_fork: bool, cancellable: bool) -> None:

@@ -26,6 +26,7 @@ logger: Final = logging.getLogger("trio_offload")
 _MAX_SIZE: Final = 256 * 1024
 # A line of JSON that only the worker's native thread writes.
 _LIMIT: Final = r'\{"memory_limit": ?([0-9]{1,20}), ?"reached": ?([0-9]{1,20})\}'
+_CANCELLED: Final = 24  # the place of the number of a call whose caller is cancelled
 _PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_jobs/chunks.py
 
 
@@ -78,6 +79,13 @@ class RecordFile:
             # A job has truncated the file.
             return Progress()
         return Progress(number, index, count)
+
+    def write_cancelled(self, number: int) -> None:
+        """Tell the worker that the caller of its call with this number is cancelled."""
+        try:
+            os.pwrite(self._descriptor, number.to_bytes(8, sys.byteorder), _CANCELLED)
+        except OSError as error:
+            logger.warning("a job cannot be told that its caller is cancelled: %s", error)
 
     def read(self) -> str:
         """Return the text of the file, at most `_MAX_SIZE` bytes of it."""

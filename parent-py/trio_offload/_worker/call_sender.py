@@ -19,7 +19,7 @@ from .._pickling import calls as _calls
 from .._pickling import payload as _payload
 from .._transport.channel import Channel, EndOfStream
 from .._transport.sockets import WriteFailed
-from .peer import Peer
+from .peer import TALK, Peer
 from .states import IDLE, RUNNING, CallNotRun
 
 if TYPE_CHECKING:
@@ -149,15 +149,43 @@ class CallSender(Peer):
         else:
             self._behind.append((call, header))
         self._calls = number  # last, for `jobs`
+        if call.grants:
+            self._grant(number, call.grants)
 
     def send_ahead(self, call: _payload.Payload) -> list[Buffer]:
         """Return the frame of a first call that is sent before READY has been received."""
         self._calls = self._sent = 1
+        if call.grants:
+            self._grant(1, call.grants)
         return [self._head_of(1, call), *call.parts]
 
     def recall(self) -> None:
         """Undo :meth:`send_ahead`: the call was not received."""
         self._calls = self._sent = 0
+        self._forget_grants()
+
+    def _grant(self, number: int, grants: Sequence[_payload.Grant]) -> None:
+        """Let a call use these handles."""
+        raise NotImplementedError
+
+    def _forget_grants(self) -> None:
+        """Forget them: the calls in flight go to another worker, with their handles."""
+        raise NotImplementedError
+
+    @property
+    def channel(self) -> Channel | None:
+        """The channel. None before the start and after the end."""
+        return self._channel
+
+    def take_unsent(self) -> list[Buffer]:
+        """Return the data that the socket has not taken yet. The caller writes it."""
+        unsent = self._unsent.copy()
+        self._unsent.clear()
+        return unsent
+
+    def put_back_unsent(self, unsent: list[Buffer]) -> None:
+        """Undo :meth:`take_unsent` for the rest."""
+        self._unsent[:0] = unsent
 
     def flush(self) -> None:
         """Write calls without waiting. :meth:`Worker.answer` writes the rest."""
@@ -241,14 +269,14 @@ class CallSender(Peer):
                 self._sent = sent
         return None
 
-    async def _send_rest(self, channel: Channel, cancellable: bool) -> None:
+    async def _send_rest(self, channel: Channel) -> None:
         """Write the rest of the calls. If that is cancelled, `_unsent` is the rest."""
         try:
-            await channel.send_rest(self._unsent, True, cancellable=cancellable)
+            await channel.send_rest(self._unsent, True, cancellable=True)
         except WriteFailed:
             self._unsent.clear()
 
-    async def _receive_while_sending(self, channel: Channel, header: bytes, cancellable: bool) -> Frame | memoryview:
+    async def _receive_while_sending(self, channel: Channel, header: bytes) -> Frame | memoryview:
         """Write the rest of the calls and receive the next frame at the same time.
 
         The worker may not read before it has written its answer.
@@ -259,14 +287,20 @@ class CallSender(Peer):
 
         async def send_rest() -> None:
             with contextlib.suppress(trio.Cancelled):
-                await self._send_rest(channel, True)
+                await self._send_rest(channel)
 
-        with trio.CancelScope(shield=not cancellable):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(send_rest)
-                # Captured, because the nursery would wrap the exception into a group.
-                frame = await outcome.acapture(self.next_frame, channel, True)
-                nursery.cancel_scope.cancel()
+        async def next_frame() -> Frame:
+            # A message of the job ends this too. Its host writes the rest.
+            while (frame := await channel.receive(cancellable=True)).kind not in TALK:
+                if not self.handle_aside(frame):
+                    break
+            return frame
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_rest)
+            # Captured, because the nursery would wrap the exception into a group.
+            frame = await outcome.acapture(next_frame)
+            nursery.cancel_scope.cancel()
         return frame.unwrap()
 
     def _poll(self, channel: Channel, header: bytes) -> Frame | memoryview | None:

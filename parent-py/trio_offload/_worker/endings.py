@@ -137,6 +137,18 @@ def workers_lost(function_name: str, lost: Sequence[WorkerProcess]) -> BrokenWor
     )
 
 
+def with_lost(lost: list[WorkerProcess] | None, process: WorkerProcess, function_name: str) -> list[WorkerProcess]:
+    """Return the new workers that exited before they began a call, with one more.
+
+    Raises:
+        BrokenWorkerError: they are too many. If each new one exits, this must end.
+    """
+    lost = [*(lost or ()), process]
+    if len(lost) == MAX_LOST:
+        raise workers_lost(function_name, lost) from None
+    return lost
+
+
 def load_exception(frame: Frame) -> BaseException:
     """Return the exception of a RAISED or SETUP_FAILED, or a stand-in."""
     told = RemoteError(frame.body["type"], frame.body["message"], frame.body["traceback"])
@@ -155,6 +167,24 @@ def load_exception(frame: Frame) -> BaseException:
     return error
 
 
+def is_cancellation(error: BaseException) -> bool:
+    """Return True for the exception that a cancelled job raises."""
+    # By name: few programs need the module.
+    kind = type(error)
+    return kind.__name__ == "Cancelled" and kind.__module__ == "trio_offload_worker._requests.errors"
+
+
+async def raise_cancelled(error: BaseException) -> None:
+    """Raise Trio's Cancelled for that of a job, whose caller is cancelled.
+
+    Raises:
+        JobExitError: the caller is no longer cancelled.
+    """
+    if is_cancellation(error):
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise contained(error)
+
+
 def contained(error: BaseException) -> BaseException:
     """Return the error of a call for the exception of its job."""
     if isinstance(error, Exception) or not _controls_process(error):
@@ -169,7 +199,7 @@ def contained(error: BaseException) -> BaseException:
 
 def _controls_process(error: BaseException) -> bool:
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return isinstance(error, _CONTROLLING) or any(map(_controls_process, inner))
+    return isinstance(error, _CONTROLLING) or is_cancellation(error) or any(map(_controls_process, inner))
 
 
 def secure_execution_hint() -> str:

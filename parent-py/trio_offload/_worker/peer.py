@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("trio_offload")
 # Frames that an idle worker may send.
 _TERMINAL_KINDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)
+TALK: Final = (Kind.REQUEST, Kind.POST, Kind.WITHDRAW)
+"""The messages of a job."""
 # Seconds for a process to exit after its last frame.
 _EXIT_TIMEOUT: Final = 2.0
 
@@ -174,12 +176,16 @@ class Peer:
         self._close()
         return True
 
-    def _handle_aside(self, frame: Frame) -> bool:
+    def handle_aside(self, frame: Frame) -> bool:
         """Handle a frame that is not an answer. Return False if it is one."""
         # During the first state of a start a report is an answer, and a fault.
         if frame.kind is Kind.REPORT and self.state is not STARTING:
             self._handle_report(frame)
             return True
+        return frame.kind in TALK and self._hear_job(frame)
+
+    def _hear_job(self, frame: Frame) -> bool:
+        """Handle the message of a running job. Return False if none may come now."""
         return False
 
     def _handle_report(self, frame: Frame) -> None:
@@ -188,7 +194,7 @@ class Peer:
     async def next_frame(self, channel: Channel, cancellable: bool) -> Frame:
         """Return the next answer."""
         frame = await channel.receive(cancellable=cancellable)
-        while self._handle_aside(frame):
+        while self.handle_aside(frame):
             frame = await channel.receive(cancellable=cancellable)
         return frame
 
@@ -196,7 +202,7 @@ class Peer:
         """Return the next answer if it can be read without waiting, else None."""
         while True:
             frame = channel.receive_nowait()
-            if frame is None or not self._handle_aside(frame):
+            if frame is None or not self.handle_aside(frame):
                 return frame
 
     def _leave(self, *, in_order: bool = False) -> None:
@@ -246,7 +252,7 @@ class Peer:
 
     def _let_go(self) -> None:
         if self._channel is not None:
-            if self._process is not None and self._process.exitcode:
+            if self._process is not None and (self._process.exitcode or self._is_talking):
                 self._hear_last_words(self._channel)
             # A fork by another thread in the middle of this would keep this end open unnoticed.
             with fork_lock:
@@ -258,8 +264,13 @@ class Peer:
             self._record = None
             self._note_end()
 
+    @property
+    def _is_talking(self) -> bool:
+        """True if a job may have said something that has not been read."""
+        return False
+
     def _hear_last_words(self, channel: Channel) -> None:
-        """Read why a process has given up that was dismissed before it said so."""
+        """Read what a process has said before its end: its job's messages, or why it gave up."""
         with contextlib.suppress(EndOfStream, WireError, OSError):
             while (frame := self.receive_nowait(channel)) is not None:
                 if frame.kind is Kind.ABORTED:

@@ -38,10 +38,9 @@ async def answer_in_time(
     answer = None
     try:
         with _clock.move_on_after(since + seconds - _clock.now()) as deadline:
-            deadline.shield = not cancellable
             # On a busy machine the answer may be there before the expired deadline is seen. The
             # worker has then gone on to the next call, which must not run twice.
-            answer = await worker.answer(True, spin, deadline)
+            answer = await worker.answer(cancellable, spin, deadline)
         if answer is None:
             raise await _end_late(worker, seconds, cancellable)
     except trio.Cancelled:

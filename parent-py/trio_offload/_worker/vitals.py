@@ -19,7 +19,7 @@ from .._process import oom as _oom
 from .._process import record as _record
 from .._sizes import readable_limit, readable_size
 from .._statistics import Figures, WorkerContextCounters, WorkerStatistics
-from .endings import contained, judge_death, load_exception
+from .endings import contained, is_cancellation, judge_death, load_exception
 
 if TYPE_CHECKING:
     from .._options import ContextOptions
@@ -139,10 +139,11 @@ class Vitals:
             return False
         return self._figures[0] > retire.effective_rss(self.baseline)
 
-    def load_exception(self, frame: Frame) -> BaseException:
-        """Return the exception of a job."""
+    def load_exception(self, frame: Frame, *, was_cancelled: bool = False) -> BaseException:
+        """Return the exception of a job. A job that ``was_cancelled`` may raise Cancelled."""
         self.raised += 1
-        return contained(load_exception(frame))
+        error = load_exception(frame)
+        return error if was_cancelled and is_cancellation(error) else contained(error)
 
     def counters(self, jobs: int, busy: float, failure: str, *, lives: bool, in_order: bool) -> WorkerContextCounters:
         """Return the numbers that only grow.

@@ -32,10 +32,10 @@ from .._statistics import Figures, WorkerContextCounters, WorkerStatistics
 from .._transport.buffer_pool import BufferPool
 from .._transport.channel import Channel, EndOfStream
 from .._transport.sockets import WriteFailed
-from .call_sender import CallSender
 from .endings import contained, describe_ending
-from .peer import logger, wait_unconditionally
+from .peer import logger
 from .states import IDLE, RUNNING, CallNotRun
+from .talker import Talker
 from .vitals import Vitals
 
 if TYPE_CHECKING:
@@ -51,11 +51,18 @@ class Start(Protocol):
         """See :meth:`Worker.finish`."""
 
 
-class Worker(CallSender):
+class Worker(Talker):
     """A worker process and the conversation with it. A :class:`Launcher` makes and starts it."""
 
     # Slots save 1 % of a call: CPython 3.11 is slow without them from 30 attributes on.
-    __slots__ = ("_buffer_pool", "_idle_timeout", "_is_traced", "_vitals", "answer_size", "answered_too_late", "start")
+    __slots__ = (
+        "_buffer_pool",
+        "_idle_timeout",
+        "_is_traced",
+        "_vitals",
+        "answer_size",
+        "start",
+    )
 
     def __init__(
         self, options: ContextOptions, trace: TraceWriter | None = None, buffer_pool: BufferPool | None = None
@@ -67,8 +74,6 @@ class Worker(CallSender):
         self._idle_timeout = options.idle_timeout
         self._buffer_pool = BufferPool() if buffer_pool is None else buffer_pool
         self.answer_size = 0  # of the last one, in bytes
-        # Calls that were answered between a cancellation and the end. One more may have been run.
-        self.answered_too_late = 0
 
     @property
     def figures(self) -> Figures:
@@ -167,7 +172,8 @@ class Worker(CallSender):
                     try:
                         rest = channel.send_small(data)
                         if rest:
-                            await channel.send_rest([rest], len(rest) < len(data), cancellable=cancellable)
+                            unsent.append(rest)
+                            await channel.send_rest(unsent, len(rest) < len(data), cancellable=True)
                     except WriteFailed as failure:
                         # Not an outcome yet. The last frames of the worker decide.
                         if not failure.sent:
@@ -178,10 +184,10 @@ class Worker(CallSender):
                         await cancel_shielded_checkpoint()
                     elif unsent:
                         if self._behind:
-                            answer = await self._receive_while_sending(channel, header, cancellable)
+                            answer = await self._receive_while_sending(channel, header)
                         else:
                             # The worker reads all of a call before it answers it.
-                            await self._send_rest(channel, cancellable)
+                            await self._send_rest(channel)
             if answer is None:
                 if spin:
                     spun = channel.spin_misses == 0
@@ -192,7 +198,7 @@ class Worker(CallSender):
                         # While the worker is busy with the call.
                         if self._began >= self._vitals.kills_look_at:
                             self._vitals.look_for_kills(self._began)
-                        answer = await channel.spin_then_receive(header, spun, cancellable=cancellable)
+                        answer = await channel.spin_then_receive(header, spun, cancellable=True)
                 else:
                     # With several in flight, the next answer has often arrived already.
                     if channel.has_read or self._behind:
@@ -202,11 +208,11 @@ class Worker(CallSender):
                     if answer is None:
                         if self._began >= self._vitals.kills_look_at:
                             self._vitals.look_for_kills(self._began)
-                        answer = await channel.receive(cancellable=cancellable, start=header)
-            while type(answer) is Frame and self._handle_aside(answer):
-                answer = await channel.receive(cancellable=cancellable, start=header)
+                        answer = await channel.receive(cancellable=True, start=header)
+            if type(answer) is Frame and self.handle_aside(answer):
+                answer = await self._receive(channel, header, deadline is None and not self.outlasts(cancellable))
         except BaseException as error:
-            answer = await self._end_for(error, channel, deadline)
+            answer = await self._end_for(error, channel, cancellable, deadline)
             if answer is None:
                 raise
         # The next frame is read after this one has been unpickled: a segment may lie in the
@@ -214,9 +220,8 @@ class Worker(CallSender):
         behind = self._behind
         is_job = True
         raised: Frame | None = None
-        segments: Sequence[Any]
         if type(answer) is memoryview:
-            segments = (answer,)
+            segments: Sequence[Any] = (answer,)
             self.answer_size = len(answer)
         elif answer.id == self._calls - len(behind) and (answer.kind is Kind.RESULT or answer.kind is Kind.RAISED):
             segments = answer.segments
@@ -229,15 +234,16 @@ class Worker(CallSender):
             return await self._refused_call(answer)
         if self._buffer_pool.given:
             self._buffer_pool.release_later()
-        result: tuple[Any, BaseException | None]
         if raised is None:
             try:
-                result = _calls.load(segments), None
+                result: tuple[Any, BaseException | None] = _calls.load(segments), None
             except BaseException as error:
                 add_note(error, "(while unpickling the result of a job)")
                 result = None, contained(error)
         else:
-            result = None, self._vitals.load_exception(raised)
+            result = None, self._vitals.load_exception(raised, was_cancelled=raised.id == self._told)
+        if self.conversation is not None:
+            self.conversation.settle(self._calls - len(behind), None)
         self._busy += (now := time.monotonic()) - self._began
         if not is_job:
             self._prepared += 1
@@ -254,13 +260,19 @@ class Worker(CallSender):
         return result
 
     async def _end_for(
-        self, error: BaseException, channel: Channel, limit: trio.CancelScope | None
+        self, error: BaseException, channel: Channel, cancellable: bool, limit: trio.CancelScope | None
     ) -> Frame | memoryview | None:
         """End the worker. Raise the call's error, or return an answer that has arrived."""
+        if isinstance(error, trio.Cancelled) and self.outlasts(cancellable):
+            try:
+                return await self._outlast(error, channel, limit)
+            except BaseException as later:
+                error = later
         name = self.running_function
         if isinstance(error, EndOfStream):
             if self._sent < self._calls - len(self._behind):
                 # Not a byte of the call was taken.
+                self._forget_grants()
                 await self.end_gently()
                 logger.warning("idle worker %s %s", self.process.pid, describe_ending(self.process))
                 raise CallNotRun from None
@@ -297,26 +309,12 @@ class Worker(CallSender):
         self._note_failure("calls_timed_out")
         return self._vitals.explain_timeout(self.process, self.left_behind, *self._job(), timeout, problem)
 
-    async def end_in_flight(self) -> None:
-        """As :meth:`end`, and count the calls in flight that were answered before the end."""
-        try:
-            if self._process is not None and self._channel is not None:
-                self._process.kill()
-                await wait_unconditionally(self._process)
-                try:
-                    while (frame := self.receive_nowait(self._channel)) is not None:
-                        self.answered_too_late += frame.kind is Kind.RESULT or frame.kind is Kind.RAISED
-                except (EndOfStream, WireError):
-                    pass
-        finally:
-            self.failure = self.failure or "calls_cancelled"
-            await self.end()
-
     async def _refused_call(self, frame: Frame) -> NoReturn:
         """The worker answered a call with something other than its result."""
         name = self.running_function
         if frame.kind is Kind.RETIRED:
             self._leave(in_order=True)
+            self._forget_grants()
             raise CallNotRun
         self._note_failure("calls_died")
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
@@ -349,4 +347,5 @@ class Worker(CallSender):
         self._vitals.report(frame, self.process)
 
     def _note_end(self) -> None:
+        super()._note_end()
         self._vitals.trace_end(self.process.pid)

@@ -1,0 +1,127 @@
+"""Handles: objects of this program that its jobs may use, such as callbacks, locks and channels.
+
+A handle belongs to one run of Trio: to that in which it is used first. A job gets a stand-in for
+it, made by :func:`trio_offload_worker._requests.handles.attach`, whose pickle names the handle by a
+random number. When a pickle with that number comes back, it becomes the handle again.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import trio
+
+from .._pickling.payload import current_export
+from .._worker.requests import Death, Post, Request
+
+if TYPE_CHECKING:
+    from .._pickling.payload import Grant
+
+_numbers: Final = random.SystemRandom()
+_of_run: Final[trio.lowlevel.RunVar[weakref.WeakValueDictionary[int, Any]]] = trio.lowlevel.RunVar("handles")
+
+
+def new_number() -> int:
+    """Return a number for a handle: random, so it is unique and a secret."""
+    return _numbers.getrandbits(64) or 1
+
+
+def resolve(number: int) -> Any | None:
+    """Return the handle of this run of Trio with the number, if it has one."""
+    try:
+        return _of_run.get().get(number)
+    except (LookupError, RuntimeError):  # the run is without handles; or this is outside of a run
+        return None
+
+
+def register(number: int, handle: Any) -> None:
+    """Let :func:`resolve` find a handle, as long as it lives."""
+    try:
+        table = _of_run.get()
+    except LookupError:
+        table = weakref.WeakValueDictionary()
+        _of_run.set(table)
+        _let_pickles_find_handles()
+    table[number] = handle
+
+
+def _let_pickles_find_handles() -> None:
+    from trio_offload_worker._requests import handles
+
+    if resolve not in handles.resolvers:
+        handles.resolvers.append(resolve)
+
+
+class Handle:
+    """The base of all handles."""
+
+    kind: ClassVar[str]
+    """The name of the job's class, in :mod:`trio_offload_worker._requests.handles`."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._token: trio.lowlevel.TrioToken | None = None
+
+    def bind(self) -> int:
+        """Return the number. The first use binds the handle to the run of Trio.
+
+        Raises:
+            RuntimeError: it is used outside of its run.
+        """
+        token = trio.lowlevel.current_trio_token()
+        if self._token is None:
+            self._token, self._number = token, new_number()
+            register(self._number, self)
+        elif token is not self._token:
+            raise RuntimeError(f"this {type(self).__name__} belongs to another trio.run, in which it was used first")
+        return self._number
+
+    def grant(self) -> Grant:
+        """Return what one call may do with the handle."""
+        raise NotImplementedError
+
+    def details(self, grant: Grant) -> tuple[Any, ...]:
+        """Return further arguments of the job's stand-in: builtin objects."""
+        return ()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        from trio_offload_worker._requests.handles import attach
+
+        export = current_export()
+        if export is None:
+            raise TypeError(
+                f"a {type(self).__name__} cannot be pickled or copied: pass it as an argument of a job, or send it "
+                "through a channel of trio-offload"
+            )
+        grant = export.grant(id(self), self.grant)
+        return attach, (self.kind, grant.id, *self.details(grant))
+
+
+class PlainGrant:
+    """A grant with the handle's own number, which counts as long as the call runs.
+
+    A subclass answers requests and posts. :meth:`settle` is called once.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self.id = handle.bind()
+        self._is_ended = False
+
+    def request(self, request: Request) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
+        request.fail(ValueError(f"a {type(self.handle).__name__} has no {request.op}; this is an error in trio-offload"))
+
+    def post(self, post: Post) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
+
+    def settle(self, death: Death | None) -> None:
+        """Settle what the call holds."""
+
+    def end(self, death: Death | None) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
+        if not self._is_ended:
+            self._is_ended = True
+            self.settle(death)

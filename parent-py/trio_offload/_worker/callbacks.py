@@ -1,0 +1,120 @@
+"""Functions that a job calls in its parent: by name, or by a handle."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import outcome
+import trio
+
+from .._pickling.payload import function_name
+from .peer import logger
+
+if TYPE_CHECKING:
+    from .requests import Request
+
+_SLOW: Final = 0.02  # seconds
+# Raised by a callback, these concern this program.
+_CONTROLLING: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+def call_plain(request: Request) -> None:
+    """Handle a request by name: a function to call, or a sleep."""
+    if request.op == "sleep":
+        return  # it ends by its timeout, or by a cancellation
+    if request.op not in ("run", "run_sync"):
+        request.fail(ValueError(f"unknown request {request.op!r}; this is an error in trio-offload"))
+        return
+    try:
+        function, args = request.load()
+    except BaseException as error:
+        fail(request, error)
+    else:
+        call(request, function, args, {}, awaits=request.op == "run")
+
+
+def call(
+    request: Request, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, awaits: bool | None
+) -> None:
+    """Call a function for a job, and reply with its outcome.
+
+    Args:
+        request: the job's request.
+        function: the function. It may return an awaitable.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        awaits: whether it is asynchronous. None means that its value decides.
+    """
+    try:
+        value = call_now(function, args, kwargs)
+        is_awaitable = inspect.isawaitable(value)
+        if awaits is not None and awaits != is_awaitable:
+            raise wrong_kind(function, value, awaits=awaits)
+    except BaseException as error:
+        fail(request, error)
+        return
+    if is_awaitable:
+        request.start(_await, request, value)
+    else:
+        request.complete_value(value)
+
+
+def call_now(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function in the event loop. Log a warning if it holds the loop for long."""
+    began = time.monotonic()
+    try:
+        # A copy: what a callback sets is its own.
+        return contextvars.copy_context().run(_call_unprotected, function, args, kwargs)
+    finally:
+        seconds = time.monotonic() - began
+        if seconds > _SLOW:
+            logger.warning(
+                "callback %s held the event loop for %.0f ms; let an async function wait, or a thread compute",
+                function_name(function),
+                seconds * 1000,
+            )
+
+
+def wrong_kind(function: Callable[..., Any], value: Any, *, awaits: bool) -> TypeError:
+    """Return the error for a function of the other kind. Close its coroutine."""
+    name = function_name(function)
+    if awaits:
+        return TypeError(f"from_worker.run awaits its function, but {name} is synchronous: use from_worker.run_sync")
+    if inspect.iscoroutine(value):
+        value.close()
+    return TypeError(f"from_worker.run_sync calls its function, but {name} is asynchronous: use from_worker.run")
+
+
+def fail(request: Request, error: BaseException) -> None:
+    """Reply with the exception of a callback. Ctrl+C and its like end the job instead."""
+    if isinstance(error, _CONTROLLING):
+        request.complete("cancelled")
+        request.interrupt(error)
+    else:
+        request.fail(error)
+
+
+@trio.lowlevel.disable_ki_protection
+def _call_unprotected(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+@trio.lowlevel.disable_ki_protection
+async def _await_unprotected(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def _await(request: Request, awaitable: Any) -> None:
+    with trio.CancelScope() as scope:
+        request.on_withdraw = scope.cancel
+        result = await outcome.acapture(_await_unprotected, awaitable)
+        if isinstance(result, outcome.Value):
+            request.complete_value(result.value)
+        else:
+            # Also a Cancelled: the caller's is the job's too, and a withdrawn request has its reply
+            # already.
+            fail(request, result.error)

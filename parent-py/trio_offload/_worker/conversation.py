@@ -1,0 +1,306 @@
+"""What a running job says to its parent: its requests, and their replies.
+
+A worker has a conversation from the first message, or the first call with handles, on. The task
+that waits for the call's answer is its *host*. It reads the job's messages too, handles them at
+once, and lends the callbacks its place: they run in a nursery of the host, inside its cancel scopes
+and with its context variables.
+
+Rules:
+
+* A request gets one reply as long as its call runs, also if it is withdrawn or its caller is
+  cancelled.
+* The message of a job counts as soon as it is in the socket. A dead worker's socket is read to its
+  end before what the worker held is settled.
+* A reply is written whole, behind what is being written. A task of the host's nursery waits for a
+  socket that is full.
+* A callback's exception is a reply. Only Ctrl+C and its like end the job, and are raised in the
+  host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import outcome
+import trio
+
+from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, encode_head
+
+from .._transport.sockets import WriteFailed
+from .callbacks import call_plain
+from .endings import describe_ending
+from .loans import Loan, loan_of
+from .requests import Death, JobCall, JobOwner, Post, Request
+
+if TYPE_CHECKING:
+    from .._pickling.payload import Grant
+    from .._process.process import WorkerProcess
+    from .._transport.channel import Channel
+
+_MAX_UNINTERRUPTED: Final = 32  # messages between two checkpoints of a host
+SYNCHRONOUS: Final = frozenset(("run_sync",))
+"""Requests that a cancelled job may still make, because they end at once."""
+
+
+class Speaker(Protocol):
+    """A worker, as its conversation sees it."""
+
+    process: WorkerProcess
+    limiter: object
+
+    @property
+    def channel(self) -> Channel | None:
+        """The channel, until the end."""
+
+    @property
+    def running_function(self) -> str | None:
+        """The name of the running function."""
+
+    def take_unsent(self) -> list[Buffer]:
+        """Return the data that the socket has left. The caller writes it."""
+
+    def put_back_unsent(self, unsent: list[Buffer]) -> None:
+        """Undo :meth:`take_unsent` for the rest."""
+
+    def begin_cancelling(self, *, kills: bool) -> None:
+        """Kill the process because the caller is cancelled, or tell the job that."""
+
+    def handle_aside(self, frame: Frame) -> bool:
+        """Handle a frame beside the answers. Return False for an answer."""
+
+
+class Conversation:
+    """The requests of one worker's jobs. It lives as long as the worker."""
+
+    def __init__(self, worker: Speaker) -> None:
+        self._worker = worker
+        self._call: JobCall | None = None
+        self._grants: dict[int, Sequence[Grant]] = {}  # by the number of the call
+        self._granted: dict[int, Grant] = {}  # to the running call, by their ids
+        self._open: dict[int, Request] = {}
+        self._nursery: trio.Nursery | None = None
+        self._to_start: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        # Data of replies, and of calls behind the running one, that waits for room in the socket.
+        self._outbox: list[Buffer] = []
+        self._is_writing = False
+        self._interrupt: BaseException | None = None
+        self._cancelled = 0  # number of the call that was told of its cancellation
+        self._loan: Loan | None = None
+
+    def grant(self, number: int, grants: Sequence[Grant]) -> None:
+        """Let a call use these handles."""
+        self._grants[number] = (*self._grants.get(number, ()), *grants)
+        if self._call is not None and self._call.number == number:
+            self._granted.update((grant.id, grant) for grant in grants)
+
+    def take(self, frame: Frame) -> None:
+        """Handle a message of the running job."""
+        call = self._running_call(frame.id)
+        body = frame.body
+        if frame.kind is Kind.WITHDRAW:
+            request = self._open.get(body["request"])
+            if request is not None:
+                request.withdraw("withdrawn")
+            return
+        owner = JobOwner(call, body["thread"], body.get("item", 0))
+        grant = self._granted.get(body.get("handle", 0))
+        types = body.get("types", b"")
+        if frame.kind is Kind.POST:
+            if grant is not None:
+                grant.post(Post(self, body["op"], owner, frame.segments, types, body.get("count")))
+            return
+        request = Request(
+            self, body["request"], body["op"], owner, frame.segments, types, body.get("count"), body.get("shield", False)
+        )
+        self._open[request.number] = request
+        self._dispatch(request, grant, body)
+        if self._loan is not None and len(self._open) == 1 and not request.is_completed:
+            self._loan.begin()
+
+    def _dispatch(self, request: Request, grant: Grant | None, body: dict[str, Any]) -> None:
+        is_cancelled = self._cancelled == request.owner.call.number
+        if is_cancelled and not request.is_shielded and request.op not in SYNCHRONOUS:
+            request.complete("cancelled")
+        elif grant is not None:
+            grant.request(request)
+        elif body.get("handle"):
+            request.complete("unknown_handle")
+        else:
+            call_plain(request)
+
+    def _running_call(self, number: int) -> JobCall:
+        call = self._call
+        if call is None or call.number != number:
+            function = self._worker.running_function or "an unknown function"
+            call = self._call = JobCall(self._worker.process.pid, number, function)
+            self._granted = {grant.id: grant for grant in self._grants.get(number, ())}
+            self._loan = loan_of(self._worker.limiter)
+        return call
+
+    def settle(self, number: int, death: Death | None) -> None:
+        """Settle what a call holds: it has ended. Its parked requests leave their places."""
+        if self._call is not None and self._call.number == number:
+            self._call = None  # so they get no reply
+            self._granted = {}
+            for request in list(self._open.values()):
+                request.withdraw("closed")
+            self._loan = None
+        for grant in self._grants.pop(number, ()):
+            grant.end(death)
+
+    def end(self, number: int, function: str | None, process: WorkerProcess) -> None:
+        """Settle what the running call holds: its worker has ended, and its messages are read."""
+        if number in self._grants or (self._call is not None and self._call.number == number):
+            cause = describe_ending(process)
+            self.settle(number, Death(process.pid, function or "an unknown function", cause, process.signal))
+
+    @property
+    def is_live(self) -> bool:
+        """True if the running call has said something."""
+        return self._call is not None
+
+    def forget(self) -> None:
+        """Forget the calls in flight. They go to another worker, with their grants."""
+        self._grants.clear()
+
+    def cancel(self, number: int) -> None:
+        """Tell the job of this call that its caller is cancelled: blocked waits of it end."""
+        self._cancelled = number
+        if self._call is not None and self._call.number == number:
+            for request in list(self._open.values()):
+                if not request.is_shielded:
+                    request.withdraw("cancelled")
+
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        """As :meth:`Replier.start`."""
+        if self._nursery is None:
+            self._to_start.append((function, args))
+        else:
+            self._nursery.start_soon(function, *args)
+
+    def interrupt(self, error: BaseException) -> None:
+        """As :meth:`Replier.interrupt`."""
+        self._interrupt = self._interrupt or error
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    def reply(
+        self,
+        request: Request,
+        status: str,
+        segments: Sequence[Buffer],
+        types: bytes,
+        lengths: Sequence[int] | None,
+        grants: Sequence[Grant],
+        body: dict[str, Any] | None,
+    ) -> None:
+        """Write the reply of a request. See :meth:`Request.complete`."""
+        self._open.pop(request.number, None)
+        if self._loan is not None and not self._open:
+            self._loan.end()
+        call = request.owner.call
+        if call is not self._call:
+            for grant in grants:
+                grant.end(None)
+            return
+        if grants:
+            self.grant(call.number, grants)
+        fields: dict[str, Any] = {"request": request.number, "status": status, **(body or {})}
+        if types:
+            fields["types"] = types
+        sizes = [len(segment) for segment in segments] if lengths is None else lengths
+        self._write([encode_head(Kind.REPLY, call.number, sizes, fields), *segments])
+
+    def _write(self, parts: list[Buffer]) -> None:
+        channel = self._worker.channel
+        if channel is None:
+            return
+        if self._outbox or self._is_writing:
+            self._outbox.extend(parts)
+            return
+        try:
+            rest = channel.send_at_once(parts)
+        except WriteFailed:
+            return  # the end of the stream is the verdict
+        if rest:
+            self._outbox.extend(rest)
+            self.start(self._write_outbox, channel)
+
+    async def _write_outbox(self, channel: Channel) -> None:
+        if self._is_writing:
+            return
+        self._is_writing = True
+        try:
+            # The list grows while it is written. After a cancellation it is the rest.
+            await channel.send_rest(self._outbox, True, cancellable=True)
+        except (WriteFailed, trio.Cancelled):
+            pass
+        finally:
+            self._is_writing = False
+
+    async def host(self, channel: Channel, start: bytes, *, kills: bool) -> Frame | memoryview:
+        """Return the answer of the running call, and serve its job until then.
+
+        Args:
+            channel: the worker's channel.
+            start: the start of the usual answer's header.
+            kills: whether a cancellation kills the worker at once. Else the job is told.
+
+        Raises:
+            Cancelled: it was cancelled. The host may come back.
+            EndOfStream, WireError: as :meth:`Channel.receive`.
+            BaseException: Ctrl+C or its like out of a callback.
+        """
+        worker = self._worker
+        self._outbox[:0] = worker.take_unsent()
+        answer: outcome.Outcome[Frame | memoryview] | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                if self._outbox:
+                    self.start(self._write_outbox, channel)
+                for function, args in self._to_start:
+                    nursery.start_soon(function, *args)
+                self._to_start.clear()
+                if self._interrupt is None:
+                    # Captured, because the nursery would wrap the exception into a group.
+                    answer = await outcome.acapture(self._listen, channel, start, kills)
+                nursery.cancel_scope.cancel()
+        except BaseException as error:
+            # The tasks capture their exceptions, so this is the cancellation of an outer scope. It
+            # comes again at the next checkpoint.
+            if answer is None or not _is_cancellation(error):
+                raise
+        finally:
+            self._nursery = None
+            worker.put_back_unsent(self._outbox)
+            self._outbox = []
+        if self._interrupt is not None:
+            interrupt, self._interrupt = self._interrupt, None
+            raise interrupt
+        if answer is None:
+            raise RuntimeError("the host has heard no answer")
+        return answer.unwrap()
+
+    async def _listen(self, channel: Channel, start: bytes, kills: bool) -> Frame | memoryview:
+        worker = self._worker
+        handled = 0
+        while True:
+            try:
+                frame = await channel.receive(cancellable=True, start=start)
+            except trio.Cancelled:
+                # Before the callbacks end, which may take its time.
+                if self._interrupt is None:
+                    worker.begin_cancelling(kills=kills)
+                raise
+            if type(frame) is not Frame or not worker.handle_aside(frame):
+                return frame
+            handled += 1
+            if not handled % _MAX_UNINTERRUPTED:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return isinstance(error, trio.Cancelled) or (bool(inner) and all(map(_is_cancellation, inner)))

@@ -1,0 +1,193 @@
+"""What a job says while it runs: requests, one-way messages, and their owner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import attrs
+import trio
+
+from trio_offload_worker._jobs.guards import describe
+
+from .._exceptions import AbandonedLockError, BrokenBarrierError, DeadlockError
+from .._pickling import calls as _calls
+from .._pickling.payload import with_grants
+
+if TYPE_CHECKING:
+    import signal
+
+    from .._pickling.payload import Grant
+
+STATUS_OF: Final[Sequence[tuple[type[BaseException], str]]] = (
+    (trio.Cancelled, "cancelled"),
+    (trio.WouldBlock, "would_block"),
+    (trio.EndOfChannel, "end_of_channel"),
+    (AbandonedLockError, "abandoned"),
+    (trio.BrokenResourceError, "broken"),
+    (trio.ClosedResourceError, "closed"),
+    (DeadlockError, "deadlock"),
+    (BrokenBarrierError, "broken_barrier"),
+)
+"""Errors with a twin in the job, and the status of the reply that stands for them."""
+
+
+class Replier(Protocol):
+    """The conversation of a request."""
+
+    def reply(
+        self,
+        request: Request,
+        status: str,
+        segments: Sequence[Any],
+        types: bytes,
+        lengths: Sequence[int] | None,
+        grants: Sequence[Grant],
+        body: dict[str, Any] | None,
+    ) -> None:
+        """Write the reply of a request. See :meth:`Request.complete`."""
+
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run an async function, which must handle its exceptions, in the host's nursery."""
+
+    def interrupt(self, error: BaseException) -> None:
+        """End the job, and raise this exception of a callback in the host."""
+
+
+@attrs.frozen
+class Death:
+    """How a worker died."""
+
+    pid: int
+    function: str
+    """Name of the function that it ran."""
+    cause: str
+    """How it ended, in words that follow `worker 4711, which ran produce,`."""
+    signal: signal.Signals | None = None
+
+
+@attrs.define(eq=False)
+class JobCall:
+    """One call of a worker, as an owner of locks and the like."""
+
+    pid: int
+    number: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"the job {self.function} in worker {self.pid}"
+
+
+@attrs.frozen
+class JobOwner:
+    """A thread of a call; in a chunk of a map, of one item."""
+
+    call: JobCall
+    thread: int
+    item: int = 0
+
+    def __str__(self) -> str:
+        return str(self.call)
+
+
+@attrs.frozen
+class Post:
+    """A one-way message of a job."""
+
+    _conversation: Replier
+    op: str
+    owner: JobOwner
+    segments: Sequence[Any]
+    types: bytes
+    count: int | None
+
+    def load(self) -> Any:
+        """Unpickle the segments."""
+        return _calls.load(self.segments)
+
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        """As :meth:`Request.start`."""
+        self._conversation.start(function, *args)
+
+    def interrupt(self, error: BaseException) -> None:
+        """As :meth:`Request.interrupt`."""
+        self._conversation.interrupt(error)
+
+
+@attrs.define(eq=False)
+class Request:
+    """A request of a job. It is completed exactly once."""
+
+    _conversation: Replier
+    number: int
+    op: str
+    owner: JobOwner
+    segments: Sequence[Any]
+    types: bytes
+    count: int | None
+    is_shielded: bool
+    on_withdraw: Callable[[], object] | None = None
+    """Takes it out of the place where it is parked. The reply is the caller's."""
+    is_completed: bool = False
+
+    def load(self) -> Any:
+        """Unpickle the segments."""
+        return _calls.load(self.segments)
+
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run an async function, which must handle its exceptions, in the call's task."""
+        self._conversation.start(function, *args)
+
+    def interrupt(self, error: BaseException) -> None:
+        """End the job, and raise the exception in the task that waits for the call."""
+        self._conversation.interrupt(error)
+
+    def complete(
+        self,
+        status: str = "value",
+        segments: Sequence[Any] = (),
+        types: bytes = b"",
+        *,
+        lengths: Sequence[int] | None = None,
+        grants: Sequence[Grant] = (),
+        body: dict[str, Any] | None = None,
+    ) -> None:
+        """Send the reply. A second completion is ignored.
+
+        Args:
+            status: the status of the reply.
+            segments: the bytes of its segments.
+            types: type of each segment, as in a call. Empty if all are memory.
+            lengths: length of each segment, if ``segments`` are pieces of them.
+            grants: handles in the segments, which the call may use from now on.
+            body: further keys of its body.
+        """
+        if not self.is_completed:
+            self.is_completed = True
+            self.on_withdraw = None
+            self._conversation.reply(self, status, segments, types, lengths, grants, body)
+
+    def complete_value(self, value: Any) -> None:
+        """Send a value, or the error of its pickling."""
+        try:
+            payload = with_grants(_calls.dump_value, value)
+        except Exception as error:
+            self.fail(error)
+        else:
+            self.complete("value", payload.parts, payload.types, lengths=payload.lengths, grants=payload.grants)
+
+    def fail(self, error: BaseException) -> None:
+        """Send an exception."""
+        for kind, status in STATUS_OF:
+            if isinstance(error, kind):
+                self.complete(status, body={"type": type(error).__qualname__, "message": str(error)})
+                return
+        segments, type_name, message, traceback = describe(error, "call")
+        self.complete("raised", segments, body={"type": type_name, "message": message, "traceback": traceback})
+
+    def withdraw(self, status: str) -> None:
+        """Complete it with this status, after it has been taken out of its place."""
+        if not self.is_completed:
+            if self.on_withdraw is not None:
+                self.on_withdraw()
+            self.complete(status)

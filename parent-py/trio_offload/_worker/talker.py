@@ -1,0 +1,135 @@
+"""A worker whose jobs talk to their callers, and are told when those are cancelled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_offload_worker._protocol.frames import Frame, Kind, WireError
+
+from .. import _clock
+from .._transport.channel import Channel, EndOfStream
+from .call_sender import CallSender
+from .peer import wait_unconditionally
+
+if TYPE_CHECKING:
+    from .._pickling.payload import Grant
+    from .conversation import Conversation
+
+
+class Talker(CallSender):
+    """The part of a worker that serves jobs which talk, or whose callers are cancelled."""
+
+    __slots__ = ("_told", "answered_too_late", "conversation", "grace", "limiter")
+
+    def __init__(self, *, retires: bool) -> None:
+        super().__init__(retires=retires)
+        # With its jobs, from the first message of one, or the first call with handles, on.
+        self.conversation: Conversation | None = None
+        # Seconds that a job has after it was told that its caller is cancelled. None means as
+        # `cancellable` says: no time, or for ever.
+        self.grace: float | None = None
+        # Of which the running call holds a token.
+        self.limiter: object = None
+        self._told = 0  # number of the call that was told
+        # Calls that were answered between a cancellation and the end. One more may have been run.
+        self.answered_too_late = 0
+
+    async def _receive(self, channel: Channel, header: bytes, kills: bool) -> Frame | memoryview:
+        """Receive until the answer, behind a report or a message of the job."""
+        while True:
+            if self.conversation is not None and self.conversation.is_live:
+                return await self.conversation.host(channel, header, kills=kills)
+            if self._unsent:
+                answer = await self._receive_while_sending(channel, header)
+            else:
+                answer = await channel.receive(cancellable=True, start=header)
+            if type(answer) is not Frame or not self.handle_aside(answer):
+                return answer
+
+    def begin_cancelling(self, *, kills: bool) -> None:
+        """Kill the process because the caller is cancelled, or tell the job that."""
+        if kills:
+            self.kill()
+        else:
+            self.tell_cancelled()
+
+    def outlasts(self, cancellable: bool) -> bool:
+        """Return True if a cancelled caller waits on: its job is told, and may have a grace."""
+        return not cancellable or self.grace is not None
+
+    async def _outlast(self, error: BaseException, channel: Channel, limit: trio.CancelScope | None) -> Frame | memoryview:
+        """Tell the job that its caller is cancelled, and wait on for the answer.
+
+        Args:
+            error: the cancellation, raised when the grace, or the time, is over.
+            channel: the worker's channel.
+            limit: as ``deadline`` of :meth:`Worker.answer`.
+        """
+        if limit is not None:
+            limit.shield = True  # only the time ends the wait now
+            if limit.cancel_called:
+                raise error
+        self.tell_cancelled()
+        seconds = math.inf if self.grace is None else self.grace
+        with _clock.move_on_after(seconds) as scope:
+            scope.shield = limit is None
+            return await self._receive(channel, self._header, limit is None)
+        raise error
+
+    def tell_cancelled(self) -> None:
+        """Tell the running job that its caller is cancelled."""
+        number = self._told = self._calls - len(self._behind)
+        self.record.write_cancelled(number)
+        if self.conversation is not None:
+            self.conversation.cancel(number)
+
+    def converse(self) -> Conversation:
+        """Return the conversation with its jobs. The first use begins it."""
+        if self.conversation is None:
+            from .conversation import Conversation  # few programs need it
+
+            self.conversation = Conversation(self)
+        return self.conversation
+
+    def _hear_job(self, frame: Frame) -> bool:
+        # After the death of the worker too: what it has said counts.
+        if self._running is not None and frame.id == self._calls - len(self._behind):
+            self.converse().take(frame)
+            return True
+        # A thread that an earlier job has left may have spoken as that ended.
+        return frame.id <= self._calls - self._in_flight
+
+    @property
+    def _is_talking(self) -> bool:
+        return self.conversation is not None
+
+    def _note_end(self) -> None:
+        if self.conversation is not None:
+            number = self._calls - len(self._behind)
+            self.conversation.end(number, self.running_function, self.process)
+
+    def _grant(self, number: int, grants: Sequence[Grant]) -> None:
+        self.converse().grant(number, grants)
+
+    def _forget_grants(self) -> None:
+        if self.conversation is not None:
+            self.conversation.forget()
+
+    async def end_in_flight(self) -> None:
+        """As :meth:`end`, and count the calls in flight that were answered before the end."""
+        try:
+            if self._process is not None and self._channel is not None:
+                self._process.kill()
+                await wait_unconditionally(self._process)
+                try:
+                    while (frame := self.receive_nowait(self._channel)) is not None:
+                        self.answered_too_late += frame.kind is Kind.RESULT or frame.kind is Kind.RAISED
+                except (EndOfStream, WireError):
+                    pass
+        finally:
+            self.failure = self.failure or "calls_cancelled"
+            await self.end()
