@@ -21,7 +21,7 @@ from trio_offload_worker._protocol.frames import Frame, Kind
 
 from .._exceptions import BrokenWorkerError
 from .._pickling import calls as _calls
-from .._pickling.payload import Payload, function_name
+from .._pickling.payload import Grant, Payload, exporting, function_name, release
 from .._worker.endings import MAX_LOST, contained, describe_ending, load_exception, workers_lost
 from . import failures as _failures
 from .holding import Held
@@ -87,7 +87,12 @@ def make_task(function: Callable[..., Any], *, unpacks: bool, to_fork: bool, mea
 def dump_import(task: Task) -> Payload:
     """Return a call that imports the function in the worker, or lets it hold the function."""
     if task.held is not None:
-        return task.held.dump(to_fork=task.to_fork)
+        payload = task.held.dump(to_fork=task.to_fork)
+        if not payload.grants:
+            return payload
+        # The handles in it serve one call each, so the function goes with every chunk.
+        release(payload)
+        task.held = None
     return _calls.dump_chunk(_worker_side.prepare, task.function, (), to_fork=task.to_fork)
 
 
@@ -118,19 +123,25 @@ def _dump_several(task: Task, chunk: Chunk, record: tuple[int, int]) -> Payload:
         items = [*map(_arguments_of, items)]
     plain: Sequence[Any] | None = items
     pickled = None
+    grants: tuple[Grant, ...] = ()
     if type(items) is range:
         plain = items.start, items.stop, items.step
     elif not _worker_side.are_builtin_values(items):
         plain = None
-        pickled = [_calls.dump_item(item, function, to_fork=task.to_fork) for item in items]
+        with exporting() as export:
+            pickled = [_calls.dump_item(item, function, to_fork=task.to_fork) for item in items]
+        grants = tuple(export.grants.values())
     chunk.number = next(task.numbers)
-    return _calls.dump_chunk(
+    payload = _calls.dump_chunk(
         _worker_side.run_unpacked if task.unpacks else _worker_side.run,
         function,
         (plain, pickled, chunk.number, record, task.time_limit),
         to_fork=task.to_fork,
         small=task.small,
     )
+    if grants:
+        payload.grants = (*payload.grants, *grants)
+    return payload
 
 
 def _arguments_of(item: Any) -> tuple[Any, ...]:

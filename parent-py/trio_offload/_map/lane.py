@@ -82,6 +82,7 @@ class Lane:
                 scheduler.put_back(chunk)
                 raise
             self._worker = worker
+            worker.limiter = scheduler.limiter
             self.in_flight.clear()
             worker.items_in_flight = self.in_flight
             scheduler.had_worker = True
@@ -111,6 +112,7 @@ class Lane:
         scheduler.prepared.add(worker)
         try:
             worker.submit(chunks.dump_import(scheduler.task), prepares=True)
+            held = scheduler.task.held  # unless it cannot be held
             # Most outcomes are ignored: the item will have the same.
             _, problem = await worker.answer()
             chunks.refuse_main(problem)
@@ -199,10 +201,11 @@ class Lane:
         scheduler = self._scheduler
         payload = chunks.dump(scheduler, self._task, chunk, record)
         if payload is not None:
-            chunk.sent = sum(payload.lengths)
+            chunk.sent, chunk.grants = sum(payload.lengths), payload.grants
             try:
                 self._worker.submit(payload)
             except CallNotRun:
+                chunk.release()
                 if self.in_flight:
                     scheduler.put_back(chunk)
                 else:
@@ -214,6 +217,8 @@ class Lane:
     def _settle(self, error: CallNotRun | BrokenWorkerError | WorkerTimeoutError) -> None:
         """Settle the chunks in flight of a worker that has ended or is exiting."""
         scheduler, worker, in_flight = self._scheduler, self._worker, self.in_flight
+        for chunk in in_flight:
+            chunk.release()
         if isinstance(error, CallNotRun):
             for chunk in in_flight:
                 self._resend(chunk)

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
+    from .._pickling.payload import Grant
     from .._process.process import WorkerProcess
     from .._process.record import Progress
 
@@ -33,6 +34,14 @@ class Chunk:
     """Size of the call, in bytes."""
     lost: tuple[WorkerProcess, ...] = ()
     """Workers that were started for this chunk, and exited before they began it."""
+    grants: Sequence[Grant] = ()
+    """The handles in the call. Each pickle of the chunk has its own."""
+
+    def release(self) -> None:
+        """End the grants of a call that may not have been run."""
+        for grant in self.grants:
+            grant.end(None)
+        self.grants = ()
 
     def item_at(self, progress: Progress) -> tuple[int, str] | None:
         """Return the index and the text of the item that a worker with this progress runs.

@@ -154,6 +154,8 @@ class Conversation:
         if number in self._grants or (self._call is not None and self._call.number == number):
             cause = describe_ending(process)
             self.settle(number, Death(process.pid, function or "an unknown function", cause, process.signal))
+        for behind in list(self._grants):
+            self.settle(behind, None)
 
     @property
     def is_live(self) -> bool:
