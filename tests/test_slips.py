@@ -144,3 +144,45 @@ def test_a_context_whose_run_is_over() -> None:
     context = trio.run(leave)
     with pytest.raises(trio.ClosedResourceError, match=r"its block has ended. Open it around all of its calls"):
         trio.run(context.run_sync, abs, -5)
+
+
+# --- objects of Trio as arguments --------------------------------------------------------------------------------
+
+
+def objects_of_trio() -> dict[str, tuple[Any, str]]:
+    """Objects that pickle well, and the name of ours that does what was meant."""
+    send, receive = trio.open_memory_channel[int](1)
+    return {
+        "Lock": (trio.Lock(), "trio_offload.Lock"),
+        "StrictFIFOLock": (trio.StrictFIFOLock(), "trio_offload.Lock"),
+        "Event": (trio.Event(), "trio_offload.Event"),
+        "Semaphore": (trio.Semaphore(1), "trio_offload.Semaphore"),
+        "CapacityLimiter": (trio.CapacityLimiter(1), "trio_offload.CapacityLimiter"),
+        "Condition": (trio.Condition(), "trio_offload.Condition"),
+        "MemorySendChannel": (send, "open_channel of trio_offload"),
+        "MemoryReceiveChannel": (receive, "open_channel of trio_offload"),
+        "CancelScope": (trio.CancelScope(), "kill_on_cancel"),
+    }
+
+
+@pytest.mark.parametrize("worker_type", ["spawn", "fork"])
+@pytest.mark.parametrize("name", objects_of_trio())
+async def test_object_of_trio_as_argument(name: str, worker_type: str) -> None:
+    found, ours = objects_of_trio()[name]
+    async with open_worker_context(worker_type=worker_type) as context:
+        for argument in (found, ["in a list", {"of dicts": found}], functools.partial(print, found)):
+            message = await refused(context, repr, argument)
+            assert message.startswith(f"a trio.{name} is known to the tasks of this program only")
+            assert ours in message
+        with pytest.raises(TypeError, match=f"a trio.{name} is known"):
+            async with context.map(repr, [found]) as results:
+                [_ async for _ in results]
+
+
+async def test_other_arguments_that_name_trio() -> None:
+    """A class, an exception and a text are no shared objects."""
+    async with open_worker_context() as context:
+        assert await context.run_sync(repr, (trio.Lock, (), "Lock")) == repr((trio.Lock, (), "Lock"))
+        assert await context.run_sync(repr, ["trio", "Lock", trio.TooSlowError()]) == repr(
+            ["trio", "Lock", trio.TooSlowError()]
+        )

@@ -33,17 +33,31 @@ from ._statistics import WorkerContextCounters, WorkerContextStatistics, WorkerS
 from ._version import __version__ as __version__
 
 if _typing.TYPE_CHECKING:
+    from ._sync.barriers import Barrier
     from ._sync.callbacks import callback
+    from ._sync.conditions import Condition
+    from ._sync.events import Event
+    from ._sync.limiters import CapacityLimiter
+    from ._sync.locks import Lock, RLock
+    from ._sync.semaphores import BoundedSemaphore, Semaphore
 
 __all__ = [
     "AbandonedLockError",
+    "Barrier",
+    "BoundedSemaphore",
     "BrokenBarrierError",
     "BrokenWorkerError",
+    "CapacityLimiter",
+    "Condition",
     "CrashRecord",
     "DeadlockError",
+    "Event",
     "JobExitError",
     "LocateError",
+    "Lock",
+    "RLock",
     "RemoteError",
+    "Semaphore",
     "WorkerContext",
     "WorkerContextCounters",
     "WorkerContextStatistics",
@@ -69,6 +83,14 @@ __all__ = [
 
 # Names for jobs that talk, each with its module. They are imported when they are used first.
 _MODULES: _typing.Final = {
+    "Barrier": "barriers",
+    "BoundedSemaphore": "semaphores",
+    "CapacityLimiter": "limiters",
+    "Condition": "conditions",
+    "Event": "events",
+    "Lock": "locks",
+    "RLock": "locks",
+    "Semaphore": "semaphores",
     "callback": "callbacks",
 }
 

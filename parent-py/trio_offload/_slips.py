@@ -9,6 +9,18 @@ import types
 from collections.abc import Mapping
 from typing import Any, Final
 
+# Objects of Trio that tasks share, and the objects of ours that tasks and jobs share.
+_SHARED: Final = {
+    "CapacityLimiter": "trio_offload.CapacityLimiter",
+    "Condition": "trio_offload.Condition",
+    "Event": "trio_offload.Event",
+    "Lock": "trio_offload.Lock",
+    "CancelScope": "The kill_on_cancel or timeout of run_sync",
+    "MemoryReceiveChannel": "open_channel of trio_offload",
+    "MemorySendChannel": "open_channel of trio_offload",
+    "Semaphore": "trio_offload.Semaphore",
+    "StrictFIFOLock": "trio_offload.Lock",
+}
 _AWAITABLE: Final = (types.CoroutineType, types.AsyncGeneratorType)
 
 
@@ -92,4 +104,42 @@ def unknown_keyword(function: Any, keywords: Mapping[str, object]) -> TypeError:
     return TypeError(
         f"run_sync() got an unexpected keyword argument {name!r}.{hint} For keyword arguments of the function write "
         f"run_sync(functools.partial({shown}, {name}=…), …)"
+    )
+
+
+def shared_object_of_trio(pickled: bytes) -> str | None:
+    """Return the name of Trio's class if a pickle makes an object that tasks share."""
+    import pickletools
+
+    memo: list[object] = []
+    texts: list[object] = ["", ""]
+    made = ""
+    previous = ""
+    try:
+        for operation, argument, _ in pickletools.genops(pickled):
+            name = operation.name
+            if name == "MEMOIZE":
+                memo.append(texts[-1] if previous.endswith("UNICODE") else None)
+                continue
+            if name.endswith("UNICODE"):
+                texts.append(argument)
+            elif name.endswith("BINGET") and isinstance(argument, int):
+                texts.append(memo[argument])
+            elif name == "STACK_GLOBAL":
+                made = str(texts[-1]) if texts[-2] == "trio" else ""
+            # An object is made by `cls.__new__(cls)`. The class itself is a good argument.
+            elif name == "NEWOBJ" and previous == "EMPTY_TUPLE" and made in _SHARED:
+                return made
+            previous = name
+    except (ValueError, IndexError):
+        # The part of a longer pickle.
+        pass
+    return None
+
+
+def object_of_trio(name: str) -> str:
+    """Return the message for an object of Trio as an argument."""
+    return (
+        f"a trio.{name} is known to the tasks of this program only, and a job would get a copy. "
+        f"{_SHARED[name]} is for tasks and jobs"
     )

@@ -39,7 +39,7 @@ from .by_reference import (
 from .by_value import CLOUDPICKLE, FunctionsByValue, registered
 from .payload import MAIN, function_name, mentions, mentions_main, with_grants
 from .payload import Payload as Payload
-from .picklers import PROTOCOL, Pickling, cloud_pickler, dump_plain
+from .picklers import PROTOCOL, Pickling, RefusedArgument, cloud_pickler, dump_plain
 
 _MAX_COPIED: Final = 4096  # bytes
 # The place of the module's name in the start of a call's pickle, for names of this length.
@@ -197,6 +197,8 @@ def _dump(
         return _dump_by_value(pickler, value, function, out_of_band=True)
     try:
         payload = dump_plain(value, function) if start is None else _call_with(start, dump_plain(args, function), end)
+    except RefusedArgument:
+        raise
     except Exception as error:
         return _dump_refused(value, function, error, out_of_band=True)
     return _checked(payload, value, function, out_of_band=True)
@@ -219,6 +221,8 @@ def _call_with(start: bytes, arguments: Payload, end: bytes) -> Payload:
 def _dump_to_fork(value: Any, function: Callable[..., Any]) -> Payload:
     try:
         payload = dump_plain(value, function)
+    except RefusedArgument:
+        raise
     except Exception:
         return _dump(value, function)
     return _as_registered(payload, value, function, out_of_band=True) or payload

@@ -13,6 +13,13 @@ from .payload import SMALL, Payload
 
 PROTOCOL: Final = 5
 _MAX_KEPT: Final = 4
+# Trio's module name, as each pickle of one of its objects has it.
+_OF_TRIO: Final = b"\x8c\x04trio\x94"
+_MAX_SEARCHED: Final = 4096  # bytes
+
+
+class RefusedArgument(TypeError):
+    """An argument that could be pickled, but would be useless in a worker."""
 
 
 def dump_plain(value: Any, function: Callable[..., Any]) -> Payload:
@@ -53,10 +60,23 @@ class Pickling:
         if not self.out_of_band:
             pieces = list(map(flat, parts))
             return Payload(pieces, [sum(map(len, pieces))], function)
+        for part in parts[:2]:
+            # `find`, because `in` first tries its operand as a number and handles an exception.
+            if len(part) <= _MAX_SEARCHED and isinstance(part, bytes) and part.find(_OF_TRIO) >= 0:
+                _refuse_objects_of_trio(part)
         if len(parts) == 1 and not collector.offered:
             return Payload(parts.copy(), [len(parts[0])], function)
         sent, lengths, types = collector.segments()
         return Payload(sent, lengths, function, types)
+
+
+def _refuse_objects_of_trio(pickled: bytes) -> None:
+    """Raise RefusedArgument if a pickle makes an object of Trio that tasks share."""
+    from .. import _slips
+
+    name = _slips.shared_object_of_trio(pickled)
+    if name is not None:
+        raise RefusedArgument(_slips.object_of_trio(name))
 
 
 # For all threads. Each takes one out while it pickles, so nested pickling uses another.

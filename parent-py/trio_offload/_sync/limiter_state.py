@@ -67,14 +67,14 @@ class LimiterState:
         """Return the borrower's token.
 
         Raises:
-            RuntimeError: it has none.
+            RuntimeError: it lacks one.
         """
         if borrower not in self.borrowers:
             raise RuntimeError("this borrower isn't holding any of this CapacityLimiter's tokens")
         self.gone(borrower)
 
     def gone(self, borrower: Hashable) -> bool:
-        """Return the token of a borrower that has ended. False means that it had none."""
+        """Return the token of a borrower that has ended. False means that it lacked one."""
         if borrower not in self.borrowers:
             return False
         del self.borrowers[borrower]

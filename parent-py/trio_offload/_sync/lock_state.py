@@ -232,7 +232,7 @@ class LockState:
             self._graph.remove(waiter.owner)
         for waiter, _ in waiters:
             waiter.fail(abandonment.error())
-        # They would wait for a notification of a holder, and the lock has none until `recover`.
+        # They would wait for a notification of a holder, which the lock lacks until `recover`.
         for sleepers in list(self.sleepers):
             sleepers.fail_all(abandonment.error)
         return abandonment

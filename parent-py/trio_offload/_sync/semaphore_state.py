@@ -13,12 +13,12 @@ OnDeath = Literal["return", "keep"]
 class SemaphoreState:
     """A number of tokens. A released one goes to the first waiter, so waiters imply zero tokens.
 
-    A token has no owner: anybody may release it. *Accounts* count what a job takes and releases,
+    Anybody may release a token. *Accounts* count what a job takes and releases,
     because its death returns the rest.
 
     Args:
         value: tokens at the start.
-        max_value: most tokens. None means no limit.
+        max_value: most tokens, by default unlimited.
         on_death: the effect of a death: ``"return"`` the tokens of its account, or ``"keep"``
             them taken.
     """

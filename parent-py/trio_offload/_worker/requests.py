@@ -129,6 +129,8 @@ class Request:
     on_withdraw: Callable[[], object] | None = None
     """Takes it out of the place where it is parked. The reply is the caller's."""
     is_completed: bool = False
+    is_over: bool = False
+    """True if it is withdrawn because its call has ended."""
 
     def load(self) -> Any:
         """Unpickle the segments."""
@@ -188,6 +190,7 @@ class Request:
     def withdraw(self, status: str) -> None:
         """Complete it with this status, after it has been taken out of its place."""
         if not self.is_completed:
+            self.is_over = status == "closed"
             if self.on_withdraw is not None:
                 self.on_withdraw()
             self.complete(status)

@@ -75,8 +75,9 @@ def run(
         call: called in place of the function, which messages name.
     """
     items, pickled, number, record, budget = spec
-    global _forked
-    _forked = False
+    global _interrupted
+    _interrupted = False
+    _after_item.clear()
     progress = _progress_in(record)
     # The number is cleared first and set last: it marks the other fields as this chunk's.
     progress[_NUMBER] = 0
@@ -97,11 +98,13 @@ def run(
     while done < len(rest):
         # Reading the clock takes as long as a small job, so read it once per group of items.
         done = run_some(call, rest, done, done + step, progress, chunk)
-        if _forked and os.getpid() != process:
-            # The executor ends the copy, with the exception that ended the item, if any.
-            if done - 1 in chunk.errors:
-                raise chunk.errors[done - 1][1]
-            return chunk
+        if _interrupted:
+            if os.getpid() != process:
+                # The executor ends the copy, with the exception that ended the item, if any.
+                if done - 1 in chunk.errors:
+                    raise chunk.errors[done - 1][1]
+                return chunk
+            _finish_item()
         now = perf_counter()
         if now > until:
             break
@@ -207,7 +210,7 @@ def _run_plain(
         except BaseException as error:
             chunk.failed("call", error)
         index += 1
-        if _forked:
+        if _interrupted:
             return index
     return index
 
@@ -252,7 +255,7 @@ def _run_pickled(
                 raise
             chunk.failed(stage, error)
         index += 1
-        if _forked:
+        if _interrupted:
             return index
     return index
 
@@ -310,10 +313,24 @@ def _map_record(record: tuple[int, int]) -> Any:
     return None
 
 
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-    # The original process runs the remaining items.
+def call_after_item(function: Callable[[], object]) -> None:
+    """Call a function once when the running item has ended. Does nothing unless a chunk runs."""
+    if function not in _after_item:
+        _after_item.append(function)
+    _interrupt()
+
+
+def _finish_item() -> None:
+    global _interrupted
+    _interrupted = False
+    while _after_item:
+        _after_item.pop()()
+
+
+def _interrupt() -> None:
+    """Let :func:`run` look after the running item."""
+    global _interrupted
+    _interrupted = True
     _remaining.clear()
 
 
@@ -353,9 +370,12 @@ _BUILTIN_TYPES_OR_TUPLE: Final = _BUILTIN_TYPES | {tuple}
 # These functions inspect the calling frame, which must belong to the user's main module.
 _FRAME_INSPECTORS: Final = (builtins.eval, builtins.exec, builtins.vars, builtins.dir, builtins.__import__)
 
-# State of this process: the mapped record, and whether it is a fork made while a chunk ran.
+# State of this process: the mapped record, and whether the item that runs is the last of its group,
+# because it has forked (the original process runs the remaining items), or functions wait for its
+# end.
 _progress: tuple[tuple[int, int], Any] | None = None
-_forked = False
+_interrupted = False
+_after_item: Final[list[Callable[[], object]]] = []
 _held: tuple[int, Callable[..., Any]] | None = None
 _remaining: list[Any] = []
-os.register_at_fork(after_in_child=_note_fork)
+os.register_at_fork(after_in_child=_interrupt)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from signal import Signals
     from typing import Any, NoReturn
 
 
@@ -61,7 +62,17 @@ class ClosedResourceError(Exception):
 
 
 class AbandonedLockError(BrokenResourceError):
-    """The lock's holder ended without releasing it."""
+    """The lock's holder ended without releasing it.
+
+    Attributes:
+        pid: Process ID of the holder's worker. None means a task of the parent.
+        function: Name of the function that held it.
+        signal: Signal that ended the worker. None means that it was not a signal.
+    """
+
+    pid: int | None = None
+    function: str | None = None
+    signal: Signals | None = None
 
 
 class DeadlockError(RuntimeError):

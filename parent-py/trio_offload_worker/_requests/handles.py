@@ -88,11 +88,11 @@ CLASSES: Final = {
     "work_queue": "queues:WorkQueue",
     "lock": "locks:Lock",
     "rlock": "locks:RLock",
-    "semaphore": "locks:Semaphore",
-    "capacity_limiter": "locks:CapacityLimiter",
-    "event": "locks:Event",
+    "semaphore": "counters:Semaphore",
+    "capacity_limiter": "counters:CapacityLimiter",
+    "event": "meetings:Event",
     "condition": "locks:Condition",
-    "barrier": "locks:Barrier",
+    "barrier": "meetings:Barrier",
 }
 
 _OURS: Final = "trio_offload_worker."

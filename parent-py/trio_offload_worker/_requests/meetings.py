@@ -1,0 +1,103 @@
+"""Events and barriers as a job has them. Their state is in the parent."""
+
+from __future__ import annotations
+
+from .handles import JobHandle
+from .pickles import result
+from .records import Record
+from .requests import post, request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Event(JobHandle):
+    """A flag that tasks of the parent and jobs set, reset and wait for."""
+
+    __slots__ = ()
+
+    def is_set(self) -> bool:
+        """Return True if the flag is set."""
+        return bool(result(request("is_set", self._id, shield=True)))
+
+    def set(self) -> None:
+        """Set the flag, and end all waits."""
+        post("set", self._id)
+
+    def clear(self) -> None:
+        """Reset the flag. Waits that have ended stay ended."""
+        post("clear", self._id)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the flag is set.
+
+        Args:
+            timeout: Seconds to wait at most, by default for ever.
+
+        Raises:
+            TimeoutError: the timeout has passed.
+            Cancelled: the job's call is cancelled.
+        """
+        result(request("wait", self._id, timeout=timeout))
+
+    def statistics(self) -> Any:
+        """Return the number of waiters, as a record."""
+        return Record(result(request("statistics", self._id, shield=True)))
+
+    def __bool__(self) -> bool:
+        raise NotImplementedError("an event is no truth value; did you mean `event.is_set()`?")
+
+
+class Barrier(JobHandle):
+    """A place where tasks of the parent and jobs wait for each other."""
+
+    __slots__ = ()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the other parties.
+
+        Args:
+            timeout: Seconds to wait at most, by default for ever.
+
+        Returns:
+            The index of this party: 0 for the first that arrived, and so on.
+
+        Raises:
+            TimeoutError: the timeout has passed. The barrier is broken for the others.
+            BrokenBarrierError: the barrier is broken, or breaks now.
+            Cancelled: the job's call is cancelled.
+        """
+        index: int = result(request("wait", self._id, timeout=timeout))
+        return index
+
+    def abort(self) -> None:
+        """Break the barrier."""
+        post("abort", self._id)
+
+    def reset(self) -> None:
+        """Mend and empty the barrier. Those that wait get BrokenBarrierError."""
+        post("reset", self._id)
+
+    @property
+    def parties(self) -> int:
+        """Number of parties."""
+        return self._facts()[0]
+
+    @property
+    def n_waiting(self) -> int:
+        """Number of parties that have arrived and wait for the others."""
+        return self._facts()[1]
+
+    @property
+    def broken(self) -> bool:
+        """True if the barrier is broken."""
+        return self._facts()[2]
+
+    def _facts(self) -> tuple[int, int, bool]:
+        facts: tuple[int, int, bool] = result(request("facts", self._id, shield=True))
+        return facts
+
+    def statistics(self) -> Any:
+        """Return the number of waiters, as a record."""
+        return Record(result(request("statistics", self._id, shield=True)))
