@@ -119,9 +119,9 @@ def in_job(monkeypatch: Any, line: FakeLine) -> Iterator[FakeLine]:
 
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "_trio_offload_line", line)
-        patch.setattr(line_module, "_line", None)
+        patch.setattr(line_module, "_lines", {})
         patch.setattr(line_module, "_missing_in", 0)
-        patch.setattr(requests, "_current", None)
+        patch.setattr(requests, "_conversations", {})
         from_worker._forget()
         try:
             yield line

@@ -368,7 +368,7 @@ def test_signal_storm_loses_nothing(line: FakeLine) -> None:
     armed.set()
     joined(thread)
     # No request is left open, and nobody leads.
-    conversation: Any = requests._current
+    conversation: Any = requests._conversations[os.getpid()]
     assert not conversation._open
     assert not conversation._leader
     line.reply(10**9)

@@ -32,8 +32,17 @@ from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES, MAGIC, MEMORY
 class Parent:
     """Speaks raw bytes in a parent's place."""
 
-    def __init__(self, process: WorkerProcess, ours: socket.socket, way: _locate.WorkerRuntime) -> None:
+    def __init__(
+        self,
+        process: WorkerProcess,
+        ours: socket.socket,
+        way: _locate.WorkerRuntime,
+        kind: str = "loop",
+        record: int = -1,
+    ) -> None:
         self.process = process
+        self.process_kind = kind
+        self.record = record
         self.socket = ours
         self.socket.settimeout(PATIENCE)
         self.way = way
@@ -80,7 +89,8 @@ def parent_of(way: _locate.WorkerRuntime, *, fork: bool = False, retire: Any = N
     """``retire`` is for a fork, which inherits it; others are told with SETUP."""
     process, ours, record = fork_launch.fork(None, retire) if fork else spawn_launch.spawn(way)
     try:
-        yield Parent(process, ours, way)
+        kind = "fork" if fork else "native" if way.is_native else "loop"
+        yield Parent(process, ours, way, kind, record.fileno())
     finally:
         process.kill()
         process.wait_sync(time.monotonic() + PATIENCE)

@@ -1,8 +1,8 @@
 """The worker's side of its sentinel process (``sentinel_process.py``), and their shared memory.
 
-The memory holds the worker's activity, the configuration of SETUP, and whether the sentinel sleeps
-or writes to the socket. Each side writes first and then reads, with a system call in between as a
-memory barrier. So at least one of them sees the other's change.
+The memory holds the worker's activity, the configuration of SETUP, whether the sentinel sleeps, and
+whether one of them writes to the socket. Each side writes first and then reads, with a system call
+in between as a memory barrier. So at least one of them sees the other's change.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ ACTIVITY: Final = 0
 WRITING: Final = 1
 ASLEEP: Final = 2
 SEALED: Final = 3
+SPEAKING: Final = 4
 CONFIG_AT: Final = 8
 CONFIG: Final = struct.Struct("=QQ")
 JOBS_AT: Final = 24
@@ -102,6 +103,20 @@ class Sentinel:
             if time.monotonic() > deadline:
                 return
             time.sleep(0)
+
+    def begin_writing(self) -> None:
+        """Suspend reports during a job, for a frame that takes several writes."""
+        self._memory[SPEAKING] = 1
+        os.getppid()  # A system call as memory barrier.
+        self.let_finish()
+
+    def end_writing(self) -> None:
+        """Let the sentinel report again."""
+        self._memory[SPEAKING] = 0
+
+    def await_end(self) -> None:
+        """Wait for the sentinel to end this process: the parent has closed its end during a job."""
+        time.sleep(_VERDICT_TIMEOUT)
 
     def dismiss(self) -> None:
         """Kill the sentinel, and reap it if it is a child. This is the worker's last action."""

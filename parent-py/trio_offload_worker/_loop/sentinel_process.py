@@ -44,6 +44,7 @@ from .sentinel import (
     NO_VALUE,
     SEALED,
     SETTLING,
+    SPEAKING,
     WRITING,
 )
 
@@ -211,9 +212,10 @@ class SentinelProcess:
                 return
             borrowed = _socket.socket(fileno=descriptor)
             try:
-                # The worker first stops being busy, then waits for this writer, and then writes
-                # itself.
-                if self._memory[ACTIVITY] == BUSY and identity_of(descriptor) == self._socket_identity:
+                # The worker first stops being busy, or says that it writes. Then it waits for this
+                # writer, and then writes itself.
+                is_free = self._memory[ACTIVITY] == BUSY and not self._memory[SPEAKING]
+                if is_free and identity_of(descriptor) == self._socket_identity:
                     # The kernel takes so few bytes as a whole (net/unix/af_unix.c,
                     # unix_stream_sendmsg).
                     borrowed.send(data, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)

@@ -18,11 +18,12 @@ from __future__ import annotations
 import os
 
 from .._jobs.faults import FaultReports
-from .._jobs.guards import clip, report_unraisable
+from .._jobs.guards import clip, flush, report_unraisable
 from .._protocol.frames import Kind, WireError
 from .._system.figures import Meter
 from .executor import Executor
 from .interpreter import Refusal, apply_hello
+from .line import Line, Unexpected
 from .sentinel import BUSY, EXITING, IDLE, SETTLING
 from .signals import Handlers
 from .transport import IdleTimeOver, Link, LinkClosed, LinkLost, report_loss
@@ -51,6 +52,8 @@ class Session:
         self._handlers = Handlers()
         self._descriptor = socket
         self._link = Link(socket, self._handlers, _allocate, self._admit)
+        self._line = Line(self._link, self._handlers, sentinel, record, self._end_in_job)
+        self._line.install()
         self._executor = Executor(self._handlers, inherited)
         # The idle timeout after the first call, if a longer one applies before it.
         self._timeout_after_call: float | None = None
@@ -78,6 +81,7 @@ class Session:
     def _in_copy(self) -> None:
         """Close the connections to the parent in a copy that a job has forked."""
         self._link.close_in_copy()
+        self._line.close_in_copy()
         self._sentinel.close_in_copy()
         self._faults.end_in_copy()
 
@@ -90,35 +94,53 @@ class Session:
 
     def _step(self) -> None:
         try:
-            frame = self._link.receive()
+            frame = self._line.receive()
         except LinkClosed:
             raise _Ending(_IN_ORDER) from None
         except IdleTimeOver:
             self._retire("idle")
-        except WireError as error:
-            self._abort(error.code, str(error))
-        except _Unexpected as error:
-            self._refuse_message(error.kind)
-        except _TooLarge as error:
-            self._abort(
-                "out_of_memory",
-                f"there is not enough memory for an argument of {error.size} bytes; send less at once, or pass a file's name",
-            )
-        except OSError as error:
-            self._abort("socket", f"reading from the parent's socket failed: {error}")
+        except (WireError, Unexpected, _TooLarge, OSError) as error:
+            self._abort(*self._explain(error))
         else:
             _HANDLERS[frame.kind](self, frame)
 
     def _admit(self, kind: Kind) -> None:
         if kind not in _EXPECTED[self._state]:
-            raise _Unexpected(kind)
+            raise Unexpected(kind)
 
-    def _refuse_message(self, kind: Kind) -> NoReturn:
-        self._abort(
-            "unexpected_message",
-            f"a {kind.name} message came while the worker was in the state {self._state}, which does not expect one; "
-            "this is an error in trio-offload",
-        )
+    def _explain(self, error: BaseException) -> tuple[str, str]:
+        """Return the code and the message of ABORTED."""
+        if isinstance(error, WireError):
+            return error.code, str(error)
+        if isinstance(error, Unexpected):
+            return "unexpected_message", (
+                f"a {error.kind.name} message came while the worker was in the state {self._state}, which does not expect "
+                "one; this is an error in trio-offload"
+            )
+        if isinstance(error, _TooLarge):
+            return (
+                "out_of_memory",
+                f"there is not enough memory for an argument of {error.size} bytes; send less at once, or pass a file's name",
+            )
+        if isinstance(error, OSError):
+            return "socket", f"the parent's socket failed: {error}"
+        return "socket", f"a signal handler raised while a message was read or written: {type(error).__name__}: {error}"
+
+    def _end_in_job(self, error: BaseException) -> NoReturn:
+        """End the worker from a thread of a job, because the line to the parent is lost."""
+        if isinstance(error, LinkLost):
+            report_loss(self._descriptor)
+        elif not isinstance(error, LinkClosed):
+            code, message = self._explain(error)
+            try:
+                self._link.send(Kind.ABORTED, 0, (), {"code": code, "message": clip(message)}, ())
+            except (LinkClosed, LinkLost, OSError):
+                pass
+            self._link.stop_receiving()
+        flush()
+        if isinstance(error, LinkClosed):
+            self._sentinel.await_end()
+        os._exit(_ABORTED)
 
     def _hello(self, frame: Frame) -> None:
         self._sentinel.tell(BUSY)
@@ -157,12 +179,14 @@ class Session:
     def _skip(self, frame: Frame) -> None:
         """Drop a frame of an ended call. One of a later call is refused."""
         if frame.id > self._last_call:
-            self._refuse_message(frame.kind)
+            self._abort(*self._explain(Unexpected(frame.kind)))
 
     def _call(self, frame: Frame) -> None:
         self._last_call = frame.id
         self._sentinel.tell(BUSY)
+        self._line.begin_job(frame.id)
         answer = self._executor.call(frame.segments)
+        self._line.end_job()
         self._faults.end_job()
         # Before the answer is sent. A parent may close the socket as soon as it has read the
         # answer. It must find an idle worker, which exits in order, and not one that the sentinel
@@ -240,11 +264,6 @@ class _Ending(BaseException):
 
     def __init__(self, code: int) -> None:
         self.code = code
-
-
-class _Unexpected(Exception):
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
 
 
 class _TooLarge(Exception):

@@ -11,8 +11,10 @@ are restored. Handlers of other signals stay.
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 
 from .._jobs.guards import report_unraisable
+from .._system.linux import STACKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Handlers:
     """Block and unblock the jobs' signal handlers. Almost free until a job installs one."""
 
     def __init__(self) -> None:
+        self._thread = get_ident()
         self._mask: Iterable[int] | None = None
         # The mask and the running interval timers at the start of a job.
         self._mask_before: Iterable[int] | None = None
@@ -78,11 +81,35 @@ class Handlers:
             except BaseException as error:
                 report_unraisable(error)
 
+    def mask_in_job(self) -> Iterable[int] | None:
+        """Return this thread's signal mask, for :func:`block_all` and :func:`restore`.
+
+        None means that handlers cannot run in this thread.
+        """
+        if "signal" not in sys.modules or get_ident() != self._thread:
+            return None
+        return _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+
     def release(self) -> None:
         """Unblock the handlers. Pending ones run at once, and their exceptions propagate."""
         if self._mask is not None:
             mask, self._mask = self._mask, None
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+
+
+def block_all(mask: Iterable[int] | None) -> None:
+    """Block the handlers of a job while it uses the socket. Pending ones may raise first.
+
+    Their signals are blocked even then. Without a ``mask`` this does nothing.
+    """
+    if mask is not None:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _DEFERRABLE)
+
+
+def restore(mask: Iterable[int] | None) -> None:
+    """Restore the mask. Pending handlers run at once, and their exceptions propagate."""
+    if mask is not None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
 def swallow_interrupts() -> None:
@@ -108,4 +135,10 @@ def _running_timers() -> list[int]:
 
 
 _SIGNALS: Final = sorted(_signal.valid_signals())
+# The others are faults of this thread, or the parent's request for its stacks.
+_DEFERRABLE: Final = [
+    number
+    for number in _SIGNALS
+    if number not in (_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGABRT, STACKS)
+]
 _TIMERS: Final = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)

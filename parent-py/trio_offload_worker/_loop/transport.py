@@ -18,7 +18,7 @@ from .._system.linux import identity_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, Final
 
     from .._protocol.frames import Buffer, Frame, Kind
@@ -79,17 +79,38 @@ class Link:
         while (frame := decoder.next_frame()) is None:
             if not begun:
                 self._await_first_byte()
-            try:
-                count = self._socket.recv_into(decoder.writable())
-            except ConnectionResetError:
-                # The parent closed its end with unread data in it, which is a normal close.
-                count = 0
-            if count == 0:
-                decoder.end_of_stream()
-                raise LinkClosed
-            decoder.wrote(count)
+            self.fill()
             begun = True
         return frame
+
+    def fileno(self) -> int:
+        """Return the number of the socket's descriptor."""
+        return self._descriptor
+
+    def buffered_frame(self) -> Frame | None:
+        """Return the next frame if all of it has been received.
+
+        Raises:
+            WireError: the data is not a frame.
+        """
+        return self._decoder.next_frame()
+
+    def fill(self) -> None:
+        """Receive bytes, at least one.
+
+        Raises:
+            LinkClosed, WireError, OSError: as in :meth:`receive`.
+        """
+        decoder = self._decoder
+        try:
+            count = self._socket.recv_into(decoder.writable())
+        except ConnectionResetError:
+            # The parent closed its end with unread data in it, which is a normal close.
+            count = 0
+        if count == 0:
+            decoder.end_of_stream()
+            raise LinkClosed
+        decoder.wrote(count)
 
     def send(
         self, kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any] | None, parts: Sequence[Buffer]
@@ -101,16 +122,32 @@ class Link:
             LinkLost: a job has closed the socket's descriptor.
             OSError, ValueError: the system, or a bound of the protocol, forbids it.
         """
-        if identity_of(self._descriptor) != self._identity:
-            raise LinkLost
         head = encode_head(kind, id, lengths, body)
+        self.write((head, *parts), is_small(lengths))
+
+    def write(self, parts: Sequence[Buffer], at_once: bool) -> None:
+        """Write the parts of one frame, in one system call if ``at_once`` is true.
+
+        Raises:
+            LinkClosed, LinkLost, OSError: as in :meth:`send`.
+        """
+        self.require_socket()
         try:
-            if sum(lengths) <= _SMALL:
-                self._send_all(b"".join((head, *parts)))
+            if at_once:
+                self._send_all(b"".join(parts))
             else:
-                self._send_large([head, *parts])
+                self._send_large(parts)
         except (BrokenPipeError, ConnectionResetError):
             raise LinkClosed from None
+
+    def require_socket(self) -> None:
+        """Check that the descriptor still is the socket.
+
+        Raises:
+            LinkLost: it is not.
+        """
+        if identity_of(self._descriptor) != self._identity:
+            raise LinkLost
 
     def stop_receiving(self) -> None:
         """Shut down receiving, so that the parent's writes fail, including blocked ones."""
@@ -168,6 +205,14 @@ class Link:
             if len(part) >= _SMALL:
                 self._send_all(part)
         self._send_all(b"".join(small))
+
+
+def is_small(lengths: Iterable[int]) -> bool:
+    """Return True if a frame with segments of these lengths is written in one system call.
+
+    The kernel takes that as a whole, whoever else writes (net/unix/af_unix.c, unix_stream_sendmsg).
+    """
+    return sum(lengths) <= _SMALL
 
 
 def report_loss(descriptor: int) -> None:

@@ -71,7 +71,10 @@ class Line:
 
     def hand_over(self, request: int) -> None:
         """Record that the item of a request is about to reach the job's code."""
-        self.words[_HANDED + request % HANDED_SLOTS] = request
+        slot = _HANDED + request % HANDED_SLOTS
+        # Another thread may be 64 requests ahead.
+        if self.words[slot] < request:
+            self.words[slot] = request
 
 
 def current_line() -> Line:
@@ -80,11 +83,9 @@ def current_line() -> Line:
     Raises:
         RuntimeError: this process is not a worker of trio-offload, or a copy of one.
     """
-    global _line
-    line = _line
-    if line is None or line.pid != os.getpid():
-        line = _line = _find_line()
-    return line
+    pid = os.getpid()
+    # One step on a dictionary, so that the threads of a job share one object.
+    return _lines.get(pid) or _lines.setdefault(pid, _find_line())
 
 
 def is_worker() -> bool:
@@ -129,6 +130,7 @@ def _map_front(record: int) -> memoryview:
 CANCEL: Final = CANCEL_AT // 8
 _HANDED: Final = HANDED_AT // 8
 
-_line: Line | None = None
+# The line of each process. A fork inherits those of its origins.
+_lines: Final[dict[int, Line]] = {}
 # A process that has been found not to be a worker.
 _missing_in = 0

@@ -322,12 +322,9 @@ class _Conversation:
 
 
 def _conversation() -> _Conversation:
-    global _current
     line = current_line()
-    conversation = _current
-    if conversation is None or conversation.line is not line:
-        conversation = _current = _Conversation(line)
-    return conversation
+    # As for the lines.
+    return _conversations.get(line.pid) or _conversations.setdefault(line.pid, _Conversation(line))
 
 
 def _body(op: str, handle: int, thread: int, segments: Segments, count: int | None) -> dict[str, Any]:
@@ -355,4 +352,4 @@ _FOREVER: Final = float("inf")
 _MAX_ATTEMPTS: Final = 100
 _LOOK_EVERY: Final = 0.1  # seconds between two looks for a cancellation after a shield has ended
 
-_current: _Conversation | None = None
+_conversations: Final[dict[int, _Conversation]] = {}

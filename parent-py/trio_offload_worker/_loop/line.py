@@ -1,0 +1,217 @@
+"""The running job's line to its parent (``line.rs``): the module ``_trio_offload_line`` of a loop.
+
+Threads of a job share the socket with the session. Two locks keep frames whole:
+
+* The lock for writing also covers the number of the running call. So a thread that outlives its job
+  cannot write after the job's answer.
+* The lock for reading belongs to one thread of the job, or to the session. A thread that reads at
+  the end of its job is woken, and leaves at a frame's end. The session waits for that.
+
+A signal handler that raises must not come between received bytes and their place in the decoder. So
+the main thread blocks signals except while it polls. Another thread of the job may still receive
+one, and its handler then runs in the main thread at any point. If it raises there, the worker ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from _thread import allocate_lock, get_ident
+
+from .._protocol.frames import Kind
+from .._system.linux import identity_of
+from .signals import block_all, restore
+from .transport import is_small
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, Final, NoReturn
+
+    from .._protocol.frames import Buffer, Frame
+    from .sentinel import Sentinel
+    from .signals import Handlers
+    from .transport import Link
+
+
+class Unexpected(Exception):
+    """The worker's state does not expect a message of this kind."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+
+class Line:
+    """The line, and the frames that a job's threads have set aside for the session.
+
+    Args:
+        link: the socket.
+        handlers: the jobs' signal handlers.
+        sentinel: suspends its reports for long writes.
+        record: the descriptor of the record.
+        end: ends the worker, because of an exception of the link.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        handlers: Handlers,
+        sentinel: Sentinel,
+        record: int,
+        end: Callable[[BaseException], NoReturn],
+    ) -> None:
+        self._link = link
+        self._handlers = handlers
+        self._sentinel = sentinel
+        self._record = record
+        self._record_identity = identity_of(record)
+        self._end = end
+        self._process = os.getpid()
+        self._main_thread = get_ident()
+        self._call = 0
+        self._aside: list[Frame] = []
+        self._reading = allocate_lock()
+        self._writing = allocate_lock()
+        # Wakes a thread that reads at the end of its job. Made for the first one.
+        self._waker = -1
+        self._is_woken = False
+
+    def install(self) -> None:
+        """Make it the module that ``_requests/line.py`` looks for."""
+        module: Any = type(sys)("_trio_offload_line")
+        module.call = lambda: self._call
+        module.pid = lambda: self._process
+        module.record = self.record
+        module.read = self.read
+        module.write = self.write
+        sys.modules["_trio_offload_line"] = module
+
+    # The session's side.
+
+    def receive(self) -> Frame:
+        """Return the next frame for the session, as :meth:`Link.receive` does."""
+        with self._reading:
+            if self._is_woken:
+                self._is_woken = False
+                os.eventfd_read(self._waker)
+            return self._aside.pop(0) if self._aside else self._link.receive()
+
+    def begin_job(self, call: int) -> None:
+        """Let the threads of a job talk."""
+        self._call = call
+
+    def end_job(self) -> None:
+        """Refuse the threads of the job that has ended, and wake one that reads."""
+        with self._writing:
+            self._call = 0
+        if self._waker >= 0 and self._reading.locked():
+            self._is_woken = True
+            os.eventfd_write(self._waker, 1)
+
+    def close_in_copy(self) -> None:
+        """Close the waker in a fork of this process."""
+        if self._waker >= 0:
+            os.close(self._waker)
+            self._waker = -1
+
+    # The job's side.
+
+    def record(self) -> int:
+        """Return the record's descriptor, or -1 if a job has closed it."""
+        return self._record if identity_of(self._record) == self._record_identity else -1
+
+    def write(self, parts: Sequence[Buffer], call: int, sent: list[bool]) -> None:
+        """Write the parts of one frame for a call, and append True to ``sent``."""
+        mask = self._handlers.mask_in_job()
+        problem: BaseException | None = None
+        try:
+            block_all(mask)
+            with self._writing:
+                if call == self._call:
+                    try:
+                        self._write(parts)
+                        sent.append(True)
+                    except BaseException as error:
+                        problem = error
+            if problem is not None:
+                self._end(problem)
+        finally:
+            restore(mask)
+
+    def read(self, timeout: float, inbox: list[tuple[int, int, dict[str, Any], list[Any]]]) -> None:
+        """Append the next REPLY or CREDIT of the running call to ``inbox``, within ``timeout``."""
+        mask = self._handlers.mask_in_job()
+        try:
+            block_all(mask)
+            if not self._reading.acquire(False):
+                return  # The job has ended, and the session reads.
+            try:
+                if get_ident() != self._main_thread and self._waker < 0:
+                    self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._read(time.monotonic() + timeout, inbox, mask)
+            finally:
+                self._reading.release()
+        finally:
+            restore(mask)
+
+    def _write(self, parts: Sequence[Buffer]) -> None:
+        if is_small(map(len, parts)):
+            self._link.write(parts, True)
+            return
+        self._sentinel.begin_writing()
+        try:
+            self._link.write(parts, False)
+        finally:
+            self._sentinel.end_writing()
+
+    def _read(self, deadline: float, inbox: list[Any], mask: Iterable[int] | None) -> None:
+        descriptor = self._link.fileno()
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if self._waker >= 0:
+            poller.register(self._waker, select.POLLIN)
+        is_readable = False
+        # Read `_call` last: the session changes it before it looks for a reader.
+        while not self._take_frame(is_readable, inbox) and self._call:
+            left = max(deadline - time.monotonic(), 0.0)
+            try:
+                restore(mask)
+                ready = poller.poll(min(left, _MAX_POLL) * 1000)
+            finally:
+                block_all(mask)
+            if not ready and left <= _MAX_POLL:
+                return
+            is_readable = any(number == descriptor for number, _ in ready)
+
+    def _take_frame(self, is_readable: bool, inbox: list[Any]) -> bool:
+        """Receive if there is something. Return True if a frame for the job was complete."""
+        try:
+            self._link.require_socket()
+            if is_readable:
+                self._link.fill()
+            while (frame := self._link.buffered_frame()) is not None:
+                if self._sort(frame, inbox):
+                    return True
+            return False
+        except BaseException as error:
+            self._end(error)
+
+    def _sort(self, frame: Frame, inbox: list[Any]) -> bool:
+        if frame.borrowed:
+            # The decoder needs that memory for the next frame.
+            frame.segments[0] = bytes(frame.segments[0])
+        if frame.kind not in (Kind.REPLY, Kind.CREDIT):
+            self._aside.append(frame)
+            return False
+        call = self._call
+        if call and frame.id > call:
+            raise Unexpected(frame.kind)
+        if frame.id != call:
+            return False
+        inbox.append((frame.kind, frame.id, frame.body, frame.segments))
+        return True
+
+
+_MAX_POLL: Final = 86400.0  # seconds; poll(2) takes an int of milliseconds
