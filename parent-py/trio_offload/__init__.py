@@ -35,10 +35,14 @@ from ._version import __version__ as __version__
 if _typing.TYPE_CHECKING:
     from ._sync.barriers import Barrier
     from ._sync.callbacks import callback
+    from ._sync.channels import ReceiveChannel, SendChannel
     from ._sync.conditions import Condition
     from ._sync.events import Event
     from ._sync.limiters import CapacityLimiter
     from ._sync.locks import Lock, RLock
+    from ._sync.open_channel import open_channel
+    from ._sync.queue_grants import FailedItemsError
+    from ._sync.queues import WorkQueue
     from ._sync.semaphores import BoundedSemaphore, Semaphore
 
 __all__ = [
@@ -52,12 +56,16 @@ __all__ = [
     "CrashRecord",
     "DeadlockError",
     "Event",
+    "FailedItemsError",
     "JobExitError",
     "LocateError",
     "Lock",
     "RLock",
+    "ReceiveChannel",
     "RemoteError",
     "Semaphore",
+    "SendChannel",
+    "WorkQueue",
     "WorkerContext",
     "WorkerContextCounters",
     "WorkerContextStatistics",
@@ -74,6 +82,7 @@ __all__ = [
     "current_default_worker_limiter",
     "default_context_statistics",
     "map",
+    "open_channel",
     "open_worker_context",
     "prewarm",
     "retire_when",
@@ -88,10 +97,15 @@ _MODULES: _typing.Final = {
     "CapacityLimiter": "limiters",
     "Condition": "conditions",
     "Event": "events",
+    "FailedItemsError": "queue_grants",
     "Lock": "locks",
     "RLock": "locks",
+    "ReceiveChannel": "channels",
     "Semaphore": "semaphores",
+    "SendChannel": "channels",
+    "WorkQueue": "queues",
     "callback": "callbacks",
+    "open_channel": "open_channel",
 }
 
 

@@ -58,6 +58,8 @@ class BrokenWorkerError(RuntimeError, ErrorOfItem):
 
     crash: CrashRecord | None = None
     """The facts about the worker's end. None unless a worker died in a call."""
+    in_hand: tuple[Any, ...] = ()
+    """Items that the job had received last from channels, with a record for each channel."""
 
     def __init__(self, message: str, *processes: WorkerProcess) -> None:
         super().__init__(message, *processes)

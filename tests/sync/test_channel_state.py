@@ -26,7 +26,7 @@ class ChannelLedger:
 
     def __init__(self, max_items: float, max_bytes: float, on_death: str = "raise") -> None:
         self.state = ChannelState(max_items, max_bytes, on_death)
-        self.state.dropped = self.drop
+        self.state.buffer.released = self.release
         self.on_death = on_death
         self.senders: list[SendEnd] = [self.state.add_sender(), self.state.add_sender()]
         self.receivers: list[ReceiveEnd] = [self.state.add_receiver(), self.state.add_receiver()]
@@ -35,7 +35,7 @@ class ChannelLedger:
         self.open: list[Item] = []
         self.held: dict[int, Item] = {}
         self.refused: list[Item] = []
-        self.dropped: list[Item] = []
+        self.released: list[Item] = []
         self.told: list[Item] = []
         self.deaths = 0
         self.requests = 0
@@ -119,7 +119,6 @@ class ChannelLedger:
         waiter.withdrawn = True
         count = self.state.withdraw(waiter)
         assert count is not None
-        self.refuse(waiter.items[count:])
         return None
 
     def close_sender(self, sender: int, dies: bool) -> bool | None:
@@ -195,8 +194,6 @@ class ChannelLedger:
         if isinstance(answer, Refusal):
             if waiter.items:
                 assert answer.status == (CLOSED if waiter.end.closed else BROKEN)
-                buffered = {id(item) for item in self.state.buffer._items}
-                self.refuse([item for item in waiter.items if item in self.open and id(item) not in buffered])
             else:
                 ending = BROKEN if self.deaths and self.on_death == "raise" else END_OF_CHANNEL
                 assert answer.status == (CLOSED if waiter.end.closed else ending)
@@ -222,19 +219,19 @@ class ChannelLedger:
             self.open.remove(item)
         self.refused += items
 
-    def drop(self, items: Any) -> None:
+    def release(self, items: Any) -> None:
+        """Items leave: refused to their sender, dropped with the last receiver, or processed by a job."""
         for item in items:
-            self.open.remove(item)
-        self.dropped += items
+            if self.held.pop(item.number, None) is None:
+                self.open.remove(item)
+        self.released += items
 
     def withdraw_all(self, end: Any) -> None:
         for waiter in [waiter for waiter in self.waiters if waiter.end is end]:
             if not waiter.waits:
                 continue  # perhaps because the one before it has left
             waiter.withdrawn = True
-            count = self.state.withdraw(waiter)
-            assert count is not None
-            self.refuse(waiter.items[count:])
+            assert self.state.withdraw(waiter) is not None
 
     def check(self) -> None:
         buffer = self.state.buffer
@@ -244,7 +241,7 @@ class ChannelLedger:
         assert waiting == {*buffer._puts._waiters, *buffer._takes._waiters}
         # Each item is in one place, and in order.
         assert self.open == [*buffer._items, *parked]
-        assert len(self.sent) == len(self.open) + len(self.held) + len(self.told) + len(self.refused) + len(self.dropped)
+        assert len(self.sent) == len(self.open) + len(self.held) + len(self.told) + len(self.refused) + len(self.released)
         assert buffer.bytes_used == sum(item.size for item in buffer._items)
         assert all(buffer._waiters.values())
         assert sorted(map(id, waiting)) == sorted(id(waiter) for waiters in buffer._waiters.values() for waiter in waiters)

@@ -36,6 +36,7 @@ class QueueLedger:
 
     def __init__(self, max_items: float, max_bytes: float, attempts: int) -> None:
         self.state = QueueState(max_items, max_bytes, attempts)
+        self.state.buffer.released = self.refuse
         self.attempts = attempts
         self.waiters: list[CountingWaiter] = []
         self.put_items: list[Item] = []
@@ -122,7 +123,6 @@ class QueueLedger:
         waiting = [waiter for waiter in self.waiters if waiter.waits]
         if index < len(waiting):
             waiting[index].withdrawn = True
-            self.refuse(waiting[index].items)
             assert self.state.withdraw(waiting[index]) == 0
 
     def close(self) -> None:
@@ -144,7 +144,6 @@ class QueueLedger:
         elif isinstance(answer, Refusal):
             assert self.state.closed
             assert answer.status == (CLOSED if waiter.items else END_OF_CHANNEL)
-            self.refuse(waiter.items)
         elif waiter.items:
             assert answer == 1
         else:
@@ -158,7 +157,7 @@ class QueueLedger:
     def reopen(self, item: Item) -> None:
         self.waiting = sorted([*self.waiting, item], key=lambda item: item.number)
 
-    def refuse(self, items: list[Item]) -> None:
+    def refuse(self, items: Any) -> None:
         for item in items:
             self.waiting.remove(item)
         self.refused += items

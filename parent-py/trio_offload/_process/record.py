@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from trio_offload_worker._protocol.frames import FRONT_SIZE
+from trio_offload_worker._protocol.frames import FRONT_SIZE, HANDED_AT, HANDED_SLOTS
 from trio_offload_worker._system.linux import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
@@ -79,6 +79,13 @@ class RecordFile:
             # A job has truncated the file.
             return Progress()
         return Progress(number, index, count)
+
+    def handed(self) -> bytes:
+        """Return the slots in which the worker counts items that reach the code of jobs."""
+        try:
+            return os.pread(self._descriptor, 8 * HANDED_SLOTS, HANDED_AT)
+        except OSError:
+            return b""
 
     def write_cancelled(self, number: int) -> None:
         """Tell the worker that the caller of its call with this number is cancelled."""

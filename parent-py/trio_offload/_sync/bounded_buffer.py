@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import operator
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final
 
 import attrs
@@ -77,6 +77,8 @@ class BoundedBuffer:
         self.max_items = max_items
         self.max_bytes = max_bytes
         self.bytes_used = 0
+        self.released: Callable[[Sequence[Item]], None] = _ignore
+        """Called with items that leave for good without being taken: to free what they hold."""
         self._items: deque[Item] = deque()
         self._puts: Parking[_Put] = Parking()
         self._takes: Parking[_Take] = Parking()
@@ -185,6 +187,7 @@ class BoundedBuffer:
         if put is None:
             return None
         self._forget(waiter, put)
+        self.released(put.items)
         # The next put may have a smaller item.
         self._fill()
         return put.count - len(put.items)
@@ -198,12 +201,11 @@ class BoundedBuffer:
         """Fail the parked takes of a source, or all of them."""
         self._fail(self._takes, error, source)
 
-    def clear(self) -> list[Item]:
-        """Remove all items, and return them."""
-        items = [*self._items]
-        self._items.clear()
+    def clear(self) -> None:
+        """Release all items."""
+        items, self._items = self._items, deque()
         self.bytes_used = 0
-        return items
+        self.released(items)
 
     def _has_place_for(self, item: Item) -> bool:
         if len(self._items) >= self.max_items:
@@ -262,9 +264,15 @@ class BoundedBuffer:
             failed = [(waiter, parking.remove(waiter)) for waiter in self._waiters.get(source, ()) if waiter in parking]
         for waiter, detail in failed:
             self._forget(waiter, detail)
+            if type(detail) is _Put:
+                self.released(detail.items)
             waiter.fail(error())
 
     def _pop(self) -> Item:
         item = self._items.popleft()
         self.bytes_used -= item.size
         return item
+
+
+def _ignore(_items: Sequence[Item]) -> None:
+    pass

@@ -60,9 +60,10 @@ class ChannelState:
 
     def __init__(self, max_items: float, max_bytes: float, on_death: str = "raise") -> None:
         self.buffer = BoundedBuffer(max_items, max_bytes)
+        self.run: object = None
+        """The run of Trio in which the channel is used."""
         self.open_senders = 0
         self.open_receivers = 0
-        self.dropped: Callable[[Sequence[Item]], None] = _ignore
         self._on_death = on_death
         self._death = ""
 
@@ -121,7 +122,9 @@ class ChannelState:
         """
         _check_open(end)
         if delivery is not None:
-            end.deliveries.pop(delivery.thread, None)
+            processed = end.deliveries.pop(delivery.thread, None)
+            if processed is not None:
+                self.buffer.released(processed.items)
 
         def deliver(items: list[Item]) -> list[Item]:
             end.received += len(items)
@@ -166,7 +169,7 @@ class ChannelState:
         self.buffer.fail_takes(_closed, end)
         if not self.open_receivers:
             self.buffer.fail_puts(_nobody_receives)
-            self.dropped(self.buffer.clear())
+            self.buffer.clear()
 
     def put_back(self, end: ReceiveEnd, thread: Hashable) -> None:
         """Put the last delivery of a thread back to the front: its code did not get the items."""
@@ -184,7 +187,7 @@ class ChannelState:
             was_handed: Tells by a request's number if its items were passed to the job's code.
 
         Returns:
-            The items that the job's threads received last.
+            The items that the job's threads received last. The caller releases them.
         """
         deliveries, end.deliveries = [*end.deliveries.values()], {}
         handed = [delivery for delivery in deliveries if was_handed(delivery.number)]
@@ -199,7 +202,7 @@ class ChannelState:
         if self.open_receivers:
             self.buffer.put_back(items)
         else:
-            self.dropped(items)
+            self.buffer.released(items)
 
     def _ending(self) -> Refusal:
         if self._death:
@@ -218,7 +221,3 @@ def _closed() -> Refusal:
 
 def _nobody_receives() -> Refusal:
     return Refusal(BROKEN, "all receive channels are closed")
-
-
-def _ignore(_items: Sequence[Item]) -> None:
-    pass

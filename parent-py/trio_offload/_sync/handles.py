@@ -31,9 +31,10 @@ def new_number() -> int:
 def resolve(number: int) -> Any | None:
     """Return the handle of this run of Trio with the number, if it has one."""
     try:
-        return _of_run.get().get(number)
+        found = _of_run.get().get(number)
     except (LookupError, RuntimeError):  # the run is without handles; or this is outside of a run
         return None
+    return None if found is None else found.resolved()
 
 
 def register(number: int, handle: Any) -> None:
@@ -77,6 +78,10 @@ class Handle:
         elif token is not self._token:
             raise RuntimeError(f"this {type(self).__name__} belongs to another trio.run, in which it was used first")
         return self._number
+
+    def resolved(self) -> Any:
+        """Return the object that a pickle of the handle becomes in this program."""
+        return self
 
     def grant(self) -> Grant:
         """Return what one call may do with the handle."""

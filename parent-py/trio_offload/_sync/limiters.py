@@ -253,7 +253,7 @@ class _LimiterGrant(PlainGrant):
             self._give_back(list(self._borrowers))
 
     def _give_back(self, keys: list[Hashable]) -> list[Hashable]:
-        """Return the tokens of these borrowers, and those of them that had one."""
+        """Return the tokens of these borrowers, and the borrowers that had one."""
         for key in keys:
             self._borrowers.pop(key, None)
         return [key for key in keys if self.handle._state.gone(key)]

@@ -69,12 +69,16 @@ class Speaker(Protocol):
     def handle_aside(self, frame: Frame) -> bool:
         """Handle a frame beside the answers. Return False for an answer."""
 
+    def was_handed(self, request: int) -> bool:
+        """Return True if the item that a request got has reached the code of its job."""
+
 
 class Conversation:
     """The requests of one worker's jobs. It lives as long as the worker."""
 
     def __init__(self, worker: Speaker) -> None:
         self._worker = worker
+        self.in_hand: list[Any] = []  # items that the dead worker's job had, by channel
         self._call: JobCall | None = None
         self._grants: dict[int, Sequence[Grant]] = {}  # by the number of the call
         self._granted: dict[int, Grant] = {}  # to the running call, by their ids
@@ -153,7 +157,8 @@ class Conversation:
         """Settle what the running call holds: its worker has ended, and its messages are read."""
         if number in self._grants or (self._call is not None and self._call.number == number):
             cause = describe_ending(process)
-            self.settle(number, Death(process.pid, function or "an unknown function", cause, process.signal))
+            death = Death(process.pid, function or "an unknown function", cause, process.signal, self.in_hand)
+            self.settle(number, death)
         for behind in list(self._grants):
             self.settle(behind, None)
 
@@ -173,6 +178,10 @@ class Conversation:
             for request in list(self._open.values()):
                 if not request.is_shielded:
                     request.withdraw("cancelled")
+
+    def was_handed(self, request: int) -> bool:
+        """As :meth:`Replier.was_handed`."""
+        return self._worker.was_handed(request)
 
     def start(self, function: Callable[..., Any], *args: Any) -> None:
         """As :meth:`Replier.start`."""

@@ -41,6 +41,7 @@ class Peer:
         "__weakref__",
         "_channel",
         "_closing",
+        "_handed",
         "_process",
         "_record",
         "expires_at",
@@ -75,6 +76,7 @@ class Peer:
         self.expires_at = math.inf
         # How far it had come with a chunk. Known once it has ended.
         self.progress = _record.Progress()
+        self._handed = b""
         # The privileges of this program when the process was started; for a forked worker, when its
         # template was. Set before the start.
         self.grant: Grant
@@ -260,6 +262,7 @@ class Peer:
         if self._record is not None:
             self.left_behind = self._cleaned(self._record.read())
             self.progress = self._record.progress()
+            self._handed = self._record.handed()
             self._record.close()
             self._record = None
             self._note_end()

@@ -53,6 +53,9 @@ class Replier(Protocol):
     def interrupt(self, error: BaseException) -> None:
         """End the job, and raise this exception of a callback in the host."""
 
+    def was_handed(self, request: int) -> bool:
+        """Return True if the item that a request got has reached the code of its job."""
+
 
 @attrs.frozen
 class Death:
@@ -64,6 +67,8 @@ class Death:
     cause: str
     """How it ended, in words that follow `worker 4711, which ran produce,`."""
     signal: signal.Signals | None = None
+    in_hand: list[Any] = attrs.field(factory=list, eq=False)
+    """What the job had received from channels. Their grants add it."""
 
 
 @attrs.define(eq=False)
@@ -131,6 +136,10 @@ class Request:
     is_completed: bool = False
     is_over: bool = False
     """True if it is withdrawn because its call has ended."""
+
+    def was_handed(self, number: int) -> bool:
+        """Return True if the item that a request of this job got has reached the job's code."""
+        return self._conversation.was_handed(number)
 
     def load(self) -> Any:
         """Unpickle the segments."""

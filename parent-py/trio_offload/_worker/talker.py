@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
-from trio_offload_worker._protocol.frames import Frame, Kind, WireError
+from trio_offload_worker._protocol.frames import HANDED_SLOTS, Frame, Kind, WireError
 
 from .. import _clock
 from .._transport.channel import Channel, EndOfStream
@@ -86,6 +87,16 @@ class Talker(CallSender):
         self.record.write_cancelled(number)
         if self.conversation is not None:
             self.conversation.cancel(number)
+
+    def was_handed(self, request: int) -> bool:
+        """Return True if the item that a request got has reached the code of its job.
+
+        A later request of another thread may have overwritten the slot. Then the answer is True,
+        because an item must not be delivered twice.
+        """
+        slots = self._handed if self._record is None else self._record.handed()
+        place = 8 * (request % HANDED_SLOTS)
+        return int.from_bytes(slots[place : place + 8], sys.byteorder) >= request
 
     def converse(self) -> Conversation:
         """Return the conversation with its jobs. The first use begins it."""

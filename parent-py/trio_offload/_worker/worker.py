@@ -331,6 +331,8 @@ class Worker(Talker):
     def _broken(self, when: str) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system."""
         error = self._vitals.explain_death(self.process, self.left_behind, *self._job(), self.jobs, when)
+        if self.conversation is not None:
+            error.in_hand = tuple(self.conversation.in_hand)
         self._note_failure("calls_over_memory" if isinstance(error, WorkerMemoryError) else "calls_died")
         return error
 

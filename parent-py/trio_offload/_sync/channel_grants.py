@@ -1,0 +1,216 @@
+"""What one call of a job may do with an end of a channel: the parent's side of its requests.
+
+Each grant has an end of its own, which closes when the call has ended.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from .._pickling.picklers import PROTOCOL
+from . import pickled_items
+from .bounded_buffer import Item, Refusal
+from .channel_state import ChannelState, Delivery, ReceiveEnd, SendEnd
+from .channel_statistics import statistics_of
+from .handles import new_number, register
+from .waiters import RequestWaiter
+
+if TYPE_CHECKING:
+    from .._worker.requests import Death, Post, Request
+
+
+def refuse(request: Request, refusal: Refusal) -> None:
+    """Reply with a refusal."""
+    body = {"message": refusal.message}
+    if refusal.status == "refused":
+        body["type"] = "RuntimeError"
+    request.complete(refusal.status, body=body)
+
+
+class SendWaiter(RequestWaiter):
+    """A job that waits for a place in a buffer."""
+
+    def complete(self, result: Any) -> None:
+        """The items are in the buffer."""
+        self.request.complete()
+
+    def fail(self, error: BaseException) -> None:
+        """The items were refused."""
+        if isinstance(error, Refusal):
+            refuse(self.request, error)
+        else:
+            self.request.fail(error)
+
+
+class ReceiveWaiter(SendWaiter):
+    """A job that waits for items."""
+
+    def complete(self, result: list[Item]) -> None:
+        """Send the items to the job."""
+        pickled_items.reply(self.request, result, several=self.request.op == "receive_many")
+
+
+class _EndGrant:
+    """A grant of an end. Subclasses have its operations."""
+
+    def __init__(self, state: ChannelState, make: Callable[[ChannelState, Any], Any]) -> None:
+        self.id = new_number()
+        self.state = state
+        self.make = make  # the class of this program's ends
+        self.is_ended = False
+        register(self.id, self)
+
+    def request(self, request: Request) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
+        try:
+            if request.op == "clone":
+                clone = self.clone()
+                request.complete("value", [pickle.dumps(clone.id, PROTOCOL)], grants=[clone])
+            elif request.op == "statistics":
+                request.complete_value(attrs.asdict(statistics_of(self.state)))
+            else:
+                self.operate(request)
+        except Refusal as refusal:
+            refuse(request, refusal)
+
+    def clone(self) -> _EndGrant:
+        """Return a grant of a further end for the same call."""
+        raise NotImplementedError
+
+    def operate(self, request: Request) -> None:
+        """Handle the other requests."""
+        raise NotImplementedError
+
+    def post(self, post: Post) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
+        raise NotImplementedError
+
+    def end(self, death: Death | None) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
+        raise NotImplementedError
+
+
+class SendGrant(_EndGrant):
+    """A send channel of one call."""
+
+    def __init__(self, state: ChannelState, end: SendEnd, make: Callable[[ChannelState, Any], Any]) -> None:
+        super().__init__(state, make)
+        self.channel_end = end
+
+    def clone(self) -> SendGrant:
+        """As :meth:`_EndGrant.clone`."""
+        return SendGrant(self.state, self.state.clone_sender(self.channel_end), self.make)
+
+    def resolved(self) -> Any:
+        """Return a new send channel, for this program, in place of the job's."""
+        end = SendEnd(closed=True) if self.channel_end.closed else self.state.clone_sender(self.channel_end)
+        channel = self.make(self.state, end)
+        pickled_items.note_end(channel)
+        return channel
+
+    def operate(self, request: Request) -> None:
+        """Send items."""
+        try:
+            items = pickled_items.items_from(request, several=request.op == "send_many")
+        except Exception as error:
+            request.fail(error)
+            return
+        waiter = None if request.op == "send_nowait" else SendWaiter(request, withdraw=self.state.withdraw)
+        try:
+            is_done = self.state.send(self.channel_end, items, waiter)
+        except Refusal:
+            pickled_items.release(items)
+            raise
+        if is_done:
+            request.complete()
+
+    def post(self, post: Post) -> None:
+        """Close the end."""
+        if post.op == "close":
+            self.state.close_sender(self.channel_end)
+
+    def end(self, death: Death | None) -> None:
+        """Close the end. A death is told to the receivers, after what was sent."""
+        self.is_ended = True
+        self.state.close_sender(
+            self.channel_end, "" if death is None else f"worker {death.pid}, which ran {death.function}, {death.cause}"
+        )
+
+
+class ReceiveGrant(_EndGrant):
+    """A receive channel of one call."""
+
+    def __init__(self, state: ChannelState, end: ReceiveEnd, make: Callable[[ChannelState, Any], Any]) -> None:
+        super().__init__(state, make)
+        self.channel_end = end
+        # Any request knows which of its siblings' replies reached the job's code.
+        self._last: Request | None = None
+
+    def clone(self) -> ReceiveGrant:
+        """As :meth:`_EndGrant.clone`."""
+        return ReceiveGrant(self.state, self.state.clone_receiver(self.channel_end), self.make)
+
+    def resolved(self) -> Any:
+        """Return a new receive channel, for this program, in place of the job's."""
+        end = ReceiveEnd(closed=True) if self.channel_end.closed else self.state.clone_receiver(self.channel_end)
+        channel = self.make(self.state, end)
+        pickled_items.note_end(channel)
+        return channel
+
+    def operate(self, request: Request) -> None:
+        """Receive items: one, or up to the request's ``count``."""
+        self._last = request
+        waiter = None if request.op == "receive_nowait" else ReceiveWaiter(request, withdraw=self.state.withdraw)
+        delivery = Delivery(request.owner.thread, request.number)
+        items = self.state.receive(self.channel_end, waiter, request.count or 1, delivery)
+        if items is not None:
+            pickled_items.reply(request, items, several=request.op == "receive_many")
+
+    def post(self, post: Post) -> None:
+        """Close the end, or put back items that the job got and could not use."""
+        if post.op == "close":
+            self.state.close_receiver(self.channel_end)
+        elif post.op == "return":
+            self.state.put_back(self.channel_end, post.owner.thread)
+
+    def end(self, death: Death | None) -> None:
+        """Close the end. Items that did not reach the job's code go back to the front."""
+        if self.is_ended:
+            return
+        self.is_ended = True
+        in_hand = self.state.finish_receiver(self.channel_end, self._was_handed)
+        if death is not None and in_hand:
+            death.in_hand.append(InHand([item.payload for item in in_hand], self.channel_end.received))
+        pickled_items.release(in_hand)
+
+    def _was_handed(self, number: int) -> bool:
+        return self._last is not None and self._last.was_handed(number)
+
+
+@attrs.define(eq=False)
+class InHand:
+    """The items that a job had received from one channel when its worker died.
+
+    They were passed to its code, and are not received again.
+    """
+
+    _pickles: Sequence[pickled_items.PickledItem]
+    received: int
+    """Number of items that the call had received from the channel in all."""
+
+    @property
+    def count(self) -> int:
+        """Number of items that its threads received last: at most one ``receive`` of each."""
+        return len(self._pickles)
+
+    def items(self) -> list[Any]:
+        """Unpickle the items that its threads received last.
+
+        Raises:
+            Exception: any exception of the unpickler.
+        """
+        return [pickled.load() for pickled in self._pickles]

@@ -1,0 +1,208 @@
+"""Items of channels and work queues as pickles, with the handles that lie in them.
+
+An item is pickled by its sender, and unpickled by its receiver. From one job to another its bytes
+pass unread. The exception is an item with handles, such as another channel: the receiving job needs
+a grant of each, so its pickle is made anew.
+
+A handle in an item is pinned by a grant, which ends when the item has left the channel.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES
+
+from .._pickling import calls as _calls
+from .._pickling.by_reference import are_small
+from .._pickling.payload import with_grants
+from .._pickling.picklers import PROTOCOL
+from .bounded_buffer import Item
+
+if TYPE_CHECKING:
+    from .._pickling.payload import Grant
+    from .._worker.requests import Post, Request
+
+# Stands in each pickle with a handle: the module of `attach`.
+_MARK: Final = b"_requests.handles"
+
+
+@attrs.define(eq=False)
+class PickledItem:
+    """A pickle, its buffers, and grants of the handles in it."""
+
+    segments: Sequence[Any]
+    """The pickle and its buffers, as the unpickler takes them."""
+    types: bytes = b""
+    """Type of each segment. Empty if all are memory."""
+    grants: Sequence[Grant] = ()
+    """They keep the handles in the item usable."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return sum(map(_size, self.segments))
+
+    def load(self) -> Any:
+        """Unpickle it. Raises any exception of the unpickler."""
+        return _calls.load(self.segments)
+
+    def release(self) -> None:
+        """End the grants."""
+        grants, self.grants = self.grants, ()
+        for grant in grants:
+            grant.end(None)
+
+
+def dump(value: Any) -> Item:
+    """Return an item with a pickle of the value.
+
+    Raises:
+        Exception: the pickler's error.
+    """
+    if are_small((value,)):
+        pickled = pickle.dumps(value, PROTOCOL)
+        return Item(PickledItem((pickled,)), len(pickled))
+    payload = with_grants(_calls.dump_value, value)
+    outside = len(payload.lengths) - 1
+    pieces = len(payload.parts) - outside
+    types = payload.types[1:] or bytes(outside)
+    segments = [
+        b"".join(payload.parts[:pieces]),
+        *(_snapshot(part, kind) for part, kind in zip(payload.parts[pieces:], types, strict=True)),
+    ]
+    return Item(PickledItem(segments, payload.types, payload.grants), sum(payload.lengths))
+
+
+def dump_all(values: Iterable[Any]) -> list[Item]:
+    """Return an item for each value. Raises as :func:`dump`, with all or none."""
+    items: list[Item] = []
+    try:
+        for value in values:
+            items.append(dump(value))  # noqa: PERF401  # those made before an error are released
+    except BaseException:
+        release(items)
+        raise
+    return items
+
+
+def take(item: Item) -> Any:
+    """Unpickle an item for a task of this program. It leaves its channel."""
+    pickled: PickledItem = item.payload
+    if not pickled.grants:
+        return pickled.load()
+    try:
+        return pickled.load()
+    finally:
+        pickled.release()
+
+
+def items_from(message: Request | Post, *, several: bool) -> list[Item]:
+    """Return the items that a job sends.
+
+    If they are several, the first segment has the number of segments of each.
+
+    Raises:
+        Exception: an item has handles, and cannot be unpickled and pickled again.
+    """
+    segments, types = message.segments, message.types or bytes(len(message.segments))
+    if not several:
+        return [_item_of(segments, types)]
+    items = []
+    first = 1
+    for count in pickle.loads(segments[0]):
+        items.append(_item_of(segments[first : first + count], types[first : first + count]))
+        first += count
+    return items
+
+
+def reply(request: Request, items: Sequence[Item], *, several: bool) -> None:
+    """Reply to a job with items: with one, or as several in the form of :func:`items_from`."""
+    segments: list[Any] = []
+    types = b""
+    grants: list[Grant] = []
+    try:
+        pickles = [_for_job(item.payload) for item in items]
+    except Exception as error:
+        request.fail(error)
+        return
+    if several:
+        segments.append(pickle.dumps([len(pickled.segments) for pickled in pickles], PROTOCOL))
+        types = bytes(1)
+    for pickled in pickles:
+        segments += pickled.segments
+        types += pickled.types or bytes(len(pickled.segments))
+        grants += pickled.grants
+    request.complete("value", segments, types if any(types) else b"", grants=grants)
+
+
+def release(items: Iterable[Item]) -> None:
+    """Release items that have left their channel."""
+    for item in items:
+        item.payload.release()
+
+
+def _item_of(segments: Sequence[Any], types: bytes) -> Item:
+    first, *others = segments
+    # The first lies in a buffer that other messages share.
+    pickled = PickledItem([bytes(first), *others], types if any(types) else b"")
+    if pickled.segments[0].find(_MARK) < 0:
+        return Item(pickled, pickled.size)
+    # The handles are granted to the sending job only, and the item outlasts its call.
+    with _closing_temporary_ends():
+        return dump(pickled.load())
+
+
+def _for_job(pickled: PickledItem) -> PickledItem:
+    """Return the item with grants for the call that gets it."""
+    if not pickled.grants:
+        return pickled
+    with _closing_temporary_ends():
+        granted: PickledItem = dump(pickled.load()).payload
+    return granted
+
+
+class _Ends(threading.local):
+    made: list[Any] | None = None
+
+
+_ends: Final = _Ends()
+
+
+@contextmanager
+def _closing_temporary_ends() -> Iterator[None]:
+    """Close the ends of channels that are unpickled in the block."""
+    outer, _ends.made = _ends.made, []
+    try:
+        yield
+    finally:
+        made, _ends.made = _ends.made, outer
+        for end in made:
+            end.close()
+
+
+def note_end(end: Any) -> None:
+    """Note an end of a channel that was made by unpickling."""
+    if _ends.made is not None:
+        _ends.made.append(end)
+
+
+def _snapshot(part: Any, kind: int) -> Any:
+    """Return the data of a buffer as it is now. The sender may change it after ``send``."""
+    if kind == BYTES:
+        return part.obj if type(part) is memoryview else part
+    return bytearray(part) if kind == BYTEARRAY or not _is_constant(part) else part
+
+
+def _is_constant(part: Any) -> bool:
+    return type(part) is bytes or (type(part) is memoryview and type(part.obj) is bytes)
+
+
+def _size(segment: Any) -> int:
+    return segment.nbytes if type(segment) is memoryview else len(segment)
