@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import conversation_jobs
 import pytest
-import talking_jobs
 from kinds import LOOP
 from lifeline import PATIENCE
 from test_worker_side import Parent, frame, parent_of
@@ -65,7 +65,7 @@ def front(parent: Parent) -> tuple[int, ...]:
 
 
 def test_job_asks_and_is_answered(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.echo, 3, 5)
+    call(parent, 1, conversation_jobs.echo, 3, 5)
     for number in range(1, 4):
         request = parent.expect(Kind.REQUEST)
         assert request.id == 1
@@ -82,7 +82,7 @@ def test_job_asks_and_is_answered(parent: Parent) -> None:
 
 @pytest.mark.parametrize("size", [40_000, 3_000_000])
 def test_large_values_both_ways(parent: Parent, size: int) -> None:
-    call(parent, 1, talking_jobs.ask_with, b"x" * size)
+    call(parent, 1, conversation_jobs.ask_with, b"x" * size)
     request = parent.expect(Kind.REQUEST)
     loaded = pickle.loads(request.segments[0], buffers=[*map(bytes, request.segments[1:])])
     assert loaded == b"x" * size
@@ -93,7 +93,7 @@ def test_large_values_both_ways(parent: Parent, size: int) -> None:
 
 
 def test_calls_sent_ahead_are_set_aside_in_order(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.echo, 2)
+    call(parent, 1, conversation_jobs.echo, 2)
     request = parent.expect(Kind.REQUEST)
     ahead = [frame(Kind.CALL, pickle.dumps((divmod, (number, 7)), 5), id=number) for number in range(2, 16)]
     ahead.insert(3, frame(Kind.SETTINGS, pickle.dumps({}, 5), body={"eager": False}))
@@ -115,13 +115,13 @@ def test_calls_sent_ahead_are_set_aside_in_order(parent: Parent) -> None:
 
 
 def test_replies_of_ended_calls_are_dropped(parent: Parent) -> None:
-    call(parent, 4, talking_jobs.post_two)
+    call(parent, 4, conversation_jobs.post_two)
     assert [parent.expect(Kind.POST).body for _ in range(2)] == [
         {"op": "set", "handle": 9, "thread": parent.process.pid},
         {"op": "release", "handle": 9, "thread": parent.process.pid, "count": 2},
     ]
     assert outcome(parent, 4) is None
-    call(parent, 5, talking_jobs.echo, 1)
+    call(parent, 5, conversation_jobs.echo, 1)
     request = parent.expect(Kind.REQUEST)
     body = {"request": request.body["request"], "status": "value"}
     parent.say(Kind.REPLY, 4, (pickle.dumps("wrong", 5),), body)
@@ -133,7 +133,7 @@ def test_replies_of_ended_calls_are_dropped(parent: Parent) -> None:
 
 @pytest.mark.parametrize("event", ["a reply of a later call", "a greeting", "garbage", "a torn frame"])
 def test_nonsense_during_a_wait_ends_the_worker(parent: Parent, event: str) -> None:
-    call(parent, 1, talking_jobs.echo, 1)
+    call(parent, 1, conversation_jobs.echo, 1)
     parent.expect(Kind.REQUEST)
     stream, code = {
         "a reply of a later call": (
@@ -159,7 +159,7 @@ def test_nonsense_during_a_wait_ends_the_worker(parent: Parent, event: str) -> N
 
 
 def test_end_of_the_parent_during_a_wait(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.echo, 1)
+    call(parent, 1, conversation_jobs.echo, 1)
     parent.expect(Kind.REQUEST)
     parent.socket.shutdown(socket.SHUT_WR)
     assert parent.hear() is None
@@ -168,8 +168,8 @@ def test_end_of_the_parent_during_a_wait(parent: Parent) -> None:
 
 
 def test_cancel_word_is_read(parent: Parent) -> None:
-    call(parent, 3, talking_jobs.until_cancelled)
-    call(parent, 4, talking_jobs.echo, 1)
+    call(parent, 3, conversation_jobs.until_cancelled)
+    call(parent, 4, conversation_jobs.echo, 1)
     cancel(parent, 3)
     assert type(outcome(parent, 3)) is Cancelled
     # It is another call's now.
@@ -178,7 +178,7 @@ def test_cancel_word_is_read(parent: Parent) -> None:
 
 
 def test_cancelled_wait_cleans_up_in_a_shield(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.shield_and_escape)
+    call(parent, 1, conversation_jobs.shield_and_escape)
     request = parent.expect(Kind.REQUEST)
     assert request.body["op"] == "sleep"
     cancel(parent, 1)
@@ -192,7 +192,7 @@ def test_cancelled_wait_cleans_up_in_a_shield(parent: Parent) -> None:
 
 
 def test_received_item_is_counted_before_it_is_handed_over(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.receive_one)
+    call(parent, 1, conversation_jobs.receive_one)
     request = parent.expect(Kind.REQUEST)
     assert not any(front(parent)[HANDED_AT // 8 :])
     reply(parent, request, value="item")
@@ -203,7 +203,7 @@ def test_received_item_is_counted_before_it_is_handed_over(parent: Parent) -> No
 
 def test_threads_get_their_own_replies(parent: Parent) -> None:
     threads, rounds = 5, 40
-    call(parent, 1, talking_jobs.in_threads, threads, rounds)
+    call(parent, 1, conversation_jobs.in_threads, threads, rounds)
     parked: list[Frame] = []
     asked: Counter[int] = Counter()
     for number in range(threads * rounds):
@@ -225,7 +225,7 @@ def test_threads_get_their_own_replies(parent: Parent) -> None:
 @pytest.mark.parametrize("asks", [1, 2])
 def test_thread_that_outlives_its_job(parent: Parent, asks: int) -> None:
     """It waits for a reply at the end of its job, or asks again after it."""
-    call(parent, 1, talking_jobs.leave_a_thread, asks)
+    call(parent, 1, conversation_jobs.leave_a_thread, asks)
     requests = {request.body["handle"]: request for request in (parent.expect(Kind.REQUEST), parent.expect(Kind.REQUEST))}
     if asks == 2:
         reply(parent, requests[1])
@@ -233,15 +233,15 @@ def test_thread_that_outlives_its_job(parent: Parent, asks: int) -> None:
     assert outcome(parent, 1) is None
     # Its reply crosses with the result.
     parent.say(Kind.REPLY, 1, (), {"request": requests[1].body["request"], "status": "cancelled"})
-    call(parent, 2, talking_jobs.echo, 1)
+    call(parent, 2, conversation_jobs.echo, 1)
     reply(parent, parent.expect(Kind.REQUEST), value="mine")
     assert outcome(parent, 2) == ["mine"]
-    call(parent, 3, talking_jobs.end_of_thread)
+    call(parent, 3, conversation_jobs.end_of_thread)
     assert outcome(parent, 3) == ["JobEndedError"]
 
 
 def test_signal_handler_that_raises_gives_the_item_back(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.interrupted)
+    call(parent, 1, conversation_jobs.interrupted)
     request = parent.expect(Kind.REQUEST)
     os.kill(parent.process.pid, signal.SIGUSR1)
     withdraw = parent.expect(Kind.WITHDRAW)
@@ -259,7 +259,7 @@ def test_signal_handler_that_raises_gives_the_item_back(parent: Parent) -> None:
 
 
 def test_signal_handler_that_returns_ends_nothing(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.counted_signals)
+    call(parent, 1, conversation_jobs.counted_signals)
     request = parent.expect(Kind.REQUEST)
     os.kill(parent.process.pid, signal.SIGUSR1)
     time.sleep(0)
@@ -269,13 +269,13 @@ def test_signal_handler_that_returns_ends_nothing(parent: Parent) -> None:
 
 
 def test_forked_copy_cannot_talk(parent: Parent) -> None:
-    call(parent, 1, talking_jobs.forked_copy)
+    call(parent, 1, conversation_jobs.forked_copy)
     assert outcome(parent, 1) == 7
 
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_handle_may_be_a_result(parent: Parent, deep: bool) -> None:
-    call(parent, 1, talking_jobs.returned_handle, deep)
+    call(parent, 1, conversation_jobs.returned_handle, deep)
     got = outcome(parent, 1)
     handle = got["handle"][0] if deep else got
     assert (handle._kind, handle._id, handle._details) == ("callback", 77, ("f",))
@@ -295,7 +295,7 @@ def test_reports_come_between_frames(kind: str) -> None:
     """The sentinel writes reports of a running job to the same socket."""
     with parent_of(_locate.runtime() if kind == "native" else LOOP, fork=kind == "fork") as parent:
         parent.bring_to("IDLE", report_interval_ms=1)
-        call(parent, 1, talking_jobs.post_large, 20, 2_000_000)
+        call(parent, 1, conversation_jobs.post_large, 20, 2_000_000)
         sizes, reports = [], 0
         while True:
             got = parent.hear()
@@ -316,18 +316,18 @@ def test_reports_come_between_frames(kind: str) -> None:
 def test_init_and_retire_cannot_talk(kind: str) -> None:
     with parent_of(LOOP) as parent:
         parent.bring_to("AWAIT_SETUP")
-        retire = pickle.dumps(talking_jobs.Retire(), 5)
+        retire = pickle.dumps(conversation_jobs.Retire(), 5)
         parent.say(Kind.SETUP, 0, (b"", b"", retire), {"eager": False})
         parent.expect(Kind.READY)
         call(parent, 1, sorted, (3, 1))
         assert outcome(parent, 1) == [1, 3]
         # It says that the worker stays if it was refused.
-        call(parent, 2, talking_jobs.echo, 1)
+        call(parent, 2, conversation_jobs.echo, 1)
         reply(parent, parent.expect(Kind.REQUEST), value=1)
         assert outcome(parent, 2) == [1]
     with parent_of(LOOP) as parent:
         parent.bring_to("AWAIT_SETUP")
-        parent.say(Kind.SETUP, 0, (b"", pickle.dumps(talking_jobs.talk, 5), b""), {"eager": False})
+        parent.say(Kind.SETUP, 0, (b"", pickle.dumps(conversation_jobs.talk, 5), b""), {"eager": False})
         failed = parent.expect(Kind.SETUP_FAILED)
         assert "init, retire and exit handlers" in failed.body["message"]
         parent.expect_end(4)
