@@ -142,7 +142,7 @@ class Holder:
         self.handle = handle
 
 
-HANDLE = Callback("callback", 2**63 + 5, "f", True, False)
+HANDLE = Callback("callback", 2**63 + 5, True, "f", False)
 OURS = {
     "a message": lambda value: b"".join(dumps(value).parts),
     "an item of a chunk": lambda value: chunks._dump(value)[0],
@@ -189,7 +189,7 @@ def test_handle_that_belongs_to_this_process_is_found(monkeypatch: pytest.Monkey
 
 def test_callback_is_called_like_a_function(line: FakeLine) -> None:
     line.script = lambda frame: line.reply(frame, value=sum(pickle.loads(frame.segments[0])[0]))
-    callback = Callback("callback", 5, "add")
+    callback = Callback("callback", 5, True, "add", True)
     assert callback(1, 2, key="word") == 3
     assert pickle.loads(line.frames[0].segments[0]) == ((1, 2), {"key": "word"})
     assert line.frames[0].body["op"] == "call"
@@ -201,20 +201,20 @@ def test_callback_is_called_like_a_function(line: FakeLine) -> None:
 def test_callback_in_a_cancelled_job(line: FakeLine) -> None:
     line.script = lambda frame: line.reply(frame, value="done")
     line.cancel(7)
-    assert Callback("callback", 5, "synchronous", True, False)() == "done"
+    assert Callback("callback", 5, True, "synchronous", False)() == "done"
     with pytest.raises(errors.Cancelled):
-        Callback("callback", 5, "asynchronous", True, True)()
+        Callback("callback", 5, True, "asynchronous", True)()
 
 
 def test_callback_without_an_answer_is_posted(line: FakeLine) -> None:
-    assert Callback("callback", 5, "tell", False)("x") is None
+    assert Callback("callback", 5, False, "tell", False)("x") is None
     assert line.kinds() == ["POST"]
     assert line.reads == 0
 
 
 def test_callback_may_be_an_argument_of_another(line: FakeLine) -> None:
     line.script = lambda frame: line.reply(frame, segments=frame.segments)
-    (first, second), keywords = Callback("callback", 5, "f")(HANDLE, partial(print, HANDLE))
+    (first, second), keywords = Callback("callback", 5, True, "f", True)(HANDLE, partial(print, HANDLE))
     assert first == second.args[0] == HANDLE
     assert keywords == {}
 

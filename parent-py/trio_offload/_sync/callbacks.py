@@ -46,8 +46,8 @@ class Callback(Handle, Generic[Parameters, ResultType]):
         return _CallbackGrant(self)
 
     def details(self, grant: Any) -> tuple[Any, ...]:
-        """As :meth:`Handle.details`: whether a call waits, and the function's name."""
-        return self.waits, function_name(self.function)
+        """As :meth:`Handle.details`: does a call wait, the function's name, is it asynchronous?"""
+        return self.waits, function_name(self.function), inspect.iscoroutinefunction(self.function)
 
 
 class _CallbackGrant(PlainGrant):

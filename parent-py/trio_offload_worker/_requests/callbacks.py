@@ -15,8 +15,8 @@ class Callback(JobHandle):
     """A function of the parent.
 
     Details:
-        name: the function's name, for messages.
         waits: True if a call waits for the function, and returns its value.
+        name: the function's name, for messages.
         blocks: True if the function is asynchronous. Calls of another work in a cancelled job too.
     """
 
@@ -36,12 +36,11 @@ class Callback(JobHandle):
 
     @property
     def _waits(self) -> bool:
-        return len(self._details) < 2 or bool(self._details[1])
+        return bool(self._details[0])
 
     @property
     def _blocks(self) -> bool:
-        return len(self._details) < 3 or bool(self._details[2])
+        return bool(self._details[2])
 
     def __repr__(self) -> str:
-        name = self._details[0] if self._details else "?"
-        return f"<callback {name} of the parent>"
+        return f"<callback {self._details[1]} of the parent>"

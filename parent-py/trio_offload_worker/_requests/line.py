@@ -130,7 +130,7 @@ def _map_front(record: int) -> memoryview:
 CANCEL: Final = CANCEL_AT // 8
 _HANDED: Final = HANDED_AT // 8
 
-# The line of each process. A fork inherits those of its origins.
+# The line of each process. A fork inherits the lines of its origins.
 _lines: Final[dict[int, Line]] = {}
 # A process that has been found not to be a worker.
 _missing_in = 0
