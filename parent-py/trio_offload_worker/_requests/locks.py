@@ -144,11 +144,11 @@ class Condition(JobHandle):
         return lock
 
     def acquire(self, timeout: float | None = None) -> None:
-        """Acquire the lock. Arguments and errors are those of :meth:`Lock.acquire`."""
+        """Acquire the lock. Arguments and errors are as for :meth:`Lock.acquire`."""
         self._lock.acquire(timeout)
 
     def acquire_nowait(self) -> None:
-        """Acquire the lock without waiting. Errors are those of :meth:`Lock.acquire_nowait`."""
+        """Acquire the lock without waiting. Errors are as for :meth:`Lock.acquire_nowait`."""
         self._lock.acquire_nowait()
 
     def release(self) -> None:

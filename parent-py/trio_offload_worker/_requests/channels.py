@@ -1,0 +1,255 @@
+"""Channels as a job has them: with the methods of the parent's, which block."""
+
+from __future__ import annotations
+
+import _pickle
+
+from .errors import ClosedResourceError, EndOfChannel, JobEndedError
+from .handles import JobHandle
+from .pickles import dumps, loads, result
+from .requests import Segments, hand_over, post, request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any, Final, Generic, TypeVar
+
+    from .requests import Reply
+
+    ItemType = TypeVar("ItemType")
+    SendType = TypeVar("SendType", contravariant=True)
+    ReceiveType = TypeVar("ReceiveType", covariant=True)
+
+    class _OfSent(Generic[SendType]):
+        pass
+
+    class _OfReceived(Generic[ReceiveType]):
+        pass
+
+else:
+
+    class _OfSent:
+        """Lets subclasses be subscripted with types, without an import of ``typing``."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, _types):
+            return cls
+
+    _OfReceived = _OfSent
+
+
+class _End(JobHandle):
+    """What both ends have in common."""
+
+    __slots__ = ("_is_closed",)
+
+    def __init__(self, kind: str, id: int, *details: Any) -> None:
+        super().__init__(kind, id, *details)
+        self._is_closed = False
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedResourceError("this channel is closed")
+
+    def _clone(self) -> Any:
+        self._check_open()
+        return type(self)(self._kind, result(request("clone", self._id, shield=True)))
+
+    def close(self) -> None:
+        """Close this end. The end of the job's call closes it too."""
+        if not self._is_closed:
+            self._is_closed = True
+            try:
+                post("close", self._id)
+            except JobEndedError:
+                pass  # Then it is closed.
+
+    def statistics(self) -> Any:
+        """Return the statistics of the channel, with the parent's attributes."""
+        from types import SimpleNamespace
+
+        return SimpleNamespace(**result(request("statistics", self._id, shield=True)))
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class SendChannel(_End, _OfSent["SendType"]):
+    """The sending end of a channel, in a job.
+
+    Items are pickled by ``send``. A send is done when the item has its place in the buffer: it
+    arrives also if the worker dies at once.
+    """
+
+    __slots__ = ()
+
+    def send(self, value: SendType, *, timeout: float | None = None) -> None:
+        """Send an item, and wait while the buffer is full.
+
+        Args:
+            value: the item.
+            timeout: seconds to wait at most. None means no limit.
+
+        Raises:
+            Exception: the item cannot be pickled.
+            BrokenResourceError: all receive channels are closed.
+            ClosedResourceError: this channel is closed.
+            TimeoutError: the timeout has passed. The item was not sent.
+            Cancelled: the job's call is cancelled. The item was not sent.
+        """
+        self._check_open()
+        result(request("send", self._id, dumps(value), timeout=timeout))
+
+    def send_nowait(self, value: SendType) -> None:
+        """Send an item without waiting for a place. It works in a cancelled job too.
+
+        Raises:
+            WouldBlock: the buffer is full.
+            Exception: as :meth:`send`.
+        """
+        self._check_open()
+        result(request("send_nowait", self._id, dumps(value), shield=True))
+
+    def send_many(self, values: Iterable[SendType]) -> None:
+        """Send several items in one message, or in several if they are large.
+
+        If it raises, the first of them may have been sent.
+
+        Raises:
+            Exception: as :meth:`send`.
+        """
+        self._check_open()
+        batch: list[Segments] = []
+        size = 0
+        for value in values:
+            segments = dumps(value)
+            batch.append(segments)
+            size += sum(segments.lengths)
+            if size >= _MAX_BATCH or len(batch) == _MAX_ITEMS:
+                self._send_batch(batch)
+                batch, size = [], 0
+        if batch:
+            self._send_batch(batch)
+
+    def _send_batch(self, batch: list[Segments]) -> None:
+        counts = _pickle.dumps([len(segments.lengths) for segments in batch], 5)
+        parts: list[Any] = [counts]
+        lengths = [len(counts)]
+        types = bytearray(1)
+        for segments in batch:
+            parts += segments.parts
+            lengths += segments.lengths
+            types += segments.types or bytes(len(segments.lengths))
+        result(request("send_many", self._id, Segments(parts, lengths, bytes(types) if any(types) else b"")))
+
+    def clone(self) -> SendChannel[SendType]:
+        """Return a further sending end.
+
+        Raises:
+            ClosedResourceError: this channel is closed.
+        """
+        clone: SendChannel[SendType] = self._clone()
+        return clone
+
+    def __enter__(self) -> SendChannel[SendType]:
+        return self
+
+
+class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
+    """The receiving end of a channel, in a job.
+
+    An item that did not reach the job's code, because the worker died, is received by another.
+    """
+
+    __slots__ = ()
+
+    def receive(self, *, timeout: float | None = None) -> ReceiveType:
+        """Receive an item, and wait while the channel is empty.
+
+        Args:
+            timeout: seconds to wait at most. None means no limit.
+
+        Raises:
+            EndOfChannel: all send channels are closed, and the channel is empty.
+            BrokenResourceError: the same, but a worker with a send channel has died.
+            ClosedResourceError: this channel is closed.
+            TimeoutError: the timeout has passed. Nothing was received.
+            Cancelled: the job's call is cancelled. Nothing was received.
+            Exception: the item cannot be unpickled. It is lost.
+        """
+        self._check_open()
+        reply = request("receive", self._id, timeout=timeout, give_back="return")
+        value: ReceiveType = _item(reply)
+        return value
+
+    def receive_nowait(self) -> ReceiveType:
+        """Receive an item without waiting for one. It works in a cancelled job too.
+
+        Raises:
+            WouldBlock: the channel is empty.
+            Exception: as :meth:`receive`.
+        """
+        self._check_open()
+        value: ReceiveType = _item(request("receive_nowait", self._id, shield=True, give_back="return"))
+        return value
+
+    def receive_many(self, max_items: int, *, timeout: float | None = None) -> list[ReceiveType]:
+        """Wait for an item, and receive all that are there, up to ``max_items``.
+
+        Args:
+            max_items: maximum number of items, at least 1.
+            timeout: seconds to wait at most. None means no limit.
+
+        Raises:
+            ValueError: ``max_items`` is less than 1.
+            Exception: as :meth:`receive`.
+        """
+        self._check_open()
+        if max_items < 1:
+            raise ValueError(f"max_items must be positive, got {max_items!r}")
+        reply = request("receive_many", self._id, count=max_items, timeout=timeout, give_back="return")
+        if reply.status != "value":
+            result(reply)
+        hand_over(reply)
+        items = []
+        first = 1
+        for count in _pickle.loads(reply.segments[0]):
+            items.append(loads(reply.segments[first : first + count]))
+            first += count
+        return items
+
+    def clone(self) -> ReceiveChannel[ReceiveType]:
+        """Return a further receiving end. Each item goes to one of them.
+
+        Raises:
+            ClosedResourceError: this channel is closed.
+        """
+        clone: ReceiveChannel[ReceiveType] = self._clone()
+        return clone
+
+    def __enter__(self) -> ReceiveChannel[ReceiveType]:
+        return self
+
+    def __iter__(self) -> Iterator[ReceiveType]:
+        return self
+
+    def __next__(self) -> ReceiveType:
+        try:
+            return self.receive()
+        except EndOfChannel:
+            raise StopIteration from None
+
+
+def _item(reply: Reply) -> Any:
+    """Return the item of a reply. From now on it counts as received.
+
+    Also if it cannot be unpickled: an item that kills its receiver must not go to the next one.
+    """
+    if reply.status == "value":
+        hand_over(reply)
+    return result(reply)
+
+
+_MAX_BATCH: Final = 1 << 20  # bytes
+_MAX_ITEMS: Final = 256
