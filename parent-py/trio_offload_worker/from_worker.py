@@ -226,10 +226,12 @@ def job() -> Job:
 
 
 def _ask(op: str, call: tuple[Any, Any], shield: bool | None) -> Any:
-    from ._requests.pickles import dumps, result
-    from ._requests.requests import request
+    global _talk
+    if _talk is None:
+        from ._requests.pickles import ask
 
-    return result(request(op, 0, dumps(call), shield=shield))
+        _talk = ask
+    return _talk(op, 0, call, shield)
 
 
 def _look() -> None:
@@ -260,5 +262,7 @@ _CANCEL: Final = CANCEL
 # Leads to `_look`, which finds the front of the record.
 _UNKNOWN: Final[Any] = (1,) * (CANCEL + 1)
 _words = _UNKNOWN
+# Imported with the first use, because a job may only look for its cancellation.
+_talk: Callable[[str, int, Any, bool | None], Any] | None = None
 _ended = 0
 os.register_at_fork(after_in_child=_forget)

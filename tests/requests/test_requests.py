@@ -15,9 +15,10 @@ import pytest
 from fake_line import FakeLine, in_job
 
 from trio_offload_worker import from_worker
-from trio_offload_worker._protocol.frames import HANDED_AT, Frame, Kind
+from trio_offload_worker._protocol.frames import HANDED_AT, Frame, Kind, encode_head
 from trio_offload_worker._requests import requests
 from trio_offload_worker._requests.errors import Cancelled, JobEndedError
+from trio_offload_worker._requests.messages import Segments, encode_request
 from trio_offload_worker._requests.pickles import dumps
 from trio_offload_worker._requests.requests import post, request
 
@@ -56,6 +57,15 @@ def test_plain_request_has_a_short_body(line: FakeLine) -> None:
     request("acquire")
     assert line.frames[0].body == {"request": 1, "op": "acquire", "thread": os.getpid()}
     assert line.frames[0].segments == []
+
+
+@pytest.mark.parametrize("length", [None, 0, 255, 70_000])
+@pytest.mark.parametrize("number", [1, 24, 300, 2**40])
+def test_quick_head_is_the_general_one(number: int, length: int | None) -> None:
+    segments = Segments((), () if length is None else (length,))
+    for body in ({"op": "run"}, {"op": "run", "handle": 1}, {"op": "run", "count": 1, "shield": True}, {"op": "run"}):
+        expected = encode_head(Kind.REQUEST, number, segments.lengths, body | {"request": number})
+        assert encode_request(number, number, body, segments) == expected
 
 
 def test_post_waits_for_nothing(line: FakeLine) -> None:

@@ -90,7 +90,7 @@ def current_line() -> Line:
 
 def is_worker() -> bool:
     """Return True if this process is a worker, or a copy of one that a job has forked."""
-    return _find_module() is not None
+    return os.getpid() in _lines or _find_module() is not None
 
 
 def _find_line() -> Line:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from .._protocol.cbor import dumps, encode_uint
+from .._protocol.frames import MAGIC, PREFIX, Kind, encode_head
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,3 +54,30 @@ class Reply:
         self.type: str = body.get("type", "")
         self.message: str = body.get("message", "")
         self.traceback: str = body.get("traceback", "")
+
+
+def encode_request(call: int, request: int, body: dict[str, Any], segments: Segments) -> bytes:
+    """Return the head of a REQUEST, whose body lacks the request's number.
+
+    The bodies of a job's requests are few. So their bytes are kept, which halves the time of a
+    request.
+    """
+    lengths = segments.lengths
+    if len(lengths) > 1:
+        return encode_head(Kind.REQUEST, call, lengths, body | {"request": request})
+    key = tuple(body.items())
+    rest = _bodies.get(key)
+    if rest is None:
+        if len(_bodies) >= _MAX_BODIES:
+            _bodies.clear()
+        rest = _bodies[key] = dumps(body | {"request": 0})[:-1]
+    payload = lengths[0] if lengths else 0
+    array = b"\x81" + encode_uint(payload) if lengths else b"\x80"
+    header = b"".join((_REQUEST, encode_uint(call), array, rest, encode_uint(request)))
+    return PREFIX.pack(MAGIC, len(header), payload) + header
+
+
+# A header of four items, up to and including its kind.
+_REQUEST: Final = b"\x84" + encode_uint(Kind.REQUEST)
+_MAX_BODIES: Final = 256
+_bodies: Final[dict[tuple[tuple[str, Any], ...], bytes]] = {}

@@ -8,6 +8,7 @@ from .._jobs.notes import add_note
 from .._protocol.segments import Collector
 from . import errors
 from .messages import Segments
+from .requests import request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def loads(segments: Sequence[Any]) -> Any:
     """Unpickle a value of the parent's, or of another job's."""
     pickled, *buffers = segments
     return _pickle.loads(pickled, buffers=buffers)
+
+
+def ask(op: str, handle: int, value: Any, shield: bool | None) -> Any:
+    """Send a request with a value, and return its result."""
+    return result(request(op, handle, dumps(value), shield=shield))
 
 
 def result(reply: Reply) -> Any:

@@ -22,6 +22,7 @@ from .line import current_line
 from .messages import NONE as NONE
 from .messages import Reply as Reply
 from .messages import Segments as Segments
+from .messages import encode_request
 from .shields import shield_end
 
 TYPE_CHECKING = False
@@ -193,10 +194,9 @@ class _Conversation:
         deadline = _FOREVER if timeout is None else monotonic() + timeout
         waiting = _Waiting(next(self._numbers), call, get_native_id())
         body = _body(op, handle, waiting.thread, segments, count)
-        body["request"] = waiting.number
         if until is not None:
             body["shield"] = True
-        head = encode_head(Kind.REQUEST, call, segments.lengths, body)
+        head = encode_request(call, waiting.number, body, segments)
         self._open[waiting.number] = waiting
         try:
             self.line.write((head, *segments.parts), call, waiting.sent)
