@@ -260,6 +260,9 @@ class FakeWorker:
     def trace_job(self, how: str) -> None:
         pass
 
+    async def give_grace(self) -> None:
+        pass
+
     async def end_cancelled(self) -> None:
         await self.end()
 

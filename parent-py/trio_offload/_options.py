@@ -270,11 +270,6 @@ def _finite(value: float | None) -> float | None:
     return None if value == math.inf else value
 
 
-def _check_count_or_none(settings: object, attribute: "attrs.Attribute[int | None]", value: int | None) -> None:
-    if value is not None:
-        check_count(attribute.name, value)
-
-
 def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | None]", value: float | None) -> None:
     if value is None:
         return
@@ -286,12 +281,17 @@ def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | 
         )
 
 
+_SECONDS_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_seconds(field.name, value))
+_COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
+
+
 class MapOptions(TypedDict, total=False):
     """The options of ``map`` for type checkers, without the two that select an overload."""
 
     ordered: bool
     chunk_size: int | Literal["auto"]
     timeout: float | None
+    grace: float | None
     workers: int | None
     window: int | None
     limiter: Limiter | None
@@ -310,20 +310,20 @@ class MapSettings:
     timeout: float | None = attrs.field(default=None, converter=_finite, validator=_check_timeout)
     """Seconds that an item may take. None means unlimited."""
 
+    grace: float | None = attrs.field(default=None, validator=_SECONDS_OR_NONE)
+    """Seconds that an item has to end by itself before its worker is killed. None means no time."""
+
     return_outcomes: bool = attrs.field(default=False, converter=_truth)
     """True if each result is an :class:`outcome.Outcome`."""
 
     return_items: bool = attrs.field(default=False, converter=_truth)
     """True if each result comes in a tuple behind its item."""
 
-    workers: int | None = attrs.field(default=None, validator=_check_count_or_none)
+    workers: int | None = attrs.field(default=None, validator=_COUNT_OR_NONE)
     """Largest number of workers. None means as many as the limiter has tokens."""
 
-    window: int | None = attrs.field(default=None, validator=_check_count_or_none)
-    """Largest number of items between the source and the consumer.
-
-    None means a number that suits the items.
-    """
+    window: int | None = attrs.field(default=None, validator=_COUNT_OR_NONE)
+    """Largest number of items between source and consumer. None means one that suits them."""
 
     limiter: Limiter | None = None
     """Async context manager that each busy worker enters. None means the default."""

@@ -72,9 +72,10 @@ class Talk:
         self.done = trio.Event()
         self.start: Callable[[], None]
 
-    def submit(self) -> None:
+    def submit(self, *, has_handle: bool = True) -> None:
         call = dump_call(int, ("5",))
-        self.worker.submit(Payload(call.parts, call.lengths, int, call.types, call.small, (self.grant,)))
+        grants = (self.grant,) if has_handle else ()
+        self.worker.submit(Payload(call.parts, call.lengths, int, call.types, call.small, grants))
 
     async def answer(self, *, cancellable: bool, grace: float | None) -> None:
         self.worker.grace = grace
@@ -105,7 +106,7 @@ class Talk:
 
 @asynccontextmanager
 async def talking(
-    peer: Peer, *, cancellable: bool = False, grace: float | None = None, calls: int = 1
+    peer: Peer, *, cancellable: bool = False, grace: float | None = None, calls: int = 1, has_handle: bool = True
 ) -> AsyncIterator[Talk]:
     """A call in progress. At the end of the block it must have an outcome, and the worker ends."""
     worker = begin_worker()
@@ -117,7 +118,7 @@ async def talking(
     talk = Talk(peer, worker, RecordingGrant())
     try:
         for _ in range(calls):
-            talk.submit()
+            talk.submit(has_handle=has_handle)
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 talk.start = lambda: nursery.start_soon(lambda: talk.answer(cancellable=cancellable, grace=grace))
@@ -238,6 +239,18 @@ async def test_caller_is_cancelled_and_waits_on(peer: Peer, asks: bool) -> None:
             assert (await talk.reply(5))[:2] == ("value", "shielded")
         await wait_all_tasks_blocked()
         assert os.pread(talk.worker.record.fileno(), 8, 24) == (1).to_bytes(8, sys.byteorder)
+        talk.return_value()
+    assert talk.result == outcome.Value((5, None))
+
+
+async def test_first_request_comes_after_the_cancellation(peer: Peer) -> None:
+    """The job has looked at the cancel word just before that was written."""
+    async with talking(peer, has_handle=False) as talk:
+        await wait_all_tasks_blocked()
+        talk.scope.cancel()
+        await wait_all_tasks_blocked()
+        talk.request("sleep")
+        assert (await talk.reply())[0] == "cancelled"
         talk.return_value()
     assert talk.result == outcome.Value((5, None))
 

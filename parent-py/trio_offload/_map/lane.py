@@ -8,6 +8,7 @@ import itertools
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
+import attrs
 import trio
 
 from .. import _clock
@@ -26,12 +27,22 @@ _LANE_TIME_SLICE: Final = 0.05  # seconds after which a lane lets others have it
 MAX_UNINTERRUPTED: Final = 16  # answers, or items, between two checkpoints
 
 
+@attrs.frozen
+class Limits:
+    """The time of each item, in seconds."""
+
+    timeout: float | None
+    """Seconds that it may take. None means unlimited."""
+    grace: float | None
+    """Seconds that it has to end by itself, once it is told to. None means no time."""
+
+
 class Scheduler(chunks.Sink, Protocol):
     """The map, as its lanes see it."""
 
     pool: WorkerPool
     limiter: Limiter | None
-    timeout: float | None
+    limits: Limits
     may_retire: bool
     """True if workers of the context have a ``retire``."""
     task: chunks.Task
@@ -82,7 +93,7 @@ class Lane:
                 scheduler.put_back(chunk)
                 raise
             self._worker = worker
-            worker.limiter = scheduler.limiter
+            worker.limiter, worker.grace = scheduler.limiter, scheduler.limits.grace
             self.in_flight.clear()
             worker.items_in_flight = self.in_flight
             scheduler.had_worker = True
@@ -91,7 +102,7 @@ class Lane:
                     await self._feed(chunk)
             finally:
                 del self._worker
-                worker.items_in_flight = ()
+                worker.items_in_flight, worker.grace = (), None
                 if worker.state is RUNNING:
                     # Cancelled between two answers.
                     await worker.end()
@@ -104,7 +115,7 @@ class Lane:
         """
         scheduler, worker = self._scheduler, self._worker
         self._task, held = scheduler.task, scheduler.task.held
-        if held is None and (scheduler.timeout is None or worker in scheduler.prepared):
+        if held is None and (scheduler.limits.timeout is None or worker in scheduler.prepared):
             return True
         if held is not None and held.is_in(worker):
             self._task = self._task.for_holder()
@@ -128,7 +139,7 @@ class Lane:
     async def _feed(self, first: Chunk) -> None:
         """Run chunks until they run out, the worker has left, or the time slice is over."""
         scheduler, worker, in_flight = self._scheduler, self._worker, self.in_flight
-        source, pace, timeout = scheduler.source, scheduler.pace, scheduler.timeout
+        source, pace, timeout = scheduler.source, scheduler.pace, scheduler.limits.timeout
         may_retire, record = scheduler.may_retire, worker.record_identity
         takes_more = self._submit(first, record)
         clock = _clock.now
@@ -236,7 +247,7 @@ class Lane:
 
     def _describe_victim(self, cause: BrokenWorkerError | WorkerTimeoutError) -> WorkerTimeoutError:
         """Return the error of an item that may have begun before its worker was killed."""
-        timeout = self._scheduler.timeout or 0.0
+        timeout = self._scheduler.limits.timeout or 0.0
         victim = WorkerTimeoutError(
             f"the item before this one timed out: it was not finished within {timeout:g} seconds, and worker "
             f"{self._worker.process.pid}, which ran it, was killed, and may have begun this one by then",

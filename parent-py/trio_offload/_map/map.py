@@ -33,13 +33,13 @@ import trio
 
 from .._exceptions import WorkerStartError, is_interrupt
 from .._limiter import Limiter, current_default_worker_limiter
-from .._pickling.payload import function_name
+from .._pickling.payload import function_name, release
 from .._pool.tracker import CLOSED
 from .._process.processors import usable_processors
 from .._worker.peer import logger
 from . import chunks, failures
 from .block import Block
-from .lane import MAX_UNINTERRUPTED, Lane
+from .lane import MAX_UNINTERRUPTED, Lane, Limits
 from .pace import AdaptiveBatching
 from .results import ResultQueue, Results
 from .source import Chunk, Source
@@ -69,7 +69,7 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
             # A worker that may be ended for a job runs one item at a time.
             options = attrs.evolve(options, chunk_size=1)
         self.pool = pool
-        self.timeout = options.timeout
+        self.limits = Limits(options.timeout, options.grace)
         self.pace = AdaptiveBatching(options.chunk_size)
         self.source = Source(items)
         self.results: ResultQueue[DeliveredType] = ResultQueue(self, options)
@@ -106,7 +106,7 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         if self.pool.calls.closed:
             raise trio.ClosedResourceError(CLOSED)
         # A function that cannot be pickled fails once, here, and not for each item.
-        self.task.dump_call(self.task.function, ())
+        release(self.task.dump_call(self.task.function, ()))
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         if self.source.is_async:
@@ -145,7 +145,7 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         return self._fatal or self.source.error
 
     def stop(self) -> None:
-        """Kill all running items, and drop the others."""
+        """Kill all running items, after their grace, and drop the others."""
         self.stopped = True
         self.source.end()
         self._reader.cancel()

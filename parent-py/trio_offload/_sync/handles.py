@@ -76,7 +76,9 @@ class Handle:
             self._token, self._number = token, new_number()
             register(self._number, self)
         elif token is not self._token:
-            raise RuntimeError(f"this {type(self).__name__} belongs to another trio.run, in which it was used first")
+            raise RuntimeError(
+                f"this {type(self).__name__} belongs to another run of Trio: the one in which it was used first"
+            )
         return self._number
 
     def resolved(self) -> Any:

@@ -13,6 +13,7 @@ import trio
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._protocol.frames import Frame, WireError
 
+from .. import _exceptions
 from .._exceptions import BrokenWorkerError, JobExitError, RemoteError, WorkerMemoryError
 from .._pickling import calls as _calls
 from .._pickling import payload as _payload
@@ -30,6 +31,8 @@ MEMORY_LIMIT_EXITS: Final = (7, -signal.SIGKILL)
 MAX_LOST: Final = 5  # new workers that may exit before they begin one call
 # Raised in the parent, these would end it, or confuse Trio.
 _CONTROLLING: Final = (SystemExit, KeyboardInterrupt, GeneratorExit, trio.Cancelled)
+# By name: few programs need the module.
+_ERRORS_OF_JOBS: Final = "trio_offload_worker._requests.errors"
 _STAGES: Final = {
     "unpickle": "(while the worker unpickled the function and its arguments)",
     "pickle": "(while the worker pickled the result)",
@@ -161,6 +164,8 @@ def load_exception(frame: Frame) -> BaseException:
         return told
     if not isinstance(error, BaseException):
         return told
+    if type(error).__module__ == _ERRORS_OF_JOBS:
+        error = _as_here(error)
     stage = _STAGES.get(frame.body["stage"])
     if stage is not None:
         add_note(error, stage)
@@ -169,9 +174,21 @@ def load_exception(frame: Frame) -> BaseException:
 
 def is_cancellation(error: BaseException) -> bool:
     """Return True for the exception that a cancelled job raises."""
-    # By name: few programs need the module.
     kind = type(error)
-    return kind.__name__ == "Cancelled" and kind.__module__ == "trio_offload_worker._requests.errors"
+    return kind.__name__ == "Cancelled" and kind.__module__ == _ERRORS_OF_JOBS
+
+
+def _as_here(error: BaseException) -> BaseException:
+    """Return the exception for which one of a job stands, such as :exc:`trio.EndOfChannel`."""
+    name = type(error).__name__
+    kind = getattr(_exceptions, name, None) or getattr(trio, name, None)
+    if name in ("Cancelled", "RemoteError") or kind is None:
+        return error
+    twin: BaseException = kind(*error.args).with_traceback(error.__traceback__)
+    twin.__dict__.update(error.__dict__)
+    twin.__cause__, twin.__context__ = error.__cause__, error.__context__
+    twin.__suppress_context__ = error.__suppress_context__
+    return twin
 
 
 async def raise_cancelled(error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,13 @@ class Talker(CallSender):
             return await self._receive(channel, self._header, limit is None)
         raise error
 
+    async def give_grace(self) -> None:
+        """Tell a job whose time is over, and wait until it ends or its grace is over."""
+        if self.grace and self._channel is not None:
+            self.tell_cancelled()
+            with _clock.move_on_after(self.grace), contextlib.suppress(EndOfStream, WireError):
+                await self._receive(self._channel, self._header, True)
+
     def tell_cancelled(self) -> None:
         """Tell the running job that its caller is cancelled."""
         number = self._told = self._calls - len(self._behind)
@@ -104,6 +112,8 @@ class Talker(CallSender):
             from .conversation import Conversation  # few programs need it
 
             self.conversation = Conversation(self)
+            # The caller may have been cancelled before the job's first message.
+            self.conversation.cancel(self._told)
         return self.conversation
 
     def _hear_job(self, frame: Frame) -> bool:

@@ -61,6 +61,7 @@ async def _end_late(worker: Worker, seconds: float, cancellable: bool) -> Worker
     try:
         with trio.CancelScope(shield=not cancellable):
             problem = await write_stacks(worker.process, worker.record)
+            await worker.give_grace()
     finally:
         await worker.end_in_flight()
     return worker.explain_timeout(seconds, problem)
