@@ -19,7 +19,7 @@ LAYERS = {
         _statistics _trace _crash _transport _connection
         _process
         _exceptions _limiter
-        _options
+        _options _wait_graph
         _interpreter
         _pickling _pyinstaller
         _worker

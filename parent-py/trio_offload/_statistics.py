@@ -116,6 +116,28 @@ def sum_counters(parts: Iterable[WorkerContextCounters]) -> WorkerContextCounter
 
 @documented
 @attrs.frozen
+class WaitingJob:
+    """A request of a job that its parent has not answered yet."""
+
+    pid: int
+    """Process ID of the worker."""
+
+    function: str
+    """Name of the function that the job runs."""
+
+    operation: str
+    """What it waits for: ``"acquire"``, ``"receive"``, ``"wait"``, ``"call"`` and so on."""
+
+    handle: str | None
+    """Text of the lock, channel or callback, with its holder and the like: it tells who may end the
+    wait. None means a function that the job names, or a sleep."""
+
+    seconds: float
+    """Seconds since the request came."""
+
+
+@documented
+@attrs.frozen
 class WorkerContextStatistics:
     """The workers of a context at one moment.
 
@@ -133,3 +155,6 @@ class WorkerContextStatistics:
 
     counters: WorkerContextCounters = attrs.field(default=WorkerContextCounters(), eq=False)
     """Numbers that only grow, for metrics."""
+
+    waiting: tuple[WaitingJob, ...] = attrs.field(default=(), eq=False)
+    """A record for each wait of a job on this program, the longest first."""

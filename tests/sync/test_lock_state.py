@@ -14,7 +14,7 @@ from ledger import OWNERS, FakeWaiter, Step, explore_at_random, explore_everythi
 from trio_offload._exceptions import AbandonedLockError, DeadlockError
 from trio_offload._sync.condition_state import ConditionState
 from trio_offload._sync.lock_state import LockState, OnAbandon
-from trio_offload._sync.wait_graph import Outcome, WaitGraph
+from trio_offload._wait_graph import Outcome, WaitGraph
 
 DEATH: Any = SimpleNamespace(pid=4711, function="jobs.hold", cause="was killed by SIGKILL", signal=signal.SIGKILL)
 

@@ -16,7 +16,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_offload
 from trio_offload import AbandonedLockError, BrokenBarrierError, DeadlockError
-from trio_offload._sync.wait_graph import WAITS
+from trio_offload._wait_graph import WAITS
 
 BOTH = pytest.mark.parametrize("library", [trio, trio_offload], ids=lambda library: library.__name__)
 OURS: dict[str, Callable[[], Any]] = {

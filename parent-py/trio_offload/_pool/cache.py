@@ -21,7 +21,7 @@ import trio
 from .. import _clock
 from .._exceptions import BrokenWorkerError
 from .._process.process import WorkerProcess
-from .._statistics import WorkerContextCounters, WorkerStatistics
+from .._statistics import WaitingJob, WorkerContextCounters, WorkerStatistics
 from .._worker.endings import describe_ending
 from .._worker.peer import Peer, logger
 from .._worker.states import ENDED, IDLE, RUNNING
@@ -122,6 +122,12 @@ class WorkerCache:
         # Copying is one step, so concurrent changes by other threads are safe.
         workers = [worker for worker in self._working.copy() if worker.state in (IDLE, RUNNING)]
         return tuple(sorted((worker.statistics() for worker in workers), key=lambda record: -record.age))
+
+    def waiting(self) -> tuple[WaitingJob, ...]:
+        """Return a record for each request of a job that waits for its reply, the oldest first."""
+        conversations = [worker.conversation for worker in self._working.copy()]
+        waits = [wait for conversation in conversations if conversation is not None for wait in conversation.waits()]
+        return tuple(sorted(waits, key=lambda wait: -wait.seconds))
 
     def pop(self) -> Worker | None:
         """Remove and return an idle worker, else one whose start has begun, else None."""

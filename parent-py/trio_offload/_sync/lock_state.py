@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import attrs
 
 from .._exceptions import AbandonedLockError
+from .._wait_graph import WaitGraph
 from .parking import Parking, Waiter
-from .wait_graph import WaitGraph
 
 if TYPE_CHECKING:
     import signal

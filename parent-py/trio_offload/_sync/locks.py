@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
+from .._wait_graph import WAITS
 from .._worker.peer import logger
 from .._worker.requests import Death, Post, Request
 from .handles import Handle, PlainGrant
 from .lock_state import LockState, OnAbandon
 from .replies import MISTAKES, JobWaiter, facts, fail
 from .statistics import LockStatistics, public_owner
-from .wait_graph import WAITS
 from .waiters import TaskOwner, TaskWaiter, current_owner
 
 if TYPE_CHECKING:

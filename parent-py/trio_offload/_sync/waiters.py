@@ -9,23 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
-import attrs
 import outcome
 import trio
 
 from .._worker.requests import Request
+from .._worker.requests import TaskOwner as TaskOwner
 
 ResultType = TypeVar("ResultType")
-
-
-@attrs.frozen
-class TaskOwner:
-    """A task of this program, as an owner of locks and the like."""
-
-    task: trio.lowlevel.Task = attrs.field(eq=id)
-
-    def __str__(self) -> str:
-        return f"the task {self.task.name}"
 
 
 def current_owner() -> TaskOwner:

@@ -12,7 +12,9 @@ import outcome
 import trio
 
 from .._pickling.payload import function_name
+from .._wait_graph import WAITS, Outcome
 from .peer import logger
+from .requests import TaskOwner
 
 if TYPE_CHECKING:
     from .requests import Request
@@ -109,9 +111,20 @@ async def _await_unprotected(awaitable: Any) -> Any:
 
 
 async def _await(request: Request, awaitable: Any) -> None:
+    task = trio.lowlevel.current_task()
+    # In messages about deadlocks.
+    task.name = getattr(awaitable, "__qualname__", task.name)
+    WAITS.add_unchecked(request.owner, Outcome("its callback", TaskOwner(task)))
     with trio.CancelScope() as scope:
-        request.on_withdraw = scope.cancel
+
+        def give_up() -> None:
+            WAITS.remove(request.owner)
+            scope.cancel()
+
+        request.on_withdraw = give_up
         result = await outcome.acapture(_await_unprotected, awaitable)
+        if not request.is_completed:
+            WAITS.remove(request.owner)
         if isinstance(result, outcome.Value):
             request.complete_value(result.value)
         else:

@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -27,11 +28,14 @@ import trio
 
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, encode_head
 
+from .._exceptions import DeadlockError
+from .._statistics import WaitingJob
 from .._transport.sockets import WriteFailed
+from .._wait_graph import WAITS, in_words
 from .callbacks import call_plain
 from .endings import describe_ending
 from .loans import Loan, loan_of
-from .requests import Death, JobCall, JobOwner, Post, Request
+from .requests import Death, JobCall, JobOwner, Post, Request, TaskOwner
 
 if TYPE_CHECKING:
     from .._pickling.payload import Grant
@@ -117,6 +121,7 @@ class Conversation:
         request = Request(
             self, body["request"], body["op"], owner, frame.segments, types, body.get("count"), body.get("shield", False)
         )
+        request.grant = grant
         self._open[request.number] = request
         self._dispatch(request, grant, body)
         if self._loan is not None and len(self._open) == 1 and not request.is_completed:
@@ -166,6 +171,20 @@ class Conversation:
     def is_live(self) -> bool:
         """True if the running call has said something."""
         return self._call is not None
+
+    def waits(self) -> list[WaitingJob]:
+        """Return a record for each request that has no reply yet."""
+        now = time.monotonic()
+        return [
+            WaitingJob(
+                request.owner.call.pid,
+                request.owner.call.function,
+                request.op,
+                None if request.grant is None else repr(getattr(request.grant, "handle", request.grant)),
+                now - request.since,
+            )
+            for request in list(self._open.values())
+        ]
 
     def forget(self) -> None:
         """Forget the calls in flight. They go to another worker, with their grants."""
@@ -223,6 +242,25 @@ class Conversation:
         sizes = [len(segment) for segment in segments] if lengths is None else lengths
         self._write([encode_head(Kind.REPLY, call.number, sizes, fields), *segments])
 
+    @property
+    def holder(self) -> JobOwner | None:
+        """The thread of the job whose end its host waits for. See :class:`Awaited`."""
+        return None if self._call is None else JobOwner(self._call, self._call.pid)
+
+    def __str__(self) -> str:
+        return "the end of its job"
+
+    def _begin_wait(self, host: TaskOwner) -> None:
+        """Enter the host's wait. If it closes a cycle, the request of the job fails.
+
+        The request was first: only then is a job worth a host.
+        """
+        cycle = WAITS.cycle(host, self)
+        WAITS.add_unchecked(host, self)
+        for request in list(self._open.values()) if cycle else ():
+            if request.owner == self.holder:
+                request.refuse(DeadlockError(in_words(cycle)))
+
     def _write(self, parts: list[Buffer]) -> None:
         channel = self._worker.channel
         if channel is None:
@@ -264,6 +302,8 @@ class Conversation:
             BaseException: Ctrl+C or its like out of a callback.
         """
         worker = self._worker
+        waits = TaskOwner(trio.lowlevel.current_task())
+        self._begin_wait(waits)
         self._outbox[:0] = worker.take_unsent()
         answer: outcome.Outcome[Frame | memoryview] | None = None
         try:
@@ -284,6 +324,7 @@ class Conversation:
             if answer is None or not _is_cancellation(error):
                 raise
         finally:
+            WAITS.remove(waits)
             self._nursery = None
             worker.put_back_unsent(self._outbox)
             self._outbox = []

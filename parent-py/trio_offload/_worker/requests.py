@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -96,6 +97,16 @@ class JobOwner:
 
 
 @attrs.frozen
+class TaskOwner:
+    """A task of this program, as an owner of locks and the like."""
+
+    task: trio.lowlevel.Task = attrs.field(eq=id)
+
+    def __str__(self) -> str:
+        return f"the task {self.task.name}"
+
+
+@attrs.frozen
 class Post:
     """A one-way message of a job."""
 
@@ -136,6 +147,10 @@ class Request:
     is_completed: bool = False
     is_over: bool = False
     """True if it is withdrawn because its call has ended."""
+    grant: Grant | None = None
+    """The handle that it concerns. None means a function by name, or a sleep."""
+    since: float = attrs.field(factory=time.monotonic)
+    """Time of its arrival, by the monotonic clock."""
 
     def was_handed(self, number: int) -> bool:
         """Return True if the item that a request of this job got has reached the job's code."""
@@ -195,6 +210,12 @@ class Request:
                 return
         segments, type_name, message, traceback = describe(error, "call")
         self.complete("raised", segments, body={"type": type_name, "message": message, "traceback": traceback})
+
+    def refuse(self, error: Exception) -> None:
+        """Send an exception, after it has been taken out of its place."""
+        if self.on_withdraw is not None:
+            self.on_withdraw()
+        self.fail(error)
 
     def withdraw(self, status: str) -> None:
         """Complete it with this status, after it has been taken out of its place."""

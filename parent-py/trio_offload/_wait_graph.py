@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final, NamedTuple, Protocol
 
-from .._exceptions import DeadlockError
+from ._exceptions import DeadlockError
 
 
 class Awaited(Protocol):

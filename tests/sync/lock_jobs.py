@@ -1,0 +1,251 @@
+"""Jobs that use the locks and the like of the test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+Outcome = tuple[str, Any]
+
+
+def do(handle: Any, *steps: tuple[Any, ...]) -> list[Outcome]:
+    """Call methods, one after the other, and read attributes; say what came of each."""
+    return [outcome(handle, *step) for step in steps]
+
+
+def outcome(handle: Any, name: str, *args: Any, **kwargs: Any) -> Outcome:
+    try:
+        found = getattr(handle, name)
+        if not callable(found):
+            return "value", found
+        value = found(*args, **kwargs)
+        return "value", vars(value) if type(value).__name__ == "Record" else value
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+def kind_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def hold(lock: Any, how: str = "return", said: Any = None) -> None:
+    """Acquire the lock and end with it."""
+    lock.acquire()
+    end(how)
+
+
+def end(how: str) -> None:
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "exit":
+        os._exit(3)
+    elif how == "raise":
+        raise LookupError("the job raises")
+
+
+def acquire_many(limiter: Any, number: int, how: str) -> None:
+    for _ in range(number):
+        limiter.acquire()
+    end(how)
+
+
+def borrow(limiter: Any, how: str) -> None:
+    limiter.acquire()
+    limiter.acquire_on_behalf_of("an object")
+    limiter.acquire_on_behalf_of("another")
+    limiter.release_on_behalf_of("another")
+    end(how)
+
+
+def with_lock(lock: Any, function: Any, *args: Any) -> Any:
+    with lock:
+        return function(*args)
+
+
+def append_pid(lock: Any, path: str, number: int) -> None:
+    """Read a file and write it again, longer: two at once would lose one."""
+    for _ in range(number):
+        with lock:
+            with open(path) as file:
+                count = int(file.read())
+            with open(path, "w") as file:
+                file.write(str(count + 1))
+
+
+def acquire_then(first: Any, second: Any, ready: Any) -> str:
+    """Hold one lock and wait for another."""
+    with first:
+        ready.set()
+        try:
+            second.acquire()
+        except Exception as error:
+            return type(error).__name__ + ": " + str(error)
+        second.release()
+        return "acquired"
+
+
+def wait_for_notification(condition: Any, ready: Any, timeout: float | None = None) -> str:
+    with condition:
+        ready.release()
+        condition.wait(timeout)
+    return "notified"
+
+
+def wait_for_items(condition: Any, event: Any) -> bool:
+    with condition:
+        return bool(condition.wait_for(event.is_set))
+
+
+def notify(condition: Any, number: int | None) -> None:
+    with condition:
+        if number is None:
+            condition.notify_all()
+        else:
+            condition.notify(number)
+
+
+def nested(lock: Any) -> list[bool]:
+    """Acquire a reentrant lock in itself."""
+    seen = []
+    with lock:
+        with lock:
+            lock.acquire_nowait()
+            seen.append(lock.locked())
+            lock.release()
+        seen.append(lock.locked())
+    seen.append(lock.locked())
+    return seen
+
+
+def wait_nested(condition: Any, lock: Any, ready: Any) -> bool:
+    """Wait with an RLock that is acquired twice: it is held twice again."""
+    with condition, lock:
+        ready.set()
+        condition.wait()
+        lock.release()
+        still = bool(lock.locked())
+        lock.acquire()
+    return still
+
+
+def in_threads(lock: Any, number: int) -> list[int]:
+    """Threads of one job exclude each other."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        for _ in range(10):
+            with lock:
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return most
+
+
+def hold_in_item(lock: Any, item: int) -> str:
+    """An item that keeps the lock, if it is the first."""
+    try:
+        lock.acquire()
+    except Exception as error:
+        return type(error).__name__
+    if item:
+        lock.release()
+    return "acquired"
+
+
+def meet(barrier: Any, how: str = "wait") -> Any:
+    if how == "wait":
+        return barrier.wait()
+    return outcome(barrier, how)
+
+
+def wait_and_die(barrier: Any, started: Any) -> None:
+    """Wait at a barrier in a thread, and die there."""
+    thread = threading.Thread(target=barrier.wait, daemon=True)
+    thread.start()
+    started.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_blocked(handle: Any, ready: Any, method: str) -> str:
+    """Wait in one method until something ends the wait."""
+    ready.set()
+    try:
+        getattr(handle, method)()
+    except BaseException as error:
+        if type(error).__name__ == "Cancelled":
+            return "cancelled"
+        raise
+    return "done"
+
+
+def wait_to_be_killed(handle: Any, ready: Any, method: str) -> None:
+    ready.set()
+    getattr(handle, method)()
+
+
+class Interrupt(Exception):
+    """A signal handler raises it."""
+
+
+def interrupted(handle: Any, method: str, said: Any) -> str:
+    """Wait until a signal handler raises."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupt
+
+    signal.signal(signal.SIGUSR1, interrupt)
+    said(os.getpid())
+    try:
+        getattr(handle, method)()
+    except Interrupt:
+        return "interrupted"
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    return "done"
+
+
+def interrupted_condition(condition: Any, said: Any) -> list[str]:
+    """After the exception of a signal handler, the lock is held again."""
+    with condition:
+        found = [interrupted(condition, "wait", said)]
+        condition.notify()
+    try:
+        condition.release()
+    except RuntimeError as error:
+        found.append(str(error))
+    return found
+
+
+def set_all(events: list[Any]) -> None:
+    for event in events:
+        event.set()
+
+
+def call_with_lock(lock: Any, callback: Any) -> str:
+    """Call back while the lock is held."""
+    with lock:
+        try:
+            callback()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return "called"
+
+
+def run_with_lock(lock: Any, afn: Any) -> str:
+    from trio_offload_worker import from_worker
+
+    with lock:
+        return str(from_worker.run(afn, lock))
