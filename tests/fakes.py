@@ -121,6 +121,7 @@ class FakeWorker:
         self.had_call = False
         self.last_words = ""
         self.returned = 0
+        self.waited = 0.0
         self.state = State.STARTING
         self.process = FakeProcess()
         self.expires_at = math.inf

@@ -19,7 +19,6 @@ from ._launch.select import launcher_for
 from ._limiter import Limiter, checked_limiter, current_default_worker_limiter
 from ._options import ContextOptions, check_count, check_seconds, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
-from ._pickling.payload import release
 from ._pool.cache import WorkerCache
 from ._pool.pool import WorkerPool
 from ._pool.tracker import CallTracker
@@ -115,21 +114,26 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         if timeout is not None or grace is not None or unexpected or type(limiter) is not CapacityLimiter:
             return await _run_otherwise(self, sync_fn, args, timeout, grace, kill_on_cancel, limiter, unexpected)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
-        task = current_task()
-        calls, cache = self._calls, self._cache
-        if limiter is _PASSED:
-            pass
-        elif calls.entered and limiter.borrowed_tokens >= limiter.total_tokens:
-            await self._pool.acquire(limiter, task)
-        else:
-            await checkpoint_if_cancelled()
-            try:
-                limiter.acquire_on_behalf_of_nowait(task)
-            except trio.WouldBlock:
-                # A free token is reserved for a task that waits.
-                await self._pool.acquire(limiter, task)
+        task, calls, cache = current_task(), self._calls, self._cache
         call: Payload | None = None
+        held, waited = False, 0.0
         try:
+            waits = (calls.entered or calls.waiting) and limiter.borrowed_tokens >= limiter.total_tokens
+            if not waits:
+                await checkpoint_if_cancelled()
+                try:
+                    limiter.acquire_on_behalf_of_nowait(task)
+                except trio.WouldBlock:
+                    waits = True  # a free token is reserved for a task that waits
+            if waits:
+                calls.waiting += 1
+                began = time.monotonic()
+                try:
+                    await limiter.acquire_on_behalf_of(task)
+                finally:
+                    calls.waiting -= 1
+                    waited = time.monotonic() - began
+            held = True
             calls.enter(task)
             call = self._dump_call(sync_fn, args)
             lost: list[WorkerProcess] | None = None
@@ -144,11 +148,12 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     else:
                         worker.submit(call)
                     worker.limiter = limiter
+                    if waited:
+                        worker.waited += waited
+                        waited = 0.0
                     value, error = await worker.answer(kill_on_cancel, True)
-                    if self.retire is not bool and worker.will_retire():
-                        # Until it says that it retires, it would count as idle and get calls.
-                        worker.ask_to_retire()
-                        self._pool.begin_spare()
+                    if self.retire is not bool:
+                        self._pool.retire_if_due(worker)
                 except CallNotRun:
                     if new:  # and not an idle one, which may have retired
                         lost = with_lost(lost, worker.process, call.name)
@@ -170,10 +175,10 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     error = None
         finally:
             calls.leave(task)
-            if limiter is not _PASSED:
+            if held:
                 limiter.release_on_behalf_of(task)
-            if call is not None and call.grants:
-                release(call)
+            if waited or (call is not None and call.grants):
+                self._pool.settle(call, waited)
 
     @overload
     def map(
@@ -387,8 +392,8 @@ async def _run_otherwise(
     await checkpoint_if_cancelled()
     began = time.monotonic()
     async with checked_limiter(limiter):
+        context._pool.note_wait(began)
         if (seconds is None or seconds == math.inf) and grace is None:
-            context._pool.note_wait(began)
             return await context.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
         from ._pool.timed_call import run_in_time  # few programs need it
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
@@ -140,6 +142,34 @@ async def test_times(line: Lifeline, gate: Gate) -> None:
         after = context.statistics().counters
         assert after.seconds_waited - before.seconds_waited >= 0.049
         assert after.seconds_run - before.seconds_run >= 0.049
+
+
+@pytest.mark.parametrize("outcome", ["closed", "cancelled", "not pickled", "timed", "new worker"])
+async def test_a_wait_counts_whatever_comes_of_the_call(outcome: str) -> None:
+    """A worker keeps the waits of the calls that it runs. These have none, or had none yet."""
+    limiter, context = trio.CapacityLimiter(1), open_worker_context()
+    async with context as pool, trio.open_nursery() as nursery:
+        if outcome == "timed":
+            await pool.run_sync(bool)
+        await limiter.acquire_on_behalf_of("somebody")
+        before = pool.statistics().counters.seconds_waited
+
+        async def call() -> None:
+            function = (lambda: None) if outcome == "not pickled" else bool
+            with contextlib.suppress(pickle.PicklingError, AttributeError, trio.ClosedResourceError):
+                await pool.run_sync(function, limiter=limiter, timeout=PATIENCE if outcome == "timed" else None)
+
+        nursery.start_soon(call)
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0.05)  # what is measured
+        if outcome == "cancelled":
+            nursery.cancel_scope.cancel()
+        elif outcome == "closed":
+            nursery.start_soon(context.__aexit__, None, None, None)
+            await trio.testing.wait_all_tasks_blocked()
+        limiter.release_on_behalf_of("somebody")
+    assert pool.statistics().counters.seconds_waited - before >= 0.049
+    assert pool._pool.calls.waiting == 0
 
 
 @pytest.mark.parametrize("limiter", [trio.Semaphore(1), trio.Lock()], ids=["semaphore", "lock"])

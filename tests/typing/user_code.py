@@ -32,6 +32,7 @@ from trio_offload import (
     retire_when,
     run_sync,
 )
+from trio_offload_worker import from_worker
 
 
 def shout(text: str, times: int = 1) -> str:
@@ -117,6 +118,26 @@ async def maps() -> None:
         assert_type(error.crash, CrashRecord | None)
         assert_type(error.item_index, int | None)
     await send.aclose()
+
+
+async def fetch(name: str) -> bytes:
+    return name.encode()
+
+
+def talking_job(path: Path) -> str:
+    from_worker.check_cancelled()
+    assert_type(from_worker.cancelled(), bool)
+    assert_type(from_worker.run(fetch, "name"), bytes)
+    try:
+        from_worker.sleep(0.5)
+    except from_worker.Cancelled:
+        with from_worker.shielded(seconds=5), from_worker.shielded():
+            assert_type(from_worker.run_sync(measure, path), tuple[int, float])
+        raise
+    job = from_worker.job()
+    job.adopt()
+    assert_type(job, from_worker.Job)
+    return from_worker.run_sync(shout, "hello", 2)
 
 
 async def contexts() -> None:

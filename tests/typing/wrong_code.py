@@ -7,6 +7,7 @@ import trio
 
 import trio_offload
 from trio_offload import WorkerType, cache_scope, configure_default_context, open_worker_context, run_sync
+from trio_offload_worker import from_worker
 
 
 def shout(text: str, times: int = 1) -> str:
@@ -27,6 +28,14 @@ async def wrong_arguments() -> None:
     async with open_worker_context() as context:
         await context.run_sync(shout, 5)  # type: ignore[arg-type]
         await context.run_sync(shout)  # type: ignore[arg-type]
+
+
+def wrong_job() -> None:
+    from_worker.run_sync(shout, 5)  # type: ignore[arg-type]
+    from_worker.run(coroutine_function, 5)  # type: ignore[arg-type]
+    from_worker.run(shout, "hello", 2)  # type: ignore[arg-type]
+    from_worker.sleep("long")  # type: ignore[arg-type]
+    from_worker.shielded("long")  # type: ignore[arg-type]
 
 
 async def wrong_result() -> int:

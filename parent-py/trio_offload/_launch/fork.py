@@ -120,6 +120,7 @@ def fork(init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> _p
             # The worker runs in an empty context (contextvars).
             warnings.filters[:] = filters  # type: ignore[index]
         _forget_trio()
+        _refuse_handles()
         # Made here: the task that needs the worker may be handling an exception.
         inherited = Inherited(init, retire)
         # The copy skips the exit handlers that it inherits, and runs these: its jobs may use a
@@ -134,6 +135,13 @@ def fork(init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> _p
             return _process.fork(child)
         finally:
             worker_fork.restore_signals(mask)
+
+
+def _refuse_handles() -> None:
+    """Make the program's locks, channels and so on raise in the copy, if there are any."""
+    handles: Any = sys.modules.get("trio_offload._sync.handles")
+    if handles is not None:
+        handles.refuse_in_copy()
 
 
 def hello() -> dict[str, Any]:

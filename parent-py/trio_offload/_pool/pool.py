@@ -12,6 +12,7 @@ import trio
 from trio_offload_worker._jobs.retire import RetireWhen
 
 from .._exceptions import WorkerStartError
+from .._pickling.payload import release
 from .._sizes import readable_limit, readable_size
 from .._statistics import WorkerContextCounters, WorkerContextStatistics
 from .._worker.peer import logger
@@ -80,11 +81,16 @@ class WorkerPool:
 
     def give_back(self, worker: Worker) -> None:
         """Take back a worker, and start a replacement if it retires."""
-        if worker.state is IDLE and worker.will_retire():
-            # As after a call: it would count as idle, and get calls, until it says that it retires.
+        if worker.state is IDLE:
+            self.retire_if_due(worker)
+        self.cache.push(worker)
+
+    def retire_if_due(self, worker: Worker) -> None:
+        """After a job, tell a worker that is about to retire to do so, and start a replacement."""
+        if worker.will_retire():
+            # Until it says that it retires, it would count as idle and get calls.
             worker.ask_to_retire()
             self.begin_spare()
-        self.cache.push(worker)
 
     async def _finish(self, worker: Worker, cancellable: bool) -> None:
         try:
@@ -95,17 +101,16 @@ class WorkerPool:
         self.cache.note_started(worker)
         self._warn_of_baseline(worker)
 
-    async def acquire(self, limiter: trio.CapacityLimiter, task: trio.lowlevel.Task) -> None:
-        """Wait for a token on behalf of a call's task."""
-        began = time.monotonic()
-        try:
-            await limiter.acquire_on_behalf_of(task)
-        finally:
-            self.note_wait(began)
-
     def note_wait(self, began: float) -> None:
         """Count the wait of a call that ends now. It began on the clock of time.monotonic()."""
         self.counters.add(time.monotonic() - began)
+
+    def settle(self, call: Payload | None, waited: float) -> None:
+        """After a call, count a wait that no worker has counted, and release what it granted."""
+        if waited:
+            self.counters.add(waited)
+        if call is not None:
+            release(call)
 
     def open(self) -> None:
         """Begin to keep ``min_idle`` workers ready, if this is in a run of Trio."""

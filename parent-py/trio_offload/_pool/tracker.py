@@ -30,10 +30,15 @@ class CallTracker:
         self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
         # Key -> True for a call; False for an operation that close() awaits but statistics omit.
         self.entered: dict[object, bool] = {}
+        # About the number of calls that wait for a token. If it is not zero, the next call looks at
+        # its limiter first: to be refused costs more. Threads may lose an update, which costs time
+        # only.
+        self.waiting = 0
 
     def forget(self) -> None:
         """Drop the parent's calls, in a fork of this process."""
         self.entered.clear()
+        self.waiting = 0
 
     @property
     def closed(self) -> bool:
@@ -101,8 +106,8 @@ class Counters:
     def add(self, part: WorkerContextCounters | float) -> None:
         """Add the numbers of something that has happened.
 
-        A float is the seconds that a call has waited. Where more calls run than workers, each adds
-        one, and a record for it would take a quarter of the call.
+        A float is the seconds that a call has waited. Most are added to a worker instead, see
+        :attr:`CallSender.waited`.
         """
         self._pending.append(part)
         if len(self._pending) > _MAX_PENDING and self._lock.acquire(blocking=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import trio
 
@@ -64,6 +64,7 @@ class Handle:
     def __init__(self) -> None:
         self._number = 0
         self._token: trio.lowlevel.TrioToken | None = None
+        _handles.add(self)
 
     def bind(self) -> int:
         """Return the number. The first use binds the handle to the run of Trio.
@@ -104,6 +105,39 @@ class Handle:
             )
         grant = export.grant(id(self), self.grant)
         return attach, (self.kind, grant.id, *self.details(grant))
+
+
+class InheritedHandle(Handle):
+    """A handle of the program in a worker that is its fork: a copy without effect, so it raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__"):
+            return object.__getattribute__(self, name)
+        raise _not_inherited()
+
+    def _refuse(self, *args: Any) -> NoReturn:
+        raise _not_inherited()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise _not_inherited()
+
+    __call__ = __enter__ = __exit__ = __iter__ = __next__ = _refuse
+
+
+def refuse_in_copy() -> None:
+    """Make all handles raise in a worker that has just been forked."""
+    for handle in list(_handles):
+        handle.__class__ = InheritedHandle
+
+
+def _not_inherited() -> RuntimeError:
+    return RuntimeError(
+        "this object belongs to the program that has forked the worker, and the copy of it here is without effect; pass "
+        "it to the job as an argument"
+    )
+
+
+_handles: Final[weakref.WeakSet[Handle]] = weakref.WeakSet()
 
 
 class PlainGrant:

@@ -145,18 +145,22 @@ class Vitals:
         error = load_exception(frame)
         return error if was_cancelled and is_cancellation(error) else contained(error)
 
-    def counters(self, jobs: int, busy: float, failure: str, *, lives: bool, in_order: bool) -> WorkerContextCounters:
+    def counters(
+        self, jobs: int, busy: float, waited: float, failure: str, *, lives: bool, in_order: bool
+    ) -> WorkerContextCounters:
         """Return the numbers that only grow.
 
         Args:
             jobs: number of its jobs.
             busy: seconds that it had a call.
+            waited: seconds that these calls have waited for a token.
             failure: the counter of the call that ended with it, or "".
             lives: the worker takes calls.
             in_order: it was told to exit, or has said that it does.
         """
         raised = self.raised
-        counts: dict[str, Any] = {"calls_returned": jobs - raised, "calls_raised": raised, "seconds_run": busy}
+        counts: dict[str, Any] = {"calls_returned": jobs - raised, "calls_raised": raised}
+        counts.update(seconds_run=busy, seconds_waited=waited)
         if failure:
             counts[failure] = 1
         if not lives:

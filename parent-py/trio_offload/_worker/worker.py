@@ -91,8 +91,8 @@ class Worker(Talker):
 
     def counters(self) -> WorkerContextCounters:
         """Return its numbers that only grow."""
-        lives = self.state in (IDLE, RUNNING)
-        return self._vitals.counters(self.jobs, self._busy, self.failure, lives=lives, in_order=self.process.dismissed)
+        lives, in_order = self.state in (IDLE, RUNNING), self.process.dismissed
+        return self._vitals.counters(self.jobs, self._busy, self.waited, self.failure, lives=lives, in_order=in_order)
 
     def will_retire(self, ahead: int = 0) -> bool:
         """Return True if it is about to retire by its policy, after ``ahead`` further jobs."""
