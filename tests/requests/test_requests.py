@@ -16,7 +16,7 @@ from fake_line import FakeLine, in_job
 
 from trio_offload_worker import from_worker
 from trio_offload_worker._protocol.frames import HANDED_AT, Frame, Kind, encode_head
-from trio_offload_worker._requests import requests
+from trio_offload_worker._requests import credit, requests
 from trio_offload_worker._requests.errors import Cancelled, JobEndedError
 from trio_offload_worker._requests.messages import Segments, encode_request
 from trio_offload_worker._requests.pickles import dumps
@@ -153,6 +153,31 @@ def test_credit_is_used_up_and_ends_with_its_call(line: FakeLine) -> None:
     request("send", 9)
     line.running = 8
     assert not requests.take_credit(9)
+
+
+def test_post_on_credit(line: FakeLine) -> None:
+    def script(frame: Frame) -> None:
+        if frame.kind is Kind.REQUEST:
+            line.credit(9, 2)
+            line.reply(frame)
+
+    line.script = script
+    small = dumps("x")
+    assert not credit.post_on_credit("send", 9, small)
+    request("send", 9)
+    sent = len(line.frames)
+    assert [credit.post_on_credit("send", 9, small) for _ in range(3)] == [True, True, False]
+    assert [(frame.kind, frame.body["op"], frame.body["handle"]) for frame in line.frames[sent:]] == [
+        (Kind.POST, "send", 9)
+    ] * 2
+    line.credit(9, 3)  # it has arrived, and is read when it is needed
+    assert credit.post_on_credit("send", 9, dumps(bytes(300_000)))
+    assert [len(frame.segments) for frame in line.frames[-2:]] == [1, 2]
+    assert (credit.take_credit(9, 5), credit.take_credit(9, 5)) == (2, 0)
+    line.credit(9, 1)
+    line.cancel(7)
+    with pytest.raises(Cancelled):
+        credit.post_on_credit("send", 9, small)
 
 
 def test_many_threads_share_one_reader(line: FakeLine) -> None:

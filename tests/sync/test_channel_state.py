@@ -111,6 +111,25 @@ class ChannelLedger:
         self.hold(items, limit)
         return None
 
+    def extend_credit(self, sender: int, asks: bool) -> None:
+        end, buffer = self.senders[sender % len(self.senders)], self.state.buffer
+        before = end.credit
+        assert self.state.extend_credit(end, asks=asks) == end.credit - before
+        if end.credit > before:
+            assert self.state.open_senders == 1
+            assert len(buffer) + end.credit <= buffer.max_items
+
+    def send_on_credit(self, sender: int, size: int) -> None:
+        end, item = self.senders[sender % len(self.senders)], Item("x", size)
+        if not end.credit:
+            with pytest.raises(Refusal):
+                self.state.send_on_credit(end, item)
+            return
+        self.sent.append(item)
+        # It passes the items that are parked for want of a place.
+        self.open.insert(len(self.state.buffer), item)
+        self.state.send_on_credit(end, item)
+
     def withdraw(self, index: int) -> bool | None:
         waiting = [waiter for waiter in self.waiters if waiter.waits]
         if not waiting:
@@ -148,9 +167,7 @@ class ChannelLedger:
         deliveries = [*end.deliveries.values()]
         numbers = sorted(delivery.number for delivery in deliveries)
         handed = set(numbers[: handed_up_to % (len(numbers) + 1)])
-        for delivery in deliveries:
-            if delivery.number not in handed:
-                self.reopen(delivery.items)
+        self.reopen([item for delivery in deliveries if delivery.number not in handed for item in delivery.items])
         told = self.state.finish_receiver(end, handed.__contains__)
         assert [item.number for item in told] == sorted(item.number for item in told)
         assert {id(item) for item in told} == {
@@ -212,7 +229,8 @@ class ChannelLedger:
     def reopen(self, items: list[Item]) -> None:
         for item in items:
             del self.held[item.number]
-        self.open = sorted(self.open + items, key=lambda item: item.number)
+        buffered = [*self.state.buffer._items]
+        self.open = sorted(buffered + items, key=lambda item: item.number) + self.open[len(buffered) :]
 
     def refuse(self, items: list[Item]) -> None:
         for item in items:
@@ -275,7 +293,8 @@ class ChannelLedger:
         """The state up to the numbers of its items, of which only the order counts."""
         buffer = self.state.buffer
         delivered = [item for end in self.receivers for delivery in end.deliveries.values() for item in delivery.items]
-        ranks = {number: rank for rank, number in enumerate(sorted(item.number for item in [*self.open, *delivered]))}
+        numbered = [*buffer._items, *delivered]
+        ranks = {number: rank for rank, number in enumerate(sorted(item.number for item in numbered))}
         return (
             tuple((ranks[item.number], item.size) for item in buffer._items),
             tuple(
@@ -283,7 +302,7 @@ class ChannelLedger:
                 for put in buffer._puts._waiters.values()
             ),
             tuple((self.receivers.index(take.source), take.limit) for take in buffer._takes._waiters.values()),
-            tuple(end.closed for end in self.senders),
+            tuple((end.closed, end.credit) for end in self.senders),
             tuple(
                 (
                     end.closed,
@@ -301,7 +320,7 @@ class ChannelLedger:
 class ChannelMachine(RuleBasedStateMachine):
     @initialize(
         max_items=st.sampled_from([0, 1, 2, 3, math.inf]),
-        max_bytes=st.sampled_from([1, 5, 100]),
+        max_bytes=st.sampled_from([1, 5, 100, 10_000]),
         on_death=st.sampled_from(["raise", "ignore"]),
     )
     def start(self, max_items: float, max_bytes: int, on_death: str) -> None:
@@ -323,6 +342,14 @@ class ChannelMachine(RuleBasedStateMachine):
     )
     def receive(self, receiver: int, limit: int, waits: bool, thread: int | None) -> None:
         self.ledger.receive(receiver, limit, waits, thread)
+
+    @rule(sender=st.integers(0, 3), asks=st.booleans())
+    def extend_credit(self, sender: int, asks: bool) -> None:
+        self.ledger.extend_credit(sender, asks)
+
+    @rule(sender=st.integers(0, 3), size=st.integers(0, 7))
+    def send_on_credit(self, sender: int, size: int) -> None:
+        self.ledger.send_on_credit(sender, size)
 
     @rule(index=st.integers(0, 5))
     def withdraw(self, index: int) -> None:
@@ -385,6 +412,37 @@ def test_all_short_histories(max_items: int) -> None:
     """Two senders, a task and a job with two threads that receive: each history of six steps."""
     states = explore_everything(lambda: ChannelLedger(max_items, 3), depth=6)
     assert states > 1000
+
+
+def test_credit_is_for_a_sole_sender() -> None:
+    state = ChannelState(100, 10_000_000)
+    one, receive = state.add_sender(), state.add_receiver()
+    assert state.extend_credit(one) == 100
+    assert state.extend_credit(one) == 0
+    for number in range(100):
+        state.send_on_credit(one, Item(number, 1))
+    with pytest.raises(Refusal, match=WOULD_BLOCK):
+        state.send_on_credit(one, Item("one too many", 1))
+    assert [item.payload for item in state.receive(receive, None, 49) or ()] == [*range(49)]
+    assert state.extend_credit(one) == 0  # less than half of it is free
+    assert state.extend_credit(one, asks=True) == 49
+    for number in range(49):
+        state.send_on_credit(one, Item(number, 1))
+    state.receive(receive, None, 50)
+    other = state.clone_sender(one)
+    assert state.extend_credit(one) == 0
+    state.close_sender(other)
+    assert state.extend_credit(one) == 50
+    state.close_receiver(receive)
+    state.send_on_credit(one, Item("dropped", 1))
+    assert len(state.buffer) == 0
+
+
+@pytest.mark.parametrize(("max_items", "max_bytes", "credit"), [(0, 10_000, 0), (1, 10_000, 0), (9, 8200, 2), (9, 4100, 0)])
+def test_credit_fits_the_buffer(max_items: int, max_bytes: int, credit: int) -> None:
+    state = ChannelState(max_items, max_bytes)
+    state.add_receiver()
+    assert state.extend_credit(state.add_sender()) == credit
 
 
 def test_an_item_above_the_byte_bound_passes_alone() -> None:

@@ -155,7 +155,8 @@ class QueueLedger:
         self.leases.append(lease)
 
     def reopen(self, item: Item) -> None:
-        self.waiting = sorted([*self.waiting, item], key=lambda item: item.number)
+        buffered = [*self.state.buffer._items]
+        self.waiting = sorted([*buffered, item], key=lambda item: item.number) + self.waiting[len(buffered) :]
 
     def refuse(self, items: Any) -> None:
         for item in items:

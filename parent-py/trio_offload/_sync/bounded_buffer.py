@@ -6,7 +6,7 @@ Invariants, after each method:
 
 * a take is parked only while the buffer and the parked puts are empty;
 * a put is parked only while its first item does not fit;
-* the items lie in the order of their numbers, which is the order in which they were put.
+* the items lie in the order of their numbers. They get these when their turn comes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Item:
     size: int
     """Size of the pickle in bytes."""
     number: int = 0
-    """Place in the order of sending."""
+    """Place in the order in which items enter the buffer, or pass it."""
     attempts: int = 0
     """Number of holders that failed, if it is the item of a work queue."""
 
@@ -84,7 +84,7 @@ class BoundedBuffer:
         self._takes: Parking[_Take] = Parking()
         # The waiters of each source, so that the end of one costs nothing for the others.
         self._waiters: dict[Hashable, dict[Waiter, None]] = {}
-        self._next_number = 0
+        self._next_number = 1
 
     def __len__(self) -> int:
         return len(self._items)
@@ -116,9 +116,6 @@ class BoundedBuffer:
         put.count = len(put.items)
         if waiter is None and (self._puts or not (self._takes or self._has_place_for(put.items[0]))):
             raise Refusal(WOULD_BLOCK)
-        for item in put.items:
-            item.number = self._next_number
-            self._next_number += 1
         if not self._puts:
             self._admit(put.items)
         if put.items and waiter is not None:
@@ -152,7 +149,7 @@ class BoundedBuffer:
                 items.append(self._pop())
             elif self._puts:
                 # A buffer without places passes an item on from hand to hand.
-                items.append(self._puts.first()[1].items.popleft())
+                items.append(self._enter(self._puts.first()[1].items.popleft()))
                 self._pop_finished()
             else:
                 break
@@ -163,6 +160,15 @@ class BoundedBuffer:
             raise Refusal(WOULD_BLOCK)
         self._park(self._takes, waiter, _Take(source, limit, convert))
         return None
+
+    def put_reserved(self, item: Item) -> None:
+        """Put an item whose place its sender has reserved. It does not wait."""
+        if self._takes:
+            waiter, take = self._pop_take()
+            waiter.complete(take.convert([self._enter(item)]))
+        else:
+            self.bytes_used += item.size
+            self._items.append(self._enter(item))
 
     def put_back(self, items: Iterable[Item]) -> None:
         """Put items that were taken back into their places. The bounds do not apply."""
@@ -218,10 +224,10 @@ class BoundedBuffer:
         while items:
             if self._takes:
                 waiter, take = self._pop_take()
-                waiter.complete(take.convert([items.popleft() for _ in range(min(take.limit, len(items)))]))
+                waiter.complete(take.convert([self._enter(items.popleft()) for _ in range(min(take.limit, len(items)))]))
             elif self._has_place_for(items[0]):
                 self.bytes_used += items[0].size
-                self._items.append(items.popleft())
+                self._items.append(self._enter(items.popleft()))
             else:
                 break
 
@@ -267,6 +273,11 @@ class BoundedBuffer:
             if type(detail) is _Put:
                 self.released(detail.items)
             waiter.fail(error())
+
+    def _enter(self, item: Item) -> Item:
+        item.number = self._next_number
+        self._next_number += 1
+        return item
 
     def _pop(self) -> Item:
         item = self._items.popleft()

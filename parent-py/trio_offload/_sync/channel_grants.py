@@ -14,7 +14,7 @@ import attrs
 from .._pickling.picklers import PROTOCOL
 from . import pickled_items
 from .bounded_buffer import Item, Refusal
-from .channel_state import ChannelState, Delivery, ReceiveEnd, SendEnd
+from .channel_state import ChannelState, Delivery, ReceiveEnd, SendEnd, no_action
 from .channel_statistics import statistics_of
 from .handles import new_number, register
 from .waiters import RequestWaiter
@@ -100,6 +100,7 @@ class SendGrant(_EndGrant):
     def __init__(self, state: ChannelState, end: SendEnd, make: Callable[[ChannelState, Any], Any]) -> None:
         super().__init__(state, make)
         self.channel_end = end
+        self._last: Request | None = None
 
     def clone(self) -> SendGrant:
         """As :meth:`_EndGrant.clone`."""
@@ -119,23 +120,38 @@ class SendGrant(_EndGrant):
         except Exception as error:
             request.fail(error)
             return
+        # The items that it could have sent on credit.
+        self.channel_end.credit -= min(request.count or 0, self.channel_end.credit)
         waiter = None if request.op == "send_nowait" else SendWaiter(request, withdraw=self.state.withdraw)
         try:
             is_done = self.state.send(self.channel_end, items, waiter)
         except Refusal:
             pickled_items.release(items)
             raise
+        self._last = request
+        self.state.on_room = self._extend_credit
+        # Before the reply, so the job has it for the next item.
+        self._extend_credit(asks=True)
         if is_done:
             request.complete()
 
+    def _extend_credit(self, *, asks: bool = False) -> None:
+        if self._last is not None and (count := self.state.extend_credit(self.channel_end, asks=asks)):
+            self._last.give_credit(self.id, count)
+
     def post(self, post: Post) -> None:
-        """Close the end."""
-        if post.op == "close":
+        """Send an item on credit, or close the end."""
+        if post.op == "send":
+            (item,) = pickled_items.items_from(post, several=False)
+            self.state.send_on_credit(self.channel_end, item)
+        elif post.op == "close":
             self.state.close_sender(self.channel_end)
 
     def end(self, death: Death | None) -> None:
         """Close the end. A death is told to the receivers, after what was sent."""
         self.is_ended = True
+        if self.state.on_room == self._extend_credit:
+            self.state.on_room = no_action
         self.state.close_sender(
             self.channel_end, "" if death is None else f"worker {death.pid}, which ran {death.function}, {death.cause}"
         )

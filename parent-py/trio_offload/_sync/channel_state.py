@@ -22,11 +22,17 @@ from .parking import Waiter
 ON_DEATH: Final = ("raise", "ignore")
 
 
+MAX_CREDIT: Final = 256  # items
+CREDIT_SIZE: Final = 4096  # bytes; larger items cannot be sent on credit
+
+
 @attrs.define(eq=False)
 class SendEnd:
     """One open end for sending."""
 
     closed: bool = False
+    credit: int = 0
+    """Number of items for which it has places in the buffer, and may send without asking."""
 
 
 @attrs.define(eq=False)
@@ -58,10 +64,14 @@ class ChannelState:
     "ignore" if it ends with ``end_of_channel``.
     """
 
+    on_room: Callable[[], None]
+    """Called when the buffer may have room for more credit."""
+
     def __init__(self, max_items: float, max_bytes: float, on_death: str = "raise") -> None:
         self.buffer = BoundedBuffer(max_items, max_bytes)
         self.run: object = None
         """The run of Trio in which the channel is used."""
+        self.on_room = no_action
         self.open_senders = 0
         self.open_receivers = 0
         self._on_death = on_death
@@ -138,7 +148,42 @@ class ChannelState:
             items: list[Item] | None = self.buffer.take(end, limit, waiter if may_wait else None, deliver)
         except Refusal:
             raise (Refusal(WOULD_BLOCK) if may_wait else self._ending()) from None
+        self.on_room()
         return items
+
+    def extend_credit(self, end: SendEnd, *, asks: bool = False) -> int:
+        """Reserve places for an end, if it is the only one for sending. Return their number.
+
+        A message to the job costs as much for one place as for all. So it returns 0 until half of
+        the credit is used, unless the job ``asks`` for a place and gets a reply. The places are not
+        kept from others: a second sender, or a request of this one that crosses with its credit,
+        may fill the buffer above its bound for a moment.
+        """
+        buffer = self.buffer
+        if end.closed or self.open_senders != 1 or not self.open_receivers or buffer.parked_puts:
+            return 0
+        limit = min(buffer.max_items, MAX_CREDIT, buffer.max_bytes // CREDIT_SIZE)
+        free = min(limit, buffer.max_items - len(buffer), (buffer.max_bytes - buffer.bytes_used) // CREDIT_SIZE)
+        count = int(free) - end.credit
+        if limit < 2 or count < (1 if asks else limit // 2):
+            return 0
+        end.credit += count
+        return count
+
+    def send_on_credit(self, end: SendEnd, item: Item) -> None:
+        """Send an item whose place is reserved. It is dropped if it cannot be received any more.
+
+        Raises:
+            Refusal: ``would_block``: the end has used up its credit.
+        """
+        if end.credit < 1:
+            raise Refusal(WOULD_BLOCK)
+        end.credit -= 1
+        if end.closed or not self.open_receivers:
+            self.buffer.released([item])
+            return
+        self.buffer.put_reserved(item)
+        self.on_room()
 
     def withdraw(self, waiter: Waiter) -> int | None:
         """As :meth:`BoundedBuffer.withdraw`."""
@@ -221,3 +266,7 @@ def _closed() -> Refusal:
 
 def _nobody_receives() -> Refusal:
     return Refusal(BROKEN, "all receive channels are closed")
+
+
+def no_action() -> None:
+    """Do nothing."""

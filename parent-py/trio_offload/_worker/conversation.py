@@ -198,6 +198,11 @@ class Conversation:
                 if not request.is_shielded:
                     request.withdraw("cancelled")
 
+    def give_credit(self, call: JobCall, handle: int, count: int) -> None:
+        """As :meth:`Replier.give_credit`."""
+        if call is self._call:
+            self._write([encode_head(Kind.CREDIT, call.number, (), {"handle": handle, "count": count})])
+
     def was_handed(self, request: int) -> bool:
         """As :meth:`Replier.was_handed`."""
         return self._worker.was_handed(request)

@@ -54,6 +54,9 @@ class Replier(Protocol):
     def interrupt(self, error: BaseException) -> None:
         """End the job, and raise this exception of a callback in the host."""
 
+    def give_credit(self, call: JobCall, handle: int, count: int) -> None:
+        """Let a call send messages about a handle that need no reply."""
+
     def was_handed(self, request: int) -> bool:
         """Return True if the item that a request got has reached the code of its job."""
 
@@ -151,6 +154,10 @@ class Request:
     """The handle that it concerns. None means a function by name, or a sleep."""
     since: float = attrs.field(factory=time.monotonic)
     """Time of its arrival, by the monotonic clock."""
+
+    def give_credit(self, handle: int, count: int) -> None:
+        """Let the job send ``count`` messages about a handle that need no reply."""
+        self._conversation.give_credit(self.owner.call, handle, count)
 
     def was_handed(self, number: int) -> bool:
         """Return True if the item that a request of this job got has reached the job's code."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _pickle
 
+from .credit import post_on_credit, take_credit
 from .errors import ClosedResourceError, EndOfChannel, JobEndedError
 from .handles import JobHandle
 from .pickles import dumps, loads, result
@@ -99,7 +100,11 @@ class SendChannel(_End, _OfSent["SendType"]):
             Cancelled: the job's call is cancelled. The item was not sent.
         """
         self._check_open()
-        result(request("send", self._id, dumps(value), timeout=timeout))
+        segments = dumps(value)
+        if sum(segments.lengths) > _CREDIT_SIZE:
+            result(request("send", self._id, segments, count=take_credit(self._id, 1), timeout=timeout))
+        elif not post_on_credit("send", self._id, segments):
+            result(request("send", self._id, segments, timeout=timeout))
 
     def send_nowait(self, value: SendType) -> None:
         """Send an item without waiting for a place. It works in a cancelled job too.
@@ -109,7 +114,8 @@ class SendChannel(_End, _OfSent["SendType"]):
             Exception: as :meth:`send`.
         """
         self._check_open()
-        result(request("send_nowait", self._id, dumps(value), shield=True))
+        segments = dumps(value)
+        result(request("send_nowait", self._id, segments, count=take_credit(self._id, 1), shield=True))
 
     def send_many(self, values: Iterable[SendType]) -> None:
         """Send several items in one message, or in several if they are large.
@@ -141,7 +147,8 @@ class SendChannel(_End, _OfSent["SendType"]):
             parts += segments.parts
             lengths += segments.lengths
             types += segments.types or bytes(len(segments.lengths))
-        result(request("send_many", self._id, Segments(parts, lengths, bytes(types) if any(types) else b"")))
+        segments = Segments(parts, lengths, bytes(types) if any(types) else b"")
+        result(request("send_many", self._id, segments, count=take_credit(self._id, len(batch))))
 
     def clone(self) -> SendChannel[SendType]:
         """Return a further sending end.
@@ -251,5 +258,6 @@ def _item(reply: Reply) -> Any:
     return result(reply)
 
 
+_CREDIT_SIZE: Final = 4096  # bytes, as in the parent's channel_state.py
 _MAX_BATCH: Final = 1 << 20  # bytes
 _MAX_ITEMS: Final = 256

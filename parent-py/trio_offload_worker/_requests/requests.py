@@ -27,9 +27,10 @@ from .shields import shield_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Final
 
+    from .._protocol.frames import Buffer
     from .line import Line
 
 
@@ -217,8 +218,11 @@ class _Conversation:
     def post(self, op: str, handle: int, segments: Segments, count: int | None) -> None:
         call = self.call_of_thread()
         head = encode_head(Kind.POST, call, segments.lengths, _body(op, handle, get_native_id(), segments, count))
+        self.write(call, (head, *segments.parts))
+
+    def write(self, call: int, parts: Sequence[Buffer]) -> None:
         sent: list[bool] = []
-        self.line.write((head, *segments.parts), call, sent)
+        self.line.write(parts, call, sent)
         if not sent:
             raise _job_ended()
 
@@ -229,6 +233,22 @@ class _Conversation:
                 return False
             self._credits[handle] -= 1
         return True
+
+    def has_had_credit(self, handle: int) -> bool:
+        return handle in self._credits
+
+    def poll(self, call: int) -> bool:
+        """Read what has arrived, unless another thread reads. Return True if credit has come."""
+        waiting = _Waiting(0, call, get_native_id())
+        if self._leader.setdefault(None, waiting) is not waiting:
+            return False
+        try:
+            self.line.read(0.0, self._inbox)
+            has_come = bool(self._inbox)
+            self._deliver()
+        finally:
+            self._leave(waiting)
+        return has_come
 
     def _await(self, waiting: _Waiting, deadline: float, shielded_until: float | None) -> Reply:
         line = self.line
