@@ -69,6 +69,23 @@ def test_unpicklable_value_is_named() -> None:
     assert any("message to the parent cannot be pickled" in note for note in info.value.__notes__)
 
 
+def test_exception_of_a_signal_handler_is_not_lost() -> None:
+    class Alarm(Exception):
+        pass
+
+    class Slow:
+        calls = 0
+
+        def __reduce__(self) -> Any:
+            Slow.calls += 1
+            if Slow.calls == 1:
+                raise Alarm
+            return str, ()
+
+    with pytest.raises(Alarm):
+        dumps(Slow())
+
+
 def test_exception_of_the_parent_has_its_traceback_as_a_note() -> None:
     def callback() -> None:
         raise KeyError("no such key") from ValueError("cause")

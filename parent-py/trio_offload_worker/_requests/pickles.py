@@ -27,7 +27,8 @@ def dumps(value: Any) -> Segments:
     collector = Collector()
     try:
         _pickle.Pickler(collector, 5, buffer_callback=collector.take).dump(value)
-    except Exception as error:
+    except (_pickle.PicklingError, AttributeError, TypeError) as error:
+        # Other exceptions may be a signal handler's, and must not be lost.
         from .._jobs.pickling import dumps as dump_by_value
 
         parts = dump_by_value(value, error, "the message to the parent")
