@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 import outcome
@@ -47,13 +47,15 @@ class Pool:
 
 
 Open = Callable[[int], AbstractAsyncContextManager[Pool]]
+# A pool, or what the rows about jobs that talk compare (`talkers.py`).
+Opened = TypeVar("Opened")
 
 
 @attrs.frozen
-class Contender:
+class Contender(Generic[Opened]):
     name: str
     # Called with the number of calls that may run at once.
-    open: Open
+    open: Callable[[int], AbstractAsyncContextManager[Opened]]
     package: str | None = None
     # What it is a part of, for what a version may lack; `there` says whether it does.
     feature: str | None = None
@@ -267,15 +269,17 @@ def _has_interpreters() -> bool:
     return hasattr(concurrent.futures, INTERPRETERS)
 
 
-def _has_map() -> bool:
-    import trio_offload
+def _has(name: str) -> Callable[[], bool]:
+    def is_there() -> bool:
+        return hasattr(importlib.import_module("trio_offload"), name)
 
-    return hasattr(trio_offload, "map")
+    return is_there
 
 
 OURS = "trio-offload"
 OURS_FORKSERVER = "trio-offload, forkserver"
 OURS_MAP = "trio-offload, map"
+OURS_TALKING = "trio-offload, jobs that talk"
 ONE_JOB = ", one job each"
 WITHOUT_REPORTS = "trio-offload, no reports"
 TRIO_PARALLEL = "trio-parallel"
@@ -293,12 +297,13 @@ ECHO = "bare Trio echo"
 # An object is true, so each worker retires after its first job.
 _RETIRING = {"retire": object}
 _PACKAGE, _PEER = "trio_offload", "trio_parallel"
-_FORKSERVER, _MAP = ("forkserver_preload", _has_forkserver), ("map", _has_map)
+_FORKSERVER, _MAP = ("forkserver_preload", _has_forkserver), ("map", _has("map"))
 
-CONTENDERS = [
+CONTENDERS: list[Contender[Pool]] = [
     Contender(OURS, _ours(), _PACKAGE),
     Contender(OURS_FORKSERVER, _ours(worker_type="forkserver"), _PACKAGE, *_FORKSERVER),
     Contender(OURS_MAP, _ours_with_map, _PACKAGE, *_MAP),
+    Contender(OURS_TALKING, _ours(), _PACKAGE, "open_channel", _has("open_channel")),
     Contender(OURS + ONE_JOB, _ours(**_RETIRING), _PACKAGE),
     Contender(OURS_FORKSERVER + ONE_JOB, _ours(worker_type="forkserver", **_RETIRING), _PACKAGE, *_FORKSERVER),
     Contender(WITHOUT_REPORTS, _ours(report_interval=math.inf), _PACKAGE),
@@ -322,7 +327,7 @@ CONTENDERS = [
 ]
 
 
-def contenders(settings: Settings, *names: str) -> list[Contender]:
+def contenders(settings: Settings, *names: str) -> list[Contender[Pool]]:
     """Those of these names that take part, in the order of the names."""
     by_name = {contender.name: contender for contender in CONTENDERS}
     chosen = [by_name[name] for name in names]

@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from talking_jobs import call_often
 
 MARK = "getpriority"
 PARENT, WORKER = "parent", "worker"
-CALL, MAP = "call", "map"
+CALL, MAP, CALLBACK = "call", "map", "callback"
+# The exit status if the installed version cannot do it.
+LACKING = 3
 WATCH = "watch"
 
 
@@ -46,6 +49,8 @@ def main() -> None:
 async def _count(side: str, row: str, calls: int, batches: int) -> None:
     import trio_offload
 
+    if row == CALLBACK and not hasattr(trio_offload, "callback"):
+        sys.exit(LACKING)
     async with trio_offload.open_worker_context(report_interval=float("inf")) as context:
         await context.run_sync(gc.disable)
         with _answers_before_looks(await context.run_sync(os.getpid)) if side == PARENT else contextlib.nullcontext():
@@ -55,6 +60,8 @@ async def _count(side: str, row: str, calls: int, batches: int) -> None:
                     async with context.map(abs, range(length), workers=1) as results:
                         async for _ in results:
                             pass
+                elif row == CALLBACK:
+                    await context.run_sync(call_often, trio_offload.callback(_nothing), length)
                 else:
                     for _ in range(length):
                         await context.run_sync(bool)
@@ -62,6 +69,10 @@ async def _count(side: str, row: str, calls: int, batches: int) -> None:
                     os.getpriority(os.PRIO_PROCESS, 0)
                 else:
                     await context.run_sync(os.getpriority, os.PRIO_PROCESS, 0)
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

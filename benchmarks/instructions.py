@@ -1,5 +1,5 @@
-"""How many instructions a warm call takes, in the parent and in the worker, and a call of sixteen in flight: they repeat where
-times do not.
+"""How many instructions a warm call takes, in the parent and in the worker, a call of sixteen in flight, and a job's call of a
+callback: they repeat where times do not.
 
     python benchmarks/instructions.py
     python benchmarks/instructions.py --before PYTHON [--limit 1.01]
@@ -23,14 +23,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from counted import CALL, MAP, MARK, PARENT, WORKER
+from counted import CALL, CALLBACK, LACKING, MAP, MARK, PARENT, WORKER
 from report import aligned
 
 PROGRAM = Path(__file__).with_name("counted.py")
 # Those of the worker take less time.
 CALLS = {PARENT: 96, WORKER: 320}
 PAIRS = 7
-ROWS = {"a warm call": CALL, "one of sixteen in flight": MAP}
+ROWS = {"a warm call": CALL, "one of sixteen in flight": MAP, "a callback's round trip": CALLBACK}
 # For the thread that runs the calls only: the others wait for moments.
 CLOCK = """\
 #define _GNU_SOURCE
@@ -76,6 +76,8 @@ def main() -> None:
         for side in (PARENT, WORKER):
             before = counted(str(arguments.before), side, row) if arguments.before else None
             now = counted(sys.executable, side, row)
+            if now is None:
+                sys.exit(f"the installed version has no {row}")
             pairs.append((before, now))
             lines.append(
                 (f"{name}, {side}", str(before or ""), str(now), f"{now.median / before.median:.4f} ×" if before else "")
@@ -93,8 +95,8 @@ def main() -> None:
         sys.exit(f"more than {arguments.limit:g} × as many as before: {', '.join(exceeded)}")
 
 
-def counted(python: str, side: str, row: str) -> Count:
-    """The instructions of one call, on one side."""
+def counted(python: str, side: str, row: str) -> Count | None:
+    """The instructions of one call, on one side; None if that version has no such calls."""
     calls = CALLS[side]
     with tempfile.TemporaryDirectory(prefix="instructions-") as folder:
         clock = _clock(Path(folder))
@@ -111,6 +113,8 @@ def counted(python: str, side: str, row: str) -> Count:
             # Looks that are due after some time would come forty times as often beside calls that take forty times as long.
             environment["LD_PRELOAD"] = clock
         ended = subprocess.run(program, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if ended.returncode == LACKING:
+            return None
         if ended.returncode:
             sys.exit(f"{' '.join(program)} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
         # The first thread is the one that calls. Its first dump is the start.

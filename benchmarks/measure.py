@@ -25,8 +25,11 @@ class Settings:
     transfer_size: int
     seconds: float
     items: int
+    # Of a channel or queue in a round, and acquisitions of a lock.
+    messages: int
     workers: tuple[int, ...]
     waiting: tuple[int, ...]
+    parked: tuple[int, ...]
     scale: str
     # Whether the peers take part. Two versions of ours are compared without them.
     peers: bool = True
@@ -40,8 +43,10 @@ FULL = Settings(
     transfer_size=100_000_000,
     seconds=0.7,
     items=200_000,
+    messages=5_000,
     workers=(1, 2, 5, 10, 20, 50, 100, 200),
     waiting=(10, 100, 1_000, 10_000),
+    parked=(10, 100, 1_000, 10_000),
     scale="full",
 )
 QUICK = Settings(
@@ -52,8 +57,10 @@ QUICK = Settings(
     transfer_size=5_000_000,
     seconds=0.05,
     items=500,
+    messages=50,
     workers=(1, 2, 4),
     waiting=(10, 100),
+    parked=(10, 100),
     scale="quick",
 )
 
@@ -90,6 +97,8 @@ class Curve:
     measure: Callable[[Settings], Awaitable[Places]]
     from_place: Callable[[Settings], int]
     limit: float
+    # As of a row.
+    ours: str = "trio-offload"
 
 
 @attrs.frozen

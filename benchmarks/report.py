@@ -13,7 +13,7 @@ from typing import Any
 from contenders import OURS
 from measure import Curve, Goal, Places, Row, Samples, Settings, Summary
 
-PACKAGES = ("trio-offload", "trio", "trio-parallel", "anyio", "loky", "numpy", "cbor2")
+PACKAGES = ("trio-offload", "trio", "trio-parallel", "anyio", "loky", "aioprocessing", "numpy", "cbor2")
 
 
 def machine() -> dict[str, Any]:

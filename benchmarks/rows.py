@@ -15,6 +15,7 @@ from contenders import (
     OURS,
     OURS_FORKSERVER,
     OURS_MAP,
+    OURS_TALKING,
     POOL,
     TRIO_PARALLEL,
     TRIO_THREAD,
@@ -32,6 +33,8 @@ from starts import (
     kill,
     reports_cold,
 )
+from talkers import AIO_QUEUE, JOB_TO_JOB, MANAGER_LOCK, QUEUE, TO_JOB, TO_TASK
+from talking import AS_ARGUMENT, AS_RESULT, ArrayThroughChannel, Items, Parked, callback, check_cancelled, contended_lock
 from transfers import MEMCPY, Transfer
 
 ROWS = [
@@ -111,15 +114,76 @@ ROWS = [
         (Goal(f"{POOL}.imap", 1),),
         ours=OURS_MAP,
     ),
+    Row("callback: a job's round trip", "µs", "less", callback, (Goal(ECHO, 1.3),), ours=OURS_TALKING),
+    Row(
+        "items, job → task",
+        "items/s",
+        "more",
+        Items(TO_TASK),
+        (Goal(AIO_QUEUE, 3), Goal(QUEUE, 1)),
+        ours=OURS_TALKING,
+    ),
+    Row(
+        "items, task → job",
+        "items/s",
+        "more",
+        Items(TO_JOB),
+        (Goal(AIO_QUEUE, 3), Goal(QUEUE, 1)),
+        ours=OURS_TALKING,
+    ),
+    Row("items, job → job", "items/s", "more", Items(JOB_TO_JOB), (Goal(QUEUE, 0.5),), ours=OURS_TALKING),
+    Row(
+        "lock that 2 jobs contend for, an acquisition",
+        "µs",
+        "less",
+        contended_lock,
+        (Goal(MANAGER_LOCK, 0.2),),
+        ours=OURS_TALKING,
+    ),
+    Row(
+        "100 MB NumPy array through a channel, job → task",
+        "GB/s",
+        "more",
+        ArrayThroughChannel(to_job=False),
+        (Goal(AS_RESULT, 0.7),),
+        ours=OURS_TALKING,
+    ),
+    Row(
+        "100 MB NumPy array through a channel, task → job",
+        "GB/s",
+        "more",
+        ArrayThroughChannel(to_job=True),
+        (Goal(AS_ARGUMENT, 0.7),),
+        ours=OURS_TALKING,
+    ),
+    Row("check_cancelled", "ns", "less", check_cancelled, (Goal(None, 150),), ours=OURS_TALKING),
 ]
 
 CURVES = [
     Curve("a call over many workers", "µs", "workers", many_workers, lambda settings: settings.workers[1], 1.25),
     Curve("a call among many that wait", "µs", "calls", many_waiting, lambda settings: settings.waiting[1], 1.25),
+    Curve(
+        "a callback among requests that wait",
+        "µs",
+        "requests",
+        Parked(wakes=False),
+        lambda settings: settings.parked[0],
+        1.25,
+        ours=OURS_TALKING,
+    ),
+    Curve(
+        "a request that waits: answered, and made again",
+        "µs",
+        "requests",
+        Parked(wakes=True),
+        lambda settings: settings.parked[0],
+        1.25,
+        ours=OURS_TALKING,
+    ),
 ]
 
 Key = TypeVar("Key")
-SCALES = {"ms": 1e3, "µs": 1e6}
+SCALES = {"ms": 1e3, "µs": 1e6, "ns": 1e9}
 
 
 def scaled(unit: str, samples: dict[Key, list[float]]) -> dict[Key, list[float]]:

@@ -64,14 +64,14 @@ async def cold_start(settings: Settings) -> Samples:
     return samples
 
 
-async def first_result(contender: Contender) -> float:
+async def first_result(contender: Contender[Pool]) -> float:
     if contender.name == ANYIO:
         # Its workers belong to the event loop, so a pool without any is a new loop.
         return await trio.to_thread.run_sync(trio.run, _first_result_here, contender)
     return await _first_result_here(contender)
 
 
-async def _first_result_here(contender: Contender) -> float:
+async def _first_result_here(contender: Contender[Pool]) -> float:
     began = time.perf_counter()
     async with contender.open(1) as pool:
         await pool.call(bool)

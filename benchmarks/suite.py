@@ -13,15 +13,17 @@ import attrs
 import readme
 import report
 import trio
-from contenders import CONTENDERS, OURS
+from contenders import CONTENDERS, OURS, Contender
 from measure import FULL, QUICK, Curve, Row, Settings
 from rows import CURVES, ROWS, scaled
+from talkers import TALKERS
 
 
 def main() -> None:
     arguments = _parsed()
     settings = attrs.evolve(QUICK if arguments.quick else FULL, peers=not arguments.no_peers)
-    lacking = {contender.name: reason for contender in CONTENDERS if (reason := contender.lacking()) is not None}
+    every_contender: list[Contender[Any]] = [*CONTENDERS, *TALKERS]
+    lacking = {contender.name: reason for contender in every_contender if (reason := contender.lacking()) is not None}
     if OURS in lacking:
         sys.exit(f"trio_offload is not installed in {sys.prefix}; ci/bench makes an environment that has it")
     left_out = [f"{name}: {reason}" for name, reason in lacking.items()] if settings.peers else []
@@ -30,7 +32,7 @@ def main() -> None:
     for row in every:
         if arguments.rows and not any(word in row.name for word in arguments.rows):
             continue
-        if isinstance(row, Row) and row.ours in lacking:
+        if row.ours in lacking:
             left_out.append(f"the row «{row.name}»: {lacking[row.ours]}")
             continue
         chosen.append(row)
