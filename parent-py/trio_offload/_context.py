@@ -149,8 +149,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                         worker.submit(call)
                     worker.limiter = limiter
                     if waited:
-                        worker.waited += waited
-                        waited = 0.0
+                        worker.waited, waited = worker.waited + waited, 0.0
                     value, error = await worker.answer(kill_on_cancel, True)
                     if self.retire is not bool:
                         self._pool.retire_if_due(worker)
