@@ -134,6 +134,7 @@ class FakeWorker:
         self.record_identity = (0, 0)
         self.answer_size = 0
         self.answered_too_late = 0
+        self.conversation = None
 
     async def finish(self, *, cancellable: bool) -> None:
         if self.plan.fail_start is not None:
