@@ -249,3 +249,36 @@ def run_with_lock(lock: Any, afn: Any) -> str:
 
     with lock:
         return str(from_worker.run(afn, lock))
+
+
+def last_words(lock: Any, semaphore: Any, event: Any, limiter: Any) -> None:
+    """Release all and set the event with the last breath."""
+    lock.acquire()
+    limiter.acquire()
+    semaphore.acquire()
+    lock.release()
+    limiter.release()
+    semaphore.release()
+    event.set()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hold_until_killed(lock: Any, held: Any) -> None:
+    with lock:
+        held.set()
+        while True:  # also behind the signal that asks for stacks
+            signal.pause()
+
+
+def move(locks: list[Any], path: str, first: int, second: int, amount: int) -> None:
+    """Move money between two accounts: files, each behind a lock."""
+    for number in sorted((first, second)):
+        locks[number].acquire()
+    for number, change in ((first, -amount), (second, amount)):
+        with open(f"{path}/{number}", "r+") as file:
+            balance = int(file.read()) + change
+            file.seek(0)
+            file.truncate()
+            file.write(str(balance))
+    for number in (first, second):
+        locks[number].release()

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import lock_jobs as jobs
@@ -18,7 +19,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
-from trio_offload import AbandonedLockError, BrokenBarrierError, BrokenWorkerError, DeadlockError, WorkerContext
+from trio_offload import (
+    AbandonedLockError,
+    BrokenBarrierError,
+    BrokenWorkerError,
+    DeadlockError,
+    WorkerContext,
+    WorkerTimeoutError,
+)
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 
@@ -461,6 +469,61 @@ async def test_notification_of_a_dead_waiter_goes_on(context: WorkerContext) -> 
             while condition.statistics().tasks_waiting:
                 await trio.lowlevel.checkpoint()
     assert log == ["notified"]
+
+
+async def test_last_words_of_a_job_count(context: WorkerContext) -> None:
+    """What it released before it died is released: its socket is read to the end first."""
+    lock, event = trio_offload.Lock(), trio_offload.Event()
+    semaphore, limiter = trio_offload.Semaphore(1), trio_offload.CapacityLimiter(1)
+    with pytest.raises(BrokenWorkerError):
+        await context.run_sync(jobs.last_words, lock, semaphore, event, limiter)
+    assert event.is_set()
+    assert (semaphore.value, limiter.borrowed_tokens) == (1, 0)
+    async with lock:
+        pass
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel", "grace"])
+async def test_holder_that_is_killed(context: WorkerContext, how: str) -> None:
+    lock, held = trio_offload.Lock(), trio_offload.Event()
+    results: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "timeout": {"timeout": 0.3},
+        "cancel": {"kill_on_cancel": True},
+        "grace": {"grace": 0.05},
+    }[how]
+
+    async def call() -> None:
+        with pytest.raises(WorkerTimeoutError) if how == "timeout" else scope:
+            await context.run_sync(jobs.hold_until_killed, lock, held, **options)
+
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await held.wait()
+        await start(nursery, results, "task", lock.acquire)
+        await wait_all_tasks_blocked()
+        if how != "timeout":
+            scope.cancel()
+    told = results["task"]
+    assert isinstance(told, AbandonedLockError)
+    assert (told.function, told.signal) == ("lock_jobs.hold_until_killed", signal.SIGKILL)
+    assert lock.recover()
+
+
+async def test_money_is_conserved(context: WorkerContext, tmp_path: Path) -> None:
+    """Jobs and tasks move money between accounts; each pair of locks is taken in order."""
+    locks = [trio_offload.Lock() for _ in range(3)]
+    for number in range(3):
+        (tmp_path / str(number)).write_text("100")
+    random = Random(7)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            first, second = random.sample(range(3), 2)
+            args = locks, str(tmp_path), first, second, random.randrange(10)
+            nursery.start_soon(context.run_sync, jobs.move, *args)
+    assert sum(int((tmp_path / str(number)).read_text()) for number in range(3)) == 300
+    assert not any(lock.locked() for lock in locks)
 
 
 # --- cycles ---------------------------------------------------------------------------------------------------

@@ -102,6 +102,31 @@ async def test_given_up_wait_takes_nothing(name: str) -> None:
     lock.release()
 
 
+@pytest.mark.parametrize("is_released_first", [False, True])
+@pytest.mark.parametrize("name", OURS)
+async def test_released_and_cancelled_at_once(name: str, is_released_first: bool) -> None:
+    """The wait is over, or it is cancelled: never both."""
+    lock = OURS[name]()
+    log: list[str] = []
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await lock.acquire()
+            log.append("acquired")
+
+    await lock.acquire()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        for step in (lock.release, scope.cancel) if is_released_first else (scope.cancel, lock.release):
+            step()
+    assert log == ["acquired"] * is_released_first
+    assert scope.cancelled_caught is not is_released_first
+    if not is_released_first:
+        lock.acquire_nowait()
+
+
 @pytest.mark.parametrize("name", OURS)
 async def test_cancelled_before_it_begins(name: str) -> None:
     lock = OURS[name]()
