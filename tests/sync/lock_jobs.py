@@ -251,6 +251,39 @@ def run_with_lock(lock: Any, afn: Any) -> str:
         return str(from_worker.run(afn, lock))
 
 
+def poll(event: Any, ready: Any) -> int:
+    """Look at an event until it is set, without a request."""
+    from trio_offload_worker._requests import meetings
+
+    def request(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the job has asked")
+
+    original, meetings.request = meetings.request, request
+    looks = 1
+    try:
+        ready.set()
+        while not event.is_set():
+            looks += 1
+    finally:
+        meetings.request = original
+    return looks
+
+
+def toggle(event: Any) -> list[bool]:
+    """A job sees its own changes at once."""
+    seen = []
+    for _ in range(3):
+        event.set()
+        seen += [event.is_set(), event.is_set()]
+        event.clear()
+        seen += [event.is_set(), event.is_set()]
+    return seen
+
+
+def are_set(events: list[Any]) -> list[bool]:
+    return [event.is_set() for event in events]
+
+
 def last_words(lock: Any, semaphore: Any, event: Any, limiter: Any) -> None:
     """Release all and set the event with the last breath."""
     lock.acquire()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import pickle
 import signal
@@ -167,6 +168,38 @@ async def test_event_in_a_job(context: WorkerContext) -> None:
     assert done[1][0] == "TimeoutError"
     assert done[-1][0] == "NotImplementedError"
     assert done[:1] + done[2:-1] == [value(False), DONE, value(True), DONE, DONE, value(False), value({"tasks_waiting": 0})]
+
+
+async def test_event_is_seen_without_a_request(context: WorkerContext) -> None:
+    event, ready = trio_offload.Event(), trio_offload.Event()
+    results: dict[str, Any] = {}
+    async with trio.open_nursery() as nursery:
+        for name in ("a", "b"):
+            await start(nursery, results, name, context.run_sync, jobs.poll, event, ready)
+        await ready.wait()
+        event.set()
+    assert min(results.values()) >= 1
+    event.clear()
+    event.set()
+    assert await context.run_sync(jobs.poll, event, ready) == 1
+    assert await context.run_sync(jobs.toggle, event) == [True, True, False, False] * 3
+
+
+async def test_more_events_than_flags(context: WorkerContext) -> None:
+    """Each of these goes with one call. Those without a flag are asked for."""
+    events = [trio_offload.Event() for _ in range(300)]
+    for event in events[::3]:
+        event.set()
+    expected = [event.is_set() for event in events]
+    assert await context.run_sync(jobs.are_set, events) == expected
+    assert sum(event._flag == 0 for event in events) >= 300 - 255
+    # The flags of events that are gone serve others.
+    del events, event
+    gc.collect()
+    events = [trio_offload.Event() for _ in range(200)]
+    assert await context.run_sync(jobs.are_set, events) == [False] * 200
+    assert all(event._flag for event in events)
+    assert all(not event._boards for event in events)
 
 
 async def test_condition_in_a_job(context: WorkerContext) -> None:

@@ -46,6 +46,9 @@ class RecordingGrant:
         self.withdrawn: list[int] = []
         self.ends: list[Death | None] = []
 
+    def begin(self, conversation: Any) -> None:
+        pass
+
     def request(self, request: Request) -> None:
         if request.op == "at once":
             request.complete_value("done")

@@ -29,6 +29,12 @@ class Grant(Protocol):
     def id(self) -> int:
         """The number by which the job names it."""
 
+    def begin(self, conversation: Any) -> None:
+        """Let a worker have it: its :class:`~.._worker.conversation.Conversation` is the argument.
+
+        A call that one worker did not run goes to another with its grants.
+        """
+
     def request(self, request: Any) -> None:
         """Complete a request of the job (:class:`~.._worker.requests.Request`), or park it."""
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from trio_offload_worker._protocol.frames import FRONT_SIZE, HANDED_AT, HANDED_SLOTS
+from trio_offload_worker._protocol.frames import FLAGS_AT, FRONT_SIZE, HANDED_AT, HANDED_SLOTS
 from trio_offload_worker._system.linux import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
@@ -93,6 +93,13 @@ class RecordFile:
             os.pwrite(self._descriptor, number.to_bytes(8, sys.byteorder), _CANCELLED)
         except OSError as error:
             logger.warning("a job cannot be told that its caller is cancelled: %s", error)
+
+    def write_flags(self, place: int, flags: int) -> None:
+        """Write 64 flags that a job reads without a request. ``place`` counts in such words."""
+        try:
+            os.pwrite(self._descriptor, flags.to_bytes(8, sys.byteorder), FLAGS_AT + 8 * place)
+        except OSError as error:
+            logger.warning("a job may miss that an event was set: %s", error)
 
     def read(self) -> str:
         """Return the text of the file, at most `_MAX_SIZE` bytes of it."""

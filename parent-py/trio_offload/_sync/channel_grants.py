@@ -20,6 +20,7 @@ from .handles import new_number, register
 from .waiters import RequestWaiter
 
 if TYPE_CHECKING:
+    from .._worker.conversation import Conversation
     from .._worker.requests import Death, Post, Request
 
 
@@ -63,6 +64,9 @@ class _EndGrant:
         self.make = make  # the class of this program's ends
         self.is_ended = False
         register(self.id, self)
+
+    def begin(self, conversation: Conversation) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
 
     def request(self, request: Request) -> None:
         """See :class:`~.._pickling.payload.Grant`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import trio
 
-from .._worker.requests import Post, Request
+from .._worker.board import Board, give_flag_back, take_flag
+from .._worker.requests import Death, Post, Request
 from .event_state import EventState
 from .handles import Handle, PlainGrant
 from .replies import JobWaiter, facts
@@ -15,6 +17,7 @@ from .waiters import TaskWaiter
 
 if TYPE_CHECKING:
     from .._pickling.payload import Grant
+    from .._worker.conversation import Conversation
 
 
 class Event(Handle):
@@ -28,6 +31,9 @@ class Event(Handle):
     def __init__(self) -> None:
         super().__init__()
         self._state = EventState()
+        # Its place among the flags in the record of each worker. None means that no job has it.
+        self._flag: int | None = None
+        self._boards: list[Board] = []
 
     def __repr__(self) -> str:
         text = "set" if self._state.is_set else "not set"
@@ -44,11 +50,15 @@ class Event(Handle):
     @trio.lowlevel.enable_ki_protection
     def set(self) -> None:
         """Set the flag, and end all waits."""
+        self._state.is_set = True
+        self._show()  # before the wait of a job ends, which may look then
         self._state.set()
 
+    @trio.lowlevel.enable_ki_protection
     def clear(self) -> None:
         """Reset the flag. Waits that have ended stay ended."""
         self._state.clear()
+        self._show()
 
     async def wait(self) -> None:
         """Wait until the flag is set. A checkpoint."""
@@ -68,11 +78,41 @@ class Event(Handle):
         """As :meth:`Handle.grant`."""
         return _EventGrant(self)
 
+    def details(self, grant: Grant) -> tuple[int]:
+        """As :meth:`Handle.details`: the number of its flag, 0 for none."""
+        if self._flag is None:
+            self._flag = take_flag()
+            if self._flag:
+                weakref.finalize(self, give_flag_back, self._flag).atexit = False
+        return (self._flag,)
+
+    def _show(self) -> None:
+        if self._flag:
+            for board in self._boards:
+                board.show(self._flag, self._state.is_set)
+
 
 class _EventGrant(PlainGrant):
     """What a call may do with an event."""
 
     handle: Event
+
+    def __init__(self, handle: Event) -> None:
+        super().__init__(handle)
+        self._boards: list[Board] = []
+
+    def begin(self, conversation: Conversation) -> None:
+        """As :meth:`PlainGrant.begin`: from now on the job sees the event on the worker's board."""
+        board = conversation.board
+        self._boards.append(board)
+        self.handle._boards.append(board)
+        if self.handle._flag:
+            board.show(self.handle._flag, self.handle.is_set())
+
+    def settle(self, death: Death | None) -> None:
+        """As :meth:`PlainGrant.settle`."""
+        for board in self._boards:
+            self.handle._boards.remove(board)
 
     def request(self, request: Request) -> None:
         """As :meth:`PlainGrant.request`."""
@@ -92,6 +132,6 @@ class _EventGrant(PlainGrant):
     def post(self, post: Post) -> None:
         """As :meth:`PlainGrant.post`."""
         if post.op == "set":
-            self.handle._state.set()
+            self.handle.set()
         elif post.op == "clear":
-            self.handle._state.clear()
+            self.handle.clear()

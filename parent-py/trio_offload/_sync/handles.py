@@ -18,6 +18,7 @@ from .._worker.requests import Death, Post, Request
 
 if TYPE_CHECKING:
     from .._pickling.payload import Grant
+    from .._worker.conversation import Conversation
 
 _numbers: Final = random.SystemRandom()
 _of_run: Final[trio.lowlevel.RunVar[weakref.WeakValueDictionary[int, Any]]] = trio.lowlevel.RunVar("handles")
@@ -150,6 +151,9 @@ class PlainGrant:
         self.handle = handle
         self.id = handle.bind()
         self._is_ended = False
+
+    def begin(self, conversation: Conversation) -> None:
+        """See :class:`~.._pickling.payload.Grant`."""
 
     def request(self, request: Request) -> None:
         """See :class:`~.._pickling.payload.Grant`."""

@@ -32,6 +32,7 @@ from .._exceptions import DeadlockError
 from .._statistics import WaitingJob
 from .._transport.sockets import WriteFailed
 from .._wait_graph import WAITS, in_words
+from .board import Board
 from .callbacks import call_plain
 from .endings import describe_ending
 from .loans import Loan, loan_of
@@ -73,6 +74,9 @@ class Speaker(Protocol):
     def handle_aside(self, frame: Frame) -> bool:
         """Handle a frame beside the answers. Return False for an answer."""
 
+    def write_flags(self, place: int, flags: int) -> None:
+        """As :meth:`Shower.write_flags`."""
+
     def was_handed(self, request: int) -> bool:
         """Return True if the item that a request got has reached the code of its job."""
 
@@ -95,12 +99,22 @@ class Conversation:
         self._interrupt: BaseException | None = None
         self._cancelled = 0  # number of the call that was told of its cancellation
         self._loan: Loan | None = None
+        self._board: Board | None = None
 
     def grant(self, number: int, grants: Sequence[Grant]) -> None:
         """Let a call use these handles."""
+        for grant in grants:
+            grant.begin(self)
         self._grants[number] = (*self._grants.get(number, ()), *grants)
         if self._call is not None and self._call.number == number:
             self._granted.update((grant.id, grant) for grant in grants)
+
+    @property
+    def board(self) -> Board:
+        """The flags in the record of the worker."""
+        if self._board is None:
+            self._board = Board(self._worker)
+        return self._board
 
     def take(self, frame: Frame) -> None:
         """Handle a message of the running job."""

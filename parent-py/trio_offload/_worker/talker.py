@@ -106,6 +106,11 @@ class Talker(CallSender):
         place = 8 * (request % HANDED_SLOTS)
         return int.from_bytes(slots[place : place + 8], sys.byteorder) >= request
 
+    def write_flags(self, place: int, flags: int) -> None:
+        """Write a word of the flags into the record, as long as there is one."""
+        if self._record is not None:
+            self._record.write_flags(place, flags)
+
     def converse(self) -> Conversation:
         """Return the conversation with its jobs. The first use begins it."""
         if self.conversation is None:

@@ -29,10 +29,12 @@ MAX_ARRAY: Final = 1024
 MAX_ID: Final = 2**64 - 1
 MAX_ITEMS: Final = 1024
 
-# The front of the record, in bytes: the progress of a chunk, the cancelled call, and the slots of
-# handed items. Text follows it.
+# The front of the record, in bytes: the progress of a chunk, the cancelled call, the flags of
+# events, and the slots of handed items. Text follows it.
 FRONT_SIZE: Final = 576
 CANCEL_AT: Final = 24
+FLAGS_AT: Final = 32
+FLAGS: Final = 256
 HANDED_AT: Final = 64
 HANDED_SLOTS: Final = 64
 

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+from .._protocol.frames import FLAGS_AT
 from .handles import JobHandle
+from .line import current_line
 from .pickles import result
 from .records import Record
-from .requests import post, request
+from .requests import post, request, running_call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
 
 class Event(JobHandle):
-    """A flag that tasks of the parent and jobs set, reset and wait for."""
+    """A flag that tasks of the parent and jobs set, reset and wait for.
+
+    Details:
+        flag: the number of its flag in the record, 0 for none.
+    """
 
     __slots__ = ()
 
     def is_set(self) -> bool:
         """Return True if the flag is set."""
+        flag: int = self._details[0]
+        if flag and self._id not in _changed:
+            words = current_line().words
+            # Bit 0 tells that the parent writes the flags.
+            if words[_FLAGS] & 1:
+                return bool(words[_FLAGS + (flag >> 6)] >> (flag & 63) & 1)
+        # Behind a change by this job, which the parent may not have seen yet.
+        _changed.discard(self._id)
         return bool(result(request("is_set", self._id, shield=True)))
 
     def set(self) -> None:
         """Set the flag, and end all waits."""
-        post("set", self._id)
+        self._change("set")
 
     def clear(self) -> None:
         """Reset the flag. Waits that have ended stay ended."""
-        post("clear", self._id)
+        self._change("clear")
+
+    def _change(self, operation: str) -> None:
+        global _call
+        call = running_call()
+        if call != _call:
+            _call = call
+            _changed.clear()
+        _changed.add(self._id)
+        post(operation, self._id)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the flag is set.
@@ -101,3 +124,9 @@ class Barrier(JobHandle):
     def statistics(self) -> Any:
         """Return the number of waiters, as a record."""
         return Record(result(request("statistics", self._id, shield=True)))
+
+
+_FLAGS: Final = FLAGS_AT // 8
+# Events that the running call has changed since it last asked.
+_changed: Final[set[int]] = set()
+_call = 0
