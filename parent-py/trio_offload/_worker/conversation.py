@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import outcome
 import trio
 
-from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, encode_head
+from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, encode_head, encode_reply
 
 from .._exceptions import DeadlockError
 from .._statistics import WaitingJob
@@ -255,10 +255,14 @@ class Conversation:
             return
         if grants:
             self.grant(call.number, grants)
-        fields: dict[str, Any] = {"request": request.number, "status": status, **(body or {})}
+        sizes = [len(segment) for segment in segments] if lengths is None else lengths
+        if len(sizes) <= 1 and not types and not body:
+            self._write([encode_reply(call.number, sizes, status, request.number), *segments])
+            return
+        fields: dict[str, Any] = {"status": status, **(body or {})}
         if types:
             fields["types"] = types
-        sizes = [len(segment) for segment in segments] if lengths is None else lengths
+        fields["request"] = request.number
         self._write([encode_head(Kind.REPLY, call.number, sizes, fields), *segments])
 
     @property

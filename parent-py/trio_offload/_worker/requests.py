@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -13,7 +14,9 @@ from trio_offload_worker._jobs.guards import describe
 
 from .._exceptions import AbandonedLockError, BrokenBarrierError, DeadlockError
 from .._pickling import calls as _calls
+from .._pickling.by_reference import are_small
 from .._pickling.payload import with_grants
+from .._pickling.picklers import PROTOCOL
 
 if TYPE_CHECKING:
     import signal
@@ -202,6 +205,12 @@ class Request:
 
     def complete_value(self, value: Any) -> None:
         """Send a value, or the error of its pickling."""
+        if value is None:
+            self.complete()
+            return
+        if are_small((value,)):
+            self.complete("value", (pickle.dumps(value, PROTOCOL),))
+            return
         try:
             payload = with_grants(_calls.dump_value, value)
         except Exception as error:

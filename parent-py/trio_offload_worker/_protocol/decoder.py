@@ -25,7 +25,7 @@ from .frames import (
     Kind,
     WireError,
 )
-from .header import SHAPES, Head, check_magic, parse_header
+from .header import SHAPES, Head, parse_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -237,11 +237,11 @@ class Decoder:
     def _parse_head(self) -> Head | None:
         available = self.end - self.start
         if available < PREFIX_SIZE:
-            check_magic(bytes(self.buffer[self.start : self.end]))
+            _check_magic(bytes(self.buffer[self.start : self.end]))
             return None
         magic, length, payload = PREFIX.unpack_from(self.buffer, self.start)
         if magic != MAGIC:
-            check_magic(magic)
+            _check_magic(magic)
         limit = MAX_HEADER_OF_WORKER if self._of_worker else MAX_HEADER
         if not 0 < length <= limit:
             raise WireError("header_too_large", f"a header of {length} bytes; 1 to {limit} are allowed")
@@ -359,3 +359,10 @@ def _figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
             figures.append(int.from_bytes(data[at:end], "big"))
             at = end
     return figures if at == len(data) and len(figures) == 4 else None
+
+
+def _check_magic(start: bytes) -> None:
+    if start[:3] != MAGIC[: min(len(start), 3)]:
+        raise WireError("bad_magic", f"a frame starts with {MAGIC[:3]!r}, not with {start[:3]!r}")
+    if len(start) > 3 and start[3] != MAGIC[3]:
+        raise WireError("unsupported_framing", f"framing version {start[3]}; this side speaks {MAGIC[3]}")

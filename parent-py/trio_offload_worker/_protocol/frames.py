@@ -112,6 +112,8 @@ for _name, _number in (
     KINDS[_number] = _kind
     setattr(Kind, _name, _kind)
 FIRST_OF_WORKER: Final = Kind.WELCOME
+# Messages of which a job may have many.
+REPEATED: Final = (Kind.REQUEST, Kind.REPLY, Kind.POST)
 
 
 # The magic number, the size of the header, the size of all segments.
@@ -121,6 +123,9 @@ _UINT_2: Final = struct.Struct(">BH")
 # A header of three items, up to and including its kind.
 _CALL: Final = b"\x83" + SINGLE_BYTES[Kind.CALL]
 _RESULT: Final = b"\x83" + SINGLE_BYTES[Kind.RESULT]
+# The same of four items.
+_REPLY: Final = b"\x84" + SINGLE_BYTES[Kind.REPLY]
+_reply_bodies: Final[dict[str, bytes]] = {}
 
 # The last item of a header with one segment: an array with the segment's length.
 SHORT_SEGMENT: Final = 256
@@ -192,6 +197,24 @@ def encode_head(kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any
     limit = MAX_HEADER if kind < FIRST_OF_WORKER else MAX_HEADER_OF_WORKER
     if len(header) > limit:
         raise ValueError(f"the header of a {kind.name} must have at most {limit} bytes, got {len(header)}")
+    return PREFIX.pack(MAGIC, len(header), payload) + header
+
+
+def encode_reply(id: int, lengths: Sequence[int], status: str, request: int) -> bytes:
+    """Return the prefix and the header of a REPLY that has no other fields.
+
+    The result is the same as from :func:`encode_head`, in a third of the steps. ``lengths`` has at
+    most one item.
+    """
+    body = _reply_bodies.get(status)
+    if body is None:
+        # Up to the request, which is 0 here.
+        body = _reply_bodies[status] = dumps({"status": status, "request": 0})[:-1]
+    payload = lengths[0] if lengths else 0
+    array = (
+        b"\x80" if not lengths else SEGMENT_LENGTHS[payload] if payload < SHORT_SEGMENT else b"\x81" + encode_uint(payload)
+    )
+    header = b"".join((_REPLY, encode_uint(id), array, body, encode_uint(request)))
     return PREFIX.pack(MAGIC, len(header), payload) + header
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import struct
 
-from .cbor import Excessive, Unusual, check, loads
+from .cbor import Excessive, Unusual, check, keep, loads, recall
 from .frames import (
     BYTEARRAY,
     FIRST_OF_WORKER,
     KINDS,
-    MAGIC,
     MAX_ARRAY,
     MAX_HEADER,
     MAX_ID,
     MAX_ITEMS,
     MAX_SEGMENTS,
     PROTOCOL_VERSION,
+    REPEATED,
     Kind,
     WireError,
 )
@@ -56,13 +56,6 @@ class Head:
         self.body = body
 
 
-def check_magic(start: bytes) -> None:
-    if start[:3] != MAGIC[: min(len(start), 3)]:
-        raise WireError("bad_magic", f"a frame starts with {MAGIC[:3]!r}, not with {start[:3]!r}")
-    if len(start) > 3 and start[3] != MAGIC[3]:
-        raise WireError("unsupported_framing", f"framing version {start[3]}; this side speaks {MAGIC[3]}")
-
-
 def parse_header(data: bytes, payload: int, of_worker: bool) -> Head:
     try:
         items, at = _decode_uint(data, 0, _ARRAY)
@@ -74,9 +67,13 @@ def parse_header(data: bytes, payload: int, of_worker: bool) -> Head:
     except (IndexError, struct.error):
         raise _malformed("it ends too early") from None
     body: dict[str, Any] = {}
+    recalled = None
     if items == 4:
         if not (of_worker and kind < FIRST_OF_WORKER):
-            body = _decode_body(data[at:], MAX_HEADER if kind in _UNLIMITED_KINDS else MAX_ITEMS)
+            if kind in REPEATED:
+                recalled = recall(kind, len(lengths), data[at:])
+            if recalled is None:
+                body = _decode_body(data[at:], MAX_HEADER if kind in _UNLIMITED_KINDS else MAX_ITEMS)
     elif at != len(data):
         raise _malformed(f"{len(data) - at} bytes after its end")
     known = KINDS.get(kind)
@@ -86,7 +83,11 @@ def parse_header(data: bytes, payload: int, of_worker: bool) -> Head:
         raise WireError("segment_mismatch", f"segments of {sum(lengths)} bytes in all, a payload of {payload}")
     if of_worker and kind < FIRST_OF_WORKER:
         return Head(known, id, lengths, payload, {})
-    return Head(known, id, lengths, payload, _checked_body(known, body, len(lengths)))
+    if recalled is None:
+        recalled = _checked_body(known, body, len(lengths))
+        if kind in REPEATED and items == 4:
+            keep(kind, len(lengths), data[at:], body, recalled)
+    return Head(known, id, lengths, payload, recalled)
 
 
 def _decode_lengths(data: bytes, at: int) -> tuple[list[int], int]:
