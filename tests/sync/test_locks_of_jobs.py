@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -28,6 +28,7 @@ from trio_offload import (
     WorkerContext,
     WorkerTimeoutError,
 )
+from trio_offload._wait_graph import WAITS
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 
@@ -53,6 +54,12 @@ async def start(nursery: trio.Nursery, results: dict[str, Any], name: str, afn: 
             results[name] = error
 
     nursery.start_soon(call)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left_waiting() -> Iterator[None]:
+    yield
+    assert len(WAITS) == 0
 
 
 @asynccontextmanager
@@ -782,6 +789,22 @@ async def test_timed_out_acquire_takes_nothing(context: WorkerContext) -> None:
     assert not lock.locked()
     async with lock:
         pass
+
+
+async def test_timeouts_race_with_the_release(context: WorkerContext) -> None:
+    """A withdrawal crosses the reply: the lock is the job's then, or it is not."""
+    lock = trio_offload.Lock()
+    results: dict[str, Any] = {}
+    async with trio.open_nursery() as nursery:
+        for seed in range(3):
+            await start(nursery, results, str(seed), context.run_sync, jobs.race, lock, 100, seed)
+        while len(results) < 3:
+            async with lock:
+                await trio.sleep(0.0005)
+            await trio.sleep(0.0005)
+    assert sum(results.values()) > 0
+    assert lock.statistics().tasks_waiting == 0
+    assert not lock.locked()
 
 
 async def test_many_waits_need_no_thread(context: WorkerContext) -> None:
