@@ -811,6 +811,7 @@ def test_a_worker_has_imported_next_to_nothing(tmp_path: Path, capsys: pytest.Ca
         "__mp_main__",  # the name that a worker's pickles have for __main__
         "_pickle",
         "faulthandler",  # built in
+        "_trio_offload_line",  # an object, which a job that talks looks for
         # What _pickle imports by itself (Modules/_pickle.c, _Pickle_InitState).
         "_compat_pickle",
         "copyreg",

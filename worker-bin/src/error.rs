@@ -6,7 +6,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::protocol::frame::WireError;
+use crate::protocol::frame::{Kind, WireError};
 
 /// The worker could not start.
 #[derive(Debug, Error)]
@@ -32,6 +32,8 @@ pub enum ReceiveError {
     OutOfMemory(u64),
     #[error("reading from the parent's socket failed: {0}")]
     System(#[from] io::Error),
+    #[error("a {0:?} message came while a job waited for an answer, which does not expect one; this is an error in trio-offload")]
+    Unexpected(Kind),
 }
 
 impl ReceiveError {
@@ -41,6 +43,7 @@ impl ReceiveError {
             Self::Wire(error) => error.code(),
             Self::OutOfMemory(_) => "out_of_memory",
             Self::System(_) => "socket",
+            Self::Unexpected(_) => "unexpected_message",
         }
     }
 }

@@ -22,8 +22,10 @@ use crate::sentinel::control::{SentinelTarget, StandbyThread};
 use crate::sentinel::guard::Guard;
 use crate::sentinel::parent::Parent;
 use crate::transport::connection::Connection;
+use crate::transport::line::Line;
 use crate::transport::reports::ReportSender;
 use crate::transport::socket::Socket;
+use crate::transport::writer::LineWriter;
 
 /// The command to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct ProcessSetup {
     descriptor: RawFd,
     reports: ReportSender,
     record: &'static Record,
+    /// `None` once the line has it.
+    line_writer: Option<LineWriter>,
     /// `None` means that Ctrl+C is swallowed already.
     interrupt_held: Option<SignalsHeld>,
 }
@@ -126,11 +130,20 @@ fn wrap_socket(socket: OwnedFd, record: OwnedFd, interrupt_held: Option<SignalsH
     let record: &'static Record = Box::leak(Box::new(Record::new(record)));
     record::report_panics(record);
     let reports = ReportSender::new(socket.as_fd());
-    let connection = Connection::with_reports(Socket::from(socket), &reports);
-    (connection, ProcessSetup { descriptor, reports, record, interrupt_held })
+    let socket = Socket::from(socket);
+    let line_writer = Some(socket.line_writer(&reports));
+    let connection = Connection::with_reports(socket, &reports);
+    (connection, ProcessSetup { descriptor, reports, record, line_writer, interrupt_held })
 }
 
 impl ProcessSetup {
+    /// Connect the line of jobs.
+    pub fn connect<B>(&mut self, line: &Line<Socket, B>) {
+        if let Some(writer) = self.line_writer.take() {
+            line.connect(writer, self.record.descriptor());
+        }
+    }
+
     /// Apply the process part of HELLO: restore the environment, find the parent, start the native
     /// thread.
     pub fn apply_hello(self, hello: &Hello, activity: &'static ActivityCell) -> Result<&'static Parent, Explanation> {

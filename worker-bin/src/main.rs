@@ -11,6 +11,7 @@ use trio_offload_worker::sentinel::activity::ActivityCell;
 use trio_offload_worker::{exit, launch, os, session};
 
 use crate::python::executor::Worker;
+use crate::python::line::LINE;
 use crate::python::{interpreter, raw};
 
 static ACTIVITY: ActivityCell = ActivityCell::new();
@@ -36,16 +37,18 @@ fn serve(socket: i32, record: i32) -> ExitCode {
         Err(error) => return print_error(&error.to_string()),
     };
     let mut worker = Worker::new(process_setup, &ACTIVITY);
-    let mut ending = session::run(&mut connection, &mut worker, &ACTIVITY);
+    let mut ending = session::run(&mut connection, &mut worker, &ACTIVITY, &LINE);
     let forked_connection = worker.take_forked();
     let is_forked = forked_connection.is_some();
     if let Some(forked_connection) = forked_connection {
         // A template has forked this process. The template's descriptor number belongs to the
         // worker's socket now.
         let templates = std::mem::replace(&mut connection, forked_connection);
-        connection.reuse_memory_of(templates).leave_open();
+        if let Some(socket) = connection.reuse_memory_of(templates) {
+            socket.leave_open();
+        }
         worker.warm_up();
-        ending = session::run(&mut connection, &mut worker, &ACTIVITY);
+        ending = session::run(&mut connection, &mut worker, &ACTIVITY, &LINE);
     }
     let code = worker.finish(ending);
     if is_forked {

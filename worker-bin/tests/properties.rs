@@ -202,7 +202,7 @@ proptest! {
             prop_assert_eq!(Message::from_header(&header).unwrap(), message);
             let received = connection.receive_segments(&header.lengths, &[], &mut Heap).unwrap();
             let received: Vec<Vec<u8>> = received.into_iter().map(|segment| match segment {
-                Segment::Borrowed(bytes) => bytes.to_vec(),
+                Segment::Shared(bytes) => bytes.to_vec(),
                 Segment::Owned(buffer) => buffer.into_bytes(),
             }).collect();
             prop_assert_eq!(received, segments);

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fakes::{Event, HEAP_LIMIT, Heap, HeapBuffer, Script};
 use trio_offload_worker::exit::Ending;
@@ -23,6 +23,7 @@ use trio_offload_worker::sentinel::activity::{Activity, ActivityCell};
 use trio_offload_worker::session;
 use trio_offload_worker::session::executor::{Answer, Executor, Raised, Verdict};
 use trio_offload_worker::transport::connection::{Connection, Next};
+use trio_offload_worker::transport::line::{Line, Received};
 use trio_offload_worker::transport::{Allocator, Payload, Segment};
 
 /// An executor with configured answers. It logs its calls, and whether the native thread knew of
@@ -44,6 +45,9 @@ struct Fake {
     /// True if each call leaves memory that is kept for the next.
     leaves_memory: bool,
     keeps_memory: bool,
+    /// How many answers each job reads.
+    reads: usize,
+    line: Rc<Line<Script, HeapBuffer>>,
     log: Rc<RefCell<Vec<String>>>,
 }
 
@@ -116,7 +120,7 @@ impl Executor for Fake {
     fn set_up(
         &mut self,
         setup: &Setup,
-        segments: Vec<Segment<'_, HeapBuffer>>,
+        segments: Vec<Segment<HeapBuffer>>,
         runs_user_code: bool,
     ) -> Result<(), Box<Raised<Pieces>>> {
         if runs_user_code {
@@ -129,12 +133,21 @@ impl Executor for Fake {
         Ok(())
     }
 
-    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, HeapBuffer>>) {
+    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<HeapBuffer>>) {
         self.note(format!("settings {eager} {}", lengths(segments)));
     }
 
-    fn call(&mut self, segments: Vec<Segment<'_, HeapBuffer>>) -> Answer<Pieces> {
+    fn call(&mut self, segments: Vec<Segment<HeapBuffer>>) -> Answer<Pieces> {
         self.note(format!("call {}", lengths(segments)));
+        for _ in 0..self.reads {
+            let line = Rc::clone(&self.line);
+            match line.receive(line.call(), self, Instant::now(), true) {
+                Ok(Received::Frame(frame)) => {
+                    self.note(format!("answer {} {:?} {}", frame.id, frame.message.kind(), lengths(frame.segments)));
+                }
+                other => self.note(format!("no answer: {other:?}")),
+            }
+        }
         self.keeps_memory = self.leaves_memory;
         if self.raise {
             Answer::Raised(Raised { failure: failure("call"), exception: None })
@@ -152,11 +165,7 @@ impl Executor for Fake {
         self.note("interrupted");
     }
 
-    fn become_template(
-        &mut self,
-        template: &Template,
-        segments: Vec<Segment<'_, HeapBuffer>>,
-    ) -> Result<(), Box<Raised<Pieces>>> {
+    fn become_template(&mut self, template: &Template, segments: Vec<Segment<HeapBuffer>>) -> Result<(), Box<Raised<Pieces>>> {
         self.note(format!("template {:?} {} {}", template.modules, template.eager, lengths(segments)));
         if self.fail_set_up {
             return Err(Box::new(Raised { failure: failure("preload"), exception: None }));
@@ -185,9 +194,9 @@ impl Executor for Fake {
     }
 }
 
-fn lengths(segments: Vec<Segment<'_, HeapBuffer>>) -> String {
+fn lengths(segments: Vec<Segment<HeapBuffer>>) -> String {
     let lengths = segments.into_iter().map(|segment| match segment {
-        Segment::Borrowed(bytes) => bytes.len(),
+        Segment::Shared(bytes) => bytes.len(),
         Segment::Owned(buffer) => buffer.into_bytes().len(),
     });
     format!("{:?}", lengths.collect::<Vec<_>>())
@@ -279,9 +288,10 @@ fn run_script(mut executor: Fake, script: Script) -> Run {
     let log = Rc::clone(&executor.log);
     let activity = ActivityCell::new();
     let mut connection = Connection::new(script);
-    let ending = session::run(&mut connection, &mut executor, &activity);
+    let line = Rc::clone(&executor.line);
+    let ending = session::run(&mut connection, &mut executor, &activity, &line);
     assert_eq!(activity.get(), if ending == Ending::Forked { Activity::Idle } else { Activity::Exiting });
-    let Script { sent, writes, timeouts, stopped, .. } = Connection::new(Script::new([])).reuse_memory_of(connection);
+    let Script { sent, writes, timeouts, stopped, .. } = Connection::new(Script::new([])).reuse_memory_of(connection).unwrap();
     let mut replies = Connection::new(Script::cut(&sent, &[], true));
     let mut said = Vec::new();
     while let Next::Header(header) = replies.next_header().unwrap() {
@@ -432,6 +442,43 @@ fn an_idle_worker_ignores_answers_of_ended_calls_only() {
         assert_eq!(explanation.code, "unexpected_message");
         assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Aborted]);
     }
+}
+
+#[test]
+fn frames_sent_ahead_of_an_answer_are_handled_after_the_job() {
+    let ahead = [settings(), call(6), reply(4, &[9]), reply(5, &[3]), call(7), credit(5), retire()];
+    let answers = [reply(6, &[1, 70_000]), credit(6), reply(7, &[]), reply(7, &[])];
+    let fake = Fake { reads: 2, ..Fake::default() };
+    let run_ = run(fake, [bytes(&[hello(), setup(), call(5)]), bytes(&ahead), bytes(&answers), bytes(&[call(8)])]);
+    assert_eq!((run_.ending, run_.last().clone()), (Ending::Retired, Message::Retired { reason: "asked".to_owned() }));
+    assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Result, Kind::Result, Kind::Retired]);
+    assert_eq!(run_.said[2..5].iter().map(|(_, id, _)| *id).collect::<Vec<_>>(), [5, 6, 7]);
+    assert_eq!(
+        run_.log()[4..],
+        [
+            "call [4]",
+            "answer 5 Reply [3]",
+            "answer 5 Credit []",
+            "settle true",
+            "settings true [3]",
+            "call [4]",
+            "answer 6 Reply [1, 70000]",
+            "answer 6 Credit []",
+            "settle true",
+            "call [4]",
+            "answer 7 Reply []",
+            "answer 7 Reply []",
+            "settle true",
+        ]
+    );
+}
+
+#[test]
+fn a_worker_that_retires_drops_what_it_has_set_aside() {
+    let fake = Fake { reads: 1, verdict: Some(Verdict::Retire), ..Fake::default() };
+    let run_ = run(fake, [bytes(&[hello(), setup(), call(5), call(6), reply(5, &[])])]);
+    assert_eq!(run_.kinds(), [Kind::Welcome, Kind::Ready, Kind::Result, Kind::Retired]);
+    assert_eq!(run_.log()[4..], ["call [4]", "answer 5 Reply []", "settle true"]);
 }
 
 /// A script with as many descriptors as requested.

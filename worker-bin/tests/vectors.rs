@@ -118,7 +118,7 @@ fn receive_one(connection: &mut Connection<Script>) -> Result<Option<Frame>, Rec
     let message = Message::from_header(&header)?;
     let segments = connection.receive_segments(&header.lengths, &[], &mut Heap)?;
     let segments = segments.into_iter().map(|segment| match segment {
-        Segment::Borrowed(bytes) => bytes.to_vec(),
+        Segment::Shared(bytes) => bytes.to_vec(),
         Segment::Owned(buffer) => buffer.into_bytes(),
     });
     Ok(Some(Frame { segments: segments.collect(), header, message }))

@@ -197,6 +197,12 @@ pub fn wait_readable_or_signal(socket: BorrowedFd<'_>, timeout: Option<Duration>
     let held = SignalsHeld::all()?;
     // A signal may have come between the two lines above; rarely so.
     run_handlers();
+    wait_readable_with(socket, timeout, held)
+}
+
+/// Wait for input like [`wait_readable`]. `held` has blocked the signals; they come during the wait
+/// and interrupt it, and are let through after it.
+pub fn wait_readable_with(socket: BorrowedFd<'_>, timeout: Option<Duration>, held: SignalsHeld) -> io::Result<bool> {
     let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     #[cfg(target_os = "linux")]
     let ready = {

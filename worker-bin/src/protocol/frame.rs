@@ -116,6 +116,7 @@ impl WireError {
 }
 
 /// Read the prefix and the header at the front of `bytes`, as far as they have arrived.
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<Progress, WireError> {
     if bytes.iter().zip(MAGIC).any(|(found, expected)| *found != expected) {
         return Err(WireError::BadMagic);

@@ -40,6 +40,7 @@ use crate::python::faults::Faults;
 use crate::python::forks;
 use crate::python::interpreter::{Interpreter, Prefixes};
 use crate::python::jobs::{PythonSide, isolate_context, refuse_asynchronous};
+use crate::python::line::{self, LINE};
 use crate::python::pickling::sink::Pickled;
 use crate::python::raw;
 use crate::python::raw::buffers::NewBytes;
@@ -151,9 +152,10 @@ impl Executor for Worker {
     type Payload = Pickled;
 
     fn start(&mut self, hello: &Hello, descriptors: Vec<OwnedFd>) -> Result<Option<Welcome>, Explanation> {
-        let Some(process_setup) = self.process_setup.take() else {
+        let Some(mut process_setup) = self.process_setup.take() else {
             return Err(Explanation::new("interpreter", "the worker has been started already"));
         };
+        process_setup.connect(&LINE);
         if let Some(python) = &self.python {
             // A forked worker has the rest from its template.
             launch::install_streams(hello, descriptors).map_err(|error| Explanation::new("environment", error.to_string()))?;
@@ -189,8 +191,12 @@ impl Executor for Worker {
         // fault handlers must not be among them.
         let signals = Python::attach(Signals::new).map_err(explain)?;
         let faults = Python::attach(|py| Faults::install(py, record)).map_err(explain)?;
-        let python = Python::attach(|py| forks::install(py).and_then(|()| PythonSide::new(py, signals, faults)))
-            .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
+        let python = Python::attach(|py| {
+            forks::install(py)?;
+            line::install(py)?;
+            PythonSide::new(py, signals, faults)
+        })
+        .map_err(|error| Explanation::new("interpreter", format!("Python started, but the pickler is missing: {error}")))?;
         self.python = Some(python);
         Ok(())
     }
@@ -204,7 +210,7 @@ impl Executor for Worker {
     fn set_up(
         &mut self,
         setup: &Setup,
-        segments: Vec<Segment<'_, NewBytes>>,
+        segments: Vec<Segment<NewBytes>>,
         runs_user_code: bool,
     ) -> Result<(), Box<Raised<Pickled>>> {
         let is_forked = self.is_forked;
@@ -226,7 +232,7 @@ impl Executor for Worker {
         outcome
     }
 
-    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, NewBytes>>) {
+    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<NewBytes>>) {
         let Some(python) = &mut self.python else { return };
         Python::attach(|py| {
             if let Err(error) = python.replace_settings(py, eager, segments) {
@@ -236,7 +242,7 @@ impl Executor for Worker {
         });
     }
 
-    fn call(&mut self, segments: Vec<Segment<'_, NewBytes>>) -> Answer<Pickled> {
+    fn call(&mut self, segments: Vec<Segment<NewBytes>>) -> Answer<Pickled> {
         let Some(python) = &self.python else { return Answer::Raised(raised_without_python()) };
         let answer = Python::attach(|py| {
             let answer = match python.call(py, segments) {
@@ -295,7 +301,7 @@ impl Executor for Worker {
         verdict
     }
 
-    fn become_template(&mut self, template: &Template, segments: Vec<Segment<'_, NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
+    fn become_template(&mut self, template: &Template, segments: Vec<Segment<NewBytes>>) -> Result<(), Box<Raised<Pickled>>> {
         self.turn_into_template(template, segments)
     }
 

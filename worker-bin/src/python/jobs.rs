@@ -57,7 +57,7 @@ impl PythonSide {
         })
     }
 
-    pub(super) fn set_up(&mut self, py: Python<'_>, setup: &Setup, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
+    pub(super) fn set_up(&mut self, py: Python<'_>, setup: &Setup, segments: Vec<Segment<NewBytes>>) -> PyResult<()> {
         let mut pickles = segments.into_iter().map(|segment| into_bytes(py, segment));
         let mut next = || pickles.next().unwrap_or_else(|| Ok(PyBytes::new(py, b"")));
         let (settings, init, retire) = (next()?, next()?, next()?);
@@ -90,7 +90,7 @@ impl PythonSide {
         if eager { self.apply(py, &settings) } else { Ok(()) }
     }
 
-    pub(super) fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<()> {
+    pub(super) fn replace_settings(&mut self, py: Python<'_>, eager: bool, segments: Vec<Segment<NewBytes>>) -> PyResult<()> {
         let Some(settings) = self.settings.clone() else { return Ok(()) };
         let Some(segment) = segments.into_iter().next() else { return Ok(()) };
         settings.replace(into_bytes(py, segment)?);
@@ -117,7 +117,7 @@ impl PythonSide {
         Ok(Some(self.pickling.loads(pickle)?).filter(|object| !object.is_none()))
     }
 
-    pub(super) fn call(&self, py: Python<'_>, segments: Vec<Segment<'_, NewBytes>>) -> Result<Pickled, (PyErr, &'static str)> {
+    pub(super) fn call(&self, py: Python<'_>, segments: Vec<Segment<NewBytes>>) -> Result<Pickled, (PyErr, &'static str)> {
         let job = self.pickling.load(py, segments).map_err(|error| (error, "unpickle"))?;
         let (function, arguments) = split_call(job).map_err(|error| (error, "unpickle"))?;
         // After unpickling: context variables that an import sets are for all jobs.
@@ -184,9 +184,9 @@ pub(super) fn isolate_context(context: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 /// Copy a segment into a `bytes` object.
-pub(super) fn into_bytes<'py>(py: Python<'py>, segment: Segment<'_, NewBytes>) -> PyResult<Bound<'py, PyBytes>> {
+pub(super) fn into_bytes<'py>(py: Python<'py>, segment: Segment<NewBytes>) -> PyResult<Bound<'py, PyBytes>> {
     match segment {
-        Segment::Borrowed(bytes) => Ok(PyBytes::new(py, bytes)),
+        Segment::Shared(bytes) => Ok(PyBytes::new(py, &bytes)),
         Segment::Owned(bytes) => Ok(PyBytes::new(py, HeldBytes::hold(&bytes.into_object(py)?)?.bytes())),
     }
 }

@@ -9,6 +9,7 @@ mod forks;
 mod hooks;
 pub(crate) mod interpreter;
 mod jobs;
+pub(crate) mod line;
 mod pickling;
 #[expect(unsafe_code, reason = "the fenced module for what pyo3 does not offer")]
 pub(crate) mod raw;

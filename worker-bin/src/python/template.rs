@@ -62,7 +62,7 @@ impl Worker {
                 });
             }
             Python::attach(|py| {
-                drop(python.call(py, vec![Segment::Borrowed(NOTHING)]));
+                drop(python.call(py, vec![Segment::Shared(NOTHING.into())]));
                 flush(py, &python.sys);
             });
         }
@@ -74,7 +74,7 @@ impl Worker {
     pub(super) fn turn_into_template(
         &mut self,
         template: &Template,
-        segments: Vec<Segment<'_, NewBytes>>,
+        segments: Vec<Segment<NewBytes>>,
     ) -> Result<(), Box<Raised<Pickled>>> {
         let Some(python) = &mut self.python else { return Err(Box::new(raised_without_python())) };
         self.allowed = AllowedThreads::new(template.threads.clone());
@@ -155,7 +155,7 @@ impl PythonSide {
         &mut self,
         py: Python<'_>,
         template: &Template,
-        segments: Vec<Segment<'_, NewBytes>>,
+        segments: Vec<Segment<NewBytes>>,
         allowed: &AllowedThreads,
     ) -> Result<Option<String>, Box<Raised<Pickled>>> {
         let mut with_thread = None;

@@ -169,7 +169,8 @@ fn end_orphan(activity: &ActivityCell) -> ! {
     end_now(exit::ORPHANED)
 }
 
-pub(super) fn end_now(code: i32) -> ! {
+/// End the process at once, with all that its jobs have started.
+pub fn end_now(code: i32) -> ! {
     family::end_descendants();
     os::process::exit_now(code)
 }

@@ -27,13 +27,13 @@ pub trait Executor: Allocator {
     fn set_up(
         &mut self,
         setup: &Setup,
-        segments: Vec<Segment<'_, Self::Buffer>>,
+        segments: Vec<Segment<Self::Buffer>>,
         runs_user_code: bool,
     ) -> Result<(), Box<Raised<Self::Payload>>>;
     /// Replace the settings that came with SETUP.
-    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<'_, Self::Buffer>>);
+    fn replace_settings(&mut self, eager: bool, segments: Vec<Segment<Self::Buffer>>);
     /// Unpickle, call, pickle. Every exception of user code becomes an answer.
-    fn call(&mut self, segments: Vec<Segment<'_, Self::Buffer>>) -> Answer<Self::Payload>;
+    fn call(&mut self, segments: Vec<Segment<Self::Buffer>>) -> Answer<Self::Payload>;
     /// Drop the answer, which has been sent, and call `retire` after a job.
     fn after_answer(&mut self, answer: Option<Self::Payload>, was_job: bool) -> Verdict;
     /// Handle a signal that came while the worker was idle.
@@ -46,7 +46,7 @@ pub trait Executor: Allocator {
     fn become_template(
         &mut self,
         template: &Template,
-        segments: Vec<Segment<'_, Self::Buffer>>,
+        segments: Vec<Segment<Self::Buffer>>,
     ) -> Result<(), Box<Raised<Self::Payload>>>;
     /// Fork a worker, which gets the descriptors. A failure is sent on the worker's own socket.
     fn fork(&mut self, descriptors: Vec<OwnedFd>) -> Side;

@@ -17,6 +17,7 @@
 pub mod executor;
 pub mod idle;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::error::{ReceiveError, SendError};
@@ -31,17 +32,26 @@ use crate::session::executor::{Answer, Executor, Raised, Verdict};
 use crate::session::idle::IdleClock;
 use crate::transport::buffer_pool;
 use crate::transport::connection::{Connection, Next};
-use crate::transport::{Payload, Stream};
+use crate::transport::line::{Line, SetAside};
+use crate::transport::{Payload, Segment, Stream};
 
 /// Lower bound of the idle timeout before the first call.
 const MIN_FIRST_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serve one parent until the end.
-pub fn run<S: Stream, E: Executor>(connection: &mut Connection<S>, executor: &mut E, activity: &ActivityCell) -> Ending {
+pub fn run<S: Stream, E: Executor>(
+    connection: &mut Connection<S>,
+    executor: &mut E,
+    activity: &ActivityCell,
+    line: &Line<S, E::Buffer>,
+) -> Ending {
     let ending = Session {
         connection,
         executor,
         activity,
+        line,
+        aside: VecDeque::new(),
+        at_hand: None,
         state: State::AwaitHello,
         parent: 0,
         last_call: 0,
@@ -64,10 +74,15 @@ enum State {
     Template,
 }
 
-struct Session<'a, S, E> {
+struct Session<'a, S, E: Executor> {
     connection: &'a mut Connection<S>,
     executor: &'a mut E,
     activity: &'a ActivityCell,
+    line: &'a Line<S, E::Buffer>,
+    /// Frames that came while a job waited for an answer.
+    aside: VecDeque<SetAside<E::Buffer>>,
+    /// The segments of such a frame. `None` means that they have not been received.
+    at_hand: Option<Vec<Segment<E::Buffer>>>,
     state: State,
     /// The process ID in HELLO.
     parent: u32,
@@ -94,19 +109,24 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn step(&mut self) -> Step {
-        if self.executor.keeps_memory() && !self.connection.is_readable_within(buffer_pool::KEEP_TIMEOUT) {
-            self.executor.release_memory();
-        }
-        self.connection.run_handlers_with(self.executor.handlers());
-        let header = match self.connection.next_header() {
-            Ok(Next::Header(header)) => header,
-            Ok(Next::End) => return Err(Ending::ParentClosed),
-            Ok(Next::Idle) => return self.retire("idle"),
-            Ok(Next::Interrupted) => {
-                self.executor.interrupted();
-                return if self.idle.is_over() { self.retire("idle") } else { Ok(()) };
+        let header = if let Some(SetAside { header, segments }) = self.aside.pop_front() {
+            self.at_hand = Some(segments);
+            header
+        } else {
+            if self.executor.keeps_memory() && !self.connection.is_readable_within(buffer_pool::KEEP_TIMEOUT) {
+                self.executor.release_memory();
             }
-            Err(error) => return self.abort_receiving(&error),
+            self.connection.run_handlers_with(self.executor.handlers());
+            match self.connection.next_header() {
+                Ok(Next::Header(header)) => header,
+                Ok(Next::End) => return Err(Ending::ParentClosed),
+                Ok(Next::Idle) => return self.retire("idle"),
+                Ok(Next::Interrupted) => {
+                    self.executor.interrupted();
+                    return if self.idle.is_over() { self.retire("idle") } else { Ok(()) };
+                }
+                Err(error) => return self.abort_receiving(&error),
+            }
         };
         let message = match Message::from_header(&header) {
             Ok(message) => message,
@@ -180,10 +200,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         if runs_user_code {
             self.prepare_for_user_code()?;
         }
-        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
-            Ok(segments) => segments,
-            Err(error) => return self.abort_receiving(&error),
-        };
+        let segments = self.segments(header, &[])?;
         self.memory_limit = setup.memory_limit;
         self.activity.configure(SentinelConfig {
             report_interval: setup.report_interval_ms.map(Duration::from_millis),
@@ -209,10 +226,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
 
     fn become_template(&mut self, template: &Template, header: &Header) -> Step {
         self.prepare_for_user_code()?;
-        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
-            Ok(segments) => segments,
-            Err(error) => return self.abort_receiving(&error),
-        };
+        let segments = self.segments(header, &[])?;
         if let Err(raised) = self.executor.become_template(template, segments) {
             let payload = raised.exception.as_ref().map(|payload| payload as &dyn Payload);
             self.send_with(Message::SetupFailed(raised.failure), 0, payload)?;
@@ -258,31 +272,35 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     fn replace_settings(&mut self, eager: bool, header: &Header) -> Step {
-        let segments = match self.connection.receive_segments(&header.lengths, &[], self.executor) {
-            Ok(segments) => segments,
-            Err(error) => return self.abort_receiving(&error),
-        };
+        let segments = self.segments(header, &[])?;
         self.executor.replace_settings(eager, segments);
         Ok(())
     }
 
     /// Read the segments of a frame that crossed with an answer, and drop them.
     fn skip(&mut self, header: &Header, types: &[SegmentType]) -> Step {
+        self.segments(header, types).map(drop)
+    }
+
+    /// The segments of the frame that is being handled.
+    fn segments(&mut self, header: &Header, types: &[SegmentType]) -> Result<Vec<Segment<E::Buffer>>, Ending> {
+        if let Some(segments) = self.at_hand.take() {
+            return Ok(segments);
+        }
         match self.connection.receive_segments(&header.lengths, types, self.executor) {
-            Ok(_) => Ok(()),
-            Err(error) => self.abort_receiving(&error),
+            Ok(segments) => Ok(segments),
+            Err(error) => Err(self.abort_receiving(&error).err().unwrap_or(Ending::Aborted)),
         }
     }
 
     fn call(&mut self, header: &Header, types: &[SegmentType], prepares: bool) -> Step {
         self.last_call = header.id;
-        let segments = match self.connection.receive_segments(&header.lengths, types, self.executor) {
-            Ok(segments) => segments,
-            Err(error) => return self.abort_receiving(&error),
-        };
+        let segments = self.segments(header, types)?;
         self.executor.release_memory();
         self.activity.set(Activity::Busy);
+        self.connection.lend(self.line, header.id);
         let answer = self.executor.call(segments);
+        self.connection.take_back(self.line, &mut self.aside);
         // Set this before the answer is sent. A parent that closes the socket at once must find an
         // idle worker, which exits in order; the native thread would end a busy one.
         self.activity.set(Activity::Idle);

@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +27,14 @@ const MAX_PIECES: usize = 16;
 
 /// The memory that is kept. Buffers taken from the pool return to it when they are dropped.
 #[derive(Debug, Clone, Default)]
-pub struct BufferPool(Arc<Mutex<Vec<Mapping>>>);
+pub struct BufferPool(Arc<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    mappings: Mutex<Vec<Mapping>>,
+    /// True if there may be one. Most workers keep nothing, and do not lock for that.
+    may_exist: AtomicBool,
+}
 
 impl BufferPool {
     /// Return memory of this length, reused or new. `None` means out of memory.
@@ -46,27 +54,43 @@ impl BufferPool {
     }
 
     /// Bytes that are kept.
+    #[inline]
     pub fn kept(&self) -> u64 {
-        self.lock().iter().map(|mapping| mapping.length() as u64).sum()
+        if self.0.may_exist.load(Ordering::Relaxed) { self.count() } else { 0 }
     }
 
     /// Return the kept memory to the system.
+    #[inline]
     pub fn release(&self) {
+        if self.0.may_exist.load(Ordering::Relaxed) {
+            self.release_all();
+        }
+    }
+
+    #[cold]
+    fn count(&self) -> u64 {
+        self.lock().iter().map(|mapping| mapping.length() as u64).sum()
+    }
+
+    #[cold]
+    fn release_all(&self) {
+        self.0.may_exist.store(false, Ordering::Relaxed);
         let kept = std::mem::take(&mut *self.lock());
         drop(kept);
     }
 
     fn keep(&self, mapping: Mapping) {
         // Another thread may have held the lock at a fork; the copy must not wait for it.
-        let Ok(mut kept) = self.0.try_lock() else { return };
+        let Ok(mut kept) = self.0.mappings.try_lock() else { return };
         let all: usize = kept.iter().map(Mapping::length).sum();
         if kept.len() < MAX_PIECES && all.saturating_add(mapping.length()) <= MAX_KEPT {
             kept.push(mapping);
+            self.0.may_exist.store(true, Ordering::Relaxed);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Mapping>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.mappings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,16 +4,22 @@
 
 pub mod buffer_pool;
 pub mod connection;
+mod input;
+pub mod line;
 pub mod reports;
 pub mod socket;
 mod spin;
+pub mod writer;
 #[cfg(target_os = "linux")]
 mod zero_copy;
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::ops::{Deref, Range};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::protocol::segments::SegmentType;
 
@@ -23,6 +29,14 @@ pub trait Stream {
     fn receive(&mut self, into: &mut [u8]) -> io::Result<usize>;
     /// Receive into uninitialised memory.
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize>;
+    /// Receive what is there already, for a job that has waited for an answer since then.
+    /// `WouldBlock` if nothing is there. `spins` lets it look for a moment if answers came soon of
+    /// late.
+    fn receive_answer(&mut self, into: &mut [u8], since: Instant, spins: bool) -> io::Result<usize>;
+    /// The socket, for a wait without the stream. `None` means that a wait is over at once.
+    fn socket(&self) -> Option<Arc<UnixStream>> {
+        None
+    }
     fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
     /// Wait for input. Return false after the timeout.
     fn wait_readable(&mut self, timeout: Duration) -> bool;
@@ -62,8 +76,30 @@ pub trait Payload {
 
 /// A received segment.
 #[derive(Debug)]
-pub enum Segment<'a, B> {
-    /// In the connection's buffer; valid until the next frame.
-    Borrowed(&'a [u8]),
+pub enum Segment<B> {
+    /// In a receive buffer.
+    Shared(SharedBytes),
     Owned(B),
+}
+
+/// A part of a receive buffer, which is not written to while this lives.
+#[derive(Debug, Clone)]
+pub struct SharedBytes {
+    buffer: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl Deref for SharedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.buffer.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl From<&[u8]> for SharedBytes {
+    /// Copy bytes that are no part of a receive buffer.
+    fn from(bytes: &[u8]) -> Self {
+        Self { buffer: Arc::new(bytes.to_vec()), range: 0..bytes.len() }
+    }
 }

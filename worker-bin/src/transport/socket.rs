@@ -8,28 +8,27 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::os;
 use crate::transport::Stream;
+use crate::transport::reports::ReportSender;
 use crate::transport::spin::AdaptiveSpin;
-use crate::transport::zero_copy::ZeroCopySender;
+use crate::transport::writer::{LineWriter, Outlet};
 
 /// The worker's end of the socket.
-///
-/// Some programs close every descriptor above 2 and open their own files. A job that does so closes
-/// this one too. By the time of the answer its number may belong to a user's file, which must not
-/// be written to.
 #[derive(Debug)]
 pub struct Socket {
-    stream: UnixStream,
-    identity: Option<os::descriptors::Identity>,
+    stream: Arc<UnixStream>,
+    pub(super) outlet: Outlet,
     lost: bool,
     /// `None` means that no descriptors are expected; the system drops them.
     descriptor_queue: Option<DescriptorQueue>,
-    #[cfg(target_os = "linux")]
-    pub(super) zero_copy: ZeroCopySender,
+    /// For calls.
     spin: AdaptiveSpin,
+    /// For the answers to a job's requests.
+    answer_spin: AdaptiveSpin,
     /// The idle timeout, for waits other than `recv`.
     timeout: Option<Duration>,
     run_handlers: Option<fn()>,
@@ -47,15 +46,14 @@ struct DescriptorQueue {
 
 impl From<OwnedFd> for Socket {
     fn from(descriptor: OwnedFd) -> Self {
-        let identity = os::descriptors::identity_of(descriptor.as_fd());
+        let stream = Arc::new(UnixStream::from(descriptor));
         Self {
-            #[cfg(target_os = "linux")]
-            zero_copy: ZeroCopySender::of(descriptor.as_fd()),
-            stream: UnixStream::from(descriptor),
-            identity,
+            outlet: Outlet::of(&stream),
+            stream,
             lost: false,
             descriptor_queue: None,
             spin: AdaptiveSpin::default(),
+            answer_spin: AdaptiveSpin::default(),
             timeout: None,
             run_handlers: None,
         }
@@ -67,6 +65,11 @@ impl Socket {
     pub fn leave_open(self) {
         std::mem::forget(self.stream);
     }
+
+    /// A writer for jobs, which shares its write lock with `reports`.
+    pub fn line_writer(&self, reports: &ReportSender) -> LineWriter {
+        LineWriter::new(&self.stream, reports)
+    }
 }
 
 impl Stream for Socket {
@@ -74,7 +77,7 @@ impl Stream for Socket {
         match &mut self.descriptor_queue {
             None => {
                 let (run_handlers, timeout) = (self.run_handlers, self.timeout);
-                self.spin.spin_then_receive(&mut self.stream, into, |stream| match run_handlers {
+                self.spin.spin_then_receive(&self.stream, into, |stream| match run_handlers {
                     // `recv` waits itself.
                     None => Ok(()),
                     Some(run_handlers) if os::socket::wait_readable_or_signal(stream.as_fd(), timeout, run_handlers)? => Ok(()),
@@ -93,24 +96,29 @@ impl Stream for Socket {
         os::socket::receive(self.stream.as_fd(), into)
     }
 
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        if os::descriptors::identity_of(self.stream.as_fd()) != self.identity {
-            // The parent notices that this worker exits.
-            if !std::mem::replace(&mut self.lost, true) {
-                // `eprintln!` panics if standard error cannot be written.
-                let _ = writeln!(
-                    io::stderr(),
-                    "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends"
-                );
-            }
+    fn receive_answer(&mut self, into: &mut [u8], since: Instant, spins: bool) -> io::Result<usize> {
+        if !self.outlet.is_intact() {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        #[cfg(target_os = "linux")]
-        let parts = match self.zero_copy.send(self.stream.as_fd(), parts) {
-            Some(sent) => return sent,
-            None => self.zero_copy.before_next(parts),
-        };
-        self.stream.write_vectored(parts)
+        self.answer_spin.receive_or_spin(&self.stream, into, since, spins)
+    }
+
+    fn socket(&self) -> Option<Arc<UnixStream>> {
+        Some(Arc::clone(&self.stream))
+    }
+
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let sent = self.outlet.send(parts);
+        // The parent notices that this worker exits.
+        if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::NotConnected) && !std::mem::replace(&mut self.lost, true)
+        {
+            // `eprintln!` panics if standard error cannot be written.
+            let _ = writeln!(
+                io::stderr(),
+                "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends"
+            );
+        }
+        sent
     }
 
     fn wait_readable(&mut self, timeout: Duration) -> bool {

@@ -81,43 +81,76 @@ impl AdaptiveSpin {
     /// Receive, after spinning if that pays. `sleep` waits for input.
     pub(super) fn spin_then_receive(
         &mut self,
-        stream: &mut UnixStream,
+        stream: &UnixStream,
         into: &mut [u8],
         sleep: impl FnOnce(&UnixStream) -> io::Result<()>,
     ) -> io::Result<usize> {
         let since = Instant::now();
-        if self.recent >= BURST
-            && *self.has_spare_cpu.get_or_insert_with(|| available_parallelism().is_ok_and(|count| count.get() > 1))
-            && self.budget.allows(since)
-        {
-            let mut last = since;
-            let mut cost = Duration::ZERO;
-            loop {
-                let received = os::socket::receive_at_once(stream.as_fd(), into);
-                let now = Instant::now();
-                cost += now.saturating_duration_since(last).min(MAX_STEP);
-                let pause = now.saturating_duration_since(since);
-                let found = !matches!(&received, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-                if found || pause >= SPIN_LIMIT {
-                    self.budget.account(now, cost, if found { WAKEUP_COST } else { Duration::ZERO });
-                    if found {
-                        self.record_pause(pause);
-                        return received;
-                    }
-                    break;
-                }
-                last = now;
-                // On a machine with few processors, other processes go first.
-                yield_now();
+        if self.pays(since) {
+            if let Some(received) = self.spin(since, || os::socket::receive_at_once(stream.as_fd(), into)) {
+                return received;
             }
-            self.recent = 0;
             sleep(stream)?;
-            return io::Read::read(stream, into);
+            return io::Read::read(&mut &*stream, into);
         }
         sleep(stream)?;
-        let received = io::Read::read(stream, into);
+        let received = io::Read::read(&mut &*stream, into);
         self.record_pause(since.elapsed());
         received
+    }
+
+    /// Receive at once, or spin if that pays. `WouldBlock` means that nothing came.
+    pub(super) fn receive_or_spin(
+        &mut self,
+        stream: &UnixStream,
+        into: &mut [u8],
+        since: Instant,
+        spins: bool,
+    ) -> io::Result<usize> {
+        let received = os::socket::receive_at_once(stream.as_fd(), into);
+        if !is_nothing(&received) {
+            self.record_pause(since.elapsed());
+            return received;
+        }
+        if spins
+            && self.pays(since)
+            && let Some(received) = self.spin(since, || os::socket::receive_at_once(stream.as_fd(), into))
+        {
+            return received;
+        }
+        received
+    }
+
+    /// True if spinning pays now.
+    fn pays(&mut self, now: Instant) -> bool {
+        self.recent >= BURST
+            && *self.has_spare_cpu.get_or_insert_with(|| available_parallelism().is_ok_and(|count| count.get() > 1))
+            && self.budget.allows(now)
+    }
+
+    /// Spin for a message since that moment. `None` means that nothing came.
+    fn spin(&mut self, since: Instant, mut receive: impl FnMut() -> io::Result<usize>) -> Option<io::Result<usize>> {
+        let mut last = since;
+        let mut cost = Duration::ZERO;
+        loop {
+            let received = receive();
+            let now = Instant::now();
+            cost += now.saturating_duration_since(last).min(MAX_STEP);
+            let pause = now.saturating_duration_since(since);
+            let found = !is_nothing(&received);
+            if found || pause >= SPIN_LIMIT {
+                self.budget.account(now, cost, if found { WAKEUP_COST } else { Duration::ZERO });
+                if found {
+                    self.record_pause(pause);
+                    return Some(received);
+                }
+                self.recent = 0;
+                return None;
+            }
+            last = now;
+            // On a machine with few processors, other processes go first.
+            yield_now();
+        }
     }
 
     /// Note the pause before a message.
@@ -125,6 +158,10 @@ impl AdaptiveSpin {
         self.recent =
             if pause <= SPIN_WINDOW { (self.recent + 1).min(LATE_LIMIT * BURST) } else { self.recent.saturating_sub(BURST) };
     }
+}
+
+fn is_nothing(received: &io::Result<usize>) -> bool {
+    matches!(received, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
 #[cfg(test)]
@@ -135,26 +172,26 @@ mod tests {
 
     #[test]
     fn spinning_begins_after_a_burst_and_ends_after_a_pause() {
-        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut spin = AdaptiveSpin::default();
         let mut buffer = [0; 16];
         // A busy machine may make any of them late.
         while spin.recent < BURST {
             theirs.write_all(b"x").unwrap();
-            assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+            assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 1);
         }
         theirs.write_all(b"xy").unwrap();
-        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 2);
+        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 2);
         ours.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
         spin.recent = BURST;
-        let error = spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err();
+        let error = spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(spin.recent, 0);
-        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert_eq!(spin.recent, 0);
         spin.recent = BURST;
         drop(theirs);
-        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 0);
+        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 0);
     }
 
     /// The shares of time spent spinning, and of messages found by it. Messages come `pause` after
@@ -221,12 +258,12 @@ mod tests {
 
     #[test]
     fn missed_spins_add_debt_and_hits_repay_it() {
-        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let mut buffer = [0; 16];
         let mut spin = AdaptiveSpin { recent: BURST, has_spare_cpu: Some(true), ..AdaptiveSpin::default() };
         let before = Instant::now();
-        let error = spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap_err();
+        let error = spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         let owed_until = spin.budget.debt_free_at.unwrap();
         // On a busy machine a spin costs less: other processes have the processor.
@@ -237,13 +274,13 @@ mod tests {
         spin.budget.debt_free_at = Some(owed_until);
         spin.recent = BURST;
         theirs.write_all(b"x").unwrap();
-        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 1);
         assert!(spin.budget.debt_free_at.unwrap() < owed_until);
 
         let too_much = Instant::now() + MAX_DEBT + Duration::from_secs(3600);
         spin.budget.debt_free_at = Some(too_much);
         theirs.write_all(b"x").unwrap();
-        assert_eq!(spin.spin_then_receive(&mut ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 1);
         assert_eq!(spin.budget.debt_free_at, Some(too_much), "looked for it");
     }
 

@@ -133,9 +133,9 @@ mod tests {
             let lengths = [100, 20_000_001, 0, 5, MIN_ZERO_COPY_SIZE, 9_999_999, 1, MIN_ZERO_COPY_SIZE - 1, 3_000_000];
             let payload = Pieces(lengths.iter().enumerate().map(|(seed, length)| pattern(*length, seed)).collect());
             let (mut socket, other_end) = pair();
-            assert!(socket.zero_copy.copied.is_some_and(|copied| copied < 20_000_000));
+            assert!(socket.outlet.zero_copy.copied.is_some_and(|copied| copied < 20_000_000));
             if refused {
-                socket.zero_copy.copied = None;
+                socket.outlet.zero_copy.copied = None;
             }
             let bytes = sent(&payload, Connection::new(socket), other_end);
             assert!(bytes.ends_with(&payload.0.concat()), "refused: {refused}");

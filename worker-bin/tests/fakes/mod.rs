@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trio_offload_worker::protocol::segments::SegmentType;
 use trio_offload_worker::transport::{Allocator, Storage, Stream};
@@ -85,6 +85,10 @@ impl Stream for Script {
                 Ok(count)
             }
         }
+    }
+
+    fn receive_answer(&mut self, into: &mut [u8], _since: Instant, _spins: bool) -> io::Result<usize> {
+        self.receive(into)
     }
 
     fn receive_new(&mut self, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {

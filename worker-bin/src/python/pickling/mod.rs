@@ -24,6 +24,14 @@ use crate::python::pickling::numbers::pickle_of_number;
 use crate::python::pickling::sink::{GATHERED, Pickled, Piece, Sink};
 use crate::python::raw::buffers::NewBytes;
 
+/// The object that a segment becomes.
+pub(crate) fn object_of(py: Python<'_>, segment: Segment<NewBytes>) -> PyResult<Bound<'_, PyAny>> {
+    match segment {
+        Segment::Shared(bytes) => Ok(PyBytes::new(py, &bytes).into_any()),
+        Segment::Owned(bytes) => bytes.into_object(py),
+    }
+}
+
 pub(crate) struct Pickling {
     loads: Py<PyAny>,
     pickler: Py<PyAny>,
@@ -45,18 +53,15 @@ impl Pickling {
         })
     }
 
-    pub(crate) fn load<'py>(&self, py: Python<'py>, segments: Vec<Segment<'_, NewBytes>>) -> PyResult<Bound<'py, PyAny>> {
-        if let [Segment::Borrowed(pickle)] = segments[..]
+    pub(crate) fn load<'py>(&self, py: Python<'py>, segments: Vec<Segment<NewBytes>>) -> PyResult<Bound<'py, PyAny>> {
+        if let [Segment::Shared(pickle)] = &segments[..]
             && let Some(call) = by_reference::call_of(pickle)
         {
             return self.functions.run(py, call, &|pickle| self.loads(&PyBytes::new(py, pickle)));
         }
         let loads = self.loads.bind(py);
         let mut segments = segments.into_iter();
-        let object = |segment: Segment<'_, NewBytes>| match segment {
-            Segment::Borrowed(bytes) => Ok(PyBytes::new(py, bytes).into_any()),
-            Segment::Owned(bytes) => bytes.into_object(py),
-        };
+        let object = |segment| object_of(py, segment);
         let pickle = segments.next().map_or_else(|| Ok(PyBytes::new(py, b"").into_any()), object)?;
         if segments.len() == 0 {
             return loads.call1((pickle,));

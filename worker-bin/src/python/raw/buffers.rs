@@ -19,7 +19,7 @@ const HUGE: usize = 1 << 20;
 /// Memory of an object that no other code has seen, so that it can be written without the GIL.
 pub(crate) enum NewBytes {
     /// A `bytes` or a `bytearray`.
-    Object { object: Py<PyAny>, memory: NonNull<MaybeUninit<u8>>, length: usize },
+    Object { object: Py<PyAny>, memory: Address, length: usize },
     /// Becomes a `memoryview`.
     Pooled(PooledBuffer),
 }
@@ -47,7 +47,7 @@ impl NewBytes {
         // takes.
         let object = unsafe { Bound::from_owned_ptr_or_err(py, pointer) }.ok()?;
         // SAFETY: the object is of the type whose function this is.
-        let memory = NonNull::new(unsafe { place(object.as_ptr()) })?.cast();
+        let memory = Address(NonNull::new(unsafe { place(object.as_ptr()) })?.cast());
         let mut new = Self::Object { object: object.unbind(), memory, length };
         if length >= HUGE {
             os::memory::advise_huge_pages(new.memory());
@@ -76,13 +76,13 @@ impl Storage for NewBytes {
             // SAFETY: the object has this many bytes at this place. A bytearray keeps them there
             // until it is resized. The only reference to it is here, and the garbage collector
             // tracks neither type.
-            Self::Object { memory, length, .. } => unsafe { std::slice::from_raw_parts_mut(memory.as_ptr(), *length) },
+            Self::Object { memory, length, .. } => unsafe { std::slice::from_raw_parts_mut(memory.0.cast().as_ptr(), *length) },
             Self::Pooled(buffer) => buffer.memory(),
         }
     }
 }
 
-struct Address(NonNull<u8>);
+pub(crate) struct Address(NonNull<u8>);
 
 // SAFETY: a number, unless it is dereferenced; that place has its own reason.
 unsafe impl Send for Address {}
