@@ -35,7 +35,7 @@ ONCE = ("is_interrupt", "check_count", "check_seconds")
 # Parameters that stand together in one signature only, in _options.
 OPTIONS = {"idle_timeout", "grace_period"}
 # Files of the worker's loop that have no twin in Rust.
-TWINLESS = {"__init__", "line", "sentinel_process"}
+TWINLESS = {"__init__", "sentinel_process"}
 
 
 def check(trees: dict[str, Tree]) -> Iterator[Finding]:

@@ -313,9 +313,10 @@ def test_reports_come_between_frames(kind: str) -> None:
         assert reports
 
 
-@pytest.mark.parametrize("kind", ["loop"])
+@pytest.mark.parametrize("kind", ["native", "loop"])
 def test_init_and_retire_cannot_talk(kind: str) -> None:
-    with parent_of(LOOP) as parent:
+    way = _locate.runtime() if kind == "native" else LOOP
+    with parent_of(way) as parent:
         parent.bring_to("AWAIT_SETUP")
         retire = pickle.dumps(conversation_jobs.Retire(), 5)
         parent.say(Kind.SETUP, 0, (b"", b"", retire), {"eager": False})
@@ -326,7 +327,7 @@ def test_init_and_retire_cannot_talk(kind: str) -> None:
         call(parent, 2, conversation_jobs.echo, 1)
         reply(parent, parent.expect(Kind.REQUEST), value=1)
         assert outcome(parent, 2) == [1]
-    with parent_of(LOOP) as parent:
+    with parent_of(way) as parent:
         parent.bring_to("AWAIT_SETUP")
         parent.say(Kind.SETUP, 0, (b"", pickle.dumps(conversation_jobs.talk, 5), b""), {"eager": False})
         failed = parent.expect(Kind.SETUP_FAILED)
