@@ -9,6 +9,7 @@ import pytest
 
 from trio_offload_worker._protocol import cbor
 from trio_offload_worker._protocol.cbor import dumps
+from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import MAX_ID, PREFIX_SIZE, Kind, WireError, encode_head, encode_reply
 from trio_offload_worker._protocol.header import parse_header
 
@@ -109,3 +110,58 @@ def test_short_replies_are_those_of_the_general_encoder(lengths: tuple[int, ...]
         found = parse_header(head[PREFIX_SIZE:], sum(lengths), of_worker=False)
         assert (found.kind, found.id, found.lengths) == (Kind.REPLY, number, list(lengths))
         assert found.body == {"status": "value", "request": number}
+
+
+def frames_of(data: bytes, step: int) -> list[Any]:
+    """All frames of a stream that comes in pieces."""
+    decoder = Decoder(of_worker=True)
+    found = []
+    for at in range(0, len(data), step):
+        piece = data[at : at + step]
+        while piece:
+            target = decoder.writable()
+            count = min(len(target), len(piece))
+            target[:count] = piece[:count]
+            frame = decoder.next_frame(count)
+            piece = piece[count:]
+            while frame is not None:
+                found.append((frame.kind, frame.id, [bytes(part) for part in frame.segments], frame.body))
+                frame = decoder.next_frame()
+    return found
+
+
+@pytest.mark.parametrize("step", [1, 7, 100, 65536])
+def test_a_stream_of_messages(step: int) -> None:
+    data = b""
+    expected = []
+    for call in (5, 300):
+        for number in (*NUMBERS, *range(300, 340)):
+            for kind, segments, fields in (
+                (Kind.REQUEST, [], {"op": "acquire", "handle": 9, "thread": 1, "request": number}),
+                (Kind.REQUEST, [b"x" * (number % 300)], {"op": "call", "handle": 7, "thread": 1, "request": number}),
+                (Kind.REQUEST, [b"a", b"b"], {"op": "send", "handle": 7, "thread": 1, "request": number}),
+                (Kind.POST, [b"item"], {"op": "send", "handle": 8, "thread": 1}),
+                (Kind.POST, [], {"op": "release", "handle": 9, "thread": 2}),
+                (Kind.WITHDRAW, [], {"request": number}),
+                (Kind.RESULT, [b"result"], {}),
+            ):
+                data += encode_head(kind, call, list(map(len, segments)), fields) + b"".join(segments)
+                expected.append((kind, call, segments, fields))
+    assert frames_of(data, step) == expected
+
+
+def test_the_parents_messages_are_refused_before_their_payload() -> None:
+    def admit(kind: Kind) -> None:
+        admitted.append(kind)
+        if len(admitted) == 4:
+            raise LookupError("refused")
+
+    admitted: list[Kind] = []
+    decoder = Decoder(admit=admit)
+    data = b"".join(encode_reply(1, (1,), "value", number) + b"x" for number in range(5))
+    decoder.writable()[: len(data)] = data
+    frames = [decoder.next_frame(len(data)), decoder.next_frame(), decoder.next_frame()]
+    assert [frame.body["request"] for frame in frames if frame is not None] == [0, 1, 2]
+    with pytest.raises(LookupError, match="refused"):
+        decoder.next_frame()
+    assert admitted == [Kind.REPLY] * 4

@@ -88,6 +88,7 @@ class Conversation:
         self._worker = worker
         self.in_hand: list[Any] = []  # items that the dead worker's job had, by channel
         self._call: JobCall | None = None
+        self._owner: JobOwner | None = None  # of the last message
         self._grants: dict[int, Sequence[Grant]] = {}  # by the number of the call
         self._granted: dict[int, Grant] = {}  # to the running call, by their ids
         self._open: dict[int, Request] = {}
@@ -125,7 +126,10 @@ class Conversation:
             if request is not None:
                 request.withdraw("withdrawn")
             return
-        owner = JobOwner(call, body["thread"], body.get("item", 0))
+        thread, item = body["thread"], body.get("item", 0)
+        owner = self._owner
+        if owner is None or owner.thread != thread or owner.item != item or owner.call is not call:
+            self._owner = owner = JobOwner(call, thread, item)
         grant = self._granted.get(body.get("handle", 0))
         types = body.get("types", b"")
         if frame.kind is Kind.POST:

@@ -112,7 +112,7 @@ class TaskOwner:
         return f"the task {self.task.name}"
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Post:
     """A one-way message of a job."""
 

@@ -70,14 +70,14 @@ def encode_uint(value: int, major: int = 0) -> bytes:
 
 
 def recall(kind: int, segments: int, data: bytes) -> dict[str, Any] | None:
-    """Return the body of a message, if one like it has been kept.
+    """Return the body of a message, if one that differs at most in its request has been kept.
 
     Args:
         kind: Kind of the message.
         segments: Number of its segments.
         data: The bytes of its body.
     """
-    start, request = _split(data)
+    start, request = split_request(data)
     known = _bodies.get((kind, segments, start, request is None))
     if known is None:
         return None
@@ -97,7 +97,7 @@ def keep(kind: int, segments: int, data: bytes, decoded: dict[Any, Any], body: d
         decoded: All fields of the body, in their order.
         body: The fields that the message defines.
     """
-    start, request = _split(data)
+    start, request = split_request(data)
     # Each field stands once. So the start is followed by the request, and by nothing else.
     if len(start) > _MAX_KEPT_SIZE or data[0] != _MAP | len(decoded):
         return
@@ -106,6 +106,19 @@ def keep(kind: int, segments: int, data: bytes, decoded: dict[Any, Any], body: d
     if len(_bodies) >= _MAX_KEPT:
         _bodies.clear()
     _bodies[kind, segments, start, request is None] = body.copy()
+
+
+def split_request(data: bytes) -> tuple[bytes, int | None]:
+    """Return the bytes before the request's number and the number, or all bytes and None."""
+    end = data.rfind(_REQUEST) + len(_REQUEST)
+    if end < len(_REQUEST) or end == len(data):
+        return data, None
+    initial = data[end]
+    if initial < 24:
+        return (data[:end], initial) if end + 1 == len(data) else (data, None)
+    if initial > 27 or end + 1 + (1 << (initial - 24)) != len(data):
+        return data, None
+    return data[:end], int.from_bytes(data[end + 1 :], "big")
 
 
 SINGLE_BYTES: Final = [bytes((value,)) for value in range(256)]
@@ -242,16 +255,3 @@ def _read(data: bytes, at: int, levels: int, left: list[int]) -> tuple[Any, int]
         key, at = _read(data, at, levels - 1, left)
         pairs[key], at = _read(data, at, levels - 1, left)
     return pairs, at
-
-
-def _split(data: bytes) -> tuple[bytes, int | None]:
-    """Return the bytes before the request's number and the number, or all bytes and None."""
-    end = data.rfind(_REQUEST) + len(_REQUEST)
-    if end < len(_REQUEST) or end == len(data):
-        return data, None
-    initial = data[end]
-    if initial < 24:
-        return (data[:end], initial) if end + 1 == len(data) else (data, None)
-    if initial > 27 or end + 1 + (1 << (initial - 24)) != len(data):
-        return data, None
-    return data[:end], int.from_bytes(data[end + 1 :], "big")

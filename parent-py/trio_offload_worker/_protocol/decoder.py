@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from .cbor import SINGLE_BYTES, encode_uint
+from .cbor import SINGLE_BYTES, encode_uint, split_request
 from .frames import (
     BYTES,
     LENGTH_OF_2,
@@ -48,6 +48,8 @@ _PLAIN_STARTS: Final = {
     for kind, (segments, fields) in SHAPES.items()
     if 1 in segments and not any(field.required for field in fields)
 }
+_MAX_KNOWN_SIZE: Final = 256  # bytes
+_MAX_KNOWN: Final = 64
 # The objects of segments without bytes, by their type.
 _EMPTY: Final = (bytearray, bytes, bytearray)
 # The only frequent frame with a body: a RESULT with its figures.
@@ -89,6 +91,8 @@ class Decoder:
         # The header of a frame whose payload is incomplete.
         self.head: Head | None = None
         self._filling: _Filling | None = None
+        # Heads of frames with at most one segment, by their bytes up to the request's number.
+        self._known: dict[tuple[bytes, bool], Head] = {}
 
     def writable(self) -> memoryview:
         """Return the memory for the next bytes, at least one. Overwrites borrowed segments."""
@@ -163,13 +167,13 @@ class Decoder:
         begin = start + length
         end = begin + payload
         if magic != MAGIC or not _MIN_PLAIN_HEADER <= length <= _MAX_PLAIN_HEADER or end > self.end:
-            return self._any_frame()
+            return self._known_frame(begin, end) if self._known else self._any_frame()
         header = bytes(buffer[start:begin])
         initial = header[2]
         try:
             kind = _PLAIN_STARTS[header[:2]]
         except KeyError:
-            return self._any_frame()
+            return self._known_frame(begin, end) if self._known else self._any_frame()
         if initial > 27:
             return self._any_frame()
         at = 3 if initial < 24 else 3 + (1 << (initial - 24))
@@ -191,6 +195,20 @@ class Decoder:
             self._admit(kind)
         self.start = end
         return Frame(kind, initial if at == 3 else int.from_bytes(header[3:at], "big"), [buffer[begin:end]], body, True)
+
+    def _known_frame(self, begin: int, end: int) -> Frame | None:
+        """Return the next frame. Its payload lies from ``begin`` to ``end``."""
+        if end <= self.end and begin <= self.start + _MAX_KNOWN_SIZE:
+            start, request = split_request(bytes(self.buffer[self.start : begin]))
+            head = self._known.get((start, request is None))
+            if head is not None:
+                if self._admit is not None:
+                    self._admit(head.kind)
+                body = head.body if request is None else {**head.body, "request": request}
+                self.start = end
+                segments = [self.buffer[begin:end]] if head.lengths else []
+                return Frame(head.kind, head.id, segments, body, bool(segments))
+        return self._any_frame()
 
     def _any_frame(self) -> Frame | None:
         """Return the next frame by the general path, while none is being filled."""
@@ -252,6 +270,11 @@ class Decoder:
             return None
         start = self.start + PREFIX_SIZE
         head = parse_header(bytes(self.buffer[start : start + length]), payload, self._of_worker)
+        if head.is_known and len(head.lengths) <= 1:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            known, request = split_request(bytes(self.buffer[self.start : start + length]))
+            self._known[known, request is None] = head
         self.start = start + length
         return head
 

@@ -46,13 +46,16 @@ _UNLIMITED_KINDS: Final = (Kind.HELLO, Kind.TEMPLATE)
 
 
 class Head:
-    __slots__ = ("body", "id", "kind", "lengths", "payload")
+    __slots__ = ("body", "id", "is_known", "kind", "lengths", "payload")
 
-    def __init__(self, kind: Kind, id: int, lengths: list[int], payload: int, body: dict[str, Any]) -> None:
+    def __init__(
+        self, kind: Kind, id: int, lengths: list[int], payload: int, body: dict[str, Any], is_known: bool = False
+    ) -> None:
         self.kind = kind
         self.id = id
         self.lengths = lengths
         self.payload = payload
+        self.is_known = is_known
         self.body = body
 
 
@@ -83,11 +86,12 @@ def parse_header(data: bytes, payload: int, of_worker: bool) -> Head:
         raise WireError("segment_mismatch", f"segments of {sum(lengths)} bytes in all, a payload of {payload}")
     if of_worker and kind < FIRST_OF_WORKER:
         return Head(known, id, lengths, payload, {})
-    if recalled is None:
-        recalled = _checked_body(known, body, len(lengths))
-        if kind in REPEATED and items == 4:
-            keep(kind, len(lengths), data[at:], body, recalled)
-    return Head(known, id, lengths, payload, recalled)
+    if recalled is not None:
+        return Head(known, id, lengths, payload, recalled, True)
+    checked = _checked_body(known, body, len(lengths))
+    if kind in REPEATED and items == 4:
+        keep(kind, len(lengths), data[at:], body, checked)
+    return Head(known, id, lengths, payload, checked)
 
 
 def _decode_lengths(data: bytes, at: int) -> tuple[list[int], int]:
