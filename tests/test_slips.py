@@ -159,8 +159,8 @@ def objects_of_trio() -> dict[str, tuple[Any, str]]:
         "Semaphore": (trio.Semaphore(1), "trio_offload.Semaphore"),
         "CapacityLimiter": (trio.CapacityLimiter(1), "trio_offload.CapacityLimiter"),
         "Condition": (trio.Condition(), "trio_offload.Condition"),
-        "MemorySendChannel": (send, "open_channel of trio_offload"),
-        "MemoryReceiveChannel": (receive, "open_channel of trio_offload"),
+        "MemorySendChannel": (send, "trio_offload.open_channel"),
+        "MemoryReceiveChannel": (receive, "trio_offload.open_channel"),
         "CancelScope": (trio.CancelScope(), "kill_on_cancel"),
     }
 

@@ -15,9 +15,9 @@ _SHARED: Final = {
     "Condition": "trio_offload.Condition",
     "Event": "trio_offload.Event",
     "Lock": "trio_offload.Lock",
-    "CancelScope": "The kill_on_cancel or timeout of run_sync",
-    "MemoryReceiveChannel": "open_channel of trio_offload",
-    "MemorySendChannel": "open_channel of trio_offload",
+    "CancelScope": "the grace, kill_on_cancel or timeout of run_sync",
+    "MemoryReceiveChannel": "trio_offload.open_channel",
+    "MemorySendChannel": "trio_offload.open_channel",
     "Semaphore": "trio_offload.Semaphore",
     "StrictFIFOLock": "trio_offload.Lock",
 }
@@ -98,7 +98,7 @@ def unknown_keyword(function: Any, keywords: Mapping[str, object]) -> TypeError:
     import difflib
 
     name = next(iter(keywords))
-    ours = difflib.get_close_matches(name, ("kill_on_cancel", "cancellable", "limiter", "timeout"), 1)
+    ours = difflib.get_close_matches(name, ("kill_on_cancel", "cancellable", "grace", "limiter", "timeout"), 1)
     hint = f" Did you mean {ours[0]!r}?" if ours else ""
     shown = getattr(function, "__name__", "fn")
     return TypeError(
@@ -140,6 +140,5 @@ def shared_object_of_trio(pickled: bytes) -> str | None:
 def object_of_trio(name: str) -> str:
     """Return the message for an object of Trio as an argument."""
     return (
-        f"a trio.{name} is known to the tasks of this program only, and a job would get a copy. "
-        f"{_SHARED[name]} is for tasks and jobs"
+        f"a trio.{name} is known to the tasks of this program only, and a job would get a copy. Use {_SHARED[name]} instead"
     )

@@ -41,7 +41,7 @@ from ._requests.shields import add_shield, drop_shield, shield_end
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import Any, Final, TypeVar
+    from typing import Any, Final, NoReturn, TypeVar
 
     from typing_extensions import TypeVarTuple, Unpack
 
@@ -189,6 +189,9 @@ class Job:
     def __init__(self, call: int, token: Any) -> None:
         self._call = call
         self._token = token
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a Job cannot be pickled or copied: it is of use in its own process only")
 
     def adopt(self) -> None:
         """Bind this thread to the job.

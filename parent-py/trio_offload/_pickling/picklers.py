@@ -57,13 +57,13 @@ class Pickling:
         self.pickler.dump(value)
         collector = self.collector
         parts = collector.parts
-        if not self.out_of_band:
-            pieces = list(map(flat, parts))
-            return Payload(pieces, [sum(map(len, pieces))], function)
         for part in parts[:2]:
             # `find`, because `in` first tries its operand as a number and handles an exception.
             if len(part) <= _MAX_SEARCHED and isinstance(part, bytes) and part.find(_OF_TRIO) >= 0:
                 _refuse_objects_of_trio(part)
+        if not self.out_of_band:
+            pieces = list(map(flat, parts))
+            return Payload(pieces, [sum(map(len, pieces))], function)
         if len(parts) == 1 and not collector.offered:
             return Payload(parts.copy(), [len(parts[0])], function)
         sent, lengths, types = collector.segments()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import TracebackType
-from typing import Any, ClassVar, Generic, TypeVar, final
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -38,6 +38,9 @@ class Lease(Generic[ItemType]):
 
     def __repr__(self) -> str:
         return f"<Lease of {self._item!r}{', over' if self._lease.settled else ''}>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a Lease cannot be pickled or copied: it belongs to one holder. Pass its item, or the WorkQueue")
 
     @property
     def item(self) -> ItemType:

@@ -10,7 +10,7 @@ from .requests import hand_over, post, request
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, Generic, TypeVar
+    from typing import Any, Generic, NoReturn, TypeVar
 
     from .requests import Reply
 
@@ -60,6 +60,9 @@ class Lease(_OfItems["ItemType"]):
 
     def __repr__(self) -> str:
         return f"<Lease of {self.item!r}{', over' if self._is_over else ''}>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a Lease cannot be pickled or copied: it belongs to one holder. Pass its item, or the WorkQueue")
 
     def done(self) -> None:
         """Finish the item.
