@@ -195,6 +195,37 @@ def test_ctrl_c_at_every_step_of_the_end(folder: Path, stride: int) -> None:
         assert_nothing_runs(process)
 
 
+LISTENING = """
+import os
+from pathlib import Path
+from trio_offload_worker import from_worker
+
+def listen(item):
+    Path(f"started-{item}").touch()
+    try:
+        from_worker.sleep(1000)
+    except from_worker.Cancelled:
+        Path(f"told-{item}").touch()
+        if item == "finishes":
+            return "finished"
+        raise
+"""
+
+
+def test_running_items_have_a_grace(folder: Path) -> None:
+    (folder / "listening.py").write_text(LISTENING)
+    arguments = ("map", "listening:listen", "finishes", "gives-up", "--workers", "2", "--grace", "60")
+    with started(folder, *arguments, stdin=subprocess.DEVNULL) as process:
+        wait_for_files(folder, ["started-finishes", "started-gives-up"])
+        interrupt(process, signal.SIGINT)
+        assert process.stdout is not None
+        assert [json.loads(line)["value"] for line in process.stdout] == ["finished"]
+        assert (folder / "told-gives-up").exists()
+        assert messages(process)[0] == "interrupted by SIGINT: 1 of 2 items finished, 1 left"
+        assert process.returncode == 130
+        assert_nothing_runs(process)
+
+
 def test_an_ignored_sigint_stays_ignored(folder: Path) -> None:
     """As in ``trio-offload map … &`` in a script: Ctrl+C is meant for what is in the foreground."""
     command = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *COMMAND)

@@ -97,7 +97,7 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
     if items == ["-"] and not after and not _is_terminal_or_null(0):
         raise CommandError("the item '-' is a text. For the lines of standard input use --lines -, for that text -- -")
     options = MapOptions(
-        job=Job(_function_named(words[0]), chosen.timeout, chosen.retries),
+        job=Job(_function_named(words[0]), chosen.timeout, chosen.grace, chosen.retries),
         # At most one worker for each item.
         workers=min(chosen.workers, len(items)) if items else chosen.workers,
         fail_fast=chosen.fail_fast,

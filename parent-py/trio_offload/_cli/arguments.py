@@ -158,6 +158,12 @@ def _add_worker_options(parser: argparse.ArgumentParser) -> None:
         help="kill the worker of an item that takes longer than S seconds; the item fails",
     )
     parser.add_argument(
+        "--grace",
+        metavar="S",
+        type=_seconds,
+        help="let an item end by itself within S seconds after --timeout or Ctrl+C, if it listens (default: kill it at once)",
+    )
+    parser.add_argument(
         "--retries",
         metavar="N",
         type=_retry_count,

@@ -119,8 +119,11 @@ def print_message(line: str) -> None:
         pass
 
 
-def start_forced_exit(status: ExitStatus, report: Callable[[], None]) -> threading.Timer:
-    """Exit the process after a delay, if it still runs then. ``report`` prints a message before."""
+def start_forced_exit(status: ExitStatus, report: Callable[[], None], grace: float) -> threading.Timer:
+    """Exit the process after a delay, if it still runs then. ``report`` prints a message before.
+
+    Jobs have ``grace`` seconds of their own.
+    """
 
     def leave() -> None:
         reporter = threading.Thread(target=report, daemon=True)
@@ -128,7 +131,7 @@ def start_forced_exit(status: ExitStatus, report: Callable[[], None]) -> threadi
         reporter.join(_LAST_MESSAGE)
         os._exit(int(status))
 
-    timer = threading.Timer(_FORCED_EXIT, leave)
+    timer = threading.Timer(_FORCED_EXIT + grace, leave)
     timer.daemon = True
     timer.start()
     return timer

@@ -246,9 +246,10 @@ class _Run:
     def _interrupt(self) -> None:
         if self._signal is not None and self._forced_exit is None:
             ending = _INTERRUPTIONS[self._signal]
-            self._forced_exit = start_forced_exit(ending, self._report_interruption)
+            grace = self._options.job.grace or 0.0
+            self._forced_exit = start_forced_exit(ending, self._report_interruption, grace)
             self._bar.close()
-            self._everything_scope.deadline = trio.current_time() + _STOP_WRITING
+            self._everything_scope.deadline = trio.current_time() + _STOP_WRITING + grace
             self.stop(ending)
 
     async def _read(self) -> None:

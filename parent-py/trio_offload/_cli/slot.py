@@ -52,6 +52,8 @@ class Job:
     function: cli_items.Function
     timeout: float | None
     """Seconds that one item may take. None means unlimited."""
+    grace: float | None = None
+    """Seconds that an item has to end by itself, once it is told to. None means no time."""
     retries: int = 0
     """Number of further tries of an item whose worker died or exceeded the time."""
 
@@ -154,6 +156,7 @@ class Slot:
             kill_on_cancel=True,
             limiter=self._limiter,
             timeout=self._job.timeout,
+            grace=self._job.grace,
         )
         self._start_failures = 0
         self._summary.note_worker(pid, peak_rss)

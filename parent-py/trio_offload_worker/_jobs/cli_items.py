@@ -140,6 +140,8 @@ class Function:
             value = self._resolve()(item)
         # SystemExit and KeyboardInterrupt too: they end the job, not the worker
         except BaseException as error:
+            if type(error).__module__ == "trio_offload_worker._requests.errors" and type(error).__name__ == "Cancelled":
+                raise  # the run was interrupted, and has no line for the item
             figures.seconds = perf_counter() - began
             figures.peak_rss = _meter.end(figures.seconds)
             # The first entry is the frame of this method, which does not help the reader.
