@@ -34,7 +34,7 @@ from starts import (
     reports_cold,
 )
 from talkers import AIO_QUEUE, JOB_TO_JOB, MANAGER_LOCK, QUEUE, TO_JOB, TO_TASK
-from talking import AS_ARGUMENT, AS_RESULT, ArrayThroughChannel, Items, Parked, callback, check_cancelled, contended_lock
+from talking import AS_RESULT, ArrayThroughChannel, Items, Parked, callback, check_cancelled, contended_lock
 from transfers import MEMCPY, Transfer
 
 ROWS = [
@@ -153,7 +153,6 @@ ROWS = [
         "GB/s",
         "more",
         ArrayThroughChannel(to_job=True),
-        (Goal(AS_ARGUMENT, 0.7),),
         ours=OURS_TALKING,
     ),
     Row("check_cancelled", "ns", "less", check_cancelled, (Goal(None, 150),), ours=OURS_TALKING),

@@ -6,6 +6,7 @@ import contextvars
 import os
 import pickle
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -159,6 +160,35 @@ async def test_async_function_runs_beside_the_job(peer: Peer) -> None:
         talk.return_value()
     # The answer has come, so the function that still ran was cancelled.
     assert talk.result == outcome.Value((5, None))
+
+
+async def test_large_replies_live_until_the_thread_speaks_again(peer: Peer) -> None:
+    """The socket may hold pages of their memory until the job has read them."""
+
+    class Memory(bytearray):
+        pass
+
+    async with talking(peer) as talk:
+        for number in (1, 2):
+            talk.request("x", number=number, handle=77, thread=9)
+            while len(talk.grant.parked) < number:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            memory = Memory(2**20)
+            reference = weakref.ref(memory)
+            talk.grant.parked[-1].complete("value", [pickled(None), memoryview(memory)])
+            del memory
+            await talk.reply(number)
+            talk.post("other", handle=77, thread=10)
+            while len(talk.grant.posts) < 2 * number - 1:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            assert reference() is not None
+            if number == 1:
+                talk.post("next", handle=77, thread=9)
+                while len(talk.grant.posts) < 2:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                assert reference() is None
+        talk.return_value()
+    assert reference() is None
 
 
 @pytest.mark.parametrize(("op", "function"), [("run", int), ("run_sync", trio.sleep)])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from trio_offload_worker._protocol.frames import BYTEARRAY, BYTES
+from trio_offload_worker._system.memory import HUGE, new_mapping
 
 from .._pickling import calls as _calls
 from .._pickling.by_reference import are_small
@@ -197,7 +198,16 @@ def _snapshot(part: Any, kind: int) -> Any:
     """Return the data of a buffer as it is now. The sender may change it after ``send``."""
     if kind == BYTES:
         return part.obj if type(part) is memoryview else part
-    return bytearray(part) if kind == BYTEARRAY or not _is_constant(part) else part
+    if kind == BYTEARRAY:
+        return bytearray(part)
+    if _is_constant(part):
+        return part
+    if len(part) < HUGE:
+        return bytearray(part)
+    memory = new_mapping(len(part))
+    view = memoryview(memory)[: len(part)]
+    view[:] = memoryview(part).cast("B")
+    return view
 
 
 def _is_constant(part: Any) -> bool:

@@ -23,7 +23,7 @@ from .sockets import (
 
 _SMALL_SIZE: Final = 32 * 1024
 # Smaller buffers are sent as fast by copying, without an import of ctypes.
-_MIN_PAGES_SIZE: Final = 2**20
+MIN_PAGES_SIZE: Final = 2**20
 
 
 class Sender:
@@ -102,7 +102,7 @@ class Sender:
             sent = True
 
     def _goes_as_pages(self, part: Buffer) -> bool:
-        return len(part) >= _MIN_PAGES_SIZE and self._splices and bool(_pages().can_splice())
+        return len(part) >= MIN_PAGES_SIZE and self._splices and bool(_pages().can_splice())
 
     def _count_copied(self, parts: list[Buffer]) -> int:
         """Return the number of leading buffers to copy with one ``sendmsg``."""

@@ -30,6 +30,7 @@ from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, encode_hea
 
 from .._exceptions import DeadlockError
 from .._statistics import WaitingJob
+from .._transport.sender import MIN_PAGES_SIZE
 from .._transport.sockets import WriteFailed
 from .._wait_graph import WAITS, in_words
 from .board import Board
@@ -89,6 +90,8 @@ class Conversation:
         self.in_hand: list[Any] = []  # items that the dead worker's job had, by channel
         self._call: JobCall | None = None
         self._owner: JobOwner | None = None  # of the last message
+        # Segments of replies, of which the socket may hold pages until their thread speaks again.
+        self._pinned: dict[int, Sequence[Buffer]] = {}
         self._grants: dict[int, Sequence[Grant]] = {}  # by the number of the call
         self._granted: dict[int, Grant] = {}  # to the running call, by their ids
         self._open: dict[int, Request] = {}
@@ -127,6 +130,7 @@ class Conversation:
                 request.withdraw("withdrawn")
             return
         thread, item = body["thread"], body.get("item", 0)
+        self._pinned.pop(thread, None)
         owner = self._owner
         if owner is None or owner.thread != thread or owner.item != item or owner.call is not call:
             self._owner = owner = JobOwner(call, thread, item)
@@ -170,6 +174,7 @@ class Conversation:
         if self._call is not None and self._call.number == number:
             self._call = None  # so they get no reply
             self._granted = {}
+            self._pinned.clear()
             for request in list(self._open.values()):
                 request.withdraw("closed")
             self._loan = None
@@ -260,14 +265,10 @@ class Conversation:
         if grants:
             self.grant(call.number, grants)
         sizes = [len(segment) for segment in segments] if lengths is None else lengths
-        if len(sizes) <= 1 and not types and not body:
-            self._write([encode_reply(call.number, sizes, status, request.number), *segments])
-            return
-        fields: dict[str, Any] = {"status": status, **(body or {})}
-        if types:
-            fields["types"] = types
-        fields["request"] = request.number
-        self._write([encode_head(Kind.REPLY, call.number, sizes, fields), *segments])
+        if sizes and max(sizes) >= MIN_PAGES_SIZE:
+            self._pinned[request.owner.thread] = segments
+        head = _head_of_reply(call.number, request.number, status, sizes, types, body)
+        self._write([head, *segments])
 
     @property
     def holder(self) -> JobOwner | None:
@@ -383,3 +384,14 @@ class Conversation:
 def _is_cancellation(error: BaseException) -> bool:
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     return isinstance(error, trio.Cancelled) or (bool(inner) and all(map(_is_cancellation, inner)))
+
+
+def _head_of_reply(
+    call: int, request: int, status: str, sizes: Sequence[int], types: bytes, body: dict[str, Any] | None
+) -> bytes:
+    if len(sizes) <= 1 and not types and not body:
+        return encode_reply(call, sizes, status, request)
+    fields: dict[str, Any] = {"status": status, **(body or {})}
+    if types:
+        fields["types"] = types
+    return encode_head(Kind.REPLY, call, sizes, fields | {"request": request})
