@@ -201,7 +201,7 @@ from pathlib import Path
 from trio_offload_worker import from_worker
 
 def listen(item):
-    Path(f"started-{item}").touch()
+    Path(f"started-{item}").write_text("now")
     try:
         from_worker.sleep(1000)
     except from_worker.Cancelled:

@@ -204,7 +204,8 @@ class _Run:
         """End the run. Finished lines are still printed."""
         if self._ending is None:
             self._ending = ending
-        self._output.close()
+        if not self._options.job.grace:  # else running items may still finish
+            self._output.close()
         self._work_scope.cancel()
 
     def cancel_forced_exit(self) -> None:
