@@ -28,6 +28,8 @@ TO_TASK, TO_JOB, JOB_TO_JOB, LOCK = "job → task", "task → job", "job → job
 
 AIO_QUEUE = "aioprocessing.AioQueue"
 QUEUE = "multiprocessing.Queue"
+# Between two tasks of one program: what Trio itself takes for an item.
+MEMORY_CHANNEL = "Trio's memory channel"
 MP_LOCK = "multiprocessing.Lock"
 MANAGER_LOCK = "multiprocessing.Manager's lock"
 TOGETHER = 100
@@ -227,6 +229,27 @@ async def _aio_queue(_: int) -> AsyncIterator[Rounds]:
     queue.join_thread()
 
 
+@contextlib.asynccontextmanager
+async def _memory_channel(_: int) -> AsyncIterator[Rounds]:
+    async def to_task(settings: Settings) -> float:
+        send, receive = trio.open_memory_channel[int](_BUFFER)
+        received = 0
+
+        async def produce() -> None:
+            async with send:
+                for number in range(settings.messages):
+                    await send.send(number)
+
+        began = time.perf_counter()
+        async with trio.open_nursery() as nursery, receive:
+            nursery.start_soon(produce)
+            async for _ in receive:
+                received += 1
+        return _each(began, received, settings)
+
+    yield {TO_TASK: to_task, TO_JOB: to_task, JOB_TO_JOB: to_task}
+
+
 def _contended(told: list[Connection]) -> Round:
     def run(settings: Settings) -> float:
         span = _span(settings)
@@ -262,6 +285,7 @@ TALKERS: list[Contender[Rounds]] = [
     Contender(OURS_TOGETHER, _ours(TOGETHER), *_FEATURE),
     Contender(AIO_QUEUE, _aio_queue, "aioprocessing"),
     Contender(QUEUE, _queue),
+    Contender(MEMORY_CHANNEL, _memory_channel),
     Contender(MP_LOCK, _mp_lock),
     Contender(MANAGER_LOCK, _manager_lock),
 ]

@@ -14,7 +14,7 @@ import talking_jobs
 import trio
 from contenders import ECHO, OURS, OURS_TALKING, Pools
 from measure import Places, Samples, Settings, median_call, one_call
-from talkers import AIO_QUEUE, LOCK, MANAGER_LOCK, MP_LOCK, OURS_TOGETHER, QUEUE, Rounds, talkers
+from talkers import AIO_QUEUE, LOCK, MANAGER_LOCK, MEMORY_CHANNEL, MP_LOCK, OURS_TOGETHER, QUEUE, Rounds, talkers
 
 ASYNC_CALLBACK = f"{OURS}, async callback"
 RUN_SYNC = f"{OURS}, from_worker.run_sync"
@@ -64,7 +64,7 @@ class Items:
         self.direction = direction
 
     async def __call__(self, settings: Settings) -> Samples:
-        each = await _by_turns(settings, self.direction, OURS_TALKING, OURS_TOGETHER, AIO_QUEUE, QUEUE)
+        each = await _by_turns(settings, self.direction, OURS_TALKING, OURS_TOGETHER, AIO_QUEUE, QUEUE, MEMORY_CHANNEL)
         return {name: [1 / seconds for seconds in durations] for name, durations in each.items()}
 
 
