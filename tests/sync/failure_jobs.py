@@ -69,3 +69,56 @@ def finish_all(queue: Any) -> list[Any]:
         with lease:
             done.append(lease.item)
     return done
+
+
+def keep(lock: Any) -> None:
+    """End, and still hold it."""
+    lock.acquire()
+
+
+def keep_and_die(lock: Any) -> None:
+    lock.acquire()
+    die()
+
+
+def acquire(lock: Any) -> None:
+    with lock:
+        pass
+
+
+def wait_in(condition: Any) -> None:
+    with condition:
+        condition.wait()
+
+
+def meet(barrier: Any) -> int:
+    index: int = barrier.wait()
+    return index
+
+
+def send_one(send: Any) -> None:
+    send.send("from a job")
+
+
+def receive_and_die(receive: Any) -> None:
+    receive.receive()
+    die()
+
+
+def call_in_thread(callback: Any, started: Any) -> None:
+    """End while a thread of the job waits for a callback."""
+    import threading
+
+    threading.Thread(target=_call, args=(callback,)).start()
+    started.wait()
+
+
+def _call(callback: Any) -> None:
+    try:
+        callback()
+    except Exception:  # the job has ended
+        pass
+
+
+def call_and_be_killed(callback: Any) -> None:
+    callback()

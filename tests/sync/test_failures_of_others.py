@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import failure_jobs as jobs
 import pytest
 import trio
+from death_support import expect_death, kill_when
 from kinds import environment_of
 from lock_support import held_by_another
 from running import run_script
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
-from trio_offload import AbandonedLockError, BrokenWorkerError, FailedItemsError, WorkerContext, WorkerType
+from trio_offload import AbandonedLockError, FailedItemsError, WorkerContext, WorkerType
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 
@@ -35,30 +34,6 @@ async def context(of_any_kind: WorkerType) -> AsyncIterator[WorkerContext]:
 def deadline() -> Iterator[None]:
     with trio.fail_after(TIMEOUT):
         yield
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110  # a job brings it about
-        await trio.sleep(0.001)
-
-
-async def expect_death(context: WorkerContext, function: Any, *args: Any) -> None:
-    with pytest.raises(BrokenWorkerError) as caught:
-        await context.run_sync(function, *args, limiter=trio.CapacityLimiter(1))
-    assert caught.value.signal == signal.SIGKILL
-
-
-def pid_of_job(context: WorkerContext) -> int:
-    (pid,) = (worker.pid for worker in context.statistics().workers if worker.state == "running")
-    return pid
-
-
-async def kill_when(context: WorkerContext, is_waiting: Callable[[], bool], function: Any, *args: Any) -> None:
-    """Run a job, and kill its worker while it waits."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(expect_death, context, function, *args)
-        await until(is_waiting)
-        os.kill(pid_of_job(context), signal.SIGKILL)
 
 
 # --- the twelve ----------------------------------------------------------------------------------
