@@ -20,8 +20,7 @@ from trio_offload import BrokenWorkerError, FailedItemsError, WorkerContext, Wor
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 
 
-# The executable and its templates do not talk yet.
-@pytest.fixture(params=["fork", "loop"])
+@pytest.fixture(params=["spawn", "forkserver", "fork", "loop"])
 async def context(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WorkerContext]:
     if request.param == "loop":
         use_loops(monkeypatch)
