@@ -1,12 +1,13 @@
 """Names: modules that a text mentions exist, ARCHITECTURE.md names each file, tests have short names.
 
-Folders of tests mirror those of the parent.
+Folders of tests mirror those of the parent, and files of tests have different names.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def check(trees: dict[str, Tree]) -> Iterator[Finding]:
     yield from architecture(trees)
     yield from layer_tables(trees)
     yield from folders_of_tests(trees)
+    yield from unique_files_of_tests()
     yield from test_names()
     yield from links()
 
@@ -124,6 +126,16 @@ def folders_of_tests(trees: dict[str, Tree], root: Path = ROOT) -> Iterator[Find
             yield Finding("test-folder", name, place, f"the parent has no _{name}")
         if f"`{place}/`" not in text:
             yield Finding("architecture", place, "ARCHITECTURE.md", f"does not name {place}/")
+
+
+def unique_files_of_tests(root: Path = ROOT) -> Iterator[Finding]:
+    """Test files of one name cannot be collected together: pytest imports them by that name."""
+    files: defaultdict[str, list[str]] = defaultdict(list)
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        files[path.name].append(path.parent.name)
+    for name, folders in files.items():
+        if len(folders) > 1:
+            yield Finding("test-file", name, f"tests/{folders[0]}/{name}", f"{name} is in {', '.join(folders)}")
 
 
 def test_names() -> Iterator[Finding]:

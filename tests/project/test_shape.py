@@ -115,6 +115,14 @@ def test_folders_of_tests(house: Any, trees: Callable[[dict[str, str]], Any], tm
     }
 
 
+def test_files_of_tests_with_one_name(house: Any, tmp_path: Path) -> None:
+    for name in ("map/test_it.py", "sync/test_it.py", "sync/test_other.py", "map/jobs.py", "sync/jobs.py"):
+        path = tmp_path / "tests" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert keys(house.names.unique_files_of_tests(tmp_path)) == {("test-file", "test_it.py")}
+
+
 def test_sizes_of_code_without_its_tests(house: Any, trees: Callable[[dict[str, str]], Any]) -> None:
     method = "    def long(self):\n" + "        self.a = 1\n" * 60
     slots = "class Channel:\n    __slots__ = ('a',)\n"
