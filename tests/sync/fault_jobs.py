@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import Any, NoReturn
 
-import trio
 from jobs import take_line
 
-from trio_offload_worker import from_worker
 
-
-def begin(handle: Any, op: str) -> Any:
+def begin(handle: Any, op: str, **options: float) -> Any:
     """Do the operation that may wait, and return what came of it."""
-    if op in ("acquire", "get", "receive"):
-        return getattr(handle, op)()
     if op == "send":
-        return handle.send("from the job")
+        return handle.send("from the job", **options)
     if op == "call":
         return handle()
-    if op == "run":
-        return from_worker.run(trio.sleep_forever)
     if op == "wait in a condition":
         handle.acquire()
-        return handle.wait()
-    return handle.wait()
+        return handle.wait(**options)
+    return getattr(handle, op)(**options)
 
 
 def wait_inside(handle: Any, op: str, line: str) -> None:
@@ -45,6 +39,37 @@ def hold(handle: Any, op: str, line: str, how: str) -> NoReturn:
     while True:
         signal.pause()
         os.write(descriptor, repr(taken).encode())  # it lives as long as this frame
+
+
+def give_up(handle: Any, op: str, line: str, gate: str, timeout: float | None) -> str:
+    """Do the operation behind a gate, end what it gave, and say how it ended: with a value, or by which exception.
+
+    SIGUSR1 raises LookupError in it.
+    """
+    signal.signal(signal.SIGUSR1, _raise)
+    descriptor = take_line(line)
+    try:
+        with open(gate, "rb", buffering=0) as waiting:
+            waiting.read(1)
+        taken = begin(handle, op, **({} if timeout is None else {"timeout": timeout}))
+    except BaseException as error:
+        # A condition is left with its lock, unless that was not acquired.
+        if op == "wait in a condition":
+            with contextlib.suppress(RuntimeError):
+                handle.release()
+        return type(error).__name__
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        os.close(descriptor)
+    if op in ("acquire", "wait in a condition"):
+        handle.release()
+    elif op == "get":
+        taken.done()
+    return "value"
+
+
+def _raise(number: int, frame: object) -> NoReturn:
+    raise LookupError(number)
 
 
 def say(handle: Any, ops: tuple[str, ...], line: str, gate: str) -> NoReturn:

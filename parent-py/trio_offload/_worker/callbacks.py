@@ -60,6 +60,7 @@ def call(
         fail(request, error)
         return
     if is_awaitable:
+        request.ends_itself = True
         request.start(_await, request, value)
     else:
         request.complete_value(value)
@@ -116,18 +117,17 @@ async def _await(request: Request, awaitable: Any) -> None:
     task.name = getattr(awaitable, "__qualname__", task.name)
     WAITS.add_unchecked(request.owner, Outcome("its callback", TaskOwner(task)))
     with trio.CancelScope() as scope:
-
-        def give_up() -> None:
-            WAITS.remove(request.owner)
+        # Its end decides: a callback that has finished is no cancelled one.
+        request.on_withdraw = scope.cancel
+        if request.withdrawn_as:
             scope.cancel()
-
-        request.on_withdraw = give_up
         result = await outcome.acapture(_await_unprotected, awaitable)
         if not request.is_completed:
             WAITS.remove(request.owner)
         if isinstance(result, outcome.Value):
             request.complete_value(result.value)
+        elif request.withdrawn_as and isinstance(result.error, trio.Cancelled):
+            request.complete(request.withdrawn_as)
         else:
-            # Also a Cancelled: the caller's is the job's too, and a withdrawn request has its reply
-            # already.
+            # Also a Cancelled: the caller's is the job's too.
             fail(request, result.error)

@@ -150,6 +150,10 @@ class Request:
     is_shielded: bool
     on_withdraw: Callable[[], object] | None = None
     """Takes it out of the place where it is parked. The reply is the caller's."""
+    ends_itself: bool = False
+    """True if a withdrawn request is completed by its task, once that has ended."""
+    withdrawn_as: str = ""
+    """The status of such a request after it was withdrawn."""
     is_completed: bool = False
     is_over: bool = False
     """True if it is withdrawn because its call has ended."""
@@ -239,4 +243,7 @@ class Request:
             self.is_over = status == "closed"
             if self.on_withdraw is not None:
                 self.on_withdraw()
-            self.complete(status)
+            if self.ends_itself and not self.is_over:
+                self.withdrawn_as = self.withdrawn_as or status
+            else:
+                self.complete(status)
