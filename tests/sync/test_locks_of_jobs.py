@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,12 +31,9 @@ from trio_offload import (
     WorkerTimeoutError,
 )
 from trio_offload._wait_graph import WAITS
+from trio_offload._worker import stalls
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
-
-
-# The kinds whose jobs can talk already.
-pytestmark = pytest.mark.parametrize("kind", ["fork", "loop"], indirect=True)
 
 
 @pytest.fixture
@@ -656,6 +655,59 @@ async def test_statistics_name_those_that_wait(context: WorkerContext) -> None:
             assert first.seconds >= second.seconds >= 0
             event.set()
     assert context.statistics().waiting == ()
+
+
+async def test_stall_is_reported_once(
+    context: WorkerContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stalls, "STALL_REPORT", 0.08)
+    lock, event = trio_offload.Lock(), trio_offload.Event()
+    limiter = trio.CapacityLimiter(3)
+    reported = trio.Event()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reported.set()
+
+    handler = Handler()
+    logger = logging.getLogger("trio_offload")
+    logger.addHandler(handler)
+    try:
+        async with trio.open_nursery() as nursery:
+            async with held_by_another(lock):
+                for fn, *args in ((jobs.with_lock, lock, abs, 1), (jobs.do, event, ("wait",))):
+                    nursery.start_soon(functools.partial(context.run_sync, fn, *args, limiter=limiter))
+                await reported.wait()
+                # It is told once; each look would tell it again.
+                await trio.sleep(0.2)
+                event.set()
+    finally:
+        logger.removeHandler(handler)
+    (record,) = caplog.records
+    lines = record.getMessage().splitlines()
+    assert lines[0] == "all jobs that run have waited for this program for 0 seconds:"
+    assert len(lines) == 3
+    assert any("which runs lock_jobs.with_lock, for 0 s: acquire of <trio_offload.Lock" in line for line in lines)
+    assert any("locked by the task" in line for line in lines)
+
+
+async def test_computing_job_is_no_stall(
+    context: WorkerContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a consumer that waits for items, or an event."""
+    monkeypatch.setattr(stalls, "STALL_REPORT", 0.02)
+    lock, event = trio_offload.Lock(), trio_offload.Event()
+    limiter = trio.CapacityLimiter(3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(context.run_sync, jobs.do, event, ("wait",), limiter=limiter))
+        await trio.sleep(0.1)
+        assert caplog.records == []
+        nursery.start_soon(functools.partial(context.run_sync, time.sleep, 0.4, limiter=limiter))
+        async with held_by_another(lock):
+            nursery.start_soon(functools.partial(context.run_sync, jobs.with_lock, lock, abs, 1, limiter=limiter))
+            await trio.sleep(0.2)
+            assert caplog.records == []
+        event.set()
 
 
 # --- cancellation ---------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ Rules:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -38,6 +37,7 @@ from .callbacks import call_plain
 from .endings import describe_ending
 from .loans import Loan, loan_of
 from .requests import Death, JobCall, JobOwner, Post, Request, TaskOwner
+from .stalls import StallWatch, watch_of_run
 
 if TYPE_CHECKING:
     from .._pickling.payload import Grant
@@ -104,6 +104,7 @@ class Conversation:
         self._cancelled = 0  # number of the call that was told of its cancellation
         self._loan: Loan | None = None
         self._board: Board | None = None
+        self._stalls: StallWatch | None = None
 
     def grant(self, number: int, grants: Sequence[Grant]) -> None:
         """Let a call use these handles."""
@@ -146,8 +147,11 @@ class Conversation:
         request.grant = grant
         self._open[request.number] = request
         self._dispatch(request, grant, body)
-        if self._loan is not None and len(self._open) == 1 and not request.is_completed:
-            self._loan.begin()
+        if len(self._open) == 1 and not request.is_completed:
+            if self._loan is not None:
+                self._loan.begin()
+            self._stalls = watch_of_run()
+            self._stalls.add(self)
 
     def _dispatch(self, request: Request, grant: Grant | None, body: dict[str, Any]) -> None:
         is_cancelled = self._cancelled == request.owner.call.number
@@ -195,19 +199,14 @@ class Conversation:
         """True if the running call has said something."""
         return self._call is not None
 
+    @property
+    def limiter(self) -> object:
+        """The limiter of which the running call holds a token."""
+        return self._worker.limiter
+
     def waits(self) -> list[WaitingJob]:
         """Return a record for each request that has no reply yet."""
-        now = time.monotonic()
-        return [
-            WaitingJob(
-                request.owner.call.pid,
-                request.owner.call.function,
-                request.op,
-                None if request.grant is None else repr(getattr(request.grant, "handle", request.grant)),
-                now - request.since,
-            )
-            for request in list(self._open.values())
-        ]
+        return [request.as_wait() for request in list(self._open.values())]
 
     def forget(self) -> None:
         """Forget the calls in flight. They go to another worker, with their grants."""
@@ -255,8 +254,11 @@ class Conversation:
     ) -> None:
         """Write the reply of a request. See :meth:`Request.complete`."""
         self._open.pop(request.number, None)
-        if self._loan is not None and not self._open:
-            self._loan.end()
+        if not self._open:
+            if self._loan is not None:
+                self._loan.end()
+            if self._stalls is not None:
+                self._stalls.discard(self)
         call = request.owner.call
         if call is not self._call:
             for grant in grants:

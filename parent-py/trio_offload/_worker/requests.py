@@ -17,6 +17,7 @@ from .._pickling import calls as _calls
 from .._pickling.by_reference import are_small
 from .._pickling.payload import with_grants
 from .._pickling.picklers import PROTOCOL
+from .._statistics import WaitingJob
 
 if TYPE_CHECKING:
     import signal
@@ -230,6 +231,16 @@ class Request:
                 return
         segments, type_name, message, traceback = describe(error, "call")
         self.complete("raised", segments, body={"type": type_name, "message": message, "traceback": traceback})
+
+    def as_wait(self) -> WaitingJob:
+        """Return a record of the wait for its reply."""
+        return WaitingJob(
+            self.owner.call.pid,
+            self.owner.call.function,
+            self.op,
+            None if self.grant is None else repr(getattr(self.grant, "handle", self.grant)),
+            time.monotonic() - self.since,
+        )
 
     def refuse(self, error: Exception) -> None:
         """Send an exception, after it has been taken out of its place."""
