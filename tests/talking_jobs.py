@@ -129,3 +129,10 @@ def hold_with_clean_up(line: str, item: int) -> int:
     finally:
         os.close(descriptor)
     return item
+
+
+def wait_and_tell(event: Any, callback: Callable[[str], Any]) -> None:
+    try:
+        event.wait()
+    except from_worker.Cancelled:
+        callback("told")

@@ -240,6 +240,17 @@ async def test_timeout_of_a_job_that_was_told(context: WorkerContext, line: Life
     assert len(errors) == 1
 
 
+@pytest.mark.parametrize("kill_on_cancel", [False, True])
+async def test_late_job_without_a_grace_is_not_told(context: WorkerContext, kill_on_cancel: bool) -> None:
+    """It stays where it is until its stacks are written. Then it is killed, and its clean-up does not begin."""
+    event = trio_offload.Event()
+    told: list[str] = []
+    with pytest.raises(trio_offload.WorkerTimeoutError):
+        await context.run_sync(jobs.wait_and_tell, event, callback(told.append), timeout=0.3, kill_on_cancel=kill_on_cancel)
+    assert told == []
+    assert event.statistics().tasks_waiting == 0
+
+
 async def test_running_items_of_a_map_are_told(context: WorkerContext, line: Lifeline) -> None:
     function = functools.partial(jobs.hold_with_clean_up, line.path)
     async with context.map(function, range(10), workers=2, grace=PATIENCE):

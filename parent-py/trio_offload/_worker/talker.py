@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Talker(CallSender):
     """The part of a worker that serves jobs which talk, or whose callers are cancelled."""
 
-    __slots__ = ("_told", "answered_too_late", "conversation", "grace", "limiter")
+    __slots__ = ("_told", "answered_too_late", "conversation", "deadline", "grace", "limiter")
 
     def __init__(self, *, retires: bool) -> None:
         super().__init__(retires=retires)
@@ -34,6 +34,8 @@ class Talker(CallSender):
         # Seconds that a job has after it was told that its caller is cancelled. None means as
         # `cancellable` says: no time, or for ever.
         self.grace: float | None = None
+        # Of the running call, if it has a timeout.
+        self.deadline: trio.CancelScope | None = None
         # Of which the running call holds a token.
         self.limiter: object = None
         self._told = 0  # number of the call that was told
@@ -53,7 +55,12 @@ class Talker(CallSender):
                 return answer
 
     def begin_cancelling(self, *, kills: bool) -> None:
-        """Kill the process because the caller is cancelled, or tell the job that."""
+        """Kill the process because the caller is cancelled, or tell the job that.
+
+        A job that has timed out must stay where it is until its stacks are written.
+        """
+        if self.deadline is not None and self.deadline.cancel_called:
+            return
         if kills:
             self.kill()
         else:

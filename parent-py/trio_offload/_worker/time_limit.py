@@ -38,6 +38,7 @@ async def answer_in_time(
     answer = None
     try:
         with _clock.move_on_after(since + seconds - _clock.now()) as deadline:
+            worker.deadline = deadline
             # On a busy machine the answer may be there before the expired deadline is seen. The
             # worker has then gone on to the next call, which must not run twice.
             answer = await worker.answer(cancellable, spin, deadline)
@@ -48,6 +49,8 @@ async def answer_in_time(
             # Cancelled from outside too.
             await worker.end_cancelled()
         raise
+    finally:
+        worker.deadline = None
     return answer
 
 
