@@ -307,12 +307,16 @@ class _Conversation:
         self._open.pop(waiting.number, None)
         if self._leader.get(None) is waiting:
             self._leader.pop(None, None)
-        if self._open and not self._leader:
-            # One that leaves too passes this on.
-            for other in list(self._open.values()):
-                if other.reply is None:
-                    other.wake()
-                    break
+        while self._open and not self._leader:
+            try:
+                # One that leaves too passes this on. Thousands may wait, so without a copy.
+                for other in self._open.values():
+                    if other.reply is None:
+                        other.wake()
+                        break
+                break
+            except RuntimeError:
+                continue  # another thread has added or removed one meanwhile
 
     def _deliver(self) -> None:
         """Hand the frames of the inbox to the threads that wait for them.
@@ -329,6 +333,8 @@ class _Conversation:
                     waiting.reply = Reply(body, segments)
                     waiting.wake()
                 del inbox[0]
+                # So that the next leader is found among those that still wait.
+                self._open.pop(body["request"], None)
             else:
                 del inbox[0]
                 self._add_credit(call, body["handle"], body["count"])
