@@ -21,6 +21,8 @@ RUN_SYNC = f"{OURS}, from_worker.run_sync"
 AS_RESULT = f"{OURS}, as a result"
 AS_ARGUMENT = f"{OURS}, as an argument"
 EMPTY_FUNCTION = "an empty function"
+# Threads of a process that sleep share the kernel's table of locks, where many of them are slow to wake.
+MOST_OF_A_JOB = 1000
 
 
 def _trio_offload() -> Any:
@@ -143,7 +145,7 @@ async def check_cancelled(settings: Settings) -> Samples:
 
 
 class _Parked:
-    """Jobs with threads whose requests wait, so many in all."""
+    """A job with threads whose requests wait."""
 
     def __init__(self, count: int) -> None:
         trio_offload = _trio_offload()
@@ -153,9 +155,9 @@ class _Parked:
         self._commands, self._to_job = trio_offload.open_channel(1)
         self._from_job, self._answers = trio_offload.open_channel(1)
 
-    async def run(self, context: Any) -> None:
+    async def run(self, context: Any, limiter: trio.CapacityLimiter) -> None:
         arguments = (self._wake, self._woken, self._to_job.move(), self._callback, self._from_job.move())
-        await context.run_sync(talking_jobs.park, self._count, *arguments)
+        await context.run_sync(talking_jobs.park, self._count, *arguments, limiter=limiter)
 
     async def until_parked(self) -> None:
         # Nothing tells of a request that parks.
@@ -167,44 +169,60 @@ class _Parked:
         duration: float = await self._answers.receive()
         return duration
 
-    async def time_wakes(self) -> float:
-        """Seconds of a request, if all are answered, and their threads make it again."""
-        began = time.perf_counter()
+    def wake_all(self) -> None:
         for _ in range(self._count):
             self._wake.release()
+
+    async def until_woken(self) -> None:
         for _ in range(self._count):
             await self._woken.acquire()
-        duration = time.perf_counter() - began
-        await self.until_parked()
-        return duration / self._count
 
     def stop(self) -> None:
         self._commands.close()
 
 
+async def _time_wakes(group: list[_Parked], size: int) -> float:
+    """Seconds of a request, if all are answered, and their threads make it again."""
+    began = time.perf_counter()
+    for one in group:
+        one.wake_all()
+    for one in group:
+        await one.until_woken()
+    duration = time.perf_counter() - began
+    for one in group:
+        await one.until_parked()
+    return duration / size
+
+
 class Parked:
-    """Seconds of a callback, or of a wake, among so many requests of the same job that wait for their replies."""
+    """Seconds of a callback, or of a wake, among so many requests that wait for their replies."""
 
     def __init__(self, wakes: bool) -> None:
         self.wakes = wakes
 
     async def __call__(self, settings: Settings) -> Places:
         places: Places = defaultdict(lambda: defaultdict(list))
-        parked = {size: _Parked(size) for size in settings.parked}
+        groups = {
+            size: [_Parked(min(size, MOST_OF_A_JOB)) for _ in range(max(size // MOST_OF_A_JOB, 1))]
+            for size in settings.parked
+        }
+        count = sum(map(len, groups.values()))
+        limiter = trio.CapacityLimiter(count)
         async with _trio_offload().open_worker_context() as context, trio.open_nursery() as nursery:
-            for one in parked.values():
-                nursery.start_soon(one.run, context)
+            for one in [one for group in groups.values() for one in group]:
+                nursery.start_soon(one.run, context, limiter)
                 await one.until_parked()
             for number in range(settings.rounds + 1):
-                for size, one in parked.items():
+                for size, group in groups.items():
                     if self.wakes:
                         # A few are over so soon that they are woken again and again.
                         times = max(settings.parked[-1] // size // 10, 1)
-                        cost = sum([await one.time_wakes() for _ in range(times)]) / times
+                        cost = sum([await _time_wakes(group, size) for _ in range(times)]) / times
                     else:
-                        cost = await one.time_callback(settings.calls)
+                        cost = await group[0].time_callback(settings.calls)
                     if number:
                         places[OURS][size].append(cost)
-            for one in parked.values():
-                one.stop()
+            for group in groups.values():
+                for one in group:
+                    one.stop()
         return places
