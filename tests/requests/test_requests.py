@@ -137,7 +137,9 @@ def test_item_is_recorded_as_handed_over(line: FakeLine) -> None:
     for _ in range(65):
         reply = request("receive", 1)
     requests.hand_over(reply)
-    assert line.front()[HANDED_AT // 8 + 1] == 65
+    assert line.front()[HANDED_AT // 8 + 1] == 65 * 256 + 255
+    requests.hand_over(reply, 3)  # a place never gets a smaller number
+    assert line.front()[HANDED_AT // 8 + 1] == 65 * 256 + 255
 
 
 def test_credit_is_used_up_and_ends_with_its_call(line: FakeLine) -> None:

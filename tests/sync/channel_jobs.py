@@ -104,6 +104,22 @@ class Deadly:
         return die, ()
 
 
+def receive_three(receive: Any, gate: Any, way: str) -> list[Any]:
+    """Receive three, while the rest has come already. Then end in this way."""
+    items = [receive.receive() for _ in range(3)]
+    gate.receive()
+    if way == "dies":
+        die()
+    if way == "closes":
+        receive.close()
+        items.append(outcome(receive.receive))
+    return items
+
+
+def receive_in_many_ways(receive: Any) -> list[Any]:
+    return [receive.receive(), receive.receive_nowait(), receive.receive_many(2), receive.receive_many(9)]
+
+
 def pass_on(receive: Any, send: Any) -> None:
     for item in receive:
         send.send(item)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ledger import Step, explore_everything
 
 from trio_offload._sync.bounded_buffer import BROKEN, CLOSED, END_OF_CHANNEL, WOULD_BLOCK, Item, Refusal
-from trio_offload._sync.channel_state import ChannelState, Delivery, ReceiveEnd, SendEnd
+from trio_offload._sync.channel_state import MAX_AHEAD, ChannelState, Delivery, ReceiveEnd, SendEnd
 
 
 class ChannelLedger:
@@ -168,7 +168,7 @@ class ChannelLedger:
         numbers = sorted(delivery.number for delivery in deliveries)
         handed = set(numbers[: handed_up_to % (len(numbers) + 1)])
         self.reopen([item for delivery in deliveries if delivery.number not in handed for item in delivery.items])
-        told = self.state.finish_receiver(end, handed.__contains__)
+        told = self.state.finish_receiver(end, lambda number: 255 if number in handed else 0)
         assert [item.number for item in told] == sorted(item.number for item in told)
         assert {id(item) for item in told} == {
             id(item) for delivery in deliveries if delivery.number in handed for item in delivery.items
@@ -184,7 +184,7 @@ class ChannelLedger:
         if delivery is None:
             return False
         self.reopen(delivery.items)
-        self.state.put_back(end, thread)
+        self.state.put_back(end, delivery.number, 0)
         assert thread not in end.deliveries
         return None
 
@@ -445,6 +445,37 @@ def test_credit_fits_the_buffer(max_items: int, max_bytes: int, credit: int) -> 
     assert state.extend_credit(state.add_sender()) == credit
 
 
+def test_items_ahead_are_received_one_by_one() -> None:
+    """Two of four have reached the code: the second is in hand, the others go back."""
+    state = ChannelState(10, 100)
+    send, job = state.add_sender(), state.add_receiver()
+    assert state.may_run_ahead() == 10
+    other = state.add_receiver()
+    assert state.may_run_ahead() == 1
+    released: list[Item] = []
+    state.buffer.released = released.extend
+    state.send(send, [Item(number, 1) for number in range(6)], CountingWaiter("send", lambda _: None))
+    state.receive(job, None, 4, Delivery(1, 1, is_ahead=True))
+    assert [item.payload for item in state.finish_receiver(job, lambda _: 2)] == [1]
+    assert [item.payload for item in released] == [0]
+    assert [item.payload for item in state.receive(other, None, 9) or ()] == [2, 3, 4, 5]
+
+
+def test_items_ahead_are_small() -> None:
+    state = ChannelState(math.inf, 2**30)
+    send, job = state.add_sender(), state.add_receiver()
+    assert state.may_run_ahead() == MAX_AHEAD
+    for _ in range(10):
+        state.send(send, [Item("x", 30_000)], None)
+    for number, count in ((1, 3), (2, 3)):
+        assert len(state.receive(job, None, 64, Delivery(1, number, is_ahead=True)) or ()) == count
+    state.receive(job, None, 64, Delivery(1, 3))
+    waiter = CountingWaiter("receive", lambda _: None)
+    assert state.receive(job, waiter, 64, Delivery(1, 4, is_ahead=True)) is None
+    state.send(send, [Item("x", 60_000) for _ in range(3)], CountingWaiter("send", lambda _: None))
+    assert len(waiter.answers[0]) == 2
+
+
 def test_an_item_above_the_byte_bound_passes_alone() -> None:
     state = ChannelState(math.inf, 10)
     send, receive = state.add_sender(), state.add_receiver()
@@ -500,5 +531,5 @@ def test_items_of_several_threads_return_in_order() -> None:
     state.send(send, [Item(number, 1) for number in range(6)], CountingWaiter("send", lambda _: None))
     for thread, limit in ((2, 2), (1, 1), (3, 2)):
         state.receive(job, None, limit, Delivery(thread, thread))
-    assert [item.payload for item in state.finish_receiver(job, {1}.__contains__)] == [2]
+    assert [item.payload for item in state.finish_receiver(job, lambda number: 255 * (number == 1))] == [2]
     assert [item.payload for item in state.receive(other, None, 9) or ()] == [0, 1, 3, 4, 5]

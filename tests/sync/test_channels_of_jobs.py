@@ -15,7 +15,7 @@ from kinds import type_of, use_loops
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
-from trio_offload import BrokenWorkerError, FailedItemsError, WorkerContext, WorkQueue, open_channel
+from trio_offload import BrokenWorkerError, FailedItemsError, ReceiveChannel, WorkerContext, WorkQueue, open_channel
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 
@@ -232,6 +232,42 @@ async def test_item_that_was_not_handed_goes_back(context: WorkerContext) -> Non
         assert receive.statistics().current_buffer_used == 1
         os.kill(worker.pid, signal.SIGKILL)
     assert [receive.receive_nowait(), receive.receive_nowait()] == ["a", "b"]
+
+
+async def test_only_receiver_has_items_ahead(context: WorkerContext) -> None:
+    """Items that have come with others, and that the job has not received, go back to the channel."""
+    send, receive = open_channel[int](20)
+    await send.send_many(range(20))
+    first, receive = receive, receive.clone()
+    first.close()
+    assert await context.run_sync(jobs.receive_in_many_ways, receive.move()) == [0, 1, [2, 3], [*range(4, 13)]]
+    with pytest.raises(trio.BrokenResourceError):
+        send.send_nowait(0)
+
+
+@pytest.mark.parametrize("way", ["ends", "closes", "dies"])
+async def test_items_ahead_go_back(context: WorkerContext, way: str) -> None:
+    send, receive = open_channel[int](20)
+    gate_send, gate = open_channel[Any](1)
+    await send.send_many(range(20))
+    state = receive._state
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            if way == "dies":
+                error = await expect_death(context, jobs.receive_three, receive.move(), gate, way)
+                assert [(in_hand.items(), in_hand.received) for in_hand in error.in_hand] == [([2], 3), (["go"], 1)]
+                return
+            items = await context.run_sync(jobs.receive_three, receive.move(), gate, way)
+            assert items == [0, 1, 2, *(["ClosedResourceError: this channel is closed"] if way == "closes" else [])]
+
+        nursery.start_soon(run)
+        await until(lambda: gate.statistics().tasks_waiting_receive)
+        assert send.statistics().current_buffer_used == 0
+        # A second receiver from now on, so that the items do not end with the first.
+        other = ReceiveChannel[int](state, state.add_receiver())
+        await gate_send.send("go")
+    assert await other.receive_many(99) == [*range(3, 20)]
 
 
 async def test_item_that_kills_is_not_received_again(context: WorkerContext) -> None:

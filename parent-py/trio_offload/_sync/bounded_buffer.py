@@ -12,6 +12,7 @@ Invariants, after each method:
 from __future__ import annotations
 
 import heapq
+import math
 import operator
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -63,6 +64,7 @@ class _Put:
 class _Take:
     source: Hashable
     limit: int
+    max_size: float
     convert: Callable[[list[Item]], Any]
 
 
@@ -129,6 +131,8 @@ class BoundedBuffer:
         limit: int,
         waiter: Waiter | None,
         convert: Callable[[list[Item]], Any],
+        *,
+        max_size: float = math.inf,
     ) -> Any:
         """Take up to ``limit`` items. Return them converted, or None if the waiter was parked.
 
@@ -139,12 +143,14 @@ class BoundedBuffer:
             limit: Maximum number of items.
             waiter: The waiter to park. Without one the take must not wait.
             convert: Makes the result, at the moment at which the items leave the buffer.
+            max_size: Size in bytes at which further items are left. The first may exceed it.
 
         Raises:
             Refusal: ``would_block``: the buffer is empty.
         """
         items: list[Item] = []
-        while len(items) < limit:
+        size = 0
+        while len(items) < limit and size < max_size:
             if self._items:
                 items.append(self._pop())
             elif self._puts:
@@ -153,12 +159,13 @@ class BoundedBuffer:
                 self._pop_finished()
             else:
                 break
+            size += items[-1].size + 1
         if items:
             self._fill()
             return convert(items)
         if waiter is None:
             raise Refusal(WOULD_BLOCK)
-        self._park(self._takes, waiter, _Take(source, limit, convert))
+        self._park(self._takes, waiter, _Take(source, limit, max_size, convert))
         return None
 
     def put_reserved(self, item: Item) -> None:
@@ -177,7 +184,7 @@ class BoundedBuffer:
         self._items = deque(heapq.merge(returned, self._items, key=_number_of))
         while self._takes and self._items:
             waiter, take = self._pop_take()
-            waiter.complete(take.convert([self._pop() for _ in range(min(take.limit, len(self._items)))]))
+            waiter.complete(take.convert([self._pop() for _ in range(_fitting(self._items, take))]))
         self._fill()
 
     def withdraw(self, waiter: Waiter) -> int | None:
@@ -224,7 +231,7 @@ class BoundedBuffer:
         while items:
             if self._takes:
                 waiter, take = self._pop_take()
-                waiter.complete(take.convert([self._enter(items.popleft()) for _ in range(min(take.limit, len(items)))]))
+                waiter.complete(take.convert([self._enter(items.popleft()) for _ in range(_fitting(items, take))]))
             elif self._has_place_for(items[0]):
                 self.bytes_used += items[0].size
                 self._items.append(self._enter(items.popleft()))
@@ -283,6 +290,17 @@ class BoundedBuffer:
         item = self._items.popleft()
         self.bytes_used -= item.size
         return item
+
+
+def _fitting(items: Iterable[Item], take: _Take) -> int:
+    """Return the number of items that a take gets."""
+    count = size = 0
+    for item in items:
+        if count == take.limit or size >= take.max_size:
+            break
+        count += 1
+        size += item.size + 1
+    return count
 
 
 def _ignore(_items: Sequence[Item]) -> None:

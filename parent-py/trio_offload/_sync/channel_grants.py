@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from trio_offload_worker._protocol.frames import HANDED_ALL
+
 from .._pickling.picklers import PROTOCOL
 from . import pickled_items
 from .bounded_buffer import Item, Refusal
@@ -52,7 +54,7 @@ class ReceiveWaiter(SendWaiter):
 
     def complete(self, result: list[Item]) -> None:
         """Send the items to the job."""
-        pickled_items.reply(self.request, result, several=self.request.op == "receive_many")
+        pickled_items.reply(self.request, result, several=True)
 
 
 class _EndGrant:
@@ -182,33 +184,38 @@ class ReceiveGrant(_EndGrant):
         return channel
 
     def operate(self, request: Request) -> None:
-        """Receive items: one, or up to the request's ``count``."""
+        """Receive up to the request's ``count`` items, or what the job may have ahead."""
         self._last = request
+        is_ahead = request.op != "receive_many"
+        limit = self.state.may_run_ahead() if is_ahead else request.count or 1
         waiter = None if request.op == "receive_nowait" else ReceiveWaiter(request, withdraw=self.state.withdraw)
-        delivery = Delivery(request.owner.thread, request.number)
-        items = self.state.receive(self.channel_end, waiter, request.count or 1, delivery)
+        delivery = Delivery(request.owner.thread, request.number, is_ahead)
+        items = self.state.receive(self.channel_end, waiter, limit, delivery)
         if items is not None:
-            pickled_items.reply(request, items, several=request.op == "receive_many")
+            pickled_items.reply(request, items, several=True)
 
     def post(self, post: Post) -> None:
         """Close the end, or put back items that the job got and could not use."""
         if post.op == "close":
             self.state.close_receiver(self.channel_end)
         elif post.op == "return":
-            self.state.put_back(self.channel_end, post.owner.thread)
+            self.state.put_back(self.channel_end, post.count or 0, 0)
+        elif post.op == "return_rest":
+            number, handed = divmod(post.count or 0, HANDED_ALL + 1)
+            self.state.put_back(self.channel_end, number, handed)
 
     def end(self, death: Death | None) -> None:
         """Close the end. Items that did not reach the job's code go back to the front."""
         if self.is_ended:
             return
         self.is_ended = True
-        in_hand = self.state.finish_receiver(self.channel_end, self._was_handed)
+        in_hand = self.state.finish_receiver(self.channel_end, self._handed)
         if death is not None and in_hand:
             death.in_hand.append(InHand([item.payload for item in in_hand], self.channel_end.received))
         pickled_items.release(in_hand)
 
-    def _was_handed(self, number: int) -> bool:
-        return self._last is not None and self._last.was_handed(number)
+    def _handed(self, number: int) -> int:
+        return 0 if self._last is None else self._last.handed(number)
 
 
 @attrs.define(eq=False)

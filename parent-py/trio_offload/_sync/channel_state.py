@@ -11,6 +11,7 @@ each job has received, so after a death each item has one of three fates:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
@@ -22,6 +23,8 @@ from .parking import Waiter
 ON_DEATH: Final = ("raise", "ignore")
 
 
+MAX_AHEAD: Final = 64  # items
+MAX_AHEAD_SIZE: Final = 64 * 1024  # bytes
 MAX_CREDIT: Final = 256  # items
 CREDIT_SIZE: Final = 4096  # bytes; larger items cannot be sent on credit
 
@@ -43,6 +46,8 @@ class Delivery:
     """The thread of the job. Its next request shows that it has these items."""
     number: int
     """Number of the request."""
+    is_ahead: bool = False
+    """True if the job's code gets the items one by one, and not all at once."""
     items: list[Item] = attrs.Factory(list)
 
 
@@ -116,6 +121,13 @@ class ChannelState:
             raise _nobody_receives()
         return self.buffer.put(end, items, waiter)
 
+    def may_run_ahead(self) -> int:
+        """Return the number of items that a job may get at once, before its code wants them.
+
+        More than one only if it is the only receiver: others would miss them.
+        """
+        return int(min(MAX_AHEAD, max(self.buffer.max_items, 1))) if self.open_receivers == 1 else 1
+
     def receive(
         self, end: ReceiveEnd, waiter: Waiter | None, limit: int = 1, delivery: Delivery | None = None
     ) -> list[Item] | None:
@@ -144,8 +156,10 @@ class ChannelState:
             return items
 
         may_wait = self.open_senders > 0
+        max_size = MAX_AHEAD_SIZE if delivery is not None and delivery.is_ahead else math.inf
+        waiter = waiter if may_wait else None
         try:
-            items: list[Item] | None = self.buffer.take(end, limit, waiter if may_wait else None, deliver)
+            items: list[Item] | None = self.buffer.take(end, limit, waiter, deliver, max_size=max_size)
         except Refusal:
             raise (Refusal(WOULD_BLOCK) if may_wait else self._ending()) from None
         self.on_room()
@@ -216,29 +230,40 @@ class ChannelState:
             self.buffer.fail_puts(_nobody_receives)
             self.buffer.clear()
 
-    def put_back(self, end: ReceiveEnd, thread: Hashable) -> None:
-        """Put the last delivery of a thread back to the front: its code did not get the items."""
-        delivery = end.deliveries.pop(thread, None)
-        if delivery is not None:
-            self._return(end, delivery.items)
+    def put_back(self, end: ReceiveEnd, number: int, handed: int) -> None:
+        """Put the items of a request back to the front, except those that the job's code got."""
+        for delivery in [*end.deliveries.values()]:
+            if delivery.number == number:
+                del end.deliveries[delivery.thread]
+                self.buffer.released(delivery.items[:handed])
+                self._return(end, delivery.items[handed:])
 
-    def finish_receiver(self, end: ReceiveEnd, was_handed: Callable[[int], bool]) -> list[Item]:
+    def finish_receiver(self, end: ReceiveEnd, handed: Callable[[int], int]) -> list[Item]:
         """Close the end of a call that has ended, or died.
 
-        Deliveries that did not reach the job's code go back to the front.
+        Items that did not reach the job's code go back to the front.
 
         Args:
             end: The end.
-            was_handed: Tells by a request's number if its items were passed to the job's code.
+            handed: Returns by a request's number how many of its items were passed to the job's
+                code, or more than it has.
 
         Returns:
             The items that the job's threads received last. The caller releases them.
         """
         deliveries, end.deliveries = [*end.deliveries.values()], {}
-        handed = [delivery for delivery in deliveries if was_handed(delivery.number)]
-        self._return(end, [item for delivery in deliveries if delivery not in handed for item in delivery.items])
+        in_hand: list[Item] = []
+        returned: list[Item] = []
+        for delivery in deliveries:
+            count = min(handed(delivery.number), len(delivery.items))
+            # Of items that were received one by one, only the last is in hand.
+            first = max(count - 1, 0) if delivery.is_ahead else 0
+            self.buffer.released(delivery.items[:first])
+            in_hand += delivery.items[first:count]
+            returned += delivery.items[count:]
+        self._return(end, returned)
         self.close_receiver(end)
-        return sorted((item for delivery in handed for item in delivery.items), key=lambda item: item.number)
+        return sorted(in_hand, key=lambda item: item.number)
 
     def _return(self, end: ReceiveEnd, items: Sequence[Item]) -> None:
         if not items:

@@ -161,7 +161,7 @@ class QueueGrant(PlainGrant):
         """Give the leases back, or fail those that a dead worker had in its hands."""
         leases, self._leases = self._leases, {}
         for lease in leases.values():
-            if not (self._last is not None and self._last.was_handed(lease.number)):
+            if not (self._last is not None and self._last.handed(lease.number)):
                 self.state.give_back(lease)
             elif death is None:
                 self.state.give_back(lease)

@@ -78,8 +78,8 @@ class Speaker(Protocol):
     def write_flags(self, place: int, flags: int) -> None:
         """As :meth:`Shower.write_flags`."""
 
-    def was_handed(self, request: int) -> bool:
-        """Return True if the item that a request got has reached the code of its job."""
+    def handed(self, request: int) -> int:
+        """Return how many items that a request got have reached the code of its job."""
 
 
 class Conversation:
@@ -225,9 +225,9 @@ class Conversation:
         if call is self._call:
             self._write([encode_head(Kind.CREDIT, call.number, (), {"handle": handle, "count": count})])
 
-    def was_handed(self, request: int) -> bool:
-        """As :meth:`Replier.was_handed`."""
-        return self._worker.was_handed(request)
+    def handed(self, request: int) -> int:
+        """As :meth:`Replier.handed`."""
+        return self._worker.handed(request)
 
     def start(self, function: Callable[..., Any], *args: Any) -> None:
         """As :meth:`Replier.start`."""

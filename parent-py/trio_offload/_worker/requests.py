@@ -61,8 +61,8 @@ class Replier(Protocol):
     def give_credit(self, call: JobCall, handle: int, count: int) -> None:
         """Let a call send messages about a handle that need no reply."""
 
-    def was_handed(self, request: int) -> bool:
-        """Return True if the item that a request got has reached the code of its job."""
+    def handed(self, request: int) -> int:
+        """Return how many items that a request got have reached the code of its job."""
 
 
 @attrs.frozen
@@ -167,9 +167,12 @@ class Request:
         """Let the job send ``count`` messages about a handle that need no reply."""
         self._conversation.give_credit(self.owner.call, handle, count)
 
-    def was_handed(self, number: int) -> bool:
-        """Return True if the item that a request of this job got has reached the job's code."""
-        return self._conversation.was_handed(number)
+    def handed(self, number: int) -> int:
+        """Return how many items that a request of this job got have reached the job's code.
+
+        It may be more than the request got.
+        """
+        return self._conversation.handed(number)
 
     def load(self) -> Any:
         """Unpickle the segments."""

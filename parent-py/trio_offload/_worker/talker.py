@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_offload_worker._protocol.frames import HANDED_SLOTS, Frame, Kind, WireError
+from trio_offload_worker._protocol.frames import HANDED_ALL, HANDED_SLOTS, Frame, Kind, WireError
 
 from .. import _clock
 from .._transport.channel import Channel, EndOfStream
@@ -103,15 +103,16 @@ class Talker(CallSender):
         if self.conversation is not None:
             self.conversation.cancel(number)
 
-    def was_handed(self, request: int) -> bool:
-        """Return True if the item that a request got has reached the code of its job.
+    def handed(self, request: int) -> int:
+        """Return how many items that a request got have reached the code of its job.
 
-        A later request of another thread may have overwritten the slot. Then the answer is True,
-        because an item must not be delivered twice.
+        A later request of another thread may have overwritten the slot. Then all have, because an
+        item must not be delivered twice.
         """
         slots = self._handed if self._record is None else self._record.handed()
         place = 8 * (request % HANDED_SLOTS)
-        return int.from_bytes(slots[place : place + 8], sys.byteorder) >= request
+        number, count = divmod(int.from_bytes(slots[place : place + 8], sys.byteorder), HANDED_ALL + 1)
+        return count if number == request else HANDED_ALL if number > request else 0
 
     def write_flags(self, place: int, flags: int) -> None:
         """Write a word of the flags into the record, as long as there is one."""

@@ -37,6 +37,7 @@ FLAGS_AT: Final = 32
 FLAGS: Final = 256
 HANDED_AT: Final = 64
 HANDED_SLOTS: Final = 64
+HANDED_ALL: Final = 255  # a count in a slot
 
 # The type that a segment has in the receiver: writable memory, ``bytes`` or ``bytearray``.
 MEMORY: Final = 0

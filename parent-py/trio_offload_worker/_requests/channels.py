@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _pickle
+from _thread import allocate_lock
 
-from .credit import post_on_credit, take_credit
+from .._protocol.frames import HANDED_ALL
+from .credit import check_call, post_on_credit, take_credit
 from .errors import ClosedResourceError, EndOfChannel, JobEndedError
 from .handles import JobHandle
 from .pickles import dumps, loads, result
@@ -167,9 +169,20 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
     """The receiving end of a channel, in a job.
 
     An item that did not reach the job's code, because the worker died, is received by another.
+
+    The only receiver of a channel gets several small items at once. What it has not received when
+    the job ends goes back to the channel.
     """
 
-    __slots__ = ()
+    __slots__ = ("_ahead", "_lock", "_waiting")
+
+    def __init__(self, kind: str, id: int, *details: Any) -> None:
+        super().__init__(kind, id, *details)
+        # Items that have come with earlier replies: the reply, the item's number, its segments.
+        self._ahead: list[tuple[Reply, int, list[Any]]] = []
+        self._waiting = 0  # threads that ask the parent for items
+        # Items are counted in their order, by all threads.
+        self._lock = allocate_lock()
 
     def receive(self, *, timeout: float | None = None) -> ReceiveType:
         """Receive an item, and wait while the channel is empty.
@@ -186,8 +199,9 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
             Exception: the item cannot be unpickled. It is lost.
         """
         self._check_open()
-        reply = request("receive", self._id, timeout=timeout, give_back="return")
-        value: ReceiveType = _item(reply)
+        check_call()
+        segments = self._pop(waits=True) or self._request("receive", timeout=timeout)
+        value: ReceiveType = loads(segments)
         return value
 
     def receive_nowait(self) -> ReceiveType:
@@ -198,7 +212,8 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
             Exception: as :meth:`receive`.
         """
         self._check_open()
-        value: ReceiveType = _item(request("receive_nowait", self._id, shield=True, give_back="return"))
+        segments = self._pop(waits=True) or self._request("receive_nowait", shield=True)
+        value: ReceiveType = loads(segments)
         return value
 
     def receive_many(self, max_items: int, *, timeout: float | None = None) -> list[ReceiveType]:
@@ -215,16 +230,61 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
         self._check_open()
         if max_items < 1:
             raise ValueError(f"max_items must be positive, got {max_items!r}")
-        reply = request("receive_many", self._id, count=max_items, timeout=timeout, give_back="return")
-        if reply.status != "value":
-            result(reply)
-        hand_over(reply)
-        items = []
-        first = 1
-        for count in _pickle.loads(reply.segments[0]):
-            items.append(loads(reply.segments[first : first + count]))
-            first += count
-        return items
+        check_call()
+        received: list[list[Any]] = []
+        while len(received) < max_items and (segments := self._pop()) is not None:
+            received.append(segments)
+        if not received:
+            reply = request("receive_many", self._id, count=max_items, timeout=timeout, give_back="return")
+            received = _items_of(reply)
+            hand_over(reply)
+        return [loads(segments) for segments in received]
+
+    def _request(self, op: str, **options: Any) -> list[Any]:
+        """Return the first item of a reply, and keep the others. :meth:`_pop` came before."""
+        try:
+            reply = request(op, self._id, give_back="return", **options)
+            items = _items_of(reply)
+        except BaseException:
+            with self._lock:
+                self._waiting -= 1
+            raise
+        with self._lock:
+            self._waiting -= 1
+            is_wanted = self._waiting > 0
+            if not is_wanted:
+                self._ahead += [(reply, number, segments) for number, segments in enumerate(items, 1)][1:]
+            hand_over(reply, 1)
+        if is_wanted and len(items) > 1:
+            # Another thread asks the parent, so it would not see them here.
+            post("return_rest", self._id, count=reply.request * (HANDED_ALL + 1) + 1)
+        return items[0]
+
+    def _pop(self, *, waits: bool = False) -> list[Any] | None:
+        """Return the next item that has come already. From now on it counts as received.
+
+        Also if it cannot be unpickled: an item that kills its receiver must not go to the next one.
+        """
+        with self._lock:
+            if not self._ahead:
+                self._waiting += waits
+                return None
+            reply, number, segments = self._ahead.pop(0)
+            hand_over(reply, number)
+        return segments
+
+    def close(self) -> None:
+        """Close this end. The end of the job's call closes it too."""
+        with self._lock:
+            ahead, self._ahead = self._ahead, []
+        if not self._is_closed:
+            try:
+                for request in {reply.request for reply, _, _ in ahead}:
+                    handed = min(number for reply, number, _ in ahead if reply.request == request) - 1
+                    post("return_rest", self._id, count=request * (HANDED_ALL + 1) + handed)
+            except JobEndedError:
+                pass  # Then they have been returned.
+        super().close()
 
     def clone(self) -> ReceiveChannel[ReceiveType]:
         """Return a further receiving end. Each item goes to one of them.
@@ -248,14 +308,15 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
             raise StopIteration from None
 
 
-def _item(reply: Reply) -> Any:
-    """Return the item of a reply. From now on it counts as received.
-
-    Also if it cannot be unpickled: an item that kills its receiver must not go to the next one.
-    """
-    if reply.status == "value":
-        hand_over(reply)
-    return result(reply)
+def _items_of(reply: Reply) -> list[list[Any]]:
+    """Return the segments of each item. Raises the exception of another reply."""
+    if reply.status != "value":
+        result(reply)
+    first, items = 1, []
+    for count in _pickle.loads(reply.segments[0]):
+        items.append(reply.segments[first : first + count])
+        first += count
+    return items
 
 
 _CREDIT_SIZE: Final = 4096  # bytes, as in the parent's channel_state.py

@@ -25,8 +25,8 @@ def take_credit(handle: int, wanted: int) -> int:
     return taken
 
 
-def post_on_credit(op: str, handle: int, segments: Segments) -> bool:
-    """Post a message if the parent has room for it. Return False if it may not have.
+def check_call() -> int:
+    """Return the number of this thread's call, if it may wait for something.
 
     Raises:
         Cancelled: the call is cancelled.
@@ -37,6 +37,17 @@ def post_on_credit(op: str, handle: int, segments: Segments) -> bool:
     call = conversation.call_of_thread()
     if conversation.line.is_cancelled() and shield_end() is None:
         raise make_cancelled()
+    return call
+
+
+def post_on_credit(op: str, handle: int, segments: Segments) -> bool:
+    """Post a message if the parent has room for it. Return False if it may not have.
+
+    Raises:
+        Cancelled, JobEndedError, RuntimeError: as :func:`check_call`.
+    """
+    call = check_call()
+    conversation = _conversation()
     # A handle that has had credit may have got more.
     has_credit = conversation.take_credit(handle) or (
         conversation.has_had_credit(handle) and conversation.poll(call) and conversation.take_credit(handle)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from .._protocol.frames import CANCEL_AT, FRONT_SIZE, HANDED_AT, HANDED_SLOTS
+from .._protocol.frames import CANCEL_AT, FRONT_SIZE, HANDED_ALL, HANDED_AT, HANDED_SLOTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,12 +69,13 @@ class Line:
         word: int = self.words[CANCEL]
         return word != 0 and word == self.call()
 
-    def hand_over(self, request: int) -> None:
-        """Record that the item of a request is about to reach the job's code."""
+    def hand_over(self, request: int, count: int = HANDED_ALL) -> None:
+        """Record that the first ``count`` items of a request are about to reach the job's code."""
         slot = _HANDED + request % HANDED_SLOTS
         # Another thread may be 64 requests ahead.
-        if self.words[slot] < request:
-            self.words[slot] = request
+        value = request * (HANDED_ALL + 1) + count
+        if self.words[slot] < value:
+            self.words[slot] = value
 
 
 def current_line() -> Line:

@@ -16,7 +16,7 @@ from _thread import TIMEOUT_MAX, _local, allocate_lock, get_native_id
 from itertools import count as count_up
 from time import monotonic
 
-from .._protocol.frames import Kind, encode_head
+from .._protocol.frames import HANDED_ALL, Kind, encode_head
 from .errors import JobEndedError, make_cancelled
 from .line import current_line
 from .messages import NONE as NONE
@@ -77,12 +77,12 @@ def post(op: str, handle: int = 0, segments: Segments = NONE, *, count: int | No
     _conversation().post(op, handle, segments, count)
 
 
-def hand_over(reply: Reply) -> None:
-    """Record that the reply's item reaches the job's code. Call it just before that.
+def hand_over(reply: Reply, count: int = HANDED_ALL) -> None:
+    """Record that the first ``count`` items of a reply reach the job's code. Call it before that.
 
     If the worker dies, the parent gives every other item to the next receiver.
     """
-    current_line().hand_over(reply.request)
+    current_line().hand_over(reply.request, count)
 
 
 def take_credit(handle: int) -> bool:
