@@ -168,9 +168,14 @@ impl ProcessSetup {
         activity: &'static ActivityCell,
     ) -> Result<(&'static Parent, Watch), Explanation> {
         let parent = find_parent(hello)?;
-        let standby = standby.map_or_else(|| StandbyThread::start(activity), Ok).map_err(|error| no_thread(&error))?;
+        let standby = standby.map_or_else(|| self.start_standby(activity), Ok).map_err(|error| no_thread(&error))?;
         let target = SentinelTarget { socket: self.descriptor, reports: self.reports, parent, record: self.record };
         Ok((parent, Watch { standby, target }))
+    }
+
+    /// Start the native thread, before it is known what it watches.
+    pub fn start_standby(&self, activity: &'static ActivityCell) -> io::Result<StandbyThread> {
+        StandbyThread::start(activity, self.descriptor, self.record.descriptor())
     }
 
     /// Apply HELLO in a template. The guard must be dismissed before a fork.

@@ -84,28 +84,41 @@ fn close_range(first: RawFd, last: RawFd, flags: libc::c_uint) -> bool {
 pub fn unshare_descriptor_table(kept: &[RawFd]) -> bool {
     let Some(last) = kept.iter().max().copied() else { return false };
     // One call does both (Linux 5.9). Sandboxes that forbid `unshare` allow it.
-    #[cfg(target_os = "linux")]
-    // SAFETY: unshare takes an integer; with this flag it copies the table, as the call in front of
-    // it does.
-    let left = close_range(last + 1, RawFd::MAX, libc::CLOSE_RANGE_UNSHARE) || unsafe { libc::unshare(libc::CLONE_FILES) } == 0;
-    #[cfg(not(target_os = "linux"))]
-    let left = false;
-    if !left {
-        return false;
+    if !close_range(last + 1, RawFd::MAX, CLOSE_RANGE_UNSHARE) {
+        if !unshare_files() {
+            return false;
+        }
+        close_from(last + 1);
     }
-    close_from(last + 1);
     for number in (3..last).filter(|number| !kept.contains(number)) {
         // SAFETY: in a table that only this thread has, and by the caller's word it owns none in
         // it.
         unsafe { libc::close(number) };
     }
+    let null = open_null();
     for stream in 0..3 {
-        if put_null_in_place(stream).is_err() {
+        let replaced = null.as_ref().is_ok_and(|null| put_in_place(null.as_fd(), stream).is_ok());
+        if !replaced {
             // SAFETY: as above. Somebody may wait for the end of a pipe that this is.
             unsafe { libc::close(stream) };
         }
     }
     true
+}
+
+#[cfg(target_os = "linux")]
+const CLOSE_RANGE_UNSHARE: libc::c_uint = libc::CLOSE_RANGE_UNSHARE;
+#[cfg(not(target_os = "linux"))]
+const CLOSE_RANGE_UNSHARE: libc::c_uint = 0;
+
+/// Copy the calling thread's descriptor table. Return false if the system cannot do this.
+fn unshare_files() -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: unshare takes an integer; with this flag it copies the table.
+    let left = unsafe { libc::unshare(libc::CLONE_FILES) } == 0;
+    #[cfg(not(target_os = "linux"))]
+    let left = false;
+    left
 }
 
 /// Close a number in the calling thread's own table, if it is open.
@@ -159,8 +172,11 @@ pub fn put_in_place(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result<()>
 /// Open the null device in place of a standard stream that the parent lacks, as Rust's runtime does
 /// at a start. Otherwise the next file opened would get the number.
 pub fn put_null_in_place(number: RawFd) -> io::Result<()> {
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    put_in_place(null.as_fd(), number)
+    put_in_place(open_null()?.as_fd(), number)
+}
+
+fn open_null() -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")
 }
 
 /// Change the working directory to an open one.

@@ -17,7 +17,6 @@ use trio_offload_worker::process::meter::Meter;
 use trio_offload_worker::protocol::frame::{self, Header, Progress};
 use trio_offload_worker::protocol::hello::Hello;
 use trio_offload_worker::protocol::message::{Explanation, Failure, Message, Template, clip};
-use trio_offload_worker::sentinel::control::StandbyThread;
 use trio_offload_worker::session::executor::Raised;
 use trio_offload_worker::transport::Segment;
 
@@ -68,7 +67,7 @@ impl Worker {
         }
         let _ = Meter::of_forked().read();
         // If this fails, the start tries again and reports the error.
-        self.standby = StandbyThread::start(self.activity).ok();
+        self.standby = self.process_setup.as_ref().and_then(|setup| setup.start_standby(self.activity).ok());
     }
 
     pub(super) fn turn_into_template(

@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::os;
 use crate::process::record::Record;
-use crate::sentinel::Sentinel;
 use crate::sentinel::activity::ActivityCell;
 use crate::sentinel::parent::Parent;
 use crate::sentinel::thread::Thread;
+use crate::sentinel::{OwnTable, Sentinel};
 use crate::transport::reports::ReportSender;
 
 /// The objects that the native thread watches and writes to.
@@ -25,8 +25,8 @@ pub struct SentinelTarget {
     pub record: &'static Record,
 }
 
-/// A native thread without a target. Starting a thread takes longer than most jobs, so a preforked
-/// worker has one in advance.
+/// A native thread without a target. To start a thread, and to give it a descriptor table, takes
+/// longer than most jobs, so a preforked worker has one in advance.
 #[derive(Debug)]
 pub struct StandbyThread {
     activity: &'static ActivityCell,
@@ -35,12 +35,14 @@ pub struct StandbyThread {
 }
 
 impl StandbyThread {
-    /// Start the thread. It inherits a mask that blocks all signals.
-    pub fn start(activity: &'static ActivityCell) -> io::Result<Self> {
+    /// Start the thread. It inherits a mask that blocks all signals. The descriptors are those of
+    /// its future target.
+    pub fn start(activity: &'static ActivityCell, socket: RawFd, record: RawFd) -> io::Result<Self> {
         let (sender, target) = mpsc::channel();
         let thread = Thread::start("sentinel", move || {
+            let table = OwnTable::begin(socket, record);
             if let Ok(target) = target.recv() {
-                Sentinel::begin(target, activity).watch();
+                Sentinel::begin(table, target, activity).watch();
             }
         })?;
         Ok(Self { activity, target: sender, thread })
@@ -97,7 +99,8 @@ pub fn resume() -> io::Result<()> {
     let (target, activity) = (control.target.clone(), control.activity);
     let (ready, is_ready) = mpsc::channel();
     control.thread = Some(Thread::start("sentinel", move || {
-        let sentinel = Sentinel::begin(target, activity);
+        let table = OwnTable::begin(target.socket, target.record.descriptor());
+        let sentinel = Sentinel::begin(table, target, activity);
         let _ = ready.send(());
         sentinel.watch();
     })?);

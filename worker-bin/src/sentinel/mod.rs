@@ -58,19 +58,32 @@ pub(super) struct Sentinel {
     reporter: Reporter,
 }
 
+/// The thread's own descriptor table. Only with one it opens descriptors: otherwise a job could
+/// close and reuse them.
+pub(super) struct OwnTable {
+    is_apart: bool,
+}
+
+impl OwnTable {
+    /// Runs in the thread itself.
+    fn begin(socket: RawFd, record: RawFd) -> Self {
+        let is_apart = os::descriptors::unshare_descriptor_table(&[socket, record]);
+        if is_apart {
+            os::proc::hold();
+        }
+        Self { is_apart }
+    }
+}
+
 impl Sentinel {
     /// Runs in the thread itself, once it has its target.
-    fn begin(target: SentinelTarget, activity: &'static ActivityCell) -> Self {
+    fn begin(table: OwnTable, target: SentinelTarget, activity: &'static ActivityCell) -> Self {
         let SentinelTarget { socket, reports, parent, record } = target;
-        // Only with its own table it opens descriptors: otherwise a job could close and reuse them.
-        let is_apart = os::descriptors::unshare_descriptor_table(&[socket, record.descriptor()]);
+        let is_apart = table.is_apart;
         if is_apart {
             // Do not keep a job's files open under these numbers.
             reports.close_unless_intact();
             record.close_unless_intact();
-        }
-        if is_apart {
-            os::proc::hold();
         }
         let handle = if is_apart { parent.open() } else { None };
         let waker = if is_apart { activity.stop.waker.listen() } else { None };
