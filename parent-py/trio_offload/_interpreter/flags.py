@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -14,11 +15,37 @@ def encoded(values: Any) -> list[bytes]:
 
     Python ignores those too, for example a Path in sys.path.
     """
+    try:
+        return [*_encoded(tuple(values))]
+    except TypeError:  # an object without a hash
+        return [os.fsencode(value) for value in values if isinstance(value, str)]
+
+
+@functools.lru_cache(maxsize=16)
+def _encoded(values: tuple[Any, ...]) -> list[bytes]:
+    # Each worker is sent the same four lists, and encoding takes a tenth of a forked worker's
+    # greeting.
     return [os.fsencode(value) for value in values if isinstance(value, str)]
 
 
 def flags() -> dict[str, int]:
     """Return the flags for HELLO, by the names of ``PyConfig``."""
+    values = {
+        **_flags_of_start(),
+        "write_bytecode": int(not sys.dont_write_bytecode),
+        # -u has no flag, but makes the text streams write through.
+        "buffered_stdio": int(not getattr(sys.__stdout__, "write_through", False)),
+    }
+    if hasattr(sys, "get_int_max_str_digits"):
+        values["int_max_str_digits"] = sys.get_int_max_str_digits()
+    if hasattr(sys, "get_lazy_imports"):
+        values["lazy_imports"] = int(sys.get_lazy_imports() == "all")
+    return values
+
+
+@functools.cache
+def _flags_of_start() -> dict[str, int]:
+    """Return the flags that cannot change."""
     present = sys.flags
     values = {
         "isolated": present.isolated,
@@ -26,15 +53,12 @@ def flags() -> dict[str, int]:
         "dev_mode": present.dev_mode,
         "site_import": not present.no_site,
         "user_site_directory": not present.no_user_site,
-        "write_bytecode": not sys.dont_write_bytecode,
         "optimization_level": present.optimize,
         "verbose": present.verbose,
         "quiet": present.quiet,
         "bytes_warning": present.bytes_warning,
         "parser_debug": present.debug,
         "warn_default_encoding": getattr(present, "warn_default_encoding", 0),
-        # -u has no flag, but makes the text streams write through.
-        "buffered_stdio": not getattr(sys.__stdout__, "write_through", False),
     }
     requested = "utf8" in sys._xoptions or (frozen.bundle() is not None and sys.getfilesystemencoding() != "utf-8")
     if present.utf8_mode or requested or sys.version_info >= (3, 15):
@@ -49,8 +73,4 @@ def flags() -> dict[str, int]:
         values["hash_randomization"] = 0
     if hasattr(present, "safe_path"):
         values["safe_path"] = present.safe_path
-    if hasattr(sys, "get_int_max_str_digits"):
-        values["int_max_str_digits"] = sys.get_int_max_str_digits()
-    if hasattr(sys, "get_lazy_imports"):
-        values["lazy_imports"] = sys.get_lazy_imports() == "all"
     return {name: int(value) for name, value in values.items()}

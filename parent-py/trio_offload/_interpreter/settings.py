@@ -179,13 +179,26 @@ def _measured_with_multiprocessing() -> bool:
 
 def _warning_filters() -> list[list[Any]] | None:
     warnings = sys.modules.get("warnings")
-    if warnings is None:
-        return None
-    filters = [
-        [action, _pattern(message), f"{category.__module__}:{category.__qualname__}", _pattern(module), line]
-        for action, message, category, module, line in filters_in_force(warnings)
-    ]
-    return None if filters == _DEFAULT_FILTERS else filters
+    return None if warnings is None else _filters_as_data(tuple(filters_in_force(warnings)))
+
+
+def _filters_as_data(found: tuple[tuple[Any, ...], ...]) -> list[list[Any]] | None:
+    """Return warning filters as builtin objects: the same list until one changes."""
+    last, filters = _last_filters[0]
+    if found != last:
+        filters = [
+            [action, _pattern(message), f"{category.__module__}:{category.__qualname__}", _pattern(module), line]
+            for action, message, category, module, line in found
+        ]
+        if filters == _DEFAULT_FILTERS:
+            filters = None
+        _last_filters[0] = found, filters
+    return filters
+
+
+# The filters of the last worker, and the data for them. One tuple, because several threads may
+# start workers.
+_last_filters: Final[list[tuple[tuple[tuple[Any, ...], ...], list[list[Any]] | None]]] = [((), [])]
 
 
 def _pattern(value: Any) -> Any:

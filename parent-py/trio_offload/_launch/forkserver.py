@@ -261,7 +261,10 @@ class _ForkserverHandshake(WorkerHandshake):
             channel = self._worker.adopt(pending.process, pending.ours, pending.record, self._pool)
             self._channel = channel
             self._greet = None if greet() else greet
-            self._worker.observe(pending.oom_kills)
+            # The counters of a standby process may be old, so they are read again. The process is
+            # busy with the greeting meanwhile.
+            kills = pending.oom_kills
+            self._worker.observe(None if kills is None else kills.refreshed())
             # A standby process has written its process ID. No later moment is better to read it.
             pending.process.read_pid()
 
