@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any, Final
 
+from trio_offload_worker._protocol.frames import Buffer
 from trio_offload_worker._protocol.parts import flat
 from trio_offload_worker._protocol.segments import Collector
 
@@ -57,17 +58,26 @@ class Pickling:
         self.pickler.dump(value)
         collector = self.collector
         parts = collector.parts
+        if len(parts) == 1 and self.out_of_band and not collector.offered:
+            # The usual case: each item of a `map` may have a pickle.
+            first = parts[0]
+            size = len(first)
+            if size <= _MAX_SEARCHED and type(first) is bytes and first.find(_OF_TRIO) >= 0:
+                _refuse_objects_of_trio(first)
+            return Payload([first], [size], function)
         for part in parts[:2]:
-            # `find`, because `in` first tries its operand as a number and handles an exception.
-            if len(part) <= _MAX_SEARCHED and isinstance(part, bytes) and part.find(_OF_TRIO) >= 0:
-                _refuse_objects_of_trio(part)
+            _check(part)
         if not self.out_of_band:
             pieces = list(map(flat, parts))
             return Payload(pieces, [sum(map(len, pieces))], function)
-        if len(parts) == 1 and not collector.offered:
-            return Payload(parts.copy(), [len(parts[0])], function)
         sent, lengths, types = collector.segments()
         return Payload(sent, lengths, function, types)
+
+
+def _check(part: Buffer) -> None:
+    # `find`, because `in` first tries its operand as a number and handles an exception.
+    if type(part) is bytes and len(part) <= _MAX_SEARCHED and part.find(_OF_TRIO) >= 0:
+        _refuse_objects_of_trio(part)
 
 
 def _refuse_objects_of_trio(pickled: bytes) -> None:
