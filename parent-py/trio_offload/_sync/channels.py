@@ -287,7 +287,11 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
         return self
 
     def move(self) -> MovedEnd:
-        """Return an argument for a job that hands this end over, as :meth:`SendChannel.move`."""
+        """Return an argument for a job that hands this end over, as :meth:`SendChannel.move`.
+
+        A job that is the only receiver gets up to 64 small items at once, which is several times as
+        fast. What it has not received at its end goes back to the channel.
+        """
         return MovedEnd(self)
 
     def grant(self) -> Grant:
