@@ -81,7 +81,7 @@ _left_behind: list[str] = []
 _thread: threading.Thread | None = None
 
 
-def leave_a_thread_behind() -> None:
+def leave_a_thread_behind(daemon: bool = False) -> None:
     """Return while a thread of this job waits for an answer."""
 
     def wait() -> None:
@@ -91,7 +91,7 @@ def leave_a_thread_behind() -> None:
             _left_behind.append("ended")
 
     global _thread
-    _thread = threading.Thread(target=wait)
+    _thread = threading.Thread(target=wait, daemon=daemon)
     _thread.start()
     # The scripted parent answers this one once it has the other.
     request("answer me")

@@ -168,6 +168,17 @@ def test_thread_left_behind_reads_nothing_of_the_next_job(parent: Parent) -> Non
     assert result_of(parent, 3) == ["ended"]
 
 
+@pytest.mark.parametrize("daemon", [False, True])
+def test_thread_left_behind_does_not_hinder_the_end(parent: Parent, daemon: bool) -> None:
+    """Python ends the threads that it does not wait for, and must not find one in the midst of a read."""
+    parent.socket.sendall(call_of(line_jobs.leave_a_thread_behind, daemon) + frame(Kind.RETIRE))
+    requests = {request.body["op"]: request for request in (parent.expect(Kind.REQUEST), parent.expect(Kind.REQUEST))}
+    parent.socket.sendall(reply(requests["answer me"]))
+    assert result_of(parent) is None
+    parent.expect(Kind.RETIRED)
+    parent.expect_end(0)
+
+
 @pytest.mark.parametrize("how", ["closed", "shut down"])
 def test_parents_end_ends_a_waiting_job(parent: Parent, how: str) -> None:
     parent.socket.sendall(call_of(line_jobs.ask, "sleep"))

@@ -32,7 +32,7 @@ use crate::python::raw::buffers::{HeldBytes, NewBytes};
 const NAME: &str = "_trio_offload_line";
 
 /// Time after which a thread that a job has left behind notices that. The main thread runs the job.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 pub(crate) static LINE: Line<Socket, NewBytes> = Line::new();
 
@@ -71,6 +71,7 @@ fn record() -> i32 {
 #[pyfunction]
 fn write(parts: &Bound<'_, PyAny>, call: u64, sent: &Bound<'_, PyList>) -> PyResult<()> {
     refuse_copies()?;
+    let Some(_inside) = LINE.enter(call) else { return Ok(()) };
     let held = parts.try_iter()?.map(|part| HeldBytes::hold(&part?)).collect::<PyResult<Vec<_>>>()?;
     let written = parts.py().detach(|| {
         let parts: Vec<&[u8]> = held.iter().map(HeldBytes::bytes).collect();
@@ -90,9 +91,7 @@ fn write(parts: &Bound<'_, PyAny>, call: u64, sent: &Bound<'_, PyList>) -> PyRes
 fn read(py: Python<'_>, timeout: f64, inbox: &Bound<'_, PyList>) -> PyResult<()> {
     refuse_copies()?;
     let call = LINE.call();
-    if call == 0 {
-        return Ok(());
-    }
+    let Some(_inside) = LINE.enter(call).filter(|_| call != 0) else { return Ok(()) };
     let since = Instant::now();
     // `None` means that the time has no limit.
     let deadline = Duration::try_from_secs_f64(timeout.max(0.0)).ok().and_then(|timeout| since.checked_add(timeout));
