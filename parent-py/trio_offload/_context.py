@@ -116,24 +116,26 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
         task, calls, cache = current_task(), self._calls, self._cache
         call: Payload | None = None
-        held, waited = False, 0.0
+        waited = 0.0
+        waits = (calls.entered or calls.waiting) and limiter.borrowed_tokens >= limiter.total_tokens
+        if not waits:
+            await checkpoint_if_cancelled()
+            try:
+                limiter.acquire_on_behalf_of_nowait(task)
+            except trio.WouldBlock:
+                waits = True  # a free token is reserved for a task that waits
+        if waits:
+            calls.waiting += 1
+            began = time.monotonic()
+            try:
+                await limiter.acquire_on_behalf_of(task)
+            except BaseException:
+                self._pool.note_wait(began)
+                raise
+            finally:
+                calls.waiting -= 1
+            waited = time.monotonic() - began
         try:
-            waits = (calls.entered or calls.waiting) and limiter.borrowed_tokens >= limiter.total_tokens
-            if not waits:
-                await checkpoint_if_cancelled()
-                try:
-                    limiter.acquire_on_behalf_of_nowait(task)
-                except trio.WouldBlock:
-                    waits = True  # a free token is reserved for a task that waits
-            if waits:
-                calls.waiting += 1
-                began = time.monotonic()
-                try:
-                    await limiter.acquire_on_behalf_of(task)
-                finally:
-                    calls.waiting -= 1
-                    waited = time.monotonic() - began
-            held = True
             calls.enter(task)
             call = self._dump_call(sync_fn, args)
             lost: list[WorkerProcess] | None = None
@@ -148,8 +150,7 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                     else:
                         worker.submit(call)
                     worker.limiter = limiter
-                    if waited:
-                        worker.waited, waited = worker.waited + waited, 0.0
+                    worker.waited, waited = worker.waited + waited, 0.0
                     value, error = await worker.answer(kill_on_cancel, True)
                     if self.retire is not bool:
                         self._pool.retire_if_due(worker)
@@ -170,14 +171,13 @@ class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
                         await raise_cancelled(error)
                     raise error
                 finally:
-                    # It refers to this frame. Without this, the cycle would keep it alive.
-                    error = None
+                    error = None  # it refers to this frame, in a cycle that would keep it alive
+        except BaseException:
+            self._pool.settle(call, waited)
+            raise
         finally:
             calls.leave(task)
-            if held:
-                limiter.release_on_behalf_of(task)
-            if waited or (call is not None and call.grants):
-                self._pool.settle(call, waited)
+            limiter.release_on_behalf_of(task)
 
     @overload
     def map(

@@ -79,7 +79,7 @@ class Talk:
     def submit(self, *, has_handle: bool = True) -> None:
         call = dump_call(int, ("5",))
         grants = (self.grant,) if has_handle else ()
-        self.worker.submit(Payload(call.parts, call.lengths, int, call.types, call.small, grants))
+        self.worker.submit(Payload(call.parts, call.lengths, int, call.types, False, grants))
 
     async def answer(self, *, cancellable: bool, grace: float | None) -> None:
         self.worker.grace = grace

@@ -147,14 +147,14 @@ class CallSender(Peer):
             if prepares:
                 self._preparing = number
             self._unsent += (self._head_of(number, call, prepares), *call.parts)
+            if call.grants:  # small calls have none
+                self._grant(number, call.grants)
         if state is IDLE:
             self.state = RUNNING
             self._running, self._header, self._began = call, header, now
         else:
             self._behind.append((call, header))
         self._calls = number  # last, for `jobs`
-        if call.grants:
-            self._grant(number, call.grants)
 
     def send_ahead(self, call: _payload.Payload) -> list[Buffer]:
         """Return the frame of a first call that is sent before READY has been received."""
