@@ -410,6 +410,20 @@ async def test_large_replies_to_a_job_that_does_not_read_yet(peer: Peer) -> None
     assert talk.result == outcome.Value((5, None))
 
 
+@pytest.mark.parametrize("size", [900_000, 2_000_000])
+async def test_replies_behind_one_that_is_half_written(peer: Peer, size: int) -> None:
+    """As copies and as pages."""
+    async with talking(peer) as talk:
+        for number in range(1, 21):
+            talk.request("run_sync", number=number, value=(bytes, (size + number,)))
+            await wait_all_tasks_blocked()  # the socket is full from one of them on
+        for number in range(1, 21):
+            status, value, _ = await talk.reply(number)
+            assert (status, len(value)) == ("value", size + number)
+        talk.return_value()
+    assert talk.result == outcome.Value((5, None))
+
+
 setting: Final = contextvars.ContextVar("setting", default="none")
 
 

@@ -310,12 +310,18 @@ class Conversation:
         if self._is_writing:
             return
         self._is_writing = True
+        parts: list[Buffer] = []
         try:
-            # The list grows while it is written. After a cancellation it is the rest.
-            await channel.send_rest(self._outbox, True, cancellable=True)
-        except (WriteFailed, trio.Cancelled):
+            # What is said meanwhile goes to a list of its own, because the sender owns its list.
+            while self._outbox:
+                parts, self._outbox = self._outbox, []
+                await channel.send_rest(parts, True, cancellable=True)
+        except WriteFailed:
+            parts = []  # the end of the stream is the verdict
+        except trio.Cancelled:
             pass
         finally:
+            self._outbox[:0] = parts
             self._is_writing = False
 
     async def host(self, channel: Channel, start: bytes, *, kills: bool) -> Frame | memoryview:
