@@ -235,3 +235,9 @@ def is_interrupt(error: BaseException) -> bool:
     """
     inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
     return isinstance(error, KeyboardInterrupt) or (bool(inner) and all(map(is_interrupt, inner)))
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Return True for :exc:`trio.Cancelled`, and for a group of it alone."""
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return isinstance(error, trio.Cancelled) or (bool(inner) and all(map(is_cancelled, inner)))

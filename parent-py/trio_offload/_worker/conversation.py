@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -27,7 +28,7 @@ import trio
 
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, encode_head, encode_reply
 
-from .._exceptions import DeadlockError
+from .._exceptions import DeadlockError, is_cancelled
 from .._statistics import WaitingJob
 from .._transport.sender import MIN_PAGES_SIZE
 from .._transport.sockets import WriteFailed
@@ -310,19 +311,15 @@ class Conversation:
         if self._is_writing:
             return
         self._is_writing = True
-        parts: list[Buffer] = []
-        try:
-            # What is said meanwhile goes to a list of its own, because the sender owns its list.
-            while self._outbox:
-                parts, self._outbox = self._outbox, []
+        # Further replies go to another list, because the sender owns this one.
+        parts, self._outbox = self._outbox, []
+        # If it fails, the end of the stream is the verdict.
+        with contextlib.suppress(WriteFailed, trio.Cancelled):
+            while parts:
                 await channel.send_rest(parts, True, cancellable=True)
-        except WriteFailed:
-            parts = []  # the end of the stream is the verdict
-        except trio.Cancelled:
-            pass
-        finally:
-            self._outbox[:0] = parts
-            self._is_writing = False
+                parts, self._outbox = self._outbox, []
+        self._outbox[:0] = parts
+        self._is_writing = False
 
     async def host(self, channel: Channel, start: bytes, *, kills: bool) -> Frame | memoryview:
         """Return the answer of the running call, and serve its job until then.
@@ -357,7 +354,7 @@ class Conversation:
         except BaseException as error:
             # The tasks capture their exceptions, so this is the cancellation of an outer scope. It
             # comes again at the next checkpoint.
-            if answer is None or not _is_cancellation(error):
+            if answer is None or not is_cancelled(error):
                 raise
         finally:
             WAITS.remove(waits)
@@ -387,11 +384,6 @@ class Conversation:
             handled += 1
             if not handled % _MAX_UNINTERRUPTED:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return isinstance(error, trio.Cancelled) or (bool(inner) and all(map(_is_cancellation, inner)))
 
 
 def _head_of_reply(
