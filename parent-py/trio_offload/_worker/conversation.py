@@ -299,12 +299,10 @@ class Conversation:
         if self._outbox or self._is_writing:
             self._outbox.extend(parts)
             return
-        try:
-            rest = channel.send_at_once(parts)
-        except WriteFailed:
-            return  # the end of the stream is the verdict
-        if rest:
-            self._outbox.extend(rest)
+        # If it fails, the end of the stream is the verdict.
+        with contextlib.suppress(WriteFailed):
+            self._outbox.extend(channel.send_at_once(parts))
+        if self._outbox:
             self.start(self._write_outbox, channel)
 
     async def _write_outbox(self, channel: Channel) -> None:
