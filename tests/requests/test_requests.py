@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_line import FakeLine, in_job
+from running import in_fork
 
 from trio_offload_worker import from_worker
 from trio_offload_worker._protocol.frames import HANDED_AT, Frame, Kind, encode_head
@@ -295,17 +296,13 @@ def test_nothing_may_be_said_without_a_job(line: FakeLine) -> None:
 
 def test_forked_copy_may_not_speak(line: FakeLine) -> None:
     from_worker.check_cancelled()
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            for speak in (lambda: request("wait", 1), lambda: post("set", 1), from_worker.check_cancelled, from_worker.job):
-                with pytest.raises(RuntimeError, match="forked off a job"):
-                    speak()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def speak_in_copy() -> None:
+        for speak in (lambda: request("wait", 1), lambda: post("set", 1), from_worker.check_cancelled, from_worker.job):
+            with pytest.raises(RuntimeError, match="forked off a job"):
+                speak()
+
+    assert in_fork(speak_in_copy) == 0
     assert line.frames == []
 
 
