@@ -127,8 +127,14 @@ async def condition_waiter(context: WorkerContext) -> None:
             await condition.wait()
             woken.append("a task")
 
+    died = trio.Event()
+
+    async def die() -> None:
+        await expect_death(context, jobs.wait_in, condition)
+        died.set()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(expect_death, context, jobs.wait_in, condition)
+        nursery.start_soon(die)
         await until(lambda: condition.statistics().tasks_waiting == 1)
         nursery.start_soon(wait)
         await until(lambda: condition.statistics().tasks_waiting == 2)
@@ -136,7 +142,8 @@ async def condition_waiter(context: WorkerContext) -> None:
             # The job is first in line. It dies with the notification, before it has the lock.
             condition.notify()
             os.kill(pid_of_job(context), signal.SIGKILL)
-            await until(lambda: not [worker for worker in context.statistics().workers if worker.state == "running"])
+            # Else the lock may pass to the job before its death is known, and is abandoned then.
+            await died.wait()
     assert woken == ["a task"]
 
 
