@@ -11,7 +11,7 @@ import trio
 from .._exceptions import AbandonedLockError, DeadlockError
 from .._worker.requests import Post, Request
 from .condition_state import ConditionState
-from .handles import Handle, PlainGrant
+from .handles import Acquirable, PlainGrant
 from .locks import Lock, RLock
 from .replies import MISTAKES, JobWaiter, facts, fail
 from .statistics import ConditionStatistics
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ResultType = TypeVar("ResultType")
 
 
-class Condition(Handle):
+class Condition(Acquirable):
     """A condition of data behind a lock, like :class:`trio.Condition`.
 
     Its holder waits for a change, and is notified by another holder. A notification goes to the
@@ -159,10 +159,6 @@ class Condition(Handle):
     def statistics(self) -> ConditionStatistics:
         """Return the number of waiters without a notification, and the state of the lock."""
         return ConditionStatistics(self._state.waiting, self._lock.statistics())
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> None:
-        await self.acquire()
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import weakref
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import trio
@@ -139,6 +140,28 @@ def _not_inherited() -> RuntimeError:
 
 
 _handles: Final[weakref.WeakSet[Handle]] = weakref.WeakSet()
+
+
+class Acquirable(Handle):
+    """A handle that is held in an ``async with`` block."""
+
+    async def acquire(self) -> None:
+        """Acquire it. The block begins then."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Release it, at the end of the block."""
+        raise NotImplementedError
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 class PlainGrant:

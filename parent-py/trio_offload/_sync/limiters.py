@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import trio
 
 from .._worker.requests import Death, JobOwner, Post, Request
-from .handles import Handle, PlainGrant
+from .handles import Acquirable, PlainGrant
 from .limiter_state import LimiterState
 from .replies import MISTAKES, JobWaiter, facts, fail, warn
 from .statistics import CapacityLimiterStatistics, public_owner
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from .._pickling.payload import Grant
 
 
-class CapacityLimiter(Handle):
+class CapacityLimiter(Acquirable):
     """A limit for tasks and jobs that do something, like :class:`trio.CapacityLimiter`.
 
     Each borrower has one token: a task, a thread of a job, or an object on whose behalf another
@@ -147,16 +146,6 @@ class CapacityLimiter(Handle):
         state = self._state
         borrowers = [key.borrower if isinstance(key, _OnBehalf) else public_owner(key) for key in state.borrowers]
         return CapacityLimiterStatistics(len(borrowers), state.total_tokens, borrowers, state.waiting)
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> None:
-        await self.acquire()
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
 
     def grant(self) -> Grant:
         """As :meth:`Handle.grant`."""

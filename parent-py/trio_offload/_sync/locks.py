@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
@@ -11,7 +10,7 @@ import trio
 from .._wait_graph import WAITS
 from .._worker.peer import logger
 from .._worker.requests import Death, Post, Request
-from .handles import Handle, PlainGrant
+from .handles import Acquirable, PlainGrant
 from .lock_state import LockState, OnAbandon
 from .replies import MISTAKES, JobWaiter, facts, fail
 from .statistics import LockStatistics, public_owner
@@ -25,7 +24,7 @@ _watch_end: Final[Any] = getattr(trio.lowlevel, "add_parking_lot_breaker", None)
 _unwatch_end: Final[Any] = getattr(trio.lowlevel, "remove_parking_lot_breaker", None)
 
 
-class _Lock(Handle):
+class _Lock(Acquirable):
     """The Trio side of both locks."""
 
     _is_reentrant: ClassVar[bool] = False
@@ -119,16 +118,6 @@ class _Lock(Handle):
             tasks_waiting=state.waiting,
             abandoned=state.abandonment is not None,
         )
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> None:
-        await self.acquire()
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
 
     def _watch(self, owner: TaskOwner) -> None:
         """Notice the end of the task that has acquired the lock."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
 import trio
 
 from .._worker.requests import Death, Post, Request
-from .handles import Handle, PlainGrant
+from .handles import Acquirable, PlainGrant
 from .replies import MISTAKES, JobWaiter, facts, fail
 from .semaphore_state import OnDeath, SemaphoreState
 from .statistics import WaitStatistics
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from .._pickling.payload import Grant
 
 
-class Semaphore(Handle):
+class Semaphore(Acquirable):
     """A number of tokens that tasks and jobs take and release, like :class:`trio.Semaphore`.
 
     A released token goes to the first waiter. Anybody may release a token. If a
@@ -102,16 +101,6 @@ class Semaphore(Handle):
     def statistics(self) -> WaitStatistics:
         """Return the number of waiters."""
         return WaitStatistics(self._state.waiting)
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> None:
-        await self.acquire()
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.release()
 
     def grant(self) -> Grant:
         """As :meth:`Handle.grant`."""
