@@ -89,6 +89,8 @@ OUR_CONTEXT_PARAMETERS = [
     ("memory_limit", inspect.Parameter.KEYWORD_ONLY, None),
     ("min_idle", inspect.Parameter.KEYWORD_ONLY, 0),
     ("report_interval", inspect.Parameter.KEYWORD_ONLY, 1.0),
+    ("max_waiting_jobs", inspect.Parameter.KEYWORD_ONLY, 1000),
+    ("stall_report", inspect.Parameter.KEYWORD_ONLY, 60.0),
     ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
     ("trace", inspect.Parameter.KEYWORD_ONLY, None),
     ("forkserver_preload", inspect.Parameter.KEYWORD_ONLY, ()),
@@ -301,6 +303,16 @@ async def test_statistics_are_a_record() -> None:
             "WorkerType.SPAWN, WorkerType.FORKSERVER or WorkerType.FORK, or 'spawn', 'forkserver' or 'fork', got 'wrong'",
         ),
         ({"worker_type": None}, ValueError, "'forkserver' or 'fork', got None"),
+        (
+            {"max_waiting_jobs": -1},
+            ValueError,
+            "max_waiting_jobs must be 0 or more, got -1",
+        ),
+        (
+            {"stall_report": 0},
+            ValueError,
+            "stall_report must be more than 0 seconds, got 0. Use None for no report",
+        ),
         (
             {"report_interval": 0.001},
             ValueError,

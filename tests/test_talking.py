@@ -95,6 +95,52 @@ async def test_callback_runs_a_job_with_the_only_token(context: WorkerContext) -
     assert limiter.borrowed_tokens == 0
 
 
+@pytest.mark.parametrize("most", [0, 1, 3])
+async def test_callback_beyond_the_bound_of_loans(of_any_kind: WorkerType, most: int) -> None:
+    """It is the callback that needs one more worker; those above it go on."""
+    limiter = trio.CapacityLimiter(2)
+    outcomes: list[tuple[str, str]] = []
+
+    async def nest() -> None:
+        outcomes.append(await context.run_sync(jobs.catch, callback(nest), limiter=limiter))
+
+    with trio.fail_after(PATIENCE):
+        async with open_worker_context(worker_type=of_any_kind, max_waiting_jobs=most) as context:
+            await nest()
+            assert len(context.statistics().workers) == 2 + most
+    (name, message), *others = outcomes
+    assert (name, message.partition(",")[0]) == ("DeadlockError", "the callback needs a token of its limiter")
+    assert others == [("", "")] * (1 + most)
+    assert (limiter.total_tokens, limiter.borrowed_tokens) == (2, 0)
+
+
+async def test_wait_beyond_the_bound_of_loans(of_any_kind: WorkerType) -> None:
+    """A job that waits for something else keeps its token, and nothing fails."""
+    limiter = trio.CapacityLimiter(2)
+    asked, heard = trio.Event(), trio.Event()
+    running = 0
+
+    async def ask() -> None:
+        nonlocal running
+        running += 1
+        if running == 2:
+            asked.set()
+        await heard.wait()
+
+    with trio.fail_after(PATIENCE):
+        async with open_worker_context(worker_type=of_any_kind, max_waiting_jobs=1) as context:
+            async with trio.open_nursery() as nursery:
+                for _ in range(2):
+                    nursery.start_soon(functools.partial(context.run_sync, jobs.call_back, callback(ask), limiter=limiter))
+                await asked.wait()
+                # The lent token is enough for one more job. Another one waits until the first has ended.
+                assert await context.run_sync(jobs.double, 4, limiter=limiter) == 8
+                await trio.sleep(0.1)  # for several looks
+                assert limiter.total_tokens == 3
+                heard.set()
+    assert (limiter.total_tokens, limiter.borrowed_tokens) == (2, 0)
+
+
 async def test_what_a_job_said_before_its_death_counts(context: WorkerContext) -> None:
     seen: list[int] = []
     with pytest.raises(BrokenWorkerError):

@@ -16,8 +16,8 @@ from trio_offload_worker._jobs.retire import RetireWhen
 from ._context import WorkerContext, hides_unexpected
 from ._default import current_context
 from ._limiter import Limiter, current_default_worker_limiter, require_trio
-from ._options import ContextOptions, check_count, check_seconds, takes_map_options, takes_options
-from ._sizes import parse_size
+from ._options import ContextOptions, takes_map_options, takes_options
+from ._sizes import check_count, check_seconds, parse_size
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -155,20 +155,21 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
             have no ``idle_timeout``; ``docs/services.md`` has the rules. 0 means none.
         report_interval: Seconds between a worker's memory reports while a job runs, at least 0.01.
             :data:`math.inf` disables them; memory use then arrives with results only.
+        max_waiting_jobs: Number of jobs that may lend their token of the limiter to another job
+            while they wait for this program. ``docs/talking.md`` describes the bound.
+        stall_report: Seconds after which a warning names all waits of jobs, if all jobs wait, one
+            for a lock, and none goes on. None means never.
         crash_dir: Directory for a JSON file about each worker that dies during a call; see
             :class:`CrashRecord`. It is created when the context is opened. None means disabled.
         trace: File for a trace of the run, in the Chrome trace-event format, which
-            https://ui.perfetto.dev shows: one row for each worker, a slice for each job, a curve of
-            its memory use. An existing file is overwritten. None means disabled.
+            https://ui.perfetto.dev shows. An existing file is overwritten. None means disabled.
         forkserver_preload: Names of modules that the template imports once, so that every worker
             has them. For :attr:`WorkerType.FORKSERVER` only. A module must be importable and must
             not leave a thread running, unless the module stops that thread for forks. Otherwise
             calls raise :exc:`WorkerStartError`.
         forkserver_threads: Names of threads that may run in the template when it forks, as
-            ``ps -L -o comm`` shows them. A ``*`` at the end matches any text. Such a thread does
-            not exist in a worker. Its state stays as it was at the fork: a lock that it held is
-            locked forever. Name a thread only if its library supports forks. Threads of jemalloc
-            (in pyarrow, which pandas imports) are always allowed.
+            ``ps -L -o comm`` shows them. A ``*`` at the end matches any text. A lock that such a
+            thread holds is locked forever in the worker, so its library must support forks.
 
     Raises:
         TypeError, ValueError: An option is wrong.

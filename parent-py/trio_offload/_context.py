@@ -17,11 +17,12 @@ from trio.lowlevel import checkpoint_if_cancelled, current_task
 from ._documented import documented
 from ._launch.select import launcher_for
 from ._limiter import Limiter, checked_limiter, current_default_worker_limiter
-from ._options import ContextOptions, check_count, check_seconds, map_settings, takes_map_options
+from ._options import ContextOptions, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
 from ._pool.cache import WorkerCache
 from ._pool.pool import WorkerPool
 from ._pool.tracker import CallTracker
+from ._sizes import check_count, check_seconds
 from ._statistics import WorkerContextStatistics
 from ._worker.endings import raise_cancelled, with_lost
 from ._worker.states import STARTING, CallNotRun

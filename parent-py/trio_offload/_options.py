@@ -24,7 +24,7 @@ import attrs
 
 from ._documented import documented
 from ._limiter import Limiter
-from ._sizes import parse_size
+from ._sizes import check_count, check_seconds, parse_size
 
 Parameters = ParamSpec("Parameters")
 ReturnType = TypeVar("ReturnType")
@@ -91,31 +91,20 @@ class WorkerType(str, enum.Enum):
     """
 
 
-def check_count(name: str, value: object, *, at_least: int = 1, alternative: str = "") -> None:
-    """Raise TypeError or ValueError unless the value is an integer of that size."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer{alternative}, got {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name} must be {at_least} or more, got {value!r}")
-
-
-def check_seconds(name: str, value: object, *, at_least: float = 0, positive: bool = False, hint: str = "") -> None:
-    """Raise TypeError or ValueError unless the value is a number of seconds of that size."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-    # Comparisons that are false for NaN.
-    if positive and not value > 0:
-        raise ValueError(f"{name} must be more than 0 seconds, got {value!r}{hint}")
-    if not value >= at_least:
-        raise ValueError(f"{name} must be {at_least} seconds or more, got {value!r}{hint}")
-
-
 def _plain_number(value: float) -> float:
     """Convert other real numbers (NumPy's, fractions): Trio's clock takes only int and float."""
     number: Any = value
     if not isinstance(number, (int, float)) and isinstance(number, numbers.Real):
         return float(number)
     return value
+
+
+def _optional_number(value: float | None) -> float | None:
+    return None if value is None else _finite(_plain_number(value))
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value == math.inf else value
 
 
 def _member(value: WorkerType | Literal["spawn", "forkserver", "fork"]) -> WorkerType:
@@ -152,6 +141,11 @@ def _check_limit(options: object, attribute: "attrs.Attribute[float]", value: fl
 
 def _check_interval(options: object, attribute: "attrs.Attribute[float]", value: float) -> None:
     check_seconds(attribute.name, value, at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
+
+
+def _check_report(options: object, attribute: "attrs.Attribute[float | None]", value: float | None) -> None:
+    if value is not None:
+        check_seconds(attribute.name, value, positive=True, hint=". Use None for no report")
 
 
 def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
@@ -204,6 +198,10 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
         raise ValueError(f"{attribute.name} must contain thread names, got the empty string in {value!r}")
 
 
+_SECONDS_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_seconds(field.name, value))
+_COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
+
+
 @documented
 @attrs.frozen(eq=False, slots=False)
 class ContextOptions:
@@ -238,6 +236,14 @@ class ContextOptions:
     report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)
     """Seconds between a worker's reports while a job runs. :data:`math.inf` disables them."""
 
+    max_waiting_jobs: int = attrs.field(
+        default=1000, kw_only=True, validator=lambda _, field, value: check_count(field.name, value, at_least=0)
+    )
+    """Number of jobs that may wait for this program while other jobs have their tokens."""
+
+    stall_report: float | None = attrs.field(default=60.0, kw_only=True, converter=_optional_number, validator=_check_report)
+    """Seconds without progress after which waits of all jobs are logged. None means never."""
+
     crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
     """Directory for crash records. None means disabled."""
 
@@ -266,10 +272,6 @@ def _chunk_size(value: int | Literal["auto"]) -> int | None:
     return value
 
 
-def _finite(value: float | None) -> float | None:
-    return None if value == math.inf else value
-
-
 def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | None]", value: float | None) -> None:
     if value is None:
         return
@@ -279,10 +281,6 @@ def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | 
             f"chunk_size must be 1 or 'auto' with a timeout, got {settings.chunk_size!r}. Each item then travels alone, so "
             "that a slow one takes no other with it"
         )
-
-
-_SECONDS_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_seconds(field.name, value))
-_COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
 
 
 class MapOptions(TypedDict, total=False):
@@ -344,7 +342,9 @@ def takes_options(
             try:
                 checked = options(*args, **kwargs)
             except TypeError:
-                _check_binding(function.__name__, parameters, args, kwargs)
+                from ._slips import check_binding
+
+                check_binding(function.__name__, parameters, args, kwargs)
                 raise
             return function(checked)
 
@@ -372,7 +372,9 @@ def map_settings(options: dict[str, Any], function: str = "map") -> MapSettings:
     try:
         return MapSettings(**options)
     except TypeError:
-        _check_binding(function, _signature(MapSettings), (), options)
+        from ._slips import check_binding
+
+        check_binding(function, _signature(MapSettings), (), options)
         raise
 
 
@@ -384,17 +386,3 @@ def _publish(function: Any, signature: inspect.Signature) -> None:
     function.__signature__ = signature
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
     function.__annotations__["return"] = signature.return_annotation
-
-
-def _check_binding(name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise TypeError with the called function's name if the arguments do not fit its signature."""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        import difflib  # for errors only: it takes a millisecond
-
-        hints = [
-            difflib.get_close_matches(word, signature.parameters, 1) for word in kwargs if word not in signature.parameters
-        ]
-        hint = f". Did you mean {hints[0][0]!r}?" if hints and hints[0] else ""
-        raise TypeError(f"{name}(): {error}{hint}") from None

@@ -113,3 +113,22 @@ def _exact(size: int, base: int, names: tuple[str, ...]) -> str:
     whole, part = divmod(thousandths, 10**_EXACT_DECIMALS)
     decimals = f".{part:03d}".rstrip("0").rstrip(".")
     return f"{whole}{decimals} {names[power]}"
+
+
+def check_count(name: str, value: object, *, at_least: int = 1, alternative: str = "") -> None:
+    """Raise TypeError or ValueError unless the value is an integer of that size."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer{alternative}, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be {at_least} or more, got {value!r}")
+
+
+def check_seconds(name: str, value: object, *, at_least: float = 0, positive: bool = False, hint: str = "") -> None:
+    """Raise TypeError or ValueError unless the value is a number of seconds of that size."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+    # Comparisons that are false for NaN.
+    if positive and not value > 0:
+        raise ValueError(f"{name} must be more than 0 seconds, got {value!r}{hint}")
+    if not value >= at_least:
+        raise ValueError(f"{name} must be {at_least} seconds or more, got {value!r}{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import reprlib
 import sys
 import types
@@ -142,3 +143,17 @@ def object_of_trio(name: str) -> str:
     return (
         f"a trio.{name} is known to the tasks of this program only, and a job would get a copy. Use {_SHARED[name]} instead"
     )
+
+
+def check_binding(name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise TypeError with the called function's name if the arguments do not fit its signature."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        import difflib  # it takes a millisecond
+
+        hints = [
+            difflib.get_close_matches(word, signature.parameters, 1) for word in kwargs if word not in signature.parameters
+        ]
+        hint = f". Did you mean {hints[0][0]!r}?" if hints and hints[0] else ""
+        raise TypeError(f"{name}(): {error}{hint}") from None

@@ -61,6 +61,10 @@ class WaitGraph:
         """Remove the wait of this owner, if it has one."""
         self._awaited.pop(owner, None)
 
+    def awaited(self, owner: Hashable) -> Awaited | None:
+        """Return the thing that this owner waits for, if it does."""
+        return self._awaited.get(owner)
+
     def cycle(self, owner: Hashable, awaited: Awaited) -> list[tuple[Hashable, Awaited]]:
         """Return the owners and waits of the cycle that this wait would close, or an empty list."""
         chain: list[tuple[Hashable, Awaited]] = []

@@ -12,6 +12,8 @@ import sys
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from trio._core._run import GLOBAL_RUN_CONTEXT
 
 # module, name, what needs it
@@ -61,6 +63,17 @@ def test_attributes_of_objects() -> None:
     assert hasattr(trackers._resource_tracker, "_fd")
     # Copied in one step; `dict(os.environb)` where it is none (_hello.environment).
     assert type(os.environb._data) is dict  # type: ignore[attr-defined]
+
+
+async def test_tasks_that_wait_for_a_token() -> None:
+    """A callback that needs a token may be one that nobody can give (_worker/loans)."""
+    limiter: Any = trio.CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("somebody")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(limiter.acquire)
+        await trio.testing.wait_all_tasks_blocked()
+        assert list(limiter._pending_borrowers) == list(nursery.child_tasks)
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_a_fork_lets_go_of_in_trio() -> None:

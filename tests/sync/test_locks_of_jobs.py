@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import math
 import os
 import pickle
 import signal
@@ -31,7 +32,6 @@ from trio_offload import (
     WorkerTimeoutError,
 )
 from trio_offload._wait_graph import WAITS
-from trio_offload._worker import stalls
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 
@@ -657,10 +657,13 @@ async def test_statistics_name_those_that_wait(context: WorkerContext) -> None:
     assert context.statistics().waiting == ()
 
 
-async def test_stall_is_reported_once(
-    context: WorkerContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stalls, "STALL_REPORT", 0.08)
+async def test_stall_is_reported_once(of_any_kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async with trio_offload.open_worker_context(worker_type=of_any_kind, stall_report=0.08) as context:
+        with trio.fail_after(TIMEOUT):
+            await assert_stall_is_reported_once(context, caplog)
+
+
+async def assert_stall_is_reported_once(context: WorkerContext, caplog: pytest.LogCaptureFixture) -> None:
     lock, event = trio_offload.Lock(), trio_offload.Event()
     limiter = trio.CapacityLimiter(3)
     reported = trio.Event()
@@ -685,17 +688,20 @@ async def test_stall_is_reported_once(
         logger.removeHandler(handler)
     (record,) = caplog.records
     lines = record.getMessage().splitlines()
-    assert lines[0] == "all jobs that run have waited for this program for 0 seconds:"
+    assert lines[0] == "all jobs that run have waited for this program for 0.08 seconds:"
     assert len(lines) == 3
     assert any("which runs lock_jobs.with_lock, for 0 s: acquire of <trio_offload.Lock" in line for line in lines)
     assert any("locked by the task" in line for line in lines)
 
 
-async def test_computing_job_is_no_stall(
-    context: WorkerContext, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_computing_job_is_no_stall(of_any_kind: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Nor is a consumer that waits for items, or an event."""
-    monkeypatch.setattr(stalls, "STALL_REPORT", 0.02)
+    async with trio_offload.open_worker_context(worker_type=of_any_kind, stall_report=0.02) as context:
+        with trio.fail_after(TIMEOUT):
+            await assert_computing_job_is_no_stall(context, caplog)
+
+
+async def assert_computing_job_is_no_stall(context: WorkerContext, caplog: pytest.LogCaptureFixture) -> None:
     lock, event = trio_offload.Lock(), trio_offload.Event()
     limiter = trio.CapacityLimiter(3)
     async with trio.open_nursery() as nursery:
@@ -708,6 +714,43 @@ async def test_computing_job_is_no_stall(
             await trio.sleep(0.2)
             assert caplog.records == []
         event.set()
+
+
+async def test_stall_report_of_each_context(caplog: pytest.LogCaptureFixture) -> None:
+    """The smallest counts, also if it comes last. Waits of a context without reports are not shown."""
+    lock, event = trio_offload.Lock(), trio_offload.Event()
+    reported = trio.Event()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reported.set()
+
+    handler, logger = Handler(), logging.getLogger("trio_offload")
+    logger.addHandler(handler)
+    try:
+        async with (
+            trio_offload.open_worker_context(stall_report=None) as silent,
+            trio_offload.open_worker_context(stall_report=math.inf) as endless,
+            trio_offload.open_worker_context(stall_report=3600) as slow,
+            trio_offload.open_worker_context(stall_report=0.05) as quick,
+            trio.open_nursery() as nursery,
+        ):
+            assert (silent.stall_report, endless.stall_report) == (None, None)
+            with trio.fail_after(TIMEOUT):
+                async with held_by_another(lock):
+                    for waiting, context in enumerate((silent, endless, slow, quick)):
+                        nursery.start_soon(context.run_sync, jobs.do, event, ("wait",))
+                        while event.statistics().tasks_waiting == waiting:
+                            await trio.lowlevel.checkpoint()
+                    nursery.start_soon(quick.run_sync, jobs.with_lock, lock, abs, 1)
+                    await reported.wait()
+                    event.set()
+    finally:
+        logger.removeHandler(handler)
+    (record,) = caplog.records
+    lines = record.getMessage().splitlines()
+    assert lines[0] == "all jobs that run have waited for this program for 0.05 seconds:"
+    assert sorted(line.partition(": ")[2].split()[0] for line in lines[1:]) == ["acquire", "wait", "wait"]
 
 
 # --- cancellation ---------------------------------------------------------------------------------------------

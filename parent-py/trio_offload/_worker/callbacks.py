@@ -127,7 +127,10 @@ async def _await(request: Request, awaitable: Any) -> None:
         if isinstance(result, outcome.Value):
             request.complete_value(result.value)
         elif request.withdrawn_as and isinstance(result.error, trio.Cancelled):
-            request.complete(request.withdrawn_as)
+            if request.withdrawn_as == "refused" and request.refusal is not None:
+                request.fail(request.refusal)
+            else:
+                request.complete(request.withdrawn_as)
         else:
             # Also a Cancelled: the caller's is the job's too.
             fail(request, result.error)

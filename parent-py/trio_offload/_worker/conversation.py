@@ -41,6 +41,7 @@ from .requests import Death, JobCall, JobOwner, Post, Request, TaskOwner
 from .stalls import StallWatch, watch_of_run
 
 if TYPE_CHECKING:
+    from .._options import ContextOptions
     from .._pickling.payload import Grant
     from .._process.process import WorkerProcess
     from .._transport.channel import Channel
@@ -55,6 +56,7 @@ class Speaker(Protocol):
 
     process: WorkerProcess
     limiter: object
+    options: ContextOptions
 
     @property
     def channel(self) -> Channel | None:
@@ -152,7 +154,7 @@ class Conversation:
             if self._loan is not None:
                 self._loan.begin()
             self._stalls = watch_of_run()
-            self._stalls.add(self)
+            self._stalls.add(self, self._worker.options.stall_report)
 
     def _dispatch(self, request: Request, grant: Grant | None, body: dict[str, Any]) -> None:
         is_cancelled = self._cancelled == request.owner.call.number
@@ -171,7 +173,7 @@ class Conversation:
             function = self._worker.running_function or "an unknown function"
             call = self._call = JobCall(self._worker.process.pid, number, function)
             self._granted = {grant.id: grant for grant in self._grants.get(number, ())}
-            self._loan = loan_of(self._worker.limiter)
+            self._loan = loan_of(self._worker.limiter, self._worker.options, self._open)
         return call
 
     def settle(self, number: int, death: Death | None) -> None:

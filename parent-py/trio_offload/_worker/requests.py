@@ -155,6 +155,8 @@ class Request:
     """True if a withdrawn request is completed by its task, once that has ended."""
     withdrawn_as: str = ""
     """The status of such a request after it was withdrawn."""
+    refusal: Exception | None = None
+    """The exception of such a request after it was refused."""
     is_completed: bool = False
     is_over: bool = False
     """True if it is withdrawn because its call has ended."""
@@ -249,7 +251,10 @@ class Request:
         """Send an exception, after it has been taken out of its place."""
         if self.on_withdraw is not None:
             self.on_withdraw()
-        self.fail(error)
+        if self.ends_itself:
+            self.withdrawn_as, self.refusal = self.withdrawn_as or "refused", error
+        else:
+            self.fail(error)
 
     def withdraw(self, status: str) -> None:
         """Complete it with this status, after it has been taken out of its place."""

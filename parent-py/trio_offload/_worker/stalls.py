@@ -6,6 +6,7 @@ end it. So it is logged, once, with the waits and their holders.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from typing import Final, Protocol
@@ -16,8 +17,7 @@ from .. import _clock
 from .._statistics import WaitingJob
 from .peer import logger
 
-STALL_REPORT: Final = 60.0  # seconds
-_LOOKS: Final = 4  # within that time
+_LOOKS: Final = 4  # within the time of a report
 _ACQUIRING: Final = frozenset(("acquire", "reacquire"))
 
 
@@ -36,22 +36,29 @@ class StallWatch:
     """The jobs of one run of Trio that wait for their parent."""
 
     def __init__(self) -> None:
-        self._waiting: set[Waiting] = set()
+        # With the seconds that its context asks for. None: its waits are not reported.
+        self._waiting: dict[Waiting, float | None] = {}
         self._moved = time.monotonic()
         self._is_told = False
         self._some = trio.Event()
+        # Of the current sleep.
+        self._seconds = math.inf
+        self._sleep = trio.CancelScope()
         trio.lowlevel.spawn_system_task(self._look, name="the stall report of trio-offload")
 
-    def add(self, conversation: Waiting) -> None:
-        """A job has begun to wait."""
-        self._waiting.add(conversation)
+    def add(self, conversation: Waiting, seconds: float | None) -> None:
+        """A job has begun to wait. Its context wants a report after these seconds."""
+        self._waiting[conversation] = seconds
         self._move()
-        self._some.set()
+        if seconds is not None:
+            self._some.set()
+            if seconds < self._seconds:
+                self._sleep.cancel()
 
     def discard(self, conversation: Waiting) -> None:
         """A job has all its replies, or has ended."""
         if conversation in self._waiting:
-            self._waiting.discard(conversation)
+            del self._waiting[conversation]
             self._move()
 
     def _move(self) -> None:
@@ -61,25 +68,30 @@ class StallWatch:
     async def _look(self) -> None:
         while True:
             await self._some.wait()
-            await _clock.sleep(STALL_REPORT / _LOOKS)
-            if not self._waiting:
+            self._seconds = min((seconds for seconds in self._waiting.values() if seconds is not None), default=math.inf)
+            if self._seconds == math.inf:
                 self._some = trio.Event()
-            elif not self._is_told and time.monotonic() - self._moved >= STALL_REPORT:
-                self._tell()
+                continue
+            with trio.CancelScope() as self._sleep:
+                await _clock.sleep(self._seconds / _LOOKS)
+            if not self._is_told and time.monotonic() - self._moved >= self._seconds:
+                self._tell(self._seconds)
 
-    def _tell(self) -> None:
-        waits = [wait for conversation in self._waiting for wait in conversation.waits()]
-        if any(wait.operation in _ACQUIRING for wait in waits) and not self._is_busy(waits):
+    def _tell(self, seconds: float) -> None:
+        waits = [(wait, wanted) for conversation, wanted in self._waiting.items() for wait in conversation.waits()]
+        shown = [wait for wait, wanted in waits if wanted is not None]
+        is_for_lock = any(wait.operation in _ACQUIRING for wait in shown)
+        if is_for_lock and not self._is_busy([wait for wait, _ in waits], seconds):
             self._is_told = True
             logger.warning(
-                "all jobs that run have waited for this program for %.0f seconds:\n%s",
-                STALL_REPORT,
-                "\n".join(sorted(map(_in_words, waits))),
+                "all jobs that run have waited for this program for %.3g seconds:\n%s",
+                seconds,
+                "\n".join(sorted(map(_in_words, shown))),
             )
 
-    def _is_busy(self, waits: list[WaitingJob]) -> bool:
+    def _is_busy(self, waits: list[WaitingJob], seconds: float) -> bool:
         """Return True if a thread has asked of late, or a token is held by a job that computes."""
-        if min(wait.seconds for wait in waits) < STALL_REPORT:
+        if min(wait.seconds for wait in waits) < seconds:
             return True
         held = Counter(id(conversation.limiter) for conversation in self._waiting)
         return any(

@@ -18,6 +18,7 @@ from .call_sender import CallSender
 from .peer import wait_unconditionally
 
 if TYPE_CHECKING:
+    from .._options import ContextOptions
     from .._pickling.payload import Grant
     from .conversation import Conversation
 
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 class Talker(CallSender):
     """The part of a worker that serves jobs which talk, or whose callers are cancelled."""
 
-    __slots__ = ("_told", "answered_too_late", "conversation", "deadline", "grace", "limiter")
+    __slots__ = ("_told", "answered_too_late", "conversation", "deadline", "grace", "limiter", "options")
 
-    def __init__(self, *, retires: bool) -> None:
-        super().__init__(retires=retires)
+    def __init__(self, options: ContextOptions) -> None:
+        super().__init__(retires=options.retire is not bool)
+        self.options = options
         # With its jobs, from the first message of one, or the first call with handles, on.
         self.conversation: Conversation | None = None
         # Seconds that a job has after it was told that its caller is cancelled. None means as

@@ -67,7 +67,7 @@ class Worker(Talker):
     def __init__(
         self, options: ContextOptions, trace: TraceWriter | None = None, buffer_pool: BufferPool | None = None
     ) -> None:
-        super().__init__(retires=options.retire is not bool)
+        super().__init__(options)
         self.start: Start | None = None  # set by the launcher; None once the worker takes calls
         self._vitals = Vitals(options, trace)
         self._is_traced = trace is not None
