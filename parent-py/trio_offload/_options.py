@@ -143,7 +143,7 @@ def _check_interval(options: object, attribute: "attrs.Attribute[float]", value:
     check_seconds(attribute.name, value, at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
 
 
-def _check_report(options: object, attribute: "attrs.Attribute[float | None]", value: float | None) -> None:
+def _check_report(options: object, attribute: "attrs.Attribute[float]", value: float | None) -> None:
     if value is not None:
         check_seconds(attribute.name, value, positive=True, hint=". Use None for no report")
 
