@@ -75,6 +75,7 @@ OURS = [
     "prewarm",
     "retire_when",
     "starmap",
+    "stream",
 ]
 
 CONTEXT_PARAMETERS = [

@@ -26,10 +26,12 @@ LAYERS = {
         _launch _sync
         _forwarding _shared
         _pool
-        _map _actors
+        _map _streams
+        _late_methods
         _context
         _default _cluster
-        _api
+        _actors
+        _api _lives
         __init__
         _cli
         __main__

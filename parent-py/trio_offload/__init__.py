@@ -33,6 +33,7 @@ from ._statistics import WaitingJob, WorkerContextCounters, WorkerContextStatist
 from ._version import __version__ as __version__
 
 if _typing.TYPE_CHECKING:
+    from ._lives import stream
     from ._sync.barriers import Barrier
     from ._sync.callbacks import callback
     from ._sync.channels import ReceiveChannel, SendChannel
@@ -89,24 +90,27 @@ __all__ = [
     "retire_when",
     "run_sync",
     "starmap",
+    "stream",
 ]
 
-# Names for jobs that talk, each with its module. They are imported when they are used first.
+# Names for jobs that talk and work that lives, each with its module. They are imported when they
+# are used first.
 _MODULES: _typing.Final = {
-    "Barrier": "barriers",
-    "BoundedSemaphore": "semaphores",
-    "CapacityLimiter": "limiters",
-    "Condition": "conditions",
-    "Event": "events",
-    "FailedItemsError": "queue_grants",
-    "Lock": "locks",
-    "RLock": "locks",
-    "ReceiveChannel": "channels",
-    "Semaphore": "semaphores",
-    "SendChannel": "channels",
-    "WorkQueue": "queues",
-    "callback": "callbacks",
-    "open_channel": "open_channel",
+    "Barrier": "_sync.barriers",
+    "BoundedSemaphore": "_sync.semaphores",
+    "CapacityLimiter": "_sync.limiters",
+    "Condition": "_sync.conditions",
+    "Event": "_sync.events",
+    "FailedItemsError": "_sync.queue_grants",
+    "Lock": "_sync.locks",
+    "RLock": "_sync.locks",
+    "ReceiveChannel": "_sync.channels",
+    "Semaphore": "_sync.semaphores",
+    "SendChannel": "_sync.channels",
+    "WorkQueue": "_sync.queues",
+    "callback": "_sync.callbacks",
+    "open_channel": "_sync.open_channel",
+    "stream": "_lives",
 }
 
 
@@ -115,7 +119,7 @@ def __getattr__(name: str) -> _typing.Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"._sync.{_MODULES[name]}", __name__), name)
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     value.__module__ = __name__
     globals()[name] = value
     return value

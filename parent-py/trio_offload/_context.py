@@ -15,6 +15,7 @@ from trio import CapacityLimiter
 from trio.lowlevel import checkpoint_if_cancelled, current_task
 
 from ._documented import documented
+from ._late_methods import LateMethods
 from ._launch.select import launcher_for
 from ._limiter import Limiter, checked_limiter, current_default_worker_limiter
 from ._options import ContextOptions, map_settings, takes_map_options
@@ -64,7 +65,7 @@ class _NoPublicConstructor(type):
 
 
 @documented
-class WorkerContext(ContextOptions, metaclass=_NoPublicConstructor):
+class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor):
     """Workers that share one set of options, from :func:`open_worker_context`.
 
     The options are attributes, under the names of the parameters of that function.

@@ -1,0 +1,28 @@
+"""Functions of the public interface for work that lives: streams, in the current context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._context import WorkerContext
+from ._default import current_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._limiter import Limiter
+    from ._streams.stream import Stream
+
+    stream = current_context().stream
+else:
+
+    def stream(
+        genfn: Callable[..., Iterable[Any]],
+        *args: Any,
+        window: int = 16,
+        grace: float | None = 5.0,
+        limiter: Limiter | None = None,
+    ) -> Stream[Any, Any]:
+        return current_context().stream(genfn, *args, window=window, grace=grace, limiter=limiter)
+
+    stream.__doc__ = WorkerContext.stream.__doc__

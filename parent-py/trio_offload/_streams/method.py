@@ -1,0 +1,72 @@
+"""The method ``stream`` of a context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from trio_offload_worker._requests.streams import GeneratorCall
+
+from .._limiter import Limiter
+from .._options import check_count, check_seconds
+from .._pickling.by_reference import check_function
+from .stream import Stream
+
+
+def stream(
+    self: Any,
+    genfn: Callable[..., Iterable[Any]],
+    *args: Any,
+    window: int = 16,
+    grace: float | None = 5.0,
+    limiter: Limiter | None = None,
+) -> Stream[Any, Any]:
+    """Run a generator function in a worker, and iterate over its values.
+
+    ::
+
+        async with trio_offload.stream(read_rows, path) as rows:
+            async for row in rows:
+                ...
+        print(rows.result)  # what the generator has returned
+
+    :func:`trio_offload.stream` uses the innermost :func:`cache_scope`, else the default
+    context. The iteration is for one task.
+
+    The generator starts when the block is entered, and waits while it is ``window`` values
+    ahead. An exception of the generator is raised by the iteration, after the values before it.
+
+    If the block is left earlier, the generator is closed: its next ``yield`` raises
+    ``GeneratorExit``, as with :meth:`generator.close`. The block waits for that, ``grace``
+    seconds at most. A generator that seldom yields can ask
+    :func:`~trio_offload_worker.from_worker.check_cancelled`.
+
+    Args:
+        genfn: A generator function, or another function that returns an iterable. It is pickled
+            as for :func:`run_sync`.
+        *args: Its positional arguments.
+        window: Largest number of values that it is ahead of the consumer.
+        grace: Seconds that it has to end after its block was left, or cancelled. Then its
+            worker is killed. None means unlimited.
+        limiter: As for :func:`run_sync`. The generator holds a token until it ends, but lends
+            it while it waits for the consumer.
+
+    Returns:
+        An async context manager, which is the async iterator too. ``result`` is the value that
+        the generator has returned.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong.
+
+    The iterator raises the exceptions of :func:`run_sync`. The end of the block raises an
+    exception of the generator's cleanup.
+    """
+    check_function(genfn)
+    check_count("window", window)
+    if grace is not None:
+        check_seconds("grace", grace)
+    call = GeneratorCall(genfn)
+    return Stream(lambda values: self.run_sync(call, values, *args, grace=grace, limiter=limiter), window)
+
+
+stream.__qualname__ = "WorkerContext.stream"
