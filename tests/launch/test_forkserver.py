@@ -985,6 +985,37 @@ async def test_greeting_waits_for_descriptors_in_flight(ahead: bool, monkeypatch
         assert len(refused) == 3
 
 
+@pytest.mark.parametrize("ahead", [True, False], ids=["forked ahead", "forked when it is wanted"])
+@pytest.mark.parametrize("waits", [True, False], ids=["later", "at once"])
+async def test_privileges_change_while_the_worker_reads_hello(
+    ahead: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker gets neither SETUP nor the call. Another template forks one that does."""
+    if not ahead:
+        monkeypatch.setattr(Template, "fork_standby", lambda template: None)
+    async with forked(retire=object) as context:
+        await context.run_sync(bool)
+        if ahead:
+            await reserve_of(context)
+        template = context._launcher.current()
+        send = Channel.send_with_descriptors
+        greeted = []
+
+        def change_behind_hello(channel: Channel, parts: Any, descriptors: Any) -> Any:
+            if len(descriptors) > 3:
+                greeted.append(channel)
+                if len(greeted) == 1 and waits:
+                    return None
+                monkeypatch.setattr(Template, "keeps_privileges", lambda peer: peer is not template)
+            return send(channel, parts, descriptors)
+
+        monkeypatch.setattr(Channel, "send_with_descriptors", change_behind_hello)
+        assert await context.run_sync(os.getpid) not in (os.getpid(), template.process.pid)
+        assert len(greeted) == 2 + waits
+        assert context._launcher.current() is not template
+        assert template.given_up
+
+
 @pytest.mark.parametrize("options", [{}, {"retire": object}, {"idle_timeout": 0.0}], ids=["closed", "retired", "idle"])
 async def test_forked_worker_imports_nothing(modules: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     """Each import in one copies some ninety pages of memory, a quarter of what a whole worker costs."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from trio_offload_worker._protocol.frames import Buffer, Kind, WireError, encode_head
+from trio_offload_worker._protocol.frames import Buffer, WireError
 
 from .. import _clock
 from .._exceptions import WorkerStartError
@@ -60,7 +60,8 @@ class ForkserverLauncher(Launcher):
     def _begin(self, call: Payload | None) -> Worker:
         worker = Worker(self.options, self.trace, self.buffer_pool)
         worker.start = handshake = _ForkserverHandshake(worker, self, call)
-        template = self.current()
+        # A template that is idle is checked while the worker reads HELLO.
+        template = self.current(checks_privileges=False)
         if template.state is IDLE:
             # If the request fails at this moment, or the template has just died, `finish` goes on.
             handshake.request(template)
@@ -87,8 +88,12 @@ class ForkserverLauncher(Launcher):
                 peer.give_up()
         return [peer for peer in leaving if peer.state is not ENDED]
 
-    def current(self) -> Template:
+    def current(self, *, checks_privileges: bool = True) -> Template:
         """Return the template. Begin one if necessary.
+
+        Args:
+            checks_privileges: False if the caller makes sure that this program still has the
+                template's privileges.
 
         Raises:
             WorkerStartError: it could not be started.
@@ -99,10 +104,8 @@ class ForkserverLauncher(Launcher):
             if template is not None and template.process.ended and not template.hear():
                 self.discard(template)
                 template = None
-            if template is not None and not template.keeps_privileges():
-                self.discard(template)
-                template.given_up = True
-                template.ask_to_retire()
+            if template is not None and checks_privileges and not template.keeps_privileges():
+                self.dismiss_template(template)
                 template = None
             if template is None or template.state is ENDED:
                 template = Template(self.options.forkserver_preload, self.options.forkserver_threads)
@@ -139,8 +142,14 @@ class ForkserverLauncher(Launcher):
                 self._leaving.append(template)
                 self._dismiss_standby(template)
 
+    def dismiss_template(self, template: Template) -> None:
+        """Let a template exit whose privileges this program no longer has."""
+        self.discard(template)
+        template.given_up = True
+        template.ask_to_retire()
+
     def dismiss(self, standby: PendingFork) -> None:
-        """Let a standby process exit that has ended, or is not needed."""
+        """Let a forked process exit that has ended, or is not needed."""
         unneeded = _UnneededFork(standby)
         with fork_lock:
             self._leaving.append(unneeded)
@@ -167,20 +176,17 @@ class _ForkserverHandshake(WorkerHandshake):
         functions = pickled_functions(self._options)
         self._worker.restart()
         self._template = template
-        self._worker.grant = template.grant
-
-        def greeting(streams: list[int], directory: bool) -> list[Buffer]:
-            return self._greeting(template, functions, streams, directory)
-
         standby = template.take_standby()
         if standby is not None:
             try:
-                self._converse(greeting, standby)
+                self._converse(template, functions, standby)
                 return True
-            except WriteFailed:
+            except WriteFailed as failure:
                 # It was killed. That is harmless, because it had not got a call.
                 self._undo()
                 self._forkserver.dismiss(standby)
+                if isinstance(failure, _OtherPrivileges):
+                    return False
         try:
             pending = template.fork()
         except WriteFailed:
@@ -191,24 +197,32 @@ class _ForkserverHandshake(WorkerHandshake):
         if pending is None:
             return False
         try:
-            self._converse(greeting, pending)
+            self._converse(template, functions, pending)
+        except _OtherPrivileges:
+            self._undo()
+            self._forkserver.dismiss(pending)
+            return False
         except WriteFailed:
             pass  # The template has refused or died. `finish` receives the cause.
         return True
 
     async def finish(self, *, cancellable: bool) -> None:
         worker = self._worker
-        for left in reversed(range(_MAX_TEMPLATES)):
+        lost = 0
+        while True:
             try:
                 if self._channel is None:
                     await self._request_when_ready(cancellable)
                 await super().finish(cancellable=cancellable)
                 return
-            except _NeverForked as lost:
-                template = lost.template
-            self._forkserver.discard(template)
+            except _OtherPrivileges:
+                template = None
+            except _NeverForked as failure:
+                template = failure.template
+                lost += 1
+                self._forkserver.discard(template)
             self._undo()
-            if left == 0:
+            if template is not None and lost == _MAX_TEMPLATES:
                 worker.state = ENDED
                 await template.end_gently()
                 raise WorkerStartError(
@@ -237,7 +251,7 @@ class _ForkserverHandshake(WorkerHandshake):
             self._worker.state = ENDED
             raise
 
-    def _converse(self, greeting: Callable[[list[int], bool], list[Buffer]], pending: PendingFork) -> None:
+    def _converse(self, template: Template, functions: tuple[bytes, bytes], pending: PendingFork) -> None:
         """Adopt a requested process, and send it the greeting.
 
         Raises:
@@ -247,14 +261,20 @@ class _ForkserverHandshake(WorkerHandshake):
         def greet() -> bool:
             try:
                 with inherited() as (streams, directory):
-                    frames = greeting(streams, directory is not None)
+                    hello = template.hello_of_worker(streams, directory is not None)
                     descriptors = streams if directory is None else [*streams, directory]
-                    rest = channel.send_with_descriptors(frames, descriptors)
+                    rest = channel.send_with_descriptors([template.hello_frame(hello)], descriptors)
             except OSError as error:
                 raise not_forked(error) from error
             if rest is None:
                 return False
-            self._rest = rest
+            # No code of the program runs in the worker before SETUP. So all that is left to do
+            # takes place while it reads HELLO.
+            if not template.keeps_privileges():
+                self._forkserver.dismiss_template(template)
+                raise _OtherPrivileges(False)
+            self._worker.grant = template.grant
+            self._rest = channel.send_partly([*rest, *self._rest_of_greeting(template, functions)])
             return True
 
         with killed_on_failure(self._worker, pending.process):
@@ -268,17 +288,13 @@ class _ForkserverHandshake(WorkerHandshake):
             # A standby process has written its process ID. No later moment is better to read it.
             pending.process.read_pid()
 
-    def _greeting(
-        self, template: Template, functions: tuple[bytes, bytes], streams: list[int], directory: bool
-    ) -> list[Buffer]:
+    def _rest_of_greeting(self, template: Template, functions: tuple[bytes, bytes]) -> list[Buffer]:
         settings = _settings.current_settings()
-        hello = template.hello_of_worker(streams, directory)
 
         def encode() -> list[Buffer]:
-            eager = template.needs_eager_settings(settings)
-            return [encode_head(Kind.HELLO, 0, (), hello), *setup_frame(self._options, settings, eager, functions)]
+            return setup_frame(self._options, settings, template.needs_eager_settings(settings), functions)
 
-        frames = template.frames_of((hello, settings, *functions), encode)
+        frames = template.setup_for((settings, *functions), encode)
         self._worker.sent_settings = _settings.current_snapshot()
         call = self._call_ahead()
         return frames if call is None else [*frames, *self._worker.send_ahead(call)]
@@ -288,6 +304,9 @@ class _ForkserverHandshake(WorkerHandshake):
             while self._greet is not None and not self._greet():
                 with trio.CancelScope(shield=not cancellable):
                     await _clock.sleep(_CROWDED_PAUSE)
+        except _OtherPrivileges:
+            await self._worker.end()
+            raise
         except WriteFailed:
             self._rest = []
         self._greet = None
@@ -300,6 +319,10 @@ class _ForkserverHandshake(WorkerHandshake):
         if self._template is not None and not self._worker.process.has_pid:
             return _NeverForked(self._template)
         return super()._explain_end(error)
+
+
+class _OtherPrivileges(WriteFailed):
+    """This program has no longer the privileges of the template. The worker got HELLO only."""
 
 
 class _NeverForked(Exception):

@@ -38,11 +38,12 @@ class Template(Peer):
 
     __slots__ = (
         "_applied",
-        "_encoded",
         "_environment",
         "_handshake",
+        "_hello",
         "_libpython",
         "_modules",
+        "_setup",
         "_standby",
         "_threads",
         "attended",
@@ -58,9 +59,10 @@ class Template(Peer):
         self._environment: dict[bytes, bytes] = {}
         self._applied: object = None
         self._libpython = ""
-        # The facts that the last worker was sent, and their frames. One tuple, because several
-        # threads may start workers.
-        self._encoded: tuple[object, list[Buffer]] = None, []
+        # What the last worker was told, and its frames. Tuples, because several threads may start
+        # workers.
+        self._hello: tuple[object, bytes] = None, b""
+        self._setup: tuple[object, list[Buffer]] = None, []
         self._standby: PendingFork | None = None
         # True if a task awaits its start; then the tasks that wait for that one.
         self.attended = False
@@ -148,15 +150,23 @@ class Template(Peer):
         """Return the body of a worker's HELLO. The arguments say which descriptors go with it."""
         return _hello.hello(self._libpython, self._changed_environment(), forked=(streams, directory))
 
-    def frames_of(self, facts: object, encode: Callable[[], list[Buffer]]) -> list[Buffer]:
-        """Return the frames for these facts about a worker.
+    def hello_frame(self, hello: dict[str, Any]) -> bytes:
+        """Return a worker's HELLO. It is rarely different from the last worker's."""
+        before, frame = self._hello
+        if hello != before:
+            frame = encode_head(Kind.HELLO, 0, (), hello)
+            self._hello = hello, frame
+        return frame
+
+    def setup_for(self, facts: object, encode: Callable[[], list[Buffer]]) -> list[Buffer]:
+        """Return SETUP for these facts about a worker.
 
         They are rarely different from the last worker's, and comparing is faster than encoding.
         """
-        before, frames = self._encoded
+        before, frames = self._setup
         if facts != before:
             frames = encode()
-            self._encoded = facts, frames
+            self._setup = facts, frames
         return frames
 
     def needs_eager_settings(self, settings: dict[str, Any]) -> bool:
