@@ -8,8 +8,8 @@ from typing import Any
 from trio_offload_worker._requests.streams import GeneratorCall
 
 from .._limiter import Limiter
-from .._options import check_count, check_seconds
 from .._pickling.by_reference import check_function
+from .._sizes import check_count, check_seconds
 from .stream import Stream
 
 
