@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 import outcome
 import trio
@@ -17,13 +16,13 @@ from trio.lowlevel import checkpoint_if_cancelled, current_task
 from ._documented import documented
 from ._late_methods import LateMethods
 from ._launch.select import launcher_for
-from ._limiter import Limiter, checked_limiter, current_default_worker_limiter
+from ._limiter import Limiter, current_default_worker_limiter
 from ._options import ContextOptions, map_settings, takes_map_options
 from ._pickling.calls import dump_call, dump_call_to_fork
 from ._pool.cache import WorkerCache
 from ._pool.pool import WorkerPool
 from ._pool.tracker import CallTracker
-from ._sizes import check_count, check_seconds
+from ._sizes import check_count
 from ._statistics import WorkerContextStatistics
 from ._worker.endings import raise_cancelled, with_lost
 from ._worker.states import STARTING, CallNotRun
@@ -114,7 +113,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
             limiter = current_default_worker_limiter()
         kill_on_cancel = kill_on_cancel or cancellable
         if timeout is not None or grace is not None or unexpected or type(limiter) is not CapacityLimiter:
-            return await _run_otherwise(self, sync_fn, args, timeout, grace, kill_on_cancel, limiter, unexpected)
+            return await self._run_checked(sync_fn, args, timeout, grace, kill_on_cancel, limiter, unexpected)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
         task, calls, cache = current_task(), self._calls, self._cache
         call: Payload | None = None
@@ -365,37 +364,3 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         check_count("workers", workers, at_least=0)
         await trio.lowlevel.checkpoint()
         return await self._pool.prewarm(workers)
-
-
-# Stands for a limiter that has let the call pass.
-_PASSED: Final = trio.CapacityLimiter(math.inf)
-
-
-async def _run_otherwise(
-    context: WorkerContext,
-    sync_fn: Callable[..., ResultType],
-    args: tuple[Any, ...],
-    seconds: float | None,
-    grace: float | None,
-    cancellable: bool,
-    limiter: Limiter,
-    unexpected: dict[str, NoReturn],
-) -> ResultType:
-    """As :meth:`WorkerContext.run_sync`, with arguments that few calls have, or that it lacks."""
-    if unexpected:
-        from ._slips import unknown_keyword
-
-        raise unknown_keyword(sync_fn, unexpected)
-    if seconds is not None:
-        check_seconds("timeout", seconds, positive=True)
-    if grace is not None:
-        check_seconds("grace", grace)
-    await checkpoint_if_cancelled()
-    began = time.monotonic()
-    async with checked_limiter(limiter):
-        context._pool.note_wait(began)
-        if (seconds is None or seconds == math.inf) and grace is None:
-            return await context.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
-        from ._pool.timed_call import run_in_time  # few programs need it
-
-        return await run_in_time(context._pool, sync_fn, args, seconds, grace, cancellable, limiter)

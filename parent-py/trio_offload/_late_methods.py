@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._streams.signature import StreamMethod
+
+ResultType = TypeVar("ResultType")
 
 
 class LateMethod:
@@ -35,5 +39,8 @@ class LateMethods:
 
     if TYPE_CHECKING:
         stream: StreamMethod
+
+        async def _run_checked(self, sync_fn: Callable[..., ResultType], *call: Any) -> ResultType: ...
     else:
         stream = LateMethod("._streams.method")
+        _run_checked = LateMethod("._pool.checked_call")

@@ -1,0 +1,49 @@
+"""A call with a limiter, a timeout or a grace. They are checked, because few calls have them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, TypeVar
+
+import trio
+
+from .._limiter import Limiter, checked_limiter
+from .._sizes import check_seconds
+
+ResultType = TypeVar("ResultType")
+
+# Stands for a limiter that has let the call pass.
+_PASSED: Final = trio.CapacityLimiter(math.inf)
+
+
+async def _run_checked(
+    self: Any,
+    sync_fn: Callable[..., ResultType],
+    args: tuple[Any, ...],
+    seconds: float | None,
+    grace: float | None,
+    cancellable: bool,
+    limiter: Limiter,
+    unexpected: dict[str, NoReturn],
+) -> ResultType:
+    """As :meth:`WorkerContext.run_sync`, with arguments that few calls have, or that it lacks."""
+    if unexpected:
+        from .._slips import unknown_keyword
+
+        raise unknown_keyword(sync_fn, unexpected)
+    if seconds is not None:
+        check_seconds("timeout", seconds, positive=True)
+    if grace is not None:
+        check_seconds("grace", grace)
+    await trio.lowlevel.checkpoint_if_cancelled()
+    began = time.monotonic()
+    async with checked_limiter(limiter):
+        self._pool.note_wait(began)
+        if (seconds is None or seconds == math.inf) and grace is None:
+            result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
+            return result
+        from .timed_call import run_in_time  # few programs need it
+
+        return await run_in_time(self._pool, sync_fn, args, seconds, grace, cancellable, limiter)
