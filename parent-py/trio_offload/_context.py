@@ -118,7 +118,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         task, calls, cache = current_task(), self._calls, self._cache
         call: Payload | None = None
         waited = 0.0
-        waits = (calls.entered or calls.waiting) and limiter.borrowed_tokens >= limiter.total_tokens
+        waits = calls.entered and limiter.borrowed_tokens >= limiter.total_tokens
         if not waits:
             await checkpoint_if_cancelled()
             try:
@@ -126,15 +126,12 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
             except trio.WouldBlock:
                 waits = True  # a free token is reserved for a task that waits
         if waits:
-            calls.waiting += 1
             began = time.monotonic()
             try:
                 await limiter.acquire_on_behalf_of(task)
             except BaseException:
                 self._pool.note_wait(began)
                 raise
-            finally:
-                calls.waiting -= 1
             waited = time.monotonic() - began
         try:
             calls.enter(task)
@@ -151,7 +148,8 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
                     else:
                         worker.submit(call)
                     worker.limiter = limiter
-                    worker.waited, waited = worker.waited + waited, 0.0
+                    if waited:
+                        worker.waited, waited = worker.waited + waited, 0.0
                     value, error = await worker.answer(kill_on_cancel, True)
                     if self.retire is not bool:
                         self._pool.retire_if_due(worker)

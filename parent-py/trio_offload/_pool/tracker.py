@@ -30,15 +30,10 @@ class CallTracker:
         self._closed: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
         # Key -> True for a call; False for an operation that close() awaits but statistics omit.
         self.entered: dict[object, bool] = {}
-        # About the number of calls that wait for a token. If it is not zero, the next call looks at
-        # its limiter first: to be refused costs more. Threads may lose an update, which costs time
-        # only.
-        self.waiting = 0
 
     def forget(self) -> None:
         """Drop the parent's calls, in a fork of this process."""
         self.entered.clear()
-        self.waiting = 0
 
     @property
     def closed(self) -> bool:
