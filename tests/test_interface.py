@@ -92,6 +92,7 @@ OUR_CONTEXT_PARAMETERS = [
     ("report_interval", inspect.Parameter.KEYWORD_ONLY, 1.0),
     ("max_waiting_jobs", inspect.Parameter.KEYWORD_ONLY, 1000),
     ("stall_report", inspect.Parameter.KEYWORD_ONLY, 60.0),
+    ("forward_logging", inspect.Parameter.KEYWORD_ONLY, None),
     ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
     ("trace", inspect.Parameter.KEYWORD_ONLY, None),
     ("forkserver_preload", inspect.Parameter.KEYWORD_ONLY, ()),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Units, the lowest layer first. Also the units to come: _connection, _sync, _forwarding, _shared,
+# Units, the lowest layer first. Also the units to come: _connection, _sync, _shared,
 # _actors, _cluster.
 LAYERS = {
     "parent": """

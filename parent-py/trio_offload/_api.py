@@ -159,6 +159,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
             while they wait for this program. ``docs/talking.md`` describes the bound.
         stall_report: Seconds after which a warning names all waits of jobs, if all jobs wait, one
             for a lock, and none goes on. None means never.
+        forward_logging: True, a level, or levels by logger: handle log records of jobs here.
         crash_dir: Directory for a JSON file about each worker that dies during a call; see
             :class:`CrashRecord`. It is created when the context is opened. None means disabled.
         trace: File for a trace of the run, in the Chrome trace-event format, which

@@ -17,14 +17,14 @@ import inspect
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar
 
 import attrs
 
 from ._documented import documented
 from ._limiter import Limiter
-from ._sizes import check_count, check_seconds, parse_size
+from ._sizes import check_count, check_seconds, parse_levels, parse_size
 
 Parameters = ParamSpec("Parameters")
 ReturnType = TypeVar("ReturnType")
@@ -116,6 +116,10 @@ def _member(value: WorkerType | Literal["spawn", "forkserver", "fork"]) -> Worke
 
 def _bytes(value: int | str | None) -> int | None:
     return None if value is None else parse_size(value, "memory_limit")
+
+
+def _levels(value: bool | int | str | Mapping[str, int | str] | None) -> Mapping[str, int] | None:
+    return parse_levels(value)
 
 
 def _absolute_path(value: str | os.PathLike[str] | None) -> str | None:
@@ -243,6 +247,9 @@ class ContextOptions:
 
     stall_report: float | None = attrs.field(default=60.0, kw_only=True, converter=_optional_number, validator=_check_report)
     """Seconds without progress after which waits of all jobs are logged. None means never."""
+
+    forward_logging: Mapping[str, int] | None = attrs.field(default=None, kw_only=True, converter=_levels)
+    """Levels from which log records of jobs are handled here, by logger. None means never."""
 
     crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
     """Directory for crash records. None means disabled."""

@@ -1,15 +1,17 @@
-"""Parse and format amounts of memory.
+"""Parse and format amounts of memory; check numbers; parse levels of logging.
 
 A bare letter is a power of 1024, as in Docker's ``--memory 2g``, in systemd's ``MemoryMax=2G``, and
-in Java's ``-Xmx2g``. Kubernetes alone means 1000 by ``2G``. A reader who wants no doubt writes
-``2GiB`` or ``2GB``.
+in Java's ``-Xmx2g``. Kubernetes alone means 1000 by ``2G``. To be clear, write ``2GiB``
+or ``2GB``.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
 import re
+from collections.abc import Mapping
 from typing import Final
 
 _SIZE: Final = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)?(?:\.(?P<part>[0-9]+(?:_[0-9]+)*))?\s*(?P<unit>[A-Za-z]*)")
@@ -132,3 +134,39 @@ def check_seconds(name: str, value: object, *, at_least: float = 0, positive: bo
         raise ValueError(f"{name} must be more than 0 seconds, got {value!r}{hint}")
     if not value >= at_least:
         raise ValueError(f"{name} must be {at_least} seconds or more, got {value!r}{hint}")
+
+
+def parse_levels(value: object) -> dict[str, int] | None:
+    """Return the smallest level that is forwarded, by the name of the logger. None means never.
+
+    Loggers below a name share its level. The name ``""`` stands for all loggers.
+
+    Raises:
+        TypeError, ValueError: the value is not one that ``forward_logging`` takes.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return {"": logging.NOTSET}
+    if not isinstance(value, Mapping):
+        return {"": _parse_level(value)}
+    levels = {}
+    for name, level in value.items():
+        if not isinstance(name, str):
+            raise TypeError(f"forward_logging must map names of loggers to levels, got the name {name!r}")
+        # A logger has this name or the empty one for the root of all.
+        levels["" if name == "root" else name] = _parse_level(level)
+    return levels
+
+
+def _parse_level(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(
+            f"forward_logging must be a bool, a level such as 'WARNING', or a dictionary of logger names and levels, got {value!r}"
+        )
+    if isinstance(value, int):
+        return value
+    level: object = logging.getLevelName(value)  # a number for a name
+    if not isinstance(level, int):
+        raise ValueError(f"forward_logging must have a level that logging knows, such as 'WARNING', got {value!r}")
+    return level

@@ -7,6 +7,7 @@ new version has to be looked at before it is claimed to work.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from typing import Any
@@ -57,6 +58,8 @@ def test_the_lock_of_warnings_comes_with_what_needs_it() -> None:
 
 
 def test_attributes_of_objects() -> None:
+    # Emptied by each change of a level (_forwarding/levels).
+    assert isinstance(logging.root._cache, dict)  # type: ignore[attr-defined]
     processes: Any = importlib.import_module("multiprocessing.process")
     trackers: Any = importlib.import_module("multiprocessing.resource_tracker")
     assert hasattr(processes.current_process(), "_name")

@@ -37,6 +37,9 @@ def current_settings() -> dict[str, Any]:
     * ``modules``: modules that the import system would not find, see
       :mod:`trio_offload._interpreter.file_modules`
     * ``coverage``: True if coverage.py measures this process and multiprocessing's processes
+
+    A worker of a context that forwards log records also gets ``forwarding``, see
+    :mod:`trio_offload._forwarding.levels`.
     """
     processes = sys.modules.get("multiprocessing.process")
     authkey, resource_tracker, modules, main_number, _ = current_snapshot()
@@ -68,7 +71,12 @@ def new_settings(settings: dict[str, Any], sent: Snapshot | None) -> dict[str, A
 
 def needs_eager_settings(settings: dict[str, Any]) -> bool:
     """Return True if a worker must apply the settings before its first job."""
-    return settings["warning_filters"] is not None or bool(settings["modules"]) or settings["coverage"]
+    return (
+        settings["warning_filters"] is not None
+        or bool(settings["modules"])
+        or settings["coverage"]
+        or "forwarding" in settings
+    )
 
 
 Snapshot: TypeAlias = "tuple[bytes | None, int | None, dict[str, Source], int, tuple[str, ...]]"

@@ -56,12 +56,12 @@ class ForkLauncher(Launcher):
     def _begin(self, call: Payload | None) -> Worker:
         _locate.refuse_untried_build()
         options = self.options
-        worker = _ForkedWorker(options, self.trace, self.buffer_pool)
+        worker = self._new_worker(_ForkedWorker)
         worker.grant = current_grant(time.monotonic(), anew=True)
         # The worker's Python loop has a process that watches it.
         worker.watch()
         worker.start = handshake = WorkerHandshake(worker, self, call)
-        settings = worker._current_settings()
+        settings = worker.current_settings()
         worker.sent_settings = _settings.current_snapshot()
         eager = _settings.needs_eager_settings(settings)
         # Before the fork, as the snapshot below: other threads may change both facts.
@@ -86,11 +86,11 @@ class _ForkedWorker(Worker):
 
     __slots__ = ()
 
-    def _current_settings(self) -> dict[str, Any]:
+    def current_settings(self) -> dict[str, Any]:
         # The fork has this process's main module and warning filters. Where this process is a
         # worker itself, and has loaded a main script, the number of that.
         inherited = getattr(sys.modules.get("trio_offload_worker._jobs.main_module"), "_number", None)
-        return super()._current_settings() | {
+        return super().current_settings() | {
             "main": {"kind": "none", "why": "is the parent's"},
             "main_number": inherited,
             "warning_filters": None,

@@ -58,7 +58,7 @@ class ForkserverLauncher(Launcher):
         self._leaving: list[Peer] = []
 
     def _begin(self, call: Payload | None) -> Worker:
-        worker = Worker(self.options, self.trace, self.buffer_pool)
+        worker = self._new_worker()
         worker.start = handshake = _ForkserverHandshake(worker, self, call)
         # A template that is idle is checked while the worker reads HELLO.
         template = self.current(checks_privileges=False)
@@ -289,7 +289,7 @@ class _ForkserverHandshake(WorkerHandshake):
             pending.process.read_pid()
 
     def _rest_of_greeting(self, template: Template, functions: tuple[bytes, bytes]) -> list[Buffer]:
-        settings = _settings.current_settings()
+        settings = self._worker.current_settings()
 
         def encode() -> list[Buffer]:
             return setup_frame(self._options, settings, template.needs_eager_settings(settings), functions)

@@ -57,14 +57,14 @@ class SpawnLauncher(Launcher):
     def _begin(self, call: Payload | None) -> Worker:
         runtime = _locate.runtime()
         functions = pickled_functions(self.options)
-        worker = Worker(self.options, self.trace, self.buffer_pool)
+        worker = self._new_worker()
         worker.grant = current_grant(time.monotonic(), anew=True)
         if not runtime.is_native:
             worker.watch()
         worker.start = handshake = WorkerHandshake(worker, self, call)
 
         def greeting() -> list[Buffer]:
-            settings = _settings.current_settings()
+            settings = worker.current_settings()
             worker.sent_settings = _settings.current_snapshot()
             hello = _hello.hello(runtime.libpython, original_environment(runtime))
             eager = _settings.needs_eager_settings(settings)

@@ -124,7 +124,7 @@ class Template(Peer):
         return None if standby is None or standby.process.ended else standby
 
     def fork_standby(self) -> None:
-        """Request a standby process if there is none. The request may fail at this moment."""
+        """Request a standby process if it is missing. The request may fail at this moment."""
         if self._standby is not None or self.state is not IDLE:
             return
         oom_kills = count_kills()
@@ -171,7 +171,7 @@ class Template(Peer):
 
     def needs_eager_settings(self, settings: dict[str, Any]) -> bool:
         """Return True if a worker must apply the settings before its first job."""
-        return bool(settings["coverage"]) or _applied_part(settings) != self._applied
+        return bool(settings["coverage"]) or "forwarding" in settings or _applied_part(settings) != self._applied
 
     def describe_death(self) -> str:
         """Describe its end."""

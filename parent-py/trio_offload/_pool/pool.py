@@ -46,6 +46,10 @@ class WorkerPool:
 
             self.keeper = Keeper(launcher, self.cache, self.calls, self._finish)
             self.cache.on_use = self.keeper.notice
+        if launcher.options.forward_logging:
+            from .._forwarding.logs import LogForwarder
+
+            launcher.forwarder = LogForwarder(launcher.options.forward_logging)
         self._warned = threading.Lock()  # taken by the first thread that warns
 
     def begin(self, call: Payload | None = None) -> Worker:

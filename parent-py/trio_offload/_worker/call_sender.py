@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .._process.record import Progress
 
 MAX_IN_FLIGHT: Final = 16  # calls
+# More messages of a job than its socket holds.
+_MAX_POLLED: Final = 4096
 
 
 class ItemsOfCall(Protocol):
@@ -230,12 +232,13 @@ class CallSender(Peer):
     def _in_flight(self) -> int:
         return len(self._behind) + (self.state is RUNNING)
 
-    def _current_settings(self) -> dict[str, Any]:
+    def current_settings(self) -> dict[str, Any]:
+        """Return the settings that it gets. See :func:`.settings.current_settings`."""
         return _settings.current_settings()
 
     def _new_settings(self) -> list[Buffer]:
         sent, self.sent_settings = self.sent_settings, _settings.current_snapshot()
-        segment = _calls.dump_settings(_settings.new_settings(self._current_settings(), sent))
+        segment = _calls.dump_settings(_settings.new_settings(self.current_settings(), sent))
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
     def _head_of(self, number: int, call: _payload.Payload, prepares: bool = False) -> bytes:
@@ -283,9 +286,13 @@ class CallSender(Peer):
     async def _receive_while_sending(self, channel: Channel, header: bytes) -> Frame | memoryview:
         """Write the rest of the calls and receive the next frame at the same time.
 
+        It may be a message of the job, or a report.
+
         The worker may not read before it has written its answer.
         """
-        answer = self._poll(channel, header)
+        answer: Frame | memoryview | None = channel.poll_result(header)
+        if answer is None:
+            answer = channel.receive_nowait()
         if answer is not None:
             return answer
 
@@ -310,4 +317,4 @@ class CallSender(Peer):
     def _poll(self, channel: Channel, header: bytes) -> Frame | memoryview | None:
         """Return the next answer if it can be read without waiting, else None."""
         segment = channel.poll_result(header)
-        return self.receive_nowait(channel) if segment is None else segment
+        return self.receive_nowait(channel, _MAX_POLLED) if segment is None else segment

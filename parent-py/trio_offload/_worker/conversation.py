@@ -37,6 +37,7 @@ from .board import Board
 from .callbacks import call_plain
 from .endings import describe_ending
 from .loans import Loan, loan_of
+from .peer import MAX_UNINTERRUPTED
 from .requests import Death, JobCall, JobOwner, Post, Request, TaskOwner
 from .stalls import StallWatch, watch_of_run
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from .._process.process import WorkerProcess
     from .._transport.channel import Channel
 
-_MAX_UNINTERRUPTED: Final = 32  # messages between two checkpoints of a host
 SYNCHRONOUS: Final = frozenset(("run_sync",))
 """Requests that a cancelled job may still make, because they end at once."""
 
@@ -382,7 +382,7 @@ class Conversation:
             if type(frame) is not Frame or not worker.handle_aside(frame):
                 return frame
             handled += 1
-            if not handled % _MAX_UNINTERRUPTED:
+            if not handled % MAX_UNINTERRUPTED:
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .._process.process import WorkerProcess
     from .._trace import TraceWriter
     from .peer import Peer
+    from .talker import Forwarder
 
 
 class Launcher(abc.ABC):
@@ -35,6 +36,8 @@ class Launcher(abc.ABC):
         self.options: Final = options
         self.trace: Final = trace
         self.buffer_pool: Final = BufferPool()
+        # Set before the first start, if the context forwards messages of jobs.
+        self.forwarder: Forwarder | None = None
 
     def begin(self, call: Payload | None = None) -> Worker:
         """Start a process and send it the greeting, without waiting. :meth:`Worker.finish` follows.
@@ -57,6 +60,16 @@ class Launcher(abc.ABC):
                 "Mount /proc, or leave memory_limit out"
             )
         return self._begin(call)
+
+    def _new_worker(self, kind: type[Worker] = Worker) -> Worker:
+        """Return a worker whose process is about to start."""
+        if self.forwarder is not None:
+            from .following import following  # few programs need it
+
+            kind = following(kind)
+        worker = kind(self.options, self.trace, self.buffer_pool)
+        worker.forwarder = self.forwarder
+        return worker
 
     @abc.abstractmethod
     def _begin(self, call: Payload | None) -> Worker:

@@ -30,6 +30,8 @@ logger: Final = logging.getLogger("trio_offload")
 _TERMINAL_KINDS: Final = (Kind.RETIRED, Kind.REFUSED, Kind.ABORTED)
 TALK: Final = (Kind.REQUEST, Kind.POST, Kind.WITHDRAW)
 """The messages of a job."""
+MAX_UNINTERRUPTED: Final = 32
+"""Messages of a job between two checkpoints of the task that reads them."""
 # Seconds for a process to exit after its last frame.
 _EXIT_TIMEOUT: Final = 2.0
 
@@ -200,12 +202,19 @@ class Peer:
             frame = await channel.receive(cancellable=cancellable)
         return frame
 
-    def receive_nowait(self, channel: Channel) -> Frame | None:
-        """Return the next answer if it can be read without waiting, else None."""
-        while True:
+    def receive_nowait(self, channel: Channel, most: int | None = None) -> Frame | None:
+        """Return the next answer if it can be read without waiting, else None.
+
+        It may come behind ``most`` other frames. None means any number: the process has ended, or
+        has no job that talks.
+        """
+        handled = 0
+        while handled != most:
             frame = channel.receive_nowait()
             if frame is None or not self.handle_aside(frame):
                 return frame
+            handled += 1
+        return None
 
     def _leave(self, *, in_order: bool = False) -> None:
         if in_order:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -15,7 +15,7 @@ from trio_offload_worker._protocol.frames import HANDED_ALL, HANDED_SLOTS, Frame
 from .. import _clock
 from .._transport.channel import Channel, EndOfStream
 from .call_sender import CallSender
-from .peer import wait_unconditionally
+from .peer import MAX_UNINTERRUPTED, wait_unconditionally
 
 if TYPE_CHECKING:
     from .._options import ContextOptions
@@ -23,10 +23,27 @@ if TYPE_CHECKING:
     from .conversation import Conversation
 
 
+class Forwarder(Protocol):
+    """What a context does with messages of jobs that concern no handle."""
+
+    @property
+    def receivers(self) -> Mapping[str, Callable[[Any, Frame], None]]:
+        """Functions that handle a POST without a handle, by its operation.
+
+        They get the worker and the frame, whose segments may be overwritten afterwards.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that jobs need for it: the same object until they change."""
+
+
 class Talker(CallSender):
     """The part of a worker that serves jobs which talk, or whose callers are cancelled."""
 
-    __slots__ = ("_told", "answered_too_late", "conversation", "deadline", "grace", "limiter", "options")
+    __slots__ = (
+        "_told", "answered_too_late", "conversation", "deadline", "followed", "forwarder", "grace", "limiter", "options",
+        "origins",
+    )  # fmt: skip
 
     def __init__(self, options: ContextOptions) -> None:
         super().__init__(retires=options.retire is not bool)
@@ -40,12 +57,19 @@ class Talker(CallSender):
         self.deadline: trio.CancelScope | None = None
         # Of which the running call holds a token.
         self.limiter: object = None
+        # Of the context, if it handles log records and the like; and its settings that were sent
+        # last.
+        self.forwarder: Forwarder | None = None
+        self.followed: dict[str, Any] | None = None
+        # The origins of log records that this worker has described, by their numbers.
+        self.origins: dict[int, Any] | None = None
         self._told = 0  # number of the call that was told
         # Calls that were answered between a cancellation and the end. One more may have been run.
         self.answered_too_late = 0
 
     async def _receive(self, channel: Channel, header: bytes, kills: bool) -> Frame | memoryview:
         """Receive until the answer, behind a report or a message of the job."""
+        handled = 0
         while True:
             if self.conversation is not None and self.conversation.is_live:
                 return await self.conversation.host(channel, header, kills=kills)
@@ -55,6 +79,10 @@ class Talker(CallSender):
                 answer = await channel.receive(cancellable=True, start=header)
             if type(answer) is not Frame or not self.handle_aside(answer):
                 return answer
+            handled += 1
+            if not handled % MAX_UNINTERRUPTED:
+                # A job that logs without a pause leaves no moment in which there is no frame.
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     def begin_cancelling(self, *, kills: bool) -> None:
         """Kill the process because the caller is cancelled, or tell the job that.
@@ -134,6 +162,11 @@ class Talker(CallSender):
     def _hear_job(self, frame: Frame) -> bool:
         # After the death of the worker too: what it has said counts.
         if self._running is not None and frame.id == self._calls - len(self._behind):
+            if self.forwarder is not None and frame.kind is Kind.POST and "handle" not in frame.body:
+                receive = self.forwarder.receivers.get(frame.body["op"])
+                if receive is not None:
+                    receive(self, frame)
+                    return True
             self.converse().take(frame)
             return True
         # A thread that an earlier job has left may have spoken as that ended.
@@ -141,7 +174,7 @@ class Talker(CallSender):
 
     @property
     def _is_talking(self) -> bool:
-        return self.conversation is not None
+        return self.conversation is not None or self.forwarder is not None
 
     def _note_end(self) -> None:
         if self.conversation is not None:

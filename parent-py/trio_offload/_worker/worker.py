@@ -204,7 +204,7 @@ class Worker(Talker):
                     if channel.has_read or self._behind:
                         answer = channel.poll_result(header)
                         if answer is None and channel.has_read:
-                            answer = self.receive_nowait(channel)
+                            answer = channel.receive_nowait()
                     if answer is None:
                         if self._began >= self._vitals.kills_look_at:
                             self._vitals.look_for_kills(self._began)

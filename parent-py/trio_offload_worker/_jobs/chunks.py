@@ -313,6 +313,14 @@ def _map_record(record: tuple[int, int]) -> Any:
     return None
 
 
+def progress() -> tuple[int, int, int] | None:
+    """Return the number of the last chunk, the index of its item, and the items counted with it."""
+    if _progress is None:
+        return None
+    words = _progress[1]
+    return words[_NUMBER], words[_INDEX], words[_COUNT]
+
+
 def call_after_item(function: Callable[[], object]) -> None:
     """Call a function once when the running item has ended. Does nothing unless a chunk runs."""
     if function not in _after_item:

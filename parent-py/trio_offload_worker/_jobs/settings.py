@@ -8,6 +8,7 @@
 * Modules loaded from explicit files (``file_modules.py``).
 * coverage.py, if it measures the parent and was configured to measure the processes of
   multiprocessing. Workers count as such.
+* Levels of loggers, if the context forwards log records (``forwarding.py``).
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def apply(settings: dict[str, Any]) -> None:
     if settings.get("coverage"):
         _start_coverage()
     _apply_filters(settings.get("warning_filters"))
+    forwarding = settings.get("forwarding")
+    if forwarding is not None or "trio_offload_worker._jobs.forwarding" in sys.modules:
+        from .forwarding import follow
+
+        follow(forwarding)
 
 
 def _follow_path(before: Sequence[str], now: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ import os
 import select
 import sys
 import time
-from _thread import allocate_lock, get_ident
+from _thread import RLock, allocate_lock, get_ident
 
 from .._protocol.frames import Kind
 from .._system.linux import identity_of
@@ -73,7 +73,10 @@ class Line:
         self._call = 0
         self._aside: list[Frame] = []
         self._reading = allocate_lock()
-        self._writing = allocate_lock()
+        # Re-entrant: the garbage collector may run a `__del__` that logs, in the middle of a write.
+        self._writing = RLock()
+        self._is_writing = False
+        self._deferred: list[Sequence[Buffer]] = []
         # Wakes a thread that reads at the end of its job. Made for the first one.
         self._waker = -1
         self._is_woken = False
@@ -129,12 +132,19 @@ class Line:
         try:
             block_all(mask)
             with self._writing:
-                if call == self._call:
+                if call == self._call and self._is_writing:
+                    self._deferred.append(parts)
+                    sent.append(True)
+                elif call == self._call:
+                    self._is_writing = True
                     try:
                         self._write(parts)
                         sent.append(True)
+                        while self._deferred:
+                            self._write(self._deferred.pop(0))
                     except BaseException as error:
                         problem = error
+                    self._is_writing = False
             if problem is not None:
                 self._end(problem)
         finally:
