@@ -15,7 +15,15 @@ JOBS_THAT_TAKE = (
     JOBS
     + '''
 
+import logging
+
 kept = []
+
+
+def log(item):
+    logging.getLogger("work").info("at %s", item)
+    logging.getLogger("work").debug("detail of %s", item)
+    return item
 
 
 def take(item):
@@ -242,3 +250,22 @@ def test_nobody_reads_the_summary(folder: Path) -> None:
         process.stderr.close()
         assert json.loads(process.stdout.readline())["value"] == "a"
         assert process.wait(PATIENCE) == 0
+
+
+# --- logs -----------------------------------------------------------------------------------------
+
+
+def test_log_records_are_shown_on_standard_error(folder: Path) -> None:
+    ran = run(folder, "map", "jobs:log", "1", "2", "--log-level", "info", "--workers", "1")
+    pids = [json.loads(line)["pid"] for line in ran.stdout.splitlines()]
+    shown = [line.split(maxsplit=2)[2] for line in ran.stderr.splitlines()]
+    assert shown == [f"INFO work[{pid}]: at {item}" for pid, item in zip(pids, (1, 2), strict=True)]
+
+
+def test_log_level_names_and_numbers(folder: Path) -> None:
+    ran = run(folder, "map", "jobs:log", "1", "--log-level", "10")
+    assert "DEBUG work[" in ran.stderr
+    assert run(folder, "map", "jobs:log", "1").stderr == ""
+    wrong = run(folder, "map", "jobs:log", "1", "--log-level", "loud")
+    assert wrong.status == 2
+    assert "argument --log-level: must be a level such as info, got 'loud'" in wrong.stderr

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -218,6 +219,25 @@ def say_after_the_job(line: str, gate: str) -> None:
         os.write(descriptor, b"said\n")
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+class OwnWarning(UserWarning):
+    pass
+
+
+def warn_of_module() -> None:
+    """Warn with a category of a module that only the worker has."""
+    module = types.ModuleType("sqlalchemy_of_jobs")
+    module.MovedWarning = type("MovedWarning", (DeprecationWarning,), {"__module__": module.__name__})  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    warnings.warn("moved", module.MovedWarning, stacklevel=1)
+
+
+def record_warning() -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn("recorded", stacklevel=1)
+    return [str(one.message) for one in caught]
 
 
 def has_logging() -> bool:

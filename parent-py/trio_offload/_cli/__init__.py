@@ -109,6 +109,7 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
         retire_jobs=chosen.retire_jobs,
         trace=chosen.trace,
         ordered=not chosen.unordered,
+        log_level=chosen.log_level,
     )
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(contextlib.closing(_open_source(items, chosen.lines, chosen.json_lines)))

@@ -7,7 +7,7 @@ import math
 from typing import NoReturn
 
 from .._process.processors import usable_processors
-from .._sizes import parse_size
+from .._sizes import parse_levels, parse_size
 from .exit_status import CommandError
 
 _DESCRIPTION = "Run Python functions in parallel worker processes."
@@ -123,6 +123,12 @@ def map_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write a trace of the run for https://ui.perfetto.dev or chrome://tracing",
     )
+    parser.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        type=_level,
+        help="print log records of the function on standard error, from LEVEL on: debug, info, warning, a number",
+    )
     parser.add_argument("--no-progress", action="store_true", help="show no bar, table or summary on a terminal")
     parser.add_argument("--summary", action="store_true", help="print a summary on standard error at the end")
     return parser
@@ -211,6 +217,14 @@ def _count(text: str, what: str, least: int = 1) -> int:
     if count < least:
         raise argparse.ArgumentTypeError(f"must be a number of {what}, {least} or more, got {text!r}")
     return count
+
+
+def _level(text: str) -> int:
+    try:
+        levels = parse_levels(int(text) if text.isdigit() else text.upper())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a level such as info, got {text!r}") from error
+    return levels[""] if levels else 0
 
 
 def _size(text: str) -> int:

@@ -50,6 +50,9 @@ class Bar(Protocol):
     def around_write(self) -> AbstractContextManager[object]:
         """Return a block around each write to standard output."""
 
+    def around_message(self) -> AbstractContextManager[object]:
+        """Return a block around each write to standard error."""
+
     async def run(self) -> None:
         """Update the display until cancelled."""
 
@@ -73,6 +76,9 @@ class NoBar:
         pass
 
     def around_write(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def around_message(self) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
 
     async def run(self) -> None:
@@ -118,9 +124,12 @@ class RichBar:
         self._done += 1
         self._failed += failed
 
+    def around_write(self) -> AbstractContextManager[object]:
+        return self.around_message() if self._shares_terminal else contextlib.nullcontext()
+
     @contextlib.contextmanager
-    def around_write(self) -> Iterator[None]:
-        away = self._shares_terminal and self._shown
+    def around_message(self) -> Iterator[None]:
+        away = self._shown
         if away:
             self._hide(leave_it=False)
         try:

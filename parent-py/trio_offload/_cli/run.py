@@ -30,6 +30,7 @@ from trio_offload_worker._jobs import cli_items
 
 from .ending import Intake, interruption_lines, print_message, start_forced_exit
 from .exit_status import CommandError, ExitStatus
+from .logs import shown_logs
 from .output import Output, Window
 from .progress import open_bar
 from .resume import ResumedSource
@@ -82,6 +83,8 @@ class MapOptions:
     """The path of the trace file."""
     ordered: bool = True
     """True if lines are written in the order of the items."""
+    log_level: int | None = None
+    """The level from which log records are shown, if they are."""
 
 
 def run_map(options: MapOptions, source: Source, earlier: Sequence[EarlierOutput] = ()) -> ExitStatus:
@@ -105,7 +108,7 @@ def run_map(options: MapOptions, source: Source, earlier: Sequence[EarlierOutput
         print_message(f"hint: {hint}")
     run = _Run(options, source, bar, earlier)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), shown_logs(options.log_level, bar):
             # The package's warnings are about options. Python would show a source line of the
             # package with them.
             warnings.showwarning = run.note_warning  # type: ignore[assignment]
@@ -384,4 +387,5 @@ def _open_context(options: MapOptions) -> AbstractAsyncContextManager[trio_offlo
         retire=trio_offload.retire_when(rss=options.retire_rss, jobs=options.retire_jobs) if retires else bool,
         memory_limit=options.memory_limit,
         trace=options.trace,
+        forward_logging=options.log_level,
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._process.record import Progress
 from .levels import Mirror
+from .warned import Warner
 
 if TYPE_CHECKING:
     from trio_offload_worker._protocol.frames import Frame
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class LogForwarder:
-    """Handles the records of a context's workers, and mirrors the levels of loggers to them."""
+    """Handles the records and warnings of a context's jobs. Its workers mirror the levels here."""
 
     def __init__(self, thresholds: Mapping[str, int]) -> None:
         self.settings: Final = Mirror(thresholds).current
-        self.receivers: Final[Mapping[str, Callable[[Any, Frame], None]]] = {"log": handle}
+        self.receivers: Final[Mapping[str, Callable[[Any, Frame], None]]] = {"log": handle, "warn": Warner().warn}
 
 
 class Source(Protocol):

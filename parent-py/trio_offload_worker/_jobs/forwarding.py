@@ -1,12 +1,14 @@
-"""Send the jobs' log records to the parent, if its context wants them.
+"""Send the jobs' log records and warnings to the parent, if its context wants them.
 
 This module waits for the import of ``logging``. A job that does not import it pays nothing.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
+from .._protocol.frames import Kind, encode_head
 from . import imports
 
 TYPE_CHECKING = False
@@ -24,10 +26,25 @@ def follow(wanted: dict[str, Any] | None) -> None:
     """
     global _wanted
     _wanted = wanted
+    from . import warnings
+
+    warnings.follow(None if wanted is None else post)
     if "logging" in sys.modules:
         _follow()
     elif wanted is not None and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def post(op: str, data: bytes) -> bool:
+    """Send a message of the running job. Return False if no job of this process runs."""
+    line: Any = sys.modules["_trio_offload_line"]
+    call = line.call()
+    if not call or line.pid() != os.getpid():
+        return False
+    head = encode_head(Kind.POST, call, (len(data),), {"op": op, "thread": 0})
+    sent: list[bool] = []
+    line.write((head, data), call, sent)
+    return bool(sent)
 
 
 def _follow() -> None:
