@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Units, the lowest layer first. Also the units to come: _connection, _sync, _shared,
+# Units, the lowest layer first. Also the units to come: _sync, _shared,
 # _actors, _cluster.
 LAYERS = {
     "parent": """
         _version _at_exit _sizes _clock _documented _slips
-        _statistics _trace _crash _transport _connection
+        _statistics _trace _crash _transport
         _process
         _exceptions _limiter
         _options _wait_graph
@@ -24,14 +24,14 @@ LAYERS = {
         _pickling _pyinstaller
         _worker
         _launch _sync
-        _forwarding _shared
+        _forwarding _shared _connection
         _pool
         _map _streams
         _late_methods
         _context
         _default _cluster
         _actors
-        _api _lives
+        _api _lives connection
         __init__
         _cli
         __main__

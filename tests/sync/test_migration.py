@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import migration_jobs as jobs
 import pytest
 import trio
 from lock_support import held_by_another
+from migration_support import Ported
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
@@ -20,31 +19,13 @@ from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, retire_wh
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 SOON = 0.01  # seconds until a wait is given up
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
-Test = TypeVar("Test", bound=Callable[..., Any])
-ported: set[str] = set()
-
-
-def rows() -> set[str]:
-    """The rows of the tables that name something of ours: ``Class: method``, with the class of the rows above."""
-    found, cls = set(), ""
-    for line in re.findall(r"^\| (`.*) \|$", PAGE.read_text(), re.MULTILINE):
-        name, _, *ours = (cell.strip() for cell in line.split(" |"))
-        if name[1].isupper():
-            cls = name
-        if any(ours):
-            found.add(f"{cls}: {name}".replace("`", ""))
-    return found
-
-
-def ports(cls: str, *names: str) -> Callable[[Test], Test]:
-    """Name the rows that a test tries."""
-    ported.update(f"{cls}: {name}" for name in (cls, *names))
-    return lambda test: test
+# The other sections have tests of their own.
+PORTED = Ported("Queues and pipes", "Locks and events", "Pools, processes and the rest")
+ports = PORTED.ports
 
 
 def test_each_row_has_a_test() -> None:
-    assert sorted(ported) == sorted(rows())
+    assert sorted(PORTED.tried) == sorted(PORTED.rows())
 
 
 @pytest.fixture

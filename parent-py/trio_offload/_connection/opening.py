@@ -1,0 +1,88 @@
+"""``open_client``, ``pipe`` and ``adopt``: connections of this side's making."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from .addresses import Address, connect
+from .connection import Connection
+from .digests import Security
+from .endpoints import SocketEndpoint, endpoint_of
+from .handshake import HANDSHAKE_TIMEOUT, shake_hands
+
+
+async def open_client(
+    address: Address,
+    authkey: bytes | None = None,
+    *,
+    handshake_timeout: float = HANDSHAKE_TIMEOUT,
+    allow_md5: bool = False,
+) -> Connection:
+    """Connect to a listener, as ``multiprocessing.connection.Client`` does. A checkpoint.
+
+    Args:
+        address: The listener's address, as for :func:`listen`.
+        authkey: The key that the listener knows. It must be None if the listener has none.
+        handshake_timeout: Seconds after which the handshake has failed, by the machine's clock.
+        allow_md5: True accepts a listener with Python up to 3.11, which has HMAC-MD5 only.
+
+    Raises:
+        OSError: the listener cannot be reached.
+        multiprocessing.AuthenticationError: the keys differ, or the listener speaks another
+            protocol, or has closed the connection.
+        trio.TooSlowError: the listener has sent too little in time.
+    """
+    security = Security(authkey, handshake_timeout, allow_md5)
+    connection = Connection(SocketEndpoint(await connect(address)))
+    if authkey is not None:
+        await shake_hands(connection, security, "client")
+    return connection
+
+
+def pipe(duplex: bool = True) -> tuple[Connection, Connection]:
+    """Return both ends of a new connection, as ``multiprocessing.Pipe`` does.
+
+    Args:
+        duplex: False means a pipe: the first end only receives, the second only sends.
+    """
+    if duplex:
+        first, second = socket.socketpair()
+        first.setblocking(True)
+        second.setblocking(True)
+        return Connection(SocketEndpoint(first)), Connection(SocketEndpoint(second))
+    reader, writer = os.pipe()
+    return Connection(endpoint_of(reader, True, False)), Connection(endpoint_of(writer, False, True))
+
+
+def adopt(connection: Any) -> Connection:
+    """Use a ``multiprocessing.connection.Connection`` of this process from Trio.
+
+    ::
+
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.Process(target=work, args=(theirs,))
+        process.start()
+        theirs.close()
+        async with connection.adopt(ours) as ours: ...
+
+    The given object is closed: the new one takes its place. The flags of its descriptor do not
+    change, because copies in other processes share them.
+
+    Args:
+        connection: A connection, or another object with ``fileno()`` and ``close()``: a stream
+            socket, or one end of a pipe with the attributes ``readable`` and ``writable``.
+
+    Raises:
+        TypeError: its descriptor is another thing than a stream socket or a pipe. It stays open.
+    """
+    readable, writable = getattr(connection, "readable", True), getattr(connection, "writable", True)
+    descriptor = os.dup(connection.fileno())
+    try:
+        endpoint = endpoint_of(descriptor, bool(readable), bool(writable))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    connection.close()
+    return Connection(endpoint)
