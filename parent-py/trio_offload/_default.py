@@ -31,7 +31,7 @@ class DefaultContext:
     """
 
     def __init__(self) -> None:
-        self._current = WorkerContext._create(ContextOptions())
+        self._current = _context_for_all_runs(ContextOptions())
         self._grace_period: float | None = None
         self._replaced: list[WorkerContext] = []
         self._scopes: tricycle.TreeVar[WorkerContext] | None = None
@@ -102,6 +102,12 @@ class DefaultContext:
             context._pool.forget()
 
 
+def _context_for_all_runs(options: ContextOptions) -> WorkerContext:
+    context = WorkerContext._create(options)
+    context._launcher.outlives_run = True
+    return context
+
+
 default_context: Final = DefaultContext()
 current_context: Final = default_context.context
 
@@ -147,7 +153,7 @@ def configure_default_context(options: ContextOptions) -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("configure_default_context() must be called from the main thread")
-    default_context.replace(WorkerContext._create(options))
+    default_context.replace(_context_for_all_runs(options))
 
 
 def default_context_statistics() -> WorkerContextStatistics:

@@ -15,6 +15,8 @@ kept: Any = None
 def use(handle: Any) -> str:
     """Do something with a handle that only works if the program knows it. Return the name of its class."""
     name = type(handle).__name__
+    if name == "InheritedHandle":
+        name = repr(handle).split()[0].strip("<").replace("callback", "Callback")
     if name == "Callback":
         assert handle("called") == len("called")
     elif name == "Event":
@@ -57,6 +59,35 @@ def give(handle: Any) -> Any:
 def keep(handle: Any) -> None:
     global kept
     kept = handle
+
+
+def use_kept() -> str:
+    return use(kept)
+
+
+def is_set(event: Any) -> bool:
+    return bool(event.is_set())
+
+
+def fail_with(handle: Any) -> None:
+    raise LookupError("no start")
+
+
+def close_kept() -> None:
+    kept.send("the last one")
+    kept.close()
+
+
+def hold_kept() -> None:
+    kept.acquire()
+
+
+def die_with_kept() -> None:
+    import os
+    import signal
+
+    kept.send("before the death")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def use_global_lock() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 import trio_offload
-from trio_offload import WorkerContext, WorkerType
+from trio_offload import AbandonedLockError, BrokenWorkerError, WorkerContext, WorkerType
 
 TIMEOUT = 20.0  # seconds: a test that hangs fails
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "talking.md"
@@ -132,6 +133,15 @@ async def is_an_item(context: WorkerContext, row: str) -> None:
             assert await context.run_sync(jobs.use_received, receive) == name_in_job(handle)
 
 
+async def is_kept_by_init(context: WorkerContext, row: str) -> None:
+    kind = context.worker_type
+    for handle in handles(row):
+        init = functools.partial(jobs.keep, handle)
+        async with trio_offload.open_worker_context(init=init, worker_type=kind) as other:
+            for _ in range(2):
+                assert await other.run_sync(jobs.use_kept) == name_in_job(handle)
+
+
 async def is_the_same_as_a_result(context: WorkerContext, row: str) -> None:
     for handle in handles(row):
         (result, nested) = await context.run_sync(jobs.give, handle)
@@ -242,6 +252,8 @@ CHECKS: dict[tuple[str, str], Any] = {
     ("item", "the end itself"): is_an_item,
     ("result", "the same object"): is_the_same_as_a_result,
     ("result", "a clone"): is_a_clone_as_a_result,
+    ("init", "yes"): is_kept_by_init,
+    ("init", "a clone for the worker"): is_kept_by_init,
     ("pickle", "`TypeError`"): is_not_copied,
 }
 CHECKS_OF_ROW = {
@@ -254,7 +266,15 @@ CHECKS_OF_ROW = {
 }
 
 
-@pytest.mark.parametrize(("row", "column", "cell"), [cell for cell in cells() if cell.values[1] != "init"])
+def is_refused_in_init(cell: Any) -> bool:
+    return cell.values[1] == "init" and "`TypeError`" in cell.values[2]
+
+
+WORKING = [cell for cell in cells() if not is_refused_in_init(cell)]
+REFUSED_IN_INIT = [cell for cell in cells() if is_refused_in_init(cell)]
+
+
+@pytest.mark.parametrize(("row", "column", "cell"), WORKING)
 async def test_cell(context: WorkerContext, row: str, column: str, cell: str) -> None:
     check = CHECKS_OF_ROW.get((row, column))
     if check is None:
@@ -266,19 +286,124 @@ async def test_cell(context: WorkerContext, row: str, column: str, cell: str) ->
 
 # The `init` of a fork is not pickled: see test_global_handle.
 @pytest.mark.parametrize("kind", ["spawn", "forkserver", "loop"], indirect=True)
-@pytest.mark.parametrize(("row", "column", "cell"), [cell for cell in cells() if cell.values[1] == "init"])
+@pytest.mark.parametrize(("row", "column", "cell"), REFUSED_IN_INIT)
 async def test_init(of_any_kind: WorkerType, row: str, column: str, cell: str) -> None:
     if row == LEASE:
         found = [(await queue_of_two().get(), "a Lease cannot be pickled")]
     elif row == TRIO:
         found = [(handle, our_name(handle)) for handle in handles(row)]
     else:
-        found = [(handle, PASS_IT) for handle in handles(row)]
+        assert row == MOVED
+        found = [(handle, "each worker gets the init") for handle in handles(row)]
     assert "`TypeError`" in cell
     for handle, message in found:
         for option in ("init", "retire"):
             with trio.fail_after(TIMEOUT):
                 assert message in await refusal(open_with, option, of_any_kind, handle)
+
+
+async def test_moved_end_for_several_items(context: WorkerContext) -> None:
+    """It is refused at once, and the end stays open."""
+    send, _ = trio_offload.open_channel[int](5)
+    function = functools.partial(jobs.use_item, send.move())
+    for chunk_size in (1, 3):
+        with pytest.raises(TypeError, match="a map calls its function for each item"):
+            async with context.map(function, range(3), chunk_size=chunk_size) as results:
+                await results.__anext__()
+    send.send_nowait(5)
+
+
+# --- init and retire ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["init", "retire"])
+async def test_default_context_takes_no_handles(option: str) -> None:
+    lock = trio_offload.Lock()
+    options: Any = {option: functools.partial(jobs.keep, lock)}
+    try:
+        trio_offload.configure_default_context(**options)
+        with pytest.raises(TypeError, match="default context cannot have locks"):
+            await trio_offload.run_sync(bool)
+        async with trio_offload.cache_scope(init=functools.partial(jobs.keep, lock)):
+            assert await trio_offload.run_sync(jobs.use_kept) == "Lock"
+    finally:
+        trio_offload.configure_default_context()
+
+
+@pytest.mark.parametrize("kind", ["spawn", "forkserver", "loop"], indirect=True)
+async def test_event_in_retire(of_any_kind: WorkerType) -> None:
+    """A policy cannot talk, but it may look whether an event is set."""
+    event = trio_offload.Event()
+    retire = functools.partial(jobs.is_set, event)
+    with trio.fail_after(TIMEOUT):
+        async with trio_offload.open_worker_context(worker_type=of_any_kind, retire=retire) as context:
+            first = await context.run_sync(os.getpid)
+            assert await context.run_sync(os.getpid) == first
+            event.set()
+            # The policy is asked after the job, so this one may still get the first worker.
+            await context.run_sync(os.getpid)
+            assert await context.run_sync(os.getpid) != first
+
+
+def opened_with(kind: WorkerType, handle: Any) -> Any:
+    return trio_offload.open_worker_context(worker_type=kind, init=functools.partial(jobs.keep, handle))
+
+
+@pytest.mark.parametrize("kind", ["spawn", "forkserver", "loop"], indirect=True)
+async def test_channel_in_init(of_any_kind: WorkerType) -> None:
+    """The clone is the worker's: it closes with the worker, or when a job closes it."""
+    send, receive = trio_offload.open_channel[str](5)
+    with trio.fail_after(TIMEOUT):
+        async with opened_with(of_any_kind, send) as context:
+            await context.prewarm(1)
+            send.close()
+            assert await context.run_sync(jobs.use_kept) == "SendChannel"
+            assert receive.receive_nowait() == "sent by a job"
+            with pytest.raises(trio.WouldBlock):
+                receive.receive_nowait()
+        with pytest.raises(trio.EndOfChannel):
+            await receive.receive()
+        send, receive = trio_offload.open_channel[str](5)
+        async with opened_with(of_any_kind, send) as context:
+            await context.prewarm(1)
+            send.close()
+            await context.run_sync(jobs.close_kept)
+            assert [item async for item in receive] == ["the last one"]
+            with pytest.raises(trio.ClosedResourceError):
+                await context.run_sync(jobs.use_kept)
+        send, receive = trio_offload.open_channel[str](5)
+        async with opened_with(of_any_kind, send) as context:
+            await context.prewarm(1)
+            send.close()
+            with pytest.raises(BrokenWorkerError):
+                await context.run_sync(jobs.die_with_kept)
+            assert await receive.receive() == "before the death"
+            with pytest.raises(trio.BrokenResourceError, match="die_with_kept"):
+                await receive.receive()
+
+
+async def test_lock_in_init_belongs_to_the_call(of_any_kind: WorkerType) -> None:
+    lock = trio_offload.Lock()
+    with trio.fail_after(TIMEOUT):
+        async with opened_with(of_any_kind, lock) as context:
+            await context.run_sync(jobs.hold_kept)
+            with pytest.raises(AbandonedLockError):
+                await lock.acquire()
+            assert lock.recover()
+            assert await context.run_sync(jobs.use_kept) == "Lock"
+
+
+@pytest.mark.parametrize("kind", ["spawn", "forkserver", "loop"], indirect=True)
+async def test_start_that_fails_keeps_nothing(of_any_kind: WorkerType) -> None:
+    send, receive = trio_offload.open_channel[str](5)
+    with trio.fail_after(TIMEOUT):
+        init = functools.partial(jobs.fail_with, send)
+        async with trio_offload.open_worker_context(worker_type=of_any_kind, init=init) as context:
+            with pytest.raises(trio_offload.WorkerStartError):
+                await context.run_sync(bool)
+            send.close()
+            with pytest.raises(trio.EndOfChannel):
+                await receive.receive()
 
 
 def test_all_handles_are_in_the_table() -> None:

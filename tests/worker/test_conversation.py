@@ -50,6 +50,9 @@ class RecordingGrant:
     def begin(self, conversation: Any) -> None:
         pass
 
+    def for_call(self) -> RecordingGrant:
+        return self
+
     def request(self, request: Request) -> None:
         if request.op == "at once":
             request.complete_value("done")

@@ -73,11 +73,18 @@ class ForkLauncher(Launcher):
         worker.main_snapshot = MainSnapshot()
         init = None if options.init is bool else options.init
         retire = None if options.retire is bool else options.retire
+        handles: Any = sys.modules.get(_HANDLES)
+        if handles is not None:
+            handles.number_all()
         try:
             started = fork(init, retire)
         except (OSError, RuntimeError) as error:
             raise not_forked(error) from error
         handshake.greet(started, lambda: greeting)
+        if handles is not None:
+            from .._worker.lasting import LastingGrants  # few programs need it
+
+            worker.keep(LastingGrants(of_copy=handles.grant_of_copy))
         return worker
 
 
@@ -120,7 +127,7 @@ def fork(init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> _p
             # The worker runs in an empty context (contextvars).
             warnings.filters[:] = filters  # type: ignore[index]
         _forget_trio()
-        _refuse_handles()
+        _let_handles_speak()
         # Made here: the task that needs the worker may be handling an exception.
         inherited = Inherited(init, retire)
         # The copy skips the exit handlers that it inherits, and runs these: its jobs may use a
@@ -137,11 +144,11 @@ def fork(init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> _p
             worker_fork.restore_signals(mask)
 
 
-def _refuse_handles() -> None:
-    """Make the program's locks, channels and so on raise in the copy, if there are any."""
-    handles: Any = sys.modules.get("trio_offload._sync.handles")
+def _let_handles_speak() -> None:
+    """Let the program's locks, channels and so on work in the copy, if there are any."""
+    handles: Any = sys.modules.get(_HANDLES)
     if handles is not None:
-        handles.refuse_in_copy()
+        handles.speak_in_copy()
 
 
 def hello() -> dict[str, Any]:
@@ -207,6 +214,8 @@ def _quiet_filters() -> Iterator[None]:
             filters.remove(entry)
 
 
+# Loaded in programs with handles only.
+_HANDLES: Final = "trio_offload._sync.handles"
 _WARNS_OF_THREADS: Final = sys.hexversion >= 0x030C0000
 _FORKING_MODULE: Final = re.compile(re.escape(_process.__name__) + r"\Z")
 

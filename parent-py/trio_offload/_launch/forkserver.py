@@ -64,7 +64,11 @@ class ForkserverLauncher(Launcher):
         template = self.current(checks_privileges=False)
         if template.state is IDLE:
             # If the request fails at this moment, or the template has just died, `finish` goes on.
-            handshake.request(template)
+            try:
+                handshake.request(template)
+            except BaseException:
+                worker.keep(None)
+                raise
         return worker
 
     def prepare_next(self) -> None:
@@ -173,7 +177,7 @@ class _ForkserverHandshake(WorkerHandshake):
 
     def request(self, template: Template) -> bool:
         """Take the standby process, or request a fork. Return True if one of them has succeeded."""
-        functions = pickled_functions(self._options)
+        functions = pickled_functions(self._forkserver, self._worker)
         self._worker.restart()
         self._template = template
         standby = template.take_standby()
@@ -224,6 +228,7 @@ class _ForkserverHandshake(WorkerHandshake):
             self._undo()
             if template is not None and lost == _MAX_TEMPLATES:
                 worker.state = ENDED
+                worker.keep(None)
                 await template.end_gently()
                 raise WorkerStartError(
                     f"{_MAX_TEMPLATES} times the template of the workers died while it forked a worker; the last of them: "
@@ -249,6 +254,7 @@ class _ForkserverHandshake(WorkerHandshake):
                     await _clock.sleep(_CROWDED_PAUSE)
         except BaseException:
             self._worker.state = ENDED
+            self._worker.keep(None)
             raise
 
     def _converse(self, template: Template, functions: tuple[bytes, bytes], pending: PendingFork) -> None:

@@ -56,8 +56,8 @@ class SpawnLauncher(Launcher):
 
     def _begin(self, call: Payload | None) -> Worker:
         runtime = _locate.runtime()
-        functions = pickled_functions(self.options)
         worker = self._new_worker()
+        functions = pickled_functions(self, worker)
         worker.grant = current_grant(time.monotonic(), anew=True)
         if not runtime.is_native:
             worker.watch()
@@ -70,7 +70,11 @@ class SpawnLauncher(Launcher):
             eager = _settings.needs_eager_settings(settings)
             return [encode_head(Kind.HELLO, 0, (), hello), *setup_frame(self.options, settings, eager, functions)]
 
-        handshake.greet(spawn(runtime), greeting)
+        try:
+            handshake.greet(spawn(runtime), greeting)
+        except BaseException:
+            worker.keep(None)
+            raise
         return worker
 
     def failed_start_hint(self, process: WorkerProcess) -> str:

@@ -33,7 +33,7 @@ import trio
 
 from .._exceptions import WorkerStartError, is_interrupt
 from .._limiter import Limiter, current_default_worker_limiter
-from .._pickling.payload import function_name, release
+from .._pickling.payload import function_name, release, repeated
 from .._pool.tracker import CLOSED
 from .._process.processors import usable_processors
 from .._worker.peer import logger
@@ -106,7 +106,8 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         if self.pool.calls.closed:
             raise trio.ClosedResourceError(CLOSED)
         # A function that cannot be pickled fails once, here, and not for each item.
-        release(self.task.dump_call(self.task.function, ()))
+        with repeated("a map calls its function for each item"):
+            release(self.task.dump_call(self.task.function, ()))
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         if self.source.is_async:

@@ -35,6 +35,12 @@ class Grant(Protocol):
         A call that one worker did not run goes to another with its grants.
         """
 
+    def for_call(self) -> Grant:
+        """Return a grant of the same handle, with the same number, for one call of a worker.
+
+        This one belongs to the worker as a whole, such as a handle in ``init``.
+        """
+
     def request(self, request: Any) -> None:
         """Complete a request of the job (:class:`~.._worker.requests.Request`), or park it."""
 
@@ -127,6 +133,7 @@ class Export:
 
 class _Current(threading.local):
     export: Export | None = None
+    repetition: str = ""
 
 
 _current: Final = _Current()
@@ -135,6 +142,28 @@ _current: Final = _Current()
 def current_export() -> Export | None:
     """Return the export of this thread's pickler. None means that it pickles for somebody else."""
     return _current.export
+
+
+@contextmanager
+def repeated(reason: str) -> Iterator[None]:
+    """Pickle something in the block for several workers or calls.
+
+    So an end of a channel cannot be moved. The reason completes the sentence about this.
+    """
+    _current.repetition = reason
+    try:
+        yield
+    finally:
+        _current.repetition = ""
+
+
+def refuse_if_repeated() -> None:
+    """Raise TypeError if the object that is being pickled goes to several workers or calls."""
+    if _current.repetition:
+        raise TypeError(
+            f"move() hands an end of a channel over to one call, but {_current.repetition}: pass the end itself, of which "
+            "each gets a clone, and close it afterwards"
+        )
 
 
 @contextmanager

@@ -65,6 +65,8 @@ class _EndGrant:
         self.state = state
         self.make = make  # the class of this program's ends
         self.is_ended = False
+        # Of the worker. This one is its clone for a call. If the job closes this, both close.
+        self.lasting: _EndGrant | None = None
         register(self.id, self)
 
     def begin(self, conversation: Conversation) -> None:
@@ -86,6 +88,18 @@ class _EndGrant:
     def clone(self) -> _EndGrant:
         """Return a grant of a further end for the same call."""
         raise NotImplementedError
+
+    def for_call(self) -> _EndGrant:
+        """See :class:`~.._pickling.payload.Grant`."""
+        if self.is_ended:
+            return self
+        grant = self.clone()
+        grant.id, grant.lasting = self.id, self
+        return grant
+
+    def _close_lasting(self) -> None:
+        if self.lasting is not None:
+            self.lasting.end(None)
 
     def operate(self, request: Request) -> None:
         """Handle the other requests."""
@@ -152,6 +166,7 @@ class SendGrant(_EndGrant):
             self.state.send_on_credit(self.channel_end, item)
         elif post.op == "close":
             self.state.close_sender(self.channel_end)
+            self._close_lasting()
 
     def end(self, death: Death | None) -> None:
         """Close the end. A death is told to the receivers, after what was sent."""
@@ -198,6 +213,7 @@ class ReceiveGrant(_EndGrant):
         """Close the end, or put back items that the job got and could not use."""
         if post.op == "close":
             self.state.close_receiver(self.channel_end)
+            self._close_lasting()
         elif post.op == "return":
             self.state.put_back(self.channel_end, post.count or 0, 0)
         elif post.op == "return_rest":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, final
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._pickling.payload import refuse_if_repeated
 from . import pickled_items
 from .bounded_buffer import BROKEN, CLOSED, END_OF_CHANNEL, WOULD_BLOCK, Item, Refusal
 from .channel_grants import ReceiveGrant, SendGrant
@@ -195,6 +196,10 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
         self.bind()
         return SendGrant(self._state, self.clone()._end, SendChannel)
 
+    def grant_of_copy(self) -> Grant:
+        """As :meth:`Handle.grant_of_copy`. An end that is closed here is closed in the job too."""
+        return SendGrant(self._state, SendEnd(closed=True), SendChannel) if self._end.closed else self.grant()
+
 
 @final
 class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
@@ -299,6 +304,10 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
         self.bind()
         return ReceiveGrant(self._state, self.clone()._end, ReceiveChannel)
 
+    def grant_of_copy(self) -> Grant:
+        """As :meth:`Handle.grant_of_copy`. An end that is closed here is closed in the job too."""
+        return ReceiveGrant(self._state, ReceiveEnd(closed=True), ReceiveChannel) if self._end.closed else self.grant()
+
 
 class MovedEnd(Handle):
     """An end that closes when it is passed to a job, made by ``move()``."""
@@ -311,7 +320,12 @@ class MovedEnd(Handle):
         self._moved: SendChannel[Any] | ReceiveChannel[Any] = end
 
     def grant(self) -> Grant:
-        """As :meth:`Handle.grant`: the end itself for one call."""
+        """As :meth:`Handle.grant`: the end itself for one call.
+
+        Raises:
+            TypeError: several workers or calls get it.
+        """
+        refuse_if_repeated()
         grant = self._moved.grant()
         self._moved.close()
         return grant

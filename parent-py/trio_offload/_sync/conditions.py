@@ -173,7 +173,7 @@ class Condition(Acquirable):
         """As :meth:`Handle.grant`."""
         return _ConditionGrant(self)
 
-    def details(self, grant: Grant) -> tuple[Any, ...]:
+    def details(self, grant: Grant | None) -> tuple[Any, ...]:
         """As :meth:`Handle.details`: the lock, which is granted too."""
         return (self._lock,)
 

@@ -78,8 +78,10 @@ class Event(Handle):
         """As :meth:`Handle.grant`."""
         return _EventGrant(self)
 
-    def details(self, grant: Grant) -> tuple[int]:
+    def details(self, grant: Grant | None) -> tuple[int]:
         """As :meth:`Handle.details`: the number of its flag, 0 for none."""
+        if grant is None:
+            return (0,)  # the record shows the events that were granted
         if self._flag is None:
             self._flag = take_flag()
             if self._flag:

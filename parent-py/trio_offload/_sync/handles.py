@@ -8,9 +8,10 @@ random number. When a pickle with that number comes back, it becomes the handle 
 from __future__ import annotations
 
 import random
+import sys
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
@@ -33,10 +34,20 @@ def new_number() -> int:
 def resolve(number: int) -> Any | None:
     """Return the handle of this run of Trio with the number, if it has one."""
     try:
-        found = _of_run.get().get(number)
-    except (LookupError, RuntimeError):  # the run is without handles; or this is outside of a run
+        found = _of_run.get(_no_handles).get(number)
+        if found is None:
+            found = _numbered(number)
+    except RuntimeError:  # this is outside of a run
         return None
     return None if found is None else found.resolved()
+
+
+def _numbered(number: int) -> Handle | None:
+    """Return the handle whose copy in a fork has this number, perhaps before its first use here."""
+    handle = next((handle for handle in list(_handles) if handle._number == number), None)
+    if handle is not None:
+        handle.bind()
+    return handle
 
 
 def register(number: int, handle: Any) -> None:
@@ -76,7 +87,7 @@ class Handle:
         """
         token = trio.lowlevel.current_trio_token()
         if self._token is None:
-            self._token, self._number = token, new_number()
+            self._token, self._number = token, self._number or new_number()
             register(self._number, self)
         elif token is not self._token:
             raise RuntimeError(
@@ -92,8 +103,15 @@ class Handle:
         """Return what one call may do with the handle."""
         raise NotImplementedError
 
-    def details(self, grant: Grant) -> tuple[Any, ...]:
-        """Return further arguments of the job's stand-in: builtin objects."""
+    def grant_of_copy(self) -> Grant:
+        """Return a grant for one call whose worker, a fork, has a copy of the handle."""
+        return self.grant()
+
+    def details(self, grant: Grant | None) -> tuple[Any, ...]:
+        """Return further arguments of the job's stand-in: builtin objects, and handles.
+
+        Without a grant they are for a copy in a fork.
+        """
         return ()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -110,36 +128,91 @@ class Handle:
 
 
 class InheritedHandle(Handle):
-    """A handle of the program in a worker that is its fork: a copy without effect, so it raises."""
+    """A handle of the program in a worker that is its fork. It forwards to a job's stand-in."""
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
             return object.__getattribute__(self, name)
-        raise _not_inherited()
+        return getattr(_stand_in(self), name)
 
-    def _refuse(self, *args: Any) -> NoReturn:
-        raise _not_inherited()
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        from trio_offload_worker._requests.handles import pickled
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise _not_inherited()
+        return pickled(_stand_in(self), sys._getframe(1))
 
-    __call__ = __enter__ = __exit__ = __iter__ = __next__ = _refuse
+    def __repr__(self) -> str:
+        return repr(_stand_in(self))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _stand_in(self)(*args, **kwargs)
+
+    def __enter__(self) -> Any:
+        return _stand_in(self).__enter__()
+
+    def __exit__(self, *error: object) -> Any:
+        return _stand_in(self).__exit__(*error)
+
+    def __iter__(self) -> Any:
+        return iter(_stand_in(self))
+
+    def __next__(self) -> Any:
+        return next(_stand_in(self))
 
 
-def refuse_in_copy() -> None:
-    """Make all handles raise in a worker that has just been forked."""
+def _stand_in(handle: Handle) -> Any:
+    """Return the job's object for a copy."""
+    attributes: dict[str, Any] = object.__getattribute__(handle, "__dict__")
+    found = attributes.get(_STAND_IN)
+    if found is None:
+        from trio_offload_worker._requests.handles import attach
+
+        kind, number, details = attributes[_COPY]
+        if not number:
+            raise RuntimeError(
+                "this object of the program was made at the moment of the fork, so its copy here is without effect; pass it to "
+                "the job as an argument"
+            )
+        found = attributes[_STAND_IN] = attach(
+            kind, number, *(_stand_in(detail) if isinstance(detail, Handle) else detail for detail in details)
+        )
+    return found
+
+
+def number_all() -> None:
+    """Give each handle a number, by which its copy names it. Call this before a fork."""
+    _let_pickles_find_handles()
+    for handle in list(_handles):
+        handle._number = handle._number or new_number()
+
+
+def speak_in_copy() -> None:
+    """Let all handles forward to a job's stand-ins, in a worker that has just been forked."""
+    for handle in list(_handles):
+        vars(handle)[_COPY] = handle.kind, handle._number, handle.details(None)
     for handle in list(_handles):
         handle.__class__ = InheritedHandle
+    # A job may have a run of Trio, with handles of its own.
+    _handles.clear()
 
 
-def _not_inherited() -> RuntimeError:
-    return RuntimeError(
-        "this object belongs to the program that has forked the worker, and the copy of it here is without effect; pass "
-        "it to the job as an argument"
-    )
+def grant_of_copy(number: int) -> Grant | None:
+    """Return a grant for one call of the handle whose copy in a fork has this number."""
+    try:
+        handle = _numbered(number)
+        grant: Any = None if handle is None else handle.grant_of_copy()
+    except (RuntimeError, trio.ClosedResourceError):  # it belongs to another run, or was moved
+        return None
+    if grant is not None:
+        grant.id = number
+    found: Grant | None = grant
+    return found
 
 
 _handles: Final[weakref.WeakSet[Handle]] = weakref.WeakSet()
+_no_handles: Final[weakref.WeakValueDictionary[int, Any]] = weakref.WeakValueDictionary()
+# Names of attributes of copies.
+_COPY: Final = "_copy"
+_STAND_IN: Final = "_stand_in"
 
 
 class Acquirable(Handle):
@@ -177,6 +250,10 @@ class PlainGrant:
 
     def begin(self, conversation: Conversation) -> None:
         """See :class:`~.._pickling.payload.Grant`."""
+
+    def for_call(self) -> Grant:
+        """See :class:`~.._pickling.payload.Grant`."""
+        return self.handle.grant()
 
     def request(self, request: Request) -> None:
         """See :class:`~.._pickling.payload.Grant`."""

@@ -106,7 +106,7 @@ class Semaphore(Acquirable):
         """As :meth:`Handle.grant`."""
         return _SemaphoreGrant(self)
 
-    def details(self, grant: Grant) -> tuple[bool]:
+    def details(self, grant: Grant | None) -> tuple[bool]:
         """As :meth:`Handle.details`: whether a release may fail."""
         return (self.max_value is not None,)
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .._pickling.payload import Grant
     from .._process.process import WorkerProcess
     from .._transport.channel import Channel
+    from .lasting import LastingGrants
 
 SYNCHRONOUS: Final = frozenset(("run_sync",))
 """Requests that a cancelled job may still make, because they end at once."""
@@ -100,14 +101,14 @@ class Conversation:
         self._open: dict[int, Request] = {}
         self._nursery: trio.Nursery | None = None
         self._to_start: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-        # Data of replies, and of calls behind the running one, that waits for room in the socket.
-        self._outbox: list[Buffer] = []
+        self._outbox: list[Buffer] = []  # of replies, and of calls behind the running one
         self._is_writing = False
         self._interrupt: BaseException | None = None
         self._cancelled = 0  # number of the call that was told of its cancellation
         self._loan: Loan | None = None
         self._board: Board | None = None
         self._stalls: StallWatch | None = None
+        self.lasting: LastingGrants | None = None
 
     def grant(self, number: int, grants: Sequence[Grant]) -> None:
         """Let a call use these handles."""
@@ -139,6 +140,8 @@ class Conversation:
         if owner is None or owner.thread != thread or owner.item != item or owner.call is not call:
             self._owner = owner = JobOwner(call, thread, item)
         grant = self._granted.get(body.get("handle", 0))
+        if grant is None and self.lasting is not None:
+            grant = self.lasting.lend(self, call.number, body.get("handle"))
         types = body.get("types", b"")
         if frame.kind is Kind.POST:
             if grant is not None:
@@ -196,6 +199,8 @@ class Conversation:
             self.settle(number, death)
         for behind in list(self._grants):
             self.settle(behind, None)
+        if self.lasting is not None:
+            self.lasting.end_with(process, function, self.in_hand)
 
     @property
     def is_live(self) -> bool:
@@ -284,10 +289,7 @@ class Conversation:
         return "the end of its job"
 
     def _begin_wait(self, host: TaskOwner) -> None:
-        """Enter the host's wait. If it closes a cycle, the request of the job fails.
-
-        The request was first: only then is a job worth a host.
-        """
+        """Enter the host's wait. If it closes a cycle, the job's request, the first, fails."""
         cycle = WAITS.cycle(host, self)
         WAITS.add_unchecked(host, self)
         for request in list(self._open.values()) if cycle else ():

@@ -219,12 +219,34 @@ def killed_on_failure(peer: Peer, process: WorkerProcess) -> Iterator[None]:
         raise
 
 
-def pickled_functions(options: ContextOptions) -> tuple[bytes, bytes]:
-    """Return ``init`` and ``retire`` as SETUP carries them. Empty means none."""
-    return (
-        b"" if options.init is bool else _calls.dump_callable(options.init),
-        b"" if options.retire is bool else _calls.dump_callable(options.retire),
-    )
+def pickled_functions(launcher: Launcher, worker: Worker) -> tuple[bytes, bytes]:
+    """Return ``init`` and ``retire`` as SETUP carries them. Empty means none.
+
+    The worker keeps the handles in them.
+
+    Raises:
+        TypeError: they have handles, and the context outlives the run of Trio that has these.
+    """
+    options = launcher.options
+    if options.init is bool and options.retire is bool:
+        return b"", b""
+    with _payload.exporting() as export, _payload.repeated("each worker gets the init and the retire of its context"):
+        functions = (
+            b"" if options.init is bool else _calls.dump_callable(options.init),
+            b"" if options.retire is bool else _calls.dump_callable(options.retire),
+        )
+        if export.grants and launcher.outlives_run:
+            raise TypeError(
+                "init and retire of the default context cannot have locks, channels or the like, because it outlives the run "
+                "of Trio that these belong to: use open_worker_context or cache_scope"
+            )
+    if export.grants:
+        from .lasting import LastingGrants  # few programs need it
+
+        worker.keep(LastingGrants(tuple(export.grants.values())))
+    else:
+        worker.keep(None)
+    return functions
 
 
 def setup_frame(

@@ -32,6 +32,9 @@ class Launcher(abc.ABC):
     inherits_main: ClassVar[bool] = False
     """True if workers have this process's ``__main__``, so its objects pickle by reference."""
 
+    outlives_run: bool = False
+    """True if its context, the default one, may have workers when a run of Trio ends."""
+
     def __init__(self, options: ContextOptions, trace: TraceWriter | None = None) -> None:
         self.options: Final = options
         self.trace: Final = trace

@@ -18,9 +18,15 @@ from .call_sender import CallSender
 from .peer import MAX_UNINTERRUPTED, wait_unconditionally
 
 if TYPE_CHECKING:
+    import socket
+
     from .._options import ContextOptions
     from .._pickling.payload import Grant
+    from .._process.process import WorkerProcess
+    from .._process.record import RecordFile
+    from .._transport.buffer_pool import BufferPool
     from .conversation import Conversation
+    from .lasting import LastingGrants
 
 
 class Forwarder(Protocol):
@@ -158,6 +164,23 @@ class Talker(CallSender):
             # The caller may have been cancelled before the job's first message.
             self.conversation.cancel(self._told)
         return self.conversation
+
+    def keep(self, lasting: LastingGrants | None) -> None:
+        """Let all jobs of the worker use these handles. A start may be tried again with others."""
+        earlier, self.conversation = self.conversation, None
+        if earlier is not None and earlier.lasting is not None:
+            earlier.lasting.end()
+        if lasting is not None:
+            self.converse().lasting = lasting
+
+    def adopt(
+        self, process: WorkerProcess, ours: socket.socket, record: RecordFile, pool: BufferPool | None = None
+    ) -> Channel:
+        """As :meth:`Peer.adopt`."""
+        channel = super().adopt(process, ours, record, pool)
+        if self.conversation is not None and self.conversation.lasting is not None:
+            self.conversation.lasting.begin(self.conversation)
+        return channel
 
     def _hear_job(self, frame: Frame) -> bool:
         # After the death of the worker too: what it has said counts.

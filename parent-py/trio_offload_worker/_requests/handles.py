@@ -46,12 +46,7 @@ class JobHandle:
         self._details = details
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if not is_exporting(sys._getframe().f_back):
-            raise TypeError(
-                f"a {type(self).__name__} can be pickled only by trio-offload: pass it to the parent as an argument, "
-                "through a channel or as a result of this job"
-            )
-        return attach, (self._kind, self._id, *self._details)
+        return pickled(self, sys._getframe().f_back)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, JobHandle) and other._id == self._id
@@ -61,6 +56,24 @@ class JobHandle:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._id:#x} of the parent>"
+
+
+def pickled(handle: JobHandle, frame: Any) -> tuple[Any, ...]:
+    """Return the pickle of a handle.
+
+    Args:
+        handle: the handle.
+        frame: the frame that has called the pickler.
+
+    Raises:
+        TypeError: the pickler does not work for the other side.
+    """
+    if not is_exporting(frame):
+        raise TypeError(
+            f"a {type(handle).__name__} can be pickled only by trio-offload: pass it to the parent as an argument, "
+            "through a channel or as a result of this job"
+        )
+    return attach, (handle._kind, handle._id, *handle._details)
 
 
 def is_exporting(frame: Any) -> bool:
