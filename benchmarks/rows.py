@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TypeVar
 
 from calls import POOL_MAP, MapRate, reports_warm, throughput, warm_call
+from connecting import IN_A_THREAD, round_trip
 from contenders import (
     ANYIO,
     ECHO,
     OURS,
+    OURS_CONNECTION,
     OURS_FORKSERVER,
     OURS_MAP,
     OURS_TALKING,
@@ -156,6 +158,14 @@ ROWS = [
         ours=OURS_TALKING,
     ),
     Row("check_cancelled", "ns", "less", check_cancelled, (Goal(None, 150),), ours=OURS_TALKING),
+    Row(
+        "connection: 100 bytes to a plain process and back",
+        "µs",
+        "less",
+        round_trip,
+        (Goal(IN_A_THREAD, 0.5),),
+        ours=OURS_CONNECTION,
+    ),
 ]
 
 CURVES = [

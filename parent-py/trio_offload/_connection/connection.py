@@ -254,7 +254,7 @@ class Connection(trio.abc.Channel[Any]):
         """
         if not self._closed:
             self._closed = True
-            # Outside of `trio.run` there are no tasks that wait.
+            # Tasks that wait exist in `trio.run` only.
             with contextlib.suppress(RuntimeError):
                 trio.lowlevel.notify_closing(self._descriptor)
             self._endpoint.close()

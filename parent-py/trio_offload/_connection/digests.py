@@ -2,7 +2,7 @@
 
 Each side sends a random challenge, and the other answers with its HMAC under the key. Python 3.12
 and later begin a challenge, and the answer, with the name of the digest in braces. Earlier ones
-have HMAC-MD5 only, and no name: their challenge has 20 bytes, their answer 16.
+have HMAC-MD5 only, without a name: their challenge has 20 bytes, their answer 16.
 """
 
 from __future__ import annotations
