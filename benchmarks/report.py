@@ -181,6 +181,7 @@ def page(written: dict[str, Any], picture: str | None) -> str:
     if missed:
         verdict += " Not met: " + "; ".join(missed) + "."
     parts = [
+        "# Figures",
         (
             f"{described['processor']}, {described['cores']} cores, {described['memory_gb']:g} GB, "
             f"Linux {described['kernel']}, transparent huge pages: {described['transparent_huge_pages']}; "
