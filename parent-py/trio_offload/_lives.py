@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._context import WorkerContext
 from ._default import current_context
@@ -20,9 +20,10 @@ else:
         genfn: Callable[..., Iterable[Any]],
         *args: Any,
         window: int = 16,
+        chunk: int | Literal["auto"] = "auto",
         grace: float | None = 5.0,
         limiter: Limiter | None = None,
     ) -> Stream[Any, Any]:
-        return current_context().stream(genfn, *args, window=window, grace=grace, limiter=limiter)
+        return current_context().stream(genfn, *args, window=window, chunk=chunk, grace=grace, limiter=limiter)
 
     stream.__doc__ = WorkerContext.stream.__doc__

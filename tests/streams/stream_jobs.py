@@ -109,3 +109,26 @@ def channels(send: Any) -> Iterator[Any]:
         yield clone
         clone.close()
         yield number
+
+
+def waits_at(gate: str, before: int, after: int = 0) -> Iterator[int]:
+    yield from range(before)
+    with open(gate, "rb") as file:
+        file.read(1)
+    if after:
+        yield from range(after)
+        time.sleep(0.1)  # a held value is sent after a millisecond
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_in_cleanup() -> Iterator[int]:
+    try:
+        while True:
+            yield 0
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def squares(answer: Any, end: int) -> Iterator[int]:
+    for number in range(end):
+        yield answer(number)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal
 
 from trio_offload_worker._requests.streams import GeneratorCall
 
@@ -11,6 +11,7 @@ from .._limiter import Limiter
 from .._pickling.by_reference import check_function
 from .._sizes import check_count, check_seconds
 from .stream import Stream
+from .values import Values
 
 
 def stream(
@@ -18,6 +19,7 @@ def stream(
     genfn: Callable[..., Iterable[Any]],
     *args: Any,
     window: int = 16,
+    chunk: int | Literal["auto"] = "auto",
     grace: float | None = 5.0,
     limiter: Limiter | None = None,
 ) -> Stream[Any, Any]:
@@ -46,6 +48,9 @@ def stream(
             as for :func:`run_sync`.
         *args: Its positional arguments.
         window: Largest number of values that it is ahead of the consumer.
+        chunk: Largest number of values that travel together. They do so only while the consumer
+            is behind. "auto" means up to half of the window. 1 means that each value is sent when
+            it has been yielded.
         grace: Seconds that it has to end after its block was left, or cancelled. Then its
             worker is killed. None means unlimited.
         limiter: As for :func:`run_sync`. The generator holds a token until it ends, but lends
@@ -61,12 +66,30 @@ def stream(
     The iterator raises the exceptions of :func:`run_sync`. The end of the block raises an
     exception of the generator's cleanup.
     """
-    check_function(genfn)
-    check_count("window", window)
-    if grace is not None:
-        check_seconds("grace", grace)
-    call = GeneratorCall(genfn)
-    return Stream(lambda values: self.run_sync(call, values, *args, grace=grace, limiter=limiter), window)
+    return _checked(self, GeneratorCall(genfn), args, window, chunk, grace, limiter)
 
 
 stream.__qualname__ = "WorkerContext.stream"
+
+
+def _checked(
+    context: Any,
+    call: GeneratorCall,
+    args: tuple[Any, ...],
+    window: int,
+    chunk: int | Literal["auto"],
+    grace: float | None,
+    limiter: Limiter | None,
+) -> Stream[Any, Any]:
+    check_function(call.function)
+    check_count("window", window)
+    if chunk != "auto":
+        check_count("chunk", chunk, alternative=" or 'auto'")
+    if grace is not None:
+        check_seconds("grace", grace)
+
+    def start(values: Values) -> Awaitable[Any]:
+        awaitable: Awaitable[Any] = context.run_sync(call, values, *args, grace=grace, limiter=limiter)
+        return awaitable
+
+    return Stream(start, window, None if chunk == "auto" else chunk)

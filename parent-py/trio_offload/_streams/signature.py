@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from .._limiter import Limiter
 
@@ -27,6 +27,7 @@ class StreamMethod(Protocol):
         genfn: Callable[[Unpack[ArgumentTypes]], Generator[ValueType, Any, ResultType]],
         *args: Unpack[ArgumentTypes],
         window: int = 16,
+        chunk: int | Literal["auto"] = "auto",
         grace: float | None = 5.0,
         limiter: Limiter | None = None,
     ) -> Stream[ValueType, ResultType]: ...
@@ -37,6 +38,7 @@ class StreamMethod(Protocol):
         genfn: Callable[[Unpack[ArgumentTypes]], Iterable[ValueType]],
         *args: Unpack[ArgumentTypes],
         window: int = 16,
+        chunk: int | Literal["auto"] = "auto",
         grace: float | None = 5.0,
         limiter: Limiter | None = None,
     ) -> Stream[ValueType, Any]: ...

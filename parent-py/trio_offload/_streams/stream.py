@@ -1,7 +1,7 @@
 """A stream: the values of a generator that runs in a worker.
 
-The generator's call is an ordinary one, in a task of the block. It gets a channel, whose buffer is
-the window. Rules:
+The generator's call is an ordinary one, in a task of the block. It gets a handle, by which its job
+sends the values (``values.py``). Rules:
 
 * An error comes after the values that were sent before it.
 * At the end of the block the call is cancelled, if it still runs. So its job is told, and the next
@@ -12,17 +12,19 @@ the window. Rules:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import outcome
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._exceptions import is_interrupt
-from .._sync.channels import MovedEnd, ReceiveChannel, SendChannel
-from .._sync.open_channel import open_channel
+from .values import LATE, Values, load
+
+if TYPE_CHECKING:
+    from .statistics import StreamStatistics
 
 ValueType = TypeVar("ValueType", covariant=True)
 ResultType = TypeVar("ResultType", covariant=True)
@@ -36,17 +38,21 @@ class Stream(Generic[ValueType, ResultType]):
     Args:
         start: Runs the call, with the argument for the job's
             :func:`~trio_offload_worker._requests.streams.send_values`. Returns the call's result.
-        window: Largest number of values that have been sent and not been consumed.
+        window: Largest number of values that have been yielded and not been taken.
+        chunk: Largest number of values that travel together. None means that it depends on the
+            window.
     """
 
-    def __init__(self, start: Callable[[MovedEnd], Awaitable[ResultType]], window: int) -> None:
+    def __init__(self, start: Callable[[Values], Awaitable[ResultType]], window: int = 16, chunk: int | None = None) -> None:
         self._start = start
-        self._window = window
+        self._values = Values(window, chunk)
         self._scope = trio.CancelScope()
-        self._ended = trio.Event()
         self._outcome: outcome.Value[ResultType] | outcome.Error | None = None
         self._manager: Any = None
-        self._values: ReceiveChannel[ValueType] | None = None
+        # The values that the consumer gets before the next checkpoint.
+        self._batch: list[Any] = []
+        self._rest: Iterator[Any] = iter(())
+        self._has_ended = False
         self._is_left = False
         self._has_raised_late = False
         self._is_exhausted = False
@@ -58,8 +64,7 @@ class Stream(Generic[ValueType, ResultType]):
         await trio.lowlevel.checkpoint()
         self._manager = trio.open_nursery()
         nursery = await self._manager.__aenter__()
-        send, self._values = open_channel[Any](self._window)
-        nursery.start_soon(self._run, send)
+        nursery.start_soon(self._run)
         return self
 
     @enable_ki_protection
@@ -68,6 +73,7 @@ class Stream(Generic[ValueType, ResultType]):
     ) -> None:
         self._is_left = True
         self._scope.cancel()
+        self._rest = iter(())
         try:
             await self._manager.__aexit__(None, None, None)
         except BaseException as problem:
@@ -76,34 +82,58 @@ class Stream(Generic[ValueType, ResultType]):
                 raise
             raise KeyboardInterrupt from None
         finally:
-            if self._values is not None:
-                self._values.close()
+            self._values.close()
         if self._has_raised_late and isinstance(self._outcome, outcome.Error):
             raise self._outcome.error
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a stream cannot be pickled or copied. For a job, use the receiving end of an open_channel()")
 
     def __aiter__(self) -> Stream[ValueType, ResultType]:
         return self
 
+    def __anext__(self) -> Coroutine[Any, Any, ValueType]:
+        # Returns the coroutine, because another one around it would slow each step.
+        return self._next()
+
+    async def _next(self) -> ValueType:
+        while True:
+            for value in self._rest:
+                if type(value) in LATE:
+                    loaded: ValueType = load(value)
+                    return loaded
+                plain: ValueType = value
+                return plain
+            if not await self._advance():
+                raise StopAsyncIteration
+
     @enable_ki_protection
-    async def __anext__(self) -> ValueType:
-        if self._values is None:
+    async def _advance(self) -> bool:
+        """Wait for further values. Return False at the end."""
+        values = self._values
+        if self._manager is None:
             raise TypeError("a stream runs inside a block: write `async with stream(genfn) as values:`, and iterate there")
+        if self._batch:
+            batch, self._batch = self._batch, []
+            values.note_taken(batch)
+        if len(values):
+            await trio.lowlevel.checkpoint()
+        while not self._is_left and not len(values) and not self._has_ended:
+            await values.wait()
         if self._is_left:
             raise trio.ClosedResourceError("the block of this stream has ended")
-        if self._is_exhausted:
-            await trio.lowlevel.checkpoint()
-            raise StopAsyncIteration
-        try:
-            return await self._values.receive()
-        except (trio.EndOfChannel, trio.BrokenResourceError):
-            pass
-        await self._ended.wait()
-        self._is_exhausted = True
-        if self._outcome is None:
-            # The consumer has a shield from a cancellation that has ended the call.
-            raise trio.BrokenResourceError("the generator's call was cancelled")
-        self._outcome.unwrap()
-        raise StopAsyncIteration
+        if len(values):
+            self._batch = values.take()
+            self._rest = iter(self._batch)
+            return True
+        await trio.lowlevel.checkpoint()
+        if not self._is_exhausted:
+            self._is_exhausted = True
+            if self._outcome is None:
+                # The consumer has a shield from a cancellation that has ended the call.
+                raise trio.BrokenResourceError("the generator's call was cancelled")
+            self._outcome.unwrap()
+        return False
 
     @property
     def result(self) -> ResultType:
@@ -118,16 +148,20 @@ class Stream(Generic[ValueType, ResultType]):
             )
         return self._outcome.value
 
+    def statistics(self) -> StreamStatistics:
+        """Return statistics of the stream."""
+        return self._values.statistics()
+
     @enable_ki_protection
-    async def _run(self, send: SendChannel[Any]) -> None:
+    async def _run(self) -> None:
         try:
             with self._scope:
-                self._outcome = outcome.Value(await self._start(send.move()))
+                self._outcome = outcome.Value(await self._start(self._values))
         except trio.Cancelled:
             pass  # From a scope around the block, whose own task gets its own cancellation.
         except Exception as error:
             self._outcome = outcome.Error(error)
             self._has_raised_late = self._is_left
         finally:
-            send.close()
-            self._ended.set()
+            self._has_ended = True
+            self._values.wake()

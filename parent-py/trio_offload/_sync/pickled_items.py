@@ -104,6 +104,11 @@ def take(item: Item) -> Any:
         pickled.release()
 
 
+def load_plain(pickled: bytes) -> Any:
+    """Unpickle a value without buffers and handles. Raises any exception of the unpickler."""
+    return _calls.load((pickled,))
+
+
 def items_from(message: Request | Post, *, several: bool) -> list[Item]:
     """Return the items that a job sends.
 

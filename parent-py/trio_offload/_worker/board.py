@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from trio_offload_worker._protocol.frames import FLAGS
+from trio_offload_worker._protocol.frames import FLAGS, FLAGS_AT, TAKEN_AT
 
 _WORD: Final = 64
+# Behind the flags, in the same words.
+_TAKEN: Final = (TAKEN_AT - FLAGS_AT) // 8
 # Bit 0 tells the job that the flags count: a front that cannot be mapped is empty.
 _FIRST: Final = 1
 
@@ -34,6 +36,10 @@ class Board:
         else:
             self._words[place] &= ~(1 << bit)
         self._worker.write_flags(place, self._words[place])
+
+    def show_taken(self, number: int) -> None:
+        """Tell the running stream how many of its values have been taken."""
+        self._worker.write_flags(_TAKEN, number)
 
 
 # Numbers of flags that no event has. All events of the program share them: in each record an event

@@ -99,6 +99,7 @@ CLASSES: Final = {
     "send_channel": "channels:SendChannel",
     "receive_channel": "channels:ReceiveChannel",
     "work_queue": "queues:WorkQueue",
+    "stream": "streams:ValueSender",
     "lock": "locks:Lock",
     "rlock": "locks:RLock",
     "semaphore": "counters:Semaphore",
