@@ -7,7 +7,7 @@ A job without room asks, and gets the number as the reply.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import trio
 
@@ -62,7 +62,11 @@ class Values(Handle):
         """As :meth:`Handle.grant`."""
         return _ValuesGrant(self)
 
-    def details(self, grant: Grant) -> tuple[int, int]:
+    def grant_of_copy(self) -> NoReturn:
+        """As :meth:`Handle.grant_of_copy`: only the call that runs the generator sends values."""
+        raise RuntimeError("the stream belongs to another call")
+
+    def details(self, grant: Grant | None) -> tuple[int, int]:
         """As :meth:`Handle.details`."""
         return self._window, self._chunk
 
