@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -26,6 +28,24 @@ from trio_offload_worker._system.memory import allocate
 _real_start = _process.spawn
 
 
+class _ReceivesDescriptors:
+    """A socket with the methods that a channel uses."""
+
+    def __init__(self, real: socket.socket, descriptors: list[int]) -> None:
+        self._real = real
+        self._descriptors = descriptors
+
+    def recv_into(self, target: memoryview) -> int:
+        count, messages, flags, _ = self._real.recvmsg_into([target], socket.CMSG_SPACE(64), socket.MSG_CMSG_CLOEXEC)
+        assert not flags & socket.MSG_CTRUNC
+        for _, _, data in messages:
+            self._descriptors += struct.unpack(f"{len(data) // 4}i", data)
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 class Peer:
     """Speaks raw bytes in a worker's place."""
 
@@ -35,6 +55,7 @@ class Peer:
         self._program.write_text("#!/bin/sh\nexec cat <&3 >/dev/null\n")
         self._program.chmod(0o700)
         self._started = trio.Event()
+        self.descriptors: list[int] = []
 
     def start(
         self, executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None
@@ -55,6 +76,10 @@ class Peer:
             frame = await self._channel.receive(cancellable=True)
         assert frame.kind is kind
         return frame
+
+    def keep_descriptors(self) -> None:
+        """Receive descriptors from now on. The test owns them."""
+        self._channel._socket = _ReceivesDescriptors(self._socket, self.descriptors)  # type: ignore[assignment]
 
     def say(self, data: bytes) -> None:
         assert self._socket.send(data) == len(data)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -11,7 +14,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_offload._transport.channel import Channel, EndOfStream
-from trio_offload._transport.sockets import WriteFailed, socket_pair
+from trio_offload._transport.sockets import CarryingFrame, Descriptors, WriteFailed, socket_pair
 from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, WireError, encode_call, encode_head
 
 ANSWER = encode_head(Kind.RESULT, 1, (4,)) + b"\x80\x05N."
@@ -220,3 +223,110 @@ def test_a_small_frame_to_nobody(line: Line) -> None:
     with pytest.raises(WriteFailed) as caught:
         line.channel.send_small(b"frame")
     assert not caught.value.sent
+
+
+def receive_with_descriptors(line: Line, size: int) -> tuple[bytes, list[bytes]]:
+    """What comes, and the contents of the files whose descriptors come with it."""
+    data, messages, _, _ = line.theirs.recvmsg(size, socket.CMSG_SPACE(64))
+    contents = []
+    for _, _, numbers in messages:
+        for number in struct.unpack(f"{len(numbers) // 4}i", numbers):
+            contents.append(os.pread(number, 10, 0))
+            os.close(number)
+    return data, contents
+
+
+def carrying(frame: bytes, *contents: bytes) -> CarryingFrame:
+    numbers = []
+    for content in contents:
+        numbers.append(os.memfd_create("of-the-test"))
+        os.write(numbers[-1], content)
+    descriptors = Descriptors(numbers)
+    for number in numbers:
+        os.close(number)
+    return CarryingFrame.of(frame, descriptors)
+
+
+async def test_descriptors_come_with_the_first_byte_of_their_frame(line: Line) -> None:
+    line.channel.send_small(b"before")
+    assert line.channel.send_carrying(carrying(b"frame", b"one", b"two")) == []
+    line.channel.send_small(b"behind")
+    line.theirs.setblocking(False)
+    assert receive_with_descriptors(line, 6) == (b"before", [])
+    assert receive_with_descriptors(line, 1) == (b"f", [b"one", b"two"])
+    assert receive_with_descriptors(line, 100) == (b"ramebehind", [])
+
+
+async def test_descriptors_between_copies_and_pages(line: Line) -> None:
+    """Each begins a message, whatever is written before it."""
+    parts: list[Buffer] = [
+        bytes(100),
+        carrying(b"1" * 9, b"one"),
+        carrying(b"2", b"two"),
+        bytes(2**21),
+        carrying(b"3", b"three"),
+    ]
+    parts += [bytes(2**20), b"last"]
+    size = sum(map(len, parts))
+    found: list[bytes] = []
+    ahead = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: line.channel.send_rest(parts, False, cancellable=True))
+        line.theirs.setblocking(False)
+        while size:
+            await trio.lowlevel.wait_readable(line.theirs)
+            data, contents = receive_with_descriptors(line, 2**16)
+            ahead += [len(data)] if contents else []
+            found += contents
+            size -= len(data)
+    assert found == [b"one", b"two", b"three"]
+    assert parts == []
+
+
+async def test_descriptors_wait_for_room(line: Line) -> None:
+    filling = 0
+    while not (rest := line.channel.send_small(bytes(2**20))):
+        filling += 2**20
+    filling += 2**20 - len(rest)
+    frame = carrying(b"frame", b"contents")
+    assert line.channel.send_carrying(frame) == [frame]
+    parts: list[Buffer] = [frame, b"behind"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: line.channel.send_rest(parts, False, cancellable=True))
+        await wait_all_tasks_blocked()
+        assert frame.descriptors.numbers
+        while filling:
+            filling -= len(line.theirs.recv(min(filling, 2**16)))
+    assert frame.descriptors.numbers == []
+    assert receive_with_descriptors(line, 5) == (b"frame", [b"contents"])
+    assert line.theirs.recv(100) == b"behind"
+
+
+async def test_descriptors_wait_while_too_many_are_in_flight(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is of the user, and does not count for root."""
+    attempts: list[Any] = []
+    real = line.channel.send_with_descriptors
+
+    def refuse_twice(self: Any, parts: Any, descriptors: Any) -> Any:
+        attempts.append(parts)
+        return None if len(attempts) < 3 else real(parts, descriptors)
+
+    monkeypatch.setattr(Channel, "send_with_descriptors", refuse_twice)
+    await line.channel.send_rest([carrying(b"frame", b"contents")], False, cancellable=True)
+    assert len(attempts) == 3
+    assert receive_with_descriptors(line, 5) == (b"frame", [b"contents"])
+
+
+def test_descriptors_that_cannot_be_duplicated() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        Descriptors([0, 10**6])
+
+
+async def test_descriptors_to_a_reader_that_is_gone(line: Line) -> None:
+    line.theirs.close()
+    frame = carrying(b"frame", b"contents")
+    with pytest.raises(WriteFailed):
+        line.channel.send_carrying(frame)
+    frame.descriptors.close()
+    frame.descriptors.close()
+    assert frame.descriptors.numbers == []

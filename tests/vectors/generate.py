@@ -557,6 +557,8 @@ def talk() -> None:
         ),
     )
     good("reply-refused", "a REPLY with a message only", frame(REPLY, 7, [], REPLY_BODY | {"message": "it is closed"}))
+    good("reply-descriptors", "a REPLY with a descriptor", frame(REPLY, 7, [], REPLY_BODY | {"descriptors": 1}))
+    good("reply-descriptors-most", "a REPLY with the most", frame(REPLY, 7, [b"x"], REPLY_BODY | {"descriptors": 16}))
     good("credit", "a CREDIT", frame(CREDIT, 7, [], CREDIT_BODY))
     good("request", "a REQUEST without a handle and without segments", frame(REQUEST, 7, [], REQUEST_BODY))
     whole = {"request": 2**32, "op": "send", "handle": 2**64 - 1, "thread": 2**22, "count": 3, "item": 0, "shield": True}
@@ -1288,6 +1290,7 @@ def body_errors() -> None:
             "type": not_text,
             "message": not_text,
             "traceback": not_text,
+            "descriptors": [*not_unsigned, ("seventeen", 17), ("huge", 2**64 - 1)],
         },
         "credit": {"handle": not_unsigned, "count": not_unsigned},
         "request": {

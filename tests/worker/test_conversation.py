@@ -24,6 +24,7 @@ from workers import begin_worker
 from trio_offload import BrokenWorkerError, JobExitError
 from trio_offload._pickling.calls import dump_call
 from trio_offload._pickling.payload import Payload
+from trio_offload._transport.sockets import Descriptors
 from trio_offload._worker.requests import Death, JobOwner, Post, Request
 from trio_offload._worker.states import CallNotRun, State
 from trio_offload._worker.worker import Worker
@@ -466,3 +467,99 @@ async def test_cancelled_of_a_job_is_believed_if_it_was_told(peer: Peer, told: b
     assert talk.result is not None
     _, error = talk.result.unwrap()
     assert type(error) is (Cancelled if told else JobExitError)
+
+
+def contents_of(descriptor: int) -> bytes:
+    try:
+        return os.pread(descriptor, 100, 0)
+    finally:
+        os.close(descriptor)
+
+
+def file_of(contents: bytes) -> int:
+    descriptor = os.memfd_create("of-the-test")
+    os.write(descriptor, contents)
+    return descriptor
+
+
+@asynccontextmanager
+async def descriptor_behind_full_socket(peer: Peer, **options: Any) -> AsyncIterator[tuple[Talk, int]]:
+    """A reply with a descriptor waits behind eight large ones. Yield the number of open descriptors without it too."""
+    async with talking(peer, **options) as talk:
+        for number in range(1, 10):
+            talk.request("x", number=number, handle=77, thread=number)
+        while len(talk.grant.parked) < 9:
+            await wait_all_tasks_blocked(0.001)
+        for request in talk.grant.parked[:8]:
+            request.complete("value", [bytes(2**20 - 1)])
+        await wait_all_tasks_blocked()  # the socket is full
+        original = file_of(b"contents")
+        opened = len(os.listdir("/proc/self/fd"))
+        talk.grant.parked[8].complete_descriptors(Descriptors([original]))
+        assert len(os.listdir("/proc/self/fd")) == opened + 1  # it waits
+        os.close(original)
+        yield talk, opened - 1
+
+
+async def test_descriptor_waits_for_room_in_the_socket(peer: Peer) -> None:
+    async with descriptor_behind_full_socket(peer) as (talk, opened):
+        peer.keep_descriptors()
+        for _ in range(8):
+            await peer.hear(Kind.REPLY)
+        assert peer.descriptors == []
+        frame = await peer.hear(Kind.REPLY)
+        assert frame.body == {"request": 9, "status": "value", "descriptors": 1}
+        assert len(os.listdir("/proc/self/fd")) == opened + 1  # the peer's
+        assert [contents_of(descriptor) for descriptor in peer.descriptors] == [b"contents"]
+        talk.return_value()
+
+
+async def test_descriptor_that_waits_is_closed_with_its_call(peer: Peer) -> None:
+    async with descriptor_behind_full_socket(peer) as (talk, opened):
+        talk.return_value()
+        await talk.done.wait()
+        assert len(os.listdir("/proc/self/fd")) == opened
+        assert talk.worker.state is State.IDLE
+        # The stream goes on with whole frames.
+        peer.keep_descriptors()
+        talk.submit()
+        talk.start()
+        for _ in range(8):
+            await peer.hear(Kind.REPLY)
+        assert (await peer.hear(Kind.CALL)).id == 2
+        assert peer.descriptors == []
+        talk.return_value(call=2)
+
+
+async def test_descriptor_that_waits_is_closed_with_its_worker(peer: Peer) -> None:
+    async with descriptor_behind_full_socket(peer) as (talk, _):
+        peer.end()
+        await talk.done.wait()
+    assert isinstance(talk.result, outcome.Error)
+
+
+async def test_descriptor_waits_through_a_cancellation(peer: Peer) -> None:
+    async with descriptor_behind_full_socket(peer, grace=60.0) as (talk, _):
+        talk.scope.cancel()
+        await wait_all_tasks_blocked()
+        peer.keep_descriptors()
+        for _ in range(9):
+            await peer.hear(Kind.REPLY)
+        assert [contents_of(descriptor) for descriptor in peer.descriptors] == [b"contents"]
+        talk.return_value()
+
+
+async def test_descriptor_for_a_request_that_has_ended(peer: Peer) -> None:
+    async with talking(peer) as talk:
+        talk.request("x", handle=77)
+        while not talk.grant.parked:
+            await wait_all_tasks_blocked(0.001)
+        (request,) = talk.grant.parked
+        request.withdraw("withdrawn")
+        original = file_of(b"")
+        descriptors = Descriptors([original])
+        request.complete_descriptors(descriptors)
+        assert (await talk.reply())[0] == "withdrawn"
+        descriptors.close()
+        os.close(original)
+        talk.return_value()

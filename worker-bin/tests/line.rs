@@ -86,6 +86,42 @@ fn job<R>(script: Script, work: impl FnOnce(&FakeLine) -> R) -> (R, Connection<S
     (outcome, connection, aside)
 }
 
+fn reply_with_descriptors(id: u64, request: u64, descriptors: u8, segments: &[&[u8]]) -> Vec<u8> {
+    let reply = Reply { request, status: "value".to_owned(), descriptors, ..Reply::default() };
+    frame(Message::Reply(Box::new(reply)), id, segments)
+}
+
+#[test]
+fn descriptors_go_with_their_answers() {
+    let bytes = [
+        reply_with_descriptors(THIS_CALL - 1, 9, 1, &[]),
+        reply_with_descriptors(THIS_CALL, 1, 2, &[b"segment"]),
+        reply(THIS_CALL, 2, &[]),
+        call(THIS_CALL + 1),
+        reply_with_descriptors(THIS_CALL, 3, 1, &[]),
+    ]
+    .concat();
+    for place in 1..bytes.len() {
+        let mut script = Script::cut(&bytes, &[place], true);
+        script.carried = [1, 2, 3].into();
+        let (counts, connection, _) = job(script, |line| {
+            line.open_carried();
+            let mut nothing = 0;
+            [(); 3].map(|()| receive(line, &mut nothing).carried.descriptors.len())
+        });
+        // The first answer was another call's, and its descriptors are closed.
+        assert_eq!(counts, [2, 0, 3]);
+        drop(connection);
+    }
+}
+
+#[test]
+fn an_answer_without_its_descriptors() {
+    let bytes = reply_with_descriptors(THIS_CALL, 1, 1, &[]);
+    let (carried, _, _) = job(Script::new([Event::Bytes(bytes)]), |line| receive(line, &mut 0).carried);
+    assert!(carried.is_empty());
+}
+
 #[test]
 fn an_answer_behind_up_to_fifteen_calls_in_all_splits() {
     for ahead in [0, 1, 2, 3, 7, 14, 15] {

@@ -112,11 +112,13 @@ fn message() -> impl Strategy<Value = Message> {
         option_figures().prop_map(Message::Ready),
         (types(), option_figures()).prop_map(|(types, figures)| Message::Result(types, figures)),
         figures().prop_map(Message::Report),
-        (any::<u64>(), ".{0,9}", types(), any::<[bool; 3]>()).prop_map(|(request, status, types, has)| {
-            let text = |has: bool| has.then(|| status.clone());
-            let (type_name, message, traceback) = (text(has[0]), text(has[1]), text(has[2]));
-            Message::Reply(Box::new(Reply { request, types, type_name, message, traceback, status }))
-        }),
+        (any::<u64>(), ".{0,9}", types(), any::<[bool; 3]>(), 0_u8..=16).prop_map(
+            |(request, status, types, has, descriptors)| {
+                let text = |has: bool| has.then(|| status.clone());
+                let (type_name, message, traceback) = (text(has[0]), text(has[1]), text(has[2]));
+                Message::Reply(Box::new(Reply { request, types, type_name, message, traceback, status, descriptors }))
+            }
+        ),
         any::<[u64; 2]>().prop_map(|[handle, count]| Message::Credit(Credit { handle, count })),
         (said(), any::<u64>(), any::<bool>())
             .prop_map(|(said, request, shield)| { Message::Request(Box::new(Said { request: Some(request), shield, ..said })) }),

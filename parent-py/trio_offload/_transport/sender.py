@@ -10,9 +10,11 @@ from typing import Final
 
 from trio_offload_worker._protocol.frames import Buffer
 
+from .. import _clock
 from .sockets import (
     MAX_PARTS,
     YIELD_EVERY,
+    CarryingFrame,
     WriteFailed,
     after,
     check_is_gone,
@@ -24,6 +26,8 @@ from .sockets import (
 _SMALL_SIZE: Final = 32 * 1024
 # Smaller buffers are sent as fast by copying, without an import of ctypes.
 MIN_PAGES_SIZE: Final = 2**20
+# Seconds between two attempts while too many descriptors are in flight.
+_RETRY_DELAY: Final = 0.01
 
 
 class Sender:
@@ -94,7 +98,9 @@ class Sender:
             cancellable: False to defer cancellation until the frame is complete.
         """
         while parts:
-            if self._goes_as_pages(parts[0]):
+            if isinstance(parts[0], CarryingFrame):
+                parts[:1] = await self._send_carrying(parts[0], cancellable)
+            elif self._goes_as_pages(parts[0]):
                 # A system that refuses will refuse again.
                 self._splices = await _pages().send_pages(self._descriptor, parts, sent, cancellable)
             else:
@@ -106,7 +112,10 @@ class Sender:
 
     def _count_copied(self, parts: list[Buffer]) -> int:
         """Return the number of leading buffers to copy with one ``sendmsg``."""
-        return next((index for index, part in enumerate(parts[:MAX_PARTS]) if self._goes_as_pages(part)), MAX_PARTS)
+        for index, part in enumerate(parts[:MAX_PARTS]):
+            if self._goes_as_pages(part) or isinstance(part, CarryingFrame):
+                return index
+        return MAX_PARTS
 
     async def _send_copies(self, parts: list[Buffer], count: int, sent: bool, cancellable: bool) -> None:
         """Send the first ``count`` buffers, and remove sent data from the list."""
@@ -178,6 +187,30 @@ class Sender:
             if not isinstance(error, BlockingIOError):
                 check_is_gone(error)
             return False
+
+    def send_carrying(self, frame: CarryingFrame) -> list[Buffer]:
+        """Write a frame with its descriptors, without waiting. Return the rest.
+
+        Raises:
+            WriteFailed: the other side is gone.
+        """
+        rest = self.send_with_descriptors([frame], frame.descriptors.numbers)
+        if rest is None:
+            return [frame]
+        frame.descriptors.close()
+        return rest
+
+    async def _send_carrying(self, frame: CarryingFrame, cancellable: bool) -> list[Buffer]:
+        while True:
+            rest = self.send_carrying(frame)
+            if not rest or rest[0] is not frame:
+                return rest
+            await wait_writable(self._descriptor, cancellable)
+            rest = self.send_carrying(frame)
+            if not rest or rest[0] is not frame:
+                return rest
+            # The socket has room, so too many descriptors are in flight.
+            await _clock.sleep(_RETRY_DELAY)
 
     def send_with_descriptors(self, parts: Sequence[Buffer], descriptors: Sequence[int]) -> list[Buffer] | None:
         """Write without waiting; the first byte carries descriptors (unix(7), ``SCM_RIGHTS``).

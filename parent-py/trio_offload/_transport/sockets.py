@@ -1,9 +1,11 @@
-"""Socket pairs, scatter lists, and waits that defer cancellation."""
+"""Socket pairs, descriptors in frames, scatter lists, and waits that defer cancellation."""
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
+from collections.abc import Iterable
 from typing import Any, Final
 
 import trio
@@ -51,6 +53,47 @@ def check_is_gone(error: OSError) -> None:
     """Raise the error, unless it means that the connection is closed."""
     if error.errno not in GONE:
         raise error
+
+
+class Descriptors:
+    """Duplicates of file descriptors, for a frame. They are closed once it is sent, or dropped.
+
+    So what is waiting to be sent does not change if its owner closes the original.
+
+    Raises:
+        OSError: too many files are open, or a number is invalid.
+    """
+
+    __slots__ = ("numbers",)
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        import fcntl  # few programs need it
+
+        self.numbers: list[int] = []
+        for number in numbers:
+            # Above the standard streams, whatever a program has closed.
+            self.numbers.append(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3))
+
+    def close(self) -> None:
+        """Close them. May be done again."""
+        while self.numbers:
+            os.close(self.numbers.pop())
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class CarryingFrame(bytes):
+    """A whole small frame whose first byte carries descriptors."""
+
+    descriptors: Descriptors
+
+    @classmethod
+    def of(cls, frame: bytes, descriptors: Descriptors) -> CarryingFrame:
+        """Return the frame, which owns the descriptors."""
+        made = cls(frame)
+        made.descriptors = descriptors
+        return made
 
 
 async def wait_writable(descriptor: int, cancellable: bool) -> None:

@@ -19,9 +19,8 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import outcome
 import trio
@@ -31,59 +30,26 @@ from trio_offload_worker._protocol.frames import Buffer, Frame, Kind, encode_hea
 from .._exceptions import DeadlockError, is_cancelled
 from .._statistics import WaitingJob
 from .._transport.sender import MIN_PAGES_SIZE
-from .._transport.sockets import WriteFailed
+from .._transport.sockets import CarryingFrame
 from .._wait_graph import WAITS, in_words
 from .board import Board
 from .callbacks import call_plain
 from .endings import describe_ending
 from .loans import Loan, loan_of
+from .outbox import Outbox
 from .peer import MAX_UNINTERRUPTED
 from .requests import Death, JobCall, JobOwner, Post, Request, TaskOwner
 from .stalls import StallWatch, watch_of_run
 
 if TYPE_CHECKING:
-    from .._options import ContextOptions
     from .._pickling.payload import Grant
     from .._process.process import WorkerProcess
     from .._transport.channel import Channel
     from .lasting import LastingGrants
+    from .speaker import Speaker
 
 SYNCHRONOUS: Final = frozenset(("run_sync",))
 """Requests that a cancelled job may still make, because they end at once."""
-
-
-class Speaker(Protocol):
-    """A worker, as its conversation sees it."""
-
-    process: WorkerProcess
-    limiter: object
-    options: ContextOptions
-
-    @property
-    def channel(self) -> Channel | None:
-        """The channel, until the end."""
-
-    @property
-    def running_function(self) -> str | None:
-        """The name of the running function."""
-
-    def take_unsent(self) -> list[Buffer]:
-        """Return the data that the socket has left. The caller writes it."""
-
-    def put_back_unsent(self, unsent: list[Buffer]) -> None:
-        """Undo :meth:`take_unsent` for the rest."""
-
-    def begin_cancelling(self, *, kills: bool) -> None:
-        """Kill the process because the caller is cancelled, or tell the job that."""
-
-    def handle_aside(self, frame: Frame) -> bool:
-        """Handle a frame beside the answers. Return False for an answer."""
-
-    def write_flags(self, place: int, flags: int) -> None:
-        """As :meth:`Shower.write_flags`."""
-
-    def handed(self, request: int) -> int:
-        """Return how many items that a request got have reached the code of its job."""
 
 
 class Conversation:
@@ -101,8 +67,8 @@ class Conversation:
         self._open: dict[int, Request] = {}
         self._nursery: trio.Nursery | None = None
         self._to_start: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-        self._outbox: list[Buffer] = []  # of replies, and of calls behind the running one
-        self._is_writing = False
+        self._outbox = Outbox(worker, self)
+        self._write = self._outbox.write
         self._interrupt: BaseException | None = None
         self._cancelled = 0  # number of the call that was told of its cancellation
         self._loan: Loan | None = None
@@ -188,6 +154,7 @@ class Conversation:
             for request in list(self._open.values()):
                 request.withdraw("closed")
             self._loan = None
+            self._outbox.drop_carrying()
         for grant in self._grants.pop(number, ()):
             grant.end(death)
 
@@ -278,7 +245,12 @@ class Conversation:
         if sizes and max(sizes) >= MIN_PAGES_SIZE:
             self._pinned[request.owner.thread] = segments
         head = _head_of_reply(call.number, request.number, status, sizes, types, body)
-        self._write([head, *segments])
+        if request.descriptors is None:
+            self._write([head, *segments])
+        else:
+            # The frame alone owns them.
+            descriptors, request.descriptors = request.descriptors, None
+            self._outbox.write_carrying(CarryingFrame.of(head, descriptors))
 
     @property
     def holder(self) -> JobOwner | None:
@@ -296,33 +268,6 @@ class Conversation:
             if request.owner == self.holder:
                 request.refuse(DeadlockError(in_words(cycle)))
 
-    def _write(self, parts: list[Buffer]) -> None:
-        channel = self._worker.channel
-        if channel is None:
-            return
-        if self._outbox or self._is_writing:
-            self._outbox.extend(parts)
-            return
-        # If it fails, the end of the stream is the verdict.
-        with contextlib.suppress(WriteFailed):
-            self._outbox.extend(channel.send_at_once(parts))
-        if self._outbox:
-            self.start(self._write_outbox, channel)
-
-    async def _write_outbox(self, channel: Channel) -> None:
-        if self._is_writing:
-            return
-        self._is_writing = True
-        # Further replies go to another list, because the sender owns this one.
-        parts, self._outbox = self._outbox, []
-        # If it fails, the end of the stream is the verdict.
-        with contextlib.suppress(WriteFailed, trio.Cancelled):
-            while parts:
-                await channel.send_rest(parts, True, cancellable=True)
-                parts, self._outbox = self._outbox, []
-        self._outbox[:0] = parts
-        self._is_writing = False
-
     async def host(self, channel: Channel, start: bytes, *, kills: bool) -> Frame | memoryview:
         """Return the answer of the running call, and serve its job until then.
 
@@ -336,16 +281,14 @@ class Conversation:
             EndOfStream, WireError: as :meth:`Channel.receive`.
             BaseException: Ctrl+C or its like out of a callback.
         """
-        worker = self._worker
         waits = TaskOwner(trio.lowlevel.current_task())
         self._begin_wait(waits)
-        self._outbox[:0] = worker.take_unsent()
+        self._outbox.take_unsent()
         answer: outcome.Outcome[Frame | memoryview] | None = None
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                if self._outbox:
-                    self.start(self._write_outbox, channel)
+                self._outbox.continue_writing(channel)
                 for function, args in self._to_start:
                     nursery.start_soon(function, *args)
                 self._to_start.clear()
@@ -361,8 +304,7 @@ class Conversation:
         finally:
             WAITS.remove(waits)
             self._nursery = None
-            worker.put_back_unsent(self._outbox)
-            self._outbox = []
+            self._outbox.put_back_unsent()
         if self._interrupt is not None:
             interrupt, self._interrupt = self._interrupt, None
             raise interrupt

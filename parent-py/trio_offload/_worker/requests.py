@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import signal
 
     from .._pickling.payload import Grant
+    from .._transport.sockets import Descriptors
 
 STATUS_OF: Final[Sequence[tuple[type[BaseException], str]]] = (
     (trio.Cancelled, "cancelled"),
@@ -158,6 +159,8 @@ class Request:
     refusal: Exception | None = None
     """The exception of such a request after it was refused."""
     is_completed: bool = False
+    descriptors: Descriptors | None = None
+    """Descriptors that its reply carries."""
     is_over: bool = False
     """True if it is withdrawn because its call has ended."""
     grant: Grant | None = None
@@ -227,6 +230,12 @@ class Request:
             self.fail(error)
         else:
             self.complete("value", payload.parts, payload.types, lengths=payload.lengths, grants=payload.grants)
+
+    def complete_descriptors(self, descriptors: Descriptors) -> None:
+        """Send duplicates of file descriptors."""
+        if not self.is_completed:
+            self.descriptors = descriptors
+            self.complete(body={"descriptors": len(descriptors.numbers)})
 
     def fail(self, error: BaseException) -> None:
         """Send an exception."""

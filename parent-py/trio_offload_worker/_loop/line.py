@@ -43,6 +43,28 @@ class Unexpected(Exception):
         self.kind = kind
 
 
+class ReceivedDescriptor:
+    """A descriptor that came with a reply (``line.rs``). It is closed unless the job takes it."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fileno(self) -> int:
+        """Return the number. -1 means that the descriptor is taken."""
+        return self._number
+
+    def take(self) -> int:
+        """Return the number. The caller owns the descriptor from then on. -1 means it is taken."""
+        number, self._number = self._number, -1
+        return number
+
+    def __del__(self) -> None:
+        if self._number >= 0:
+            os.close(self._number)
+
+
 class Line:
     """The line, and the frames that a job's threads have set aside for the session.
 
@@ -73,6 +95,8 @@ class Line:
         self._call = 0
         self._aside: list[Frame] = []
         self._reading = allocate_lock()
+        # Held while a thread of a job receives.
+        self._receiving = allocate_lock()
         # Re-entrant: the garbage collector may run a `__del__` that logs, in the middle of a write.
         self._writing = RLock()
         self._is_writing = False
@@ -88,6 +112,7 @@ class Line:
         module.pid = lambda: self._process
         module.record = self.record
         module.read = self.read
+        module.open_carried = self.open_carried
         module.write = self.write
         sys.modules["_trio_offload_line"] = module
 
@@ -166,6 +191,11 @@ class Line:
         finally:
             restore(mask)
 
+    def open_carried(self) -> None:
+        """Receive the descriptors that come with replies from now on."""
+        with self._receiving:  # a receive without room for them may be in progress
+            self._link.open_carried()
+
     def _write(self, parts: Sequence[Buffer]) -> None:
         if is_small(map(len, parts)):
             self._link.write(parts, True)
@@ -200,7 +230,8 @@ class Line:
         try:
             self._link.require_socket()
             if is_readable:
-                self._link.fill()
+                with self._receiving:
+                    self._link.fill()
             while (frame := self._link.buffered_frame()) is not None:
                 if self._sort(frame, inbox):
                     return True
@@ -215,12 +246,16 @@ class Line:
         if frame.kind not in (Kind.REPLY, Kind.CREDIT):
             self._aside.append(frame)
             return False
+        body, count = frame.body, frame.body.get("descriptors", 0)
+        if count:
+            owned = [ReceivedDescriptor(number) for number in self._link.take_carried()]
+            body = {**body, "descriptors": owned}
         call = self._call
         if call and frame.id > call:
             raise Unexpected(frame.kind)
         if frame.id != call:
             return False
-        inbox.append((frame.kind, frame.id, frame.body, frame.segments))
+        inbox.append((frame.kind, frame.id, body, frame.segments))
         return True
 
 

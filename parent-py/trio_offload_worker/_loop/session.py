@@ -180,6 +180,9 @@ class Session:
         """Drop a frame of an ended call. One of a later call is refused."""
         if frame.id > self._last_call:
             self._abort(*self._explain(Unexpected(frame.kind)))
+        if frame.body.get("descriptors"):
+            for number in self._link.take_carried():
+                os.close(number)
 
     def _call(self, frame: Frame) -> None:
         self._last_call = frame.id

@@ -8,12 +8,13 @@ from __future__ import annotations
 import _socket
 import os
 import select
+import struct
 import sys
 import time
 
 from .._jobs.guards import report_unraisable
 from .._protocol.decoder import Decoder
-from .._protocol.frames import encode_head
+from .._protocol.frames import MAX_DESCRIPTORS, encode_head
 from .._system.linux import identity_of
 
 TYPE_CHECKING = False
@@ -54,6 +55,8 @@ class Link:
         self._decoder = Decoder(allocate, admit)
         self._poller = select.poll()
         self._poller.register(descriptor, select.POLLIN)
+        # Descriptors that came with replies, by frame. A job opens it when it asks for the first.
+        self._carried: list[list[int]] | None = None
         self._timeout: float | None = None
         self._idle_since = 0.0
 
@@ -103,7 +106,10 @@ class Link:
         """
         decoder = self._decoder
         try:
-            count = self._socket.recv_into(decoder.writable())
+            if self._carried is None:
+                count = self._socket.recv_into(decoder.writable())
+            else:
+                count = self._fill_with_descriptors(self._carried)
         except ConnectionResetError:
             # The parent closed its end with unread data in it, which is a normal close.
             count = 0
@@ -111,6 +117,32 @@ class Link:
             decoder.end_of_stream()
             raise LinkClosed
         decoder.wrote(count)
+
+    def open_carried(self) -> None:
+        """Keep descriptors that arrive from now on. Until then the kernel closes them."""
+        if self._carried is None:
+            self._carried = []
+
+    def take_carried(self) -> list[int]:
+        """Return the descriptors of the oldest frame that came with some. The caller owns them."""
+        return self._carried.pop(0) if self._carried else []
+
+    def _fill_with_descriptors(self, carried: list[list[int]]) -> int:
+        decoder = self._decoder
+        if decoder.start == decoder.end and decoder.head is None:
+            while carried:  # descriptors that came unannounced
+                for number in carried.pop():
+                    os.close(number)
+        count, messages, flags, _ = self._socket.recvmsg_into([decoder.writable()], _CONTROL_SIZE, _socket.MSG_CMSG_CLOEXEC)
+        numbers: list[int] = []
+        for level, kind, data in messages:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                numbers += struct.unpack_from(f"{len(data) // 4}i", data)
+        # One receive has the descriptors of one frame at most. If this process had no room for all,
+        # the frame comes without.
+        if numbers or flags & _socket.MSG_CTRUNC:
+            carried.append(numbers)
+        return count
 
     def send(
         self, kind: Kind, id: int, lengths: Sequence[int], body: dict[str, Any] | None, parts: Sequence[Buffer]
@@ -228,5 +260,6 @@ def report_loss(descriptor: int) -> None:
 
 
 _SMALL: Final = 32 * 1024
+_CONTROL_SIZE: Final = _socket.CMSG_SPACE(4 * MAX_DESCRIPTORS)
 _MAX_POLL_WITH_HANDLERS: Final = 0.1  # seconds
 _MAX_POLL: Final = 86400.0  # seconds; poll(2) takes an int of milliseconds

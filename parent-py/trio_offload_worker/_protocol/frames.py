@@ -28,6 +28,7 @@ MAX_SEGMENTS: Final = 65_536
 MAX_ARRAY: Final = 1024
 MAX_ID: Final = 2**64 - 1
 MAX_ITEMS: Final = 1024
+MAX_DESCRIPTORS: Final = 16  # in one frame
 
 # The front of the record, in bytes: the progress of a chunk, the cancelled call, the flags of
 # events, and the slots of handed items. Text follows it.

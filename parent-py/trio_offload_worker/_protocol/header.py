@@ -14,6 +14,7 @@ from .frames import (
     FIRST_OF_WORKER,
     KINDS,
     MAX_ARRAY,
+    MAX_DESCRIPTORS,
     MAX_HEADER,
     MAX_ID,
     MAX_ITEMS,
@@ -268,8 +269,8 @@ def _is_code(item: Any) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], bytes)
 
 
-def _unsigned(name: str, *, required: bool = True) -> _Field:
-    return _Field(name, "an unsigned integer", _is_unsigned, required)
+def _unsigned(name: str, *, required: bool = True, most: int = MAX_ID) -> _Field:
+    return _Field(name, f"an unsigned integer up to {most}", lambda value: _is_unsigned(value) and value <= most, required)
 
 
 def _texts(*names: str) -> tuple[_Field, ...]:
@@ -339,6 +340,7 @@ SHAPES: Final[dict[Kind, tuple[range, tuple[_Field, ...]]]] = {
             *_texts("status"),
             _TYPES,
             *(_Field(name, "text", _is_text, required=False) for name in ("type", "message", "traceback")),
+            _unsigned("descriptors", required=False, most=MAX_DESCRIPTORS),
         ),
     ),
     Kind.SETTINGS: (range(1, 2), (_EAGER,)),

@@ -96,6 +96,7 @@ resolvers: Final[list[Callable[[int], object | None]]] = []
 # The class of each kind, in a module of this folder that is imported on demand.
 CLASSES: Final = {
     "callback": "callbacks:Callback",
+    "descriptor": "descriptors:DescriptorHandle",
     "send_channel": "channels:SendChannel",
     "receive_channel": "channels:ReceiveChannel",
     "work_queue": "queues:WorkQueue",

@@ -42,6 +42,13 @@ if TYPE_CHECKING:
             It returns without one if the time is over, a signal came, or the call has ended.
             """
 
+        def open_carried(self) -> None:
+            """Receive the descriptors that come with replies from now on.
+
+            ``read`` puts objects with a method ``take`` into the body, as ``descriptors``. They are
+            fewer than the reply had if this process had no room for all.
+            """
+
 
 class Line:
     """The line of one worker process.
@@ -87,6 +94,18 @@ def current_line() -> Line:
     pid = os.getpid()
     # One step on a dictionary, so that the threads of a job share one object.
     return _lines.get(pid) or _lines.setdefault(pid, _find_line())
+
+
+def open_carried() -> None:
+    """Receive the descriptors that come with replies from now on. Until then they are closed.
+
+    Raises:
+        RuntimeError: as :func:`current_line`.
+    """
+    current_line()
+    module = _find_module()
+    if module is not None:
+        module.open_carried()
 
 
 def is_worker() -> bool:

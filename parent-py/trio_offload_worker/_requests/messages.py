@@ -8,9 +8,21 @@ from .._protocol.frames import MAGIC, PREFIX, Kind, encode_head
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Final
+    from typing import Any, Final, Protocol
 
     from .._protocol.frames import Buffer
+
+    class ReceivedDescriptor(Protocol):
+        """A descriptor that came with a reply. Each kind of worker has its own class.
+
+        It is closed with this object, so a signal handler that raises cannot leave it open.
+        """
+
+        def fileno(self) -> int:
+            """Return the number. -1 means that the descriptor is taken."""
+
+        def take(self) -> int:
+            """Return the number, or -1. The caller owns the descriptor from then on."""
 
 
 class Segments:
@@ -42,9 +54,10 @@ class Reply:
         segments: Objects for the unpickler: the pickle and its buffers.
         types: Type of each segment. Empty if all are memory.
         type, message, traceback: The parent's error in words. They may be empty.
+        descriptors: The file descriptors that came with it.
     """
 
-    __slots__ = ("message", "request", "segments", "status", "traceback", "type", "types")
+    __slots__ = ("descriptors", "message", "request", "segments", "status", "traceback", "type", "types")
 
     def __init__(self, body: dict[str, Any], segments: list[Any]) -> None:
         self.request: int = body["request"]
@@ -54,6 +67,7 @@ class Reply:
         self.type: str = body.get("type", "")
         self.message: str = body.get("message", "")
         self.traceback: str = body.get("traceback", "")
+        self.descriptors: Sequence[ReceivedDescriptor] = body.get("descriptors", ())
 
 
 def encode_request(call: int, request: int, body: dict[str, Any], segments: Segments) -> bytes:

@@ -1,6 +1,5 @@
 //! Socket operations that `std` lacks.
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -38,13 +37,27 @@ pub fn receive_at_once(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<us
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Descriptors that came with bytes. One receive has those of one message at most.
+#[derive(Debug, Default)]
+pub struct Carried {
+    pub descriptors: Vec<OwnedFd>,
+    /// True if this process had no room for all of them.
+    pub is_truncated: bool,
+}
+
+impl Carried {
+    pub fn is_empty(&self) -> bool {
+        self.descriptors.is_empty() && !self.is_truncated
+    }
+}
+
 /// Receive bytes and the descriptors that came with them (unix(7), `SCM_RIGHTS`), close-on-exec.
+///
+/// `waits` is false to return `WouldBlock` if nothing is there.
 #[cfg(target_os = "linux")]
-pub fn receive_with_descriptors(
-    socket: BorrowedFd<'_>,
-    into: &mut [u8],
-    descriptors: &mut VecDeque<OwnedFd>,
-) -> io::Result<usize> {
+pub fn receive_with_descriptors(socket: BorrowedFd<'_>, into: &mut [u8], waits: bool) -> io::Result<(usize, Carried)> {
+    let flags = if waits { libc::MSG_CMSG_CLOEXEC } else { libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT };
+    let mut descriptors = Vec::new();
     // The control message's header and its descriptors, as u64 for alignment.
     let mut control = [0_u64; 2 + MAX_DESCRIPTORS / 2];
     let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
@@ -56,7 +69,7 @@ pub fn receive_with_descriptors(
     message.msg_controllen = size_of_val(&control) as _;
     // SAFETY: every pointer in the message is to memory of the length given beside it, which lives
     // until the end of the function.
-    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: the kernel has filled the message in.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
@@ -72,25 +85,18 @@ pub fn receive_with_descriptors(
                 let descriptor = unsafe { numbers.add(index).read_unaligned() };
                 // SAFETY: the kernel has made it for this process a moment ago, so this is the only
                 // owner.
-                descriptors.push_back(unsafe { OwnedFd::from_raw_fd(descriptor) });
+                descriptors.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
             }
         }
         // SAFETY: the kernel has filled in both.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }
-    if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(io::Error::other("there is no room for more descriptors in this process"));
-    }
-    Ok(count)
+    Ok((count, Carried { descriptors, is_truncated: message.msg_flags & libc::MSG_CTRUNC != 0 }))
 }
 
-/// Templates need Linux.
+/// Templates, and descriptors for jobs, need Linux.
 #[cfg(not(target_os = "linux"))]
-pub fn receive_with_descriptors(
-    _socket: BorrowedFd<'_>,
-    _into: &mut [u8],
-    _descriptors: &mut VecDeque<OwnedFd>,
-) -> io::Result<usize> {
+pub fn receive_with_descriptors(_socket: BorrowedFd<'_>, _into: &mut [u8], _waits: bool) -> io::Result<(usize, Carried)> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

@@ -8,6 +8,9 @@ use crate::protocol::fields::{Fields, body, text, unsigned, write_types};
 use crate::protocol::frame::{Body, WireError};
 use crate::protocol::segments::SegmentType;
 
+/// Most descriptors in one frame.
+const MAX_DESCRIPTORS: u8 = 16;
+
 /// The parent's one answer to a REQUEST.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reply {
@@ -19,6 +22,8 @@ pub struct Reply {
     pub type_name: Option<String>,
     pub message: Option<String>,
     pub traceback: Option<String>,
+    /// Number of descriptors that came with the frame.
+    pub descriptors: u8,
 }
 
 /// Places that the parent has reserved for a sender in a job.
@@ -46,6 +51,10 @@ pub struct Said {
     pub types: Vec<SegmentType>,
 }
 
+fn descriptors(value: &Value) -> Option<u8> {
+    unsigned(value).and_then(|count| u8::try_from(count).ok()).filter(|count| *count <= MAX_DESCRIPTORS)
+}
+
 /// The number of the request that a message names.
 pub(super) fn read_request(fields: &Fields<'_>) -> Result<u64, WireError> {
     fields.required("request", "request is missing or not an unsigned number", unsigned)
@@ -60,6 +69,7 @@ impl Reply {
             type_name: fields.optional("type", "type is not text", text)?,
             message: fields.optional("message", "message is not text", text)?,
             traceback: fields.optional("traceback", "traceback is not text", text)?,
+            descriptors: fields.optional("descriptors", "descriptors is not a number up to 16", descriptors)?.unwrap_or_default(),
         })
     }
 
@@ -68,6 +78,9 @@ impl Reply {
         let texts = texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::Text(text?))));
         let mut body = body([("request", Value::from(self.request)), ("status", Value::Text(self.status))]);
         body.extend(write_types(&self.types).into_iter().chain(texts));
+        if self.descriptors > 0 {
+            body.push(("descriptors".to_owned(), Value::from(self.descriptors)));
+        }
         body
     }
 }

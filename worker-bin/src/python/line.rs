@@ -9,7 +9,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use trio_offload_worker::error::{ReceiveError, SendError};
 use trio_offload_worker::os::signals::SignalsHeld;
+use trio_offload_worker::os::socket::Carried;
 use trio_offload_worker::protocol::message::{Explanation, Message};
 use trio_offload_worker::protocol::segments::SegmentType;
 use trio_offload_worker::transport::Allocator;
@@ -46,6 +47,7 @@ pub(crate) fn install(py: Python<'_>) -> PyResult<()> {
     module.setattr("record", wrap_pyfunction!(record, &module)?)?;
     module.setattr("write", wrap_pyfunction!(write, &module)?)?;
     module.setattr("read", wrap_pyfunction!(read, &module)?)?;
+    module.setattr("open_carried", wrap_pyfunction!(open_carried, &module)?)?;
     py.import("sys")?.getattr("modules")?.set_item(NAME, module)
 }
 
@@ -83,6 +85,14 @@ fn write(parts: &Bound<'_, PyAny>, call: u64, sent: &Bound<'_, PyList>) -> PyRes
         Err(SendError::Closed) => sentinel::end_now(exit::ORPHANED),
         Err(error) => Err(PyOSError::new_err(error.to_string())),
     }
+}
+
+/// Receive the descriptors that come with answers from now on.
+#[pyfunction]
+fn open_carried(py: Python<'_>) -> PyResult<()> {
+    refuse_copies()?;
+    py.detach(|| LINE.open_carried());
+    Ok(())
 }
 
 /// Append the next REPLY or CREDIT of the running call to `inbox`. Nothing is appended if the time
@@ -151,7 +161,7 @@ impl Allocator for Memory {
 
 /// The tuple `(kind, id, body, segments)`.
 fn to_python<'py>(py: Python<'py>, frame: ForJob<NewBytes>) -> PyResult<Bound<'py, PyTuple>> {
-    let ForJob { id, message, segments } = frame;
+    let ForJob { id, message, segments, carried } = frame;
     let kind = message.kind() as u8;
     let body = PyDict::new(py);
     match message {
@@ -161,6 +171,9 @@ fn to_python<'py>(py: Python<'py>, frame: ForJob<NewBytes>) -> PyResult<Bound<'p
             if !reply.types.is_empty() {
                 let types: Vec<u8> = reply.types.iter().map(|kind| *kind as u8).collect();
                 body.set_item("types", PyBytes::new(py, &types))?;
+            }
+            if reply.descriptors > 0 {
+                body.set_item("descriptors", owned_by_python(py, carried)?)?;
             }
             let texts = [("type", reply.type_name), ("message", reply.message), ("traceback", reply.traceback)];
             for (name, text) in texts {
@@ -177,6 +190,29 @@ fn to_python<'py>(py: Python<'py>, frame: ForJob<NewBytes>) -> PyResult<Bound<'p
     }
     let segments = segments.into_iter().map(|segment| object_of(py, segment)).collect::<PyResult<Vec<_>>>()?;
     (kind, id, body, PyList::new(py, segments)?).into_pyobject(py)
+}
+
+/// A descriptor that came with an answer. It is closed unless the job takes it. Made without Python
+/// code, during which a signal handler could run.
+#[pyclass(module = "trio_offload_worker._requests.descriptors")]
+struct ReceivedDescriptor(Option<OwnedFd>);
+
+#[pymethods]
+impl ReceivedDescriptor {
+    /// Return the number. -1 means that the descriptor is taken.
+    fn fileno(&self) -> RawFd {
+        self.0.as_ref().map_or(-1, OwnedFd::as_raw_fd)
+    }
+
+    /// Return the number. The caller owns the descriptor from then on. -1 means that it is taken.
+    fn take(&mut self) -> RawFd {
+        self.0.take().map_or(-1, IntoRawFd::into_raw_fd)
+    }
+}
+
+fn owned_by_python(py: Python<'_>, carried: Carried) -> PyResult<Bound<'_, PyList>> {
+    let owned = carried.descriptors.into_iter().map(|descriptor| Bound::new(py, ReceivedDescriptor(Some(descriptor))));
+    PyList::new(py, owned.collect::<PyResult<Vec<_>>>()?)
 }
 
 /// A copy of the process that a job forked has no socket.

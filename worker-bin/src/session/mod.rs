@@ -26,6 +26,7 @@ use crate::os::fork::Side;
 use crate::protocol::frame::Header;
 use crate::protocol::hello::Hello;
 use crate::protocol::message::{Explanation, FORK_DESCRIPTORS, Message, PROTOCOL_VERSION, Setup, Template};
+use crate::protocol::requests::Reply;
 use crate::protocol::segments::SegmentType;
 use crate::sentinel::activity::{Activity, ActivityCell, SentinelConfig};
 use crate::session::executor::{Answer, Executor, Raised, Verdict};
@@ -137,7 +138,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             (State::AwaitSetup, Message::Setup(setup)) => self.set_up(&setup, &header),
             (State::Idle, Message::Call { types, prepares }) => self.call(&header, &types, prepares),
             (State::Idle, Message::Settings { eager }) => self.replace_settings(eager, &header),
-            (State::Idle, Message::Reply(reply)) if header.id <= self.last_call => self.skip(&header, &reply.types),
+            (State::Idle, Message::Reply(reply)) if header.id <= self.last_call => self.skip(&header, &reply),
             (State::Idle, Message::Credit(_)) if header.id <= self.last_call => Ok(()),
             (State::AwaitTemplate, Message::Template(template)) => self.become_template(&template, &header),
             (State::Template, Message::Fork) => self.fork(),
@@ -278,8 +279,11 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     }
 
     /// Read the segments of a frame that crossed with an answer, and drop them.
-    fn skip(&mut self, header: &Header, types: &[SegmentType]) -> Step {
-        self.segments(header, types).map(drop)
+    fn skip(&mut self, header: &Header, reply: &Reply) -> Step {
+        if reply.descriptors > 0 {
+            self.connection.drop_carried();
+        }
+        self.segments(header, &reply.types).map(drop)
     }
 
     /// The segments of the frame that is being handled.

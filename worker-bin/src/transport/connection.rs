@@ -97,6 +97,13 @@ impl<S: Stream> Connection<S> {
         self.input.as_mut()?.stream.take_descriptors(count)
     }
 
+    /// Close the descriptors of an answer that came too late.
+    pub fn drop_carried(&mut self) {
+        if let Some(input) = &mut self.input {
+            drop(input.stream.take_carried());
+        }
+    }
+
     /// Stop receiving. If this fails, the other side notices when the process exits.
     pub fn stop_receiving(&mut self) {
         let _ = self.input().and_then(|input| input.stream.stop_receiving());

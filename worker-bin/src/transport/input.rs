@@ -58,6 +58,7 @@ impl<S: Stream> Input<S> {
         if self.start + length > self.buffer.len() {
             self.make_room(length);
         }
+        self.close_surplus();
         let room = unique(&mut self.buffer).and_then(|buffer| buffer.get_mut(self.end..)).unwrap_or_default();
         let count = self.stream.receive(room)?;
         self.end += count;
@@ -69,10 +70,18 @@ impl<S: Stream> Input<S> {
         if self.start + length > self.buffer.len() {
             self.make_room(length);
         }
+        self.close_surplus();
         let room = unique(&mut self.buffer).and_then(|buffer| buffer.get_mut(self.end..)).unwrap_or_default();
         let count = self.stream.receive_answer(room, since, spins)?;
         self.end += count;
         Ok(count)
+    }
+
+    /// Close descriptors that came without a frame which names them.
+    fn close_surplus(&mut self) {
+        if !self.has_begun() {
+            self.stream.close_surplus();
+        }
     }
 
     /// Read the segments of the last header. The first one may share the buffer: drop it soon, or

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crate::error::{ReceiveError, SendError};
 use crate::os;
 use crate::os::descriptors::Identity;
+use crate::os::socket::Carried;
 use crate::protocol::frame::{self, Header, Progress, WireError};
 use crate::protocol::message::Message;
 use crate::protocol::segments::SegmentType;
@@ -48,6 +49,7 @@ pub struct ForJob<B> {
     pub id: u64,
     pub message: Message,
     pub segments: Vec<Segment<B>>,
+    pub carried: Carried,
 }
 
 /// The outcome of a look at the socket.
@@ -227,6 +229,13 @@ impl<S, B> Default for Line<S, B> {
 }
 
 impl<S: Stream, B> Line<S, B> {
+    /// Keep descriptors that come with answers from now on. Nobody receives meanwhile.
+    pub fn open_carried(&self) {
+        if let Some(input) = &mut self.loan().input {
+            input.stream.open_carried();
+        }
+    }
+
     /// Receive the next frame for the running call, without a wait before its first byte. `since`
     /// is the beginning of the wait.
     pub fn receive<A: Allocator<Buffer = B>>(
@@ -286,11 +295,16 @@ fn sort<S: Stream, A: Allocator>(
         Message::Settings { .. } | Message::Retire => &[],
         _ => return Err(ReceiveError::Unexpected(header.kind)),
     };
+    // Before the segments: these may be followed by a frame with descriptors of its own.
+    let carried = match &message {
+        Message::Reply(reply) if reply.descriptors > 0 => input.stream.take_carried(),
+        _ => Carried::default(),
+    };
     let segments = input.receive_segments(&header.lengths, types, allocator)?;
     match message {
         // It crossed with the answer of its call.
         Message::Reply(_) | Message::Credit(_) if header.id < call => Ok(None),
-        Message::Reply(_) | Message::Credit(_) => Ok(Some(ForJob { id: header.id, message, segments })),
+        Message::Reply(_) | Message::Credit(_) => Ok(Some(ForJob { id: header.id, message, segments, carried })),
         _ => {
             // The receive buffer goes on to the next frames.
             let own = |segment| match segment {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer_pool;
+mod carried;
 pub mod connection;
 mod input;
 pub mod line;
@@ -21,6 +22,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::os::socket::Carried;
 use crate::protocol::segments::SegmentType;
 
 /// The bytes of a socket. Tests replace it.
@@ -53,6 +55,14 @@ pub trait Stream {
     fn take_descriptors(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
         (count == 0).then(Vec::new)
     }
+    /// Keep descriptors that come with answers to a job from now on.
+    fn open_carried(&mut self) {}
+    /// Take the descriptors of the oldest answer that came with some.
+    fn take_carried(&mut self) -> Carried {
+        Carried::default()
+    }
+    /// Close those that no received frame has named. All received frames have been read.
+    fn close_surplus(&mut self) {}
 }
 
 /// Allocates memory for segments.

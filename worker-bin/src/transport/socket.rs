@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::os;
+use crate::os::socket::Carried;
 use crate::transport::Stream;
+use crate::transport::carried::CarriedQueue;
 use crate::transport::reports::ReportSender;
 use crate::transport::spin::AdaptiveSpin;
 use crate::transport::writer::{LineWriter, Outlet};
@@ -25,6 +27,7 @@ pub struct Socket {
     lost: bool,
     /// `None` means that no descriptors are expected; the system drops them.
     descriptor_queue: Option<DescriptorQueue>,
+    carried: CarriedQueue,
     /// For calls.
     spin: AdaptiveSpin,
     /// For the answers to a job's requests.
@@ -52,6 +55,7 @@ impl From<OwnedFd> for Socket {
             stream,
             lost: false,
             descriptor_queue: None,
+            carried: CarriedQueue::default(),
             spin: AdaptiveSpin::default(),
             answer_spin: AdaptiveSpin::default(),
             timeout: None,
@@ -77,7 +81,7 @@ impl Stream for Socket {
         match &mut self.descriptor_queue {
             None => {
                 let (run_handlers, timeout) = (self.run_handlers, self.timeout);
-                self.spin.spin_then_receive(&self.stream, into, |stream| match run_handlers {
+                self.spin.spin_then_receive(&self.stream, &mut self.carried, into, |stream| match run_handlers {
                     // `recv` waits itself.
                     None => Ok(()),
                     Some(run_handlers) if os::socket::wait_readable_or_signal(stream.as_fd(), timeout, run_handlers)? => Ok(()),
@@ -85,7 +89,12 @@ impl Stream for Socket {
                 })
             }
             Some(descriptor_queue) if descriptor_queue.parent.wait_for_input(self.stream.as_fd())? => {
-                os::socket::receive_with_descriptors(self.stream.as_fd(), into, &mut descriptor_queue.descriptors)
+                let (count, carried) = os::socket::receive_with_descriptors(self.stream.as_fd(), into, true)?;
+                if carried.is_truncated {
+                    return Err(io::Error::other("there is no room for more descriptors in this process"));
+                }
+                descriptor_queue.descriptors.extend(carried.descriptors);
+                Ok(count)
             }
             // The parent is dead. The session handles that as an end of the stream.
             Some(_) => Ok(0),
@@ -100,7 +109,7 @@ impl Stream for Socket {
         if !self.outlet.is_intact() {
             return Err(io::ErrorKind::NotConnected.into());
         }
-        self.answer_spin.receive_or_spin(&self.stream, into, since, spins)
+        self.answer_spin.receive_or_spin(&self.stream, &mut self.carried, into, since, spins)
     }
 
     fn socket(&self) -> Option<Arc<UnixStream>> {
@@ -149,5 +158,17 @@ impl Stream for Socket {
             Some(kept) => (kept.len() >= count).then(|| kept.drain(..count).collect()),
             None => (count == 0).then(Vec::new),
         }
+    }
+
+    fn open_carried(&mut self) {
+        self.carried.open();
+    }
+
+    fn take_carried(&mut self) -> Carried {
+        self.carried.take()
+    }
+
+    fn close_surplus(&mut self) {
+        self.carried.close_surplus();
     }
 }

@@ -3,12 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::thread::{available_parallelism, yield_now};
 use std::time::{Duration, Instant};
 
-use crate::os;
+use crate::transport::carried::CarriedQueue;
 
 const SPIN_LIMIT: Duration = Duration::from_micros(600);
 
@@ -82,19 +81,20 @@ impl AdaptiveSpin {
     pub(super) fn spin_then_receive(
         &mut self,
         stream: &UnixStream,
+        carried: &mut CarriedQueue,
         into: &mut [u8],
         sleep: impl FnOnce(&UnixStream) -> io::Result<()>,
     ) -> io::Result<usize> {
         let since = Instant::now();
         if self.pays(since) {
-            if let Some(received) = self.spin(since, || os::socket::receive_at_once(stream.as_fd(), into)) {
+            if let Some(received) = self.spin(since, || carried.receive(stream, into, false)) {
                 return received;
             }
             sleep(stream)?;
-            return io::Read::read(&mut &*stream, into);
+            return carried.receive(stream, into, true);
         }
         sleep(stream)?;
-        let received = io::Read::read(&mut &*stream, into);
+        let received = carried.receive(stream, into, true);
         self.record_pause(since.elapsed());
         received
     }
@@ -103,18 +103,19 @@ impl AdaptiveSpin {
     pub(super) fn receive_or_spin(
         &mut self,
         stream: &UnixStream,
+        carried: &mut CarriedQueue,
         into: &mut [u8],
         since: Instant,
         spins: bool,
     ) -> io::Result<usize> {
-        let received = os::socket::receive_at_once(stream.as_fd(), into);
+        let received = carried.receive(stream, into, false);
         if !is_nothing(&received) {
             self.record_pause(since.elapsed());
             return received;
         }
         if spins
             && self.pays(since)
-            && let Some(received) = self.spin(since, || os::socket::receive_at_once(stream.as_fd(), into))
+            && let Some(received) = self.spin(since, || carried.receive(stream, into, false))
         {
             return received;
         }
@@ -178,20 +179,23 @@ mod tests {
         // A busy machine may make any of them late.
         while spin.recent < BURST {
             theirs.write_all(b"x").unwrap();
-            assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+            assert_eq!(spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap(), 1);
         }
         theirs.write_all(b"xy").unwrap();
-        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 2);
+        assert_eq!(spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap(), 2);
         ours.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
         spin.recent = BURST;
-        let error = spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap_err();
+        let error = spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(spin.recent, 0);
-        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         assert_eq!(spin.recent, 0);
         spin.recent = BURST;
         drop(theirs);
-        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 0);
+        assert_eq!(spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap(), 0);
     }
 
     /// The shares of time spent spinning, and of messages found by it. Messages come `pause` after
@@ -263,7 +267,7 @@ mod tests {
         let mut buffer = [0; 16];
         let mut spin = AdaptiveSpin { recent: BURST, has_spare_cpu: Some(true), ..AdaptiveSpin::default() };
         let before = Instant::now();
-        let error = spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap_err();
+        let error = spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         let owed_until = spin.budget.debt_free_at.unwrap();
         // On a busy machine a spin costs less: other processes have the processor.
@@ -274,13 +278,13 @@ mod tests {
         spin.budget.debt_free_at = Some(owed_until);
         spin.recent = BURST;
         theirs.write_all(b"x").unwrap();
-        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+        assert_eq!(spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap(), 1);
         assert!(spin.budget.debt_free_at.unwrap() < owed_until);
 
         let too_much = Instant::now() + MAX_DEBT + Duration::from_secs(3600);
         spin.budget.debt_free_at = Some(too_much);
         theirs.write_all(b"x").unwrap();
-        assert_eq!(spin.spin_then_receive(&ours, &mut buffer, |_| Ok(())).unwrap(), 1);
+        assert_eq!(spin.spin_then_receive(&ours, &mut CarriedQueue::default(), &mut buffer, |_| Ok(())).unwrap(), 1);
         assert_eq!(spin.budget.debt_free_at, Some(too_much), "looked for it");
     }
 
