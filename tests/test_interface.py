@@ -44,6 +44,8 @@ OF_THE_PREDECESSOR = [
 OF_EARLIER_RELEASES = ["atexit_shutdown_grace_period", "current_default_process_limiter"]
 OURS = [
     "AbandonedLockError",
+    "Actor",
+    "ActorStatistics",
     "Barrier",
     "BoundedSemaphore",
     "BrokenBarrierError",
@@ -71,6 +73,7 @@ OURS = [
     "WorkerTimeoutError",
     "callback",
     "map",
+    "open_actor",
     "open_channel",
     "prewarm",
     "retire_when",

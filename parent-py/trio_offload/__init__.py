@@ -33,6 +33,9 @@ from ._statistics import WaitingJob, WorkerContextCounters, WorkerContextStatist
 from ._version import __version__ as __version__
 
 if _typing.TYPE_CHECKING:
+    from ._actors.actor import Actor
+    from ._actors.open_actor import open_actor
+    from ._actors.statistics import ActorStatistics
     from ._lives import stream
     from ._sync.barriers import Barrier
     from ._sync.callbacks import callback
@@ -48,6 +51,8 @@ if _typing.TYPE_CHECKING:
 
 __all__ = [
     "AbandonedLockError",
+    "Actor",
+    "ActorStatistics",
     "Barrier",
     "BoundedSemaphore",
     "BrokenBarrierError",
@@ -84,6 +89,7 @@ __all__ = [
     "current_default_worker_limiter",
     "default_context_statistics",
     "map",
+    "open_actor",
     "open_channel",
     "open_worker_context",
     "prewarm",
@@ -96,6 +102,8 @@ __all__ = [
 # Names for jobs that talk and work that lives, each with its module. They are imported when they
 # are used first.
 _MODULES: _typing.Final = {
+    "Actor": "_actors.actor",
+    "ActorStatistics": "_actors.statistics",
     "Barrier": "_sync.barriers",
     "BoundedSemaphore": "_sync.semaphores",
     "CapacityLimiter": "_sync.limiters",
@@ -109,6 +117,7 @@ _MODULES: _typing.Final = {
     "SendChannel": "_sync.channels",
     "WorkQueue": "_sync.queues",
     "callback": "_sync.callbacks",
+    "open_actor": "_actors.open_actor",
     "open_channel": "_sync.open_channel",
     "stream": "_lives",
 }

@@ -80,6 +80,21 @@ def dump_call_to_fork(function: Callable[..., Any], args: tuple[Any, ...]) -> Pa
     return with_grants(_dump_to_fork, (function, args), function)
 
 
+def dump_call_as(
+    function: Callable[..., Any], helper: Callable[..., Any], args: tuple[Any, ...], *, to_fork: bool = False
+) -> Payload:
+    """Pickle a call of ``helper``, as :func:`dump_call`. Messages name ``function``."""
+    start = _by_reference.start_of(helper)
+    if to_fork:
+        return with_grants(_dump_to_fork, (helper, args), function)
+    if start is None or not are_small(args):
+        return with_grants(_dump, (helper, args), function, start, args)
+    # As in `dump_call`. The helper is ours, so it is never in `__main__` or pickled by value.
+    pickled = start + pickle.dumps(args, PROTOCOL)[AFTER_PROTOCOL:-1] + END_OF_CALL
+    size = len(pickled)
+    return Payload((pickled,), (size,), function, b"", size <= _MAX_COPIED)
+
+
 def dump_chunk(
     helper: Callable[..., Any],
     function: Callable[..., Any],

@@ -158,10 +158,10 @@ def _item_of(segments: Sequence[Any], types: bytes) -> Item:
     first, *others = segments
     # The first lies in a buffer that other messages share.
     pickled = PickledItem([bytes(first), *others], types if any(types) else b"")
-    if pickled.segments[0].find(_MARK) < 0:
+    if not has_handles(pickled.segments[0]):
         return Item(pickled, pickled.size)
     # The handles are granted to the sending job only, and the item outlasts its call.
-    with _closing_temporary_ends():
+    with closing_temporary_ends():
         return dump(pickled.load())
 
 
@@ -169,9 +169,14 @@ def _for_job(pickled: PickledItem) -> PickledItem:
     """Return the item with grants for the call that gets it."""
     if not pickled.grants:
         return pickled
-    with _closing_temporary_ends():
+    with closing_temporary_ends():
         granted: PickledItem = dump(pickled.load()).payload
     return granted
+
+
+def has_handles(pickled: bytes) -> bool:
+    """Return True if there may be a handle in a pickle."""
+    return pickled.find(_MARK) >= 0
 
 
 class _Ends(threading.local):
@@ -182,7 +187,7 @@ _ends: Final = _Ends()
 
 
 @contextmanager
-def _closing_temporary_ends() -> Iterator[None]:
+def closing_temporary_ends() -> Iterator[None]:
     """Close the ends of channels that are unpickled in the block."""
     outer, _ends.made = _ends.made, []
     try:

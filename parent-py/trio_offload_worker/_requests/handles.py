@@ -95,6 +95,7 @@ resolvers: Final[list[Callable[[int], object | None]]] = []
 
 # The class of each kind, in a module of this folder that is imported on demand.
 CLASSES: Final = {
+    "actor": "actors:proxy",
     "callback": "callbacks:Callback",
     "descriptor": "descriptors:DescriptorHandle",
     "send_channel": "channels:SendChannel",

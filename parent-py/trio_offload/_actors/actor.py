@@ -1,0 +1,129 @@
+"""``Actor``: an object that lives in a worker, as tasks of this program have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from .._sizes import check_count
+from .._streams.stream import Stream
+
+if TYPE_CHECKING:
+    from .host import ActorHost
+    from .statistics import ActorStatistics
+
+
+class Actor:
+    """An object that lives in a worker, from :func:`open_actor`.
+
+    Its methods are the methods of the object's class, and are awaited. A job gets a stand-in as an
+    argument, whose methods block. Special methods, such as ``__getitem__``, are awaited under their
+    names here; in a job they work as usual.
+    """
+
+    # Few names, because all others are the object's.
+    __slots__ = ("__dict__", "__weakref__", "_host")
+
+    def __init__(self, host: ActorHost) -> None:
+        self._host = host
+        host.facade = self
+
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        if name == "_host":  # of an object without __init__
+            raise AttributeError(name)
+        method = ActorMethod(self._host, name)
+        self.__dict__[name] = method
+        return method
+
+    @property
+    def stream(self) -> ActorStreams:
+        """The generator methods: ``actor.stream.rows(query)`` is like :func:`stream`."""
+        return ActorStreams(self._host)
+
+    def statistics(self) -> ActorStatistics:
+        """Return its process, the running method and the number of calls."""
+        return self._host.statistics()
+
+    def __repr__(self) -> str:
+        return repr(self._host)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self._host.__reduce_ex__(protocol)
+
+
+class ActorMethod:
+    """A method of an actor's object."""
+
+    __slots__ = ("_function", "_host", "_name")
+
+    def __init__(self, host: ActorHost, name: str) -> None:
+        """Raises AttributeError or TypeError for any other name."""
+        self._host = host
+        self._name = name
+        self._function = host.interface.method(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call the method in its worker.
+
+        Raises:
+            Exception: any exception of the method.
+            BrokenWorkerError: the worker died while it ran this method.
+            trio.BrokenResourceError: the actor has ended. The message tells why.
+            trio.ClosedResourceError: its block has ended.
+            trio.WouldBlock: ``max_pending`` calls wait already.
+            DeadlockError: the actor waits, perhaps through others, for this task.
+        """
+        return self._host.call(self._name, self._function, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<method {self._name} of {self._host}>"
+
+
+class ActorStreams:
+    """The generator methods of an actor's object, whose values are streamed.
+
+    ::
+
+        async with actor.stream.rows(query) as rows:
+            async for row in rows: ...
+
+    Calling it gives another ``window``: ``actor.stream(window=4).rows(query)``.
+    """
+
+    __slots__ = ("_host", "_window")
+
+    def __init__(self, host: ActorHost, window: int = 16) -> None:
+        check_count("window", window)
+        self._host = host
+        self._window = window
+
+    def __call__(self, *, window: int) -> ActorStreams:
+        """Return the same with another window: values that a generator is ahead of its consumer."""
+        return ActorStreams(self._host, window)
+
+    def __getattr__(self, name: str) -> Callable[..., Stream[Any, Any]]:
+        host = self._host
+        function = host.interface.method(name, streams=True)
+
+        def call(*args: Any, **kwargs: Any) -> Stream[Any, Any]:
+            return Stream(lambda values: host.send_values(name, function, values, args, kwargs), self._window)
+
+        return call
+
+
+class NamespaceActor(Actor):
+    """An actor whose object is a namespace. A job reads and sets its attributes as usual."""
+
+    __slots__ = ()
+
+    async def get(self, name: str) -> Any:
+        """Return an attribute."""
+        return await self.__getattr__("__getattribute__")(name)
+
+    async def set(self, name: str, value: Any) -> None:
+        """Set an attribute."""
+        await self.__getattr__("__setattr__")(name, value)
+
+    async def delete(self, name: str) -> None:
+        """Delete an attribute."""
+        await self.__getattr__("__delattr__")(name)

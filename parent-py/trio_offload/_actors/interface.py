@@ -1,0 +1,74 @@
+"""The methods of an actor's class that can be called, and the special ones that jobs have."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, Final
+
+SPECIAL: Final = (
+    *("__add__", "__and__", "__bool__", "__call__", "__contains__", "__delitem__", "__ge__", "__getitem__"),
+    *("__gt__", "__iadd__", "__iand__", "__imul__", "__ior__", "__isub__", "__iter__", "__ixor__", "__le__"),
+    *("__len__", "__lt__", "__mul__", "__next__", "__or__", "__radd__", "__rand__", "__reversed__", "__rmul__"),
+    *("__ror__", "__rsub__", "__rxor__", "__setitem__", "__sub__", "__xor__"),
+)
+"""The special methods of the classes of `collections.abc`, without comparisons for equality."""
+_ATTRIBUTES: Final = ("__delattr__", "__getattribute__", "__setattr__")
+_ASYNCHRONOUS: Final = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
+
+class Interface:
+    """The methods of one class."""
+
+    def __init__(self, cls: Callable[..., Any], only: frozenset[str] | None = None) -> None:
+        """Raises TypeError for anything but a class."""
+        inner: Any = cls
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        if not isinstance(inner, type):
+            raise TypeError(f"an actor needs a class, or a functools.partial of one, got {cls!r}")
+        self.cls: type = inner
+        self.name = inner.__qualname__
+        self.only = only
+        self.has_attributes = issubclass(inner, types.SimpleNamespace)
+        self._known: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The special methods that jobs may call."""
+        inherited = object.__dict__
+        return tuple(
+            name
+            for name in SPECIAL
+            if name not in inherited and callable(getattr(self.cls, name, None)) and (self.only is None or name in self.only)
+        )
+
+    def method(self, name: str, *, streams: bool = False) -> Callable[..., Any]:
+        """Return the function of a method: messages name it.
+
+        With ``streams`` it may be a generator function.
+
+        Raises:
+            AttributeError: the method does not exist, or is private.
+            TypeError: it is asynchronous, or a generator function.
+        """
+        try:
+            return self._known[name]
+        except KeyError:
+            pass
+        if self.has_attributes and name in _ATTRIBUTES:
+            return self._known.setdefault(name, getattr(self.cls, name))
+        if self.only is not None and name not in self.only:
+            raise AttributeError(f"{name!r} is not among the methods of this {self.name} that are shared")
+        if name.startswith("_") and name not in SPECIAL:
+            raise AttributeError(f"{self.name}.{name} is private")
+        found = getattr(self.cls, name, None)
+        if found is None or not callable(found) or name in object.__dict__:
+            raise AttributeError(f"{self.name} has no method {name!r}")
+        if any(is_asynchronous(found) for is_asynchronous in _ASYNCHRONOUS):
+            raise TypeError(f"{self.name}.{name} is asynchronous; methods of an actor are synchronous")
+        if inspect.isgeneratorfunction(found) and name not in SPECIAL and not streams:
+            raise TypeError(f"{self.name}.{name} is a generator function: use actor.stream.{name}(...)")
+        return found if streams else self._known.setdefault(name, found)

@@ -1,0 +1,24 @@
+"""The record that ``statistics()`` of an actor returns."""
+
+from __future__ import annotations
+
+import attrs
+
+from .._documented import documented
+
+
+@documented
+@attrs.frozen
+class ActorStatistics:
+    """An actor at one moment."""
+
+    pid: int | None
+    """Process ID of its worker. None means that it has ended."""
+    running: str | None
+    """Name of the running method. None means that it is idle."""
+    pending: int
+    """Number of calls that wait for their turn."""
+    calls: int
+    """Number of calls that have ended, with a result or an exception."""
+    restarts: int
+    """Number of times that the object was made anew."""

@@ -1,0 +1,98 @@
+"""Actors and shared objects as a job has them: their methods block."""
+
+from __future__ import annotations
+
+from .handles import JobHandle
+from .hosted import Itself
+from .pickles import dumps, result
+from .requests import request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
+
+
+def proxy(kind: str, id: int, name: str, special: tuple[str, ...], has_attributes: bool) -> Proxy:
+    """Return the stand-in for an actor or a shared object.
+
+    Args:
+        kind: kind of the handle.
+        id: its ID.
+        name: name of the object's class.
+        special: its special methods that jobs may use, such as ``__getitem__``.
+        has_attributes: True if it is a namespace: its attributes are read and set.
+    """
+    key = special, has_attributes
+    cls = _classes.get(key)
+    if cls is None:
+        base = NamespaceProxy if has_attributes else Proxy
+        members: dict[str, Any] = {method: _special_method(method) for method in special}
+        cls = _classes[key] = type(base.__name__, (base,), {"__slots__": (), "__module__": __name__, **members})
+    return cls(kind, id, name, special, has_attributes)
+
+
+class Proxy(JobHandle):
+    """An object elsewhere. A call of a method waits for its result."""
+
+    __slots__ = ("__dict__",)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{self._details[0]!r} has no method {name!r} for jobs")
+        method = _method(self, name)
+        self.__dict__[name] = method
+        return method
+
+    def __repr__(self) -> str:
+        return f"<proxy of {self._details[0]} {self._id:#x}>"
+
+
+class NamespaceProxy(Proxy):
+    """A namespace elsewhere. Its attributes are read, set and deleted there."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return _call(self, "__getattribute__", (name,), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+        else:
+            _call(self, "__setattr__", (name, value), {})
+
+    def __delattr__(self, name: str) -> None:
+        _call(self, "__delattr__", (name,), {})
+
+
+def _call(proxy: Proxy, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    value = result(request("call " + name, proxy._id, dumps((args, kwargs))))
+    return proxy if value is Itself else value
+
+
+def _method(proxy: Proxy, name: str) -> Callable[..., Any]:
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return _call(proxy, name, args, kwargs)
+
+    method.__name__ = name
+    method.__qualname__ = f"{proxy._details[0]}.{name}"
+    return method
+
+
+def _special_method(name: str) -> Callable[..., Any]:
+    def method(self: Proxy, *args: Any, **kwargs: Any) -> Any:
+        return _call(self, name, args, kwargs)
+
+    def iterating(self: Proxy) -> Any:
+        value = _call(self, name, (), {})
+        return self if value is self else iter(value)
+
+    made = iterating if name in ("__iter__", "__reversed__") else method
+    made.__name__ = made.__qualname__ = name
+    return made
+
+
+_classes: Final[dict[tuple[tuple[str, ...], bool], type[Proxy]]] = {}
