@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -32,6 +33,26 @@ def produce(send: Any, items: list[Any], end: str = "") -> int:
     if end == "raise":
         raise LookupError("the job raises")
     return len(items)
+
+
+def produce_forever(send: Any) -> None:
+    for number in itertools.count():
+        send.send(number)
+
+
+def item_of_kind(number: int) -> Any:
+    kinds = (number, "x" * (number % 1500), [number], bytes(number % 5000), None)
+    return kinds[number % len(kinds)]
+
+
+def produce_kinds(send: Any, count: int) -> None:
+    """Send items of several kinds. A few are ends of this channel."""
+    for number in range(count):
+        if number % 140 == 139:
+            with send.clone() as clone:
+                send.send(clone)
+        else:
+            send.send(item_of_kind(number))
 
 
 def produce_many(send: Any, count: int) -> None:

@@ -119,16 +119,33 @@ class ChannelLedger:
             assert self.state.open_senders == 1
             assert len(buffer) + end.credit <= buffer.max_items
 
-    def send_on_credit(self, sender: int, size: int) -> None:
-        end, item = self.senders[sender % len(self.senders)], Item("x", size)
-        if not end.credit:
+    def send_on_credit(self, sender: int, sizes: tuple[int, ...]) -> None:
+        end, items = self.senders[sender % len(self.senders)], [Item("x", size) for size in sizes]
+        if end.credit < len(items):
             with pytest.raises(Refusal):
-                self.state.send_on_credit(end, item)
+                self.state.send_on_credit(end, items)
             return
-        self.sent.append(item)
-        # It passes the items that are parked for want of a place.
-        self.open.insert(len(self.state.buffer), item)
-        self.state.send_on_credit(end, item)
+        self.sent += items
+        # They pass the items that are parked for want of a place.
+        place = len(self.state.buffer)
+        self.open[place:place] = items
+        self.state.send_on_credit(end, items)
+
+    def send_one(self, sender: int, size: int) -> None:
+        end, item = self.senders[sender % len(self.senders)], Item("x", size)
+        is_simple = self.places(size) and not self.state.buffer.parked_takes and self.state.open_receivers > 0
+        assert self.state.send_one(end, item) == (is_simple and not end.closed)
+        if item.number:
+            self.sent.append(item)
+            self.open.append(item)
+
+    def receive_one(self, receiver: int) -> None:
+        end = self.receivers[receiver % len(self.receivers)]
+        is_simple = len(self.state.buffer) > 0 and not end.closed
+        item = self.state.receive_one(end)
+        assert (item is not None) == is_simple
+        if item is not None:
+            self.hold([item], 1)
 
     def withdraw(self, index: int) -> bool | None:
         waiting = [waiter for waiter in self.waiters if waiter.waits]
@@ -347,9 +364,17 @@ class ChannelMachine(RuleBasedStateMachine):
     def extend_credit(self, sender: int, asks: bool) -> None:
         self.ledger.extend_credit(sender, asks)
 
+    @rule(sender=st.integers(0, 3), sizes=st.lists(st.integers(0, 7), min_size=1, max_size=4))
+    def send_on_credit(self, sender: int, sizes: list[int]) -> None:
+        self.ledger.send_on_credit(sender, tuple(sizes))
+
     @rule(sender=st.integers(0, 3), size=st.integers(0, 7))
-    def send_on_credit(self, sender: int, size: int) -> None:
-        self.ledger.send_on_credit(sender, size)
+    def send_one(self, sender: int, size: int) -> None:
+        self.ledger.send_one(sender, size)
+
+    @rule(receiver=st.integers(0, 1))
+    def receive_one(self, receiver: int) -> None:
+        self.ledger.receive_one(receiver)
 
     @rule(index=st.integers(0, 5))
     def withdraw(self, index: int) -> None:
@@ -420,22 +445,45 @@ def test_credit_is_for_a_sole_sender() -> None:
     assert state.extend_credit(one) == 100
     assert state.extend_credit(one) == 0
     for number in range(100):
-        state.send_on_credit(one, Item(number, 1))
+        state.send_on_credit(one, [Item(number, 1)])
     with pytest.raises(Refusal, match=WOULD_BLOCK):
-        state.send_on_credit(one, Item("one too many", 1))
+        state.send_on_credit(one, [Item("one too many", 1)])
     assert [item.payload for item in state.receive(receive, None, 49) or ()] == [*range(49)]
     assert state.extend_credit(one) == 0  # less than half of it is free
     assert state.extend_credit(one, asks=True) == 49
     for number in range(49):
-        state.send_on_credit(one, Item(number, 1))
+        state.send_on_credit(one, [Item(number, 1)])
     state.receive(receive, None, 50)
     other = state.clone_sender(one)
     assert state.extend_credit(one) == 0
     state.close_sender(other)
     assert state.extend_credit(one) == 50
     state.close_receiver(receive)
-    state.send_on_credit(one, Item("dropped", 1))
+    state.send_on_credit(one, [Item("dropped", 1)])
     assert len(state.buffer) == 0
+
+
+def test_credit_is_extended_as_soon_as_half_is_free() -> None:
+    """Tasks that take one item at a time look for that as seldom as possible, and in time."""
+    state = ChannelState(100, 10_000_000)
+    send, receive = state.add_sender(), state.add_receiver()
+    extended: list[int] = []
+    looks: list[None] = []
+
+    def extend() -> None:
+        looks.append(None)
+        if count := state.extend_credit(send):
+            extended.append(count)
+
+    state.on_room = extend
+    state.extend_credit(send)
+    state.send_on_credit(send, [Item(number, 1) for number in range(100)])
+    looks.clear()
+    for _ in range(49):
+        state.receive_one(receive)
+    assert (extended, len(looks)) == ([], 0)
+    state.receive_one(receive)
+    assert (extended, len(looks)) == ([50], 1)
 
 
 @pytest.mark.parametrize(("max_items", "max_bytes", "credit"), [(0, 10_000, 0), (1, 10_000, 0), (9, 8200, 2), (9, 4100, 0)])

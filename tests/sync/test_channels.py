@@ -13,6 +13,7 @@ import trio
 from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
 
 from trio_offload import ReceiveChannel, SendChannel, open_channel
+from trio_offload._sync import turns
 
 Open = Callable[..., Any]
 
@@ -88,6 +89,55 @@ async def test_each_wait_is_a_checkpoint(open_any: Open) -> None:
         await send.aclose()
     with assert_checkpoints():
         await receive.aclose()
+
+
+async def test_other_tasks_run_at_least_each_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations that need not wait let them run after 64 of them, or after a millisecond."""
+    now = 0.0
+    monkeypatch.setattr(turns, "perf_counter", lambda: now)
+    send, receive = open_channel[int](1000)
+    ran = 0
+
+    async def other() -> None:
+        nonlocal ran
+        while True:
+            await trio.lowlevel.checkpoint()
+            ran += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        for number in range(640):
+            await send.send(number)
+        assert 8 <= ran <= 12
+        ran = 0
+        assert [await receive.receive() for _ in range(640)] == [*range(640)]
+        assert 8 <= ran <= 12
+        ran = 0
+        for number in range(100):
+            now += 0.001
+            await send.send(number)
+            now += 0.001
+            await receive.receive()
+        assert ran >= 197
+        nursery.cancel_scope.cancel()
+
+
+async def test_each_operation_is_a_cancellation_point() -> None:
+    send, receive = open_channel[int](1000)
+    with trio.CancelScope() as scope:
+        await send.send(1)
+        await send.send(2)
+        scope.cancel()
+        await send.send(3)
+    assert scope.cancelled_caught
+    with trio.CancelScope() as scope:
+        assert await receive.receive() == 1
+        scope.cancel()
+        await receive.receive()
+    assert scope.cancelled_caught
+    assert receive.receive_nowait() == 2
+    with pytest.raises(trio.WouldBlock):
+        receive.receive_nowait()
 
 
 async def test_cancelled_send_has_sent_nothing(open_any: Open) -> None:

@@ -306,6 +306,43 @@ async def test_cancelled_job_takes_nothing(context: WorkerContext) -> None:
     assert receive.receive_nowait() == 1
 
 
+async def test_cancellation_reaches_a_job_that_never_pauses(context: WorkerContext) -> None:
+    """Its messages come so fast that its caller need not wait for the next one."""
+    send, receive = open_channel[int](1000)
+    received = 0
+    scope = trio.CancelScope()
+
+    async def produce() -> None:
+        with scope:
+            await context.run_sync(jobs.produce_forever, send.move())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(produce)
+        async for number in receive:
+            assert number == received
+            received += 1
+            if received == 5000:
+                scope.cancel()
+    assert scope.cancelled_caught
+    assert received >= 5000
+
+
+async def test_items_of_many_kinds_in_order(context: WorkerContext) -> None:
+    """Runs of small items, between items with handles, buffers and other lengths."""
+    send, receive = open_channel[Any](500)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(context.run_sync, jobs.produce_kinds, send.move(), 2000)
+        number = 0
+        async for item in receive:
+            if number % 140 == 139:
+                assert type(item) is trio_offload.SendChannel
+                item.close()
+            else:
+                assert item == jobs.item_of_kind(number)
+            number += 1
+    assert number == 2000
+
+
 async def test_killed_consumer_takes_nothing(context: WorkerContext) -> None:
     send, receive = open_channel[Any](5)
     async with trio.open_nursery() as nursery:

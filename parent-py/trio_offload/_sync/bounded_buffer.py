@@ -168,14 +168,36 @@ class BoundedBuffer:
         self._park(self._takes, waiter, _Take(source, limit, max_size, convert))
         return None
 
-    def put_reserved(self, item: Item) -> None:
-        """Put an item whose place its sender has reserved. It does not wait."""
-        if self._takes:
+    def put_reserved(self, items: Sequence[Item]) -> None:
+        """Put items whose places their sender has reserved. It does not wait."""
+        for number, item in enumerate(items, self._next_number):
+            item.number = number
+        self._next_number += len(items)
+        rest = items
+        while self._takes and rest:
             waiter, take = self._pop_take()
-            waiter.complete(take.convert([self._enter(item)]))
-        else:
-            self.bytes_used += item.size
-            self._items.append(self._enter(item))
+            count = _fitting(rest, take)
+            waiter.complete(take.convert([*rest[:count]]))
+            rest = rest[count:]
+        self.bytes_used += sum([item.size for item in rest])
+        self._items.extend(rest)
+
+    def put_one(self, item: Item) -> bool:
+        """Put an item into a free place. Return False if that is less simple."""
+        if self._takes or self._puts or not self._has_place_for(item):
+            return False
+        self.bytes_used += item.size
+        self._items.append(self._enter(item))
+        return True
+
+    def take_one(self) -> Item | None:
+        """Take the first item, or return None if that is less simple."""
+        if not self._items:
+            return None
+        item = self._pop()
+        if self._puts:
+            self._fill()
+        return item
 
     def put_back(self, items: Iterable[Item]) -> None:
         """Put items that were taken back into their places. The bounds do not apply."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
@@ -117,6 +117,9 @@ class _EndGrant:
 class SendGrant(_EndGrant):
     """A send channel of one call."""
 
+    RUNS: ClassVar[frozenset[str]] = frozenset(("send",))
+    """Posts of which :meth:`post_run` takes several."""
+
     def __init__(self, state: ChannelState, end: SendEnd, make: Callable[[ChannelState, Any], Any]) -> None:
         super().__init__(state, make)
         self.channel_end = end
@@ -163,10 +166,19 @@ class SendGrant(_EndGrant):
         """Send an item on credit, or close the end."""
         if post.op == "send":
             (item,) = pickled_items.items_from(post, several=False)
-            self.state.send_on_credit(self.channel_end, item)
+            self.state.send_on_credit(self.channel_end, [item])
         elif post.op == "close":
             self.state.close_sender(self.channel_end)
             self._close_lasting()
+
+    def post_run(self, pickles: Sequence[bytes]) -> None:
+        """Send several items on credit, as :meth:`post` does one after the other."""
+        items = pickled_items.plain_items(pickles)
+        if items is not None:
+            self.state.send_on_credit(self.channel_end, items)
+            return
+        for pickled in pickles:
+            self.state.send_on_credit(self.channel_end, [pickled_items.item_of((pickled,))])
 
     def end(self, death: Death | None) -> None:
         """Close the end. A death is told to the receivers, after what was sent."""

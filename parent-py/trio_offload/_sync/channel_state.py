@@ -77,6 +77,8 @@ class ChannelState:
         self.run: object = None
         """The run of Trio in which the channel is used."""
         self.on_room = no_action
+        # Items that tasks take before the next call of `on_room` can have an effect.
+        self._takes_to_room: float = 0
         self.open_senders = 0
         self.open_receivers = 0
         self._on_death = on_death
@@ -174,30 +176,50 @@ class ChannelState:
         may fill the buffer above its bound for a moment.
         """
         buffer = self.buffer
+        self._takes_to_room = 0
         if end.closed or self.open_senders != 1 or not self.open_receivers or buffer.parked_puts:
             return 0
         limit = min(buffer.max_items, MAX_CREDIT, buffer.max_bytes // CREDIT_SIZE)
-        free = min(limit, buffer.max_items - len(buffer), (buffer.max_bytes - buffer.bytes_used) // CREDIT_SIZE)
+        places = buffer.max_items - len(buffer)
+        free = min(limit, places, (buffer.max_bytes - buffer.bytes_used) // CREDIT_SIZE)
         count = int(free) - end.credit
         if limit < 2 or count < (1 if asks else limit // 2):
+            if free == places:
+                self._takes_to_room = limit // 2 - count
             return 0
         end.credit += count
         return count
 
-    def send_on_credit(self, end: SendEnd, item: Item) -> None:
-        """Send an item whose place is reserved. It is dropped if it cannot be received any more.
+    def send_on_credit(self, end: SendEnd, items: Sequence[Item]) -> None:
+        """Send items whose places are reserved.
+
+        They are dropped if they cannot be received any more.
 
         Raises:
-            Refusal: ``would_block``: the end has used up its credit.
+            Refusal: ``would_block``: the end has not so much credit.
         """
-        if end.credit < 1:
+        if end.credit < len(items):
             raise Refusal(WOULD_BLOCK)
-        end.credit -= 1
+        end.credit -= len(items)
         if end.closed or not self.open_receivers:
-            self.buffer.released([item])
+            self.buffer.released(items)
             return
-        self.buffer.put_reserved(item)
+        self.buffer.put_reserved(items)
         self.on_room()
+
+    def send_one(self, end: SendEnd, item: Item) -> bool:
+        """Send an item. Return False if that is less simple, or an error: see :meth:`send`."""
+        return not end.closed and self.open_receivers > 0 and self.buffer.put_one(item)
+
+    def receive_one(self, end: ReceiveEnd) -> Item | None:
+        """Receive an item for a task. Return None as :meth:`send_one` returns False."""
+        item = None if end.closed else self.buffer.take_one()
+        if item is not None:
+            end.received += 1
+            self._takes_to_room -= 1
+            if self._takes_to_room <= 0:
+                self.on_room()
+        return item
 
     def withdraw(self, waiter: Waiter) -> int | None:
         """As :meth:`BoundedBuffer.withdraw`."""

@@ -16,6 +16,7 @@ from .channel_grants import ReceiveGrant, SendGrant
 from .channel_state import ChannelState, ReceiveEnd, SendEnd
 from .channel_statistics import ChannelStatistics, statistics_of
 from .handles import Handle
+from .turns import Turn
 from .waiters import TaskWaiter
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class _End(Handle):
         super().__init__()
         self._state = state
         self._end = end
+        self._turn = Turn()
 
     def bind(self) -> int:
         """As :meth:`Handle.bind`, for all ends of the channel at once. They have no number."""
@@ -90,6 +92,9 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
     Items are pickled by ``send``. So an item may change after it has been sent, and the receiver
     gets a copy, as in a job.
 
+    A send that need not wait lets other tasks run only if they have not for a millisecond, or for
+    64 items.
+
     Pass it to a job as an argument. The job gets a clone, which blocks where this one is awaited.
     It is closed when the job's call has ended.
     """
@@ -99,7 +104,7 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
 
     @enable_ki_protection
     async def send(self, value: SendType) -> None:
-        """Send an item, and wait while the buffer is full. A checkpoint.
+        """Send an item, and wait while the buffer is full. A cancellation point.
 
         If it is cancelled, the item was not sent.
 
@@ -109,7 +114,11 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
             trio.ClosedResourceError: this channel is closed, perhaps during the wait.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._send([pickled_items.dump(value)])
+        item = pickled_items.dump(value)
+        if self._turn.lasts(self._state.run) and self._state.send_one(self._end, item):
+            return
+        await self._send([item])
+        self._turn.begin()
 
     @enable_ki_protection
     def send_nowait(self, value: SendType) -> None:
@@ -205,6 +214,8 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
 class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
     """The receiving end of a channel, made by :func:`open_channel`.
 
+    A receive that need not wait lets other tasks run as a send does.
+
     Pass it to a job as an argument. The job gets a clone, which blocks where this one is awaited.
     It is closed when the job's call has ended. If the job's worker dies, the items that did not
     reach its code go back to the front of the channel. Those that reached it are listed in
@@ -216,7 +227,7 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
 
     @enable_ki_protection
     async def receive(self) -> ReceiveType:
-        """Receive an item, and wait while the channel is empty. A checkpoint.
+        """Receive an item, and wait while the channel is empty. A cancellation point.
 
         If it is cancelled, nothing was received.
 
@@ -227,7 +238,13 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
             trio.ClosedResourceError: this channel is closed, perhaps during the wait.
             Exception: the item cannot be unpickled. It is lost.
         """
-        (item,) = await self._receive(1)
+        item = None
+        if self._turn.lasts(self._state.run):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            item = self._state.receive_one(self._end)
+        if item is None:
+            (item,) = await self._receive(1)
+            self._turn.begin()
         value: ReceiveType = pickled_items.take(item)
         return value
 

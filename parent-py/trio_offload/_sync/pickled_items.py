@@ -119,13 +119,20 @@ def items_from(message: Request | Post, *, several: bool) -> list[Item]:
     """
     segments, types = message.segments, message.types or bytes(len(message.segments))
     if not several:
-        return [_item_of(segments, types)]
+        return [item_of(segments, types)]
     items = []
     first = 1
     for count in pickle.loads(segments[0]):
-        items.append(_item_of(segments[first : first + count], types[first : first + count]))
+        items.append(item_of(segments[first : first + count], types[first : first + count]))
         first += count
     return items
+
+
+def plain_items(pickles: Sequence[bytes]) -> list[Item] | None:
+    """Return the items of these pickles, or None if there may be handles in one of them."""
+    if b"".join(pickles).find(_MARK) >= 0:
+        return None
+    return [Item(PickledItem((pickled,)), len(pickled)) for pickled in pickles]
 
 
 def reply(request: Request, items: Sequence[Item], *, several: bool) -> None:
@@ -154,7 +161,8 @@ def release(items: Iterable[Item]) -> None:
         item.payload.release()
 
 
-def _item_of(segments: Sequence[Any], types: bytes) -> Item:
+def item_of(segments: Sequence[Any], types: bytes = b"") -> Item:
+    """Return the item of which a job has sent these segments. Raises as :func:`items_from`."""
     first, *others = segments
     # The first lies in a buffer that other messages share.
     pickled = PickledItem([bytes(first), *others], types if any(types) else b"")

@@ -23,6 +23,7 @@ from .sockets import GONE, YIELD_EVERY, check_is_gone, let_others_run, notify_cl
 
 if TYPE_CHECKING:
     from .buffer_pool import BufferPool
+    from .runs import Runs
 
 # One poll finds 96 to 98 % of 5,000 answers of an empty job, two find more than 99 %.
 _SPINS: Final = range(2)
@@ -39,12 +40,13 @@ class EndOfStream(Exception):
 class Channel(Sender):
     """The parent's end of a worker's socket."""
 
-    __slots__ = ("_decoder", "_identity", "_spins_skipped", "spin_misses")
+    __slots__ = ("_decoder", "_identity", "_runs", "_spins_skipped", "spin_misses")
 
     def __init__(self, ours: socket.socket, pool: BufferPool | None = None) -> None:
         super().__init__(ours)
         self._identity = identity_of(self._descriptor)
         self._decoder = Decoder(allocate if pool is None else pool.allocate, of_worker=True)
+        self._runs: Runs | None = None
         # Adaptive spinning. After a failed spin, skip `spin_misses` receives before the next. The
         # number grows with every miss, so long jobs and single-CPU machines pay little.
         # Read-only for others.
@@ -171,6 +173,20 @@ class Channel(Sender):
         except BlockingIOError:
             return None
         return frame
+
+    def take_run(self, frame: Frame) -> list[bytes]:
+        """Return the segments of the frames that have been read and repeat the last one.
+
+        Args:
+            frame: the last one. It has one segment, and no types.
+        """
+        if self._decoder.start == self._decoder.end:
+            return []
+        if self._runs is None:
+            from .runs import Runs  # few programs need it
+
+            self._runs = Runs(self._decoder)
+        return self._runs.take(frame)
 
     def close(self) -> None:
         """Close this end. May be done again."""

@@ -85,7 +85,7 @@ class Decoder:
         # The caller may write to it while it is empty: `start` equals `end` and `head` is None.
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
         # The range of bytes that are received but not decoded. Only the decoder writes these and
-        # the next attribute.
+        # the next attribute, and :class:`Runs` the start.
         self.start = 0
         self.end = 0
         # The header of a frame whose payload is incomplete.
@@ -93,6 +93,8 @@ class Decoder:
         self._filling: _Filling | None = None
         # Heads of frames with at most one segment, by their bytes up to the request's number.
         self._known: dict[tuple[bytes, bool], Head] = {}
+        # Where the last frame began, if its head was a known one; else -1.
+        self.known_at = -1
 
     def writable(self) -> memoryview:
         """Return the memory for the next bytes, at least one. Overwrites borrowed segments."""
@@ -205,6 +207,7 @@ class Decoder:
                 if self._admit is not None:
                     self._admit(head.kind)
                 body = head.body if request is None else {**head.body, "request": request}
+                self.known_at = self.start
                 self.start = end
                 segments = [self.buffer[begin:end]] if head.lengths else []
                 return Frame(head.kind, head.id, segments, body, bool(segments))
@@ -212,6 +215,7 @@ class Decoder:
 
     def _any_frame(self) -> Frame | None:
         """Return the next frame by the general path, while none is being filled."""
+        self.known_at = -1
         head = self.head
         if head is None:
             if self.start == self.end:

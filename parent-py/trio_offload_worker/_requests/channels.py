@@ -6,10 +6,10 @@ import _pickle
 from _thread import allocate_lock
 
 from .._protocol.frames import HANDED_ALL
-from .credit import check_call, post_on_credit, take_credit
+from .credit import check_call, outlet_of, post_on_credit, take_credit
 from .errors import ClosedResourceError, EndOfChannel, JobEndedError
 from .handles import JobHandle
-from .pickles import dumps, loads, result
+from .pickles import dumps, dumps_plain, loads, result
 from .requests import Segments, hand_over, post, request
 
 TYPE_CHECKING = False
@@ -102,7 +102,15 @@ class SendChannel(_End, _OfSent["SendType"]):
             Cancelled: the job's call is cancelled. The item was not sent.
         """
         self._check_open()
-        segments = dumps(value)
+        pickled = dumps_plain(value)
+        if pickled is None:
+            segments = dumps(value)
+        else:
+            length = len(pickled)
+            outlet = outlet_of("send", self._id)
+            if outlet is not None and length <= _CREDIT_SIZE and outlet.post(length, (pickled,)):
+                return
+            segments = Segments((pickled,), (length,))
         if sum(segments.lengths) > _CREDIT_SIZE:
             result(request("send", self._id, segments, count=take_credit(self._id, 1), timeout=timeout))
         elif not post_on_credit("send", self._id, segments):

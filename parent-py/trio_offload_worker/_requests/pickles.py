@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from .messages import Reply
 
 
+def dumps_plain(value: Any) -> bytes | None:
+    """Return the pickle of a number or a short text. None means that it is something else."""
+    kind = type(value)
+    if kind in _NUMBERS or ((kind is str or kind is bytes) and len(value) <= _MAX_SHORT):
+        return _pickle.dumps(value, 5)
+    return None
+
+
 def dumps(value: Any) -> Segments:
     """Pickle a value for the parent. The pickle may have handles in it.
 
@@ -97,6 +105,9 @@ def _load_exception(reply: Reply) -> BaseException:
 def _size(part: Any) -> int:
     return part.nbytes if isinstance(part, memoryview) else len(part)
 
+
+_NUMBERS: Final = frozenset((int, float, bool, complex, type(None)))
+_MAX_SHORT: Final = 1024
 
 _TWINS: Final[dict[str, type[Exception]]] = {
     "would_block": errors.WouldBlock,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from _thread import TIMEOUT_MAX, _local, allocate_lock, get_native_id
 from itertools import count as count_up
+from os import getpid
 from time import monotonic
 
 from .._protocol.frames import HANDED_ALL, Kind, encode_head
@@ -64,7 +65,7 @@ def request(
         JobEndedError: the job of this thread has ended.
         RuntimeError: this process is between two jobs, or is not a worker.
     """
-    return _conversation().request(op, handle, segments, count, timeout, shield, give_back)
+    return conversation().request(op, handle, segments, count, timeout, shield, give_back)
 
 
 def post(op: str, handle: int = 0, segments: Segments = NONE, *, count: int | None = None) -> None:
@@ -74,7 +75,7 @@ def post(op: str, handle: int = 0, segments: Segments = NONE, *, count: int | No
         JobEndedError: the job of this thread has ended.
         RuntimeError: this process is between two jobs, or is not a worker.
     """
-    _conversation().post(op, handle, segments, count)
+    conversation().post(op, handle, segments, count)
 
 
 def hand_over(reply: Reply, count: int = HANDED_ALL) -> None:
@@ -82,12 +83,12 @@ def hand_over(reply: Reply, count: int = HANDED_ALL) -> None:
 
     If the worker dies, the parent gives every other item to the next receiver.
     """
-    current_line().hand_over(reply.request, count)
+    conversation().line.hand_over(reply.request, count)
 
 
 def take_credit(handle: int) -> bool:
     """Use up one message that the parent has room for. Return False if there is not one."""
-    return _conversation().take_credit(handle)
+    return conversation().take_credit(handle)
 
 
 def bind_thread(call: int) -> None:
@@ -96,7 +97,7 @@ def bind_thread(call: int) -> None:
     Raises:
         JobEndedError: the call has ended.
     """
-    _conversation().bind(call)
+    conversation().bind(call)
 
 
 def running_call() -> int:
@@ -106,13 +107,18 @@ def running_call() -> int:
         JobEndedError: it has ended.
         RuntimeError: this process is between two jobs, or is not a worker.
     """
-    return _conversation().call_of_thread()
+    return conversation().call_of_thread()
 
 
 class _Binding(_local):
     """The call that this thread belongs to. The main thread belongs to each."""
 
-    call = 0
+    def __init__(self) -> None:
+        self.call = 0
+        # The last call that this thread has been found to belong to.
+        self.checked = 0
+        # For the messages that it posts on credit, by operation and handle.
+        self.outlets: dict[tuple[str, int], Any] = {}
 
 
 class _Waiting:
@@ -146,36 +152,41 @@ class _Conversation:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self._binding = _Binding()
+        self.thread = _Binding()
         self._numbers = count_up(1)
         self._open: dict[int, _Waiting] = {}
         # At most one entry. One step on a dictionary decides who leads, so that an exception of a
         # signal handler cannot come in between.
         self._leader: dict[None, _Waiting] = {}
         self._inbox: list[tuple[int, int, dict[str, Any], list[Any]]] = []
-        self._credits: dict[int, int] = {}
+        # A list of as many items as messages that the parent has room for: `pop` is one step, so
+        # threads need no lock.
+        self._credits: dict[int, list[None]] = {}
         self._credits_lock = allocate_lock()
         self._call_of_credits = 0
 
     def call_of_thread(self) -> int:
         call = self.line.call()
+        if call and call == self.thread.checked:
+            return call
         if get_native_id() == self.line.pid:
             bound = call
         else:
-            bound = self._binding.call or call
-            self._binding.call = bound
+            bound = self.thread.call or call
+            self.thread.call = bound
         if bound != call:
-            raise _job_ended()
+            raise job_ended()
         if not call:
             raise RuntimeError(
                 "no job is running: init, retire and exit handlers cannot talk to the parent, only jobs and their threads can"
             )
+        self.thread.checked = call
         return call
 
     def bind(self, call: int) -> None:
         if call != self.line.call():
-            raise _job_ended()
-        self._binding.call = call
+            raise job_ended()
+        self.thread.call = self.thread.checked = call
 
     def request(
         self,
@@ -202,7 +213,7 @@ class _Conversation:
         try:
             self.line.write((head, *segments.parts), call, waiting.sent)
             if not waiting.sent:
-                raise _job_ended()
+                raise job_ended()
             reply = self._await(waiting, deadline, until)
             self._leave(waiting)
         except BaseException:
@@ -224,18 +235,23 @@ class _Conversation:
         sent: list[bool] = []
         self.line.write(parts, call, sent)
         if not sent:
-            raise _job_ended()
+            raise job_ended()
 
     def take_credit(self, handle: int) -> bool:
-        call = self.call_of_thread()
-        with self._credits_lock:
-            if call != self._call_of_credits or not self._credits.get(handle):
-                return False
-            self._credits[handle] -= 1
+        credit = self.credit(self.call_of_thread(), handle)
+        try:
+            credit.pop()
+        except IndexError:
+            return False
         return True
 
-    def has_had_credit(self, handle: int) -> bool:
-        return handle in self._credits
+    def credit(self, call: int, handle: int) -> list[None]:
+        """Return the credit of a call for a handle, as a list that grows and shrinks."""
+        with self._credits_lock:
+            if call != self._call_of_credits:
+                self._call_of_credits = call
+                self._credits = {}
+            return self._credits.setdefault(handle, [])
 
     def poll(self, call: int) -> bool:
         """Read what has arrived, unless another thread reads. Return True if credit has come."""
@@ -254,7 +270,7 @@ class _Conversation:
         line = self.line
         while waiting.reply is None:
             if waiting.call != line.call():
-                raise _job_ended()
+                raise job_ended()
             left = _FOREVER
             if not waiting.withdrawn:
                 now = monotonic()
@@ -340,17 +356,18 @@ class _Conversation:
                 self._add_credit(call, body["handle"], body["count"])
 
     def _add_credit(self, call: int, handle: int, number: int) -> None:
-        with self._credits_lock:
-            if call != self._call_of_credits:
-                self._call_of_credits = call
-                self._credits.clear()
-            self._credits[handle] = self._credits.get(handle, 0) + number
+        if call == self.line.call():
+            self.credit(call, handle).extend([None] * number)
 
 
-def _conversation() -> _Conversation:
-    line = current_line()
-    # As for the lines.
-    return _conversations.get(line.pid) or _conversations.setdefault(line.pid, _Conversation(line))
+def conversation() -> _Conversation:
+    """Return the conversation of this process."""
+    found = _conversations.get(getpid())
+    if found is None:
+        line = current_line()
+        # As for the lines.
+        found = _conversations.setdefault(line.pid, _Conversation(line))
+    return found
 
 
 def _body(op: str, handle: int, thread: int, segments: Segments, count: int | None) -> dict[str, Any]:
@@ -368,7 +385,8 @@ def _size(segment: Any) -> int:
     return segment.nbytes if isinstance(segment, memoryview) else len(segment)
 
 
-def _job_ended() -> JobEndedError:
+def job_ended() -> JobEndedError:
+    """Return the error of a thread whose job has ended."""
     return JobEndedError(
         "this thread belongs to a job that has ended; from_worker.job().adopt() binds a thread to the job that runs now"
     )
