@@ -56,6 +56,7 @@ OURS = [
     "Event",
     "FailedItemsError",
     "JobExitError",
+    "JobProgress",
     "LocateError",
     "Lock",
     "RLock",
@@ -166,7 +167,7 @@ def test_signatures(name: str) -> None:
     if expected is CONTEXT_PARAMETERS:
         expected = [*expected, *OUR_CONTEXT_PARAMETERS]
     elif name.endswith("run_sync"):
-        expected = [*expected, *((name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("timeout", "grace"))]
+        expected = [*expected, *((name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("timeout", "grace", "progress"))]
     assert parameters_of(trio_offload, name) == expected
 
 

@@ -29,7 +29,7 @@ from ._exceptions import (
 )
 from ._limiter import current_default_worker_limiter
 from ._options import WorkerType
-from ._statistics import WaitingJob, WorkerContextCounters, WorkerContextStatistics, WorkerStatistics
+from ._statistics import JobProgress, WaitingJob, WorkerContextCounters, WorkerContextStatistics, WorkerStatistics
 from ._version import __version__ as __version__
 
 if _typing.TYPE_CHECKING:
@@ -64,6 +64,7 @@ __all__ = [
     "Event",
     "FailedItemsError",
     "JobExitError",
+    "JobProgress",
     "LocateError",
     "Lock",
     "RLock",

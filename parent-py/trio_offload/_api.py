@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from trio_offload_worker._jobs.retire import RetireWhen
 
-from ._context import WorkerContext, hides_unexpected
+from ._context import WorkerContext
 from ._default import current_context
+from ._documented import shows_progress
 from ._limiter import Limiter, current_default_worker_limiter, require_trio
 from ._options import ContextOptions, takes_map_options, takes_options
 from ._sizes import check_count, check_seconds, parse_size
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
+
+    from ._worker.watch import CallOptions
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
@@ -29,7 +32,7 @@ ResultType = TypeVar("ResultType")
 
 
 # Protected, because Ctrl+C between the call and its await would leave a coroutine without an await.
-@hides_unexpected
+@shows_progress
 @trio.lowlevel.enable_ki_protection
 async def run_sync(
     sync_fn: Callable[[Unpack[ArgumentTypes]], ResultType],
@@ -39,7 +42,7 @@ async def run_sync(
     limiter: Limiter | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  # as in the method
     grace: float | None = None,
-    **unexpected: NoReturn,
+    **more: Unpack[CallOptions],
 ) -> ResultType:
     """Run ``sync_fn(*args)`` in a worker process and return its result.
 
@@ -63,13 +66,13 @@ async def run_sync(
         cancellable: Another name of ``kill_on_cancel``. Either is enough.
         limiter: An async context manager around the call, usually a :class:`trio.CapacityLimiter`.
             None means the :func:`current_default_worker_limiter`.
-        timeout: Seconds that the job may take, measured on the machine's clock, whatever clock Trio
-            uses. The time starts when a worker begins with the job: behind the wait for a token,
-            the start of a worker, and the import of ``sync_fn``. If the job takes longer, its
-            worker is killed, also without ``kill_on_cancel``. None means unlimited.
-        grace: Seconds that a cancelled job has to end by itself, after it has been told, with
-            either ``kill_on_cancel``. Then its worker is killed. None means as ``kill_on_cancel``
-            says: no time, or unlimited time.
+        timeout: Seconds that the job may take, by the machine's clock. They start when a worker
+            begins with the job: behind the wait for a token, the start of a worker, and the import
+            of ``sync_fn``. Then the worker is killed, also without ``kill_on_cancel``.
+        grace: Seconds that a job has to end by itself after it was told of a cancellation. Then its
+            worker is killed. None means as ``kill_on_cancel`` says: no time, or unlimited time.
+        progress: A function that is called here with the ``done``, ``total`` and ``note`` of the
+            job's last ``from_worker.progress``, ten times a second at most, and at the end.
 
     Raises:
         BaseException: The job's exception, with its traceback, causes and notes.
@@ -89,7 +92,7 @@ async def run_sync(
         limiter=limiter,
         timeout=timeout,
         grace=grace,
-        **unexpected,
+        **more,
     )
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import outcome
 import trio
 from trio import CapacityLimiter
 from trio.lowlevel import checkpoint_if_cancelled, current_task
 
-from ._documented import documented
+from ._documented import documented, shows_progress
 from ._late_methods import LateMethods
 from ._launch.select import launcher_for
 from ._limiter import Limiter, current_default_worker_limiter
@@ -35,22 +34,13 @@ if TYPE_CHECKING:
     from ._pickling.payload import Payload
     from ._process.process import WorkerProcess
     from ._worker.launcher import Launcher
+    from ._worker.watch import CallOptions
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
 ItemType = TypeVar("ItemType")
 ResultType = TypeVar("ResultType")
 ContextType = TypeVar("ContextType")
-FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
-
-
-def hides_unexpected(function: FunctionType) -> FunctionType:
-    """Hide the parameter ``**unexpected``, which only explains a mistake, from the signature."""
-    signature = inspect.signature(function)
-    shown = [parameter for parameter in signature.parameters.values() if parameter.name != "unexpected"]
-    function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    del function.__annotations__["unexpected"]
-    return function
 
 
 class _NoPublicConstructor(type):
@@ -91,7 +81,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         for name, value in {**vars(options), **private}.items():
             object.__setattr__(self, name, value)  # attributes are read-only
 
-    @hides_unexpected
+    @shows_progress
     @trio.lowlevel.enable_ki_protection
     async def run_sync(
         self,
@@ -102,7 +92,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         limiter: Limiter | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  # not Trio's clock, and not the whole call
         grace: float | None = None,
-        **unexpected: NoReturn,
+        **more: Unpack[CallOptions],
     ) -> ResultType:
         """Run ``sync_fn(*args)`` in a worker of this context. See :func:`trio_offload.run_sync`.
 
@@ -112,8 +102,8 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         if limiter is None:
             limiter = current_default_worker_limiter()
         kill_on_cancel = kill_on_cancel or cancellable
-        if timeout is not None or grace is not None or unexpected or type(limiter) is not CapacityLimiter:
-            return await self._run_checked(sync_fn, args, timeout, grace, kill_on_cancel, limiter, unexpected)
+        if timeout is not None or grace is not None or more or type(limiter) is not CapacityLimiter:
+            return await self._run_checked(sync_fn, args, timeout, grace, kill_on_cancel, limiter, more)
         # The same as ``async with limiter``, at a fifth of its cost when a token is free.
         task, calls, cache = current_task(), self._calls, self._cache
         call: Payload | None = None

@@ -1,18 +1,21 @@
-"""Show the strings below attributes and enumeration members in :func:`help`.
+"""Show in :func:`help` what a definition hides: strings below attributes, and a parameter.
 
-Python drops such a string, and editors read it from the source. So does this module, when somebody
-asks for the class's ``__doc__``: the text stays in one place, and the import costs nothing. Without
-source (in a frozen app), the class's own docstring remains.
+Python drops a string below an attribute or enumeration member, and editors read it from the source.
+So does this module, when somebody asks for the class's ``__doc__``: the text stays in one place,
+and the import costs nothing. Without source (in a frozen app), the class's own docstring remains.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+import inspect
 import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 ClassType = TypeVar("ClassType", bound=type)
+FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 
 
 def documented(cls: ClassType) -> ClassType:
@@ -24,6 +27,21 @@ def documented(cls: ClassType) -> ClassType:
         docstring.place = cls.__module__, cls.__qualname__
         cls.__doc__ = docstring
     return cls
+
+
+def shows_progress(function: FunctionType) -> FunctionType:
+    """Show the parameter ``progress`` in the signature, in place of ``**more``.
+
+    A call without it pays nothing for it, and a wrong keyword in ``more`` is explained.
+    """
+    signature = inspect.signature(function)
+    kind = "Callable[[float, float | None, str | None], object] | None"
+    progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+    shown = [progress if parameter.name == "more" else parameter for parameter in signature.parameters.values()]
+    function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    function.__annotations__["progress"] = kind
+    del function.__annotations__["more"]
+    return function
 
 
 class _Docstring(str):
@@ -54,7 +72,6 @@ class _Docstring(str):
 
 
 def _joined(text: str, attributes: dict[str, str]) -> str:
-    import inspect
     import textwrap
 
     if not attributes:
@@ -66,7 +83,6 @@ def _joined(text: str, attributes: dict[str, str]) -> str:
 @functools.cache
 def _read(module: str, name: str) -> dict[str, str]:
     import ast
-    import inspect
     from itertools import pairwise
 
     try:

@@ -99,7 +99,7 @@ def unknown_keyword(function: Any, keywords: Mapping[str, object]) -> TypeError:
     import difflib
 
     name = next(iter(keywords))
-    ours = difflib.get_close_matches(name, ("kill_on_cancel", "cancellable", "grace", "limiter", "timeout"), 1)
+    ours = difflib.get_close_matches(name, ("kill_on_cancel", "cancellable", "grace", "limiter", "progress", "timeout"), 1)
     hint = f" Did you mean {ours[0]!r}?" if ours else ""
     shown = getattr(function, "__name__", "fn")
     return TypeError(

@@ -25,6 +25,21 @@ class Figures:
 
 @documented
 @attrs.frozen
+class JobProgress:
+    """How far a job is, by its own ``from_worker.progress``."""
+
+    done: float
+    """The amount of work that is done. A whole number is an ``int``."""
+
+    total: float | None
+    """The amount of all work, if it is known."""
+
+    note: str | None
+    """The job's last note, if any."""
+
+
+@documented
+@attrs.frozen
 class WorkerStatistics:
     """One worker at one moment."""
 
@@ -58,6 +73,9 @@ class WorkerStatistics:
 
     function: str | None
     """Name of the running function. None means idle."""
+
+    progress: JobProgress | None = None
+    """How far the running job is, if it tells."""
 
 
 @documented

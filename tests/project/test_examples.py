@@ -121,6 +121,19 @@ def test_measure_source(tmp_path: Path) -> None:
     assert ran.returncode == 1
 
 
+def test_trainer(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "trainer.py", tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "trainer.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert ran.stdout == "finished: y = 2.0 x + 1.0\nstopped early: y = 2.0 x + 1.0\n"
+    shown = ran.stderr.splitlines()
+    assert all(re.fullmatch(r"step \d+ of \d+, loss \d\.\d{4}", line) for line in shown)
+    first = [line for line in shown if " of 2000," in line]
+    assert first[-1].startswith("step 2000 ")
+    assert len(shown) > len(first)
+
+
 def test_trio_service(tmp_path: Path) -> None:
     said = run_example("trio_service.py", tmp_path).splitlines()
     assert r"[\w.]+@[\w.]+: found ['somebody@example.org', 'nobody@example.net']" in said

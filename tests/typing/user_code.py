@@ -46,6 +46,9 @@ def measure(path: Path) -> tuple[int, float]:
 def nothing() -> None: ...
 
 
+def show(done: float, total: float | None, note: str | None) -> None: ...
+
+
 def total(*numbers: int) -> int:
     return sum(numbers)
 
@@ -78,6 +81,8 @@ async def options() -> None:
     assert_type(await run_sync(shout, "hello", kill_on_cancel=True), str)
     assert_type(await run_sync(shout, "hello", cancellable=True), str)
     assert_type(await run_sync(shout, "hello", timeout=2.5), str)
+    assert_type(await run_sync(shout, "hello", 3, progress=print), str)
+    assert_type(await run_sync(shout, "hello", progress=show, timeout=5), str)
     # Any async context manager limits.
     assert_type(await run_sync(shout, "hello", limiter=trio.Lock()), str)
     assert_type(current_default_worker_limiter(), trio.CapacityLimiter)

@@ -45,7 +45,8 @@ async def wrong_result() -> int:
 async def wrong_options() -> None:
     await run_sync(shout, "hello", kill_on_cancel="yes")  # type: ignore[arg-type]
     await run_sync(shout, "hello", limiter=3)  # type: ignore[arg-type]
-    await run_sync(shout, "hello", 2, times=3)  # type: ignore[arg-type]
+    await run_sync(shout, "hello", 2, times=3)  # type: ignore[call-arg]
+    await run_sync(shout, "hello", progress=5)  # type: ignore[arg-type]
 
 
 async def wrong_options_of_a_context() -> None:

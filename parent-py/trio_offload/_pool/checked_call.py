@@ -1,16 +1,19 @@
-"""A call with a limiter, a timeout or a grace. They are checked, because few calls have them."""
+"""A call with a limiter, a timeout, a grace or a progress. Few calls have one."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
 from .._limiter import Limiter, checked_limiter
 from .._sizes import check_seconds
+
+if TYPE_CHECKING:
+    from .._worker.watch import CallOptions
 
 ResultType = TypeVar("ResultType")
 
@@ -26,13 +29,16 @@ async def _run_checked(
     grace: float | None,
     cancellable: bool,
     limiter: Limiter,
-    unexpected: dict[str, NoReturn],
+    more: CallOptions,
 ) -> ResultType:
     """As :meth:`WorkerContext.run_sync`, with arguments that few calls have, or that it lacks."""
-    if unexpected:
+    if more.keys() - {"progress"}:
         from .._slips import unknown_keyword
 
-        raise unknown_keyword(sync_fn, unexpected)
+        raise unknown_keyword(sync_fn, more)
+    progress = more.get("progress")
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a callable with three arguments, got {progress!r}")
     if seconds is not None:
         check_seconds("timeout", seconds, positive=True)
     if grace is not None:
@@ -41,9 +47,9 @@ async def _run_checked(
     began = time.monotonic()
     async with checked_limiter(limiter):
         self._pool.note_wait(began)
-        if (seconds is None or seconds == math.inf) and grace is None:
+        if (seconds is None or seconds == math.inf) and grace is None and progress is None:
             result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
             return result
         from .timed_call import run_in_time  # few programs need it
 
-        return await run_in_time(self._pool, sync_fn, args, seconds, grace, cancellable, limiter)
+        return await run_in_time(self._pool, sync_fn, args, seconds, grace, cancellable, limiter, progress)

@@ -1,4 +1,4 @@
-"""A call with a timeout or a grace: :meth:`WorkerContext.run_sync` without its warm path.
+"""A call with a timeout, a grace or a progress: `WorkerContext.run_sync` without its warm path.
 
 The time begins when a worker begins with the job, as in ``map``: behind the wait for a token, the
 worker's start, and the import of the function.
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -23,11 +23,13 @@ from .._pickling.payload import release
 from .._worker.endings import raise_cancelled, with_lost
 from .._worker.states import CallNotRun
 from .._worker.time_limit import answer_in_time
+from .._worker.watch import watched
 
 if TYPE_CHECKING:
     from .._limiter import Limiter
     from .._pickling.payload import Payload
     from .._process.process import WorkerProcess
+    from .._worker.watch import ShowProgress
     from .._worker.worker import Worker
     from .pool import WorkerPool
 
@@ -45,6 +47,7 @@ async def run_in_time(
     grace: float | None,
     cancellable: bool,
     limiter: Limiter,
+    progress: ShowProgress | None,
 ) -> ResultType:
     """Run ``sync_fn(*args)`` in a worker of the pool, and end the worker if that takes longer.
 
@@ -63,13 +66,16 @@ async def run_in_time(
             worker, new = await pool.take(cancellable)
             try:
                 worker.grace, worker.limiter = grace, limiter
+                answer: Callable[[], Awaitable[tuple[Any, BaseException | None]]]
                 if seconds is None:
-                    worker.submit(call)
-                    value, error = await worker.answer(cancellable, True)
+                    answer = functools.partial(worker.answer, cancellable, True)
                 else:
                     await _import_in(worker, sync_fn, to_fork, cancellable)
-                    worker.submit(call)
-                    value, error = await answer_in_time(worker, _clock.now(), seconds, cancellable=cancellable, spin=True)
+                    answer = functools.partial(
+                        answer_in_time, worker, _clock.now(), seconds, cancellable=cancellable, spin=True
+                    )
+                worker.submit(call)
+                value, error = await (answer() if progress is None else watched(worker, progress, answer))
             except CallNotRun:
                 # As in `WorkerContext.run_sync`.
                 if new:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import re
 import struct
@@ -17,7 +18,14 @@ from typing import Final
 
 import attrs
 
-from trio_offload_worker._protocol.frames import FLAGS_AT, FRONT_SIZE, HANDED_AT, HANDED_SLOTS
+from trio_offload_worker._protocol.frames import (
+    FLAGS_AT,
+    FRONT_SIZE,
+    HANDED_AT,
+    HANDED_SLOTS,
+    NOTE_SIZE,
+    STEP_AT,
+)
 from trio_offload_worker._system.linux import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
@@ -28,6 +36,10 @@ _MAX_SIZE: Final = 256 * 1024
 _LIMIT: Final = r'\{"memory_limit": ?([0-9]{1,20}), ?"reached": ?([0-9]{1,20})\}'
 _CANCELLED: Final = 24  # the place of the number of a call whose caller is cancelled
 _PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_jobs/chunks.py
+# As in trio_offload_worker/_requests/progress.py.
+_STEP: Final = struct.Struct(f"=QQQddQQQ{NOTE_SIZE}s")
+_ENDED_AT: Final = STEP_AT + 40
+_MAX_READS: Final = 10
 
 
 @attrs.frozen
@@ -40,6 +52,19 @@ class Progress:
     """Index of the first unfinished item."""
     count: int = 0
     """Number of items from that one on that may have been started."""
+
+
+@attrs.frozen
+class Step:
+    """The progress of a job, as it has written it."""
+
+    call: int
+    """Number of its call."""
+    item: int
+    """Index of the running item, if the call is a chunk."""
+    done: float
+    total: float | None
+    note: str | None
 
 
 class RecordFile:
@@ -79,6 +104,24 @@ class RecordFile:
             # A job has truncated the file.
             return Progress()
         return Progress(number, index, count)
+
+    def step(self) -> Step | None:
+        """Return the latest progress of a job, unless it is half written."""
+        data = b""
+        for _ in range(_MAX_READS):
+            try:
+                # In the order opposite to the writer's: equal numbers enclose one step.
+                ended = os.pread(self._descriptor, 8, _ENDED_AT)
+                if not any(ended):
+                    return None
+                data = os.pread(self._descriptor, _STEP.size, STEP_AT)
+                begun = os.pread(self._descriptor, 8, STEP_AT)
+            except OSError:
+                return None
+            if begun == ended:
+                return _step_in(data)
+        # Each step of this busy job has another total or note, or the job died within one.
+        return _step_in(data) if data[:8] == data[_ENDED_AT - STEP_AT :][:8] else None
 
     def handed(self) -> bytes:
         """Return the slots in which the worker counts items that reach the code of jobs."""
@@ -128,6 +171,21 @@ class RecordFile:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _step_in(data: bytes) -> Step | None:
+    try:
+        _, call, item, done, total, _, call_of_note, length, text = _STEP.unpack(data)
+    except struct.error:
+        # A job has truncated the file.
+        return None
+    note = text[:length].decode(errors="replace") if call_of_note == call else None
+    return Step(call, item, _plain(done), None if math.isnan(total) else _plain(total), note)
+
+
+def _plain(number: float) -> float:
+    """Return a whole number as an integer."""
+    return int(number) if number.is_integer() else number
 
 
 def _new_file() -> int:

@@ -46,6 +46,7 @@ class Peer:
         "_handed",
         "_process",
         "_record",
+        "_step",
         "expires_at",
         "given_up",
         "grant",
@@ -79,6 +80,7 @@ class Peer:
         # How far it had come with a chunk. Known once it has ended.
         self.progress = _record.Progress()
         self._handed = b""
+        self._step: _record.Step | None = None
         # The privileges of this program when the process was started; for a forked worker, when its
         # template was. Set before the start.
         self.grant: Grant
@@ -272,6 +274,7 @@ class Peer:
             self.left_behind = self._cleaned(self._record.read())
             self.progress = self._record.progress()
             self._handed = self._record.handed()
+            self._step = self._record.step()
             self._record.close()
             self._record = None
             self._note_end()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .._options import ContextOptions
     from .._pickling.payload import Grant
     from .._process.process import WorkerProcess
-    from .._process.record import RecordFile
+    from .._process.record import RecordFile, Step
     from .._transport.buffer_pool import BufferPool
     from .conversation import Conversation
     from .lasting import LastingGrants
@@ -47,7 +47,7 @@ class Talker(CallSender):
     """The part of a worker that serves jobs which talk, or whose callers are cancelled."""
 
     __slots__ = (
-        "_told", "answered_too_late", "conversation", "deadline", "followed", "forwarder", "grace", "limiter", "options",
+        "_told", "answered_too_late", "conversation", "deadline", "followed", "forwarder", "grace", "is_refused", "limiter", "options",
         "origins",
     )  # fmt: skip
 
@@ -69,6 +69,8 @@ class Talker(CallSender):
         self.followed: dict[str, Any] | None = None
         # The origins of log records that this worker has described, by their numbers.
         self.origins: dict[int, Any] | None = None
+        # True if the running call ends as a cancelled one that gets no time.
+        self.is_refused = False
         self._told = 0  # number of the call that was told
         # Calls that were answered between a cancellation and the end. One more may have been run.
         self.answered_too_late = 0
@@ -104,7 +106,7 @@ class Talker(CallSender):
 
     def outlasts(self, cancellable: bool) -> bool:
         """Return True if a cancelled caller waits on: its job is told, and may have a grace."""
-        return not cancellable or self.grace is not None
+        return not self.is_refused and (not cancellable or self.grace is not None)
 
     async def _outlast(self, error: BaseException, channel: Channel, limit: trio.CancelScope | None) -> Frame | memoryview:
         """Tell the job that its caller is cancelled, and wait on for the answer.
@@ -149,6 +151,22 @@ class Talker(CallSender):
         place = 8 * (request % HANDED_SLOTS)
         number, count = divmod(int.from_bytes(slots[place : place + 8], sys.byteorder), HANDED_ALL + 1)
         return count if number == request else HANDED_ALL if number > request else 0
+
+    def last_step(self, number: int) -> Step | None:
+        """Return how far the job of this call is, if it tells."""
+        record = self._record  # another thread may close it
+        step = self._step if record is None else record.step()
+        return step if step is not None and step.call == number else None
+
+    @property
+    def running_step(self) -> Step | None:
+        """How far the running job is, as it says."""
+        return self.last_step(self.running_number) if self._running is not None else None
+
+    @property
+    def running_number(self) -> int:
+        """The number of the running call, or of the last one."""
+        return self._calls - len(self._behind)
 
     def write_flags(self, place: int, flags: int) -> None:
         """Write a word of the flags into the record, as long as there is one."""

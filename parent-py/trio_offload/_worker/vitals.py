@@ -18,7 +18,7 @@ from .._exceptions import BrokenWorkerError, WorkerStartError, WorkerTimeoutErro
 from .._process import oom as _oom
 from .._process import record as _record
 from .._sizes import readable_limit, readable_size
-from .._statistics import Figures, WorkerContextCounters, WorkerStatistics
+from .._statistics import Figures, JobProgress, WorkerContextCounters, WorkerStatistics
 from .endings import contained, is_cancellation, judge_death, load_exception
 
 if TYPE_CHECKING:
@@ -169,12 +169,12 @@ class Vitals:
             counts["workers_" + fate] = 1
         return WorkerContextCounters(**counts)
 
-    def statistics(self, pid: int, jobs: int, function: str | None, *, running: bool) -> WorkerStatistics:
-        """Return the record for a worker with this process ID and this running function."""
+    def statistics(self, pid: int, jobs: int, function: str | None, step: _record.Step | None) -> WorkerStatistics:
+        """Return the record for a worker with this process ID, running function and progress."""
         figures = self.figures
         return WorkerStatistics(
             pid=pid,
-            state="running" if running else "idle",
+            state="idle" if function is None else "running",
             jobs=jobs,
             rss=figures.rss,
             peak_rss=figures.peak_rss,
@@ -182,6 +182,7 @@ class Vitals:
             cpu_time=figures.cpu_time,
             age=time.monotonic() - self.started,
             function=function,
+            progress=None if step is None else JobProgress(step.done, step.total, step.note),
         )
 
     def trace_job(self, pid: int, function: str | None, began: float, how: str) -> None:

@@ -87,7 +87,7 @@ class Worker(Talker):
 
     def statistics(self) -> WorkerStatistics:
         """Return its statistics."""
-        return self._vitals.statistics(self.process.pid, self.jobs, self.running_function, running=self.state is RUNNING)
+        return self._vitals.statistics(self.process.pid, self.jobs, self.running_function, self.running_step)
 
     def counters(self) -> WorkerContextCounters:
         """Return its numbers that only grow."""

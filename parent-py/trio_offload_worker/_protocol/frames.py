@@ -31,8 +31,8 @@ MAX_ITEMS: Final = 1024
 MAX_DESCRIPTORS: Final = 16  # in one frame
 
 # The front of the record, in bytes: the progress of a chunk, the cancelled call, the flags of
-# events, and the slots of handed items. Text follows it.
-FRONT_SIZE: Final = 576
+# events, the slots of handed items, and the job's own progress with its note. Text follows it.
+FRONT_SIZE: Final = 880
 CANCEL_AT: Final = 24
 FLAGS_AT: Final = 32
 FLAGS: Final = 192
@@ -40,6 +40,9 @@ TAKEN_AT: Final = 56
 HANDED_AT: Final = 64
 HANDED_SLOTS: Final = 64
 HANDED_ALL: Final = 255  # a count in a slot
+STEP_AT: Final = 576
+NOTE_AT: Final = 624
+NOTE_SIZE: Final = 240
 
 # The type that a segment has in the receiver: writable memory, ``bytes`` or ``bytearray``.
 MEMORY: Final = 0
