@@ -41,7 +41,7 @@ LAYERS = {
         _system
         _jobs
         _requests
-        _loop from_worker
+        _loop from_worker handles
     """,
     "rust": """
         exit protocol

@@ -15,6 +15,7 @@ from typing_extensions import assert_type
 
 import trio_offload
 import trio_offload_worker
+import trio_offload_worker.handles as job_handles
 from trio_offload import (
     BrokenWorkerError,
     CrashRecord,
@@ -217,3 +218,26 @@ async def memory() -> None:
         assert_type(await prewarm(1), int)
     configure_default_context(memory_limit=10**9, report_interval=math.inf, min_idle=2)
     assert_type(trio_offload_worker.memory_info().rss, int)
+
+
+def typed_job(lock: job_handles.Lock, send: job_handles.SendChannel[int], queue: job_handles.WorkQueue[str]) -> bool:
+    with lock:
+        assert_type(lock.acquire(timeout=5), None)
+        assert_type(send.send(5, timeout=1), None)
+    for lease in queue:
+        assert_type(lease.item, str)
+    return lock.locked()
+
+
+async def handles_of_jobs() -> None:
+    lock, queue = trio_offload.Lock(), trio_offload.WorkQueue[str]()
+    send, receive = trio_offload.open_channel[int](5)
+    assert_type(await run_sync(typed_job, lock.handle, send.handle, queue.handle), bool)
+    assert_type(await trio.to_thread.run_sync(typed_job, lock.handle, send.handle, queue.handle), bool)
+    assert_type(receive.handle, job_handles.ReceiveChannel[int])
+    assert_type(trio_offload.Event().handle.is_set(), bool)
+    assert_type(trio_offload.Barrier(1).handle, job_handles.Barrier)
+    assert_type(trio_offload.RLock().handle, job_handles.RLock)
+    assert_type(trio_offload.Condition().handle, job_handles.Condition)
+    assert_type(trio_offload.Semaphore(1).handle, job_handles.Semaphore)
+    assert_type(trio_offload.CapacityLimiter(1).handle, job_handles.CapacityLimiter)

@@ -14,6 +14,8 @@ from .statistics import WaitStatistics
 from .waiters import TaskWaiter
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
 
 
@@ -35,6 +37,12 @@ class Barrier(Handle):
     """
 
     kind: ClassVar[str] = "barrier"
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.Barrier:
+            """As :attr:`Handle.handle`."""
 
     def __init__(self, parties: int, *, on_death: OnDeath = "break") -> None:
         super().__init__()

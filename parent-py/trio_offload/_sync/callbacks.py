@@ -38,6 +38,11 @@ class Callback(Handle, Generic[Parameters, ResultType]):
             result = trio.from_thread.run_sync(lambda: self.function(*args, **kwargs))
         return result
 
+    @property
+    def handle(self) -> Callback[Parameters, ResultType]:
+        """The callback itself: a job calls it, in a worker and in a thread."""
+        return self
+
     def __repr__(self) -> str:
         return f"<trio_offload.callback of {function_name(self.function)}>"
 

@@ -20,6 +20,8 @@ from .turns import Turn
 from .waiters import TaskWaiter
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
 
 SendType = TypeVar("SendType", contravariant=True)
@@ -101,6 +103,12 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
 
     kind: ClassVar[str] = "send_channel"
     _end: SendEnd
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.SendChannel[SendType]:
+            """As :attr:`Handle.handle`."""
 
     @enable_ki_protection
     async def send(self, value: SendType) -> None:
@@ -224,6 +232,12 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
 
     kind: ClassVar[str] = "receive_channel"
     _end: ReceiveEnd
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.ReceiveChannel[ReceiveType]:
+            """As :attr:`Handle.handle`."""
 
     @enable_ki_protection
     async def receive(self) -> ReceiveType:

@@ -18,6 +18,8 @@ from .statistics import ConditionStatistics
 from .waiters import TaskWaiter, current_owner
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
 
 ResultType = TypeVar("ResultType")
@@ -39,6 +41,12 @@ class Condition(Acquirable):
     """
 
     kind: ClassVar[str] = "condition"
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.Condition:
+            """As :attr:`Handle.handle`."""
 
     def __init__(self, lock: Lock | RLock | None = None) -> None:
         super().__init__()

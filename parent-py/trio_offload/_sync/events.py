@@ -16,6 +16,8 @@ from .statistics import WaitStatistics
 from .waiters import TaskWaiter
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
     from .._worker.conversation import Conversation
 
@@ -27,6 +29,12 @@ class Event(Handle):
     """
 
     kind: ClassVar[str] = "event"
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.Event:
+            """As :attr:`Handle.handle`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -95,6 +95,19 @@ class Handle:
             )
         return self._number
 
+    @property
+    def handle(self) -> Any:
+        """The handle as a job has it, with methods that block.
+
+        Its types are in :mod:`trio_offload_worker.handles`.
+        Pass it to a job in place of the object itself, for type checkers. A job that runs in a
+        thread of Trio's needs it.
+        """
+        from .in_threads import InThread  # few programs need it
+
+        self.bind()
+        return InThread(self)
+
     def resolved(self) -> Any:
         """Return the object that a pickle of the handle becomes in this program."""
         return self

@@ -17,6 +17,8 @@ from .statistics import CapacityLimiterStatistics, public_owner
 from .waiters import TaskOwner, TaskWaiter
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
 
 
@@ -38,6 +40,12 @@ class CapacityLimiter(Acquirable):
     """
 
     kind: ClassVar[str] = "capacity_limiter"
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.CapacityLimiter:
+            """As :attr:`Handle.handle`."""
 
     def __init__(self, total_tokens: float) -> None:
         super().__init__()

@@ -17,6 +17,8 @@ from .statistics import LockStatistics, public_owner
 from .waiters import TaskOwner, TaskWaiter, current_owner
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
 
 # Trio before 0.27 does not tell who ends with a lock.
@@ -157,6 +159,12 @@ class Lock(_Lock):
 
     kind: ClassVar[str] = "lock"
 
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.Lock:
+            """As :attr:`Handle.handle`."""
+
 
 class RLock(_Lock):
     """A :class:`Lock` whose holder may acquire it again. It is free after as many releases.
@@ -166,6 +174,12 @@ class RLock(_Lock):
 
     kind: ClassVar[str] = "rlock"
     _is_reentrant: ClassVar[bool] = True
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.RLock:
+            """As :attr:`Handle.handle`."""
 
 
 class _EndOfTask:

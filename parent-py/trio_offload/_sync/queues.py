@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import TracebackType
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
@@ -19,6 +19,9 @@ from .open_channel import check_buffer_size
 from .queue_grants import FailedItem, FailedItemsError, QueueGrant, failed_items
 from .queue_state import ON_DEATH, LeaseState, QueueState
 from .waiters import TaskWaiter, current_owner
+
+if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
 
 ItemType = TypeVar("ItemType")
 
@@ -138,6 +141,12 @@ class WorkQueue(Handle, Generic[ItemType]):
     """
 
     kind: ClassVar[str] = "work_queue"
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.WorkQueue[ItemType]:
+            """As :attr:`Handle.handle`."""
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ from .statistics import WaitStatistics
 from .waiters import TaskWaiter
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
 
 
@@ -36,6 +38,12 @@ class Semaphore(Acquirable):
     """
 
     kind: ClassVar[str] = "semaphore"
+
+    if TYPE_CHECKING:
+
+        @property
+        def handle(self) -> JobHandles.Semaphore:
+            """As :attr:`Handle.handle`."""
 
     def __init__(self, initial_value: int, *, max_value: int | None = None, on_death: OnDeath = "return") -> None:
         super().__init__()
