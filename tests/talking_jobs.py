@@ -18,6 +18,19 @@ def call_back(callback: Callable[..., Any], *args: Any) -> Any:
     return callback(*args)
 
 
+def call_back_and_tell(path: str, callback: Callable[[], Any]) -> None:
+    with on_the_line(path):
+        try:
+            callback()
+        except from_worker.Cancelled:
+            raise
+        go_on()
+
+
+def go_on() -> None:
+    time.sleep(60)
+
+
 def call_back_often(callback: Callable[[int], int], times: int) -> list[int]:
     return [callback(number) for number in range(times)]
 

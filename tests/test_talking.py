@@ -16,6 +16,7 @@ from lifeline import PATIENCE, Lifeline
 
 import trio_offload
 from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, callback, open_worker_context
+from trio_offload._wait_graph import WAITS
 
 setting: Final = contextvars.ContextVar("setting", default="unset")
 
@@ -295,6 +296,28 @@ async def test_late_job_without_a_grace_is_not_told(context: WorkerContext, kill
         await context.run_sync(jobs.wait_and_tell, event, callback(told.append), timeout=0.3, kill_on_cancel=kill_on_cancel)
     assert told == []
     assert event.statistics().tasks_waiting == 0
+
+
+@pytest.mark.parametrize("grace", [None, PATIENCE])
+async def test_late_job_in_a_callback_stays_there(context: WorkerContext, line: Lifeline, grace: float | None) -> None:
+    """The callback is cancelled at the deadline, but the stacks show the job where it was."""
+    cancelled = trio.Event()
+
+    async def wait() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    with pytest.raises(trio_offload.WorkerTimeoutError) as caught:
+        await context.run_sync(jobs.call_back_and_tell, line.path, callback(wait), timeout=0.3, grace=grace)
+    assert cancelled.is_set()
+    assert caught.value.crash is not None
+    assert "in call_back_and_tell" in caught.value.crash.stack
+    assert "in go_on" not in caught.value.crash.stack
+    # Only with a grace is it told, once the stacks are written.
+    assert (await line.ended())[1:] == ([] if grace is None else ["Cancelled"])
+    assert len(WAITS) == 0
 
 
 async def test_running_items_of_a_map_are_told(context: WorkerContext, line: Lifeline) -> None:

@@ -122,7 +122,7 @@ async def _await(request: Request, awaitable: Any) -> None:
         if request.withdrawn_as:
             scope.cancel()
         result = await outcome.acapture(_await_unprotected, awaitable)
-        if not request.is_completed:
+        if not request.is_completed or request.is_over:
             WAITS.remove(request.owner)
         if isinstance(result, outcome.Value):
             request.complete_value(result.value)
@@ -131,6 +131,9 @@ async def _await(request: Request, awaitable: Any) -> None:
                 request.fail(request.refusal)
             else:
                 request.complete(request.withdrawn_as)
+        elif isinstance(result.error, trio.Cancelled) and request.is_late:
+            # The job stays where it is until its stacks are written. Then it is told, or killed.
+            request.ends_itself, request.on_withdraw = False, None
         else:
             # Also a Cancelled: the caller's is the job's too.
             fail(request, result.error)

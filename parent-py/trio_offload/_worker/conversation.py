@@ -61,8 +61,7 @@ class Conversation:
         self.in_hand: list[Any] = []  # items that the dead worker's job had, by channel
         self._call: JobCall | None = None
         self._owner: JobOwner | None = None  # of the last message
-        # Segments of replies, of which the socket may hold pages until their thread speaks again.
-        self._pinned: dict[int, Sequence[Buffer]] = {}
+        self._pinned: dict[int, Sequence[Buffer]] = {}  # by thread: the socket may hold their pages
         self._grants: dict[int, Sequence[Grant]] = {}  # by the number of the call
         self._granted: dict[int, Grant] = {}  # to the running call, by their ids
         self._open: dict[int, Request] = {}
@@ -218,6 +217,11 @@ class Conversation:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
+    @property
+    def is_late(self) -> bool:
+        """As :attr:`Replier.is_late`."""
+        return self._worker.deadline is not None and self._worker.deadline.cancel_called
+
     def reply(
         self,
         request: Request,
@@ -273,8 +277,7 @@ class Conversation:
         """Return the answer of the running call, and serve its job until then.
 
         Args:
-            channel: the worker's channel.
-            start: the start of the usual answer's header.
+            channel, start: as for :meth:`Channel.receive`.
             kills: whether a cancellation kills the worker at once. Else the job is told.
 
         Raises:

@@ -59,6 +59,10 @@ class Replier(Protocol):
     def interrupt(self, error: BaseException) -> None:
         """End the job, and raise this exception of a callback in the host."""
 
+    @property
+    def is_late(self) -> bool:
+        """True if the time of the running call is over."""
+
     def give_credit(self, call: JobCall, handle: int, count: int) -> None:
         """Let a call send messages about a handle that need no reply."""
 
@@ -190,6 +194,11 @@ class Request:
     def interrupt(self, error: BaseException) -> None:
         """End the job, and raise the exception in the task that waits for the call."""
         self._conversation.interrupt(error)
+
+    @property
+    def is_late(self) -> bool:
+        """True if the time of its call is over."""
+        return self._conversation.is_late
 
     def complete(
         self,

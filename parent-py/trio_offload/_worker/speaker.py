@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from trio_offload_worker._protocol.frames import Buffer, Frame
 
 if TYPE_CHECKING:
+    import trio
+
     from .._options import ContextOptions
     from .._process.process import WorkerProcess
     from .._transport.channel import Channel
@@ -18,6 +20,7 @@ class Speaker(Protocol):
     process: WorkerProcess
     limiter: object
     options: ContextOptions
+    deadline: trio.CancelScope | None
 
     @property
     def channel(self) -> Channel | None:
