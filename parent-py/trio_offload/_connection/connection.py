@@ -16,17 +16,21 @@ from trio.lowlevel import enable_ki_protection
 
 from .digests import CHALLENGE
 from .endpoints import Endpoint, has_input
+from .passing import Passable
 from .wire import Inbox, Outbox
 
 
 @final
-class Connection(trio.abc.Channel[Any]):
+class Connection(Passable, trio.abc.Channel[Any]):
     """One end of a connection, whose other end may be a ``multiprocessing.connection.Connection``.
 
     Made by :func:`open_client`, :func:`listen`, :func:`serve`, :func:`pipe` and :func:`adopt`. It
     is an async context manager, which closes it, and ``async for`` receives until the end.
 
     Tasks may share it. Messages stay whole, and tasks get their turn in order.
+
+    It can be passed to a job, which gets a ``multiprocessing.connection.Connection`` with a
+    duplicate of the descriptor. This end stays open, unless it is passed by :meth:`move`.
 
     Attributes:
         dumps: Makes the bytes of :meth:`send`. It pickles as ``multiprocessing`` does.
@@ -36,10 +40,10 @@ class Connection(trio.abc.Channel[Any]):
     """
 
     def __init__(self, endpoint: Endpoint, remote_address: Any = None) -> None:
+        super().__init__(endpoint)
         self.dumps: Callable[[Any], bytes | memoryview] = ForkingPickler.dumps
         self.loads: Callable[[bytes], Any] = pickle.loads
         self.remote_address = remote_address
-        self._endpoint = endpoint
         self._descriptor = endpoint.fileno()
         self._closed = False
         self._inbox = Inbox(endpoint.read)
@@ -50,9 +54,6 @@ class Connection(trio.abc.Channel[Any]):
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"descriptor {self._descriptor}"
         return f"<trio_offload.connection.Connection at {id(self):#x}, {state}>"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a Connection cannot be pickled: it belongs to this process")
 
     # --- sending -----------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ class Connection(trio.abc.Channel[Any]):
         return has_input(self._descriptor)
 
     def fileno(self) -> int:
-        """Return the descriptor. It blocks, if it did so when it was adopted.
+        """Return the descriptor. If it is a socket, its flags are those that it came with.
 
         Raises:
             trio.ClosedResourceError: this end is closed.
@@ -264,6 +265,11 @@ class Connection(trio.abc.Channel[Any]):
         """Close this end, as :meth:`close`. A checkpoint."""
         self.close()
         await trio.lowlevel.checkpoint()
+
+    def _check_passable(self) -> None:
+        self._check(True, "")
+        if not (self._inbox.is_empty and self._outbox.is_empty):
+            raise RuntimeError("this connection cannot be passed on: a part of a message has been received or sent")
 
     def _check(self, is_able: bool, verb: str) -> None:
         if self._closed:

@@ -34,8 +34,37 @@ class Endpoint(Protocol):
     def write(self, parts: list[memoryview]) -> int:
         """Write what is possible now. Return the number of bytes."""
 
+    def duplicate(self) -> File:
+        """Return a duplicate for another process, which expects it to block.
+
+        Raises:
+            OSError: the process has run out of descriptors, or a pipe has no reader.
+        """
+
     def close(self) -> None:
         """Close the descriptor."""
+
+
+class File:
+    """A descriptor that is closed once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """Return the descriptor, or -1 if it is closed."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            warnings.warn(f"unclosed end of a pipe, descriptor {self._descriptor}", ResourceWarning, stacklevel=2)
+            self.close()
 
 
 class SocketEndpoint:
@@ -65,6 +94,10 @@ class SocketEndpoint:
         except BlockingIOError:
             return 0
 
+    def duplicate(self) -> File:
+        """As :meth:`Endpoint.duplicate`."""
+        return File(os.dup(self._socket.fileno()))
+
 
 class PipeEndpoint:
     """One end of a pipe."""
@@ -72,7 +105,7 @@ class PipeEndpoint:
     def __init__(self, descriptor: int, readable: bool) -> None:
         self.is_readable = readable
         self.is_writable = not readable
-        self._file = _opened_again(descriptor, readable)
+        self._file = _own(descriptor, readable)
         self._is_blocking = os.get_blocking(self._file.fileno())
         self.fileno = self._file.fileno
         self.close = self._file.close
@@ -99,38 +132,31 @@ class PipeEndpoint:
         except BlockingIOError:
             return 0
 
+    def duplicate(self) -> File:
+        """As :meth:`Endpoint.duplicate`."""
+        if self._is_blocking:
+            return File(os.dup(self._file.fileno()))
+        # With separate flags, because this one does not block.
+        duplicate = File(_open_again(self._file.fileno(), self.is_readable))
+        os.set_blocking(duplicate.fileno(), True)
+        return duplicate
 
-def _opened_again(descriptor: int, readable: bool) -> _File:
-    """Return a file of our own for the same pipe, and close the descriptor.
+
+def _own(descriptor: int, readable: bool) -> File:
+    """Return a separate file for the same pipe, and close the descriptor.
 
     Without ``/proc``, or with a pipe of another user, the descriptor itself serves.
     """
-    flags = (os.O_RDONLY if readable else os.O_WRONLY) | os.O_NONBLOCK | os.O_CLOEXEC
     with contextlib.suppress(OSError):
-        again = os.open(f"/proc/self/fd/{descriptor}", flags)
+        again = _open_again(descriptor, readable)
         os.close(descriptor)
-        return _File(again)
-    return _File(descriptor)
+        return File(again)
+    return File(descriptor)
 
 
-class _File:
-    """A descriptor that is closed once."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            warnings.warn(f"unclosed end of a pipe, descriptor {self._descriptor}", ResourceWarning, stacklevel=2)
-            self.close()
+def _open_again(descriptor: int, readable: bool) -> int:
+    flags = (os.O_RDONLY if readable else os.O_WRONLY) | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.open(f"/proc/self/fd/{descriptor}", flags)
 
 
 def _is_ready(descriptor: int, event: int) -> bool:

@@ -43,6 +43,11 @@ class Inbox:
         self._body: io.BytesIO | None = None
         self._filled = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """True between two messages."""
+        return not self._head
+
     def take(self, max_length: int | None = None) -> bytes | None:
         """Return the next message, or None while a part of it has not come.
 

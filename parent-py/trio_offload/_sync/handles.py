@@ -120,6 +120,9 @@ class Handle:
         """Return a grant for one call whose worker, a fork, has a copy of the handle."""
         return self.grant()
 
+    def close_in_copy(self) -> None:
+        """Close the descriptors that a fork has inherited. It is called in the fork."""
+
     def details(self, grant: Grant | None) -> tuple[Any, ...]:
         """Return further arguments of the job's stand-in: builtin objects, and handles.
 
@@ -201,6 +204,7 @@ def number_all() -> None:
 def speak_in_copy() -> None:
     """Let all handles forward to a job's stand-ins, in a worker that has just been forked."""
     for handle in list(_handles):
+        handle.close_in_copy()
         vars(handle)[_COPY] = handle.kind, handle._number, handle.details(None)
     for handle in list(_handles):
         handle.__class__ = InheritedHandle

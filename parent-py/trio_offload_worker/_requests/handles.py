@@ -97,6 +97,7 @@ resolvers: Final[list[Callable[[int], object | None]]] = []
 CLASSES: Final = {
     "actor": "actors:proxy",
     "callback": "callbacks:Callback",
+    "connection": "connections:connection",
     "descriptor": "descriptors:DescriptorHandle",
     "send_channel": "channels:SendChannel",
     "receive_channel": "channels:ReceiveChannel",
