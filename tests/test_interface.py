@@ -76,6 +76,7 @@ OURS = [
     "map",
     "open_actor",
     "open_channel",
+    "open_process",
     "prewarm",
     "retire_when",
     "starmap",

@@ -35,6 +35,7 @@ from ._version import __version__ as __version__
 if _typing.TYPE_CHECKING:
     from ._actors.actor import Actor
     from ._actors.open_actor import open_actor
+    from ._actors.process import open_process
     from ._actors.statistics import ActorStatistics
     from ._lives import stream
     from ._sync.barriers import Barrier
@@ -92,6 +93,7 @@ __all__ = [
     "map",
     "open_actor",
     "open_channel",
+    "open_process",
     "open_worker_context",
     "prewarm",
     "retire_when",
@@ -120,6 +122,7 @@ _MODULES: _typing.Final = {
     "callback": "_sync.callbacks",
     "open_actor": "_actors.open_actor",
     "open_channel": "_sync.open_channel",
+    "open_process": "_actors.process",
     "stream": "_lives",
 }
 

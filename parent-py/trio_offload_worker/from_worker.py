@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeVarTuple, Unpack
 
+    from ._requests.processes import ProcessChannel
+
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
     ItemType = TypeVar("ItemType")
     ResultType = TypeVar("ResultType")
@@ -65,10 +67,12 @@ __all__ = [
     "RemoteError",
     "WouldBlock",
     "cancelled",
+    "channel",
     "check_cancelled",
     "job",
     "progress",
     "run",
+    "run_async",
     "run_sync",
     "shielded",
     "sleep",
@@ -114,6 +118,39 @@ def run_sync(fn: Callable[[Unpack[ArgumentTypes]], ResultType], *args: Unpack[Ar
 
     value: ResultType = trio_threads.run_sync(fn, args)
     return value
+
+
+def run_async(afn: Callable[[Unpack[ArgumentTypes]], Awaitable[ResultType]], *args: Unpack[ArgumentTypes]) -> ResultType:
+    """Run ``await afn(*args)`` in this job, in a separate run of Trio.
+
+    It is cancelled soon after the job's call. Its threads (:func:`trio.to_thread.run_sync`) can
+    talk to the parent, if each begins with ``from_worker.job().adopt()``.
+
+    Raises:
+        BaseException: The function's exception.
+        Cancelled: The job's call is cancelled, and the function has not returned.
+    """
+    check_cancelled()
+    from ._requests import async_jobs, trio_threads
+
+    try:
+        value: ResultType = async_jobs.run(afn, args, cancelled)
+    except BaseException as error:
+        if is_worker() and cancelled() and trio_threads.is_cancellation(error):
+            raise make_cancelled() from None
+        raise
+    return value
+
+
+def channel() -> ProcessChannel:
+    """Return the channel between this job and the program. For functions of ``open_process``.
+
+    Raises:
+        RuntimeError: The job has none.
+    """
+    from ._requests.processes import current_channel
+
+    return current_channel()
 
 
 def check_cancelled() -> None:

@@ -16,27 +16,19 @@ from .._protocol.frames import TAKEN_AT
 from .errors import JobEndedError, make_cancelled
 from .handles import JobHandle
 from .line import current_line
+from .named_calls import NamedCall
 from .pickles import dumps, result
 from .requests import Segments, bind_thread, post, request, running_call
 from .shields import add_shield, drop_shield, shield_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
     from typing import Any, Final
 
 
-class GeneratorCall:
-    """A function that sends the values of a generator function. It has the name of that."""
-
-    def __init__(self, function: Callable[..., Iterable[Any]]) -> None:
-        self.function = function
-        for name in ("__module__", "__qualname__"):
-            if hasattr(function, name):
-                setattr(self, name, getattr(function, name))
-
-    def __reduce__(self) -> Any:
-        return GeneratorCall, (self.function,)
+class GeneratorCall(NamedCall):
+    """A function that sends the values of a generator function."""
 
     def __call__(self, sender: ValueSender, *args: Any) -> Any:
         """Call the generator function, send its values, and return its result."""
