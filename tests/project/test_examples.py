@@ -142,6 +142,16 @@ def test_trio_service(tmp_path: Path) -> None:
     assert "the event loop was never busy" in said[-1]
 
 
+def test_rate_limit(tmp_path: Path) -> None:
+    """A window of 0.2 seconds has the burst, the tokens of that time, and what four jobs had in their hands before."""
+    *clients, last = run_example("rate_limit.py", tmp_path).splitlines()
+    assert sorted(line.partition(":")[0] for line in clients) == [f"client {number}" for number in range(4)]
+    assert all(len(line.split(", ")) == 10 for line in clients)
+    found = re.fullmatch(r"40 requests of 4 jobs in [1-4] workers; at most (\d+) within 0.2 seconds", last)
+    assert found is not None
+    assert int(found[1]) <= 5 + 11 + 4
+
+
 def test_service(tmp_path: Path) -> None:
     """The session of docs/services.md, then a full house, then SIGTERM while a request runs."""
     shutil.copy(EXAMPLES / "service.py", tmp_path)

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ledger import Step, explore_everything
 
 from trio_offload._sync.bounded_buffer import BROKEN, CLOSED, END_OF_CHANNEL, WOULD_BLOCK, Item, Refusal
-from trio_offload._sync.channel_state import MAX_AHEAD, ChannelState, Delivery, ReceiveEnd, SendEnd
+from trio_offload._sync.channel_state import MAX_AHEAD, MAX_CREDIT, ChannelState, Delivery, ReceiveEnd, SendEnd
 
 
 class ChannelLedger:
@@ -437,6 +437,29 @@ def test_all_short_histories(max_items: int) -> None:
     """Two senders, a task and a job with two threads that receive: each history of six steps."""
     states = explore_everything(lambda: ChannelLedger(max_items, 3), depth=6)
     assert states > 1000
+
+
+@pytest.mark.parametrize("max_items", [2, 10, 300])
+def test_second_sender_beside_credit(max_items: int) -> None:
+    """The buffer exceeds its bound by the credit at most, and takes nothing more until it is below it."""
+    state = ChannelState(max_items, 2**30)
+    one, receiver = state.add_sender(), state.add_receiver()
+    credit = state.extend_credit(one)
+    assert credit == min(max_items, MAX_CREDIT)
+    two = state.add_sender()
+    for number in range(max_items):
+        assert state.send(two, [Item(number, 1)], None)
+    for number in range(credit):
+        assert not state.extend_credit(one, asks=True)
+        state.send_on_credit(one, [Item(number, 1)])
+    assert len(state.buffer) == max_items + credit
+    for _ in range(credit + 1):
+        for end in (one, two):
+            with pytest.raises(Refusal):
+                state.send(end, [Item("one too many", 1)], None)
+        assert state.receive(receiver, None) is not None
+    assert len(state.buffer) == max_items - 1
+    assert state.send(two, [Item("fits", 1)], None)
 
 
 def test_credit_is_for_a_sole_sender() -> None:

@@ -171,9 +171,13 @@ class ChannelState:
         """Reserve places for an end, if it is the only one for sending. Return their number.
 
         A message to the job costs as much for one place as for all. So it returns 0 until half of
-        the credit is used, unless the job ``asks`` for a place and gets a reply. The places are not
-        kept from others: a second sender, or a request of this one that crosses with its credit,
-        may fill the buffer above its bound for a moment.
+        the credit is used, unless the job ``asks`` for a place and gets a reply.
+
+        The places are not kept from others. A second sender, or a request of this one that crosses
+        with its credit, may take them too. Then the buffer has up to ``credit`` items above its
+        bound, until they are received. To keep the places would be worse: the first sender may
+        never use them, and the second would wait for ever. To take them back is impossible while a
+        message that uses them may be on its way.
         """
         buffer = self.buffer
         self._takes_to_room = 0
