@@ -22,7 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_offload import connection
 from trio_offload._connection import addresses
 from trio_offload._connection import listener as listeners
-from trio_offload._connection.digests import CHALLENGE, WELCOME, Security
+from trio_offload._connection.digests import CHALLENGE, WELCOME, Security, new_challenge
 from trio_offload.connection import Connection, Listener
 
 NEVER = 3600.0  # seconds
@@ -416,3 +416,75 @@ async def test_a_cancelled_connect(address: str, monkeypatch: pytest.MonkeyPatch
 
 async def connect_and_close(address: str) -> None:
     (await connection.open_client(address)).close()
+
+
+class Half(trio.abc.AsyncResource):
+    """The other side of a handshake: plays its part, and ends after so many bytes."""
+
+    def __init__(self, sock: socket.socket, cut: int) -> None:
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._left = cut
+
+    async def send(self, data: bytes) -> None:
+        data = message(data)[: self._left]
+        self._left -= len(data)
+        await self._stream.send_all(data)
+        if not self._left:
+            raise trio.EndOfChannel
+
+    async def receive(self) -> bytes:
+        size = int.from_bytes(await self._exactly(4), "big")
+        return await self._exactly(size)
+
+    async def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            data += await self._stream.receive_some(size - len(data))
+        return data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def play(half: Half, side: str) -> None:
+    security = Security(KEY, NEVER, False)
+
+    async def answer() -> None:
+        await half.send(security.answer_to(await half.receive()))
+        assert await half.receive() == WELCOME
+
+    async def deliver() -> None:
+        challenge = new_challenge()
+        await half.send(CHALLENGE + challenge)
+        security.check_answer(challenge, await half.receive())
+        await half.send(WELCOME)
+
+    steps = [answer, deliver] if side == "client" else [deliver, answer]
+    try:
+        for step in steps:
+            await step()
+    except trio.EndOfChannel:
+        pass
+    finally:
+        await half.aclose()
+
+
+@pytest.mark.parametrize("side", ["client", "listener"])
+async def test_a_handshake_cut_after_each_byte(side: Any) -> None:
+    """The sum of all messages of a side: it is one handshake that succeeds, and each shorter one fails at once."""
+    whole = sum(4 + size for size in (len(CHALLENGE) + 48, 8 + 32, len(WELCOME)))
+    other: Any = {"client": "listener", "listener": "client"}[side]
+    for cut in range(1, whole + 1):
+        first, second = socket.socketpair()
+        ours = connection.adopt(first)
+        second.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(play, Half(second, cut), other)
+            if cut == whole:
+                await connection.authenticate(ours, KEY, side=side, handshake_timeout=NEVER)
+                assert not ours.closed
+            else:
+                with pytest.raises(AuthenticationError):
+                    await connection.authenticate(ours, KEY, side=side, handshake_timeout=NEVER)
+                assert ours.closed
+        ours.close()

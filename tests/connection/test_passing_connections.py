@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import multiprocessing.connection
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -130,6 +132,19 @@ async def test_a_call_that_does_not_begin_keeps_nothing_open(context: WorkerCont
     async with ours:
         with pytest.raises(trio.EndOfChannel):
             await ours.receive()
+
+
+@pytest.mark.parametrize("duplex", [True, False])
+async def test_a_job_in_a_thread(context: WorkerContext, duplex: bool) -> None:
+    reader, writer = connection.pipe(duplex)
+    async with reader, writer:
+        for run in (trio.to_thread.run_sync, context.run_sync):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run, jobs.send_large, writer.handle, LARGE)
+                assert await run(jobs.count, reader.handle) == LARGE
+        assert isinstance(reader.handle, multiprocessing.connection.Connection)
+        gc.collect()
+        assert (copies_here(reader), copies_here(writer)) == ((1, 1) if duplex else (2, 2))
 
 
 async def test_items_of_a_map_have_ends(context: WorkerContext) -> None:

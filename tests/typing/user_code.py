@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
+import multiprocessing.connection
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from trio_offload import (
     WorkerType,
     cache_scope,
     configure_default_context,
+    connection,
     current_default_worker_limiter,
     default_context_statistics,
     open_worker_context,
@@ -218,6 +221,31 @@ async def memory() -> None:
         assert_type(await prewarm(1), int)
     configure_default_context(memory_limit=10**9, report_interval=math.inf, min_idle=2)
     assert_type(trio_offload_worker.memory_info().rss, int)
+
+
+async def connections() -> None:
+    async with connection.listen(("", 0), b"key", allow_md5=True) as listener:
+        assert_type(await listener.accept(), connection.Connection)
+        async for client in listener:
+            assert_type(client, connection.Connection)
+            assert_type(await client.receive_bytes(5), bytes)
+            assert_type(await client.receive_bytes_into(bytearray(5)), int)
+    async with await connection.open_client(Path("socket")) as ours, trio.open_nursery() as nursery:
+        await ours.send({"any": "object"})
+        nursery.start_soon(connection.serve, echo, None, b"key")
+    reader, writer = connection.pipe(duplex=False)
+    assert_type(await run_sync(received, reader.handle), int)
+    assert_type(connection.adopt(multiprocessing.Pipe()[0]), connection.Connection)
+    writer.close()
+
+
+async def echo(one: connection.Connection) -> None:
+    async for value in one:
+        await one.send(value)
+
+
+def received(theirs: multiprocessing.connection.Connection) -> int:
+    return len(theirs.recv_bytes())
 
 
 def typed_job(lock: job_handles.Lock, send: job_handles.SendChannel[int], queue: job_handles.WorkQueue[str]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
+from multiprocessing.connection import Connection as MultiprocessingConnection
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -28,6 +30,16 @@ class Passable(Handle):
         self._endpoint = endpoint
         self._grants: weakref.WeakSet[ConnectionGrant] = weakref.WeakSet()
 
+    @property
+    def handle(self) -> MultiprocessingConnection[Any, Any]:
+        """A duplicate of this end as a job has it, for type checkers and for jobs in threads.
+
+        It is closed when it is let go. This end stays open, as without :meth:`move`.
+        """
+        self._check_passable()
+        with contextlib.closing(self._endpoint.duplicate()) as duplicate:
+            return _DuplicateInThread(self, os.dup(duplicate.fileno()))
+
     def move(self) -> MovedConnection:
         """Return an argument for a job that hands this end over: it closes here.
 
@@ -48,11 +60,8 @@ class Passable(Handle):
             RuntimeError: a part of a message has been sent or received.
         """
         self._check_passable()
-        descriptor = self._endpoint.duplicate()
-        try:
-            grant = ConnectionGrant(self, Descriptors([descriptor.fileno()]))
-        finally:
-            descriptor.close()
+        with contextlib.closing(self._endpoint.duplicate()) as duplicate:
+            grant = ConnectionGrant(self, Descriptors([duplicate.fileno()]))
         self._grants.add(grant)
         return grant
 
@@ -76,6 +85,17 @@ class Passable(Handle):
 
     def _check_passable(self) -> None:
         raise NotImplementedError
+
+
+class _DuplicateInThread(MultiprocessingConnection):
+    """A duplicate for a thread. In a worker it becomes a duplicate there."""
+
+    def __init__(self, connection: Passable, descriptor: int) -> None:
+        super().__init__(descriptor, *connection.details(None))
+        self._connection = connection
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self._connection.__reduce_ex__(protocol)
 
 
 class MovedConnection(Handle):
