@@ -64,6 +64,7 @@ OURS = [
     "RemoteError",
     "Semaphore",
     "SendChannel",
+    "SharedObject",
     "WaitingJob",
     "WorkQueue",
     "WorkerContextCounters",
@@ -79,6 +80,7 @@ OURS = [
     "open_process",
     "prewarm",
     "retire_when",
+    "share",
     "starmap",
     "stream",
 ]

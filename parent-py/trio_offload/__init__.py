@@ -36,6 +36,7 @@ if _typing.TYPE_CHECKING:
     from ._actors.actor import Actor
     from ._actors.open_actor import open_actor
     from ._actors.process import open_process
+    from ._actors.share import SharedObject, share
     from ._actors.statistics import ActorStatistics
     from ._lives import stream
     from ._sync.barriers import Barrier
@@ -73,6 +74,7 @@ __all__ = [
     "RemoteError",
     "Semaphore",
     "SendChannel",
+    "SharedObject",
     "WaitingJob",
     "WorkQueue",
     "WorkerContext",
@@ -98,6 +100,7 @@ __all__ = [
     "prewarm",
     "retire_when",
     "run_sync",
+    "share",
     "starmap",
     "stream",
 ]
@@ -118,11 +121,13 @@ _MODULES: _typing.Final = {
     "ReceiveChannel": "_sync.channels",
     "Semaphore": "_sync.semaphores",
     "SendChannel": "_sync.channels",
+    "SharedObject": "_actors.share",
     "WorkQueue": "_sync.queues",
     "callback": "_sync.callbacks",
     "open_actor": "_actors.open_actor",
     "open_channel": "_sync.open_channel",
     "open_process": "_actors.process",
+    "share": "_actors.share",
     "stream": "_lives",
 }
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from trio_offload_worker import from_worker
 
+remembered: Any = None
+
 
 class Counter:
     """Counts, and tells a callback what it does."""
@@ -77,6 +79,49 @@ class Counter:
     def _private(self) -> None: ...
 
 
+class Keeper:
+    """Uses what it was made with."""
+
+    def __init__(self, lock: Any, send: Any, report: Any) -> None:
+        self.lock = lock
+        self.send = send
+        self.report = report
+        report("made")
+
+    def guarded(self, value: Any) -> None:
+        with self.lock:
+            self.send.send(value)
+            self.report(value)
+
+    def die_with_the_lock(self) -> None:
+        self.lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Table:
+    """An object of the program."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+
+    def put(self, key: str, value: int) -> Table:
+        self.rows[key] = value
+        return self
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def keys(self) -> Any:
+        return self.rows.keys()
+
+    async def wait(self, event: Any) -> str:
+        await event.wait()
+        return "waited"
+
+    def fail(self) -> None:
+        raise ValueError("no row")
+
+
 class Broken:
     def __init__(self) -> None:
         raise LookupError("no weights")
@@ -84,6 +129,16 @@ class Broken:
 
 def call(actor: Any, name: str, *args: Any) -> Any:
     return getattr(actor, name)(*args)
+
+
+def remember(thing: Any) -> None:
+    """An init."""
+    global remembered
+    remembered = thing
+
+
+def call_remembered(name: str, *args: Any) -> Any:
+    return getattr(remembered, name)(*args)
 
 
 def call_with_keywords(actor: Any) -> int:

@@ -19,7 +19,7 @@ from lifeline import PATIENCE
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
-from trio_offload import DeadlockError, WorkerContext, WorkerType, callback
+from trio_offload import BrokenWorkerError, DeadlockError, WorkerContext, WorkerType, callback
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -471,6 +471,42 @@ async def test_job_hears_of_the_blocks_end(open_actor: Open, context: WorkerCont
     assert (kind, text) == ("ClosedResourceError", "the actor Counter is closed: its block has ended")
 
 
+# --- handles of the object -----------------------------------------------------------------------
+
+
+async def test_handles_of_the_class_last(open_actor: Open) -> None:
+    reports: list[Any] = []
+    lock = trio_offload.Lock()
+    send, receive = trio_offload.open_channel[Any](10)
+    async with receive:
+        async with open_actor(jobs.Keeper, lock, send.move(), callback(reports.append)) as keeper:
+            await keeper.guarded(1)
+            await keeper.guarded(2)
+            assert not lock.locked()
+        assert [value async for value in receive] == [1, 2]  # its end was closed
+    assert reports == ["made", 1, 2]
+
+
+async def test_fresh_object_gets_the_handles_again(open_actor: Open) -> None:
+    reports: list[Any] = []
+    lock = trio_offload.Lock()
+    send, receive = trio_offload.open_channel[Any](10, on_death="ignore")
+    arguments = (jobs.Keeper, lock, send, callback(reports.append))
+    async with receive, send, open_actor(*arguments, restart="fresh") as keeper:
+        with pytest.raises(BrokenWorkerError):
+            await keeper.die_with_the_lock()
+        with pytest.raises(trio_offload.AbandonedLockError):
+            await lock.acquire()
+        lock.recover()
+        await keeper.guarded(1)
+    assert reports == ["made", "made", 1]
+    send, receive = trio_offload.open_channel[Any](10)
+    async with send, receive:
+        with pytest.raises(TypeError, match="each new object gets the same arguments"):
+            async with open_actor(jobs.Keeper, lock, send.move(), None, restart="fresh"):
+                pass
+
+
 # --- where an actor may be passed ----------------------------------------------------------------
 
 
@@ -485,6 +521,16 @@ async def test_actor_passes_through_a_channel(open_actor: Open, context: WorkerC
 
 def receive_and_call(receive: Any) -> Any:
     return receive.receive().add(7)
+
+
+async def test_actor_and_shared_object_in_init_and_map(of_any_kind: WorkerType, open_actor: Open) -> None:
+    open_context = functools.partial(trio_offload.open_worker_context, worker_type=of_any_kind)
+    async with open_actor(Counter) as counter, trio_offload.share(Counter()) as shared:
+        for handle in (counter, shared):
+            async with open_context(init=functools.partial(jobs.remember, handle)) as context:
+                assert await context.run_sync(jobs.call_remembered, "add", 3) == 3
+                async with context.map(functools.partial(jobs.call, handle, "add"), [1, 10]) as sums:
+                    assert max([total async for total in sums]) == 14
 
 
 async def test_actor_cannot_be_pickled_or_copied() -> None:

@@ -16,7 +16,7 @@ def use(handle: Any) -> str:
     """Do something with a handle that only works if the program knows it. Return the name of its class."""
     name = type(handle).__name__
     if name == "InheritedHandle":
-        name = repr(handle).split()[0].strip("<").replace("callback", "Callback")
+        name = repr(handle).split()[0].strip("<").replace("callback", "Callback").replace("proxy", "Proxy")
     if name == "Callback":
         assert handle("called") == len("called")
     elif name == "Event":
@@ -29,6 +29,8 @@ def use(handle: Any) -> str:
         assert handle.receive(timeout=20) == "for a job"
     elif name == "WorkQueue":
         handle.put("put by a job")
+    elif name == "Proxy":
+        handle.append("by a job")
     else:
         with handle:
             handle.statistics()

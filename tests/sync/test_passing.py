@@ -79,12 +79,13 @@ def handles(row: str) -> Iterator[Any]:
 def handle(name: str) -> Any:
     if name == "callback":
         return trio_offload.callback(len)
-    arguments = {"Barrier": [1], "BoundedSemaphore": [1], "CapacityLimiter": [1], "Semaphore": [1]}.get(name, [])
-    return getattr(trio_offload, name)(*arguments)
+    arguments: dict[str, list[Any]] = {cls: [1] for cls in ("Barrier", "BoundedSemaphore", "CapacityLimiter", "Semaphore")}
+    arguments["SharedObject"] = [[], None]
+    return getattr(trio_offload, name)(*arguments.get(name, []))
 
 
 def name_in_job(handle: Any) -> str:
-    names = {"send_channel": "SendChannel", "receive_channel": "ReceiveChannel", "callback": "Callback"}
+    names = {"send_channel": "SendChannel", "receive_channel": "ReceiveChannel", "callback": "Callback", "actor": "Proxy"}
     return names.get(handle.kind) or type(handle).__name__.replace("Bounded", "")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from .._sizes import check_count
 from .._streams.stream import Stream
+from .._sync.handles import stand_in
 
 if TYPE_CHECKING:
     from .host import ActorHost
@@ -27,6 +30,7 @@ class Actor:
     def __init__(self, host: ActorHost) -> None:
         self._host = host
         host.facade = self
+        host.on_copy = functools.partial(become_copy, self)
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         if name == "_host":  # of an object without __init__
@@ -49,6 +53,29 @@ class Actor:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return self._host.__reduce_ex__(protocol)
+
+
+class InheritedActor(Actor):
+    """An actor of the program in a worker that is its fork. A job calls its methods."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(stand_in(self._host), name)
+
+    def __repr__(self) -> str:
+        return repr(stand_in(self._host))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        from trio_offload_worker._requests.handles import pickled
+
+        return pickled(stand_in(self._host), sys._getframe(1))
+
+
+def become_copy(actor: Actor) -> None:
+    """Let an actor forward to a job's stand-in, in a worker that has just been forked."""
+    actor.__dict__.clear()
+    actor.__class__ = InheritedActor
 
 
 class ActorMethod:

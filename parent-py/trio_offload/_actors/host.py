@@ -20,9 +20,10 @@ from trio_offload_worker._requests import hosted as _worker_side
 from .. import _clock
 from .._exceptions import BrokenWorkerError
 from .._pickling.calls import dump_call_as
-from .._pickling.payload import Payload, release
+from .._pickling.payload import Payload, release, repeated
 from .._sync.pickled_items import closing_temporary_ends, has_handles
 from .._worker.endings import describe_ending, raise_cancelled, with_lost
+from .._worker.lasting import LastingGrants
 from .._worker.states import ENDED, IDLE, RUNNING, CallNotRun
 from .grants import Callee
 from .server import Server
@@ -53,6 +54,8 @@ class ActorHost(Callee):
         super().__init__(interface)
         self.facade: Any = None
         """The object that users have."""
+        self.on_copy: Callable[[], object] = bool
+        """Called in a fork of this program."""
         self._pool = pool
         self._to_fork = pool.launcher.inherits_main
         self._make = make
@@ -84,6 +87,12 @@ class ActorHost(Callee):
     def resolved(self) -> Any:
         """As :meth:`Handle.resolved`."""
         return self.facade
+
+    def details(self, grant: Any) -> tuple[Any, ...]:
+        """As :meth:`Handle.details`. Without a grant this process is a fork, with a copy."""
+        if grant is None:
+            self.on_copy()
+        return super().details(grant)
 
     def statistics(self) -> ActorStatistics:
         """Return its statistics."""
@@ -216,34 +225,42 @@ class ActorHost(Callee):
             Exception: the class has raised it.
             WorkerStartError, BrokenWorkerError: the worker did not start, or died.
         """
-        pool, cls = self._pool, self.interface.cls
-        payload = self._dump(cls, _worker_side.make, self._make)
+        pool = self._pool
         lost: list[WorkerProcess] = []
-        try:
-            while True:
+        while True:
+            payload = self._dump_start()
+            try:
                 worker, _ = await pool.take()
-                try:
-                    # The object is as this program was at its start, so changes do not matter.
-                    worker.main_snapshot = None
-                    worker.submit(payload)
-                    _, error = await worker.answer(True, True)
-                except CallNotRun:
-                    pool.cache.push(worker)
-                    lost = with_lost(lost, worker.process, payload.name)
-                    continue
-                except BaseException:
-                    pool.cache.push(worker)
-                    raise
-                if error is not None:
-                    pool.cache.push(worker)
-                    raise error
-                break
-        finally:
-            release(payload)
+            except BaseException:
+                release(payload)
+                raise
+            try:
+                # The object is as this program was at its start, so changes do not matter.
+                worker.main_snapshot = None
+                _keep(worker, payload)
+                worker.submit(payload)
+                _, error = await worker.answer(True, True)
+            except CallNotRun:
+                pool.cache.push(worker)
+                lost = with_lost(lost, worker.process, payload.name)
+                continue
+            except BaseException:
+                pool.cache.push(worker)
+                raise
+            if error is not None:
+                pool.cache.push(worker)
+                raise error
+            break
         worker.grace = self._grace
         self._worker = worker
         self._starts += 1
         return worker
+
+    def _dump_start(self) -> Payload:
+        if not self._restarts:
+            return self._dump(self.interface.cls, _worker_side.make, self._make)
+        with repeated("each new object gets the same arguments"):
+            return self._dump(self.interface.cls, _worker_side.make, self._make)
 
     def _note_loss(self, worker: Worker, how: str) -> None:
         """Note that the worker has ended, or is about to."""
@@ -300,3 +317,13 @@ class ActorHost(Callee):
 def _ending_between_calls(worker: Worker) -> str:
     how = describe_ending(worker.process) if worker.state is ENDED else "exited, perhaps because of memory_limit,"
     return f"{how} between two calls"
+
+
+def _keep(worker: Worker, payload: Payload) -> None:
+    """Let all jobs of a worker use the handles in a call that it is about to get."""
+    if payload.grants:
+        conversation = worker.converse()
+        if conversation.lasting is None:
+            conversation.lasting = LastingGrants()
+        conversation.lasting.add(payload.grants, conversation)
+        payload.grants = ()

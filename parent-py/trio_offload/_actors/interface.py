@@ -22,7 +22,7 @@ _ASYNCHRONOUS: Final = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 class Interface:
     """The methods of one class."""
 
-    def __init__(self, cls: Callable[..., Any], only: frozenset[str] | None = None) -> None:
+    def __init__(self, cls: Callable[..., Any], only: frozenset[str] | None = None, *, may_be_async: bool = False) -> None:
         """Raises TypeError for anything but a class."""
         inner: Any = cls
         while isinstance(inner, functools.partial):
@@ -32,6 +32,7 @@ class Interface:
         self.cls: type = inner
         self.name = inner.__qualname__
         self.only = only
+        self._may_be_async = may_be_async
         self.has_attributes = issubclass(inner, types.SimpleNamespace)
         self._known: dict[str, Callable[..., Any]] = {}
 
@@ -67,7 +68,7 @@ class Interface:
         found = getattr(self.cls, name, None)
         if found is None or not callable(found) or name in object.__dict__:
             raise AttributeError(f"{self.name} has no method {name!r}")
-        if any(is_asynchronous(found) for is_asynchronous in _ASYNCHRONOUS):
+        if not self._may_be_async and any(is_asynchronous(found) for is_asynchronous in _ASYNCHRONOUS):
             raise TypeError(f"{self.name}.{name} is asynchronous; methods of an actor are synchronous")
         if inspect.isgeneratorfunction(found) and name not in SPECIAL and not streams:
             raise TypeError(f"{self.name}.{name} is a generator function: use actor.stream.{name}(...)")

@@ -149,33 +149,33 @@ class InheritedHandle(Handle):
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__"):
             return object.__getattribute__(self, name)
-        return getattr(_stand_in(self), name)
+        return getattr(stand_in(self), name)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         from trio_offload_worker._requests.handles import pickled
 
-        return pickled(_stand_in(self), sys._getframe(1))
+        return pickled(stand_in(self), sys._getframe(1))
 
     def __repr__(self) -> str:
-        return repr(_stand_in(self))
+        return repr(stand_in(self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _stand_in(self)(*args, **kwargs)
+        return stand_in(self)(*args, **kwargs)
 
     def __enter__(self) -> Any:
-        return _stand_in(self).__enter__()
+        return stand_in(self).__enter__()
 
     def __exit__(self, *error: object) -> Any:
-        return _stand_in(self).__exit__(*error)
+        return stand_in(self).__exit__(*error)
 
     def __iter__(self) -> Any:
-        return iter(_stand_in(self))
+        return iter(stand_in(self))
 
     def __next__(self) -> Any:
-        return next(_stand_in(self))
+        return next(stand_in(self))
 
 
-def _stand_in(handle: Handle) -> Any:
+def stand_in(handle: Handle) -> Any:
     """Return the job's object for a copy."""
     attributes: dict[str, Any] = object.__getattribute__(handle, "__dict__")
     found = attributes.get(_STAND_IN)
@@ -189,7 +189,7 @@ def _stand_in(handle: Handle) -> Any:
                 "the job as an argument"
             )
         found = attributes[_STAND_IN] = attach(
-            kind, number, *(_stand_in(detail) if isinstance(detail, Handle) else detail for detail in details)
+            kind, number, *(stand_in(detail) if isinstance(detail, Handle) else detail for detail in details)
         )
     return found
 

@@ -45,6 +45,12 @@ class LastingGrants:
         for grant in self._grants.values():
             grant.begin(conversation)
 
+    def add(self, grants: Sequence[Grant], conversation: Granter) -> None:
+        """Let a worker that has started have further handles."""
+        for grant in grants:
+            self._grants[grant.id] = grant
+            grant.begin(conversation)
+
     def lend(self, conversation: Granter, call: int, handle: int | None) -> Grant | None:
         """Grant a handle to one call. Return None if the worker was not given it."""
         if not handle:

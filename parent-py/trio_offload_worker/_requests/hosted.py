@@ -23,12 +23,12 @@ def make(cls: Callable[..., Any], /, *args: Any) -> None:
 
 def call(name: str, /, *args: Any) -> Any:
     """Call a method of the object for the parent."""
-    return _sendable(name, getattr(_object, name)(*args))
+    return sendable(_object, name, getattr(_object, name)(*args))
 
 
 def call_with_keywords(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """As :func:`call`, with keyword arguments."""
-    return _sendable(name, getattr(_object, name)(*args, **kwargs))
+    return sendable(_object, name, getattr(_object, name)(*args, **kwargs))
 
 
 def call_pickled(name: str, arguments: bytes) -> Sequence[Any]:
@@ -67,12 +67,12 @@ def _pickled(value: Any) -> Sequence[Any]:
         return dumps(value, error, "the result of the method")
 
 
-def _sendable(name: str, value: Any) -> Any:
-    """Return the result of a method in a form that can be pickled."""
+def sendable(owner: Any, name: str, value: Any) -> Any:
+    """Return the result of a method of ``owner`` in a form that can be pickled."""
     kind = type(value)
     if kind in _PLAIN:
         return value
-    if value is _object:
+    if value is owner:
         return Itself
     if kind in _VIEWS or name in _ITERATING:
         return list(value)
