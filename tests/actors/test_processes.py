@@ -111,6 +111,13 @@ async def test_an_exception_that_was_handled_is_not_raised_again(open_process: O
             await process.wait()
 
 
+async def test_another_exception_in_the_block_names_it(open_process: Open) -> None:
+    with pytest.raises(trio.EndOfChannel) as caught:
+        async with open_process(jobs.fails) as process:
+            await process.receive()
+    assert caught.value.__notes__ == ["(the process process_jobs.fails has raised LookupError: by itself)"]
+
+
 @pytest.mark.parametrize(("code", "exitcode"), [(3, 3), (None, 0), ("a text", 1)])
 async def test_exit_codes(code: Any, exitcode: int) -> None:
     async with trio_offload.open_process(jobs.exits, code) as process:

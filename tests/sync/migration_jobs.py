@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from trio_offload_worker import from_worker
+
 
 def call(thing: Any, *steps: tuple[Any, ...], **options: Any) -> list[Any]:
     """Call methods, and read attributes, of an object one after the other. An exception is told by its name.
@@ -110,3 +112,8 @@ def exit_with(status: int) -> None:
 
 def put(queue: Any, item: Any) -> None:
     queue.send(item)
+
+
+def double() -> None:
+    channel = from_worker.channel()
+    channel.send(2 * channel.receive())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -336,20 +337,37 @@ async def test_maps_of_a_pool(context: WorkerContext) -> None:
         assert [result async for result in results] == [3, 7]
 
 
-PROCESS = "Process(target=f, args=a), start(), join()"
+PROCESS = "Process(target=f, args=a, name=n), start()"
 
 
-@ports(PROCESS, "join(timeout)", "terminate(), kill()", "exitcode")
-async def test_process(context: WorkerContext) -> None:
-    limiter = trio.CapacityLimiter(math.inf)
-    assert await context.run_sync(jobs.add, 1, 2, limiter=limiter) == 3
-    event = trio_offload.Event()
-    with trio.move_on_after(SOON) as scope:
-        await context.run_sync(jobs.call, event, ("wait",), limiter=limiter, kill_on_cancel=True)
-    assert scope.cancelled_caught
-    with pytest.raises(BrokenWorkerError) as caught:
-        await context.run_sync(jobs.exit_with, 7)
-    assert caught.value.exitcode == 7
+@ports(PROCESS, "join()", "join(timeout)", "terminate(), kill()", "pid, name, exitcode, is_alive()")
+async def test_process(of_any_kind: WorkerType) -> None:
+    open_process = functools.partial(trio_offload.open_process, worker_type=of_any_kind)
+    async with open_process(jobs.add, 1, 2, name="adds") as process:
+        assert (process.name, process.running, process.exitcode) == ("adds", True, None)
+        assert process.pid
+        assert await process.wait() == 3
+        assert (process.running, process.exitcode) == (False, 0)
+    for end in ("terminate", "kill"):
+        async with open_process(jobs.call, trio_offload.Event(), ("wait",)) as process:
+            with trio.move_on_after(SOON) as scope:
+                await process.wait()
+            assert scope.cancelled_caught
+            getattr(process, end)()
+            with pytest.raises(BrokenWorkerError):
+                await process.wait()
+        assert process.exitcode == -(signal.SIGTERM if end == "terminate" else signal.SIGKILL)
+    async with open_process(jobs.exit_with, 7) as process:
+        with pytest.raises(BrokenWorkerError):
+            await process.wait()
+    assert process.exitcode == 7
+
+
+@ports("Pipe() to a process")
+async def test_pipe_to_a_process(of_any_kind: WorkerType) -> None:
+    async with trio_offload.open_process(jobs.double, worker_type=of_any_kind) as process:
+        await process.send(4)
+        assert await process.receive() == 8
 
 
 @ports("Manager().Queue(), Manager().Lock() and so on")

@@ -17,6 +17,7 @@ import outcome
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._requests.processes import ProcessCall
 
 from .._context import WorkerContext
@@ -141,7 +142,9 @@ class Process(Generic[ResultType]):
             await self._context.prewarm(1)
             self._find_pid()
         except BaseException:
-            await self._context._pool.close(0.0)
+            # Nothing has been run yet, so no exit is awaited.
+            with contextlib.suppress(BrokenWorkerError):
+                await self._context._pool.close(0.0)
             raise
         self._nursery: trio.Nursery = await self._manager.__aenter__()
         self._nursery.start_soon(self._run)
@@ -159,17 +162,21 @@ class Process(Generic[ResultType]):
             self._from_job[1].close()
         try:
             await self._manager.__aexit__(None, None, None)
-        except BaseException as problem:
+        except BaseException as ending:
             # The task catches its errors, so this is the cancellation of an outer scope, or Ctrl+C.
-            if not is_interrupt(problem):
+            if not is_interrupt(ending):
                 raise
             raise KeyboardInterrupt from None
         finally:
             self._from_job[1].close()
             self._close_descriptor()
         await trio.lowlevel.checkpoint_if_cancelled()
-        if error is None and isinstance(self._outcome, outcome.Error) and not self._was_reported:
-            raise self._outcome.error
+        if isinstance(self._outcome, outcome.Error) and not self._was_reported:
+            problem = self._outcome.error
+            if error is None:
+                raise problem
+            if isinstance(error, Exception):
+                add_note(error, f"(the process {self.name} has raised {type(problem).__name__}: {problem})")
 
     # --- its channel ------------------------------------------------------------------------------
 
