@@ -285,6 +285,7 @@ OURS_FORKSERVER = "trio-offload, forkserver"
 OURS_MAP = "trio-offload, map"
 OURS_TALKING = "trio-offload, jobs that talk"
 OURS_CONNECTION = "trio-offload, connections"
+OURS_STREAM = "trio-offload, streams"
 ONE_JOB = ", one job each"
 WITHOUT_REPORTS = "trio-offload, no reports"
 TRIO_PARALLEL = "trio-parallel"
@@ -309,6 +310,7 @@ CONTENDERS: list[Contender[Pool]] = [
     Contender(OURS_FORKSERVER, _ours(worker_type="forkserver"), _PACKAGE, *_FORKSERVER),
     Contender(OURS_MAP, _ours_with_map, _PACKAGE, *_MAP),
     Contender(OURS_TALKING, _ours(), _PACKAGE, "open_channel", _has("open_channel")),
+    Contender(OURS_STREAM, _ours(), _PACKAGE, "stream", _has("stream")),
     Contender(OURS_CONNECTION, _ours(), _PACKAGE, "connection", _has_connections),
     Contender(OURS + ONE_JOB, _ours(**_RETIRING), _PACKAGE),
     Contender(OURS_FORKSERVER + ONE_JOB, _ours(worker_type="forkserver", **_RETIRING), _PACKAGE, *_FORKSERVER),

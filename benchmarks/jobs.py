@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 _kept: dict[tuple[str, int], Any] = {}
@@ -56,3 +57,7 @@ def same(value: Any) -> Any:
 
 def kilobyte(_: Any) -> bytes:
     return bytes(1000)
+
+
+def values_of(values: range) -> Iterator[int]:
+    yield from values

@@ -17,6 +17,7 @@ from contenders import (
     OURS_CONNECTION,
     OURS_FORKSERVER,
     OURS_MAP,
+    OURS_STREAM,
     OURS_TALKING,
     POOL,
     TRIO_PARALLEL,
@@ -35,6 +36,7 @@ from starts import (
     kill,
     reports_cold,
 )
+from streaming import MAP_IN_CHUNKS, STREAM_IMAP, stream_rate
 from talkers import AIO_QUEUE, JOB_TO_JOB, MANAGER_LOCK, QUEUE, TO_JOB, TO_TASK
 from talking import AS_RESULT, ArrayThroughChannel, Items, Parked, callback, check_cancelled, contended_lock
 from transfers import MEMCPY, Transfer
@@ -158,6 +160,14 @@ ROWS = [
         ours=OURS_TALKING,
     ),
     Row("check_cancelled", "ns", "less", check_cancelled, (Goal(None, 150),), ours=OURS_TALKING),
+    Row(
+        "stream of small values",
+        "values/s",
+        "more",
+        stream_rate,
+        (Goal(STREAM_IMAP, 5), Goal(MAP_IN_CHUNKS, 0.5)),
+        ours=OURS_STREAM,
+    ),
     Row(
         "connection: 100 bytes to a plain process and back",
         "µs",
