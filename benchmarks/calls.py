@@ -14,6 +14,7 @@ from contenders import (
     LOKY,
     OURS,
     OURS_MAP,
+    OURS_PROGRESS,
     POOL,
     TRIO_PARALLEL,
     TRIO_THREAD,
@@ -107,3 +108,23 @@ class MapRate:
                     if number:
                         samples[name].append(count / duration)
         return samples
+
+
+async def lists_of_map(settings: Settings) -> Samples:
+    """Items a second of the same function, if the results come as one list. 1,000 items travel together."""
+    samples: Samples = defaultdict(list)
+    items = range(settings.items)
+    async with Pools() as stack:
+        pools = await stack.opened(settings, OURS_PROGRESS, POOL, workers=2)
+        for number in range(4 * settings.rounds + 1):
+            for name, pool in pools.items():
+                if pool.list_map is None:
+                    continue
+                began = time.perf_counter()
+                count = await pool.list_map(jobs.same, items, 1000)
+                duration = time.perf_counter() - began
+                if count != len(items):
+                    raise AssertionError(f"{name} gave {count} results for {len(items)} items")
+                if number:
+                    samples[{OURS_PROGRESS: OURS, POOL: POOL_MAP}.get(name, name)].append(count / duration)
+    return samples

@@ -44,6 +44,8 @@ class Pool:
     killable: Call | None = None
     # All that it has of `map`, by name: most have one.
     maps: dict[str, Map] = attrs.field(factory=dict)
+    # `map` whose results come as one list.
+    list_map: Map | None = None
 
 
 Open = Callable[[int], AbstractAsyncContextManager[Pool]]
@@ -103,9 +105,14 @@ async def _ours_with_map(workers: int) -> AsyncIterator[Pool]:
                 count += 1
         return count
 
+    async def list_map(function: Callable[[Any], Any], items: Sequence[Any], chunk: int | None) -> int:
+        size = "auto" if chunk is None else chunk
+        async with trio_offload.map(function, items, workers=workers, chunk_size=size) as results:
+            return len(await results.collect())
+
     # Its workers are those of the calls around it.
     async with trio_offload.cache_scope():
-        yield Pool(call=trio_offload.run_sync, maps={"": run_map})
+        yield Pool(call=trio_offload.run_sync, maps={"": run_map}, list_map=list_map)
 
 
 def _trio_parallel(**options: Any) -> Open:
@@ -214,7 +221,8 @@ def _pool(start_method: str, **options: Any) -> Open:
             return await answer.wait()
 
         try:
-            yield Pool(call=call, maps={"map": _in_a_thread(pool.map), "imap": _in_a_thread(pool.imap)})
+            maps = {"map": _in_a_thread(pool.map), "imap": _in_a_thread(pool.imap)}
+            yield Pool(call=call, maps=maps, list_map=_in_a_thread(pool.map, len))
         finally:
             pool.close()
             pool.join()
@@ -222,12 +230,17 @@ def _pool(start_method: str, **options: Any) -> Open:
     return open_pool
 
 
-def _in_a_thread(run_map: Callable[..., Iterable[Any]]) -> Map:
+def _count(results: Iterable[Any]) -> int:
+    """Take each result by itself."""
+    return sum(1 for _ in results)
+
+
+def _in_a_thread(run_map: Callable[..., Any], count: Callable[[Any], int] = _count) -> Map:
     """A map as a Trio program uses a blocking one: the whole of it in one thread."""
 
     def consume(function: Callable[[Any], Any], items: Sequence[Any], chunk: int | None) -> int:
         options = {} if chunk is None else {"chunksize": chunk}
-        return sum(1 for _ in run_map(function, items, **options))
+        return count(run_map(function, items, **options))
 
     async def run(function: Callable[[Any], Any], items: Sequence[Any], chunk: int | None) -> int:
         return await trio.to_thread.run_sync(consume, function, items, chunk)
@@ -283,6 +296,7 @@ def _has_connections() -> bool:
 OURS = "trio-offload"
 OURS_FORKSERVER = "trio-offload, forkserver"
 OURS_MAP = "trio-offload, map"
+OURS_PROGRESS = "trio-offload, progress"
 OURS_TALKING = "trio-offload, jobs that talk"
 OURS_CONNECTION = "trio-offload, connections"
 OURS_STREAM = "trio-offload, streams"
@@ -309,6 +323,7 @@ CONTENDERS: list[Contender[Pool]] = [
     Contender(OURS, _ours(), _PACKAGE),
     Contender(OURS_FORKSERVER, _ours(worker_type="forkserver"), _PACKAGE, *_FORKSERVER),
     Contender(OURS_MAP, _ours_with_map, _PACKAGE, *_MAP),
+    Contender(OURS_PROGRESS, _ours_with_map, _PACKAGE, "progress", _has("JobProgress")),
     Contender(OURS_TALKING, _ours(), _PACKAGE, "open_channel", _has("open_channel")),
     Contender(OURS_STREAM, _ours(), _PACKAGE, "stream", _has("stream")),
     Contender(OURS_CONNECTION, _ours(), _PACKAGE, "connection", _has_connections),

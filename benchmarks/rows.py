@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from calls import POOL_MAP, MapRate, reports_warm, throughput, warm_call
+from calls import POOL_MAP, MapRate, lists_of_map, reports_warm, throughput, warm_call
 from connecting import IN_A_THREAD, round_trip
 from contenders import (
     ANYIO,
@@ -17,6 +17,7 @@ from contenders import (
     OURS_CONNECTION,
     OURS_FORKSERVER,
     OURS_MAP,
+    OURS_PROGRESS,
     OURS_STREAM,
     OURS_TALKING,
     POOL,
@@ -38,7 +39,16 @@ from starts import (
 )
 from streaming import MAP_IN_CHUNKS, STREAM_IMAP, stream_rate
 from talkers import AIO_QUEUE, JOB_TO_JOB, MANAGER_LOCK, QUEUE, TO_JOB, TO_TASK
-from talking import AS_RESULT, ArrayThroughChannel, Items, Parked, callback, check_cancelled, contended_lock
+from talking import (
+    AS_RESULT,
+    ArrayThroughChannel,
+    Items,
+    Parked,
+    callback,
+    check_cancelled,
+    contended_lock,
+    step_of_progress,
+)
 from transfers import MEMCPY, Transfer
 
 ROWS = [
@@ -79,6 +89,14 @@ ROWS = [
     Row("map over 2 workers, item by item", "items/s", "more", MapRate(1), ours=OURS_MAP),
     Row("map over 2 workers, chunks of 100", "items/s", "more", MapRate(100), (Goal(POOL_MAP, 0.8),), ours=OURS_MAP),
     Row("map over 2 workers, chunks of 1,000", "items/s", "more", MapRate(1000), (Goal(POOL_MAP, 0.8),), ours=OURS_MAP),
+    Row(
+        "map in batches: a list, chunks of 1,000",
+        "items/s",
+        "more",
+        lists_of_map,
+        (Goal(POOL_MAP, 1.2),),
+        ours=OURS_PROGRESS,
+    ),
     Row("map over 2 workers, chunks as it chooses", "items/s", "more", MapRate(None), (Goal(POOL_MAP, 0.8),), ours=OURS_MAP),
     Row(
         "100 MB NumPy array → worker",
@@ -160,6 +178,7 @@ ROWS = [
         ours=OURS_TALKING,
     ),
     Row("check_cancelled", "ns", "less", check_cancelled, (Goal(None, 150),), ours=OURS_TALKING),
+    Row("a tick of progress", "ns", "less", step_of_progress, (Goal(None, 200),), ours=OURS_PROGRESS),
     Row(
         "stream of small values",
         "values/s",

@@ -12,7 +12,7 @@ from typing import Any
 import jobs
 import talking_jobs
 import trio
-from contenders import ECHO, OURS, OURS_TALKING, Pools
+from contenders import ECHO, OURS, OURS_PROGRESS, OURS_TALKING, Pools
 from measure import Places, Samples, Settings, median_call, one_call
 from talkers import AIO_QUEUE, LOCK, MANAGER_LOCK, MEMORY_CHANNEL, MP_LOCK, OURS_TOGETHER, QUEUE, Rounds, talkers
 
@@ -140,6 +140,17 @@ async def check_cancelled(settings: Settings) -> Samples:
         for _ in range(2 * settings.rounds):
             check, empty = await call(talking_jobs.cost_of_check, 100 * settings.calls)
             samples[OURS].append(check)
+            samples[EMPTY_FUNCTION].append(empty)
+    return samples
+
+
+async def step_of_progress(settings: Settings) -> Samples:
+    samples: Samples = defaultdict(list)
+    async with Pools() as stack:
+        pools = await stack.opened(settings, OURS_PROGRESS)
+        for _ in range(2 * settings.rounds):
+            step, empty = await pools[OURS_PROGRESS].call(talking_jobs.cost_of_step, 100 * settings.calls)
+            samples[OURS].append(step)
             samples[EMPTY_FUNCTION].append(empty)
     return samples
 

@@ -23,6 +23,7 @@ from ._sizes import check_count, check_seconds, parse_size
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
+    from ._map.results import Results
     from ._worker.watch import CallOptions
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
@@ -107,7 +108,7 @@ else:
         fn: Callable[[ItemType], ResultType],
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         **options: Any,
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+    ) -> contextlib.AbstractAsyncContextManager[Results[Any]]:
         return current_context().map(fn, items, **options)
 
     map.__doc__ = WorkerContext.map.__doc__
@@ -117,7 +118,7 @@ else:
         fn: Callable[..., ResultType],
         items: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
         **options: Any,
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+    ) -> contextlib.AbstractAsyncContextManager[Results[Any]]:
         return current_context().starmap(fn, items, **options)
 
     starmap.__doc__ = WorkerContext.starmap.__doc__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import outcome
@@ -29,6 +29,7 @@ from ._worker.states import STARTING, CallNotRun
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
+    from ._map.results import Results
     from ._map.signature import StarMap
     from ._options import MapOptions
     from ._pickling.payload import Payload
@@ -177,7 +178,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         return_outcomes: Literal[False] = False,
         return_items: Literal[False] = False,
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[ResultType]]: ...
 
     @overload
     def map(
@@ -188,7 +189,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         return_outcomes: Literal[True],
         return_items: Literal[False] = False,
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[outcome.Outcome[ResultType]]]: ...
 
     @overload
     def map(
@@ -199,7 +200,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         return_outcomes: Literal[False] = False,
         return_items: Literal[True],
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[tuple[ItemType, ResultType]]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[tuple[ItemType, ResultType]]]: ...
 
     @overload
     def map(
@@ -210,7 +211,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         return_outcomes: Literal[True],
         return_items: Literal[True],
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[tuple[ItemType, outcome.Outcome[ResultType]]]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[tuple[ItemType, outcome.Outcome[ResultType]]]]: ...
 
     @overload
     def map(
@@ -221,7 +222,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         return_outcomes: bool = False,
         return_items: bool = False,
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[Any]]: ...
 
     @takes_map_options
     def map(
@@ -229,7 +230,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         fn: Callable[[ItemType], ResultType],
         items: Iterable[ItemType] | AsyncIterable[ItemType],
         **options: Any,
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+    ) -> contextlib.AbstractAsyncContextManager[Results[Any]]:
         """Call ``fn`` with each item in several workers at once, and iterate over the results.
 
         ::
@@ -241,7 +242,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         :func:`trio_offload.map` uses the innermost :func:`cache_scope`, else the default context.
 
         The work starts when the block is entered. When the block is left, for any reason, all
-        running items are killed (SIGKILL), with all processes that they started.
+        running items are killed (SIGKILL). ``collect()`` and ``batches()`` return lists of results.
 
         Each item is one positional argument. For several use :meth:`starmap`, for constant ones
         :func:`functools.partial`. An item runs once at most. If its worker exits or dies before the
@@ -263,8 +264,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
                 statistics.
 
                 If a worker dies in a chunk, the item that killed it fails, and with it the items
-                before it. Items after it run in another worker. (Items of less than a microsecond
-                are counted in groups of up to 64. Such a group fails as a whole.)
+                before it (and those of less than a microsecond, in groups of up to 64).
             timeout: Seconds that an item may take, as for :func:`run_sync`. Requires a
                 ``chunk_size`` of 1 or "auto".
             grace: Seconds that an item has to end by itself before it is killed, after it was told
@@ -282,6 +282,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
                 and up to 32 if a chunk takes less than half a millisecond.
             limiter: Async context manager, of which each busy worker holds a token. None means the
                 :func:`current_default_worker_limiter`; with ``workers``, it means unlimited.
+            progress: A function as for :func:`run_sync`. Its unit is an item.
 
         Returns:
             An async context manager, which returns an async iterator.
@@ -310,7 +311,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
             fn: Callable[..., ResultType],
             items: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
             **options: Any,
-        ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]:
+        ) -> contextlib.AbstractAsyncContextManager[Results[Any]]:
             """Call ``fn(*item)`` for each item: :meth:`map` with several arguments.
 
             ::

@@ -202,6 +202,7 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
         raise ValueError(f"{attribute.name} must contain thread names, got the empty string in {value!r}")
 
 
+_FUNCTION: Final = attrs.validators.optional(attrs.validators.is_callable())
 _SECONDS_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_seconds(field.name, value))
 _COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
 
@@ -300,6 +301,7 @@ class MapOptions(TypedDict, total=False):
     workers: int | None
     window: int | None
     limiter: Limiter | None
+    progress: Callable[[float, float | None, str | None], object] | None
 
 
 @attrs.frozen(kw_only=True, eq=False, slots=False)
@@ -332,6 +334,9 @@ class MapSettings:
 
     limiter: Limiter | None = None
     """Async context manager that each busy worker enters. None means the default."""
+
+    progress: Callable[[float, float | None, str | None], object] | None = attrs.field(default=None, validator=_FUNCTION)
+    """Function that is told the progress."""
 
 
 def takes_options(

@@ -96,8 +96,16 @@ async def maps() -> None:
     async with trio_offload.map(shout, ["a", "b"]) as texts:
         async for text in texts:
             assert_type(text, str)
+        assert_type(await texts.collect(), list[str])
+        async for batch in texts.batches():
+            assert_type(batch, list[str])
+        iterator: AsyncIterator[str] = texts
+        assert_type(await anext(iterator), str)
+        assert_type(texts.progress, trio_offload.JobProgress)
+    async with trio_offload.map(shout, ["a"], return_items=True, progress=show) as shown:
+        assert_type(await shown.collect(), list[tuple[str, str]])
     async with trio_offload.map(measure, [Path("file")], chunk_size="auto", ordered=False, workers=2, window=50) as sizes:
-        assert_type(sizes, AsyncIterator[tuple[int, float]])
+        assert_type(await sizes.collect(), list[tuple[int, float]])
     async with trio_offload.map(math.sqrt, range(5), timeout=1.5, return_outcomes=True) as roots:
         async for root in roots:
             assert_type(root, outcome.Outcome[float])
@@ -107,19 +115,19 @@ async def maps() -> None:
         async with context.map(functools.partial(shout, times=2), ["a"], return_outcomes=True) as outcomes:
             assert_type((await outcomes.__anext__()).unwrap(), str)
         async with context.map(math.sqrt, range(5), return_items=True) as pairs:
-            assert_type(pairs, AsyncIterator[tuple[int, float]])
+            assert_type(await pairs.collect(), list[tuple[int, float]])
         async with trio_offload.map(math.sqrt, [1.5], ordered=False, return_items=True, return_outcomes=True) as tried:
             async for number, root in tried:
                 assert_type(number, float)
                 assert_type(root.unwrap(), float)
         async with context.starmap(shout, [("a", 2)], chunk_size=5) as texts:
-            assert_type(texts, AsyncIterator[str])
+            assert_type(await texts.collect(), list[str])
         async with context.starmap(shout, [("a",)], return_outcomes=True, return_items=True) as shouts:
-            assert_type(shouts, AsyncIterator[tuple[tuple[str], outcome.Outcome[str]]])
+            assert_type(await shouts.collect(), list[tuple[tuple[str], outcome.Outcome[str]]])
         async with trio_offload.starmap(shout, zip("ab", range(2), strict=True), timeout=2, return_items=True) as both:
-            assert_type(both, AsyncIterator[tuple[tuple[str, int], str]])
+            assert_type(await both.collect(), list[tuple[tuple[str, int], str]])
         async with context.map(shout, ["a"], return_outcomes=False, chunk_size=5, window=None, limiter=None) as texts:
-            assert_type(texts, AsyncIterator[str])
+            assert_type(await texts.collect(), list[str])
     try:
         pass
     except WorkerTimeoutError as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from .results import Results
 
 DeliveredType = TypeVar("DeliveredType")
 
 
-class Block(contextlib.AbstractAsyncContextManager[AsyncIterator[DeliveredType]], Generic[DeliveredType]):
+class Block(contextlib.AbstractAsyncContextManager["Results[DeliveredType]"], Generic[DeliveredType]):
     """An async context manager that says how it is entered."""
 
     def __aiter__(self) -> NoReturn:

@@ -67,6 +67,8 @@ class Lane:
     """One worker at a time, fed with chunks."""
 
     _worker: Worker
+    worker: Worker | None = None
+    """The same, from outside: None while it has none."""
     _is_new: bool
     """True until the worker, which was started for this lane, has answered."""
     _task: chunks.Task
@@ -92,7 +94,7 @@ class Lane:
             except Exception:
                 scheduler.put_back(chunk)
                 raise
-            self._worker = worker
+            self._worker = self.worker = worker
             worker.limiter, worker.grace = scheduler.limiter, scheduler.limits.grace
             self.in_flight.clear()
             worker.items_in_flight = self.in_flight
@@ -101,7 +103,7 @@ class Lane:
                 if await self._prepare(chunk):
                     await self._feed(chunk)
             finally:
-                del self._worker
+                del self._worker, self.worker
                 worker.items_in_flight, worker.grace = (), None
                 if worker.state is RUNNING:
                     # Cancelled between two answers.

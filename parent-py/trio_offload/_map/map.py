@@ -112,6 +112,8 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         self._nursery = await self._manager.__aenter__()
         if self.source.is_async:
             self._nursery.start_soon(self._read_ahead)
+        if self._options.progress is not None:
+            self._nursery.start_soon(self.results.reporter().run)
         self._add_lane()
         return Results(self.results)
 
@@ -131,8 +133,9 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         finally:
             if self.task.held is not None:
                 await self.task.held.release(self.pool, [*self.prepared])
-        if error is None and self._close_error is not None:
-            raise self._close_error
+            late = self.results.show() or self._close_error
+        if error is None and late is not None:
+            raise late
 
     # --- for the results --------------------------------------------------------------------------
 
@@ -281,9 +284,11 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
             # From a scope around the block. The block's own task gets its own cancellation.
             pass
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             self.lanes.discard(lane)
+            if not self.lanes and (problem := self.results.show()) is not None:
+                self.fail(problem)
             self.results.wake()
 
     def _goes_on_without(self, error: WorkerStartError) -> bool:
@@ -295,10 +300,11 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         if len(self.pool.cache):
             # For example the worker of a lane that has ended.
             return True
-        self._fail(error)
+        self.fail(error)
         return False
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End the iteration with an error, once the running items have finished."""
         if self._fatal is None:
             self._fatal = error
         self.stop_reading()

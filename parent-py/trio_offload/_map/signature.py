@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 import outcome
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
     from .._options import MapOptions
+    from .results import Results
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
 
@@ -30,7 +31,7 @@ class StarMap(Protocol):
         return_outcomes: Literal[False] = False,
         return_items: Literal[False] = False,
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[ResultType]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[ResultType]]: ...
 
     @overload
     def __call__(
@@ -41,7 +42,7 @@ class StarMap(Protocol):
         return_outcomes: Literal[True],
         return_items: Literal[False] = False,
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[outcome.Outcome[ResultType]]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[outcome.Outcome[ResultType]]]: ...
 
     @overload
     def __call__(
@@ -52,7 +53,7 @@ class StarMap(Protocol):
         return_outcomes: Literal[False] = False,
         return_items: Literal[True],
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[tuple[tuple[Unpack[ArgumentTypes]], ResultType]]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[tuple[tuple[Unpack[ArgumentTypes]], ResultType]]]: ...
 
     @overload
     def __call__(
@@ -64,7 +65,7 @@ class StarMap(Protocol):
         return_items: Literal[True],
         **options: Unpack[MapOptions],
     ) -> contextlib.AbstractAsyncContextManager[
-        AsyncIterator[tuple[tuple[Unpack[ArgumentTypes]], outcome.Outcome[ResultType]]]
+        Results[tuple[tuple[Unpack[ArgumentTypes]], outcome.Outcome[ResultType]]]
     ]: ...
 
     @overload
@@ -76,4 +77,4 @@ class StarMap(Protocol):
         return_outcomes: bool = False,
         return_items: bool = False,
         **options: Unpack[MapOptions],
-    ) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Any]]: ...
+    ) -> contextlib.AbstractAsyncContextManager[Results[Any]]: ...

@@ -94,6 +94,13 @@ class Source:
             return math.inf
         return self._count - self._taken
 
+    @property
+    def total(self) -> int | None:
+        """Number of all items, if it is known by now."""
+        if self._count is not None:
+            return max(self._count, self._taken)
+        return self._taken + len(self._queue) if self.exhausted else None
+
     def read(self, count: int) -> Chunk | None:
         """Return the next ``count`` items of an iterable, or the rest. None means the end."""
         if self.exhausted:

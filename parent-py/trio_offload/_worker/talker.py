@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .._options import ContextOptions
     from .._pickling.payload import Grant
     from .._process.process import WorkerProcess
-    from .._process.record import RecordFile, Step
+    from .._process.record import Progress, RecordFile, Step
     from .._transport.buffer_pool import BufferPool
     from .conversation import Conversation
     from .lasting import LastingGrants
@@ -154,9 +154,19 @@ class Talker(CallSender):
 
     def last_step(self, number: int) -> Step | None:
         """Return how far the job of this call is, if it tells."""
-        record = self._record  # another thread may close it
-        step = self._step if record is None else record.step()
+        step = self.step
         return step if step is not None and step.call == number else None
+
+    @property
+    def step(self) -> Step | None:
+        """The last step of any job of this worker."""
+        record = self._record  # another thread may close it
+        return self._step if record is None else record.step()
+
+    @property
+    def chunk_progress(self) -> Progress:
+        """How far it is with the items of its latest chunk."""
+        return self.progress if self._record is None else self._record.progress()
 
     @property
     def running_step(self) -> Step | None:
