@@ -25,6 +25,7 @@ from contenders import (
     TRIO_THREAD,
     WITHOUT_REPORTS,
 )
+from logs import QUEUE_HANDLER, log_records
 from measure import Curve, Goal, Row
 from memory import Endless, Idle
 from scale import many_waiting, many_workers
@@ -177,6 +178,7 @@ ROWS = [
         ArrayThroughChannel(to_job=True),
         ours=OURS_TALKING,
     ),
+    Row("log records of a job", "records/s", "more", log_records, (Goal(QUEUE_HANDLER, 2),), ours=OURS_TALKING),
     Row("check_cancelled", "ns", "less", check_cancelled, (Goal(None, 150),), ours=OURS_TALKING),
     Row("a tick of progress", "ns", "less", step_of_progress, (Goal(None, 200),), ours=OURS_PROGRESS),
     Row(

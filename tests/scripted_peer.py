@@ -58,7 +58,7 @@ class Peer:
         self.descriptors: list[int] = []
 
     def start(
-        self, executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None
+        self, executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None, *_: Any
     ) -> tuple[WorkerProcess, Any, RecordFile]:
         """Stands in for ``_process.spawn``."""
         self.process, self._life, record = _real_start(str(self._program), environment)

@@ -164,8 +164,8 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         stall_report: Seconds after which a warning names all waits of jobs, if all jobs wait, one
             for a lock, and none goes on. None means never.
         forward_logging: True, a level, or levels by logger: handle log records of jobs here.
-        crash_dir: Directory for a JSON file about each worker that dies during a call; see
-            :class:`CrashRecord`. It is created when the context is opened. None means disabled.
+        output: "inherit", "lines" or a function: for text that workers print (``docs/logging.md``).
+        crash_dir: Directory for a JSON :class:`CrashRecord` of each worker that dies during a call.
         trace: File for a trace of the run, in the Chrome trace-event format, which
             https://ui.perfetto.dev shows. An existing file is overwritten. None means disabled.
         forkserver_preload: Names of modules that the template imports once, so that every worker

@@ -57,6 +57,8 @@ class CrashRecord:
 
     None means that it is not a file. Text in a terminal or a pipe cannot be read twice.
     """
+    output: str | None = None
+    """End of its output in that call, at most 64 KiB. None unless the context reads output."""
     time: float = attrs.field(factory=time.time)
     """When the end was noticed, in seconds since the epoch."""
     item_index: int | None = None

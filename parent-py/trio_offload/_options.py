@@ -24,7 +24,7 @@ import attrs
 
 from ._documented import documented
 from ._limiter import Limiter
-from ._sizes import check_count, check_seconds, parse_levels, parse_size
+from ._sizes import check_count, check_output, check_seconds, parse_levels, parse_size
 
 Parameters = ParamSpec("Parameters")
 ReturnType = TypeVar("ReturnType")
@@ -251,6 +251,11 @@ class ContextOptions:
 
     forward_logging: Mapping[str, int] | None = attrs.field(default=None, kw_only=True, converter=_levels)
     """Levels from which log records of jobs are handled here, by logger. None means never."""
+
+    output: Literal["inherit", "lines"] | Callable[[str | None, str, bytes], Any] = attrs.field(
+        default="inherit", kw_only=True, validator=lambda _, field, value: check_output(field.name, value)
+    )
+    """What becomes of the text that workers write to standard output and standard error."""
 
     crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
     """Directory for crash records. None means disabled."""

@@ -136,6 +136,12 @@ def check_seconds(name: str, value: object, *, at_least: float = 0, positive: bo
         raise ValueError(f"{name} must be {at_least} seconds or more, got {value!r}{hint}")
 
 
+def check_output(name: str, value: object) -> None:
+    """Raise ValueError unless the value names a place for output, or is callable."""
+    if value not in ("inherit", "lines") and not callable(value):
+        raise ValueError(f"{name} must be 'inherit', 'lines' or a function, got {value!r}")
+
+
 def parse_levels(value: object) -> dict[str, int] | None:
     """Return the smallest level that is forwarded, by the name of the logger. None means never.
 

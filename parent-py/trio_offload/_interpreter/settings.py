@@ -39,7 +39,7 @@ def current_settings() -> dict[str, Any]:
     * ``coverage``: True if coverage.py measures this process and multiprocessing's processes
 
     A worker of a context that forwards log records also gets ``forwarding``, see
-    :mod:`trio_offload._forwarding.levels`.
+    :mod:`trio_offload._forwarding.levels`. One whose output is read here gets ``output``, True.
     """
     processes = sys.modules.get("multiprocessing.process")
     authkey, resource_tracker, modules, main_number, _ = current_snapshot()
@@ -72,7 +72,8 @@ def new_settings(settings: dict[str, Any], sent: Snapshot | None) -> dict[str, A
 def needs_eager_settings(settings: dict[str, Any]) -> bool:
     """Return True if a worker must apply the settings before its first job."""
     return (
-        settings["warning_filters"] is not None
+        "output" in settings
+        or settings["warning_filters"] is not None
         or bool(settings["modules"])
         or settings["coverage"]
         or "forwarding" in settings

@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -37,6 +37,7 @@ from .._interpreter import locate as _locate
 from .._interpreter import settings as _settings
 from .._interpreter.main_snapshot import MainSnapshot
 from .._process import start as _process
+from .._process.output import close_in_copy
 from .._process.privileges import current_grant
 from .._version import __version__
 from .._worker.handshake import WorkerHandshake, setup_frame
@@ -77,8 +78,9 @@ class ForkLauncher(Launcher):
         if handles is not None:
             handles.number_all()
         try:
-            started = fork(init, retire)
+            started = fork(init, retire, worker.open_pipes())
         except (OSError, RuntimeError) as error:
+            worker.close_pipes()
             raise not_forked(error) from error
         handshake.greet(started, lambda: greeting)
         if handles is not None:
@@ -107,12 +109,17 @@ class _ForkedWorker(Worker):
         return without_parents_frames(left_behind)
 
 
-def fork(init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> _process.Started:
+def fork(
+    init: Callable[[], Any] | None,
+    retire: Callable[[], Any] | None,
+    output: Mapping[int, int] = _process.NO_OUTPUT,
+) -> _process.Started:
     """Fork a worker. It takes as long as the kernel needs to copy this process's page tables.
 
     Args:
         init: function that the worker calls first, as it is. None means none.
         retire: function that the worker calls after each job. None means none.
+        output: files that replace its descriptors of these numbers.
 
     Raises:
         OSError, RuntimeError: the system, or Python, does not allow a fork.
@@ -123,6 +130,12 @@ def fork(init: Callable[[], Any] | None, retire: Callable[[], Any] | None) -> _p
 
     def child(socket: int, record: int) -> NoReturn:
         quiet.close()
+        if output:
+            for number, file in output.items():
+                os.dup2(file, number)
+            close_in_copy()
+            # The program may have replaced these, by streams that write elsewhere.
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         if filters is not warnings.filters:
             # The worker runs in an empty context (contextvars).
             warnings.filters[:] = filters  # type: ignore[index]

@@ -267,8 +267,12 @@ class _ForkserverHandshake(WorkerHandshake):
         def greet() -> bool:
             try:
                 with inherited() as (streams, directory):
-                    hello = template.hello_of_worker(streams, directory is not None)
-                    descriptors = streams if directory is None else [*streams, directory]
+                    output = self._worker.open_pipes()
+                    numbers = sorted({*streams, *output})
+                    hello = template.hello_of_worker(numbers, directory is not None)
+                    descriptors = [output.get(number, number) for number in numbers]
+                    if directory is not None:
+                        descriptors.append(directory)
                     rest = channel.send_with_descriptors([template.hello_frame(hello)], descriptors)
             except OSError as error:
                 raise not_forked(error) from error

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from trio_offload_worker._protocol.frames import Buffer, Kind, encode_head
@@ -71,9 +72,15 @@ class SpawnLauncher(Launcher):
             return [encode_head(Kind.HELLO, 0, (), hello), *setup_frame(self.options, settings, eager, functions)]
 
         try:
-            handshake.greet(spawn(runtime), greeting)
+            try:
+                output = worker.open_pipes()
+            except OSError as error:
+                remedy = _REMEDIES.get(error.errno or 0, "")
+                raise WorkerStartError(f"a worker could not be started: {error.strerror}. {remedy}".rstrip()) from error
+            handshake.greet(spawn(runtime, output=output), greeting)
         except BaseException:
             worker.keep(None)
+            worker.close_pipes()
             raise
         return worker
 
@@ -89,12 +96,13 @@ class SpawnLauncher(Launcher):
         return hint
 
 
-def spawn(runtime: _locate.WorkerRuntime, *label: str) -> _process.Started:
+def spawn(runtime: _locate.WorkerRuntime, *label: str, output: Mapping[int, int] = _process.NO_OUTPUT) -> _process.Started:
     """Spawn a process that runs the worker executable, or the interpreter.
 
     Args:
         runtime: what to run.
         label: further words for lists of processes, after the program's name.
+        output: files that replace its descriptors of these numbers.
 
     Raises:
         WorkerStartError: the system refuses it; the message names a remedy.
@@ -128,7 +136,7 @@ def spawn(runtime: _locate.WorkerRuntime, *label: str) -> _process.Started:
         # the first variable, and a variable that the worker restores moves in memory.
         environment[name] = environment.pop(name)
     try:
-        return _process.spawn(executable, environment, argv)
+        return _process.spawn(executable, environment, argv, output)
     except OSError as error:
         raise WorkerStartError(
             f"a worker could not be started as {executable}: {os.strerror(error.errno or 0)}. "

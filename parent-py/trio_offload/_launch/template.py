@@ -171,7 +171,12 @@ class Template(Peer):
 
     def needs_eager_settings(self, settings: dict[str, Any]) -> bool:
         """Return True if a worker must apply the settings before its first job."""
-        return bool(settings["coverage"]) or "forwarding" in settings or _applied_part(settings) != self._applied
+        return (
+            bool(settings["coverage"])
+            or "forwarding" in settings
+            or "output" in settings
+            or _applied_part(settings) != self._applied
+        )
 
     def describe_death(self) -> str:
         """Describe its end."""

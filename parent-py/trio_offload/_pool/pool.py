@@ -50,6 +50,10 @@ class WorkerPool:
             from .._forwarding.logs import LogForwarder
 
             launcher.forwarder = LogForwarder(launcher.options.forward_logging)
+        if launcher.options.output != "inherit":
+            from .._forwarding.output import receiver_for
+
+            launcher.receiver = receiver_for(launcher.options.output)
         self._warned = threading.Lock()  # taken by the first thread that warns
 
     def begin(self, call: Payload | None = None) -> Worker:

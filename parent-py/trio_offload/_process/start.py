@@ -26,10 +26,17 @@ _RECORD_DESCRIPTOR: Final = 4
 Started: TypeAlias = "tuple[WorkerProcess, socket.socket, RecordFile]"
 """The process, our end of its socket, and its record."""
 
+NO_OUTPUT: Final[Mapping[int, int]] = {}
+
 _has_warned = False
 
 
-def spawn(executable: str, environment: Mapping[bytes, bytes], argv: list[str] | None = None) -> Started:
+def spawn(
+    executable: str,
+    environment: Mapping[bytes, bytes],
+    argv: list[str] | None = None,
+    output: Mapping[int, int] = NO_OUTPUT,
+) -> Started:
     """Spawn a worker's program.
 
     ``posix_spawn`` does not copy this process, so its size does not matter.
@@ -38,6 +45,7 @@ def spawn(executable: str, environment: Mapping[bytes, bytes], argv: list[str] |
         executable: path of the program.
         environment: its environment.
         argv: its command line. None means :func:`executable_command`.
+        output: files that replace its descriptors 1 and 2. Their own numbers are above 4.
 
     Raises:
         OSError: the executable cannot be started.
@@ -53,6 +61,7 @@ def spawn(executable: str, environment: Mapping[bytes, bytes], argv: list[str] |
                 # first dup2() could overwrite the source of the second.
                 (os.POSIX_SPAWN_DUP2, socket, WORKER_DESCRIPTOR),
                 (os.POSIX_SPAWN_DUP2, record, _RECORD_DESCRIPTOR),
+                *((os.POSIX_SPAWN_DUP2, file, number) for number, file in output.items()),
             ],
             # The worker must not inherit the thread's mask. SIGINT stays blocked until the worker
             # handles it; before that, Ctrl+C would kill the worker.

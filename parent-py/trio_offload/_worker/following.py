@@ -41,7 +41,7 @@ class _Follower(_Base):
 
 
 def following(base: type[Worker]) -> type[Worker]:
-    """Return a class of workers with a forwarder. Others pay nothing for them."""
+    """Return a class of workers with a forwarder, for contexts that have one."""
     if base not in _made:
         _made[base] = type(base.__name__, (_Follower, base), {"__slots__": ()})
     return _made[base]

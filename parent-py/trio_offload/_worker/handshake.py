@@ -187,6 +187,8 @@ class WorkerHandshake(Handshake):
         call, options = self._call, self._options
         if call is None or options.memory_limit is not None or type(options.retire) is RetireWhen or self._worker.is_watched:
             return None
+        if self._worker.pipes is not None:
+            return None  # The output of `init` must not be taken for the call's.
         return call if sum(call.lengths) <= _MAX_AHEAD else None
 
     def _explain_end(self, error: EndOfStream | WireError) -> Exception:

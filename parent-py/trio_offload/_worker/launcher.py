@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .._process.process import WorkerProcess
     from .._trace import TraceWriter
     from .peer import Peer
-    from .talker import Forwarder
+    from .talker import Forwarder, Receiver
 
 
 class Launcher(abc.ABC):
@@ -41,6 +41,8 @@ class Launcher(abc.ABC):
         self.buffer_pool: Final = BufferPool()
         # Set before the first start, if the context forwards messages of jobs.
         self.forwarder: Forwarder | None = None
+        # The same for their output.
+        self.receiver: Receiver | None = None
 
     def begin(self, call: Payload | None = None) -> Worker:
         """Start a process and send it the greeting, without waiting. :meth:`Worker.finish` follows.
@@ -70,8 +72,12 @@ class Launcher(abc.ABC):
             from .following import following  # few programs need it
 
             kind = following(kind)
+        if self.receiver is not None:
+            from .captured import captured
+
+            kind = captured(kind)
         worker = kind(self.options, self.trace, self.buffer_pool)
-        worker.forwarder = self.forwarder
+        worker.forwarder, worker.receiver = self.forwarder, self.receiver
         return worker
 
     @abc.abstractmethod

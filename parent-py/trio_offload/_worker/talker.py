@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .._options import ContextOptions
     from .._pickling.payload import Grant
+    from .._process.output import OutputPipes
     from .._process.process import WorkerProcess
     from .._process.record import Progress, RecordFile, Step
     from .._transport.buffer_pool import BufferPool
@@ -43,12 +44,34 @@ class Forwarder(Protocol):
         """Return the settings that jobs need for it: the same object until they change."""
 
 
+class Receiver(Protocol):
+    """The place for the output of a context's workers."""
+
+    def take(self, pipes: OutputPipes, pid: int, stream: str, data: bytes) -> None:
+        """Handle data of a stream, "stdout" or "stderr"."""
+
+    def finish(self, pipes: OutputPipes, pid: int) -> None:
+        """Handle the end of a job, or of the output between two jobs."""
+
+
 class Talker(CallSender):
     """The part of a worker that serves jobs which talk, or whose callers are cancelled."""
 
     __slots__ = (
-        "_told", "answered_too_late", "conversation", "deadline", "followed", "forwarder", "grace", "is_refused", "limiter", "options",
+        "_told",
+        "answered_too_late",
+        "conversation",
+        "deadline",
+        "followed",
+        "forwarder",
+        "grace",
+        "is_read",
+        "is_refused",
+        "limiter",
+        "options",
         "origins",
+        "pipes",
+        "receiver",
     )  # fmt: skip
 
     def __init__(self, options: ContextOptions) -> None:
@@ -71,9 +94,33 @@ class Talker(CallSender):
         self.origins: dict[int, Any] | None = None
         # True if the running call ends as a cancelled one that gets no time.
         self.is_refused = False
+        # The pipes of its output and their receiver, if this program reads them.
+        self.pipes: OutputPipes | None = None
+        self.receiver: Receiver | None = None
+        self.is_read = False  # True while a task waits for output
         self._told = 0  # number of the call that was told
         # Calls that were answered between a cancellation and the end. One more may have been run.
         self.answered_too_late = 0
+
+    def open_pipes(self) -> Mapping[int, int]:
+        """Return the files for the output of its process, if this program reads that.
+
+        Raises:
+            OSError: this process has used up its descriptors.
+        """
+        if self.receiver is None:
+            return {}
+        from .._process.output import OutputPipes  # few programs need it
+
+        if self.pipes is None:
+            self.pipes = OutputPipes()
+        # They stay open during the start: it may take several attempts.
+        return self.pipes.writes
+
+    def close_pipes(self) -> None:
+        """Close the pipes of its output, if it has some."""
+        if self.pipes is not None:
+            self.pipes.close()
 
     async def _receive(self, channel: Channel, header: bytes, kills: bool) -> Frame | memoryview:
         """Receive until the answer, behind a report or a message of the job."""

@@ -23,6 +23,7 @@ from .endings import contained, is_cancellation, judge_death, load_exception
 
 if TYPE_CHECKING:
     from .._options import ContextOptions
+    from .._process.output import OutputPipes
     from .._process.process import WorkerProcess
     from .._trace import TraceWriter
 
@@ -39,6 +40,7 @@ class Vitals:
         "_trace",
         "baseline",
         "kills_look_at",
+        "pipes",
         "raised",
         "ready",
         "started",
@@ -46,6 +48,8 @@ class Vitals:
 
     def __init__(self, options: ContextOptions, trace: TraceWriter | None) -> None:
         self._options = options
+        # Of its output, if this program reads it.
+        self.pipes: OutputPipes | None = None
         self._trace = trace
         # On the clock of time.monotonic().
         self.started = time.monotonic()
@@ -288,6 +292,7 @@ class Vitals:
             vms=figures.vms,
             cpu_time=figures.cpu_time,
             stderr=_crash.stderr_since(self._stderr_size),
+            output=None if self.pipes is None else self.pipes.tail_text(),
             item_index=index,
             item=text,
             **more,

@@ -8,6 +8,7 @@
 * Modules loaded from explicit files (``file_modules.py``).
 * coverage.py, if it measures the parent and was configured to measure the processes of
   multiprocessing. Workers count as such.
+* Standard output that is a pipe to the parent (``output.py``).
 * Levels of loggers, if the context forwards log records (``forwarding.py``).
 """
 
@@ -42,6 +43,10 @@ def apply(settings: dict[str, Any]) -> None:
     if settings.get("coverage"):
         _start_coverage()
     _apply_filters(settings.get("warning_filters"))
+    if settings.get("output"):
+        from .output import write_at_once
+
+        write_at_once()
     forwarding = settings.get("forwarding")
     if forwarding is not None or "trio_offload_worker._jobs.forwarding" in sys.modules:
         from .forwarding import follow

@@ -36,11 +36,20 @@ def follow(post: Callable[[str, bytes], bool] | None) -> None:
 def _show(message: Any) -> None:
     """Show a :class:`warnings.WarningMessage`."""
     try:
-        sent = message.file is None and _post is not None and _post("warn", _encode(message))
+        sent = message.file is None and _post is not None and not _is_recorded() and _post("warn", _encode(message))
     except Exception:
         sent = False
     if not sent:
         _original(message)
+
+
+def _is_recorded() -> bool:
+    """Return True in a ``catch_warnings(record=True)`` with context-aware warnings.
+
+    They come with Python 3.14. Without them, the block replaces :func:`_show`.
+    """
+    get_context: Any = getattr(sys.modules.get("_py_warnings"), "_get_context", None)
+    return get_context is not None and getattr(get_context(), "log", None) is not None
 
 
 def _encode(message: Any) -> bytes:
