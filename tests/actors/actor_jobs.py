@@ -55,6 +55,13 @@ class Counter:
         entered()
         threading.Event().wait()
 
+    def end_by(self, cause: str) -> None:
+        """End the process."""
+        if cause == "_exit":
+            os._exit(3)
+        os.kill(os.getpid(), getattr(signal, cause))
+        threading.Event().wait()
+
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -144,6 +151,13 @@ def call_remembered(name: str, *args: Any) -> Any:
 def call_with_keywords(actor: Any) -> int:
     result: int = actor.add(2, times=3)
     return result
+
+
+def call_and_stay(entered: Any, actor: Any, name: str, *args: Any) -> None:
+    """Have a result, and wait to be killed."""
+    getattr(actor, name)(*args)
+    entered()
+    threading.Event().wait()
 
 
 def add_often(actor: Any, times: int) -> list[int]:

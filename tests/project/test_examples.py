@@ -158,6 +158,11 @@ def test_rate_limit(tmp_path: Path) -> None:
     assert int(found[1]) <= 5 + 11 + 4
 
 
+def test_crawler(tmp_path: Path) -> None:
+    lines = run_example("crawler.py", tmp_path).splitlines()
+    assert lines == ["/broken killed the parser (SIGABRT), which starts again", "6 pages, 9 links"]
+
+
 def test_service(tmp_path: Path) -> None:
     """The session of docs/services.md, then a full house, then SIGTERM while a request runs."""
     shutil.copy(EXAMPLES / "service.py", tmp_path)
