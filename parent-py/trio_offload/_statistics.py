@@ -37,6 +37,13 @@ class JobProgress:
     note: str | None
     """The job's last note, if any."""
 
+    @property
+    def fraction(self) -> float | None:
+        """The part that is done, from 0 to 1. None means that the total is unknown."""
+        if self.total is None or not self.total > 0:
+            return None
+        return min(max(self.done / self.total, 0), 1) if self.done == self.done else None
+
 
 @documented
 @attrs.frozen

@@ -160,6 +160,25 @@ def test_the_item_that_a_worker_has_is_shown_as_it_is(folder: Path) -> None:
     assert "x" * 100 not in ran.terminal.text
 
 
+def test_jobs_tell_their_progress(folder: Path) -> None:
+    """In the table, with the note as it is, and in the bar."""
+    (folder / "tells.py").write_text(
+        "from jobs import wait_for_file\nfrom trio_offload_worker import from_worker\n"
+        "def f(item):\n    from_worker.progress(1, 4, '[b]a\\rnote')\n    return wait_for_file(item)\n"
+        "def g(item):\n    from_worker.progress(12345678)\n    return wait_for_file(item)\n"
+    )
+    with on_terminal(folder, "map", "tells:f", "wait", "--workers", "1") as ran:
+        wait_until(lambda: re.search(r"\d+ +running +[\d.]+ MiB +0 +25 % \[b\]a note +'wait'", ran.terminal.text), "it")
+        assert re.search(r"pid +state +memory +jobs +progress +item", ran.terminal.text)
+        # A quarter of the bar's 40 columns.
+        wait_until(lambda: re.search(r" ━{10}╺?━* +0/1 done", ran.terminal.text), "a bar")
+        (folder / "go").touch()
+    (folder / "go").unlink()
+    with on_terminal(folder, "map", "tells:g", "wait", "--workers", "1") as ran:
+        wait_until(lambda: re.search(r" 12345678 done +'wait'", ran.terminal.text), "a number")
+        (folder / "go").touch()
+
+
 def test_more_workers_than_lines(folder: Path) -> None:
     """The bar is what must be seen."""
     items = [f"wait-{number}" for number in range(6)]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fake_line import FakeLine, in_job
 
+from trio_offload import JobProgress
 from trio_offload._process.record import RecordFile, Step
 from trio_offload_worker import from_worker
 from trio_offload_worker._protocol.frames import NOTE_SIZE, STEP_AT
@@ -211,6 +212,12 @@ def test_track_with_a_total_of_the_caller_and_an_early_end(line: RecordedLine) -
         if item == 4:
             break
     assert line.step() == Step(7, 0, 4, 20, None)
+
+
+def test_fraction() -> None:
+    cases = [(1, 4, 0.25), (5, 4, 1), (-1, 4, 0), (1, None, None), (1, 0, None), (float("nan"), 4, None), (0.5, 1, 0.5)]
+    for done, total, fraction in cases:
+        assert JobProgress(done, total, None).fraction == fraction
 
 
 def test_outside_of_a_worker_nothing_happens() -> None:

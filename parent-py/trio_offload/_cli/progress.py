@@ -108,6 +108,8 @@ class RichBar:
         self._total: int | None = None
         self._done = 0
         self._failed = 0
+        # Of the running items, as far as their jobs tell it.
+        self._parts = 0.0
         self._started = time.monotonic()
         self._shown = False
         self._closed = False
@@ -119,6 +121,7 @@ class RichBar:
     def set_workers(self, workers: Sequence[WorkerStatistics]) -> None:
         if not self._closed:
             self._table.set(workers)
+            self._parts = sum((worker.progress and worker.progress.fraction) or 0 for worker in workers)
 
     def advance(self, *, failed: bool) -> None:
         self._done += 1
@@ -172,7 +175,7 @@ class RichBar:
         self._progress.update(
             self._task,
             total=self._total,
-            completed=self._done,
+            completed=self._done + self._parts,
             done=f"{self._done}" if self._total is None else f"{self._done}/{self._total}",
             failed=f"{self._failed} failed" if self._failed else "",
             rate=f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s",

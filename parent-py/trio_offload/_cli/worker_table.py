@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
-    from trio_offload import WorkerStatistics
+    from trio_offload import JobProgress, WorkerStatistics
 
 
 class WorkerTable:
@@ -47,19 +47,35 @@ class WorkerTable:
         table = Table(box=None, pad_edge=False, show_edge=False)
         for name in ("pid", "state", "memory", "jobs"):
             table.add_column(name, no_wrap=True, justify="left" if name == "state" else "right")
+        tells = any(worker.progress is not None for worker in self._workers)
+        if tells:
+            table.add_column("progress", no_wrap=True, overflow="ellipsis", max_width=_MAX_PROGRESS)
         table.add_column("item", no_wrap=True, overflow="ellipsis")
         # A longer table would push the bar off the screen.
         shown = self._workers if len(self._workers) <= most else self._workers[: max(0, most - 1)]
         for worker in shown:
             memory = "" if worker.rss is None else readable_size(worker.rss)
-            table.add_row(str(worker.pid), worker.state, memory, str(worker.jobs), Text(self._item_of(worker)))
+            progress = [Text(_shown(worker.progress))] if tells else []
+            item = Text(self._item_of(worker))
+            table.add_row(str(worker.pid), worker.state, memory, str(worker.jobs), *progress, item)
         if len(shown) < len(self._workers):
-            table.add_row("", "", "", "", f"and {len(self._workers) - len(shown)} more")
+            table.add_row("", "", "", "", *[""] * tells, f"and {len(self._workers) - len(shown)} more")
         return table
 
     def _item_of(self, worker: WorkerStatistics) -> str:
         name = worker.function or ""
         return name.removeprefix(f"{self._function}(").removesuffix(")") if name.startswith(self._function) else name
+
+
+def _shown(progress: JobProgress | None) -> str:
+    """Return the progress of a job in one line: a percentage or a number, and the note."""
+    if progress is None:
+        return ""
+    fraction = progress.fraction
+    amount = f"{round(progress.done, 3)} done" if fraction is None else f"{100 * fraction:.0f} %"
+    # A note must not move the cursor.
+    note = "".join(letter if letter.isprintable() else " " for letter in progress.note or "")
+    return f"{amount} {note}".rstrip()
 
 
 class Display(Progress):
@@ -73,4 +89,5 @@ class Display(Progress):
         yield self.make_tasks_table(self.tasks)
 
 
+_MAX_PROGRESS: Final = 40  # columns
 _OTHER_LINES: Final = 3  # of the screen: the table's header, the bar, and the line below it

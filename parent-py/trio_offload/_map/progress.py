@@ -110,6 +110,4 @@ class Reporter:
 
 def _part_of(step: Step | None) -> float:
     """Return the part of an item that is done, from 0 to 1."""
-    if step is None or not step.total or not step.total > 0 or not step.done > 0:
-        return 0
-    return min(step.done / step.total, 1)
+    return 0 if step is None else JobProgress(step.done, step.total, None).fraction or 0
