@@ -24,7 +24,7 @@ import attrs
 
 from ._documented import documented
 from ._limiter import Limiter
-from ._sizes import check_count, check_output, check_seconds, parse_levels, parse_size
+from ._sizes import check_count, check_modules, check_output, check_seconds, parse_levels, parse_size
 
 Parameters = ParamSpec("Parameters")
 ReturnType = TypeVar("ReturnType")
@@ -189,12 +189,7 @@ def _check_names(options: "ContextOptions", attribute: "attrs.Attribute[tuple[st
 
 
 def _check_modules(options: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
-    for name in value:
-        if name == "__main__":
-            why = "Workers load the main script when a job needs it"
-            raise ValueError(f"{attribute.name} must not contain '__main__'. {why}")
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise ValueError(f"{attribute.name} must contain full module names like 'package.module', got {name!r}")
+    check_modules(attribute.name, value)
 
 
 def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import logging
 import math
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 _SIZE: Final = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)?(?:\.(?P<part>[0-9]+(?:_[0-9]+)*))?\s*(?P<unit>[A-Za-z]*)")
@@ -134,6 +134,15 @@ def check_seconds(name: str, value: object, *, at_least: float = 0, positive: bo
         raise ValueError(f"{name} must be more than 0 seconds, got {value!r}{hint}")
     if not value >= at_least:
         raise ValueError(f"{name} must be {at_least} seconds or more, got {value!r}{hint}")
+
+
+def check_modules(name: str, modules: Iterable[str]) -> None:
+    """Raise ValueError unless these are full names of modules other than the main script."""
+    for module in modules:
+        if module == "__main__":
+            raise ValueError(f"{name} must not contain '__main__'. Workers load the main script when a job needs it")
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"{name} must contain full module names like 'package.module', got {module!r}")
 
 
 def check_output(name: str, value: object) -> None:
