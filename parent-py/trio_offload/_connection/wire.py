@@ -20,8 +20,8 @@ LONG: Final = struct.Struct("!iQ")
 MAX_SHORT: Final = 0x7FFFFFFF
 # Up to so many bytes, a copy costs less than a second piece.
 SMALL: Final = 1 << 14
-# Bytes of one read. More would only be allocated: a socket's buffer has 208 KiB by default.
-READ_SIZE: Final = 1 << 18
+# Bytes of one read. Those of 256 KiB get fresh pages each time, and take 1.8 times the processor.
+READ_SIZE: Final = 1 << 16
 # Bytes after which a long message lets other tasks run.
 TURN_SIZE: Final = 1 << 20
 _MINUS_ONE: Final = SHORT.pack(-1)
