@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 from contextlib import AbstractContextManager
@@ -31,7 +32,7 @@ class Window:
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self._max_items = max_items
-        self._max_bytes = max_bytes
+        self._max_bytes: float = max_bytes
         self._items = 0
         self._bytes = 0
         self._waiting = trio.lowlevel.ParkingLot()
@@ -51,6 +52,11 @@ class Window:
     def has_room(self) -> bool:
         """True if the bytes inside are below the bound."""
         return self._bytes < self._max_bytes
+
+    def open(self) -> None:
+        """Lift the bound on bytes, because nothing more is taken."""
+        self._max_bytes = math.inf
+        self._waiting.unpark_all()
 
     async def change(self) -> None:
         """Wait until an item has left."""
@@ -93,13 +99,16 @@ class Output:
         self._distance = distance
         self._ordered = ordered
         self.written = 0
-        """Number of lines written."""
+        """Number of items whose last line is written."""
         self._taken = 0
         # Index of the first item without a line.
         self._next = 0
         # Lines that wait for it, by index: (bytes in the window, line).
         self._behind: dict[int, tuple[int, bytes]] = {}
-        self._ready: list[tuple[int, bytes]] = []
+        # Lines of values that wait for it too, by index.
+        self._parts: dict[int, list[bytes]] = {}
+        # Bytes in the window, and lines. An item leaves with its last line.
+        self._ready: list[tuple[int, bytes, bool]] = []
         self._closed = False
         self._wake = trio.lowlevel.ParkingLot()
 
@@ -114,22 +123,44 @@ class Output:
         self._window.grow(len(line))
         self._taken += 1
         if not self._ordered:
-            self._ready.append((item.size + len(line), line))
+            self._ready.append((item.size + len(line), line, True))
             self._wake.unpark()
             return
         self._behind[item.index] = (item.size + len(line), line)
         while self._next in self._behind:
-            self._ready.append(self._behind.pop(self._next))
+            self._release_parts(self._next)
+            self._ready.append((*self._behind.pop(self._next), True))
             self._next += 1
+        self._release_parts(self._next)
         if self._ready:
             self._wake.unpark()
+
+    async def put_part(self, item: Item, line: bytes) -> None:
+        """Accept a line of an item that goes on. Wait while the window is full."""
+        if self._closed:
+            return
+        self._window.grow(len(line))
+        self._parts.setdefault(item.index, []).append(line)
+        if not self._ordered or item.index == self._next:
+            self._release_parts(item.index)
+            self._wake.unpark()
+        # Lines of the item whose turn it is wait for a slow reader only.
+        while not (self._window.has_room or (self.awaits(item) and not self._ready)):
+            await self._window.change()
+
+    def _release_parts(self, index: int) -> None:
+        for line in self._parts.pop(index, ()):
+            self._ready.append((len(line), line, False))
 
     def close(self) -> None:
         """Ignore further lines. Lines that wait for an unfinished item are written, in order."""
         self._closed = True
-        self._ready.extend(self._behind[index] for index in sorted(self._behind))
-        self._behind.clear()
+        for index in sorted({*self._behind, *self._parts}):
+            self._release_parts(index)
+            if index in self._behind:
+                self._ready.append((*self._behind.pop(index), True))
         self._wake.unpark()
+        self._window.open()
 
     async def write(self) -> None:
         """Write lines until :meth:`close`, and then the rest.
@@ -151,11 +182,12 @@ class Output:
                 await trio.to_thread.run_sync(
                     _write_all,
                     self._descriptor,
-                    b"".join([line for _, line in batch]),
+                    b"".join([line for _, line, _ in batch]),
                     abandon_on_cancel=True,
                 )
-            self.written += len(batch)
-            self._window.leave(len(batch), sum(size for size, _ in batch))
+            finished = sum(is_last for _, _, is_last in batch)
+            self.written += finished
+            self._window.leave(finished, sum(size for size, _, _ in batch))
             if not self._closed:
                 await trio.sleep_until(earliest_next)
 

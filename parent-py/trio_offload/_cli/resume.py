@@ -203,12 +203,14 @@ def _lines_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def digest_of_line(line: bytes) -> bytes | None:
-    """Return the digest of a line's item, empty if the item failed.
+    """Return the digest of a line's item, empty if the item failed, or is not finished there.
 
     None for a line of another format.
     """
     try:
         fields = parse_json(line)
+        if type(fields) is dict and "item" in fields and type(fields.get("part")) is int:
+            return b""  # a value that a generator function has yielded
         if type(fields) is dict and "item" in fields and type(fields.get("ok")) is bool:
             return _digest(_CANONICAL.encode(fields["item"])) if fields["ok"] else b""
     except (ValueError, RecursionError):

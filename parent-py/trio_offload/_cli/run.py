@@ -334,7 +334,7 @@ class _Run:
             await trio.sleep(_STATISTICS_INTERVAL)
 
     async def _serve(self, context: trio_offload.WorkerContext) -> None:
-        slot = Slot(context, self._options.job, self._summary)
+        slot = Slot(context, self._options.job, self._summary, self._output)
         if not await self._begin(slot):
             return
         while (item := await self._next()) is not None:

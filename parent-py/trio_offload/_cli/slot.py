@@ -10,6 +10,7 @@ item could make all later ones fail.
 
 from __future__ import annotations
 
+import functools
 import signal
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ from trio_offload_worker._jobs.cli_lines import Figures, encode_item, failure_li
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .output import Output
     from .sources import Item
     from .summary import Summary
 
@@ -79,10 +81,12 @@ class FunctionProblem(Exception):
 class Slot:
     """Runs items through a shared context, and reports its workers to the summary."""
 
-    def __init__(self, context: trio_offload.WorkerContext, job: Job, summary: Summary) -> None:
+    def __init__(self, context: trio_offload.WorkerContext, job: Job, summary: Summary, output: Output) -> None:
         self._context = context
         self._job = job
         self._summary = summary
+        self._output = output
+        self._yields = False
         self._limiter = _Unlimited()
         self._start_failures = 0
         self.last_problem = ""
@@ -147,20 +151,31 @@ class Slot:
             return _failure(item, type(error).__name__, type(error).__name__, str(error), figures)
 
     async def _call(self, item: Item, tries: int) -> Reply:
-        pid, peak_rss, failure, line = await self._context.run_sync(
+        pid, peak_rss, failure, line = await self._run_sync(item, tries)
+        if not line:
+            # A generator function, whose values have lines too. It has not begun.
+            self._yields = True
+            pid, peak_rss, failure, line = await self._run_sync(item, tries)
+        self._start_failures = 0
+        self._summary.note_worker(pid, peak_rss)
+        return Reply(line, failure)
+
+    async def _run_sync(self, item: Item, tries: int) -> cli_items.Outcome:
+        parts = None
+        if self._yields:
+            parts = trio_offload.callback(functools.partial(self._output.put_part, item))
+        return await self._context.run_sync(
             cli_items.NamedCall(self._job.function, item.label),
             item.kind,
             item.number,
             item.content,
             tries,
+            parts,
             kill_on_cancel=True,
             limiter=self._limiter,
             timeout=self._job.timeout,
             grace=self._job.grace,
         )
-        self._start_failures = 0
-        self._summary.note_worker(pid, peak_rss)
-        return Reply(line, failure)
 
     def _problem_of_function(self, error: trio_offload.WorkerStartError) -> str | None:
         """Return the problem of the function. None means that it is not the reason."""

@@ -26,12 +26,14 @@ from .cli_lines import (
     explain_parse_error,
     failure_line,
     parse_json,
+    part_line,
     success_line,
     text_of,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from types import TracebackType
     from typing import Any, Final, TypeAlias
 
@@ -40,11 +42,16 @@ if TYPE_CHECKING:
     Outcome: TypeAlias = tuple[int, int | None, str | None, bytes]
     """The worker's PID, its peak memory in bytes, the exception's name, the line.
 
-    The name is None if the call returned.
+    The name is None if the call returned. The line is empty if the function is a generator function
+    and was called without a place for its values.
     """
+
+    Parts: TypeAlias = Callable[[bytes], object]
+    """Takes the line of a value that a generator function has yielded."""
 
 # Flags of a code object whose call returns a coroutine or an asynchronous generator. To import
 # ``inspect`` for them would take longer than to start the worker.
+_CO_GENERATOR = 0x20
 _CO_COROUTINE = 0x80
 _CO_ASYNC_GENERATOR = 0x200
 
@@ -110,7 +117,7 @@ class Function:
     def __reduce__(self) -> tuple[type[Function], tuple[str, str]]:
         return type(self), (self.module, self.attribute)
 
-    def __call__(self, kind: ItemKind, number: int, content: str | bytes, tries: int) -> Outcome:
+    def __call__(self, kind: ItemKind, number: int, content: str | bytes, tries: int, parts: Parts | None = None) -> Outcome:
         """Call the user's function.
 
         Args:
@@ -118,12 +125,15 @@ class Function:
             number: the position of the item in its source, from 1 (the line number in a file).
             content: the item.
             tries: the number of times that the item has been run, with this one.
+            parts: takes the lines of the values of a generator function.
         """
         figures = Figures(None, None, os.getpid(), tries)
-        failure, line = self._call(kind, number, content, figures)
+        failure, line = self._call(kind, number, content, figures, parts)
         return os.getpid(), figures.peak_rss, failure, line
 
-    def _call(self, kind: ItemKind, number: int, content: str | bytes, figures: Figures) -> tuple[str | None, bytes]:
+    def _call(
+        self, kind: ItemKind, number: int, content: str | bytes, figures: Figures, parts: Parts | None
+    ) -> tuple[str | None, bytes]:
         if kind == "json":
             try:
                 item = parse_json(content)
@@ -137,15 +147,22 @@ class Function:
         _meter.begin()
         began = perf_counter()
         try:
-            value = self._resolve()(item)
+            function = self._resolve()
+            value: Any = function(item)
+            if type(value) is _GENERATOR and value.gi_code is getattr(function, "__code__", None):
+                if parts is None:
+                    return None, b""  # It has not begun.
+                value = _send_parts(value, encoded_item, parts, figures.tries)
         # SystemExit and KeyboardInterrupt too: they end the job, not the worker
         except BaseException as error:
             if type(error).__module__ == "trio_offload_worker._requests.errors" and type(error).__name__ == "Cancelled":
                 raise  # the run was interrupted, and has no line for the item
             figures.seconds = perf_counter() - began
             figures.peak_rss = _meter.end(figures.seconds)
-            # The first entry is the frame of this method, which does not help the reader.
-            traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
+            # The first entries are frames of this file, which do not help the reader.
+            traceback = error.__traceback__
+            while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+                traceback = traceback.tb_next
             name = type(error).__name__
             return name, failure_line(encoded_item, name, text_of(error), _format(error, traceback), figures)
         figures.seconds = perf_counter() - began
@@ -210,6 +227,21 @@ class NamedCall(Function):
         return Function, (self.module, self.attribute)
 
 
+def _send_parts(values: Generator[Any, Any, Any], encoded_item: bytes, parts: Parts, tries: int) -> Any:
+    """Send a line for each value of a generator, and return what it returns."""
+    number = 0
+    try:
+        while True:
+            try:
+                value = next(values)
+            except StopIteration as end:
+                return end.value
+            number += 1
+            parts(part_line(encoded_item, number, encode_value(value), tries))
+    finally:
+        values.close()
+
+
 def _take_standard_streams() -> None:
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -249,3 +281,4 @@ def _format(error: BaseException, traceback: TracebackType | None) -> str | None
 
 
 _meter: Final = PeakMeter()
+_GENERATOR: Final[Any] = type(_ for _ in ())

@@ -52,6 +52,11 @@ def success_line(encoded_item: bytes, encoded_value: bytes, figures: Figures) ->
     return b'{"item": %b, "ok": true, %b, %b}\n' % (encoded_item, encoded_value, figures.encode())
 
 
+def part_line(encoded_item: bytes, number: int, encoded_value: bytes, tries: int) -> bytes:
+    """Return the line of a value that a generator function has yielded. ``number`` is from 1."""
+    return b'{"item": %b, "part": %d, %b, "tries": %d}\n' % (encoded_item, number, encoded_value, tries)
+
+
 def failure_line(encoded_item: bytes, type_name: str, message: str, traceback: str | None, figures: Figures) -> bytes:
     """Return the line of a failed item.
 
