@@ -426,10 +426,10 @@ class Half(trio.abc.AsyncResource):
         self._left = cut
 
     async def send(self, data: bytes) -> None:
-        data = message(data)[: self._left]
-        self._left -= len(data)
-        await self._stream.send_all(data)
-        if not self._left:
+        whole = message(data)
+        sent, self._left = whole[: self._left], max(self._left - len(whole), 0)
+        await self._stream.send_all(sent)
+        if sent != whole:
             raise trio.EndOfChannel
 
     async def receive(self) -> bytes:
