@@ -299,6 +299,7 @@ OURS_MAP = "trio-offload, map"
 OURS_PROGRESS = "trio-offload, progress"
 OURS_TALKING = "trio-offload, jobs that talk"
 OURS_CONNECTION = "trio-offload, connections"
+OURS_ACTORS = "trio-offload, actors"
 OURS_STREAM = "trio-offload, streams"
 ONE_JOB = ", one job each"
 WITHOUT_REPORTS = "trio-offload, no reports"
@@ -326,6 +327,7 @@ CONTENDERS: list[Contender[Pool]] = [
     Contender(OURS_PROGRESS, _ours_with_map, _PACKAGE, "progress", _has("JobProgress")),
     Contender(OURS_TALKING, _ours(), _PACKAGE, "open_channel", _has("open_channel")),
     Contender(OURS_STREAM, _ours(), _PACKAGE, "stream", _has("stream")),
+    Contender(OURS_ACTORS, _ours(), _PACKAGE, "open_actor", _has("open_actor")),
     Contender(OURS_CONNECTION, _ours(), _PACKAGE, "connection", _has_connections),
     Contender(OURS + ONE_JOB, _ours(**_RETIRING), _PACKAGE),
     Contender(OURS_FORKSERVER + ONE_JOB, _ours(worker_type="forkserver", **_RETIRING), _PACKAGE, *_FORKSERVER),

@@ -61,3 +61,10 @@ def kilobyte(_: Any) -> bytes:
 
 def values_of(values: range) -> Iterator[int]:
     yield from values
+
+
+class Idle:
+    """An actor that does nothing."""
+
+    def nothing(self) -> None:
+        pass

@@ -14,6 +14,7 @@ from contenders import (
     ANYIO,
     ECHO,
     OURS,
+    OURS_ACTORS,
     OURS_CONNECTION,
     OURS_FORKSERVER,
     OURS_MAP,
@@ -25,6 +26,7 @@ from contenders import (
     TRIO_THREAD,
     WITHOUT_REPORTS,
 )
+from living import MANAGER, WARM_CALL, actor_call, hosted_dict
 from logs import QUEUE_HANDLER, log_records
 from measure import Curve, Goal, Row
 from memory import Endless, Idle
@@ -189,6 +191,8 @@ ROWS = [
         (Goal(STREAM_IMAP, 5), Goal(MAP_IN_CHUNKS, 0.5)),
         ours=OURS_STREAM,
     ),
+    Row("actor call", "µs", "less", actor_call, (Goal(WARM_CALL, 1.1),), ours=OURS_ACTORS),
+    Row("hosted dict: set and get from a job", "µs", "less", hosted_dict, (Goal(MANAGER, 0.5),), ours=OURS_ACTORS),
     Row(
         "connection: 100 bytes to a plain process and back",
         "µs",

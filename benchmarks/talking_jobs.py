@@ -61,6 +61,26 @@ def acquire(lock: Any, begin: float, end: float) -> int:
             return count
 
 
+def set_and_get(hosted: Any, times: int) -> float:
+    """Seconds of a set and a get of one key of a dict: the median of many."""
+    clock = time.perf_counter
+    durations = []
+    for number in range(times):
+        began = clock()
+        hosted["key"] = number
+        got = hosted["key"]
+        durations.append(clock() - began)
+        if got != number:
+            raise AssertionError(f"{got} instead of {number}")
+    return statistics.median(durations)
+
+
+def serve_dict(commands: Any, hosted: Any) -> None:
+    """Be a process of multiprocessing's that uses a Manager's dict as often as it is told."""
+    while times := commands.recv():
+        commands.send(set_and_get(hosted, times))
+
+
 def serve(commands: Any, queue: Any, lock: Any) -> None:
     """Be a process of multiprocessing's that does what it is told, and says when it has."""
     while True:

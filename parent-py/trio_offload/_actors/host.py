@@ -168,7 +168,7 @@ class ActorHost(Callee):
                             raise CallNotRun
                         worker.submit(turn.payload)
                     turn.is_sent = False
-                    value, error = await worker.answer(False, True)
+                    value, error = await worker.answer(False, turn.spins)
                     break
                 except CallNotRun:
                     self._note_loss(worker, f"worker {worker.process.pid} {_ending_between_calls(worker)}")

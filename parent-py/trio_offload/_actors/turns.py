@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Turn:
     """A call that waits for its turn, or runs."""
 
+    spins = False
+    """True if its task polls for the result before it waits."""
+
     def __init__(self, payload: Payload) -> None:
         self.payload = payload
         self.is_sent = False
@@ -36,6 +39,8 @@ class Turn:
 
 class TurnOfTask(Turn):
     """A call of a task, which runs it itself."""
+
+    spins = True
 
     def __init__(self, payload: Payload) -> None:
         super().__init__(payload)
