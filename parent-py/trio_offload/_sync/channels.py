@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._pickling.payload import refuse_if_repeated
 from . import pickled_items
-from .bounded_buffer import BROKEN, CLOSED, END_OF_CHANNEL, WOULD_BLOCK, Item, Refusal
+from .bounded_buffer import Item, Refusal
 from .channel_grants import ReceiveGrant, SendGrant
 from .channel_state import ChannelState, ReceiveEnd, SendEnd
 from .channel_statistics import ChannelStatistics, statistics_of
 from .handles import Handle
+from .task_puts import error_of, put_now, put_or_wait
 from .turns import Turn
 from .waiters import TaskWaiter
 
@@ -26,19 +28,6 @@ if TYPE_CHECKING:
 
 SendType = TypeVar("SendType", contravariant=True)
 ReceiveType = TypeVar("ReceiveType", covariant=True)
-
-_ERRORS: Final[dict[str, type[Exception]]] = {
-    WOULD_BLOCK: trio.WouldBlock,
-    END_OF_CHANNEL: trio.EndOfChannel,
-    BROKEN: trio.BrokenResourceError,
-    CLOSED: trio.ClosedResourceError,
-}
-
-
-def error_of(refusal: Refusal) -> Exception:
-    """Return Trio's exception for a refusal."""
-    cls = _ERRORS.get(refusal.status, RuntimeError)
-    return cls(refusal.message) if refusal.message != refusal.status else cls()
 
 
 class _End(Handle):
@@ -137,12 +126,7 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
             Exception: as :meth:`send`.
         """
         self.bind()
-        items = [pickled_items.dump(value)]
-        try:
-            self._state.send(self._end, items, None)
-        except Refusal as refusal:
-            pickled_items.release(items)
-            raise error_of(refusal) from None
+        put_now(partial(self._state.send, self._end), [pickled_items.dump(value)])
 
     @enable_ki_protection
     async def send_many(self, values: Sequence[SendType]) -> None:
@@ -162,19 +146,7 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
 
     async def _send(self, items: list[Item]) -> None:
         self.bind()
-        waiter: TaskWaiter[int] = TaskWaiter()
-        try:
-            is_done = self._state.send(self._end, items, waiter)
-        except Refusal as refusal:
-            pickled_items.release(items)
-            raise error_of(refusal) from None
-        if is_done:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return
-        try:
-            await waiter.wait(lambda: self._state.withdraw(waiter))
-        except Refusal as refusal:
-            raise error_of(refusal) from None
+        await put_or_wait(partial(self._state.send, self._end), self._state.withdraw, items)
 
     @enable_ki_protection
     def clone(self) -> SendChannel[SendType]:

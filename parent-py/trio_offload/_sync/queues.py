@@ -13,11 +13,11 @@ from .._sizes import parse_size
 from . import pickled_items
 from .bounded_buffer import Refusal
 from .channel_statistics import WorkQueueStatistics, queue_statistics_of
-from .channels import error_of
 from .handles import Handle
 from .open_channel import check_buffer_size
 from .queue_grants import FailedItem, FailedItemsError, QueueGrant, failed_items
 from .queue_state import ON_DEATH, LeaseState, QueueState
+from .task_puts import end_of_wait, error_of, put_now, put_or_wait
 from .waiters import TaskWaiter, current_owner
 
 if TYPE_CHECKING:
@@ -182,14 +182,7 @@ class WorkQueue(Handle, Generic[ItemType]):
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.bind()
-        items = [pickled_items.dump(value)]
-        waiter: TaskWaiter[int] = TaskWaiter()
-        try:
-            is_done = self._state.put(items, waiter)
-        except Refusal as refusal:
-            pickled_items.release(items)
-            raise error_of(refusal) from None
-        await self._end_of(waiter, is_done)
+        await put_or_wait(self._state.put, self._state.withdraw, [pickled_items.dump(value)])
 
     @enable_ki_protection
     def put_nowait(self, value: ItemType) -> None:
@@ -200,12 +193,7 @@ class WorkQueue(Handle, Generic[ItemType]):
             Exception: as :meth:`put`.
         """
         self.bind()
-        items = [pickled_items.dump(value)]
-        try:
-            self._state.put(items, None)
-        except Refusal as refusal:
-            pickled_items.release(items)
-            raise error_of(refusal) from None
+        put_now(self._state.put, [pickled_items.dump(value)])
 
     @enable_ki_protection
     async def get(self) -> Lease[ItemType]:
@@ -277,18 +265,9 @@ class WorkQueue(Handle, Generic[ItemType]):
         await trio.lowlevel.checkpoint_if_cancelled()
         self.bind()
         waiter: TaskWaiter[None] = TaskWaiter()
-        await self._end_of(waiter, self._state.join(waiter))
+        await end_of_wait(waiter, self._state.join(waiter), self._state.withdraw)
         if self._state.failed:
             raise FailedItemsError(self.failed)
-
-    async def _end_of(self, waiter: TaskWaiter[Any], is_done: bool) -> None:
-        if is_done:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return
-        try:
-            await waiter.wait(lambda: self._state.withdraw(waiter))
-        except Refusal as refusal:
-            raise error_of(refusal) from None
 
     @enable_ki_protection
     def close(self) -> None:

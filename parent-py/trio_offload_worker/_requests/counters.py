@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 
+def _take(handle: JobHandle, timeout: float | None, borrower: int | None = None) -> None:
+    result(request("acquire", handle._id, count=borrower, timeout=timeout, give_back="return"))
+
+
+def _take_nowait(handle: JobHandle, borrower: int | None = None) -> None:
+    result(request("acquire_nowait", handle._id, count=borrower, shield=True, give_back="return"))
+
+
 class Semaphore(JobHandle):
     """A number of tokens that tasks of the parent and jobs take and release.
 
@@ -35,7 +43,7 @@ class Semaphore(JobHandle):
             TimeoutError: the timeout has passed.
             Cancelled: the job's call is cancelled.
         """
-        result(request("acquire", self._id, timeout=timeout, give_back="return"))
+        _take(self, timeout)
 
     def acquire_nowait(self) -> None:
         """Take a token without waiting.
@@ -43,7 +51,7 @@ class Semaphore(JobHandle):
         Raises:
             WouldBlock: all tokens are taken.
         """
-        result(request("acquire_nowait", self._id, shield=True, give_back="return"))
+        _take_nowait(self)
 
     def release(self) -> None:
         """Release a token: it goes to the first waiter.
@@ -99,7 +107,7 @@ class CapacityLimiter(JobHandle):
             Cancelled: the job's call is cancelled.
             RuntimeError: the thread has one of this limiter's tokens.
         """
-        result(request("acquire", self._id, timeout=timeout, give_back="return"))
+        _take(self, timeout)
         holdings.add(self._id)
 
     def acquire_nowait(self) -> None:
@@ -109,7 +117,7 @@ class CapacityLimiter(JobHandle):
             WouldBlock: all tokens are taken.
             RuntimeError: the thread has one of this limiter's tokens.
         """
-        result(request("acquire_nowait", self._id, shield=True, give_back="return"))
+        _take_nowait(self)
         holdings.add(self._id)
 
     def release(self) -> None:
@@ -134,7 +142,7 @@ class CapacityLimiter(JobHandle):
             RuntimeError: the object has one of this limiter's tokens, or waits for one.
         """
         number = _number_of(self._id, borrower)
-        result(request("acquire", self._id, count=number, timeout=timeout, give_back="return"))
+        _take(self, timeout, number)
         _borrowers[self._id, borrower] = number, True
 
     def acquire_on_behalf_of_nowait(self, borrower: Hashable) -> None:
@@ -148,7 +156,7 @@ class CapacityLimiter(JobHandle):
             RuntimeError: the object has one of this limiter's tokens.
         """
         number = _number_of(self._id, borrower)
-        result(request("acquire_nowait", self._id, count=number, shield=True, give_back="return"))
+        _take_nowait(self, number)
         _borrowers[self._id, borrower] = number, True
 
     def release_on_behalf_of(self, borrower: Hashable) -> None:
