@@ -39,6 +39,8 @@ if _typing.TYPE_CHECKING:
     from ._actors.share import SharedObject, share
     from ._actors.statistics import ActorStatistics
     from ._lives import stream
+    from ._shared.arrays import SharedArray
+    from ._shared.counters import SharedCounter
     from ._sync.barriers import Barrier
     from ._sync.callbacks import callback
     from ._sync.channels import ReceiveChannel, SendChannel
@@ -75,6 +77,8 @@ __all__ = [
     "Semaphore",
     "SendChannel",
     "SharedObject",
+    "SharedArray",
+    "SharedCounter",
     "WaitingJob",
     "WorkQueue",
     "WorkerContext",
@@ -122,6 +126,8 @@ _MODULES: _typing.Final = {
     "Semaphore": "_sync.semaphores",
     "SendChannel": "_sync.channels",
     "SharedObject": "_actors.share",
+    "SharedArray": "_shared.arrays",
+    "SharedCounter": "_shared.counters",
     "WorkQueue": "_sync.queues",
     "callback": "_sync.callbacks",
     "open_actor": "_actors.open_actor",

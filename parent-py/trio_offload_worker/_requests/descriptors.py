@@ -26,12 +26,11 @@ class DescriptorHandle(JobHandle):
         It is close-on-exec, and shares its file offset and flags with the parent's.
 
         Raises:
-            Cancelled: the job's call is cancelled.
             OSError: this process, or the parent, has no room for one more.
             BaseException: any exception of the handle, such as of one that is closed.
         """
         open_carried()
-        reply = request("descriptor", self._id)
+        reply = request("descriptor", self._id, shield=True)
         if reply.status != "value":
             result(reply)
         if not reply.descriptors:

@@ -110,6 +110,8 @@ CLASSES: Final = {
     "event": "meetings:Event",
     "condition": "locks:Condition",
     "barrier": "meetings:Barrier",
+    "shared_array": "shared:SharedArray",
+    "shared_counter": "shared:SharedCounter",
 }
 
 _OURS: Final = "trio_offload_worker."

@@ -1,0 +1,177 @@
+"""``SharedArray``: an array in memory that this program and its jobs share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import trio
+
+from trio_offload_worker._system.shared_memory import import_numpy
+
+from .._pickling.payload import Grant
+from .._sync.descriptors import DescriptorHandle
+from .dtypes import Layout, layout_of
+from .files import SharedFile
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class SharedArray(DescriptorHandle):
+    """An array in memory that this program and its jobs share, without a copy.
+
+    Make one by :meth:`allocate` or :meth:`copy_of`, pass it to jobs as an argument, and use
+    :attr:`array` on both sides. It does not synchronize: pass a :class:`Lock` too where jobs write
+    to the same items. The memory has no name. It is freed with its last user, however that ends.
+    """
+
+    kind: ClassVar[str] = "shared_array"
+
+    def __init__(self, file: SharedFile, layout: Layout) -> None:
+        super().__init__()
+        self._file = file
+        self._layout = layout
+        self._read_only: SharedArray | None = None
+
+    @classmethod
+    def allocate(cls, shape: int | Iterable[int], dtype: Any = "uint8", *, order: str = "C") -> SharedArray:
+        """Return a new array of zeros. The system takes pages for it once they are written to.
+
+        Args:
+            shape: the length, or the dimensions.
+            dtype: as for NumPy. Without NumPy: a name such as ``"float64"``, a code of the module
+                ``struct``, or ``float``, ``int`` or ``bool``.
+            order: ``"F"`` for Fortran's order.
+
+        Raises:
+            MemoryError: the system refuses that much.
+            TypeError: items of this dtype are objects.
+        """
+        shared = cls._create(layout_of(shape, dtype, order))
+        shared._file.seal()
+        return shared
+
+    @classmethod
+    def _create(cls, layout: Layout) -> SharedArray:
+        return cls(SharedFile.create(layout.size), layout)
+
+    @classmethod
+    def copy_of(cls, array: Any, *, read_only: bool = False) -> SharedArray:
+        """Return a new array with the items of another, in the same order of memory.
+
+        Args:
+            array: a NumPy array, or an object with a buffer such as ``bytes``. With NumPy, anything
+                that ``numpy.asarray`` takes.
+            read_only: True for a copy that nobody can change, this program included. The system
+                sees to that.
+
+        Raises:
+            MemoryError, TypeError: as :meth:`allocate`.
+        """
+        numpy = import_numpy()
+        shared = cls._copy_of_buffer(memoryview(array)) if numpy is None else cls._copy_of_array(numpy.asarray(array))
+        if read_only:
+            shared._file.freeze()
+        else:
+            shared._file.seal()
+        return shared
+
+    @classmethod
+    def _copy_of_array(cls, source: Any) -> SharedArray:
+        order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
+        shared = cls._create(layout_of(source.shape, source.dtype, order))
+        shared.array[...] = source
+        return shared
+
+    @classmethod
+    def _copy_of_buffer(cls, source: Any) -> SharedArray:
+        shared = cls._create(layout_of(source.shape, source.format.lstrip("@"), "C"))
+        if shared.nbytes:
+            contents = source if source.c_contiguous else memoryview(source.tobytes())
+            memoryview(shared._file.mapping.memory)[: shared.nbytes] = contents.cast("B")
+        return shared
+
+    @property
+    def array(self) -> Any:
+        """A new view: a NumPy array, or a memoryview if NumPy is not installed.
+
+        The memory stays mapped as long as a view is in use.
+
+        Raises:
+            ClosedResourceError: it is closed.
+        """
+        self.fileno()
+        return self._file.mapping.view(self._layout.shape, self._layout.dtype, self._layout.order)
+
+    @property
+    def read_only(self) -> SharedArray:
+        """The same memory for reading only: jobs that get this cannot map it for writing.
+
+        Raises:
+            ClosedResourceError: it is closed.
+        """
+        self.fileno()
+        if self._file.is_read_only:
+            return self
+        if self._read_only is None or self._read_only._file.fileno() < 0:
+            self._read_only = SharedArray(self._file.reopened(), self._layout)
+        return self._read_only
+
+    @property
+    def is_read_only(self) -> bool:
+        """True if it can be mapped for reading only."""
+        return self._file.is_read_only
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions."""
+        return self._layout.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the items in bytes."""
+        return self._layout.size
+
+    def close(self) -> None:
+        """Let go of the memory in this program. Jobs that have mapped it keep it until their end.
+
+        Raises:
+            BufferError: a view is in use. Nothing is closed then.
+        """
+        try:
+            self._file.close()
+        except BufferError:
+            raise BufferError(
+                "a view of this shared array is still in use; drop it, or let the array go without close()"
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        dtype = "structured items" if isinstance(self._layout.dtype, bytes) else self._layout.dtype
+        state = "closed" if self._file.fileno() < 0 else "read-only" if self.is_read_only else "writable"
+        return f"<trio_offload.SharedArray of {self._layout.shape}, {dtype}, {state}>"
+
+    def fileno(self) -> int:
+        """Return the number of the memory's descriptor.
+
+        Raises:
+            ClosedResourceError: it is closed.
+        """
+        number = self._file.fileno()
+        if number < 0:
+            raise trio.ClosedResourceError("this shared array is closed")
+        return number
+
+    def details(self, grant: Grant | None) -> tuple[Any, ...]:
+        """As :meth:`Handle.details`: the layout, the size of the file, and whether it is read-only."""
+        layout = self._layout
+        return layout.shape, layout.dtype, layout.order, self._file.size, self._file.is_read_only
