@@ -64,6 +64,8 @@ OURS = [
     "RemoteError",
     "Semaphore",
     "SendChannel",
+    "SharedArray",
+    "SharedCounter",
     "SharedObject",
     "WaitingJob",
     "WorkQueue",

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Units, the lowest layer first. Also the units to come: _sync, _shared,
-# _actors, _cluster.
+# Units, the lowest layer first. Also the units to come: _cluster.
 LAYERS = {
     "parent": """
         _version _at_exit _sizes _clock _documented _slips

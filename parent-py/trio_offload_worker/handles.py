@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ._requests.meetings import Event as Event
     from ._requests.queues import Lease as Lease
     from ._requests.queues import WorkQueue as WorkQueue
+    from ._requests.shared import SharedArray as SharedArray
+    from ._requests.shared import SharedCounter as SharedCounter
 
 _MODULES: Final = {
     "Barrier": "meetings",
@@ -49,6 +51,8 @@ _MODULES: Final = {
     "ReceiveChannel": "channels",
     "Semaphore": "counters",
     "SendChannel": "channels",
+    "SharedArray": "shared",
+    "SharedCounter": "shared",
     "WorkQueue": "queues",
 }
 __all__ = [*_MODULES]  # strings

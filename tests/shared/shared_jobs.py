@@ -211,3 +211,22 @@ def add_to_kept(number: int) -> int:
 
 def keep(value: Any) -> None:
     kept.append(value)
+
+
+def set_item(shared: Any, index: int, value: Any) -> Any:
+    items = shared.array
+    before = items[index].item()
+    items[index] = value
+    return before
+
+
+def read_items(shared: Any, index: int, begin: int, end: int) -> tuple[Any, list[Any], int]:
+    items = shared.array
+    return items[index].item(), items[begin:end].tolist(), len(items)
+
+
+def add_with_lock(shared: Any, lock: Any, times: int) -> None:
+    items = shared.array
+    for _ in range(times):
+        with lock:
+            items[0] = items[0] + 1

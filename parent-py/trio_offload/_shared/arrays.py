@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import trio
 
@@ -18,6 +18,8 @@ from .files import SharedFile
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
 
 class SharedArray(DescriptorHandle):
     """An array in memory that this program and its jobs share, without a copy.
@@ -28,6 +30,11 @@ class SharedArray(DescriptorHandle):
     """
 
     kind: ClassVar[str] = "shared_array"
+
+    @property
+    def handle(self) -> JobHandles.SharedArray:
+        """This object with the type that a job sees. Its methods work in every thread."""
+        return cast("JobHandles.SharedArray", self)
 
     def __init__(self, file: SharedFile, layout: Layout) -> None:
         super().__init__()
@@ -64,8 +71,7 @@ class SharedArray(DescriptorHandle):
         Args:
             array: a NumPy array, or an object with a buffer such as ``bytes``. With NumPy, anything
                 that ``numpy.asarray`` takes.
-            read_only: True for a copy that nobody can change, this program included. The system
-                sees to that.
+            read_only: True for a copy that the system keeps constant, also in this program.
 
         Raises:
             MemoryError, TypeError: as :meth:`allocate`.
@@ -135,7 +141,7 @@ class SharedArray(DescriptorHandle):
         return self._layout.size
 
     def close(self) -> None:
-        """Let go of the memory in this program. Jobs that have mapped it keep it until their end.
+        """Unmap the memory in this program. Jobs that have mapped it keep it.
 
         Raises:
             BufferError: a view is in use. Nothing is closed then.
@@ -143,9 +149,7 @@ class SharedArray(DescriptorHandle):
         try:
             self._file.close()
         except BufferError:
-            raise BufferError(
-                "a view of this shared array is still in use; drop it, or let the array go without close()"
-            ) from None
+            raise BufferError("a view of this shared array is still in use; drop the view first") from None
 
     def __enter__(self) -> Self:
         return self
@@ -172,6 +176,6 @@ class SharedArray(DescriptorHandle):
         return number
 
     def details(self, grant: Grant | None) -> tuple[Any, ...]:
-        """As :meth:`Handle.details`: the layout, the size of the file, and whether it is read-only."""
+        """As :meth:`Handle.details`: layout, size of the file, is it read-only?"""
         layout = self._layout
         return layout.shape, layout.dtype, layout.order, self._file.size, self._file.is_read_only

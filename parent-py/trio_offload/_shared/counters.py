@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from trio_offload_worker._system.shared_memory import USED, WORD_STEP, CounterWord, map_words, sum_words
 
@@ -11,6 +11,8 @@ from .._sync.descriptors import DescriptorGrant, DescriptorHandle
 from .files import SharedFile
 
 if TYPE_CHECKING:
+    import trio_offload_worker.handles as JobHandles  # noqa: N812
+
     from .._pickling.payload import Grant
     from .._worker.conversation import Conversation
     from .._worker.requests import Post, Request
@@ -21,14 +23,19 @@ _WORDS: Final = 1024
 class SharedCounter(DescriptorHandle):
     """An integer that tasks, threads and jobs add to at once. Every addition counts.
 
-    Each process adds to a word of its own, in shared memory, so an addition takes no message and no
-    lock between processes. What a worker has added counts also if it dies.
+    Each process adds to a separate word in shared memory, without a message or a lock between
+    processes. What a worker has added counts also if it dies.
 
     Args:
         value: the value at the beginning.
     """
 
     kind: ClassVar[str] = "shared_counter"
+
+    @property
+    def handle(self) -> JobHandles.SharedCounter:
+        """This object with the type that a job sees. Its methods work in every thread."""
+        return cast("JobHandles.SharedCounter", self)
 
     def __init__(self, value: int = 0) -> None:
         super().__init__()

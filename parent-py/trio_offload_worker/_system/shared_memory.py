@@ -25,8 +25,7 @@ class Mapping:
 
     def __init__(self, descriptor: int, size: int, is_read_only: bool) -> None:
         protection = PROT_READ if is_read_only else PROT_READ | PROT_WRITE
-        options: Any = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        self.memory = mmap(descriptor, size, MAP_SHARED, protection, **options)
+        self.memory = mmap(descriptor, size, MAP_SHARED, protection)
 
     def view(self, shape: tuple[int, ...], dtype: str | bytes, order: str) -> Any:
         """Return a new view: a NumPy array, or a memoryview if NumPy is not installed.
