@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import trio
@@ -73,6 +73,10 @@ def tell_until_cancelled(steps: Sequence[Step], path: str, event: Any) -> str:
 
 def track_all(number: int) -> int:
     return sum(from_worker.track(range(number)))
+
+
+def yield_and_tell(number: int) -> Iterator[int]:
+    yield from from_worker.track(range(number))
 
 
 def tell_in_a_copy(steps: Sequence[Step]) -> int:

@@ -281,6 +281,26 @@ async def test_statistics_have_it(context: WorkerContext) -> None:
     assert seen[-2:] == [[JobProgress(0.5, None, None)], [JobProgress(1, 2, None)]]
 
 
+async def test_of_a_stream(context: WorkerContext) -> None:
+    shown = Shown()
+    async with context.stream(jobs.yield_and_tell, 100, progress=shown) as numbers:
+        assert [number async for number in numbers] == list(range(100))
+    assert shown.steps[-1] == (100, 100, None)
+
+
+async def test_error_of_the_function_ends_a_stream(context: WorkerContext) -> None:
+    def fail(*step: Any) -> None:
+        raise LookupError("not shown")
+
+    async with context.stream(jobs.yield_and_tell, 10**9, progress=fail) as numbers:
+        with pytest.raises(LookupError, match="not shown"):
+            async for _ in numbers:
+                pass
+    wrong: Any = 5
+    with pytest.raises(TypeError, match="progress must be a callable with three arguments, got 5"):
+        context.stream(jobs.yield_and_tell, 10, progress=wrong)
+
+
 async def test_in_a_thread() -> None:
     assert await trio.to_thread.run_sync(jobs.tell, [*STEPS, (5, 5, "note")]) == 6
     assert await trio.to_thread.run_sync(jobs.track_all, 100) == 4950

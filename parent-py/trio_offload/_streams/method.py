@@ -10,6 +10,7 @@ from trio_offload_worker._requests.streams import GeneratorCall
 from .._limiter import Limiter
 from .._pickling.by_reference import check_function
 from .._sizes import check_count, check_seconds
+from .._worker.watch import ShowProgress
 from .stream import Stream
 from .values import Values
 
@@ -22,6 +23,7 @@ def stream(
     chunk: int | Literal["auto"] = "auto",
     grace: float | None = 5.0,
     limiter: Limiter | None = None,
+    progress: ShowProgress | None = None,
 ) -> Stream[Any, Any]:
     """Run a generator function in a worker, and iterate over its values.
 
@@ -55,6 +57,7 @@ def stream(
             worker is killed. None means unlimited.
         limiter: As for :func:`run_sync`. The generator holds a token until it ends, but lends
             it while it waits for the consumer.
+        progress: As for :func:`run_sync`.
 
     Returns:
         An async context manager, which is the async iterator too. ``result`` is the value that
@@ -66,7 +69,7 @@ def stream(
     The iterator raises the exceptions of :func:`run_sync`. The end of the block raises an
     exception of the generator's cleanup.
     """
-    return _checked(self, GeneratorCall(genfn), args, window, chunk, grace, limiter)
+    return _checked(self, GeneratorCall(genfn), args, window, chunk, grace, limiter, progress)
 
 
 stream.__qualname__ = "WorkerContext.stream"
@@ -80,6 +83,7 @@ def _checked(
     chunk: int | Literal["auto"],
     grace: float | None,
     limiter: Limiter | None,
+    progress: ShowProgress | None,
 ) -> Stream[Any, Any]:
     check_function(call.function)
     check_count("window", window)
@@ -87,9 +91,11 @@ def _checked(
         check_count("chunk", chunk, alternative=" or 'auto'")
     if grace is not None:
         check_seconds("grace", grace)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a callable with three arguments, got {progress!r}")
 
     def start(values: Values) -> Awaitable[Any]:
-        awaitable: Awaitable[Any] = context.run_sync(call, values, *args, grace=grace, limiter=limiter)
+        awaitable: Awaitable[Any] = context.run_sync(call, values, *args, grace=grace, limiter=limiter, progress=progress)
         return awaitable
 
     return Stream(start, window, None if chunk == "auto" else chunk)

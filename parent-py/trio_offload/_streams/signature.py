@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from .._limiter import Limiter
+from .._worker.watch import ShowProgress
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -30,6 +31,7 @@ class StreamMethod(Protocol):
         chunk: int | Literal["auto"] = "auto",
         grace: float | None = 5.0,
         limiter: Limiter | None = None,
+        progress: ShowProgress | None = None,
     ) -> Stream[ValueType, ResultType]: ...
 
     @overload
@@ -41,4 +43,5 @@ class StreamMethod(Protocol):
         chunk: int | Literal["auto"] = "auto",
         grace: float | None = 5.0,
         limiter: Limiter | None = None,
+        progress: ShowProgress | None = None,
     ) -> Stream[ValueType, Any]: ...
