@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -139,6 +139,36 @@ async def maps() -> None:
 
 async def fetch(name: str) -> bytes:
     return name.encode()
+
+
+def rows(path: Path, first: int = 0) -> Generator[tuple[str, int], None, float]:
+    yield str(path), first
+    return 0.5
+
+
+def names(path: Path) -> Iterator[str]:
+    yield path.name
+
+
+async def lives(path: Path) -> None:
+    async with trio_offload.stream(rows, path, 5, window=100, chunk=1, grace=None) as stream:
+        async for row in stream:
+            assert_type(row, tuple[str, int])
+    assert_type(stream.result, float)
+    assert_type(stream.statistics().taken, int)
+    async with open_worker_context() as context, context.stream(names, path) as texts:
+        assert_type([text async for text in texts], list[str])
+    async with trio_offload.open_process(shout, "hello", 2, name="shouts", memory_limit="1 GiB") as process:
+        await process.send(1)
+        assert_type(await process.wait(), str)
+        assert_type(process.exitcode, int | None)
+        assert_type(process.crash, CrashRecord | None)
+
+
+def async_job() -> bytes:
+    channel = from_worker.channel()
+    channel.send(channel.receive(timeout=5))
+    return from_worker.run_async(fetch, "name")
 
 
 def talking_job(path: Path) -> str:

@@ -133,6 +133,11 @@ async def wrong_maps() -> None:
             text + 1  # type: ignore[operator]
 
 
+async def wrong_lives() -> None:
+    trio_offload.stream(shout, "a", windows=2)  # type: ignore[call-overload]
+    trio_offload.open_process(shout, 5)  # type: ignore[arg-type]
+
+
 async def wrong_in_a_nursery(nursery: trio.Nursery) -> None:
     # Not awaited: strict checking says so.
     run_sync(shout, "hello")  # type: ignore[unused-coroutine]
