@@ -218,6 +218,13 @@ def hold_received(receive: Any) -> bool:
     return inherited_jobs.hold(receive.receive())
 
 
+async def test_block_of_the_object_itself() -> None:
+    """It is refused. A job that forgot the handle would not be excluded."""
+    for held in (trio_offload.Lock(), trio_offload.Condition(), trio_offload.CapacityLimiter(1)):
+        with pytest.raises(TypeError, match="in a thread its `handle` has the methods of a job"):
+            await trio.to_thread.run_sync(lock_jobs.with_lock, held, abs, 1)
+
+
 async def test_task_keeps_a_lock_of_its_thread() -> None:
     lock = trio_offload.Lock()
     await trio.to_thread.run_sync(lock_jobs.hold, lock.handle)

@@ -243,6 +243,17 @@ class Acquirable(Handle):
         """Release it, at the end of the block."""
         raise NotImplementedError
 
+    if not TYPE_CHECKING:  # type checkers refuse such a block
+
+        def __enter__(self):
+            raise TypeError(
+                f"a {type(self).__name__} is no context manager for `with`: a task needs `async with`; a job gets it as an "
+                "argument; and in a thread its `handle` has the methods of a job"
+            )
+
+        def __exit__(self, *error):
+            raise NotImplementedError
+
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> None:
         await self.acquire()

@@ -1,7 +1,7 @@
 """Handles in threads of Trio's: a job that runs there is the same as in a worker.
 
-``trio.to_thread.run_sync(job, lock.handle)`` calls the job with an object that blocks. Its waits
-are those of the task that awaits the thread, so this task holds what the job acquires.
+``trio.to_thread.run_sync(job, lock.handle)`` calls the job with an object that blocks. It waits in
+the task that awaits the thread, so this task is the holder.
 """
 
 from __future__ import annotations
@@ -132,15 +132,15 @@ class InThread:
         return value
 
     def __enter__(self) -> Any:
-        if hasattr(self._handle, "__enter__"):  # an end of a channel, or a lease
-            return self
-        return self._wait("acquire")
+        if hasattr(self._handle, "acquire"):
+            return self._wait("acquire")
+        return self  # an end of a channel, or a lease
 
     def __exit__(self, *error: object) -> None:
-        if hasattr(self._handle, "__exit__"):
-            self._call("__exit__", *error)
-        else:
+        if hasattr(self._handle, "acquire"):
             self._call("release")
+        else:
+            self._call("__exit__", *error)
 
     def __iter__(self) -> Any:
         if not hasattr(self._handle, "__aiter__"):
