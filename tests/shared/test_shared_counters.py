@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import shared_jobs as jobs
 import trio
+from running import in_fork
 
 import trio_offload
 from trio_offload import BrokenWorkerError, SharedCounter, WorkerContext
@@ -124,3 +125,16 @@ async def test_copy_in_a_fork() -> None:
 async def test_in_a_thread_of_trio() -> None:
     counter = SharedCounter()
     assert await trio.to_thread.run_sync(jobs.add, counter, 5) == 5
+
+
+def test_fork_of_the_program() -> None:
+    counter = SharedCounter()
+    counter.add()
+
+    def add() -> int:
+        with pytest.raises(RuntimeError, match="a fork of the process cannot add"):
+            counter.add()
+        return 5
+
+    assert in_fork(add) == 5
+    assert counter.value == 1

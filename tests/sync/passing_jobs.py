@@ -29,6 +29,10 @@ def use(handle: Any) -> str:
         assert handle.receive(timeout=20) == "for a job"
     elif name == "WorkQueue":
         handle.put("put by a job")
+    elif name == "SharedArray":
+        handle.array[0] = handle.array[1]
+    elif name == "SharedCounter":
+        handle.add()
     elif name == "Proxy":
         handle.append("by a job")
     else:

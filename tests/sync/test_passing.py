@@ -80,6 +80,8 @@ def handle(name: str) -> Any:
     if name == "callback":
         return trio_offload.callback(len)
     arguments: dict[str, list[Any]] = {cls: [1] for cls in ("Barrier", "BoundedSemaphore", "CapacityLimiter", "Semaphore")}
+    if name == "SharedArray":
+        return trio_offload.SharedArray.allocate(3)
     arguments["SharedObject"] = [[], None]
     return getattr(trio_offload, name)(*arguments.get(name, []))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
 
 from .._system.shared_memory import CounterWord, Mapping, map_words, sum_words
 from .descriptors import DescriptorHandle
-from .line import current_line
 from .pickles import result
 from .requests import post, request
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
 
@@ -56,18 +56,23 @@ class SharedCounter(DescriptorHandle):
         size: the size of the file in bytes.
     """
 
-    __slots__ = ("_state",)
+    __slots__ = ("_state", "add")
 
     _state: _Counter
+    add: Callable[..., None]
+    """Add a number, by default 1."""
 
-    def add(self, number: int = 1) -> None:
-        """Add a number."""
-        current_line()  # a copy that the job has forked would share its word
+    def __getattr__(self, name: str) -> Any:
+        # The first use makes `add`, so later ones are a call of the word's function.
+        if name != "add":
+            raise AttributeError(f"a SharedCounter has no attribute {name!r}")
         word = self._counter().word
-        if word is None:
-            post("add", self._id, count=number) if number >= 0 else post("subtract", self._id, count=-number)
-        else:
-            word.add(number)
+        self.add = self._post if word is None else word.add
+        return self.add
+
+    def _post(self, number: int = 1) -> None:
+        """Add by a message: all words are taken."""
+        post("add", self._id, count=number) if number >= 0 else post("subtract", self._id, count=-number)
 
     @property
     def value(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import weakref
 from _thread import RLock
 from mmap import MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 
@@ -70,24 +72,48 @@ class Mapping:
 class CounterWord:
     """The word that one process adds to. Its threads take turns.
 
+    In a fork of the process it raises RuntimeError: two processes would overwrite each other.
+
     Args:
         words: the mapped integers.
         place: the index of the process's word.
     """
 
-    __slots__ = ("_lock", "_words", "place")
+    __slots__ = ("__weakref__", "_lock", "_words", "place")
 
     def __init__(self, words: Any, place: int) -> None:
         self._words = words
         self._lock = RLock()
         self.place = place
+        _counted.add(self)
 
-    def add(self, number: int) -> None:
+    def refuse(self) -> None:
+        """Let additions raise."""
+        self._lock = RLock()  # another thread may have held it
+        self._words = _Refusal()
+
+    def add(self, number: int = 1) -> None:
         """Add a number."""
         # Re-entrant: a signal handler may add too. It cannot run inside of the statement, because
         # that has no call and no jump.
         with self._lock:
             self._words[self.place] = self._words[self.place] + number
+
+
+class _Refusal:
+    def __getitem__(self, place: int) -> int:
+        raise RuntimeError(
+            "a fork of the process cannot add to its SharedCounter; only a worker of trio-offload can, or the program itself"
+        )
+
+
+def _refuse_in_copy() -> None:
+    for word in list(_counted):
+        word.refuse()
+
+
+_counted: Final[weakref.WeakSet[CounterWord]] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_refuse_in_copy)
 
 
 def map_words(mapping: Mapping) -> memoryview:
