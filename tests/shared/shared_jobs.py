@@ -230,3 +230,14 @@ def add_with_lock(shared: Any, lock: Any, times: int) -> None:
     for _ in range(times):
         with lock:
             items[0] = items[0] + 1
+
+
+def fill_when_cancelled(shared: Any, began: Any, value: int) -> None:
+    from trio_offload_worker import from_worker
+
+    began.set()
+    try:
+        from_worker.sleep(60)
+    except from_worker.Cancelled:
+        shared.array[...] = value
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import gc
 import os
 import pickle
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import shared_jobs as jobs
 import trio
+from kinds import environment_of, type_of
+from running import run_script
 
 import trio_offload
 from trio_offload import BrokenWorkerError, SharedArray, WorkerContext
@@ -140,6 +143,45 @@ async def test_worker_dies(context: WorkerContext, number: int) -> None:
     assert int(shared.array.sum()) == 28
     await context.run_sync(jobs.fill, shared, 1)
     assert int(shared.array.sum()) == 4
+
+
+async def test_first_use_in_a_job_that_is_cancelled(context: WorkerContext) -> None:
+    """Its cleanup may save something."""
+    shared, began = SharedArray.allocate(4), trio_offload.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(functools.partial(context.run_sync, jobs.fill_when_cancelled, shared, began, 3, grace=TIMEOUT))
+        await began.wait()
+        nursery.cancel_scope.cancel()
+    assert shared.array.tolist() == [3, 3, 3, 3]
+
+
+PROGRAM = """
+import os, signal
+import shared_jobs, trio, trio_offload
+
+async def main():
+    shared = trio_offload.SharedArray.allocate(1000)
+    counter = trio_offload.SharedCounter()
+    began = trio_offload.Event()
+    async with trio_offload.open_worker_context({options}) as context, trio.open_nursery() as nursery:
+        await context.run_sync(shared_jobs.keep_view, shared)
+        nursery.start_soon(context.run_sync, shared_jobs.fill_when_cancelled, shared, began, 1)
+        await context.run_sync(shared_jobs.add, counter, 10)
+        await began.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    trio.run(main)
+"""
+
+
+def test_program_is_killed(tmp_path: Path, kind: str) -> None:
+    """No process is left, and no name."""
+    names = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    options = f"worker_type=trio_offload.WorkerType.{type_of(kind).name}"
+    environment = environment_of(kind, Path(__file__).parent)
+    run_script(tmp_path, PROGRAM.format(options=options), environment=environment, expect=-signal.SIGKILL)
+    assert (set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()) <= names
 
 
 async def test_closed_array_cannot_be_passed_on(context: WorkerContext) -> None:

@@ -150,3 +150,8 @@ def receive_and_fetch(channel: Any, handle: Any) -> tuple[list[int], bytes]:
         sizes.append(len(item))
         contents = read(handle)[0][0]
     return sizes, contents
+
+
+def tell_and_fetch(tell: Any, handle: Any) -> None:
+    tell(os.getpid())
+    handle.fetch()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import descriptor_jobs as jobs
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
 from trio_offload import BrokenWorkerError, WorkerContext
@@ -117,3 +119,40 @@ async def test_behind_large_items(context: WorkerContext, file: File) -> None:
 async def test_in_a_map(context: WorkerContext, file: File) -> None:
     async with context.map(jobs.read, [file] * 20) as results:
         assert [found async for found in results] == [[(b"contents", True)]] * 20
+
+
+class StoppingFile(File):
+    """It stops the worker that asks for it, before the reply."""
+
+    def __init__(self, contents: bytes) -> None:
+        super().__init__(contents)
+        self.pid = 0
+        self.asked = trio.Event()
+
+    def fileno(self) -> int:
+        os.kill(self.pid, signal.SIGSTOP)
+        self.asked.set()
+        return super().fileno()
+
+
+async def test_worker_dies_with_the_reply_in_its_socket(context: WorkerContext) -> None:
+    file = StoppingFile(b"contents")
+    outcomes: list[BaseException] = []
+
+    async def call() -> None:
+        try:
+            tell = trio_offload.callback(lambda pid: setattr(file, "pid", pid))
+            await context.run_sync(jobs.tell_and_fetch, tell, file)
+        except BrokenWorkerError as error:
+            outcomes.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await file.asked.wait()
+        await wait_all_tasks_blocked()
+        file.close()  # the socket has a duplicate
+        os.kill(file.pid, signal.SIGKILL)
+    assert len(outcomes) == 1
+    other = File(b"other")
+    assert await context.run_sync(jobs.read, other) == [(b"other", True)]
+    other.close()
