@@ -264,7 +264,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
                 statistics.
 
                 If a worker dies in a chunk, the item that killed it fails, and with it the items
-                before it (and those of less than a microsecond, in groups of up to 64).
+                before it (and up to 64 around it, if an item takes less than a microsecond).
             timeout: Seconds that an item may take, as for :func:`run_sync`. Requires a
                 ``chunk_size`` of 1 or "auto".
             grace: Seconds that an item has to end by itself before it is killed, after it was told

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Iterator
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import attrs
@@ -120,6 +121,7 @@ class ResultQueue(Generic[DeliveredType]):
         self._ready: collections.deque[_Batch] = collections.deque()
         # The values being handed out, the number of their items, and the error that follows.
         self._values: Iterator[Any] = iter(())
+        self._list: list[Any] | None = None  # the list of the values, if there is only one
         self._count = 0
         self._error: BaseException | None = None
         self._waiting = trio.lowlevel.ParkingLot()
@@ -225,7 +227,7 @@ class ResultQueue(Generic[DeliveredType]):
             self._reporter.stop()
         self._ready.clear()
         self._drop_early()
-        self._values = iter(())
+        self._values, self._list = iter(()), None
         self._count, self._error = 0, None
         for generator in self._generators:
             # A generator at a `yield`, before its start, or after its end closes without waiting.
@@ -244,7 +246,11 @@ class ResultQueue(Generic[DeliveredType]):
 
     async def _generate_batches(self) -> AsyncGenerator[list[DeliveredType], None]:
         while True:
-            values = [*self._values]
+            # Without a copy, if a loop over single results has not taken a value of the list.
+            values, self._list = self._list, None
+            if values is None or length_hint(self._values) < len(values):
+                values = [*self._values]
+            self._values = iter(())
             if values:
                 yield values
             if not await self._advance():
@@ -297,6 +303,7 @@ class ResultQueue(Generic[DeliveredType]):
             # The most frequent case.
             ready.clear()
             self._values, self._count, self._error = iter(batch.values), batch.count, batch.error
+            self._list = batch.values
             return
         parts: list[list[Any]] = []
         left = _MAX_AT_ONCE
@@ -309,6 +316,7 @@ class ResultQueue(Generic[DeliveredType]):
             if batch.is_empty:
                 self._error = batch.error
                 ready.popleft()
+        self._list = parts[0] if len(parts) == 1 else None
         self._values = iter(parts[0]) if len(parts) == 1 else itertools.chain.from_iterable(parts)
 
     def _make_ready(self, values: list[Any], error: BaseException | None, count: int) -> None:
