@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ._limiter import Limiter
     from ._streams.stream import Stream
+    from ._worker.watch import ShowProgress
 
     stream = current_context().stream
 else:
@@ -23,7 +24,10 @@ else:
         chunk: int | Literal["auto"] = "auto",
         grace: float | None = 5.0,
         limiter: Limiter | None = None,
+        progress: ShowProgress | None = None,
     ) -> Stream[Any, Any]:
-        return current_context().stream(genfn, *args, window=window, chunk=chunk, grace=grace, limiter=limiter)
+        return current_context().stream(
+            genfn, *args, window=window, chunk=chunk, grace=grace, limiter=limiter, progress=progress
+        )
 
     stream.__doc__ = WorkerContext.stream.__doc__

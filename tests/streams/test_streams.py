@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -295,6 +296,11 @@ async def test_an_argument_that_cannot_be_pickled_is_an_error(context: WorkerCon
     with pytest.raises(TypeError, match="pickle"):
         async with context.stream(jobs.letters, threading.Lock()) as values:  # type: ignore[arg-type]
             await anext(values)
+
+
+def test_the_function_has_the_options_of_the_method() -> None:
+    method = inspect.signature(WorkerContext.stream).parameters
+    assert list(inspect.signature(trio_offload.stream).parameters.values()) == list(method.values())[1:]
 
 
 async def test_the_default_context_streams() -> None:
