@@ -471,6 +471,25 @@ async def test_job_hears_of_the_blocks_end(open_actor: Open, context: WorkerCont
     assert (kind, text) == ("ClosedResourceError", "the actor Counter is closed: its block has ended")
 
 
+# --- jobs in threads -----------------------------------------------------------------------------
+
+
+async def test_job_in_a_thread() -> None:
+    in_thread = trio.to_thread.run_sync
+    async with trio_offload.open_actor(Counter) as counter, trio_offload.share(jobs.Table()) as table:
+        assert await in_thread(jobs.add_often, counter.handle, 3) == [1, 2, 3]
+        assert await in_thread(jobs.call_with_keywords, counter.handle) == 9
+        assert await in_thread(jobs.compute, counter.handle, "it.itself() is it")
+        assert await in_thread(jobs.catch, counter.handle, "fail", "no") == ("ValueError", "no")
+        assert (await in_thread(jobs.catch, counter.handle, "nothing"))[0] == "AttributeError"
+        assert await in_thread(jobs.compute, table.handle, "(len(it.put('a', 1)), it.keys())") == (1, ["a"])
+        assert await in_thread(jobs.catch, counter.handle, "die") != ("", "")
+        assert (await in_thread(jobs.catch, counter.handle, "add"))[0] == "BrokenResourceError"
+    async with trio_offload.open_actor(types.SimpleNamespace) as namespace:
+        await in_thread(jobs.execute, namespace.handle, "it.x = 5")
+        assert await namespace.get("x") == 5
+
+
 # --- handles of the object -----------------------------------------------------------------------
 
 

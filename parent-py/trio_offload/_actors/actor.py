@@ -44,6 +44,11 @@ class Actor:
         """The generator methods: ``actor.stream.rows(query)`` is like :func:`stream`."""
         return ActorStreams(self._host)
 
+    @property
+    def handle(self) -> Any:
+        """The actor as a job has it, with methods that block: for a job that runs in a thread."""
+        return self._host.handle
+
     def statistics(self) -> ActorStatistics:
         """Return its process, the running method and the number of calls."""
         return self._host.statistics()

@@ -31,9 +31,24 @@ class Callee(Handle):
         """As :meth:`Handle.grant`."""
         return CallGrant(self)
 
-    def details(self, grant: Any) -> tuple[Any, ...]:
-        """As :meth:`Handle.details`: name, special methods, whether it is a namespace."""
+    async def call_for_thread(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method for a thread of Trio's, which waits for its result."""
+        raise NotImplementedError
+
+    @property
+    def handle(self) -> Any:
+        """As :attr:`Handle.handle`."""
+        from .in_threads import in_thread  # few programs need it
+
+        return in_thread(self)
+
+    def details_of_stand_in(self) -> tuple[str, tuple[str, ...], bool]:
+        """Return the name, the special methods, and whether it is a namespace."""
         return self.interface.name, self.interface.special, self.interface.has_attributes
+
+    def details(self, grant: Any) -> tuple[Any, ...]:
+        """As :meth:`Handle.details`."""
+        return self.details_of_stand_in()
 
 
 class CallGrant(PlainGrant):

@@ -145,6 +145,11 @@ class ActorHost(Callee):
             raise
         return await self.run(turn)
 
+    async def call_for_thread(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As :meth:`Callee.call_for_thread`."""
+        value = await self.call(name, self.interface.method(name), args, kwargs)
+        return _worker_side.Itself if value is self.facade else value
+
     def call_for_job(self, request: Request, name: str) -> None:
         """Call a method for a job: see :meth:`PlainGrant.request`."""
         if self._refusal is not None:
@@ -161,7 +166,7 @@ class ActorHost(Callee):
         error: BaseException | None = None
         try:
             while True:
-                worker = self._worker or await self.start()
+                worker = self._worker or await self._restart()
                 try:
                     if not turn.is_sent:
                         if worker.state is not IDLE:
@@ -217,6 +222,12 @@ class ActorHost(Callee):
             turn.is_sent = True
 
     # --- start and end ---------------------------------------------------------------------------
+
+    async def _restart(self) -> Worker:
+        worker = await self.start()
+        if self._refusal is not None:  # the block has ended meanwhile
+            raise self._refusal()
+        return worker
 
     async def start(self) -> Worker:
         """Start a worker with a new object.
@@ -302,9 +313,12 @@ class ActorHost(Callee):
     async def _end_running(self) -> None:
         """End a method that runs although the block has ended."""
         worker = self._worker
-        if self._turns.running is None or worker is None:
+        if self._turns.running is None:
             return
         with trio.CancelScope(shield=True):
+            if worker is None:  # it starts anew, and the call does not run
+                await self._turns.wait_idle()
+                return
             if worker.state is RUNNING:
                 worker.tell_cancelled()
             with _clock.move_on_after(math.inf if self._grace is None else self._grace):

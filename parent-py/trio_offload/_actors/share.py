@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import trio
@@ -34,17 +35,26 @@ class SharedObject(Callee):
 
     def call_for_job(self, request: Request, name: str) -> None:
         """As :meth:`Callee.call_for_job`."""
+        called = self._method(name)
+        args, kwargs = request.load()
+        call(request, called, args, kwargs, awaits=None)
+
+    async def call_for_thread(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As :meth:`Callee.call_for_thread`."""
+        value = self._method(name)(*args, **kwargs)
+        return await value if inspect.isawaitable(value) else value
+
+    def _method(self, name: str) -> Callable[..., Any]:
         if self._is_closed:
             raise trio.ClosedResourceError(f"the shared {self.interface.name} is closed: its block has ended")
         self.interface.method(name)
         method = getattr(self._shared, name)
-        args, kwargs = request.load()
 
         def called(*args: Any, **kwargs: Any) -> Any:
             return sendable(self._shared, name, method(*args, **kwargs))
 
         called.__qualname__, called.__module__ = f"{self.interface.name}.{name}", self.interface.cls.__module__
-        call(request, called, args, kwargs, awaits=None)
+        return called
 
 
 @contextlib.asynccontextmanager

@@ -100,20 +100,20 @@ class InThread:
             return partial(self._wait, name)
         if callable(getattr(type(handle), name)):
             return partial(self._call, name)
-        return _translated(trio_threads.run_sync, getattr, (handle, name))
+        return translated(trio_threads.run_sync, getattr, (handle, name))
 
     def __setattr__(self, name: str, value: object) -> None:
-        _translated(trio_threads.run_sync, setattr, (self._handle, name, value))
+        translated(trio_threads.run_sync, setattr, (self._handle, name, value))
 
     def statistics(self) -> Any:
         """Return the statistics: a record like the parent's, with texts for owners."""
-        found = _translated(trio_threads.run_sync, self._handle.statistics, ())
+        found = translated(trio_threads.run_sync, self._handle.statistics, ())
         # As the two kinds of statistics in a worker's job.
         return SimpleNamespace(**attrs.asdict(found)) if hasattr(self._handle, "close") else Record(facts(found))
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         method = partial(getattr(self._handle, name), *args, **kwargs)
-        return _opened(name, _translated(trio_threads.run_sync, method, ()))
+        return _opened(name, translated(trio_threads.run_sync, method, ()))
 
     def _wait(self, name: str, *args: Any, timeout: float | None = None) -> Any:
         own = _WAITS[name]
@@ -122,7 +122,7 @@ class InThread:
         if name == "send_many":
             args = ([*args[0]],)
         method = getattr(self._handle, name)
-        return _opened(name, _translated(trio_threads.run, _within, (timeout, method, *args)))
+        return _opened(name, translated(trio_threads.run, _within, (timeout, method, *args)))
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         """Wait until the predicate, which is called in this thread, is true. Return its value."""
@@ -182,7 +182,7 @@ def _opened(name: str, value: Any) -> Any:
     return InThread(value) if name in _OPENING or hasattr(type(value), "grant_of_copy") else value
 
 
-def _translated(run: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def translated(run: Callable[..., Any], function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Call a function in the event loop. Its error is a twin, see :data:`_TWINS`."""
     try:
         return run(function, args)

@@ -23,13 +23,18 @@ def proxy(kind: str, id: int, name: str, special: tuple[str, ...], has_attribute
         special: its special methods that jobs may use, such as ``__getitem__``.
         has_attributes: True if it is a namespace: its attributes are read and set.
     """
+    return class_of(special, has_attributes)(kind, id, name, special, has_attributes)
+
+
+def class_of(special: tuple[str, ...], has_attributes: bool) -> type[Proxy]:
+    """Return the class of such stand-ins, as :func:`proxy` describes them."""
     key = special, has_attributes
     cls = _classes.get(key)
     if cls is None:
         base = NamespaceProxy if has_attributes else Proxy
         members: dict[str, Any] = {method: _special_method(method) for method in special}
         cls = _classes[key] = type(base.__name__, (base,), {"__slots__": (), "__module__": __name__, **members})
-    return cls(kind, id, name, special, has_attributes)
+    return cls
 
 
 class Proxy(JobHandle):
@@ -44,6 +49,10 @@ class Proxy(JobHandle):
         self.__dict__[name] = method
         return method
 
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = result(request("call " + name, self._id, dumps((args, kwargs))))
+        return self if value is Itself else value
+
     def __repr__(self) -> str:
         return f"<proxy of {self._details[0]} {self._id:#x}>"
 
@@ -56,26 +65,21 @@ class NamespaceProxy(Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return _call(self, "__getattribute__", (name,), {})
+        return self._call("__getattribute__", (name,), {})
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             object.__setattr__(self, name, value)
         else:
-            _call(self, "__setattr__", (name, value), {})
+            self._call("__setattr__", (name, value), {})
 
     def __delattr__(self, name: str) -> None:
-        _call(self, "__delattr__", (name,), {})
-
-
-def _call(proxy: Proxy, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    value = result(request("call " + name, proxy._id, dumps((args, kwargs))))
-    return proxy if value is Itself else value
+        self._call("__delattr__", (name,), {})
 
 
 def _method(proxy: Proxy, name: str) -> Callable[..., Any]:
     def method(*args: Any, **kwargs: Any) -> Any:
-        return _call(proxy, name, args, kwargs)
+        return proxy._call(name, args, kwargs)
 
     method.__name__ = name
     method.__qualname__ = f"{proxy._details[0]}.{name}"
@@ -84,10 +88,10 @@ def _method(proxy: Proxy, name: str) -> Callable[..., Any]:
 
 def _special_method(name: str) -> Callable[..., Any]:
     def method(self: Proxy, *args: Any, **kwargs: Any) -> Any:
-        return _call(self, name, args, kwargs)
+        return self._call(name, args, kwargs)
 
     def iterating(self: Proxy) -> Any:
-        value = _call(self, name, (), {})
+        value = self._call(name, (), {})
         return self if value is self else iter(value)
 
     made = iterating if name in ("__iter__", "__reversed__") else method
