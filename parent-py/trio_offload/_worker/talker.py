@@ -135,8 +135,9 @@ class Talker(CallSender):
             if type(answer) is not Frame or not self.handle_aside(answer):
                 return answer
             handled += 1
-            if not handled % MAX_UNINTERRUPTED:
-                # A job that logs without a pause leaves no moment in which there is no frame.
+            if not channel.has_read or not handled % MAX_UNINTERRUPTED:
+                # A job that logs without a pause leaves no moment in which there is no frame. If it
+                # sends the next one during this, it need not wake this process for it.
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
     def begin_cancelling(self, *, kills: bool) -> None:
