@@ -123,6 +123,15 @@ def test_a_held_value_is_sent_although_the_generator_goes_on(parent: Parent) -> 
     assert parent.batches == [[0], [1]]
 
 
+def test_values_go_alone_without_a_thread(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(streams, "start_new_thread", refuse)
+    GeneratorCall(count)(sender(), 4)
+    assert parent.batches == [[0], [1], [2], [3]]
+
+
 @pytest.mark.usefixtures("without_thread")
 def test_held_values_are_sent_before_an_error(parent: Parent) -> None:
     def fails() -> Iterator[int]:

@@ -177,9 +177,15 @@ class ValueSender(JobHandle):
         """Let the thread send the held values."""
         self._is_waking = True
         if self._wakes is None:
-            self._wakes = allocate_lock()
-            self._wakes.acquire()
-            start_new_thread(self._send_held, ())
+            wakes = allocate_lock()
+            wakes.acquire()
+            self._wakes = wakes
+            try:
+                start_new_thread(self._send_held, ())
+            except RuntimeError:
+                # The process may have no further thread. Then each value goes alone.
+                self._wakes, self._is_waking = None, False
+                self._flush()
         else:
             self._release()
 
