@@ -132,6 +132,25 @@ async def test_copy_of_a_worker_is_not_heard(context: WorkerContext) -> None:
     assert shown.steps[-1] == (1, 3, None)
 
 
+async def test_parts_of_a_step_belong_together(context: WorkerContext, line: Lifeline) -> None:
+    """Each step of the busy job changes all of them, and the worker is killed in the middle."""
+    seen: list[tuple[Any, ...]] = []
+
+    def show(*step: Any) -> None:
+        seen.append(step)
+        looks = [worker.progress for _ in range(300) for worker in context.statistics().workers]
+        seen.extend((look.done, look.total, look.note) for look in looks if look is not None)
+        if len(seen) > 1000:
+            scope.cancel()
+
+    with trio.CancelScope() as scope:
+        await context.run_sync(jobs.tell_related_numbers, line.path, progress=show, kill_on_cancel=True)
+    assert scope.cancelled_caught
+    await line.ended()
+    assert [step for step in seen if step != (step[0], 2 * step[0], str(3 * step[0]))] == []
+    assert seen[-1][0] > 0
+
+
 # --- in a job that does not return ---------------------------------------------------------------
 
 

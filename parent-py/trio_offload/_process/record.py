@@ -39,7 +39,7 @@ _PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_jobs/chun
 # As in trio_offload_worker/_requests/progress.py.
 _STEP: Final = struct.Struct(f"=QQQddQQQ{NOTE_SIZE}s")
 _ENDED_AT: Final = STEP_AT + 40
-_MAX_READS: Final = 10
+_MAX_READS: Final = 50
 
 
 @attrs.frozen
