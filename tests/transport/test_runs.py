@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import trio
 
+from trio_offload._transport.channel import Channel, EndOfStream
 from trio_offload._transport.runs import Runs
+from trio_offload._transport.sockets import socket_pair
+from trio_offload._worker.item_stream import Follower
 from trio_offload_worker._protocol.decoder import Decoder
 from trio_offload_worker._protocol.frames import Frame, Kind, encode_head
 
@@ -87,3 +93,67 @@ def test_payload_that_looks_like_a_frame() -> None:
     inner = post(b"12345")
     frames = [post(inner + b"x") for _ in range(4)] + [post(inner) for _ in range(4)]
     assert [segment for _, _, segment in taken([b"".join(frames)])] == [inner + b"x"] * 4 + [inner] * 4
+
+
+async def test_polls_of_a_channel() -> None:
+    ours, theirs = socket_pair()
+    channel = Channel(ours)
+    with theirs:
+        try:
+            for _ in range(3):  # the third head is a known one
+                theirs.sendall(post(b"first"))
+                frame = await channel.receive(cancellable=True)
+            assert channel.take_run(frame) == []
+            assert channel.poll_run() == []
+            theirs.sendall(post(b"a") + post(b"b" * 300))
+            assert channel.poll_run() == [b"a", b"b" * 300]
+            theirs.sendall(post(b"c") + post(b"d")[:20])
+            assert channel.poll_run() == [b"c"]
+            assert channel.poll_run() is None
+            theirs.sendall(post(b"d")[20:] + encode_head(Kind.WITHDRAW, 7, (), {"request": 5}))
+            frame = await channel.receive(cancellable=True)
+            assert bytes(frame.segments[0]) == b"d"
+            assert channel.take_run(frame) == []
+            assert channel.poll_run() is None
+            assert (await channel.receive(cancellable=True)).kind is Kind.WITHDRAW
+            theirs.close()
+            with pytest.raises(EndOfStream):
+                channel.poll_run()
+        finally:
+            channel.close()
+
+
+async def test_follower_stops_at_what_is_no_item() -> None:
+    """It polls until nothing has come twice. Where nothing ever follows, it seldom tries."""
+    arriving: list[list[bytes] | None] = []
+    polls = 0
+
+    class Polled:
+        def take_run(self, frame: Frame) -> list[bytes]:
+            return [b"0"] if arriving else []
+
+        def poll_run(self) -> list[bytes] | None:
+            nonlocal polls
+            polls += 1
+            return arriving.pop(0) if arriving else []
+
+    taken: list[bytes] = []
+
+    class Kept:
+        def post_run(self, pickles: Sequence[bytes]) -> None:
+            taken.extend(pickles)
+
+    follower, frame = Follower(), Frame(Kind.POST, 7, [b"x"], BODY)
+    channel: Any = Polled()
+    arriving = [[b"1", b"2"], [], [b"3"], None, [b"too late"]]
+    await follower.follow(channel, frame, Kept())
+    assert (taken, polls) == ([b"0", b"1", b"2", b"3"], 4)
+    arriving, polls = [], 0
+    for _ in range(160):
+        await follower.follow(channel, frame, Kept())
+    assert polls <= 2 * (5 + 160 // 16)
+    with trio.CancelScope() as scope:
+        arriving = [[b"4"]] * 10
+        scope.cancel()
+        await follower.follow(channel, frame, Kept())
+    assert scope.cancelled_caught

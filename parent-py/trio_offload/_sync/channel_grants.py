@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import attrs
 
@@ -16,10 +16,20 @@ from trio_offload_worker._protocol.frames import HANDED_ALL
 from .._pickling.picklers import PROTOCOL
 from . import pickled_items
 from .bounded_buffer import Item, Refusal
-from .channel_state import ChannelState, Delivery, ReceiveEnd, SendEnd, no_action
+from .channel_state import (
+    MAX_AHEAD,
+    MAX_AHEAD_IN_STREAM,
+    ChannelState,
+    Delivery,
+    ReceiveEnd,
+    SendEnd,
+    no_action,
+)
 from .channel_statistics import statistics_of
 from .handles import new_number, register
 from .waiters import RequestWaiter
+
+_STREAM_PAUSE: Final = 0.005  # seconds between two receives of a job that streams
 
 if TYPE_CHECKING:
     from .._worker.conversation import Conversation
@@ -198,6 +208,7 @@ class ReceiveGrant(_EndGrant):
         self.channel_end = end
         # Any request knows which of its siblings' replies reached the job's code.
         self._last: Request | None = None
+        self._received_at = 0.0
 
     def clone(self) -> ReceiveGrant:
         """As :meth:`_EndGrant.clone`."""
@@ -214,12 +225,17 @@ class ReceiveGrant(_EndGrant):
         """Receive up to the request's ``count`` items, or what the job may have ahead."""
         self._last = request
         is_ahead = request.op != "receive_many"
-        limit = self.state.may_run_ahead() if is_ahead else request.count or 1
+        limit = self.state.may_run_ahead(self._stream_limit(request)) if is_ahead else request.count or 1
         waiter = None if request.op == "receive_nowait" else ReceiveWaiter(request, withdraw=self.state.withdraw)
         delivery = Delivery(request.owner.thread, request.number, is_ahead)
         items = self.state.receive(self.channel_end, waiter, limit, delivery)
         if items is not None:
             pickled_items.reply(request, items, several=True)
+
+    def _stream_limit(self, request: Request) -> int:
+        """Return how many items the job may have ahead: more if it uses them up at once."""
+        before, self._received_at = self._received_at, request.since
+        return MAX_AHEAD_IN_STREAM if request.since - before < _STREAM_PAUSE else MAX_AHEAD
 
     def post(self, post: Post) -> None:
         """Close the end, or put back items that the job got and could not use."""

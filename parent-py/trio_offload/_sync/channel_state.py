@@ -24,6 +24,7 @@ ON_DEATH: Final = ("raise", "ignore")
 
 
 MAX_AHEAD: Final = 64  # items
+MAX_AHEAD_IN_STREAM: Final = 250  # items for a job that uses up the former at once
 MAX_AHEAD_SIZE: Final = 64 * 1024  # bytes
 MAX_CREDIT: Final = 256  # items
 CREDIT_SIZE: Final = 4096  # bytes; larger items cannot be sent on credit
@@ -123,12 +124,12 @@ class ChannelState:
             raise _nobody_receives()
         return self.buffer.put(end, items, waiter)
 
-    def may_run_ahead(self) -> int:
+    def may_run_ahead(self, limit: int = MAX_AHEAD) -> int:
         """Return the number of items that a job may get at once, before its code wants them.
 
         More than one only if it is the only receiver: others would miss them.
         """
-        return int(min(MAX_AHEAD, max(self.buffer.max_items, 1))) if self.open_receivers == 1 else 1
+        return int(min(limit, max(self.buffer.max_items, 1))) if self.open_receivers == 1 else 1
 
     def receive(
         self, end: ReceiveEnd, waiter: Waiter | None, limit: int = 1, delivery: Delivery | None = None

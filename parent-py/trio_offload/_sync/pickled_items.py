@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # Stands in each pickle with a handle: the module of `attach`.
 _MARK: Final = b"_requests.handles"
+_MAX_JOINED: Final = 256 * 1024  # bytes; larger items are not worth a copy
 
 
 @attrs.define(eq=False)
@@ -136,7 +137,14 @@ def plain_items(pickles: Sequence[bytes]) -> list[Item] | None:
 
 
 def reply(request: Request, items: Sequence[Item], *, several: bool) -> None:
-    """Reply to a job with items: with one, or as several in the form of :func:`items_from`."""
+    """Reply to a job with items: with one, or as several in the form of :func:`items_from`.
+
+    Small items without buffers travel in one segment, behind a tuple of their sizes.
+    """
+    joined = _joined(items) if len(items) > 1 else None
+    if joined is not None:
+        request.complete("value", joined)
+        return
     segments: list[Any] = []
     types = b""
     grants: list[Grant] = []
@@ -153,6 +161,16 @@ def reply(request: Request, items: Sequence[Item], *, several: bool) -> None:
         types += pickled.types or bytes(len(pickled.segments))
         grants += pickled.grants
     request.complete("value", segments, types if any(types) else b"", grants=grants)
+
+
+def _joined(items: Sequence[Item]) -> list[bytes] | None:
+    sizes = tuple([item.size for item in items])
+    if sum(sizes) > _MAX_JOINED:
+        return None
+    parts = [payload.segments[0] for item in items if not (payload := item.payload).grants and len(payload.segments) == 1]
+    if len(parts) < len(items):
+        return None
+    return [pickle.dumps(sizes, PROTOCOL), b"".join(parts)]
 
 
 def release(items: Iterable[Item]) -> None:

@@ -180,13 +180,32 @@ class Channel(Sender):
         Args:
             frame: the last one. It has one segment, and no types.
         """
-        if self._decoder.start == self._decoder.end:
-            return []
         if self._runs is None:
             from .runs import Runs  # few programs need it
 
             self._runs = Runs(self._decoder)
         return self._runs.take(frame)
+
+    def poll_run(self) -> list[bytes] | None:
+        """Read without waiting, and return the segments of the frames that continue the run.
+
+        None means that something else, or an incomplete frame, has come. Raises the same as
+        :meth:`receive`. :meth:`take_run` comes first.
+        """
+        decoder = self._decoder
+        if self._runs is None or self._is_inside:
+            return None
+        try:
+            count = self._socket.recv_into(decoder.buffer)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            check_is_gone(error)
+            count = 0
+        if count == 0:
+            self._ended()
+        decoder.start, decoder.end = 0, count
+        return self._runs.take_more() or None
 
     def close(self) -> None:
         """Close this end. May be done again."""

@@ -25,7 +25,7 @@ class Runs:
     but for the length of the segment.
     """
 
-    __slots__ = ("_common", "_decoder", "_heads", "_payloads")
+    __slots__ = ("_common", "_decoder", "_heads", "_last")
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -33,6 +33,7 @@ class Runs:
         self._common = b"", b""
         # The heads of its frames, one for each length.
         self._heads: set[bytes] = set()
+        self._last = b""  # the head of the last frame; empty if it cannot begin a run
 
     def take(self, frame: Frame) -> list[bytes]:
         """Return the segments of the complete frames that follow.
@@ -40,25 +41,30 @@ class Runs:
         Args:
             frame: the last frame that the decoder has returned. It has one segment.
         """
+        self._last = self._learn(frame)
+        return self.take_more()
+
+    def take_more(self) -> list[bytes]:
+        """Return the segments of the complete frames that continue the run."""
         decoder = self._decoder
-        first = self._learn(frame) if decoder.end - decoder.start > PREFIX_SIZE else b""
         segments: list[bytes] = []
-        if not first:
+        head = self._last
+        if not head:
             return segments
-        head, size_of_head, size_of_payload = first, len(first), len(frame.segments[0])
-        more = True
+        size_of_head, size_of_payload = len(head), PREFIX.unpack_from(head)[2]
+        more = decoder.end - decoder.start > PREFIX_SIZE
         while more:
             # Slices of bytes take a fraction of the time of slices of the buffer.
             data = bytes(decoder.buffer[decoder.start : min(decoder.end, decoder.start + _MAX_COPIED)])
             at, last = 0, len(data) - PREFIX_SIZE
             while at < last:
                 if not data.startswith(head, at):
-                    _, length, size_of_payload = PREFIX.unpack_from(data, at)
-                    size_of_head = PREFIX_SIZE + length
-                    head = data[at : at + size_of_head]
-                    if head not in self._heads and not self._belongs(head, size_of_payload):
+                    _, length, payload = PREFIX.unpack_from(data, at)
+                    other = data[at : at + PREFIX_SIZE + length]
+                    if other not in self._heads and not self._belongs(other, payload):
                         more = False
                         break
+                    head, size_of_head, size_of_payload = other, len(other), payload
                 begin = at + size_of_head
                 end = begin + size_of_payload
                 if end > len(data):
@@ -66,7 +72,8 @@ class Runs:
                 segments.append(data[begin:end])
                 at = end
             decoder.start += at
-            more = more and at > 0 and decoder.start < decoder.end
+            more = more and at > 0 and decoder.end - decoder.start > PREFIX_SIZE
+        self._last = head
         return segments
 
     def _learn(self, frame: Frame) -> bytes:

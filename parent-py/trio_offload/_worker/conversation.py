@@ -35,6 +35,7 @@ from .._wait_graph import WAITS, in_words
 from .board import Board
 from .callbacks import call_plain
 from .endings import describe_ending
+from .item_stream import Follower
 from .loans import Loan, loan_of
 from .outbox import Outbox
 from .peer import MAX_UNINTERRUPTED
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from .lasting import LastingGrants
     from .speaker import Speaker
 
-_RUN_SHARE: Final = 16  # messages of a run that take as long as a single one
 SYNCHRONOUS: Final = frozenset(("run_sync",))
 """Requests that a cancelled job may still make, because they end at once."""
 
@@ -68,6 +68,7 @@ class Conversation:
         self._nursery: trio.Nursery | None = None
         self._to_start: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._outbox = Outbox(worker, self)
+        self._follower = Follower()
         self._write = self._outbox.write
         self._interrupt: BaseException | None = None
         self._cancelled = 0  # number of the call that was told of its cancellation
@@ -319,40 +320,29 @@ class Conversation:
     async def _listen(self, channel: Channel, start: bytes, kills: bool) -> Frame | memoryview:
         worker = self._worker
         handled = 0
-        streams = False
         while True:
             try:
-                if streams:
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    # The next item is microseconds away, and a wake-up takes longer.
-                    frame = await channel.spin_then_receive(start, False, cancellable=True)
-                else:
-                    frame = await channel.receive(cancellable=True, start=start)
+                frame = await channel.receive(cancellable=True, start=start)
+                if type(frame) is not Frame or not worker.handle_aside(frame):
+                    return frame
+                if frame.kind is Kind.POST and (sink := self._sink_of(frame)) is not None:
+                    await self._follower.follow(channel, frame, sink)
             except trio.Cancelled:
                 # Before the callbacks end, which may take its time.
                 if self._interrupt is None:
                     worker.begin_cancelling(kills=kills)
                 raise
-            if type(frame) is not Frame or not worker.handle_aside(frame):
-                return frame
             handled += 1
-            streams = frame.kind is Kind.POST and len(frame.segments) == 1
-            if streams:
-                handled += self._take_run(channel, frame)
-            if handled >= MAX_UNINTERRUPTED:
-                handled = 0
+            if not handled % MAX_UNINTERRUPTED:
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
-    def _take_run(self, channel: Channel, frame: Frame) -> int:
-        """Handle the messages that follow one and repeat it, and return what they count."""
+    def _sink_of(self, frame: Frame) -> Any | None:
+        """Return the grant that takes several messages like this one at once, if there is one."""
         body = frame.body
         grant = self._granted.get(body.get("handle", 0))
-        if grant is None or body["op"] not in getattr(grant, "RUNS", ()) or "types" in body:
-            return 0
-        payloads = channel.take_run(frame)
-        if payloads:
-            grant.post_run(payloads)  # type: ignore[attr-defined]  # it has one, if it has RUNS
-        return len(payloads) // _RUN_SHARE
+        if grant is None or body["op"] not in getattr(grant, "RUNS", ()) or "types" in body or len(frame.segments) != 1:
+            return None
+        return grant
 
 
 def _head_of_reply(

@@ -85,7 +85,7 @@ class Decoder:
         # The caller may write to it while it is empty: `start` equals `end` and `head` is None.
         self.buffer = memoryview(bytearray(_BUFFER_SIZE))
         # The range of bytes that are received but not decoded. Only the decoder writes these and
-        # the next attribute, and :class:`Runs` the start.
+        # the next attribute; while it is empty also the caller, which takes frames of a run itself.
         self.start = 0
         self.end = 0
         # The header of a frame whose payload is incomplete.

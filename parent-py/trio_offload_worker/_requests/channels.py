@@ -10,13 +10,14 @@ from .credit import check_call, outlet_of, post_on_credit, take_credit
 from .errors import ClosedResourceError, EndOfChannel, JobEndedError
 from .handles import JobHandle
 from .pickles import dumps, dumps_plain, loads, result
-from .requests import Segments, hand_over, post, request
+from .requests import Segments, conversation, hand_over, post, request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any, Final, Generic, TypeVar
 
+    from .line import Line
     from .requests import Reply
 
     ItemType = TypeVar("ItemType")
@@ -207,8 +208,8 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
             Exception: the item cannot be unpickled. It is lost.
         """
         self._check_open()
-        check_call()
-        segments = self._pop(waits=True) or self._request("receive", timeout=timeout)
+        line = check_call().line
+        segments = self._pop(line, waits=True) or self._request("receive", timeout=timeout)
         value: ReceiveType = loads(segments)
         return value
 
@@ -220,7 +221,7 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
             Exception: as :meth:`receive`.
         """
         self._check_open()
-        segments = self._pop(waits=True) or self._request("receive_nowait", shield=True)
+        segments = self._pop(conversation().line, waits=True) or self._request("receive_nowait", shield=True)
         value: ReceiveType = loads(segments)
         return value
 
@@ -238,9 +239,9 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
         self._check_open()
         if max_items < 1:
             raise ValueError(f"max_items must be positive, got {max_items!r}")
-        check_call()
+        line = check_call().line
         received: list[list[Any]] = []
-        while len(received) < max_items and (segments := self._pop()) is not None:
+        while len(received) < max_items and (segments := self._pop(line)) is not None:
             received.append(segments)
         if not received:
             reply = request("receive_many", self._id, count=max_items, timeout=timeout, give_back="return")
@@ -268,7 +269,7 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
             post("return_rest", self._id, count=reply.request * (HANDED_ALL + 1) + 1)
         return items[0]
 
-    def _pop(self, *, waits: bool = False) -> list[Any] | None:
+    def _pop(self, line: Line, *, waits: bool = False) -> list[Any] | None:
         """Return the next item that has come already. From now on it counts as received.
 
         Also if it cannot be unpickled: an item that kills its receiver must not go to the next one.
@@ -278,7 +279,7 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
                 self._waiting += waits
                 return None
             reply, number, segments = self._ahead.pop(0)
-            hand_over(reply, number)
+            line.hand_over(reply.request, number)
         return segments
 
     def close(self) -> None:
@@ -321,7 +322,16 @@ def _items_of(reply: Reply) -> list[list[Any]]:
     if reply.status != "value":
         result(reply)
     first, items = 1, []
-    for count in _pickle.loads(reply.segments[0]):
+    counts = _pickle.loads(reply.segments[0])
+    if type(counts) is tuple:
+        # The sizes of items that have come in one segment.
+        joined = memoryview(reply.segments[1])
+        first = 0
+        for size in counts:
+            items.append([joined[first : first + size]])
+            first += size
+        return items
+    for count in counts:
         items.append(reply.segments[first : first + count])
         first += count
     return items

@@ -28,8 +28,8 @@ def take_credit(handle: int, wanted: int) -> int:
     return taken
 
 
-def check_call() -> int:
-    """Return the number of this thread's call, if it may wait for something.
+def check_call() -> _Conversation:
+    """Check that this thread's call may wait for something. Return the conversation.
 
     Raises:
         Cancelled: the call is cancelled.
@@ -40,7 +40,7 @@ def check_call() -> int:
     call = ours.call_of_thread()
     if ours.line.words[CANCEL] == call and shield_end() is None:
         raise make_cancelled()
-    return call
+    return ours
 
 
 def post_on_credit(op: str, handle: int, segments: Segments) -> bool:
@@ -49,8 +49,8 @@ def post_on_credit(op: str, handle: int, segments: Segments) -> bool:
     Raises:
         Cancelled, JobEndedError, RuntimeError: as :func:`check_call`.
     """
-    call = check_call()
-    ours = conversation()
+    ours = check_call()
+    call = ours.call_of_thread()
     credit = ours.credit(call, handle)
     key = op, handle
     outlets = ours.thread.outlets
