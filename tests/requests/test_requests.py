@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import random
@@ -316,9 +317,12 @@ def raise_alarm(*args: object) -> None:
 
 @pytest.fixture
 def alarm() -> Iterator[None]:
+    # What is raised in a callback of the garbage collector is lost, and Hypothesis has one.
+    callbacks, gc.callbacks[:] = gc.callbacks[:], []
     before = signal.signal(signal.SIGUSR1, raise_alarm)
     yield
     signal.signal(signal.SIGUSR1, before)
+    gc.callbacks[:] = callbacks
 
 
 @pytest.mark.usefixtures("alarm")
