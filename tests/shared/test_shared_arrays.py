@@ -261,6 +261,16 @@ def test_close_while_a_view_is_in_use() -> None:
     shared.close()
 
 
+def test_end_of_a_block_while_a_view_is_in_use() -> None:
+    views = []
+    with pytest.raises(BufferError), SharedArray.allocate(4) as shared:
+        views.append(shared.array)
+    with pytest.raises(LookupError), SharedArray.allocate(4) as shared:
+        views.append(shared.array)
+        raise LookupError("the block's")
+    assert [view.sum() for view in views] == [0, 0]
+
+
 def test_view_outlives_the_object() -> None:
     view = SharedArray.copy_of(np.arange(4)).array
     gc.collect()

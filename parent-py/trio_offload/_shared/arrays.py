@@ -157,7 +157,12 @@ class SharedArray(DescriptorHandle):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            # The frames of an exception may hold views. It is the one to be seen.
+            if exc_type is None:
+                raise
 
     def __repr__(self) -> str:
         dtype = "structured items" if isinstance(self._layout.dtype, bytes) else self._layout.dtype
