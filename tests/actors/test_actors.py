@@ -640,6 +640,7 @@ async def test_expressions_of_a_hosted_dict(context: WorkerContext, expression: 
         (list, ([1, 2],), "del it[0:1]", [2]),
         (list, ([1, 2],), "it.append(len(it))", [1, 2, 2]),
         (set, ({1, 2},), "it -= {1}", {2}),
+        (set, ({1, 2},), "it |= {3} if it <= {1, 2} and it < {1, 2, 3} and not it > {1} else {4}", {1, 2, 4}),
     ],
 )
 async def test_statements_about_a_hosted_container(
@@ -648,6 +649,19 @@ async def test_statements_about_a_hosted_container(
     async with trio_offload.open_actor(cls, *arguments) as hosted:
         assert await context.run_sync(jobs.execute, hosted, statement)
         assert await hosted.copy() == left
+
+
+async def test_job_has_only_the_special_methods_of_the_class(context: WorkerContext) -> None:
+    names = ("__call__", "__or__", "__len__", "__lt__", "__getitem__", "__iter__")
+    expression = f"[name for name in {names} if hasattr(it, name)]"
+    async with trio_offload.open_actor(Counter) as counter, trio_offload.open_actor(set) as numbers:
+        assert await context.run_sync(jobs.compute, counter, expression) == ["__lt__"]  # of each object
+        assert await context.run_sync(jobs.compute, numbers, expression) == [
+            "__or__",
+            "__len__",
+            "__lt__",
+            "__iter__",
+        ]
 
 
 async def test_hosted_namespace(context: WorkerContext, open_actor: Open) -> None:

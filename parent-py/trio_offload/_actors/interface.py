@@ -39,12 +39,13 @@ class Interface:
     @property
     def special(self) -> tuple[str, ...]:
         """The special methods that jobs may call."""
-        inherited = object.__dict__
-        return tuple(
-            name
-            for name in SPECIAL
-            if name not in inherited and callable(getattr(self.cls, name, None)) and (self.only is None or name in self.only)
-        )
+        return tuple(name for name in SPECIAL if callable(self._find(name)) and (self.only is None or name in self.only))
+
+    def _find(self, name: str) -> Any:
+        # Not with getattr alone: it also finds `__call__` and `__or__` of the class's own class.
+        if any(name in vars(base) for base in self.cls.__mro__ if base is not object):
+            return getattr(self.cls, name)
+        return None
 
     def method(self, name: str, *, streams: bool = False) -> Callable[..., Any]:
         """Return the function of a method: messages name it.
@@ -65,8 +66,8 @@ class Interface:
             raise AttributeError(f"{name!r} is not among the methods of this {self.name} that are shared")
         if name.startswith("_") and name not in SPECIAL:
             raise AttributeError(f"{self.name}.{name} is private")
-        found = getattr(self.cls, name, None)
-        if found is None or not callable(found) or name in object.__dict__:
+        found: Any = self._find(name)
+        if not callable(found):
             raise AttributeError(f"{self.name} has no method {name!r}")
         if not self._may_be_async and any(is_asynchronous(found) for is_asynchronous in _ASYNCHRONOUS):
             raise TypeError(f"{self.name}.{name} is asynchronous; methods of an actor are synchronous")
