@@ -39,7 +39,6 @@ suppress_warnings: list[str] = []
 autodoc_typehints = "signature"
 autodoc_member_order = "groupwise"
 autodoc_default_options = {"members": True, "undoc-members": False}
-autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Attributes of a class that its docstring describes are not described again.

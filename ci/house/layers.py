@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LAYERS = {
     "parent": """
         _version _at_exit _sizes _clock _documented _slips
-        _statistics _trace _crash _transport
+        _statistics _trace _report _crash _transport
         _process
         _exceptions _limiter
         _options _wait_graph

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -20,21 +17,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 SITE = Path(__file__).parents[2] / "build" / "site"
 PAGES = sorted(str(path.relative_to(SITE)) for path in (SITE / "docs").rglob("*.html"))
 PATIENCE = 30.0
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    flags = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    for flag in [*flags, "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    try:
-        driver.set_window_size(1200, 900)
-        yield driver
-    finally:
-        driver.quit()
 
 
 def open_page(browser: Any, page: str) -> None:

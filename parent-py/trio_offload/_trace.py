@@ -28,6 +28,9 @@ from typing import Any, Final
 logger: Final = logging.getLogger("trio_offload")
 
 _MICROSECONDS: Final = 1e6  # per second; three decimals are nanoseconds
+# Characters.
+_MAX_TEXT: Final = 300
+_MAX_STACK: Final = 4000
 
 
 class TraceWriter:
@@ -36,8 +39,9 @@ class TraceWriter:
     Thread-safe. Times are from ``time.monotonic()``.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, memory_limit: int | None = None) -> None:
         self._path = path
+        self._memory_limit = memory_limit
         # Events to write; None closes the file. A signal handler may add events during a write.
         self._events: collections.deque[bytes | None] = collections.deque()
         # Held by the thread that writes.
@@ -56,14 +60,17 @@ class TraceWriter:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise ValueError(f"trace={self._path!r} cannot be written: {error.strerror}") from error
-        self._write("[\n" + self._event("process_name", "M", self._process, None, {"name": "trio-offload"}))
+        facts: dict[str, Any] = {"name": "trio-offload"}
+        if self._memory_limit is not None:
+            facts["memory_limit"] = self._memory_limit
+        self._write("[\n" + self._event("process_name", "M", self._process, None, facts))
 
     def worker_started(self, pid: int, began: float, ready: float) -> None:
         """Record that a worker became ready for its first job."""
         self._add(self._event("thread_name", "M", pid, None, {"name": f"worker {pid}"}))
         self._add_slice("start", "worker", pid, began, ready, {})
 
-    def job(self, pid: int, name: str, began: float, ended: float, how: str) -> None:
+    def job(self, pid: int, name: str, began: float, ended: float, how: str, failure: tuple[str, str] | None = None) -> None:
         """Record a finished call.
 
         Args:
@@ -72,8 +79,13 @@ class TraceWriter:
             began: start of the call.
             ended: end of the call.
             how: "ok", "raised", "cancelled", or the name of our exception.
+            failure: The error's type and message, and its stack. The ends of long ones are written.
         """
-        self._add_slice(name, "job", pid, began, ended, {"outcome": how})
+        args = {"outcome": how}
+        if failure is not None:
+            text, stack = failure
+            args |= {"error": text[:_MAX_TEXT], "stack": stack[-_MAX_STACK:]}
+        self._add_slice(name, "job", pid, began, ended, args)
 
     def memory(self, pid: int, when: float, rss: int) -> None:
         """Record a worker's resident memory, in bytes."""

@@ -1,4 +1,4 @@
-"""The command line: ``trio-offload map`` and ``trio-offload doctor``.
+"""The command line: ``trio-offload map``, ``trio-offload report`` and ``trio-offload doctor``.
 
 :func:`main` is the entry point.
 
@@ -14,6 +14,7 @@
 | ``resume`` | leave out the items that earlier runs have finished |
 | ``ending`` | messages of a run that leaves items |
 | ``progress``, ``worker_table`` | the progress bar; the table of workers above it |
+| ``report`` | a traced run as an HTML page |
 | ``summary`` | count jobs, failures, workers, memory and time |
 | ``doctor``, ``probes`` | the report for bug reports, and its questions |
 """
@@ -27,7 +28,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .._exceptions import is_interrupt
-from .arguments import command_parser, doctor_parser, map_parser
+from .arguments import command_parser, doctor_parser, map_parser, report_parser
 from .exit_status import CommandError, ExitStatus
 
 if TYPE_CHECKING:
@@ -77,13 +78,16 @@ def _run(arguments: Sequence[str]) -> ExitStatus:
             return _run_map(chosen.rest)
         case "doctor":
             return _run_doctor(chosen.rest)
+        case "report":
+            return _run_report(chosen.rest)
         case None:
-            raise CommandError("a command is missing: map or doctor (see trio-offload --help)")
+            raise CommandError("a command is missing: map, report or doctor (see trio-offload --help)")
         case other:
-            raise CommandError(f"unknown command {other!r}: must be map or doctor (see trio-offload --help)")
+            raise CommandError(f"unknown command {other!r}: must be map, report or doctor (see trio-offload --help)")
 
 
 def _run_map(arguments: Sequence[str]) -> ExitStatus:
+    from .report import traced_for_report
     from .run import MapOptions, run_map
     from .slot import Job
 
@@ -96,22 +100,23 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
     items = words[1:]
     if items == ["-"] and not after and not _is_terminal_or_null(0):
         raise CommandError("the item '-' is a text. For the lines of standard input use --lines -, for that text -- -")
-    options = MapOptions(
-        job=Job(_function_named(words[0]), chosen.timeout, chosen.grace, chosen.retries),
-        # At most one worker for each item.
-        workers=min(chosen.workers, len(items)) if items else chosen.workers,
-        fail_fast=chosen.fail_fast,
-        progress=not chosen.no_progress,
-        path_entry=_working_directory(),
-        summary=chosen.summary,
-        memory_limit=chosen.memory_limit,
-        retire_rss=chosen.retire_rss,
-        retire_jobs=chosen.retire_jobs,
-        trace=chosen.trace,
-        ordered=not chosen.unordered,
-        log_level=chosen.log_level,
-    )
     with contextlib.ExitStack() as stack:
+        trace = stack.enter_context(traced_for_report(chosen.trace, chosen.report, words[0]))
+        options = MapOptions(
+            job=Job(_function_named(words[0]), chosen.timeout, chosen.grace, chosen.retries),
+            # At most one worker for each item.
+            workers=min(chosen.workers, len(items)) if items else chosen.workers,
+            fail_fast=chosen.fail_fast,
+            progress=not chosen.no_progress,
+            path_entry=_working_directory(),
+            summary=chosen.summary,
+            memory_limit=chosen.memory_limit,
+            retire_rss=chosen.retire_rss,
+            retire_jobs=chosen.retire_jobs,
+            trace=trace,
+            ordered=not chosen.unordered,
+            log_level=chosen.log_level,
+        )
         source = stack.enter_context(contextlib.closing(_open_source(items, chosen.lines, chosen.json_lines)))
         earlier = [stack.enter_context(contextlib.closing(_open_earlier(path))) for path in dict.fromkeys(chosen.resume)]
         return run_map(options, source, earlier)
@@ -122,6 +127,13 @@ def _run_doctor(arguments: Sequence[str]) -> ExitStatus:
 
     chosen = doctor_parser().parse_args(arguments)
     return run_doctor(as_json=chosen.json)
+
+
+def _run_report(arguments: Sequence[str]) -> ExitStatus:
+    from .report import run_report
+
+    chosen = report_parser().parse_args(arguments)
+    return run_report(chosen.trace, chosen.output)
 
 
 def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ _DESCRIPTION = "Run Python functions in parallel worker processes."
 _COMMANDS = """\
 commands:
   map       call a function for each item, in parallel; print one line of JSON per item
+  report    show a traced run as an HTML page
   doctor    show the facts for a bug report, and the problems of this installation
 
 examples:
@@ -72,6 +73,10 @@ examples:
   trio-offload map builtins:int --memory-limit 2GB --retire-rss 500MiB --trace run.json -- -1 4
 """
 
+_REPORT_DESCRIPTION = """\
+Show a traced run as one HTML page, which needs no network: what each worker did, its memory, the
+durations of jobs, the failures with their tracebacks. It needs plotly: trio-offload[report]."""
+
 _DOCTOR_DESCRIPTION = """\
 Show the facts for a bug report: versions, the platform, the worker executable and its libpython,
 a trial call. Problems are listed with their remedies. Exit status 0 without problems, else 1."""
@@ -122,6 +127,11 @@ def map_parser() -> argparse.ArgumentParser:
         "--trace",
         metavar="FILE",
         help="write a trace of the run for https://ui.perfetto.dev or chrome://tracing",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write an HTML page about the run: workers, memory, durations, failures (needs trio-offload[report])",
     )
     parser.add_argument(
         "--log-level",
@@ -189,6 +199,13 @@ def _add_worker_options(parser: argparse.ArgumentParser) -> None:
         help="replace a worker that uses more memory after an item (for functions that leak)",
     )
     parser.add_argument("--retire-jobs", metavar="N", type=_job_count, help="replace a worker after N items")
+
+
+def report_parser() -> argparse.ArgumentParser:
+    parser = _Parser("trio-offload report", "%(prog)s [--output FILE] TRACE", _REPORT_DESCRIPTION, None)
+    parser.add_argument("trace", metavar="TRACE", help="the file of --trace, or of a context's trace=")
+    parser.add_argument("--output", "-o", metavar="FILE", help="the page (default: TRACE with the suffix .html)")
+    return parser
 
 
 def doctor_parser() -> argparse.ArgumentParser:

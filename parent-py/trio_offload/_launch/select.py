@@ -21,7 +21,7 @@ def launcher_for(options: ContextOptions) -> Launcher:
     if options.trace is not None:
         from .._trace import TraceWriter
 
-        trace = TraceWriter(options.trace)
+        trace = TraceWriter(options.trace, options.memory_limit)
         trace.open()
     if options.worker_type is WorkerType.FORKSERVER:
         from .forkserver import ForkserverLauncher

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from trio_offload_worker._jobs.notes import add_note
@@ -23,6 +24,7 @@ from .endings import contained, is_cancellation, judge_death, load_exception
 
 if TYPE_CHECKING:
     from .._options import ContextOptions
+    from .._pickling.payload import Payload
     from .._process.output import OutputPipes
     from .._process.process import WorkerProcess
     from .._trace import TraceWriter
@@ -189,10 +191,29 @@ class Vitals:
             progress=None if step is None else JobProgress(step.done, step.total, step.note),
         )
 
-    def trace_job(self, pid: int, function: str | None, began: float, how: str) -> None:
-        """Write a job that has ended just now to the trace, if there is one."""
+    def trace_job(
+        self, pid: int, function: str | None, began: float, how: str, failure: tuple[str, str] | None = None
+    ) -> None:
+        """Write a job that has ended just now to the trace, if there is one.
+
+        Args:
+            pid: the worker.
+            function: name of the function.
+            began: start of the call.
+            how: as for :meth:`TraceWriter.job`.
+            failure: the error and its stack.
+        """
         if self._trace is not None and function is not None:
-            self._trace.job(pid, function, began, time.monotonic(), how)
+            self._trace.job(pid, function, began, time.monotonic(), how, failure)
+
+    def trace_answer(self, pid: int, call: Payload | None, began: float, value: Any, error: BaseException | None) -> None:
+        """Write a job that has returned or raised to the trace, if there is one."""
+        if call is None:
+            return
+        # A function that reports errors in its result.
+        failure_in = getattr(call.function, "failure_in", None)
+        failure = failure_in(value) if error is None and failure_in is not None else _failure(error)
+        self.trace_job(pid, call.name, began, "ok" if failure is None else "raised", failure)
 
     def trace_end(self, pid: int) -> None:
         """Write the end of the process to the trace, if there is one."""
@@ -225,8 +246,8 @@ class Vitals:
         # A new worker may get its first call before the counters are read.
         since = began if jobs else self.started
         error = judge_death(process, when, limit, crash, self._kills, since, self._options.memory_limit)
-        self.trace_job(process.pid, function, began, type(error).__name__)
         self._publish(error, crash)
+        self.trace_job(process.pid, function, began, type(error).__name__, _failure(error))
         return error
 
     def explain_timeout(
@@ -297,3 +318,12 @@ class Vitals:
             item=text,
             **more,
         )
+
+
+def _failure(error: BaseException | None) -> tuple[str, str] | None:
+    """Return an exception's text, and where it was raised."""
+    if error is None:
+        return None
+    crash = getattr(error, "crash", None)
+    stack = crash.stack if crash is not None else "".join(traceback.format_tb(error.__traceback__))
+    return f"{type(error).__name__}: {error}", stack or ""

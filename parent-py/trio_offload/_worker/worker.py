@@ -248,7 +248,7 @@ class Worker(Talker):
         if not is_job:
             self._prepared += 1
         elif self._is_traced:
-            self.trace_job("ok" if raised is None else "raised")
+            self._vitals.trace_answer(self.process.pid, self._running, self._began, *result)
         if behind:
             # The next call has begun now, as far as the parent can tell.
             self._running, self._header = behind.popleft()

@@ -226,6 +226,14 @@ class NamedCall(Function):
     def __reduce__(self) -> tuple[type[Function], tuple[str, str]]:
         return Function, (self.module, self.attribute)
 
+    def failure_in(self, outcome: Outcome) -> tuple[str, str] | None:
+        """Return the error and the traceback of an item that has failed: a trace shows them."""
+        *_, failure, line = outcome
+        if failure is None:
+            return None
+        error = parse_json(line)["error"]
+        return f"{error['type']}: {error['message']}", error.get("traceback") or ""
+
 
 def _send_parts(values: Generator[Any, Any, Any], encoded_item: bytes, parts: Parts, tries: int) -> Any:
     """Send a line for each value of a generator, and return what it returns."""
