@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import time
 from collections import defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import jobs
-from contenders import OURS, OURS_MAP, OURS_STREAM, POOL, Pools
+from contenders import OURS, OURS_MAP, OURS_STREAM, POOL, Map, Pools
 from measure import Samples, Settings
 
 SMALL_WINDOW = f"{OURS}, window of 16"
@@ -28,6 +29,10 @@ async def _stream(values: range, window: int) -> int:
     return count
 
 
+async def _mapped(run_map: Map, chunk: int, values: range) -> int:
+    return await run_map(jobs.same, values, chunk)
+
+
 async def stream_rate(settings: Settings) -> Samples:
     """Values a second."""
     samples: Samples = defaultdict(list)
@@ -44,7 +49,7 @@ async def stream_rate(settings: Settings) -> Samples:
         ):
             if kind in pools:
                 run_map = pools[kind].maps["imap" if kind == POOL else next(iter(pools[kind].maps))]
-                measured[name] = items, lambda values, run_map=run_map, chunk=chunk: run_map(jobs.same, values, chunk)
+                measured[name] = items, functools.partial(_mapped, run_map, chunk)
         for number in range(settings.rounds + 1):
             for name, (values, run) in measured.items():
                 began = time.perf_counter()
