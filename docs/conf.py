@@ -26,7 +26,8 @@ include_patterns = [
     "*.md",
     "docs/**",
     "benchmarks/README.md",
-    "benchmarks/results/*.md",
+    "benchmarks/results/bench.md",
+    "benchmarks/results/before-and-after.md",
 ]
 exclude_patterns = ["docs/_static"]
 
