@@ -60,6 +60,19 @@ def test_program_of_a_page(tmp_path: Path, program: str, printed: str) -> None:
         assert ran.stdout.strip().isdigit()
 
 
+def test_page_about_testing(tmp_path: Path) -> None:
+    """Its first block is a module, its second one the tests of that."""
+    page = (ROOT / "docs" / "testing.md").read_text()
+    module, tests = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "thumbnails.py").write_text(module)
+    (tmp_path / "test_thumbnails.py").write_text(tests)
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
+    pytest_program = Path(sys.executable).with_name("pytest")
+    ran = subprocess.run([pytest_program, "-q"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert ran.returncode == 0, ran.stdout
+    assert "5 passed" in ran.stdout
+
+
 def block_of_readme(language: str) -> str:
     """The only block of that language, in which README.md shows a user what to type or to expect."""
     (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
