@@ -154,3 +154,9 @@ def write_into_the_record(text: str) -> NoReturn:
     """What a job has no business to do."""
     os.write(4, text.encode())
     os._exit(7)
+
+
+def die_in_the_stacks(number: int) -> None:
+    """As a worker that its sentinel ends, and whose fault handler meets a frame that is gone."""
+    os.write(4, b'{"memory_limit":1000,"reached":2000}\n')
+    os.kill(os.getpid(), number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -482,6 +483,19 @@ async def test_nonsense_in_the_record_is_shown_and_not_believed(text: str) -> No
             await context.run_sync(memory_jobs.write_into_the_record, text)
         assert type(told.value) is BrokenWorkerError
         assert told.value.crash is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS])
+async def test_worker_that_faults_while_it_writes_its_stacks(number: signal.Signals) -> None:
+    """It had exceeded its limit, and was about to be ended for that."""
+    async with open_worker_context(memory_limit="1 GiB") as context:
+        with pytest.raises(WorkerMemoryError) as info:
+            await context.run_sync(memory_jobs.die_in_the_stacks, number)
+        assert (info.value.limit, info.value.reached) == (1000, 2000)
+    async with open_worker_context() as context:
+        with pytest.raises(BrokenWorkerError) as told:
+            await context.run_sync(memory_jobs.die_in_the_stacks, number)
+        assert type(told.value) is BrokenWorkerError
 
 
 @pytest.mark.parametrize(

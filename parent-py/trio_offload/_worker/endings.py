@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from .._process.process import WorkerProcess
 
 # PROTOCOL.md, "The worker's exit codes". A sentinel that is a process ends the worker by a signal.
-MEMORY_LIMIT_EXITS: Final = (7, -signal.SIGKILL)
+# Before that the worker writes its stacks. `faulthandler` reads frames of threads that run on, so
+# it may meet one that is gone (CPython, Python/traceback.c, _Py_DumpTracebackThreads).
+MEMORY_LIMIT_EXITS: Final = (7, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS)
 MAX_LOST: Final = 5  # new workers that may exit before they begin one call
 # Raised in the parent, these would end it, or confuse Trio.
 _CONTROLLING: Final = (SystemExit, KeyboardInterrupt, GeneratorExit, trio.Cancelled)
@@ -76,7 +78,7 @@ def judge_death(
         memory_limit: of the context, in bytes.
     """
     error: BrokenWorkerError
-    if process.exitcode in MEMORY_LIMIT_EXITS and told is not None:
+    if process.exitcode in MEMORY_LIMIT_EXITS and told is not None and memory_limit is not None:
         error = WorkerMemoryError(
             f"worker {process.pid} was ended {when}: with its child processes it held "
             f"{readable_size(told.reached, like=told.limit)}, and memory_limit allows {readable_limit(told.limit)}",
