@@ -59,6 +59,8 @@ class Handshake:
     async def send_rest(self, cancellable: bool) -> None:
         """Send the rest of the greeting: a long `sys.path` may not fit into the socket."""
         rest, self._rest = self._rest, []
+        if not rest:
+            return
         # If the process has ended, its last frames or its exit status tell the cause.
         with contextlib.suppress(WriteFailed):
             await self.channel.send(rest, cancellable=cancellable)
