@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -25,26 +25,13 @@ import actor_jobs as jobs
 import pytest
 import trio
 from actor_jobs import Counter
-from lifeline import PATIENCE
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerType, callback
+from trio_offload import BrokenWorkerError, WorkerContext, callback
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 CAUSES = {"SIGKILL": "died of SIGKILL", "SIGSEGV": "died of SIGSEGV", "_exit": "exited with status 3"}
-
-
-@pytest.fixture
-def open_actor(of_any_kind: WorkerType) -> Open:
-    return functools.partial(trio_offload.open_actor, worker_type=of_any_kind)
-
-
-@pytest.fixture
-async def context(of_any_kind: WorkerType) -> AsyncIterator[WorkerContext]:
-    with trio.fail_after(PATIENCE):
-        async with trio_offload.open_worker_context(worker_type=of_any_kind) as context:
-            yield context
 
 
 async def note(outcomes: dict[str, str], who: str, afn: Callable[..., Awaitable[Any]], *args: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import types
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -15,25 +15,12 @@ import actor_jobs as jobs
 import pytest
 import trio
 from actor_jobs import Counter
-from lifeline import PATIENCE
 from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
 from trio_offload import BrokenWorkerError, DeadlockError, WorkerContext, WorkerType, callback
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
-
-
-@pytest.fixture
-def open_actor(of_any_kind: WorkerType) -> Open:
-    return functools.partial(trio_offload.open_actor, worker_type=of_any_kind)
-
-
-@pytest.fixture
-async def context(of_any_kind: WorkerType) -> AsyncIterator[WorkerContext]:
-    with trio.fail_after(PATIENCE):
-        async with trio_offload.open_worker_context(worker_type=of_any_kind) as context:
-            yield context
 
 
 class Visit:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import actor_jobs as jobs
 import pytest
 import trio
 from actor_jobs import Table
-from lifeline import PATIENCE
 
 import trio_offload
-from trio_offload import WorkerContext, WorkerType, share
-
-
-@pytest.fixture
-async def context(of_any_kind: WorkerType) -> AsyncIterator[WorkerContext]:
-    with trio.fail_after(PATIENCE):
-        async with trio_offload.open_worker_context(worker_type=of_any_kind) as context:
-            yield context
+from trio_offload import WorkerContext, share
 
 
 async def test_job_calls_the_object(context: WorkerContext) -> None:

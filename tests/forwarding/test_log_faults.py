@@ -16,7 +16,6 @@ import logging
 import os
 import pickle
 import signal
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import logging_jobs as jobs
@@ -24,27 +23,14 @@ import outcome
 import pytest
 import trio
 from lifeline import PATIENCE, Gate, Lifeline, wait_for_end
-from records import Records, kept_records
+from records import Records
 from scripted_peer import frame, pickled, scripted_peer, welcome
 from workers import make_launcher
 
-from trio_offload import BrokenWorkerError, WorkerContext, WorkerTimeoutError, WorkerType, open_worker_context
+from trio_offload import BrokenWorkerError, WorkerContext, WorkerTimeoutError
 from trio_offload._forwarding.logs import LogForwarder
 from trio_offload._pickling.calls import dump_call
 from trio_offload_worker._protocol.frames import Kind
-
-
-@pytest.fixture
-def records() -> Iterator[Records]:
-    with kept_records() as records:
-        yield records
-
-
-@pytest.fixture
-async def context(of_any_kind: WorkerType, records: Records) -> AsyncIterator[WorkerContext]:
-    with trio.fail_after(PATIENCE):
-        async with open_worker_context(worker_type=of_any_kind, forward_logging=True) as context:
-            yield context
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "exit"])

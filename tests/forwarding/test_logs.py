@@ -6,30 +6,16 @@ import gc
 import logging
 import os
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import logging_jobs as jobs
 import pytest
 import trio
 from lifeline import PATIENCE, Gate, Lifeline, process_state
-from records import Records, kept_records
+from records import Records
 
 import trio_offload
 from trio_offload import WorkerContext, WorkerType, open_worker_context
-
-
-@pytest.fixture
-def records() -> Iterator[Records]:
-    with kept_records() as records:
-        yield records
-
-
-@pytest.fixture
-async def context(of_any_kind: WorkerType, records: Records) -> AsyncIterator[WorkerContext]:
-    with trio.fail_after(PATIENCE):
-        async with open_worker_context(worker_type=of_any_kind, forward_logging=True) as context:
-            yield context
 
 
 async def test_records_are_handled_before_the_result(context: WorkerContext, records: Records) -> None:
