@@ -18,9 +18,16 @@ import trio_offload_worker
 kept: list[Any] = []
 
 
-def touched(size: int) -> bytearray:
-    """Memory that is really there."""
-    return bytearray(b"x") * size
+def touched(size: int) -> mmap.mmap:
+    """Return memory whose pages are all resident, and were not before.
+
+    The heap of a forked worker holds what its program had freed before the fork. ``malloc`` would
+    hand that out again, at any size, and the worker would not grow.
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for offset in range(0, size, mmap.PAGESIZE):
+        memory[offset] = 1
+    return memory
 
 
 def leak(size: int) -> int:

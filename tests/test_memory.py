@@ -340,8 +340,7 @@ async def test_a_ceiling_under_the_baseline_replaces_nobody_for_ever() -> None:
             pids = [await context.run_sync(os.getpid) for _ in range(5)]
             baseline = only_worker(context).rss
             assert len(set(pids)) == 1
-            # It may still grow by so much, and not by more. (Much more, because a fork may have some MiB of this process's to give
-            # out again; what is larger than 32 MiB malloc asks the system for, mallopt(3).)
+            # It may still grow by so much, and not by more.
             await context.run_sync(memory_jobs.leak, 64 * MIB)
             assert await context.run_sync(os.getpid) not in pids
     assert len(told) == 1
