@@ -35,12 +35,15 @@ from ._version import __version__ as __version__
 if _typing.TYPE_CHECKING:
     from ._actors.actor import Actor
     from ._actors.open_actor import open_actor
-    from ._actors.process import open_process
+    from ._actors.process import Process, open_process
     from ._actors.share import SharedObject, share
     from ._actors.statistics import ActorStatistics
     from ._lives import stream
+    from ._map.results import Results
     from ._shared.arrays import SharedArray
     from ._shared.counters import SharedCounter
+    from ._streams.statistics import StreamStatistics
+    from ._streams.stream import Stream
     from ._sync.barriers import Barrier
     from ._sync.callbacks import callback
     from ._sync.channels import ReceiveChannel, SendChannel
@@ -71,14 +74,18 @@ __all__ = [
     "JobProgress",
     "LocateError",
     "Lock",
+    "Process",
     "RLock",
     "ReceiveChannel",
     "RemoteError",
+    "Results",
     "Semaphore",
     "SendChannel",
     "SharedArray",
     "SharedCounter",
     "SharedObject",
+    "Stream",
+    "StreamStatistics",
     "WaitingJob",
     "WorkQueue",
     "WorkerContext",
@@ -121,13 +128,17 @@ _MODULES: _typing.Final = {
     "Event": "_sync.events",
     "FailedItemsError": "_sync.queue_grants",
     "Lock": "_sync.locks",
+    "Process": "_actors.process",
     "RLock": "_sync.locks",
     "ReceiveChannel": "_sync.channels",
+    "Results": "_map.results",
     "Semaphore": "_sync.semaphores",
     "SendChannel": "_sync.channels",
     "SharedArray": "_shared.arrays",
     "SharedCounter": "_shared.counters",
     "SharedObject": "_actors.share",
+    "Stream": "_streams.stream",
+    "StreamStatistics": "_streams.statistics",
     "WorkQueue": "_sync.queues",
     "callback": "_sync.callbacks",
     "open_actor": "_actors.open_actor",

@@ -165,6 +165,35 @@ async def lives(path: Path) -> None:
         assert_type(process.crash, CrashRecord | None)
 
 
+async def annotated(
+    results: trio_offload.Results[int],
+    stream: trio_offload.Stream[int, str],
+    process: trio_offload.Process[float],
+    actor: trio_offload.Actor,
+) -> list[int]:
+    assert_type([value async for value in stream], list[int])
+    assert_type(stream.result, str)
+    assert_type(stream.statistics(), trio_offload.StreamStatistics)
+    assert_type(await process.wait(), float)
+    assert_type(actor.statistics(), trio_offload.ActorStatistics)
+    return await results.collect()
+
+
+async def annotates(path: Path) -> None:
+    async with (
+        trio_offload.map(len, ["a"]) as lengths,
+        trio_offload.stream(names, path) as texts,
+        trio_offload.open_process(math.sqrt, 2.0) as process,
+        trio_offload.open_actor(Counter) as actor,
+    ):
+        results: trio_offload.Results[int] = lengths
+        stream: trio_offload.Stream[str, object] = texts
+        await results.collect()
+        assert_type([text async for text in stream], list[str])
+        numbers: trio_offload.Stream[int, str] = actor.stream.count_to(5)
+        await annotated(results, numbers, process, actor)
+
+
 def async_job() -> bytes:
     channel = from_worker.channel()
     channel.send(channel.receive(timeout=5))

@@ -95,7 +95,10 @@ def open_process(
 
 @final
 class Process(Generic[ResultType]):
-    """A process that runs one function, from :func:`open_process`."""
+    """A process that runs one function, from :func:`open_process`.
+
+    The function of ``Process[int]`` returns an `int`.
+    """
 
     name: str
     """Name for people."""

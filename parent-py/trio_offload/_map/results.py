@@ -66,7 +66,7 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
     """The results of a map, for ``async for``.
 
     A checkpoint if it waits, and once for each batch. Several loops, one after another, share the
-    results.
+    results. The results of ``Results[int]`` have the type `int`.
     """
 
     __slots__ = ("_queue",)

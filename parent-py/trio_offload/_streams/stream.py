@@ -34,16 +34,19 @@ class Stream(Generic[ValueType, ResultType]):
     """The values of a generator function that runs in a worker, made by :func:`stream`.
 
     It is an async context manager, and in the block an async iterator for one task.
-
-    Args:
-        start: Runs the call, with the argument for the job's
-            :func:`~trio_offload_worker._requests.streams.send_values`. Returns the call's result.
-        window: Largest number of values that have been yielded and not been taken.
-        chunk: Largest number of values that travel together. None means that it depends on the
-            window.
+    ``Stream[int, str]`` has values of the type `int`, and its generator returns a `str`.
     """
 
     def __init__(self, start: Callable[[Values], Awaitable[ResultType]], window: int = 16, chunk: int | None = None) -> None:
+        """Make a stream.
+
+        Args:
+            start: Runs the call, with the argument for the job's
+                :func:`~trio_offload_worker._requests.streams.send_values`. Returns its result.
+            window: Largest number of values that have been yielded and not been taken.
+            chunk: Largest number of values that travel together. None means that it depends on the
+                window.
+        """
         self._start = start
         self._values = Values(window, chunk)
         self._scope = trio.CancelScope()
