@@ -109,6 +109,7 @@ OUR_CONTEXT_PARAMETERS = [
     ("output", inspect.Parameter.KEYWORD_ONLY, "inherit"),
     ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
     ("trace", inspect.Parameter.KEYWORD_ONLY, None),
+    ("report", inspect.Parameter.KEYWORD_ONLY, None),
     ("forkserver_preload", inspect.Parameter.KEYWORD_ONLY, ()),
     ("forkserver_threads", inspect.Parameter.KEYWORD_ONLY, ()),
 ]
@@ -335,6 +336,7 @@ async def test_statistics_are_a_record() -> None:
             "report_interval must be 0.01 seconds or more, got 0.001. Use math.inf for no reports",
         ),
         ({"crash_dir": 5}, TypeError, "crash_dir must be a path, got 5"),
+        ({"report": 5}, TypeError, "report must be a path, got 5"),
         ({"trace": 5}, TypeError, "trace must be a path, got 5"),
         # As a function of one's own would say it, with its name.
         (

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # Units, the lowest layer first. Also the units to come: _cluster.
 LAYERS = {
     "parent": """
-        _version _at_exit _sizes _clock _documented _slips
-        _statistics _trace _report _crash _transport
+        _version _at_exit _sizes _clock _documented _slips _trace
+        _statistics _report _crash _transport
         _process
         _exceptions _limiter
         _options _wait_graph

@@ -139,8 +139,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
     That wait cannot be cancelled.
 
     Args:
-        idle_timeout: Seconds after which an idle worker exits. :data:`math.inf` keeps it until the
-            context closes.
+        idle_timeout: Seconds after which an idle worker exits. :data:`math.inf` keeps it.
         init: Function that each worker calls before its first job. Context variables that it sets
             are visible to every job. If it raises, calls that need the worker raise
             :exc:`WorkerStartError` from that exception.
@@ -166,18 +165,19 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         forward_logging: True, a level, or levels by logger: handle log records of jobs here.
         output: "inherit", "lines" or a function: for text that workers print (``docs/logging.md``).
         crash_dir: Directory for a JSON :class:`CrashRecord` of each worker that dies during a call.
-        trace: File for a trace of the run, in the Chrome trace-event format, which
-            https://ui.perfetto.dev shows. An existing file is overwritten. None means disabled.
+        trace: File for a trace of the run, for https://ui.perfetto.dev. None means disabled.
+        report: File for an HTML page about the run, written when the block ends, also by an
+            exception. It requires the extra ``report``. None means disabled.
         forkserver_preload: Names of modules that the template imports once, so that every worker
-            has them. For :attr:`WorkerType.FORKSERVER` only. A module must be importable and must
-            not leave a thread running, unless the module stops that thread for forks. Otherwise
-            calls raise :exc:`WorkerStartError`.
+            has them. For :attr:`WorkerType.FORKSERVER` only. A module must be importable, and its
+            threads must not run at a fork. Otherwise calls raise :exc:`WorkerStartError`.
         forkserver_threads: Names of threads that may run in the template when it forks, as
             ``ps -L -o comm`` shows them. A ``*`` at the end matches any text. A lock that such a
             thread holds is locked forever in the worker, so its library must support forks.
 
     Raises:
-        TypeError, ValueError: An option is wrong.
+        TypeError, ValueError: An option is wrong, or a file cannot be written.
+        ModuleNotFoundError: The package of the extra ``report`` is missing.
         BrokenWorkerError: At the end of the block: a worker died or had to be killed.
     """
     require_trio()

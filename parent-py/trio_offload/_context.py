@@ -69,7 +69,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
     _dump_call: Callable[[Callable[..., Any], tuple[Any, ...]], Payload]
 
     def __init__(self, options: ContextOptions) -> None:
-        """Raises ValueError if the trace file or the crash records cannot be written."""
+        """Raises as :func:`launcher_for`."""
         launcher = launcher_for(options)
         pool = WorkerPool(launcher)
         private = {

@@ -145,7 +145,7 @@ def configure_default_context(options: ContextOptions) -> None:
     one still has workers. Its idle workers exit at once, the others when the interpreter exits.
 
     The parameters are the same as for :func:`open_worker_context`. The ``grace_period`` applies
-    when the interpreter exits.
+    when the interpreter exits. A ``report`` is written then, with all runs of Trio in it.
 
     Raises:
         TypeError, ValueError: An option is wrong.

@@ -199,6 +199,7 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
 
 _FUNCTION: Final = attrs.validators.optional(attrs.validators.is_callable())
 _SECONDS_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_seconds(field.name, value))
+_COUNT_FROM_ZERO: Final = attrs.validators.and_(lambda _, field, value: check_count(field.name, value, at_least=0))
 _COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
 
 
@@ -228,17 +229,13 @@ class ContextOptions:
     memory_limit: int | None = attrs.field(default=None, kw_only=True, converter=_bytes)
     """Bytes that a job may use, with its child processes. None means unlimited."""
 
-    min_idle: int = attrs.field(
-        default=0, kw_only=True, validator=lambda _, field, value: check_count(field.name, value, at_least=0)
-    )
+    min_idle: int = attrs.field(default=0, kw_only=True, validator=_COUNT_FROM_ZERO)
     """Number of idle workers to keep ready for the next calls."""
 
     report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)
     """Seconds between a worker's reports while a job runs. :data:`math.inf` disables them."""
 
-    max_waiting_jobs: int = attrs.field(
-        default=1000, kw_only=True, validator=lambda _, field, value: check_count(field.name, value, at_least=0)
-    )
+    max_waiting_jobs: int = attrs.field(default=1000, kw_only=True, validator=_COUNT_FROM_ZERO)
     """Number of jobs that may wait for this program while other jobs have their tokens."""
 
     stall_report: float | None = attrs.field(default=60.0, kw_only=True, converter=_optional_number, validator=_check_report)
@@ -257,6 +254,9 @@ class ContextOptions:
 
     trace: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
     """File for a trace of the run, in the Chrome trace-event format. None means disabled."""
+
+    report: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
+    """File for an HTML page about the run, written when the context closes. None means disabled."""
 
     forkserver_preload: tuple[str, ...] = attrs.field(
         default=(), kw_only=True, converter=_names, validator=[_check_names, _check_modules]

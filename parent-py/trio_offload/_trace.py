@@ -21,6 +21,7 @@ import collections
 import json
 import logging
 import os
+import tempfile
 import threading
 import time
 from typing import Any, Final
@@ -39,8 +40,10 @@ class TraceWriter:
     Thread-safe. Times are from ``time.monotonic()``.
     """
 
-    def __init__(self, path: str, memory_limit: int | None = None) -> None:
+    def __init__(self, path: str | None, memory_limit: int | None = None, *, is_kept: bool = False) -> None:
+        """Write to ``path``. None means a temporary file. With ``is_kept`` it can be read back."""
         self._path = path
+        self._is_kept = is_kept
         self._memory_limit = memory_limit
         # Events to write; None closes the file. A signal handler may add events during a write.
         self._events: collections.deque[bytes | None] = collections.deque()
@@ -49,6 +52,7 @@ class TraceWriter:
         self._origin = time.monotonic()
         self._process = os.getpid()
         self._descriptor = -1
+        self._kept = -1  # another descriptor of the file
 
     def open(self) -> None:
         """Create the file, or overwrite it.
@@ -57,13 +61,23 @@ class TraceWriter:
             ValueError: the file cannot be written.
         """
         try:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            self._descriptor = self._open()
+            if self._is_kept:
+                self._kept = os.dup(self._descriptor)
         except OSError as error:
-            raise ValueError(f"trace={self._path!r} cannot be written: {error.strerror}") from error
+            what = "a temporary file" if self._path is None else f"trace={self._path!r}"
+            raise ValueError(f"{what} cannot be written: {error.strerror}") from error
         facts: dict[str, Any] = {"name": "trio-offload"}
         if self._memory_limit is not None:
             facts["memory_limit"] = self._memory_limit
         self._write("[\n" + self._event("process_name", "M", self._process, None, facts))
+
+    def _open(self) -> int:
+        if self._path is None:
+            with tempfile.TemporaryFile() as file:  # has no name: it ends with the process
+                return os.dup(file.fileno())
+        mode = os.O_RDWR if self._is_kept else os.O_WRONLY
+        return os.open(self._path, mode | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
     def worker_started(self, pid: int, began: float, ready: float) -> None:
         """Record that a worker became ready for its first job."""
@@ -100,8 +114,21 @@ class TraceWriter:
         """Close the file and drop later events. May be called again."""
         self._write("\n]\n", None)
 
+    def read_back(self) -> str:
+        """Return the events of a closed trace, once. It must be one that is kept.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with open(self._kept, encoding="ascii") as file:
+            self._kept = -1
+            file.seek(0)
+            return file.read()
+
     def __del__(self) -> None:
         self._close()
+        if self._kept != -1:
+            os.close(self._kept)
 
     def _add_slice(self, name: str, category: str, pid: int, began: float, ended: float, args: dict[str, Any]) -> None:
         duration = max(0.0, round((ended - began) * _MICROSECONDS, 3))

@@ -156,7 +156,8 @@ def test_report_of_a_map(tmp_path: Path) -> None:
         (["report", "none.json"], "cannot read none.json: No such file or directory"),
         (["report", "other.json"], "other.json is no trace of trio-offload: its first line"),
         (["report", "run.json", "-o", "none/run.html"], "cannot write none/run.html: No such file or directory"),
-        (["map", "json:loads", "1", "--report", "none/run.html"], "cannot write none/run.html"),
+        (["map", "json:loads", "1", "--report", "none/run.html"], "cannot write none/run.html: No such file or directory"),
+        (["map", "json:loads", "1", "--report", "."], "cannot write .: Is a directory"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:

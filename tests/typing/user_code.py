@@ -241,9 +241,12 @@ async def contexts() -> None:
         assert_type(context.memory_limit, int | None)
         assert_type(context.report_interval, float)
         assert_type(context.crash_dir, str | None)
+        assert_type(context.report, str | None)
         assert_type(context.trace, str | None)
         assert_type(context.forkserver_preload, tuple[str, ...])
-    async with cache_scope(5, nothing, nothing, 3, WorkerType.SPAWN, crash_dir=Path("crashes"), trace="run.json"):
+    async with cache_scope(
+        5, nothing, nothing, 3, WorkerType.SPAWN, crash_dir=Path("crashes"), trace="run.json", report="run.html"
+    ):
         pass
     async with open_worker_context(
         worker_type=WorkerType.FORKSERVER, forkserver_preload=["json"], forkserver_threads=(name for name in ["io*"])

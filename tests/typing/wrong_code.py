@@ -64,6 +64,8 @@ async def wrong_options_of_a_context() -> None:
         pass
     async with open_worker_context(trace=5):  # type: ignore[arg-type]
         pass
+    async with open_worker_context(report=5):  # type: ignore[arg-type]
+        pass
     async with open_worker_context(forkserver_preload=5):  # type: ignore[arg-type]
         pass
     async with open_worker_context(forkserver_threads=[5]):  # type: ignore[list-item]

@@ -6,8 +6,8 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 
+from .._report.file import check_packages, check_path
 from .exit_status import CommandError, ExitStatus
 
 
@@ -16,7 +16,7 @@ def run_report(trace: str, output: str | None) -> ExitStatus:
 
     ``output`` is the page's path. None means the trace's, with the suffix ``.html``.
     """
-    _check_plotly()
+    _check_packages()
     path = f"{trace.removesuffix('.json')}.html" if output is None else output
     _write_page(trace, path, os.path.basename(trace))
     print(path)
@@ -25,23 +25,32 @@ def run_report(trace: str, output: str | None) -> ExitStatus:
 
 @contextlib.contextmanager
 def traced_for_report(trace: str | None, report: str | None, title: str) -> Iterator[str | None]:
-    """Return the path of the trace for a run. At the end of the run the ``report`` is written."""
+    """Return the path of a run's trace. At its end, also by an error, write the report."""
     if report is None:
         yield trace
         return
-    _check_plotly()
-    # Now, so that an hour's run does not end with this.
-    if not os.access(report if os.path.exists(report) else os.path.dirname(report) or ".", os.W_OK):
-        raise CommandError(f"cannot write {report}")
+    _check_packages()
+    try:
+        check_path(report)
+    except ValueError as error:
+        why = error.__cause__
+        raise CommandError(f"cannot write {report}: {getattr(why, 'strerror', None) or error}") from None
     with tempfile.TemporaryDirectory(prefix="trio-offload-") as folder:
         path = trace or os.path.join(folder, "trace.json")
-        yield path
+        try:
+            yield path
+        except CommandError:
+            with contextlib.suppress(CommandError):  # a run that did not begin has no trace
+                _write_page(path, report, title)
+            raise
         _write_page(path, report, title)
 
 
-def _check_plotly() -> None:
-    if find_spec("plotly") is None:
-        raise CommandError("a report needs plotly: pip install 'trio-offload[report]'")
+def _check_packages() -> None:
+    try:
+        check_packages()
+    except ModuleNotFoundError as error:
+        raise CommandError(str(error)) from None
 
 
 def _write_page(trace: str, path: str, title: str) -> None:

@@ -220,6 +220,9 @@ class WorkerPool:
                 await self.cache.shutdown(grace_period)
             finally:
                 self._close_trace()
+                if self.launcher.report is not None:
+                    # Takes a second for many jobs. The default limiter may be used up.
+                    await trio.to_thread.run_sync(self.launcher.report.write, limiter=trio.CapacityLimiter(1))
 
         await run_shielded(close)
 
@@ -230,6 +233,8 @@ class WorkerPool:
             self.cache.shutdown_sync(grace_period)
         finally:
             self._close_trace()
+            if self.launcher.report is not None:
+                self.launcher.report.write()
 
     def dismiss(self) -> None:
         """Ask all idle workers to exit, and replace none from now on."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .._options import ContextOptions
     from .._pickling.payload import Payload
     from .._process.process import WorkerProcess
+    from .._report.file import ReportFile
     from .._trace import TraceWriter
     from .peer import Peer
     from .talker import Forwarder, Receiver
@@ -38,6 +39,8 @@ class Launcher(abc.ABC):
     def __init__(self, options: ContextOptions, trace: TraceWriter | None = None) -> None:
         self.options: Final = options
         self.trace: Final = trace
+        # The page that is written when the context closes.
+        self.report: ReportFile | None = None
         self.buffer_pool: Final = BufferPool()
         # Set before the first start, if the context forwards messages of jobs.
         self.forwarder: Forwarder | None = None
