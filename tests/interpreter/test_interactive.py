@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import json
 import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -131,6 +132,15 @@ def test_a_notebook(notebook: Any) -> None:
     # IPython reads what is written to the descriptor, and shows it.
     assert given[13]["stdout"] == "from the worker\n"
     assert given[16] == {"stdout": "gone\n"}
+
+
+def test_the_page_about_notebooks(notebook: Any) -> None:
+    """Its blocks are cells, and show below them what they print or give."""
+    page = (PROGRAMS.parents[1] / "docs" / "notebooks.md").read_text()
+    pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    cells = re.findall(pattern, page, re.DOTALL | re.MULTILINE)
+    given = notebook(*(cell for cell, _ in cells))
+    assert ["".join(outputs.values()).rstrip("\n") for outputs in given] == [shown.rstrip("\n") for _, shown in cells]
 
 
 SCRIPT = """
