@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import configparser
+import json
 import os
 import re
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from running import run, write
+from running import PROGRAMS, plain_environment, run, started, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 BIN = Path(sys.executable).parent
@@ -65,4 +71,106 @@ def test_pyinstaller(tmp_path: Path) -> None:
 
 
 def test_sessions_are_found() -> None:
-    assert [len(sessions(page)) for page in ("scripts.md", "pyinstaller.md")] == [3, 2]
+    assert [len(sessions(page)) for page in ("scripts.md", "pyinstaller.md", "cluster.md")] == [3, 2, 1]
+
+
+CONFINE = """
+mount --make-rprivate /
+mount -t proc -o hidepid=2,subset=pid proc /proc
+mount -o remount,bind,ro /
+for place in $(awk '$2 !~ "^/(proc|sys|dev)" && $2 != "/" { print $2 }' /proc/mounts); do
+    mount -o remount,bind,ro "$place" || exit 1
+done
+! touch "$PWD/file" 2>/dev/null || exit 2
+exec "$@"
+"""
+
+
+@pytest.fixture
+def confined() -> list[str]:
+    """Begins a command that runs a program as PID 1, with a part of /proc, on file systems that are read-only."""
+    namespaces = ["unshare", "--mount", "--pid", "--fork", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*namespaces, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this system does not give its users namespaces")
+    return [*namespaces, "sh", "-c", CONFINE, "sh", sys.executable]
+
+
+@pytest.mark.parametrize("kind", ["spawn", "forkserver", "fork"])
+def test_a_program_that_is_confined(tmp_path: Path, confined: list[str], kind: str) -> None:
+    assert run([*confined, PROGRAMS / "confined.py", kind], folder=tmp_path).lines() == [
+        "job",
+        "crash",
+        "timeout",
+        "ceiling",
+    ]
+
+
+def test_a_service_as_pid_1(tmp_path: Path, confined: list[str]) -> None:
+    (program,) = blocks("containers.md", "python")
+    script = write(tmp_path / "service.py", program)
+    with started([*confined, script], folder=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1229\n"
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        assert process.stdout.read().splitlines()[-1] == "stopped"
+    assert process.returncode == 0
+
+
+def test_unit_file() -> None:
+    """The limits in it are those that the page computes."""
+    (unit,) = blocks("containers.md", "ini")
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(unit)
+    service = parser["Service"]
+    assert (service["KillMode"], service["OOMPolicy"]) == ("mixed", "continue")
+    (program,) = blocks("containers.md", "python")
+    limit, idle = re.search(r'memory_limit="(\d+)MiB", min_idle=(\d)', program).groups()  # type: ignore[union-attr]
+    workers = int(service["CPUQuota"].removesuffix("%")) // 100 + int(idle)
+    assert int(service["MemoryMax"].removesuffix("G")) * 1024 > 200 + workers * int(limit)
+
+
+def test_parts_of_the_input(tmp_path: Path) -> None:
+    """By hand, and by the script for Slurm, whose ``srun`` is one that starts a task after the other."""
+    function, _ = blocks("cluster.md", "python")
+    write(tmp_path / "primes.py", function)
+    ((commands, shown),) = sessions("cluster.md")
+    assert typed(commands, tmp_path) == shown
+    lines = [path.read_text() for path in sorted(tmp_path.glob("done.*"))]
+    for path in tmp_path.glob("done.*"):
+        path.write_text("")
+    tasks = 'while [[ $1 == --* ]]; do shift; done; for SLURM_PROCID in 0 1; do export SLURM_PROCID; "$@"; done'
+    (script,) = blocks("cluster.md", "bash")
+    typed(f"srun() {{ {tasks}; }}\n{script}", tmp_path)
+    again = [path.read_text() for path in sorted(tmp_path.glob("done.*"))]
+    assert [items_of(text) for text in again] == [items_of(text) for text in lines]
+    assert [len(items) for items in map(items_of, again)] == [2, 2]
+
+
+def items_of(lines: str) -> list[tuple[int, int]]:
+    return [(line["item"], line["value"]) for line in map(json.loads, lines.splitlines())]
+
+
+def test_programs_that_talk(tmp_path: Path) -> None:
+    """A node that is killed loses the item in hand, and another node does the rest."""
+    _, program = blocks("cluster.md", "python")
+    script = write(tmp_path / "nodes.py", program)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ["127.0.0.1", str(free.getsockname()[1])]
+    options: dict[str, Any] = {"folder": tmp_path, "stdout": subprocess.PIPE, "text": True}
+    options["environment"] = plain_environment(NODES_KEY="secret")
+    begin = [sys.executable, script]
+    endless, limits = "1000000000", ["1000", "2000", "3000", "4000"]
+    with started([*begin, "coordinate", *address, "100", endless, *limits], **options) as coordinator:
+        assert coordinator.stdout is not None
+        assert coordinator.stdout.readline() == "listening\n"
+        # One processor, so one lane: the endless item is the only one in hand.
+        one = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
+        with started([*one, *begin, "work", *address], **options) as node:
+            assert coordinator.stdout.readline() == "100 25\n"
+            node.kill()
+        assert coordinator.stdout.readline() == f"{endless} lost: its node is gone\n"
+        with started([*begin, "work", *address], **options):
+            assert sorted(coordinator.stdout.read().splitlines()) == ["1000 168", "2000 303", "3000 430", "4000 550"]
+    assert coordinator.returncode == 0
