@@ -1,12 +1,10 @@
-"""End to end: the README's program and those in ``examples/`` run by themselves and print what they promise."""
+"""End to end: the programs in ``examples/`` run by themselves and print what they promise."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -20,7 +18,7 @@ import pytest
 from cli_support import COMMAND, PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES, README = ROOT / "examples", ROOT / "README.md"
+EXAMPLES = ROOT / "examples"
 
 
 def run_example(name: str, folder: Path, *arguments: str) -> str:
@@ -31,77 +29,6 @@ def run_example(name: str, folder: Path, *arguments: str) -> str:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout
-
-
-def guarded_programs() -> list[Any]:
-    """The whole programs in docs/, which their guard tells from fragments."""
-    pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
-    blocks = [
-        (path.name, *found)
-        for path in sorted((ROOT / "docs").glob("*.md"))
-        for found in re.findall(pattern, path.read_text(), re.DOTALL | re.MULTILINE)
-    ]
-    return [
-        pytest.param(*found, id=name) for name, *found in blocks if "async def main" in found[0] and "__name__" in found[0]
-    ]
-
-
-@pytest.mark.parametrize(("program", "printed"), guarded_programs())
-def test_program_of_a_page(tmp_path: Path, program: str, printed: str) -> None:
-    """It prints what the page shows below it, except for times. Otherwise it prints a number."""
-    (tmp_path / "program.py").write_text(program)
-    ran = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    if printed:
-        assert re.sub(r"\d\.\d+", "0.0", ran.stdout) == re.sub(r"\d\.\d+", "0.0", printed)
-    else:
-        assert ran.stdout.strip().isdigit()
-
-
-def test_page_about_testing(tmp_path: Path) -> None:
-    """Its first block is a module, its second one the tests of that."""
-    page = (ROOT / "docs" / "testing.md").read_text()
-    module, tests = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    (tmp_path / "thumbnails.py").write_text(module)
-    (tmp_path / "test_thumbnails.py").write_text(tests)
-    (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
-    pytest_program = Path(sys.executable).with_name("pytest")
-    ran = subprocess.run([pytest_program, "-q"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
-    assert ran.returncode == 0, ran.stdout
-    assert "5 passed" in ran.stdout
-
-
-def block_of_readme(language: str) -> str:
-    """The only block of that language, in which README.md shows a user what to type or to expect."""
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    return str(block)
-
-
-def test_program_of_the_readme(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text(block_of_readme("python"))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    ran = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert (ran.returncode, ran.stderr, ran.stdout) == (0, "", block_of_readme("text"))
-
-
-def test_command_of_the_readme(tmp_path: Path) -> None:
-    """Its first one, and all that it prints; the last one shows the machine, so its lines are not there."""
-    (block,) = re.findall(r"^```console\n\$ (trio-offload .*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    command, *printed = block.partition("\n$ ")[0].splitlines()
-    name, *arguments = shlex.split(command)
-    assert name == "trio-offload"
-    ran = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert [without_figures(line) for line in ran.stdout.splitlines()] == [without_figures(line) for line in printed]
-
-
-def without_figures(line: str) -> str:
-    """A line of ``map`` with names instead of the figures that differ from run to run."""
-    return re.sub(r'"(seconds|peak_rss|pid)": [\d.]+', r'"\1": …', line)
 
 
 def test_each_example_has_its_test_here() -> None:
