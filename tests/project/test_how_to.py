@@ -1,4 +1,4 @@
-"""End to end: the sessions in a shell that pages of docs/ show, typed as a reader types them."""
+"""End to end: blocks of docs/ that `test_blocks.py` cannot run by itself: services, builds, several programs, confinement."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def sessions(page: str) -> list[tuple[str, str]]:
-    """For each block: the commands, and all that they print together."""
+    """For each block: the commands, and all that they print together. Installers are left out."""
     found = []
     for block in blocks(page, "console"):
         lines = [line for line in block.splitlines(keepends=True) if "pip install" not in line]
-        typed = "".join(line[2:] for line in lines if line.startswith("$ "))
-        found.append((typed, "".join(line for line in lines if not line.startswith("$ "))))
-    return [session for session in found if session[0]]
+        commands = "".join(line[2:] for line in lines if line.startswith("$ "))
+        found.append((commands, "".join(line for line in lines if not line.startswith("$ "))))
+    return found
 
 
 def typed(commands: str, folder: Path) -> str:
@@ -42,15 +42,12 @@ def typed(commands: str, folder: Path) -> str:
 
 
 def test_from_a_script(tmp_path: Path) -> None:
-    program, without_trio = blocks("scripts.md", "python")
+    """Each way to start it that the page names, and the error without a guard."""
+    program, _ = blocks("scripts.md", "python")
     write(tmp_path / "primes.py", program)
-    for commands, shown in sessions("scripts.md"):
-        assert typed(commands, tmp_path) == shown
-    printed, error, lengths = blocks("scripts.md", "text")
+    printed, error, _ = blocks("scripts.md", "text")
     for command in ("python primes.py", "python -m primes", "python < primes.py", 'python -c "$(cat primes.py)"'):
         assert typed(command, tmp_path) == printed
-    write(tmp_path / "lengths.py", without_trio)
-    assert typed("python lengths.py", tmp_path) == lengths
     write(tmp_path / "bare.py", program.replace('if __name__ == "__main__":\n    ', ""))
     assert " ".join(error.split()) in run([sys.executable, "bare.py"], folder=tmp_path, expect=1).stderr
 
@@ -68,10 +65,6 @@ def test_pyinstaller(tmp_path: Path) -> None:
     write(tmp_path / "primes.spec", spec.replace('["tkinter"]', repr(["tkinter", *excluded])))
     (tmp_path / "dist" / "primes").unlink()
     assert typed(with_spec[0].replace("pyinstaller", "pyinstaller --noconfirm"), tmp_path) == with_spec[1]
-
-
-def test_sessions_are_found() -> None:
-    assert [len(sessions(page)) for page in ("scripts.md", "pyinstaller.md", "cluster.md")] == [3, 2, 1]
 
 
 CONFINE = """
@@ -131,7 +124,7 @@ def test_unit_file() -> None:
 
 
 def test_parts_of_the_input(tmp_path: Path) -> None:
-    """By hand, and by the script for Slurm, whose ``srun`` is one that starts a task after the other."""
+    """By the page's commands, and by its script for Slurm with an ``srun`` that starts one task after the other."""
     function, _ = blocks("cluster.md", "python")
     write(tmp_path / "primes.py", function)
     ((commands, shown),) = sessions("cluster.md")
