@@ -1,4 +1,60 @@
-"""Run synchronous functions in worker processes and await them from Trio."""
+"""Run synchronous functions in worker processes and await them from Trio.
+
+What to use:
+
+===============================  =================================================================
+run_sync                         one call
+map, starmap                     one function for many items
+stream                           the values of a generator function, one by one
+open_process                     one long job, with a channel in each direction
+open_actor                       an object that lives in a worker, such as a loaded model
+-------------------------------  -----------------------------------------------------------------
+open_worker_context              workers with options: memory_limit, init, retire, idle_timeout
+cache_scope                      such workers for all calls of a block
+configure_default_context        options for all other calls
+retire_when                      conditions for ``retire``: memory, number of jobs, age
+prewarm                          workers that are ready before the first call
+current_default_worker_limiter   the limit for the number of simultaneous calls
+default_context_statistics       the workers of the default context, and counters
+-------------------------------  -----------------------------------------------------------------
+callback, share                  functions and objects of this program that jobs call
+open_channel, WorkQueue          items between tasks and jobs
+Lock, RLock, Condition, Event    locks and signals between tasks and jobs; also Semaphore,
+                                 BoundedSemaphore, CapacityLimiter and Barrier
+SharedArray, SharedCounter       memory that this program and its jobs share
+===============================  =================================================================
+
+A call raises the exception of its job, or one of these:
+
+===============================  =================================================================
+BrokenWorkerError                the worker died; ``crash`` has the facts and the Python stack
+WorkerMemoryError                the job was above a memory limit
+WorkerTimeoutError               the job took longer than its ``timeout``
+WorkerStartError, LocateError    no worker could be started
+JobExitError                     the job called :func:`sys.exit`, or raised another such exception
+RemoteError                      the job's exception could not be pickled
+===============================  =================================================================
+
+A job imports :mod:`trio_offload_worker.from_worker` to talk to this program, and to notice that it
+is cancelled. :mod:`trio_offload.connection` speaks with programs that use
+``multiprocessing.connection``. Times are in seconds. Sizes are in bytes, or text such as
+``"500MiB"``.
+
+::
+
+    import math
+
+    import trio
+    import trio_offload
+
+
+    async def main():
+        print(await trio_offload.run_sync(math.gcd, 12, 18))
+
+
+    if __name__ == "__main__":
+        trio.run(main)
+"""
 
 import sys as _sys
 import typing as _typing
@@ -118,7 +174,7 @@ __all__ = [
 
 # Names for jobs that talk and work that lives, each with its module. They are imported when they
 # are used first.
-_MODULES: _typing.Final = {
+_MODULES = {
     "Actor": "_actors.actor",
     "ActorStatistics": "_actors.statistics",
     "Barrier": "_sync.barriers",

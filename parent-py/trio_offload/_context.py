@@ -12,7 +12,7 @@ import trio
 from trio import CapacityLimiter
 from trio.lowlevel import checkpoint_if_cancelled, current_task
 
-from ._documented import documented, shows_progress
+from ._documented import DocumentedType, documented, shows_progress
 from ._late_methods import LateMethods
 from ._launch.select import launcher_for
 from ._limiter import Limiter, current_default_worker_limiter
@@ -44,13 +44,14 @@ ResultType = TypeVar("ResultType")
 ContextType = TypeVar("ContextType")
 
 
-class _NoPublicConstructor(type):
-    """Instances are made with ``_create`` only."""
+class _NoPublicConstructor(DocumentedType):
+    # Instances are made with `_create` only. A docstring would hide the base's property.
+    __doc__ = DocumentedType.__doc__
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (a metaclass)
         raise TypeError(f"{cls.__module__}.{cls.__qualname__} has no public constructor; use open_worker_context()")
 
-    def _create(cls: type[ContextType], options: ContextOptions) -> ContextType:
+    def _create(cls: type[ContextType], options: ContextOptions) -> ContextType:  # noqa: N805
         return super().__call__(options)  # type: ignore[misc,no-any-return]
 
 
@@ -60,6 +61,8 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
 
     The options are attributes, under the names of the parameters of that function.
     """
+
+    _is_constructible = False
 
     _pool: WorkerPool
     # Parts of the pool and its launcher. A call saves two attributes for each.

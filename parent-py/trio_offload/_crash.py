@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import attrs
 
+from trio_offload_worker import PublicType
+
 from ._documented import documented
 from ._sizes import readable_size
 
@@ -22,7 +24,7 @@ _TAIL: Final = 4096  # bytes
 
 @documented
 @attrs.frozen
-class CrashRecord:
+class CrashRecord(metaclass=PublicType):
     """The facts about a worker that ended before it answered. May be pickled."""
 
     pid: int

@@ -1,4 +1,4 @@
-"""Show in :func:`help` what a definition hides: strings below attributes, and a parameter.
+"""Show in :func:`help` what users need: public members, strings below attributes, a parameter.
 
 Python drops a string below an attribute or enumeration member, and editors read it from the source.
 So does this module, when somebody asks for the class's ``__doc__``: the text stays in one place,
@@ -7,25 +7,62 @@ and the import costs nothing. Without source (in a frozen app), the class's own 
 
 from __future__ import annotations
 
+import abc
 import enum
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+
+from trio_offload_worker import PublicType
 
 ClassType = TypeVar("ClassType", bound=type)
 FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 
 
+class PublicABCType(PublicType, abc.ABCMeta):
+    """As :class:`PublicType`, for classes with an abstract base."""
+
+
+class PublicEnumType(PublicType, enum.EnumMeta):
+    """As :class:`PublicType`, for enumerations. It shows members, without methods of ``str``."""
+
+    def __dir__(cls) -> list[str]:
+        return [*cls.__members__]
+
+
+class DocumentedType(PublicType):
+    """As :class:`PublicType`, for classes whose attributes are not slots.
+
+    `pydoc` reads the docstring of a class past its type, unless the type has a property for it.
+    """
+
+    @property
+    def __doc__(cls) -> str | None:  # noqa: N805 (a metaclass)
+        docstring: _Docstring | str | None = vars(cls)["__doc__"]
+        return docstring.__get__(None, cls) if isinstance(docstring, _Docstring) else docstring
+
+    @__doc__.setter
+    def __doc__(cls, docstring: str | None) -> None:  # noqa: N805
+        vars(type)["__doc__"].__set__(cls, docstring)
+
+
 def documented(cls: ClassType) -> ClassType:
-    """Let the docstring of a class include its attributes, inherited ones too."""
+    """Let the docstring of a class include its attributes, inherited ones too.
+
+    `pydoc` shows the strings of slots beside their names, as it does for ``__slots__`` in a
+    dictionary.
+    """
     # Absent under -OO.
     if cls.__doc__ is not None:
         docstring = _Docstring(cls.__doc__)
         # As it is before `__init__.py` sets `__module__` to the package.
         docstring.place = cls.__module__, cls.__qualname__
         cls.__doc__ = docstring
+        slots = vars(cls).get("__slots__")
+        if slots:
+            cls.__slots__ = _Slots(docstring, slots)  # type: ignore[attr-defined]
     return cls
 
 
@@ -69,6 +106,17 @@ class _Docstring(str):
     def attributes(self) -> dict[str, str]:
         """Return the strings below the attributes of this class, by name."""
         return _read(*self.place)
+
+
+class _Slots(dict[str, str]):
+    """The ``__slots__`` of a class, with the strings below its attributes, read on demand."""
+
+    def __init__(self, docstring: _Docstring, names: Iterable[str]) -> None:
+        super().__init__(dict.fromkeys(names, ""))
+        self._docstring = docstring
+
+    def __getitem__(self, name: str) -> str:
+        return self._docstring.attributes().get(name) or super().__getitem__(name)
 
 
 def _joined(text: str, attributes: dict[str, str]) -> str:

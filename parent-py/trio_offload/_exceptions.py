@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from ._crash import CrashRecord
-from ._documented import documented
+from ._documented import DocumentedType, documented
 
 if TYPE_CHECKING:
     from ._process.process import WorkerProcess
 
 
 @documented
-class ErrorOfItem:
+class ErrorOfItem(metaclass=DocumentedType):
     """The attributes that each exception of an item of a ``map`` gets, for type checkers."""
 
     item: Any = None
@@ -200,7 +200,7 @@ class RemoteError(RuntimeError, ErrorOfItem):
 
 
 @documented
-class AbandonedLockError(trio.BrokenResourceError):
+class AbandonedLockError(trio.BrokenResourceError, metaclass=DocumentedType):
     """The holder of a lock died with it, or ended without its release.
 
     The data that the lock guards may be half changed. ``recover()`` of the lock, once that is
@@ -216,7 +216,7 @@ class AbandonedLockError(trio.BrokenResourceError):
 
 
 @documented
-class DeadlockError(RuntimeError):
+class DeadlockError(RuntimeError, metaclass=DocumentedType):
     """A wait would never end: its end depends on the task or the job that wants to wait.
 
     The message names the chain. Nothing was taken.
@@ -224,7 +224,7 @@ class DeadlockError(RuntimeError):
 
 
 @documented
-class BrokenBarrierError(RuntimeError):
+class BrokenBarrierError(RuntimeError, metaclass=DocumentedType):
     """A barrier will not be reached by all its parties: one of them died, or it was aborted."""
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar
 
 import attrs
 
-from ._documented import documented
+from ._documented import PublicEnumType, documented
 from ._limiter import Limiter
 from ._sizes import check_count, check_modules, check_output, check_seconds, parse_levels, parse_size
 
@@ -34,7 +34,7 @@ MIN_REPORT_INTERVAL: Final = 0.01  # seconds; memory use changes little in less
 
 
 @documented
-class WorkerType(str, enum.Enum):
+class WorkerType(str, enum.Enum, metaclass=PublicEnumType):
     """How a context starts its workers."""
 
     SPAWN = "spawn"

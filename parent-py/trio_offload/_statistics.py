@@ -7,6 +7,8 @@ from typing import Literal
 
 import attrs
 
+from trio_offload_worker import PublicType
+
 from ._documented import documented
 
 
@@ -25,7 +27,7 @@ class Figures:
 
 @documented
 @attrs.frozen
-class JobProgress:
+class JobProgress(metaclass=PublicType):
     """How far a job is, by its own ``from_worker.progress``."""
 
     done: float
@@ -47,7 +49,7 @@ class JobProgress:
 
 @documented
 @attrs.frozen
-class WorkerStatistics:
+class WorkerStatistics(metaclass=PublicType):
     """One worker at one moment."""
 
     pid: int
@@ -87,7 +89,7 @@ class WorkerStatistics:
 
 @documented
 @attrs.frozen
-class WorkerContextCounters:
+class WorkerContextCounters(metaclass=PublicType):
     """What has happened in a context since it was made. Each number only grows.
 
     A call is counted once it has ended in a worker, with one outcome. A chunk of a ``map`` is one
@@ -128,10 +130,10 @@ class WorkerContextCounters:
     """Workers that were killed because their call was cancelled or timed out."""
 
     seconds_waited: float = 0.0
-    """Time that calls have waited for a token of their limiter, and for a new worker."""
+    """Seconds that calls have waited for a token of their limiter, and for a new worker."""
 
     seconds_run: float = 0.0
-    """Time that workers had a call, from its sending to its outcome."""
+    """Seconds that workers had a call, from its sending to its outcome."""
 
 
 def sum_counters(parts: Iterable[WorkerContextCounters]) -> WorkerContextCounters:
@@ -141,7 +143,7 @@ def sum_counters(parts: Iterable[WorkerContextCounters]) -> WorkerContextCounter
 
 @documented
 @attrs.frozen
-class WaitingJob:
+class WaitingJob(metaclass=PublicType):
     """A request of a job that its parent has not answered yet."""
 
     pid: int
@@ -163,7 +165,7 @@ class WaitingJob:
 
 @documented
 @attrs.frozen
-class WorkerContextStatistics:
+class WorkerContextStatistics(metaclass=PublicType):
     """The workers of a context at one moment.
 
     Two of these are equal if their two numbers are, as in trio-parallel.

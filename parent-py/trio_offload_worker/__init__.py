@@ -1,7 +1,17 @@
-"""The Python code of the worker. Each module is imported when something first needs it.
+"""The part of trio-offload that jobs import. It imports nothing from Trio.
 
-A plain call imports nothing from here, and nothing here imports trio. Public functions:
-:func:`memory_info` for jobs and ``retire`` functions, :func:`single_threaded` for jobs.
+What to use in a job:
+
+======================  ===============================================================
+``from_worker``         talk to the parent: call it back, show progress, see a cancellation
+``handles``             the classes of locks, channels and so on, for annotations
+``memory_info``         the memory use of the worker, in bytes
+``resident_memory``     its resident memory only, in bytes, which is quicker
+``single_threaded``     a block without the worker's native thread
+======================  ===============================================================
+
+Use :func:`memory_info` in a ``retire`` function too. The other modules are private. Each is
+imported when something first needs it, and a plain call needs none.
 """
 
 from __future__ import annotations
@@ -10,17 +20,46 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+__all__ = ["MemoryInfo", "memory_info", "resident_memory", "single_threaded"]
 
-class MemoryInfo:
-    """The memory use of a process, in bytes.
+_BY_SYNTAX = frozenset(
+    f"__{name}__" for name in ("aenter", "aexit", "aiter", "anext", "enter", "exit", "iter", "next", "len", "call", "array")
+)
 
-    Attributes:
-        rss: Resident memory.
-        peak_rss: Highest resident memory so far.
-        vms: Size of the address space.
+
+class PublicType(type):
+    """The type of public classes. ``dir()`` and ``help()`` show their public members only.
+
+    Those are the names without an underscore in front, and the methods behind ``with``, ``for``,
+    ``len()`` and the like. `pydoc` would show all special names, attrs' own ones too.
     """
 
-    __slots__ = ("peak_rss", "rss", "vms")
+    _internal: frozenset[str] = frozenset()
+    """Names of other members that are for trio-offload itself."""
+    _is_constructible = True
+    """False if a function makes the instances. The help shows no parameters of the class then."""
+
+    def __dir__(cls) -> list[str]:
+        names = set(super().__dir__()) - cls._internal
+        return [name for name in names if not name.startswith("_") or name in _BY_SYNTAX]
+
+    @property
+    def __signature__(cls) -> Any:
+        if cls._is_constructible:
+            raise AttributeError  # it is the signature of `__init__`
+        import inspect
+
+        return inspect.Signature()
+
+
+class MemoryInfo(metaclass=PublicType):
+    """The memory use of a process, in bytes."""
+
+    __slots__ = {  # noqa: RUF023 (in the order of the parameters)
+        "rss": "Resident memory, in bytes.",
+        "peak_rss": "Highest resident memory so far, in bytes.",
+        "vms": "Size of the address space, in bytes.",
+    }
 
     def __init__(self, rss: int, peak_rss: int, vms: int) -> None:
         self.rss = rss
@@ -59,7 +98,7 @@ def memory_info() -> MemoryInfo:
     return MemoryInfo(rss, max(rss, wanted[b"VmHWM"]), wanted[b"VmSize"])
 
 
-class single_threaded:  # noqa: N801 (used as a function)
+class single_threaded(metaclass=PublicType):  # noqa: N801 (used as a function)
     """Run a block without the worker's native thread, so that only the job's threads exist.
 
     The worker executable has a native thread that watches over running jobs. It steps aside without

@@ -24,6 +24,7 @@ from _thread import _local
 from time import monotonic
 from time import sleep as _sleep
 
+from . import PublicType
 from ._protocol.frames import STEP_AT
 from ._requests.errors import (
     AbandonedLockError,
@@ -199,7 +200,7 @@ def sleep(seconds: float) -> None:
         _sleep(seconds)
 
 
-class shielded:  # noqa: N801 (used as a function)
+class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
     """Run a block in which this thread can talk to the parent although the call is cancelled.
 
     It is for cleaning up. ::
@@ -264,7 +265,7 @@ def track(iterable: Iterable[ItemType], total: float | None = None) -> Iterator[
     return track_with(iterable, total, progress)
 
 
-class Job:
+class Job(metaclass=PublicType):
     """The running job. Made by :func:`job`."""
 
     def __init__(self, call: int, token: Any) -> None:

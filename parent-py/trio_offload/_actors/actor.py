@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from trio_offload_worker import PublicType
+
 from .._sizes import check_count
 from .._streams.stream import Stream
 from .._sync.handles import stand_in
@@ -16,13 +18,15 @@ if TYPE_CHECKING:
     from .statistics import ActorStatistics
 
 
-class Actor:
+class Actor(metaclass=PublicType):
     """An object that lives in a worker, from :func:`open_actor`.
 
     Its methods are the methods of the object's class, and are awaited. A job gets a stand-in as an
     argument, whose methods block. Special methods, such as ``__getitem__``, are awaited under their
     names here; in a job they work as usual.
     """
+
+    _is_constructible = False
 
     # Few names, because all others are the object's.
     __slots__ = ("__dict__", "__weakref__", "_host")

@@ -17,6 +17,8 @@ CALL: Final = "call "
 class Callee(Handle):
     """A handle whose methods jobs may call."""
 
+    _internal = Handle._internal | {"call_for_job", "call_for_thread", "details_of_stand_in"}
+
     kind: ClassVar[str] = "actor"
 
     def __init__(self, interface: Interface) -> None:

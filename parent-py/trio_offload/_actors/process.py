@@ -17,6 +17,7 @@ import outcome
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from trio_offload_worker import PublicType
 from trio_offload_worker._jobs.notes import add_note
 from trio_offload_worker._requests.processes import ProcessCall
 
@@ -94,14 +95,16 @@ def open_process(
 
 
 @final
-class Process(Generic[ResultType]):
+class Process(Generic[ResultType], metaclass=PublicType):
     """A process that runs one function, from :func:`open_process`.
 
     The function of ``Process[int]`` returns an `int`.
+
+    Attributes:
+        name: Name of the process, as it was passed or made.
     """
 
-    name: str
-    """Name for people."""
+    _is_constructible = False
 
     def __init__(
         self,

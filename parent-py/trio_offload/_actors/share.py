@@ -21,6 +21,8 @@ from .interface import Interface
 class SharedObject(Callee):
     """An object of this program that jobs may use, from :func:`share`."""
 
+    _is_constructible = False
+
     def __init__(self, shared: Any, methods: frozenset[str] | None) -> None:
         super().__init__(Interface(type(shared), methods, may_be_async=True))
         self._shared = shared

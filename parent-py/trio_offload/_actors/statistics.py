@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import attrs
 
+from trio_offload_worker import PublicType
+
 from .._documented import documented
 
 
 @documented
 @attrs.frozen
-class ActorStatistics:
+class ActorStatistics(metaclass=PublicType):
     """An actor at one moment."""
 
     pid: int | None

@@ -14,6 +14,7 @@ from typing import Any, final
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._documented import PublicABCType
 from .digests import CHALLENGE
 from .endpoints import Endpoint, has_input
 from .passing import Passable
@@ -21,7 +22,7 @@ from .wire import Inbox, Outbox
 
 
 @final
-class Connection(Passable, trio.abc.Channel[Any]):
+class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
     """One end of a connection, whose other end may be a ``multiprocessing.connection.Connection``.
 
     Made by :func:`open_client`, :func:`listen`, :func:`serve`, :func:`pipe` and :func:`adopt`. It
@@ -38,6 +39,8 @@ class Connection(Passable, trio.abc.Channel[Any]):
             ``json.loads``, if the other side is not trusted: unpickling runs its code.
         remote_address: Address of the other end, if a listener has accepted this one.
     """
+
+    _is_constructible = False
 
     def __init__(self, endpoint: Endpoint, remote_address: Any = None) -> None:
         super().__init__(endpoint)

@@ -13,6 +13,8 @@ from typing import Any, Final, final
 
 import trio
 
+from trio_offload_worker import PublicType
+
 from .. import _clock
 from .addresses import Address, blocking, bound
 from .connection import Connection
@@ -36,7 +38,7 @@ _OF_ONE_CLIENT: Final = (
 
 
 @final
-class Listener:
+class Listener(metaclass=PublicType):
     """A socket that accepts connections, made by :func:`listen`.
 
     Iterate it for :class:`Connection` objects whose other end has proved that it knows the key.
@@ -44,6 +46,8 @@ class Listener:
     Attributes:
         address: The address, with the port that the system has chosen.
     """
+
+    _is_constructible = False
 
     def __init__(self, sock: socket.socket, security: Security, backlog: int) -> None:
         self.address: Any = sock.getsockname()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Passable(Handle):
     """The base of :class:`Connection`: a handle for jobs."""
 
+    _internal = Handle._internal | {"with_duplicate"}
+
     kind = "connection"
 
     def __init__(self, endpoint: Endpoint) -> None:

@@ -13,6 +13,7 @@ import attrs
 import outcome
 import trio
 
+from .._documented import PublicABCType
 from .failures import separate
 from .stall import Watch
 
@@ -62,12 +63,14 @@ class Work(Protocol):
         """Let an error name its items."""
 
 
-class Results(AsyncIterator[DeliveredType], Generic[DeliveredType]):
+class Results(AsyncIterator[DeliveredType], Generic[DeliveredType], metaclass=PublicABCType):
     """The results of a map, for ``async for``.
 
     A checkpoint if it waits, and once for each batch. Several loops, one after another, share the
     results. The results of ``Results[int]`` have the type `int`.
     """
+
+    _is_constructible = False
 
     __slots__ = ("_queue",)
 

@@ -29,6 +29,8 @@ class SharedArray(DescriptorHandle):
     to the same items. The memory has no name. It is freed with its last user, however that ends.
     """
 
+    _is_constructible = False
+
     kind: ClassVar[str] = "shared_array"
 
     @property

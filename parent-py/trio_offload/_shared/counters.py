@@ -30,6 +30,8 @@ class SharedCounter(DescriptorHandle):
         value: the value at the beginning.
     """
 
+    _internal = DescriptorHandle._internal | {"place_of"}
+
     kind: ClassVar[str] = "shared_counter"
 
     @property

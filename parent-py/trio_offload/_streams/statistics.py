@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import attrs
 
+from trio_offload_worker import PublicType
 
+from .._documented import documented
+
+
+@documented
 @attrs.frozen
-class StreamStatistics:
+class StreamStatistics(metaclass=PublicType):
     """Figures of a stream. Those of a generator that runs may be old when they are read."""
 
     received: int

@@ -20,6 +20,8 @@ import outcome
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from trio_offload_worker import PublicType
+
 from .._exceptions import is_interrupt
 from .values import LATE, Values, load
 
@@ -30,12 +32,14 @@ ValueType = TypeVar("ValueType", covariant=True)
 ResultType = TypeVar("ResultType", covariant=True)
 
 
-class Stream(Generic[ValueType, ResultType]):
+class Stream(Generic[ValueType, ResultType], metaclass=PublicType):
     """The values of a generator function that runs in a worker, made by :func:`stream`.
 
     It is an async context manager, and in the block an async iterator for one task.
     ``Stream[int, str]`` has values of the type `int`, and its generator returns a `str`.
     """
+
+    _is_constructible = False
 
     def __init__(self, start: Callable[[Values], Awaitable[ResultType]], window: int = 16, chunk: int | None = None) -> None:
         """Make a stream.

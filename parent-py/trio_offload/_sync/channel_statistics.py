@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from trio_offload_worker import PublicType
+
 from .._documented import documented
 from .channel_state import ChannelState
 from .queue_state import QueueState
@@ -11,7 +13,7 @@ from .queue_state import QueueState
 
 @documented
 @attrs.frozen
-class ChannelStatistics:
+class ChannelStatistics(metaclass=PublicType):
     """Statistics of a channel, see :meth:`SendChannel.statistics`."""
 
     current_buffer_used: int
@@ -34,7 +36,7 @@ class ChannelStatistics:
 
 @documented
 @attrs.frozen
-class WorkQueueStatistics:
+class WorkQueueStatistics(metaclass=PublicType):
     """Statistics of a work queue, see :meth:`WorkQueue.statistics`."""
 
     current_buffer_used: int

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._documented import PublicABCType
 from .._pickling.payload import refuse_if_repeated
 from . import pickled_items
 from .bounded_buffer import Item, Refusal
@@ -77,7 +78,7 @@ class _End(Handle):
 
 
 @final
-class SendChannel(_End, trio.abc.SendChannel[SendType]):
+class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType):
     """The sending end of a channel, made by :func:`open_channel`.
 
     Items are pickled by ``send``. So an item may change after it has been sent, and the receiver
@@ -89,6 +90,8 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
     Pass it to a job as an argument. The job gets a clone, which blocks where this one is awaited.
     It is closed when the job's call has ended.
     """
+
+    _is_constructible = False
 
     kind: ClassVar[str] = "send_channel"
     _end: SendEnd
@@ -191,7 +194,7 @@ class SendChannel(_End, trio.abc.SendChannel[SendType]):
 
 
 @final
-class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
+class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=PublicABCType):
     """The receiving end of a channel, made by :func:`open_channel`.
 
     A receive that need not wait lets other tasks run as a send does.
@@ -201,6 +204,8 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType]):
     reach its code go back to the front of the channel. Those that reached it are listed in
     :attr:`BrokenWorkerError.in_hand`, and are not received again.
     """
+
+    _is_constructible = False
 
     kind: ClassVar[str] = "receive_channel"
     _end: ReceiveEnd

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class DescriptorHandle(Handle):
     """A handle with one file descriptor. A job fetches a duplicate of it on demand."""
 
+    _internal = Handle._internal | {"fileno"}
+
     kind = "descriptor"
 
     def fileno(self) -> int:

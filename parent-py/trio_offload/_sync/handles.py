@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
+from trio_offload_worker import PublicType
+
 from .._pickling.payload import current_export
 from .._worker.requests import Death, Post, Request
 
@@ -68,8 +70,10 @@ def _let_pickles_find_handles() -> None:
         handles.resolvers.append(resolve)
 
 
-class Handle:
+class Handle(metaclass=PublicType):
     """The base of all handles."""
+
+    _internal = frozenset({"bind", "close_in_copy", "details", "grant", "grant_of_copy", "kind", "resolved"})
 
     kind: ClassVar[str]
     """The name of the job's class, in :mod:`trio_offload_worker._requests.handles`."""
@@ -234,6 +238,8 @@ _STAND_IN: Final = "_stand_in"
 
 class Acquirable(Handle):
     """A handle that is held in an ``async with`` block."""
+
+    _internal = Handle._internal | {"__enter__", "__exit__"}
 
     async def acquire(self) -> None:
         """Acquire it. The block begins then."""

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from trio_offload_worker import PublicType
+
+from .._documented import DocumentedType, documented
 from .._pickling.picklers import PROTOCOL
 from .._worker.peer import logger
 from . import pickled_items
@@ -21,9 +24,12 @@ if TYPE_CHECKING:
     from .._worker.requests import Death, Post, Request
 
 
+@documented
 @attrs.define(eq=False)
-class FailedItem:
+class FailedItem(metaclass=PublicType):
     """An item of a work queue that has failed."""
+
+    _is_constructible = False
 
     _pickled: pickled_items.PickledItem
     reason: str
@@ -35,8 +41,10 @@ class FailedItem:
         return self._pickled.load()
 
 
-class FailedItemsError(RuntimeError):
+class FailedItemsError(RuntimeError, metaclass=DocumentedType):
     """Items of a work queue have failed."""
+
+    _is_constructible = False
 
     def __init__(self, failed: tuple[FailedItem, ...]) -> None:
         super().__init__(failed)

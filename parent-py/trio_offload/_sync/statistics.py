@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 
+from trio_offload_worker import PublicType
+
 from .._documented import documented
 
 
@@ -17,7 +19,7 @@ def public_owner(owner: Hashable | None) -> Any:
 
 @documented
 @attrs.frozen
-class LockStatistics:
+class LockStatistics(metaclass=PublicType):
     """The state of a lock."""
 
     locked: bool
@@ -35,7 +37,7 @@ class LockStatistics:
 
 @documented
 @attrs.frozen
-class WaitStatistics:
+class WaitStatistics(metaclass=PublicType):
     """The state of an event, a semaphore or a barrier."""
 
     tasks_waiting: int
@@ -44,7 +46,7 @@ class WaitStatistics:
 
 @documented
 @attrs.frozen
-class CapacityLimiterStatistics:
+class CapacityLimiterStatistics(metaclass=PublicType):
     """The state of a capacity limiter."""
 
     borrowed_tokens: int
@@ -59,7 +61,7 @@ class CapacityLimiterStatistics:
 
 @documented
 @attrs.frozen
-class ConditionStatistics:
+class ConditionStatistics(metaclass=PublicType):
     """The state of a condition."""
 
     tasks_waiting: int

@@ -1,4 +1,4 @@
-"""The exceptions of jobs that talk to their parent, in a module without imports.
+"""The exceptions of jobs that talk to their parent, in a module that imports nothing else.
 
 Some stand for exceptions of Trio, which a worker does not import. If a job lets one escape, its
 caller gets Trio's exception of the same name.
@@ -8,13 +8,15 @@ caller gets Trio's exception of the same name.
 
 from __future__ import annotations
 
+from .. import PublicType
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from signal import Signals
     from typing import Any, NoReturn
 
 
-class Cancelled(BaseException):
+class Cancelled(BaseException, metaclass=PublicType):
     """The call of this job is cancelled. Let it escape: the caller gets Trio's ``Cancelled``.
 
     Only trio-offload makes one. The parent ignores it unless the call is cancelled.
@@ -34,30 +36,30 @@ def make_cancelled() -> Cancelled:
     return error
 
 
-class JobEndedError(RuntimeError):
+class JobEndedError(RuntimeError, metaclass=PublicType):
     """The job of this thread has ended, so the thread may not talk to the parent any more.
 
     ``from_worker.job().adopt()`` in the thread binds it to the job that runs now.
     """
 
 
-class RemoteError(RuntimeError):
+class RemoteError(RuntimeError, metaclass=PublicType):
     """Replaces an exception of the parent that could not be pickled, or not be unpickled here."""
 
 
-class WouldBlock(Exception):
+class WouldBlock(Exception, metaclass=PublicType):
     """The operation would have to wait. It stands for :exc:`trio.WouldBlock`."""
 
 
-class EndOfChannel(Exception):
+class EndOfChannel(Exception, metaclass=PublicType):
     """All senders are closed, and the channel is empty. It stands for :exc:`trio.EndOfChannel`."""
 
 
-class BrokenResourceError(Exception):
+class BrokenResourceError(Exception, metaclass=PublicType):
     """The other side is gone. It stands for :exc:`trio.BrokenResourceError`."""
 
 
-class ClosedResourceError(Exception):
+class ClosedResourceError(Exception, metaclass=PublicType):
     """This end is closed. It stands for :exc:`trio.ClosedResourceError`."""
 
 
@@ -75,9 +77,9 @@ class AbandonedLockError(BrokenResourceError):
     signal: Signals | None = None
 
 
-class DeadlockError(RuntimeError):
+class DeadlockError(RuntimeError, metaclass=PublicType):
     """The wait would close a circle of owners that wait for each other. It was not begun."""
 
 
-class BrokenBarrierError(RuntimeError):
+class BrokenBarrierError(RuntimeError, metaclass=PublicType):
     """The barrier is broken: a party died or gave up, or somebody has aborted it."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sys
 
+from .. import PublicType
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +37,10 @@ def attach(kind: str, id: int, *details: Any) -> Any:
     return cls(kind, id, *details)
 
 
-class JobHandle:
+class JobHandle(metaclass=PublicType):
     """A handle as a job has it. ``details`` are pickled with it."""
+
+    _is_constructible = False
 
     __slots__ = ("__weakref__", "_details", "_id", "_kind")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import PublicType
 from .named_calls import NamedCall
 from .requests import running_call
 
@@ -26,7 +27,7 @@ class ProcessCall(NamedCall):
             del _channels[call]
 
 
-class ProcessChannel:
+class ProcessChannel(metaclass=PublicType):
     """The channel between a process and the program, from :func:`from_worker.channel`.
 
     Iterate over it for the items that the program sends. The iteration ends after ``send_eof()`` in
@@ -34,6 +35,7 @@ class ProcessChannel:
     """
 
     __slots__ = ("_receive", "_send")
+    _is_constructible = False
 
     def __init__(self, send: SendChannel[Any], receive: ReceiveChannel[Any]) -> None:
         self._send = send

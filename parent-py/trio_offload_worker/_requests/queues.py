@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import PublicType
 from .errors import EndOfChannel
 from .handles import JobHandle
 from .pickles import dumps, result
@@ -23,7 +24,7 @@ else:
     from .channels import _OfSent as _OfItems
 
 
-class FailedItemsError(RuntimeError):
+class FailedItemsError(RuntimeError, metaclass=PublicType):
     """Items of a work queue have failed. ``reasons`` has the last failure of each."""
 
     def __init__(self, reasons: list[str]) -> None:
@@ -40,17 +41,15 @@ class FailedItemsError(RuntimeError):
         return f"an item of a work queue has failed: {self.reasons[0]}{more}"
 
 
-class Lease(_OfItems["ItemType"]):
+class Lease(_OfItems["ItemType"], metaclass=PublicType):
     """One item of a work queue, in the hands of this job.
 
     As a context manager it is :meth:`done` at the end of the block. After an exception it has
     failed.
-
-    Attributes:
-        item: The item.
     """
 
-    __slots__ = ("_id", "_is_over", "_request", "item")
+    __slots__ = {"_id": "", "_is_over": "", "_request": "", "item": "The item."}
+    _is_constructible = False
 
     def __init__(self, id: int, request: int, item: ItemType) -> None:
         self._id = id

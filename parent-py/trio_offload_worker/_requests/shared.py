@@ -56,11 +56,10 @@ class SharedCounter(DescriptorHandle):
         size: the size of the file in bytes.
     """
 
-    __slots__ = ("_state", "add")
+    __slots__ = {"_state": "", "add": "Add a number, by default 1. It may be negative."}
 
     _state: _Counter
     add: Callable[..., None]
-    """Add a number, by default 1."""
 
     def __getattr__(self, name: str) -> Any:
         # The first use makes `add`, so later ones are a call of the word's function.
