@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, NullLocator
-from readme import BOUNDS, OURS, PEERS, advantage
+from ratios import BOUNDS, OURS, PEERS, advantage
 
 # Light and dark: the file as it is, and what a reader's browser that prefers dark puts in its place.
 INK, PAPER, LINE = "#1f2328", "#ffffff", "#d1d9e0"
@@ -50,7 +50,7 @@ def draw(written: dict[str, Any], path: Path) -> None:
                 _draw_curve(axes, curve)
         # Without a date, so that the same results give the same file.
         figure.savefig(path, metadata={"Date": None})
-    path.write_text(_with_dark(path.read_text()))
+    path.write_text(with_dark(path.read_text()))
 
 
 def _draw_rows(part: SubFigure, rows: list[dict[str, Any]]) -> None:
@@ -110,7 +110,7 @@ def _peer(name: str) -> str | None:
     return next((peer for peer in PEERS if name.startswith(peer)), None)
 
 
-def _with_dark(svg: str) -> str:
+def with_dark(svg: str) -> str:
     """A rule for each colour and use of it; a program that knows no such rules shows the light picture."""
     rules = [
         f'[style*="{use}: {light}"] {{ {use}: {dark} !important }}'

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import readme
+import ratios
 import report
 import trio
 from contenders import CONTENDERS, OURS, Contender
@@ -96,5 +96,5 @@ def _write(written: dict[str, Any], folder: Path, name: str) -> None:
     page = report.page(written, drawn)
     (folder / f"{name}.md").write_text(page)
     print(page)
-    if results.resolve() == readme.RESULTS:
-        readme.write()
+    if results.resolve() == ratios.RESULTS:
+        ratios.write()

@@ -1,4 +1,4 @@
-"""Contract: what README.md quotes from the benchmarks is what was measured, and two runs can be compared."""
+"""Contract: what docs/speed.md quotes from the benchmarks is what was measured, and two runs can be compared."""
 
 from __future__ import annotations
 
@@ -35,45 +35,42 @@ def results(median: float) -> dict[str, Any]:
 
 @pytest.fixture
 def checkout(tmp_path: Path, repository: Path) -> Path:
-    """A project with the documents that quote ratios and the program that writes them."""
+    """A project with the page that quotes ratios and the program that writes them."""
     (tmp_path / "benchmarks").mkdir()
-    shutil.copy(repository / "benchmarks" / "readme.py", tmp_path / "benchmarks")
+    shutil.copy(repository / "benchmarks" / "ratios.py", tmp_path / "benchmarks")
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/speed.md"):
-        shutil.copy(repository / name, tmp_path / name)
+    shutil.copy(repository / "docs" / "speed.md", tmp_path / "docs")
     return tmp_path
 
 
-def test_ratios_in_the_readme_are_those_that_were_measured(repository: Path) -> None:
-    answer = run(repository / "benchmarks" / "readme.py", "--check")
+def test_ratios_of_the_page_are_those_that_were_measured(repository: Path) -> None:
+    answer = run(repository / "benchmarks" / "ratios.py", "--check")
     assert (answer.returncode, answer.stderr) == (0, "")
 
 
 def test_ratios_are_written_and_checked(checkout: Path) -> None:
-    program = checkout / "benchmarks" / "readme.py"
+    program = checkout / "benchmarks" / "ratios.py"
     measured = checkout / "benchmarks" / "results" / "bench.json"
     measured.parent.mkdir()
     measured.write_text(json.dumps(results(50.0)))
     assert run(program, "--check").returncode == 1
     assert run(program).returncode == 0
     assert run(program, "--check").returncode == 0
-    for name in ("README.md", "docs/speed.md"):
-        assert "| warm call | 3.0 × | 12 × | 0.80 × `bare Trio echo` |" in (checkout / name).read_text()
+    assert "| warm call | 3.0 × | 12 × | 0.80 × `bare Trio echo` |" in (checkout / "docs" / "speed.md").read_text()
 
     measured.write_text(json.dumps(results(75.0)))
     stale = run(program, "--check")
     assert stale.returncode == 1
-    assert "run python benchmarks/readme.py" in stale.stderr
+    assert "run python benchmarks/ratios.py" in stale.stderr
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/speed.md"])
-def test_a_document_without_the_place_for_the_ratios(checkout: Path, name: str) -> None:
-    (checkout / name).write_text("# trio-offload\n")
-    before = {path: path.read_text() for path in checkout.rglob("*.md")}
-    answer = run(checkout / "benchmarks" / "readme.py")
+def test_a_page_without_the_place_for_the_ratios(checkout: Path) -> None:
+    page = checkout / "docs" / "speed.md"
+    page.write_text("# Speed\n")
+    answer = run(checkout / "benchmarks" / "ratios.py")
     assert answer.returncode == 1
-    assert f"{name} lacks the marks" in answer.stderr
-    assert {path: path.read_text() for path in checkout.rglob("*.md")} == before
+    assert "speed.md lacks the marks" in answer.stderr
+    assert page.read_text() == "# Speed\n"
 
 
 def test_two_versions_side_by_side(tmp_path: Path, repository: Path) -> None:

@@ -1,7 +1,7 @@
-"""Write the tables of ratios in README.md and docs/speed.md, from results/bench.json.
+"""Write the table of ratios in docs/speed.md, from results/bench.json.
 
-    python benchmarks/readme.py            write them
-    python benchmarks/readme.py --check    exit with status 1 if either differs from the results
+    python benchmarks/ratios.py            write it
+    python benchmarks/ratios.py --check    exit with status 1 if it differs from the results
 
 `ci/bench` calls it after a full run, and a test checks it. It needs only Python.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results" / "bench.json"
 ROOT = FOLDER.parent
-BEGIN, END = "<!-- ratios: benchmarks/readme.py writes this -->\n", "<!-- end of ratios -->\n"
+BEGIN, END = "<!-- ratios: benchmarks/ratios.py writes this -->\n", "<!-- end of ratios -->\n"
 
 OURS = "trio-offload"
 PEERS = (
@@ -31,27 +31,10 @@ PEERS = (
 BOUNDS = ("python -c pass", "bare fork, one byte back", "bare Trio echo", "memcpy to fresh memory")
 
 
-class Page(NamedTuple):
-    """A document with a table of ratios."""
-
-    name: str
-    to_root: str
-    """What its links to the project's root begin with."""
-    rows: tuple[str, ...] = ()
-    """The rows it shows. All, if none of these has been measured."""
+PAGE, TO_ROOT = ROOT / "docs" / "speed.md", "../"
 
 
-SHORT = (
-    "cold start: context opened → first result",
-    "warm call of bool()",
-    "map over 2 workers, item by item",
-    "100 MB NumPy array → worker",
-    "idle worker, memory of its own (USS)",
-)
-PAGES = (Page("README.md", "", SHORT), Page("docs/speed.md", "../"))
-
-
-def ratios(results: Path, page: Page) -> str:
+def ratios(results: Path) -> str:
     """Return the text between the marks."""
     if not results.exists():
         return "`ci/bench` has not been run yet: it writes a table of ratios here.\n"
@@ -59,8 +42,7 @@ def ratios(results: Path, page: Page) -> str:
     measured = {name for record in written["rows"] for name in record["contenders"]}
     peers = [peer for peer in PEERS if any(name.startswith(peer) for name in measured)]
     lines = [["times as fast, or as small, as", *peers, "the machine itself"], ["---"] * (len(peers) + 2)]
-    chosen = [record for record in written["rows"] if record["row"] in page.rows] or written["rows"]
-    for record in chosen:
+    for record in written["rows"]:
         beside = {name: advantage(record, name) for name in record["contenders"] if name != OURS}
         # Where a peer has several ways, the one that does best.
         cells = [min((beside[name] for name in beside if name.startswith(peer)), default=None) for peer in peers]
@@ -68,7 +50,7 @@ def ratios(results: Path, page: Page) -> str:
             bounds = [f"{shown(beside[bound])} `{bound}`" for bound in BOUNDS if bound in beside]
             lines.append([record["row"], *("" if cell is None else shown(cell) for cell in cells), *(bounds or [""])])
     machine = written["machine"]
-    folder = f"{page.to_root}benchmarks/"
+    folder = f"{TO_ROOT}benchmarks/"
     return (
         "How many times as fast as each peer trio-offload is, or how many times smaller.\n"
         "Below 1 it is slower. "
@@ -76,7 +58,7 @@ def ratios(results: Path, page: Page) -> str:
         f"{machine['python'].partition(',')[0]}.\n"
         f"The [figures]({folder}results/bench.md) and [how each is measured]({folder}README.md).\n\n"
         + "".join("| " + " | ".join(line) + " |\n" for line in lines)
-        + ("" if page.rows else f"\n![The same as a picture]({folder}results/bench.svg)\n")
+        + f"\n![The same as a picture]({folder}results/bench.svg)\n"
     )
 
 
@@ -93,26 +75,24 @@ def shown(ratio: float) -> str:
     return f"{ratio:.1f} ×" if ratio >= 1 else f"{ratio:.2f} ×"
 
 
-def replaced(page: Page) -> tuple[Path, str, str]:
-    """Return the path of a page, its text, and the text with the block of today."""
-    path = ROOT / page.name
-    text = path.read_text()
+def replaced() -> tuple[str, str]:
+    """Return the page's text, and the text with the block of today."""
+    text = PAGE.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        sys.exit(f"{page.name} lacks the marks {BEGIN.strip()} and {END.strip()}, between which the ratios stand")
-    return path, text, before + begin + ratios(RESULTS, page) + end + after
+        sys.exit(f"{PAGE.name} lacks the marks {BEGIN.strip()} and {END.strip()}, between which the ratios stand")
+    return text, before + begin + ratios(RESULTS) + end + after
 
 
 def write() -> None:
-    for path, _, new in [replaced(page) for page in PAGES]:
-        path.write_text(new)
+    PAGE.write_text(replaced()[1])
 
 
 def check() -> None:
-    for path, text, new in map(replaced, PAGES):
-        if text != new:
-            sys.exit(f"the ratios in {path.name} are not those of {RESULTS.name}: run python benchmarks/readme.py")
+    text, new = replaced()
+    if text != new:
+        sys.exit(f"the ratios in {PAGE.name} are not those of {RESULTS.name}: run python benchmarks/ratios.py")
 
 
 if __name__ == "__main__":
