@@ -124,6 +124,7 @@ def run(
     folder: Path | None = None,
     stdin: bytes | int = b"",
     expect: int | None = 0,
+    timeout: float = TIMEOUT,
     **options: Any,
 ) -> Ended:
     """Run a program to its end. ``expect`` is the exit status that it has to have; ``None``: any."""
@@ -136,7 +137,7 @@ def run(
     ) as process:
         try:
             # To the end of both pipes: whoever holds one of them is waited for too.
-            stdout, stderr = process.communicate(stdin if options["stdin"] == subprocess.PIPE else None, timeout=TIMEOUT)
+            stdout, stderr = process.communicate(stdin if options["stdin"] == subprocess.PIPE else None, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             end_session(process.pid)
             stdout, stderr = process.communicate()

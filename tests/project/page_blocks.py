@@ -6,6 +6,7 @@ has the conventions, below "Code blocks of the pages".
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ def pages() -> list[Path]:
     ]
 
 
+@functools.cache
 def blocks_of(page: Path) -> list[Block]:
     """Return the blocks of a page in their order, each with the output that the page shows for it."""
     return blocks_in(page.read_text(), page.relative_to(ROOT).as_posix())

@@ -16,9 +16,10 @@ from pathlib import Path
 import attrs
 from page_blocks import Block
 from page_output import matches
+from running import Command, Ended, plain_environment, run
 
-PATIENCE = 90.0
-"""Seconds for a program, a command, and all fragments of a page."""
+PATIENCE = 80.0
+"""Seconds for a program, the commands of a block, and all fragments of a page."""
 SESSION = Path(__file__).with_name("page_session.py")
 END_OF_COMMAND = "---- end of a command: "
 INSTALLERS = ("apt-get", "conda", "pip", "pipx", "uv")
@@ -31,7 +32,6 @@ class Page:
 
     folder: Path
     """The working directory of its commands and fragments: its files, and the examples."""
-    programs: int = 0
     fragments: list[Block] = attrs.field(factory=list)
 
     def check(self, block: Block) -> Iterator[str]:
@@ -54,17 +54,11 @@ class Page:
 
     def _check_python(self, block: Block) -> Iterator[str]:
         name = block.marks.get("file")
-        if is_program(block):
-            if name is None:
-                self.programs += 1
-                folder = self.folder / f"program-{self.programs}"
-                folder.mkdir()
-                (folder / "program.py").write_text(block.text)
-                yield from check_program(block, folder, "program.py")
-            else:
-                yield from check_program(block, self.folder, name)
         if name is None:
+            # A program runs by itself; fragments use its functions.
             self.fragments.append(block)
+        elif is_program(block):
+            yield from check_program(block, self.folder, name)
         else:
             ast.parse(block.text)
 
@@ -74,7 +68,7 @@ class Page:
         script = "".join(
             f"{command}\nstatus=$?; printf '\\n{END_OF_COMMAND}%s\\n' $status; (exit $status)\n" for command, _ in typed
         )
-        ran = run(["bash", "-c", script], self.folder, stderr=subprocess.STDOUT)
+        ran = run_as_typed(["bash", "-c", "exec 2>&1\n" + script], self.folder)
         parts = re.split(rf"\n{END_OF_COMMAND}(\d+)\n", ran.stdout)
         statuses = block.marks.get("exit status", "0").split()
         for (command, shown), printed, status, expected in zip_longest(
@@ -86,16 +80,14 @@ class Page:
                 yield f"{block.place}: {command}\n{difference(shown, printed)}"
 
     def run_fragments(self) -> Iterator[str]:
-        """Run what is left: fragments, and the definitions of whole programs, in the order of the page."""
+        """Run the fragments, and the definitions of whole programs, in the order of the page."""
         if all(is_program(block) for block in self.fragments):
             return
         tasks, results, output = (self.folder.parent / name for name in ("tasks.json", "results", "output"))
         tasks.write_text(json.dumps([attrs.asdict(block) for block in self.fragments]))
-        with output.open("wb") as file:
-            command = [sys.executable, "-c", SESSION.read_text(), str(tasks), str(results)]
-            ran = run(command, self.folder, stdout=file)
-        if ran.returncode or ran.stderr:
-            yield f"{self.fragments[0].page}: exit status {ran.returncode} of the fragments\n{ran.stderr}"
+        ran = run_as_typed([sys.executable, "-c", SESSION.read_text(), tasks, results, output], self.folder)
+        if ran.status or ran.stderr:
+            yield f"{self.fragments[0].page}: exit status {ran.status} of the fragments\n{ran.stderr}"
         printed = output.read_bytes()
         for block, line in zip(self.fragments, results.read_text().splitlines(), strict=False):
             result = json.loads(line)
@@ -108,7 +100,9 @@ class Page:
 
 def is_program(block: Block) -> bool:
     """Return True for a whole program, False for a fragment of one."""
-    return "import " in block.text and ("trio.run(" in block.text or "__name__ ==" in block.text)
+    return (
+        block.language == "python" and "import " in block.text and ("trio.run(" in block.text or "__name__ ==" in block.text)
+    )
 
 
 def is_installer(command: str) -> bool:
@@ -116,9 +110,9 @@ def is_installer(command: str) -> bool:
 
 
 def check_program(block: Block, folder: Path, name: str) -> Iterator[str]:
-    ran = run([sys.executable, name], folder)
-    if (ran.returncode, ran.stderr) != (0, ""):
-        yield f"{block.place}: exit status {ran.returncode}\n{ran.stdout}{ran.stderr}"
+    ran = run_as_typed([sys.executable, name], folder)
+    if (ran.status, ran.stderr) != (0, ""):
+        yield f"{block.place}: exit status {ran.status}\n{ran.stdout}{ran.stderr}"
     elif block.output is not None and not matches_block(block, block.output, ran.stdout):
         yield f"{block.place}:\n{difference(block.output, ran.stdout)}"
     elif not ran.stdout:
@@ -138,14 +132,10 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
         yield command, shown
 
 
-def run(command: list[str], folder: Path, **streams: object) -> subprocess.CompletedProcess[str]:
+def run_as_typed(command: Command, folder: Path) -> Ended:
     """Run a command as a user's terminal would, with the programs of this environment."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), environment["PATH"]))
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, text=True, timeout=PATIENCE, **options
-    )
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
+    return run(command, environment=plain_environment(PATH=path), folder=folder, expect=None, timeout=PATIENCE)
 
 
 def matches_block(block: Block, shown: str, printed: str) -> bool:

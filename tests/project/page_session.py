@@ -69,5 +69,7 @@ async def main(fragments: list[dict[str, Any]], results: TextIO) -> None:
             print(json.dumps({"begin": begin, "end": os.fstat(1).st_size, "error": error}), file=results, flush=True)
 
 
+# Jobs write to the same descriptor.
+os.dup2(os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
 with open(sys.argv[1]) as file, open(sys.argv[2], "w") as results:
     trio.run(main, json.load(file), results)

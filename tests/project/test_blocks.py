@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import shutil
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 from page_blocks import ROOT, Block, blocks_in, blocks_of, pages
-from page_checks import Page, commands, is_installer
+from page_checks import Page, check_program, commands, is_installer, is_program
 
 PAGES = [path for path in pages() if blocks_of(path)]
 NOT_RUN = Path(__file__).with_name("not_run.txt")
 
 
+def programs(blocks: list[Block]) -> list[Block]:
+    """Return the whole programs that need no file of their page."""
+    return [block for block in blocks if is_program(block) and not {"file", "not run"} & block.marks.keys()]
+
+
+@pytest.mark.parametrize(
+    "program", [program for path in PAGES for program in programs(blocks_of(path))], ids=attrgetter("place")
+)
+def test_program_of_a_page(tmp_path: Path, program: Block) -> None:
+    (tmp_path / "program.py").write_text(program.text)
+    failures = list(check_program(program, tmp_path, "program.py"))
+    assert not failures, failures[0]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_blocks_of_a_page(tmp_path: Path, path: Path) -> None:
+def test_other_blocks_of_a_page(tmp_path: Path, path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "page" / "examples")
     failures = failures_of(blocks_of(path), tmp_path / "page")
     assert not failures, "\n\n".join(failures)
@@ -64,6 +79,9 @@ with trio.move_on_after(1):
         (GUARDED, None),
         (GUARDED + "\n```text\none 3.5\n```\n", None),
         (GUARDED + "\n```text\ntwo 2.5\n```\n", "page.md:2:\n--- the page shows\ntwo 2.5\n--- printed\none 2.5"),
+        ("<!-- numbers: vary -->\n" + GUARDED + "\n```text\none 3\n```\n", None),
+        ("<!-- numbers: vary -->\n" + GUARDED.replace("one", "two") + "\n```text\none 3\n```\n", "page.md:3:\n--- the page"),
+        ("<!-- file: one.py -->\n" + GUARDED + "\n```text\ntwo\n```\n", "page.md:3:\n--- the page"),
         (GUARDED.replace("2.5", "1 / 0"), "ZeroDivisionError"),
         (GUARDED.replace('print("one", 2.5)', "pass"), "prints nothing"),
         (GUARDED + "```python\nawait main()\n```\n", None),
@@ -103,5 +121,9 @@ with trio.move_on_after(1):
 )
 def test_the_checks_notice(tmp_path: Path, text: str, failure: str | None) -> None:
     (tmp_path / "page").mkdir()
-    failures = "".join(failures_of(blocks_in(text, "page.md"), tmp_path / "page"))
+    blocks = blocks_in(text, "page.md")
+    failures = "".join(failures_of(blocks, tmp_path / "page"))
+    for program in programs(blocks):
+        (tmp_path / "program.py").write_text(program.text)
+        failures += "".join(check_program(program, tmp_path, "program.py"))
     assert failure in failures if failure else not failures
