@@ -167,3 +167,13 @@ def test_programs_that_talk(tmp_path: Path) -> None:
         with started([*begin, "work", *address], **options):
             assert sorted(coordinator.stdout.read().splitlines()) == ["1000 168", "2000 303", "3000 430", "4000 550"]
     assert coordinator.returncode == 0
+
+
+@pytest.mark.parametrize("library", ["pandas", "torch"])
+def test_programs_with_a_library(tmp_path: Path, library: str) -> None:
+    pytest.importorskip(library)
+    (program,) = (block for block in blocks("numpy.md", "python") if f"import {library}\n" in block)
+    text = (DOCS / "numpy.md").read_text()
+    printed = text.partition(program)[2].partition("```text\n")[2].partition("```")[0]
+    write(tmp_path / "program.py", program)
+    assert typed("python program.py", tmp_path) == printed
