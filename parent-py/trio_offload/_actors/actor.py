@@ -72,6 +72,11 @@ class InheritedActor(Actor):
     def __getattr__(self, name: str) -> Any:
         return getattr(stand_in(self._host), name)
 
+    @property
+    def stream(self) -> Any:
+        """The generator methods, as a job has them."""
+        return stand_in(self._host).stream
+
     def __repr__(self) -> str:
         return repr(stand_in(self._host))
 

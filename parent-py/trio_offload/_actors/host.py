@@ -7,7 +7,6 @@ else, so the worker does not wait for a task to be scheduled.
 
 from __future__ import annotations
 
-import contextvars
 import math
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,19 +15,20 @@ import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
 from trio_offload_worker._requests import hosted as _worker_side
+from trio_offload_worker._requests.actors import STREAM
 
 from .. import _clock
 from .._exceptions import BrokenWorkerError
 from .._pickling.calls import dump_call_as
 from .._pickling.payload import Payload, release, repeated
-from .._sync.pickled_items import closing_temporary_ends, has_handles
+from .._sync.waiters import current_owner
 from .._worker.endings import describe_ending, raise_cancelled, with_lost
 from .._worker.lasting import LastingGrants
 from .._worker.states import ENDED, IDLE, RUNNING, CallNotRun
 from .grants import Callee
-from .server import Server
+from .job_calls import JobCalls
 from .statistics import ActorStatistics
-from .turns import Turn, TurnOfJob, TurnOfTask, Turns
+from .turns import Turn, TurnOfTask, Turns
 
 if TYPE_CHECKING:
     from .._pool.pool import WorkerPool
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .._worker.requests import Request
     from .._worker.worker import Worker
     from .interface import Interface
+    from .relays import Relay
 
 
 class ActorHost(Callee):
@@ -65,8 +66,7 @@ class ActorHost(Callee):
         self._turns = Turns(max_pending, self._send_ahead)
         # Why calls are refused, once they are.
         self._refusal: Callable[[], Exception] | None = None
-        self._server: Server | None = None
-        self._context = contextvars.copy_context()
+        self._jobs = JobCalls(self, self._turns, self._dump, self.run)
         self._calls = 0
         self._starts = 0
 
@@ -93,6 +93,11 @@ class ActorHost(Callee):
         if grant is None:
             self.on_copy()
         return super().details(grant)
+
+    def details_of_stand_in(self) -> tuple[str, tuple[str, ...], bool]:
+        """As :meth:`Callee.details_of_stand_in`, with ``stream`` for generator methods."""
+        name, special, has_attributes = super().details_of_stand_in()
+        return name, (*special, STREAM) if self.interface.streams else special, has_attributes
 
     def statistics(self) -> ActorStatistics:
         """Return its statistics."""
@@ -146,19 +151,24 @@ class ActorHost(Callee):
         return await self.run(turn)
 
     async def call_for_thread(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As :meth:`Callee.call_for_thread`."""
+        """As :meth:`Callee.call_for_thread`. A generator method returns a :class:`Relay`."""
+        if self.interface.generator_method(name) is not None:
+            return await self.stream_for_thread(name, 0, args, kwargs)
         value = await self.call(name, self.interface.method(name), args, kwargs)
         return _worker_side.Itself if value is self.facade else value
+
+    async def stream_for_thread(self, name: str, window: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Relay:
+        """Call a generator method for a thread of Trio's. 0 stands for the usual window."""
+        if self._refusal is not None:
+            raise self._refusal()
+        return self._jobs.stream(name, window, current_owner(), (args, kwargs))
 
     def call_for_job(self, request: Request, name: str) -> None:
         """Call a method for a job: see :meth:`PlainGrant.request`."""
         if self._refusal is not None:
             request.fail(self._refusal())
-            return
-        if self._server is None:
-            self._server = Server(self.run, self._context)
-        turn = TurnOfJob(self._dump_for_job(request, name), request, self._server.serve)
-        self._server.enter(turn, self, self._turns)
+        else:
+            self._jobs.call(request, name)
 
     async def run(self, turn: Turn) -> Any:
         """Run a call that has the turn, and return its result. Then the next has the turn."""
@@ -199,16 +209,6 @@ class ActorHost(Callee):
 
     def _dump(self, function: Callable[..., Any], helper: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
         return dump_call_as(function, helper, args, to_fork=self._to_fork)
-
-    def _dump_for_job(self, request: Request, name: str) -> Payload:
-        function = self.interface.method(name)
-        segments = request.segments
-        pickled = bytes(segments[0])
-        if len(segments) == 1 and not has_handles(pickled):
-            return self._dump(function, _worker_side.call_pickled, (name, pickled))
-        with closing_temporary_ends():
-            args, kwargs = request.load()
-            return self._dump(function, _worker_side.call_for_job, (name, args, kwargs))
 
     def _send_ahead(self, turn: Turn) -> None:
         """Send a call that has just got the turn. Its own task may be scheduled later."""
@@ -303,8 +303,7 @@ class ActorHost(Callee):
                 await self._turns.wait_idle()
         finally:
             await self._end_running()
-            if self._server is not None:
-                self._server.close()
+            self._jobs.close()
             if self._worker is not None:
                 self._pool.cache.push(self._worker)
                 self._worker = None

@@ -35,6 +35,7 @@ class Interface:
         self._may_be_async = may_be_async
         self.has_attributes = issubclass(inner, types.SimpleNamespace)
         self._known: dict[str, Callable[..., Any]] = {}
+        self._generators: dict[str, Callable[..., Any] | None] = {}
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -72,5 +73,26 @@ class Interface:
         if not self._may_be_async and any(is_asynchronous(found) for is_asynchronous in _ASYNCHRONOUS):
             raise TypeError(f"{self.name}.{name} is asynchronous; methods of an actor are synchronous")
         if inspect.isgeneratorfunction(found) and name not in SPECIAL and not streams:
-            raise TypeError(f"{self.name}.{name} is a generator function: use actor.stream.{name}(...)")
+            remedy = "only an actor streams it" if self._may_be_async else f"use actor.stream.{name}(...)"
+            raise TypeError(f"{self.name}.{name} is a generator function: {remedy}")
         return found if streams else self._known.setdefault(name, found)
+
+    def generator_method(self, name: str) -> Callable[..., Any] | None:
+        """Return the function of a generator method, or None for any other name."""
+        try:
+            return self._generators[name]
+        except KeyError:
+            pass
+        found = self._find(name)
+        if found is None:
+            return None
+        is_one = name not in SPECIAL and inspect.isgeneratorfunction(found)
+        return self._generators.setdefault(name, self.method(name, streams=True) if is_one else None)
+
+    @functools.cached_property
+    def streams(self) -> bool:
+        """True if ``stream`` of a job's stand-in has generator methods, and hides nothing."""
+        if self.has_attributes or self._find("stream") is not None:
+            return False
+        names = (name for base in self.cls.__mro__ for name in vars(base) if not name.startswith("_"))
+        return any(inspect.isgeneratorfunction(self._find(name)) for name in names)

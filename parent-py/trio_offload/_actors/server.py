@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import outcome
 import trio
 
-from .._exceptions import BrokenWorkerError
-from .._pickling import calls as _calls
-from .._sync.pickled_items import closing_temporary_ends, has_handles
 from .._wait_graph import WAITS
-from .._worker.callbacks import fail
 from .turns import Turn, TurnOfJob, Turns
 
 if TYPE_CHECKING:
     from .._wait_graph import Awaited
+
+
+class Served(Protocol):
+    """A call that the server runs."""
+
+    def enter(self, scope: trio.CancelScope) -> None:
+        """Note that it runs inside of this scope, which ends it."""
+
+    def end(self, result: outcome.Value[Any] | outcome.Error) -> None:
+        """Note its result."""
 
 
 class Server:
@@ -31,7 +37,7 @@ class Server:
         """``run`` runs a call, whose callbacks get the ``context``."""
         self._run = run
         self._scope = trio.CancelScope()
-        self._turn: TurnOfJob | None = None
+        self._turn: Any = None  # a Turn that is Served too
         self._idle: trio.lowlevel.Task | None = None
         trio.lowlevel.spawn_system_task(self._serve, name="the server of an actor", context=context)
 
@@ -58,10 +64,8 @@ class Server:
             raise
         request.on_withdraw = leave
 
-    def serve(self, turn: TurnOfJob) -> None:
+    def serve(self, turn: Served) -> None:
         """Run a call that has the turn."""
-        turn.request.on_withdraw = None
-        turn.request.ends_itself = True
         self._turn = turn
         if self._idle is not None:
             task, self._idle = self._idle, None
@@ -85,33 +89,8 @@ class Server:
         self._idle = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    async def _serve_one(self, turn: TurnOfJob) -> None:
-        request = turn.request
+    async def _serve_one(self, turn: Any) -> None:
         with trio.CancelScope(shield=True) as scope:
-            request.on_withdraw = scope.cancel
-            if request.withdrawn_as or request.is_over:
-                scope.cancel()
+            turn.enter(scope)
             result = await outcome.acapture(self._run, turn)
-        WAITS.remove(request.owner)
-        request.on_withdraw = None
-        if isinstance(result, outcome.Value):
-            _reply(turn, result.value)
-        elif request.withdrawn_as and isinstance(result.error, trio.Cancelled):
-            request.complete(request.withdrawn_as)
-        elif isinstance(result.error, BrokenWorkerError):
-            # The job would have to import this package for the exception itself.
-            request.fail(trio.BrokenResourceError(str(result.error)))
-        else:
-            fail(request, result.error)
-
-
-def _reply(turn: TurnOfJob, segments: list[Any]) -> None:
-    request = turn.request
-    try:
-        if has_handles(segments[0]):
-            with closing_temporary_ends():
-                request.complete_value(_calls.load(segments))
-        else:
-            request.complete("value", segments)
-    except Exception as error:
-        request.fail(error)
+        turn.end(result)

@@ -6,10 +6,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import outcome
 import trio
 
+from .._exceptions import BrokenWorkerError
+from .._pickling import calls as _calls
 from .._pickling.payload import Payload, release
+from .._sync.pickled_items import closing_temporary_ends, has_handles
 from .._wait_graph import WAITS
+from .._worker.callbacks import fail
 from .._worker.requests import TaskOwner
 
 if TYPE_CHECKING:
@@ -97,7 +102,31 @@ class TurnOfJob(Turn):
 
     def begin(self) -> None:
         """As :meth:`Turn.begin`."""
+        self.request.on_withdraw = None
+        self.request.ends_itself = True
         self._serve(self)
+
+    def enter(self, scope: trio.CancelScope) -> None:
+        """As :meth:`Served.enter`."""
+        request = self.request
+        request.on_withdraw = scope.cancel
+        if request.withdrawn_as or request.is_over:
+            scope.cancel()
+
+    def end(self, result: outcome.Value[Any] | outcome.Error) -> None:
+        """As :meth:`Served.end`."""
+        request = self.request
+        WAITS.remove(request.owner)
+        request.on_withdraw = None
+        if isinstance(result, outcome.Value):
+            _reply(request, result.value)
+        elif request.withdrawn_as and isinstance(result.error, trio.Cancelled):
+            request.complete(request.withdrawn_as)
+        elif isinstance(result.error, BrokenWorkerError):
+            # The job would have to import this package for the exception itself.
+            request.fail(trio.BrokenResourceError(str(result.error)))
+        else:
+            fail(request, result.error)
 
     def refuse(self, error: Exception) -> None:
         """As :meth:`Turn.refuse`."""
@@ -120,6 +149,13 @@ class Turns:
     def __len__(self) -> int:
         """Return the number of calls that wait."""
         return len(self._waiting)
+
+    def enter(self, turn: Turn) -> None:
+        """Give a call the turn, or let it wait. Raises as :meth:`enqueue`."""
+        if self.running is None:
+            self.give(turn)
+        else:
+            self.enqueue(turn)
 
     def enqueue(self, turn: Turn) -> None:
         """Let a call wait.
@@ -166,3 +202,14 @@ class Turns:
             if self._on_idle is None:
                 self._on_idle = trio.Event()
             await self._on_idle.wait()
+
+
+def _reply(request: Request, segments: list[Any]) -> None:
+    try:
+        if has_handles(segments[0]):
+            with closing_temporary_ends():
+                request.complete_value(_calls.load(segments))
+        else:
+            request.complete("value", segments)
+    except Exception as error:
+        request.fail(error)

@@ -23,6 +23,7 @@ from trio.lowlevel import enable_ki_protection
 from trio_offload_worker import PublicType
 
 from .._exceptions import is_interrupt
+from .._sync.waiters import current_owner
 from .values import LATE, Values, load
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Stream(Generic[ValueType, ResultType], metaclass=PublicType):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._is_left = True
+        self._values.taker = None
         self._scope.cancel()
         self._rest = iter(())
         try:
@@ -123,6 +125,7 @@ class Stream(Generic[ValueType, ResultType], metaclass=PublicType):
         if self._batch:
             batch, self._batch = self._batch, []
             values.note_taken(batch)
+        values.taker = current_owner()
         if len(values):
             await trio.lowlevel.checkpoint()
         while not self._is_left and not len(values) and not self._has_ended:

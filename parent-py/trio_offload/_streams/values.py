@@ -7,15 +7,18 @@ A job without room asks, and gets the number as the reply.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import trio
 
 from trio_offload_worker._requests.streams import TAG_MASK, TAG_SHIFT, PickledValue
 
+from .._exceptions import DeadlockError
 from .._sync import pickled_items
 from .._sync.bounded_buffer import Item
 from .._sync.handles import Handle, PlainGrant
+from .._wait_graph import WAITS
 from .statistics import StreamStatistics
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ class Values(Handle):
         self._room: Request | None = None
         self._large: list[Request] = []
         self._consumer: trio.lowlevel.Task | None = None
+        self.taker: Hashable | None = None
+        """The task or job that has asked for values last, if one has."""
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -72,6 +77,14 @@ class Values(Handle):
 
     def __len__(self) -> int:
         return len(self._ready)
+
+    @property
+    def holder(self) -> Hashable | None:
+        """The one who can make room for a generator that waits for it: see :class:`Awaited`."""
+        return self.taker
+
+    def __str__(self) -> str:
+        return "the consumer of its stream"
 
     def statistics(self) -> StreamStatistics:
         """Return statistics of the stream."""
@@ -119,8 +132,9 @@ class Values(Handle):
             trio.lowlevel.reschedule(task)
 
     def close(self) -> None:
-        """Drop all values, because nobody takes them any more."""
+        """Drop all values: the consumer has left."""
         self._is_closed = True
+        self.taker = None
         values, self._ready = self._ready, []
         pickled_items.release([value for value in values if type(value) is Item])
 
@@ -159,9 +173,17 @@ class Values(Handle):
         request.on_withdraw = self._forget_room
         self._room = request
         self._give_room()
+        if self._room is request:
+            try:
+                WAITS.add(request.owner, self)
+            except DeadlockError as error:
+                self._room = None
+                request.fail(error)
 
     def _forget_room(self) -> None:
-        self._room = None
+        if self._room is not None:
+            WAITS.remove(self._room.owner)
+            self._room = None
 
     def _give_room(self) -> None:
         request = self._room
@@ -170,7 +192,7 @@ class Values(Handle):
         more = self._taken - (request.count or 0)
         # A reply costs as much for one place as for half of the window.
         if more >= max(1, self._window // 2) or (more > 0 and not self._ready):
-            self._room = None
+            self._forget_room()
             request.complete_value(self._taken)
 
 

@@ -136,10 +136,11 @@ def plain_items(pickles: Sequence[bytes]) -> list[Item] | None:
     return [Item(PickledItem((pickled,)), len(pickled)) for pickled in pickles]
 
 
-def reply(request: Request, items: Sequence[Item], *, several: bool) -> None:
+def reply(request: Request, items: Sequence[Item], *, several: bool, status: str = "value") -> None:
     """Reply to a job with items: with one, or as several in the form of :func:`items_from`.
 
-    Small items without buffers travel in one segment, behind a tuple of their sizes.
+    Small items without buffers travel in one segment, behind a tuple of their sizes. The status is
+    for a single item.
     """
     joined = _joined(items) if len(items) > 1 else None
     if joined is not None:
@@ -160,7 +161,7 @@ def reply(request: Request, items: Sequence[Item], *, several: bool) -> None:
         segments += pickled.segments
         types += pickled.types or bytes(len(pickled.segments))
         grants += pickled.grants
-    request.complete("value", segments, types if any(types) else b"", grants=grants)
+    request.complete(status, segments, types if any(types) else b"", grants=grants)
 
 
 def _joined(items: Sequence[Item]) -> list[bytes] | None:

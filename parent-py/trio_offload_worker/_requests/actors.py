@@ -20,7 +20,8 @@ def proxy(kind: str, id: int, name: str, special: tuple[str, ...], has_attribute
         kind: kind of the handle.
         id: its ID.
         name: name of the object's class.
-        special: its special methods that jobs may use, such as ``__getitem__``.
+        special: its special methods that jobs may use, such as ``__getitem__``; and ``stream``, if
+            its generator methods are streamed.
         has_attributes: True if it is a namespace: its attributes are read and set.
     """
     return class_of(special, has_attributes)(kind, id, name, special, has_attributes)
@@ -32,7 +33,9 @@ def class_of(special: tuple[str, ...], has_attributes: bool) -> type[Proxy]:
     cls = _classes.get(key)
     if cls is None:
         base = NamespaceProxy if has_attributes else Proxy
-        members: dict[str, Any] = {method: _special_method(method) for method in special}
+        members: dict[str, Any] = {method: _special_method(method) for method in special if method != STREAM}
+        if STREAM in special:
+            members[STREAM] = property(_streams)
         cls = _classes[key] = type(base.__name__, (base,), {"__slots__": (), "__module__": __name__, **members})
     return cls
 
@@ -52,6 +55,10 @@ class Proxy(JobHandle):
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = result(request("call " + name, self._id, dumps((args, kwargs))))
         return self if value is Itself else value
+
+    def _stream(self, name: str, window: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a generator method. 0 stands for the usual window."""
+        return result(request("call " + name, self._id, dumps((args, kwargs)), count=window))
 
     def __repr__(self) -> str:
         return f"<proxy of {self._details[0]} {self._id:#x}>"
@@ -99,4 +106,11 @@ def _special_method(name: str) -> Callable[..., Any]:
     return made
 
 
+def _streams(proxy: Proxy) -> Any:
+    from .actor_streams import ActorStreams
+
+    return ActorStreams(proxy)
+
+
+STREAM: Final = "stream"
 _classes: Final[dict[tuple[tuple[str, ...], bool], type[Proxy]]] = {}

@@ -100,6 +100,7 @@ resolvers: Final[list[Callable[[int], object | None]]] = []
 # The class of each kind, in a module of this folder that is imported on demand.
 CLASSES: Final = {
     "actor": "actors:proxy",
+    "actor_stream": "actor_streams:ActorStream",
     "callback": "callbacks:Callback",
     "connection": "connections:connection",
     "descriptor": "descriptors:DescriptorHandle",

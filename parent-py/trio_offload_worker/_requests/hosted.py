@@ -57,6 +57,17 @@ def send_values(name: str, channel: Any, args: tuple[Any, ...], kwargs: dict[str
     return streams.send_values(channel, iter(getattr(_object, name)(*args, **kwargs)))
 
 
+def stream_pickled(name: str, channel: Any, arguments: bytes) -> Sequence[Any]:
+    """As :func:`send_values`, for another job: see :func:`call_pickled`."""
+    args, kwargs = _pickle.loads(arguments)
+    return stream_for_job(name, channel, args, kwargs)
+
+
+def stream_for_job(name: str, channel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+    """As :func:`send_values`, for another job: see :func:`call_for_job`."""
+    return _pickled(send_values(name, channel, args, kwargs))
+
+
 def _pickled(value: Any) -> Sequence[Any]:
     buffers: list[Any] = []
     try:
