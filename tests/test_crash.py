@@ -107,7 +107,7 @@ async def test_a_kill_from_outside_leaves_no_stack_and_says_so(line: Lifeline) -
         assert "OOM" not in str(error)
         assert error.crash is not None
         assert error.crash.stack == ""
-        assert "SIGKILL leaves no time to write one" in "".join(error.__notes__)
+        assert "No Python stack: SIGKILL ends a process at once" in "".join(error.__notes__)
 
 
 async def test_a_stack_used_up_by_python_is_told_one_way_or_the_other() -> None:
@@ -218,7 +218,7 @@ async def test_a_record_that_cannot_be_kept_does_not_hide_the_death(
         (tmp_path / "records").write_text("")
         await death_of(context, os._exit, 42)
     (message,) = [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
-    assert "could not be kept" in message.getMessage()
+    assert "could not be saved" in message.getMessage()
 
 
 async def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ async def test_a_job_that_takes_too_much_is_ended_and_no_other(line: Lifeline, g
         assert error.exitcode == 7
         assert error.signal is None
         assert "memory_jobs.grow_for_ever" in str(error)
-        assert "memory_limit allows 150 MiB" in str(error)
+        assert "memory_limit is 150 MiB" in str(error)
         assert error.crash is not None
         assert "in grow_for_ever" in error.crash.stack
         assert "in grow_for_ever" in "".join(error.__notes__)
@@ -462,7 +462,9 @@ async def test_a_ceiling_that_is_not_reached_disturbs_nobody() -> None:
 
 async def test_a_ceiling_under_the_baseline_is_an_error() -> None:
     async with open_worker_context(memory_limit="1MiB") as context:
-        with pytest.raises(WorkerStartError, match=r"less than what a worker holds before its first job, \d+\.\d MiB"):
+        with pytest.raises(
+            WorkerStartError, match=r"below the baseline, a worker's memory before its first job: \d+\.\d MiB"
+        ):
             await context.run_sync(bool)
         assert context.statistics().workers == ()
 

@@ -76,14 +76,14 @@ class CrashRecord(metaclass=PublicType):
         """Return the text that a traceback shows."""
         lines = [f"The worker had run {self.function} for {self.age:.2f} s." if self.function else ""]
         if self.rss is not None and self.peak_rss is not None:
-            lines.append(f"It held {readable_size(self.rss)} at its last report, at most {readable_size(self.peak_rss)}.")
+            lines.append(f"Memory at last report: {readable_size(self.rss)} (peak {readable_size(self.peak_rss)}).")
         if self.stack:
-            title = "What it left behind" if self.timeout is None else "Where it was when it timed out"
+            title = "Python stack at the end" if self.timeout is None else "Python stack at the timeout"
             lines.append(f"{title}:\n" + "\n".join(f"  {line}".rstrip() for line in self.stack.splitlines()))
         elif self.stack_problem:
-            lines.append(f"There is no Python stack: {self.stack_problem}.")
+            lines.append(f"No Python stack: {self.stack_problem}.")
         elif self.signal is not None:
-            lines.append(f"There is no Python stack: {self.signal.name} leaves no time to write one.")
+            lines.append(f"No Python stack: {self.signal.name} ends a process at once.")
         return "\n".join(filter(None, lines))
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def save_crash_record(record: CrashRecord, directory: str) -> None:
                 pass
             raise
     except OSError as error:
-        logger.warning("the record of a worker's death could not be kept in %s: %s", directory, error.strerror or error)
+        logger.warning("the crash record could not be saved in %s: %s", directory, error.strerror or error)
 
 
 def stderr_size() -> int | None:

@@ -194,7 +194,7 @@ class RemoteError(RuntimeError, ErrorOfItem):
     def __str__(self) -> str:
         return (
             f"a job raised {self.type_name}: {self.message}\n"
-            "(the exception itself could not be pickled and unpickled; its traceback in the worker was)\n"
+            "(the exception could not be pickled and unpickled; its traceback in the worker follows)\n"
             f"{self.traceback_text}"
         )
 

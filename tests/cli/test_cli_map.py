@@ -175,7 +175,9 @@ def test_whatever_a_job_raises(folder: Path) -> None:
     assert ran.status == 1
 
 
-@pytest.mark.parametrize(("item", "said", "left"), [("segfault", "SIGSEGV", "in trouble"), ("_exit", "42", "It held")])
+@pytest.mark.parametrize(
+    ("item", "said", "left"), [("segfault", "SIGSEGV", "in trouble"), ("_exit", "42", "Memory at last report")]
+)
 def test_a_dead_worker_is_its_items_failure(folder: Path, item: str, said: str, left: str) -> None:
     ran = run(folder, "map", "jobs:trouble", "a", item, "b", item, "c", "--workers", "2")
     assert [line["ok"] for line in ran.lines] == [True, False, True, False, True]

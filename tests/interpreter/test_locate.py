@@ -167,7 +167,7 @@ UNUSABLE = {
     ),
     "one that ends at once": (b"#!/bin/sh\nexit 9\n", "exited with status 9"),
     "one that dies at once": (b"#!/bin/sh\nkill -SEGV $$\n", "SIGSEGV"),
-    "one that says something else": (b"#!/bin/sh\necho 'Hello, who is there?' >&3; sleep 1000\n", "not of the protocol"),
+    "one that says something else": (b"#!/bin/sh\necho 'Hello, who is there?' >&3; sleep 1000\n", "violates the protocol"),
 }
 
 

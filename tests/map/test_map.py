@@ -1318,7 +1318,7 @@ async def test_item_begun_before_kill_is_not_rerun(
     late = [index for index, result in enumerate(found) if isinstance(result, Error)]
     assert late[:2] == [10, 11]
     assert late == list(range(10, 10 + len(late)))
-    assert str(found[11].error).startswith("the item before this one timed out: it was not finished within 1 seconds")
+    assert str(found[11].error).startswith("the item before this one timed out: it took more than 1 seconds")
     assert {type(found[index].error) for index in late} == {WorkerTimeoutError}
 
 

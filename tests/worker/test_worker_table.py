@@ -254,7 +254,7 @@ async def test_a_report_before_the_welcome_is_a_fault(peer: Peer) -> None:
     async with trio.open_nursery() as nursery:
 
         async def start() -> None:
-            with pytest.raises(WorkerStartError, match="it said REPORT where it had to say WELCOME"):
+            with pytest.raises(WorkerStartError, match="it sent REPORT, and WELCOME was expected"):
                 await worker.finish(cancellable=True)
 
         nursery.start_soon(start)
@@ -339,7 +339,7 @@ async def _check(peer: Peer, worker: Worker, state: State, event: str, expected:
         raise AssertionError("a peer that breaks the rules was left alive")
     elif expected == "killed" and outcome is not None:
         assert type(outcome) is (BrokenWorkerError if state is State.RUNNING else WorkerStartError)
-        assert event.split()[0] in str(outcome) or "not of the protocol" in str(outcome)
+        assert event.split()[0] in str(outcome) or "the protocol" in str(outcome)
     if expected == "killed" and event not in ENDS:
         assert process.exitcode == -signal.SIGKILL
     if worker.state is State.IDLE:

@@ -251,8 +251,8 @@ class Lane:
         """Return the error of an item that may have begun before its worker was killed."""
         timeout = self._scheduler.limits.timeout or 0.0
         victim = WorkerTimeoutError(
-            f"the item before this one timed out: it was not finished within {timeout:g} seconds, and worker "
-            f"{self._worker.process.pid}, which ran it, was killed, and may have begun this one by then",
+            f"the item before this one timed out: it took more than {timeout:g} seconds, and its worker "
+            f"{self._worker.process.pid} was killed. The worker may have begun this item",
             timeout,
         )
         victim.crash = cause.crash

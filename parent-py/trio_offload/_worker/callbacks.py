@@ -76,7 +76,7 @@ def call_now(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         seconds = time.monotonic() - began
         if seconds > _SLOW:
             logger.warning(
-                "callback %s held the event loop for %.0f ms; let an async function wait, or a thread compute",
+                "callback %s blocked the event loop for %.0f ms. Use an async function to wait, and a thread to compute",
                 function_name(function),
                 seconds * 1000,
             )

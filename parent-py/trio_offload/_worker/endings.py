@@ -45,7 +45,7 @@ def describe_ending(process: WorkerProcess) -> str:
     """Describe the end of a process, in words that follow `the worker`."""
     code = process.exitcode
     if code is None:
-        return "ended, and how is not known, because somebody else in this program reaped it (SIGCHLD ignored, or a foreign waitpid)"
+        return "ended with an unknown status: other code in this program reaped it (SIGCHLD ignored, or a foreign waitpid)"
     if code >= 0:
         return f"exited with status {code}"
     if process.killed and code == -signal.SIGKILL:
@@ -80,8 +80,8 @@ def judge_death(
     error: BrokenWorkerError
     if process.exitcode in MEMORY_LIMIT_EXITS and told is not None and memory_limit is not None:
         error = WorkerMemoryError(
-            f"worker {process.pid} was ended {when}: with its child processes it held "
-            f"{readable_size(told.reached, like=told.limit)}, and memory_limit allows {readable_limit(told.limit)}",
+            f"worker {process.pid} was ended {when}: it used {readable_size(told.reached, like=told.limit)} with its child "
+            f"processes, and memory_limit is {readable_limit(told.limit)}",
             process,
         )
         error.limit, error.reached = told.limit, told.reached
@@ -114,30 +114,30 @@ def describe_failed_start(
         hint: the launcher's remedy, for an end without a known cause.
     """
     if isinstance(error, WireError):
-        return f"worker {process.pid} was ended: what it sent at its start is not of the protocol ({error})"
+        return f"worker {process.pid} was ended: its first message violates the protocol ({error})"
     told, stack = _record.parse_record(left_behind)
     if process.exitcode in MEMORY_LIMIT_EXITS and told is not None:
         return (
-            f"worker {process.pid} was ended while it ran init, {_payload.function_name(init)}: it held "
-            f"{readable_size(told.reached, like=told.limit)}, and memory_limit allows {readable_limit(told.limit)}"
+            f"worker {process.pid} was ended while it ran init, {_payload.function_name(init)}: it used "
+            f"{readable_size(told.reached, like=told.limit)}, and memory_limit is {readable_limit(told.limit)}"
         )
     if process.exitcode == 127:
         # The dynamic loader's exit status; standard error names the missing file.
         hint = secure_execution_hint() or (
-            ". The dynamic loader could not load it, or what it needs, and has said on standard error why: most likely the "
-            f"executable was built for another minor version of Python than this one ({sys.version.split()[0]}). Reinstall "
-            f"trio-offload with this interpreter: {sys.executable} -m pip install --force-reinstall trio-offload"
+            ". The dynamic loader could not load the executable or a library that it needs; standard error has its message. "
+            f"Most likely the executable was built for another minor version of Python than {sys.version.split()[0]}. "
+            f"Reinstall trio-offload with this interpreter: {sys.executable} -m pip install --force-reinstall trio-offload"
         )
     elif stack:
-        hint = f". What it left behind:\n{stack}"
+        hint = f". Python stack at the end:\n{stack}"
     return f"worker {process.pid} {describe_ending(process)} before it was ready{hint}"
 
 
 def workers_lost(function_name: str, lost: Sequence[WorkerProcess]) -> BrokenWorkerError:
     """Return the error of a call whose new workers exited before they began it."""
     return BrokenWorkerError(
-        f"{len(lost)} workers that were started for a call of {function_name} exited one after the other "
-        "before they had begun it. Does something that init starts end them?",
+        f"{len(lost)} workers for a call of {function_name} exited before they began it, one after the other. "
+        "Check whether init starts something that ends them",
         *lost,
     )
 
@@ -226,7 +226,7 @@ def secure_execution_hint() -> str:
     if os.getuid() == os.geteuid() and os.getgid() == os.getegid():
         return ""
     return (
-        f" (This program runs with an effective user and group, {os.geteuid()} and {os.getegid()}, that are not the real ones, "
-        f"{os.getuid()} and {os.getgid()}; for what such a program starts the dynamic loader does not look where it is told to: "
-        "secure-execution mode, ld.so(8). Change the real ones too, with os.setresuid and os.setresgid.)"
+        f" (The effective user and group of this program, {os.geteuid()} and {os.getegid()}, differ from the real ones, "
+        f"{os.getuid()} and {os.getgid()}. So the dynamic loader of a worker ignores its search path: secure-execution mode, "
+        "ld.so(8). Change the real ones too, with os.setresuid and os.setresgid.)"
     )

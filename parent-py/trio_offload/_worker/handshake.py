@@ -96,7 +96,7 @@ class Handshake:
             )
         await peer.end()
         raise WorkerStartError(
-            f"worker {peer.process.pid} was ended: it said {frame.kind.name} where it had to say {kind.name}", peer.process
+            f"worker {peer.process.pid} was ended: it sent {frame.kind.name}, and {kind.name} was expected", peer.process
         )
 
     def check_welcome(self, frame: Frame) -> None:
@@ -109,7 +109,7 @@ class Handshake:
         if frame.body.get("free_threaded", False) is not _locate.is_free_threaded():
             # Releases that do not send this have not compared it either.
             raise WorkerStartError(
-                "the worker and this program are different builds of Python, one free-threaded and one with a GIL: install "
+                "the worker and this program are different builds of Python, one free-threaded and one with a GIL. Install "
                 "trio-offload with the Python that runs the program",
                 process,
             )
@@ -241,8 +241,8 @@ def pickled_functions(launcher: Launcher, worker: Worker) -> tuple[bytes, bytes]
         )
         if export.grants and launcher.outlives_run:
             raise TypeError(
-                "init and retire of the default context cannot have locks, channels or the like, because it outlives the run "
-                "of Trio that these belong to: use open_worker_context or cache_scope"
+                "init and retire of the default context cannot have locks or channels. They belong to a run of Trio, and the "
+                "default context outlives it. Use open_worker_context or cache_scope"
             )
     if export.grants:
         from .lasting import LastingGrants  # few programs need it

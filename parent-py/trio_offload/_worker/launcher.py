@@ -64,8 +64,7 @@ class Launcher(abc.ABC):
         _refuse_while_main_loads()
         if self.options.memory_limit is not None and not has_proc():
             raise WorkerStartError(
-                "memory_limit cannot be enforced here, because /proc, from which the memory of a process is read, cannot be read. "
-                "Mount /proc, or leave memory_limit out"
+                "memory_limit cannot be enforced here, because /proc cannot be read. Mount /proc, or leave memory_limit out"
             )
         return self._begin(call)
 

@@ -168,8 +168,8 @@ def _first_above(task: trio.lowlevel.Task, callbacks: dict[trio.lowlevel.Task, R
 
 def _too_many(bound: int) -> DeadlockError:
     return DeadlockError(
-        f"the callback needs a token of its limiter, but jobs that wait hold all of them, and {bound} of them have lent theirs: "
-        "raise max_waiting_jobs of the context, or the tokens of the limiter"
+        f"the callback needs a token of its limiter, but waiting jobs hold all of them, and {bound} jobs have lent theirs. "
+        "Raise max_waiting_jobs of the context, or the tokens of the limiter"
     )
 
 

@@ -138,7 +138,7 @@ class Peer:
             except EndOfStream:
                 self._leave()
             except WireError as error:
-                self._reject(f"something that is not of the protocol ({error})")
+                self._reject(f"bytes that violate the protocol ({error})")
             else:
                 if frame is not None and frame.kind in _TERMINAL_KINDS:
                     self.last_words = frame.body.get("message", "")
@@ -226,7 +226,7 @@ class Peer:
 
     def _reject(self, what: str) -> None:
         """End an idle worker that has broken the protocol."""
-        logger.warning("idle worker %s was ended: it said %s", self.process.pid, what)
+        logger.warning("idle worker %s was ended: it sent %s", self.process.pid, what)
         self._leave()
         self.process.kill()
 

@@ -90,8 +90,8 @@ class Vitals:
         limit = self._options.memory_limit
         if limit is not None and self.baseline > limit:
             raise WorkerStartError(
-                f"memory_limit={limit} ({readable_limit(limit)}) is less than what a worker holds before its first job, "
-                f"{readable_size(self.baseline, like=limit)}: no job could ever run. Raise it above that, or let init import less",
+                f"memory_limit={limit} ({readable_limit(limit)}) is below the baseline, a worker's memory before its first job: "
+                f"{readable_size(self.baseline, like=limit)}. Raise it above the baseline, or let init import less",
                 process,
             )
         self.ready = time.monotonic()
@@ -276,8 +276,7 @@ class Vitals:
             process, stack, function, item, began, timeout=timeout, stack_problem="" if stack else problem
         )
         error = WorkerTimeoutError(
-            f"{function} timed out: it was not finished within {timeout:g} seconds, and worker {process.pid}, which ran it, "
-            "was killed",
+            f"{function} timed out: it took more than {timeout:g} seconds, and its worker {process.pid} was killed",
             timeout,
         )
         self._publish(error, crash)

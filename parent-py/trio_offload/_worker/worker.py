@@ -285,7 +285,7 @@ class Worker(Talker):
             await self.end()
             self._note_failure("calls_died")
             raise BrokenWorkerError(
-                f"worker {self.process.pid} was ended, because it sent something that is not of the protocol ({error}) "
+                f"worker {self.process.pid} was ended, because it sent bytes that violate the protocol ({error}) "
                 f"while it ran {name}",
                 self.process,
             ) from error
@@ -320,10 +320,10 @@ class Worker(Talker):
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self.end_gently()
             why = frame.body["message"]
-            raise BrokenWorkerError(f"worker {self.process.pid} gave up when it was to run {name}: {why}", self.process)
+            raise BrokenWorkerError(f"worker {self.process.pid} could not run {name}: {why}", self.process)
         await self.end()
         raise BrokenWorkerError(
-            f"worker {self.process.pid} was ended: it said {frame.kind.name} (id {frame.id}) in answer to call "
+            f"worker {self.process.pid} was ended: it sent {frame.kind.name} (id {frame.id}) in answer to call "
             f"{self._calls - len(self._behind)} of {name}",
             self.process,
         )
