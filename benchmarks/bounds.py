@@ -27,6 +27,7 @@ from typing import Any
 
 import attrs
 import jobs
+import talking_bounds
 import trio
 from calls import POOL_MAP
 from contenders import ECHO, OURS, OURS_MAP, TRIO_PARALLEL, Call, Pools, contenders
@@ -383,6 +384,26 @@ def _first_byte() -> float:
     return duration
 
 
+async def contended_lock(scale: Scale) -> Finding:
+    return _finding(
+        "a lock that two jobs contend for", "the time of a Manager's lock", await talking_bounds.lock(scale.rounds), 0.2
+    )
+
+
+async def hosted_dict(scale: Scale) -> Finding:
+    bound = await talking_bounds.hosted_dict(scale.rounds)
+    return _finding("set and get of a hosted dict", "the time of a Manager's dict", bound, 0.5)
+
+
+async def wakes(scale: Scale) -> Finding:
+    bound = await talking_bounds.wakes(scale.rounds)
+    return _finding("a request answered and made again, thousands of threads", "the time with 10 threads", bound, 1.25)
+
+
+def _finding(row: str, yardstick: str, bound: talking_bounds.Bound, limit: float) -> Finding:
+    return Finding(row, yardstick, bound.by_hand / bound.yardstick, bound.ours / bound.yardstick, f"≤ {limit} ×")
+
+
 ROWS = {
     "cold": cold,
     "single": single_calls,
@@ -391,6 +412,9 @@ ROWS = {
     "chunks": chunks,
     "large chunks": functools.partial(chunks, size=1000),
     "forked": forked,
+    "lock": contended_lock,
+    "dict": hosted_dict,
+    "wakes": wakes,
 }
 
 

@@ -203,7 +203,9 @@ class LockState:
 
     def check_holder(self, owner: Hashable, message: str) -> None:
         """Raise RuntimeError with this message unless the owner holds the lock."""
-        if self.holder is None or self.holder != owner:
+        holder = self.holder
+        # Mostly it is the same object. A comparison takes 100 bytecodes.
+        if holder is not owner and (holder is None or holder != owner):
             raise RuntimeError(message)
 
     def gone(self, owner: Hashable, death: Death | None) -> Abandonment | None:

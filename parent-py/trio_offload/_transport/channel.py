@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING, Final, NoReturn, overload
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, NoReturn, overload
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint
@@ -94,7 +95,7 @@ class Channel(Sender):
                     # The descriptor is closed, or an ordinary file. The read below reports that.
                     if error.errno not in (*GONE, errno.EPERM):
                         raise
-            if start and not self._is_inside:
+            if start and decoder.start == decoder.end and decoder.head is None:
                 answer = self.poll_result(start)
                 if answer is None and decoder.start != decoder.end:
                     answer = decoder.next_frame()
@@ -131,11 +132,11 @@ class Channel(Sender):
             self._ended()
         return decoder.plain_result(start, count)
 
-    async def spin_then_receive(self, start: bytes, spun: bool, *, cancellable: bool) -> Frame | memoryview:
+    def spin_then_receive(self, start: bytes, spun: bool, *, cancellable: bool) -> Coroutine[Any, Any, Frame | memoryview]:
         """Poll a few times, for answers that take microseconds, then :meth:`receive`.
 
         Trio needs several times as long for a wake-up as for a poll. The other tasks run between
-        two polls.
+        two polls. After misses, most calls do not poll.
 
         Args:
             start: as for :meth:`receive`.
@@ -143,11 +144,15 @@ class Channel(Sender):
                 :attr:`spin_misses` is zero.
             cancellable: as for :meth:`receive`.
         """
+        # Chosen here, because each coroutine on the way to Trio slows every wake-up.
+        if spun or self._spins_skipped >= self.spin_misses:
+            return self._spin(start, spun, cancellable)
+        self._spins_skipped += 1
+        return self.receive(cancellable=cancellable, start=start)
+
+    async def _spin(self, start: bytes, spun: bool, cancellable: bool) -> Frame | memoryview:
         segment = None
         if not self._is_inside:
-            if not spun and self._spins_skipped < self.spin_misses:
-                self._spins_skipped += 1
-                return await self.receive(cancellable=cancellable)
             self._spins_skipped = 0
             found = False
             for _ in _SPINS[spun:]:
@@ -157,7 +162,7 @@ class Channel(Sender):
                 if found:
                     break
             self.spin_misses = 0 if found else min(2 * self.spin_misses + 1, _MAX_SPINS_SKIPPED)
-        return await self.receive(cancellable=cancellable) if segment is None else segment
+        return await self.receive(cancellable=cancellable, start=start) if segment is None else segment
 
     @property
     def _is_inside(self) -> bool:

@@ -96,7 +96,7 @@ class JobCall:
         return f"the job {self.function} in worker {self.pid}"
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class JobOwner:
     """A thread of a call; in a chunk of a map, of one item."""
 

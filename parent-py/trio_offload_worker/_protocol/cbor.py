@@ -13,6 +13,8 @@ that number. General decoding would take a third of the parent's time for a requ
 
 from __future__ import annotations
 
+import struct
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -121,8 +123,36 @@ def split_request(data: bytes) -> tuple[bytes, int | None]:
     return data[:end], int.from_bytes(data[end + 1 :], "big")
 
 
-SINGLE_BYTES: Final = [bytes((value,)) for value in range(256)]
+def figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
+    """Return the four figures that ``data`` ends with after ``head`` at ``at``, or None."""
+    if data[at : -_FOUR.size] == head:
+        first, rss, second, peak, third, size, fourth, time = _FOUR.unpack_from(data, -_FOUR.size)
+        # Four bytes each if the worker has run for a while and uses less than 4 GiB.
+        if first == second == third == fourth == 0x1A:
+            return [rss, peak, size, time]
+    if not data.startswith(head, at):
+        return None
+    at += len(head)
+    figures = []
+    while at < len(data):
+        initial = data[at]
+        at += 1
+        if initial < 24:
+            figures.append(initial)
+        elif initial > 27:
+            return None
+        else:
+            end = at + (1 << (initial - 24))
+            figures.append(int.from_bytes(data[at:end], "big"))
+            at = end
+    return figures if at == len(data) and len(figures) == 4 else None
 
+
+SINGLE_BYTES: Final = [bytes((value,)) for value in range(256)]
+FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
+"""A body that has only figures, up to the first of them."""
+
+_FOUR: Final = struct.Struct(">" + 4 * "BI")
 _NEGATIVE: Final = 0x20
 _BYTES: Final = 0x40
 _TEXT: Final = 0x60

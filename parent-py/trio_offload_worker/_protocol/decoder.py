@@ -7,9 +7,7 @@ most results lack one, and the three items before it are decoded in place.
 
 from __future__ import annotations
 
-import struct
-
-from .cbor import SINGLE_BYTES, encode_uint, split_request
+from .cbor import FIGURES_HEAD, SINGLE_BYTES, encode_uint, figures_after, split_request
 from .frames import (
     BYTES,
     LENGTH_OF_2,
@@ -38,9 +36,6 @@ _BORROW_LIMIT: Final = 32 * 1024
 # array, and at most a body with figures.
 _MIN_PLAIN_HEADER: Final = 5
 _MAX_PLAIN_HEADER: Final = 1 + 1 + 9 + 1 + 9 + 10 + 4 * 9
-_FOUR: Final = struct.Struct(">" + 4 * "BI")
-# A body with only figures, up to the first of them.
-_FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
 # Starts of headers of messages that may have only one segment. Their numbers are below 24, so each
 # takes one byte.
 _PLAIN_STARTS: Final = {
@@ -52,6 +47,12 @@ _MAX_KNOWN_SIZE: Final = 256  # bytes
 _MAX_KNOWN: Final = 64
 # The objects of segments without bytes, by their type.
 _EMPTY: Final = (bytearray, bytes, bytearray)
+# The first byte of a kind that takes two: all messages of running jobs have these.
+_WIDE_KIND: Final = 24
+# Headers of messages that have only figures, up to the first of them.
+_REPORT_STARTS: Final = {
+    kind: b"\x84" + encode_uint(kind) + b"\x00\x80" + FIGURES_HEAD for kind in (Kind.READY, Kind.REPORT)
+}
 # The only frequent frame with a body: a RESULT with its figures.
 _PLAIN_STARTS[b"\x84" + SINGLE_BYTES[Kind.RESULT]] = Kind.RESULT
 
@@ -172,6 +173,8 @@ class Decoder:
             return self._known_frame(begin, end) if self._known else self._any_frame()
         header = bytes(buffer[start:begin])
         initial = header[2]
+        if header[1] == _WIDE_KIND:
+            return self._known_frame(begin, end) if self._known else self._any_frame()
         try:
             kind = _PLAIN_STARTS[header[:2]]
         except KeyError:
@@ -187,7 +190,7 @@ class Decoder:
             rest = b"\x81" + encode_uint(payload)
         body: dict[str, Any] = {}
         if header[0] == 0x84:
-            figures = _figures_after(header, at, rest + _FIGURES_HEAD)
+            figures = figures_after(header, at, rest + FIGURES_HEAD)
             if figures is None:
                 return self._any_frame()
             body["figures"] = figures
@@ -273,7 +276,10 @@ class Decoder:
             self._make_room(PREFIX_SIZE + length)
             return None
         start = self.start + PREFIX_SIZE
-        head = parse_header(bytes(self.buffer[start : start + length]), payload, self._of_worker)
+        header = bytes(self.buffer[start : start + length])
+        head = None if payload else _parse_report(header)
+        if head is None:
+            head = parse_header(header, payload, self._of_worker)
         if head.is_known and len(head.lengths) <= 1:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
@@ -363,29 +369,13 @@ class _Filling:
         return taken
 
 
-def _figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
-    """Return the four figures that ``data`` ends with after ``head`` at ``at``, or None."""
-    if data[at : -_FOUR.size] == head:
-        first, rss, second, peak, third, size, fourth, time = _FOUR.unpack_from(data, -_FOUR.size)
-        # Four bytes each if the worker has run for a while and uses less than 4 GiB.
-        if first == second == third == fourth == 0x1A:
-            return [rss, peak, size, time]
-    if not data.startswith(head, at):
-        return None
-    at += len(head)
-    figures = []
-    while at < len(data):
-        initial = data[at]
-        at += 1
-        if initial < 24:
-            figures.append(initial)
-        elif initial > 27:
-            return None
-        else:
-            end = at + (1 << (initial - 24))
-            figures.append(int.from_bytes(data[at:end], "big"))
-            at = end
-    return figures if at == len(data) and len(figures) == 4 else None
+def _parse_report(header: bytes) -> Head | None:
+    """Parse the header of a message that has only figures. A caller may wait for a READY."""
+    for kind, start in _REPORT_STARTS.items():
+        if header.startswith(start):
+            figures = figures_after(header, 0, start)
+            return None if figures is None else Head(kind, 0, [], 0, {"figures": figures})
+    return None
 
 
 def _check_magic(start: bytes) -> None:
