@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.util import logging
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "parent-py"))
@@ -31,15 +35,53 @@ include_patterns = [
 ]
 exclude_patterns = ["docs/_static"]
 
+# Of options, and of a few attributes and results. They have no public name.
+TYPES_WITHOUT_A_PAGE = (
+    "ActorStreams",
+    "Address",
+    "Callback",
+    "CapacityLimiterStatistics",
+    "ChannelStatistics",
+    "ConditionStatistics",
+    "ErrorOfItem",
+    "FailedItem",
+    "Lease",
+    "Limiter",
+    "LockStatistics",
+    "MapOptions",
+    "MovedConnection",
+    "MovedEnd",
+    "MultiprocessingConnection",
+    "ProcessChannel",
+    "ReceivedDescriptor",
+    "ShowProgress",
+    "Signals",
+    "WaitStatistics",
+    "WorkQueueStatistics",
+    "WorkerOptions",
+    "WorkerProcess",
+)
 # Every unresolved reference is a warning, and `ci/docs` turns warnings into errors.
-nitpicky = False
+nitpicky = True
+nitpick_ignore_regex = [
+    # Of other projects: their inventories would need a network.
+    (r"py:.*", rf"({'|'.join(sorted(sys.stdlib_module_names))}|trio|outcome)(\..*)?"),
+    # Type variables.
+    (r"py:class", r"(.*\.)?(\w+Type|ArgumentTypes|Parameters)"),
+    (r"py:class", rf"(.*\.)?({'|'.join(TYPES_WITHOUT_A_PAGE)})"),
+]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "deflist"]
 suppress_warnings: list[str] = []
 
 autodoc_typehints = "signature"
 autodoc_member_order = "groupwise"
-autodoc_default_options = {"members": True, "undoc-members": False}
+# The members of our own base classes too, without those of Python's.
+autodoc_default_options = {
+    "members": True,
+    "undoc-members": False,
+    "inherited-members": "BaseException, Enum, str, int, tuple, Generic, Protocol, ABC",
+}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Attributes of a class that its docstring describes are not described again.
@@ -55,3 +97,34 @@ html_copy_source = False
 maximum_signature_line_length = 80
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
+
+
+def resolve_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Link a name of a private module, as types in signatures have it, to the public name."""
+    domain = env.get_domain("py")
+    name = node.get("reftarget", "").rpartition(".")[2]
+    for module in ("trio_offload", "trio_offload.connection", "trio_offload_worker", "trio_offload_worker.from_worker"):
+        if (target := f"{module}.{name}") in domain.objects:
+            page = node.get("refdoc", env.docname)
+            return domain.resolve_xref(env, page, app.builder, "obj", target, node, contnode)
+    return None
+
+
+def check_members(app: Any, env: Any) -> None:
+    """Warn of public members that the reference leaves out."""
+    documented = env.get_domain("py").objects
+    for name, entry in documented.items():
+        if entry.objtype not in ("class", "exception") or entry.aliased:
+            continue
+        module, _, class_name = name.rpartition(".")
+        described = getattr(importlib.import_module(module), class_name)
+        for member in dir(described):
+            owner = next((base for base in described.__mro__ if member in vars(base)), object)
+            is_ours = owner.__module__.startswith("trio_offload") and not member.startswith("_")
+            if is_ours and f"{name}.{member}" not in documented:
+                logging.getLogger(__name__).warning("%s.%s is not in the reference", name, member)
+
+
+def setup(app: Any) -> None:
+    app.connect("missing-reference", resolve_public_name)
+    app.connect("env-check-consistency", check_members)

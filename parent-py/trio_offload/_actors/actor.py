@@ -45,12 +45,12 @@ class Actor(metaclass=PublicType):
 
     @property
     def stream(self) -> ActorStreams:
-        """The generator methods: ``actor.stream.rows(query)`` is like :func:`stream`."""
+        """The generator methods. ``actor.stream.rows(query)`` is like :func:`stream`."""
         return ActorStreams(self._host)
 
     @property
     def handle(self) -> Any:
-        """The actor as a job has it, with methods that block: for a job that runs in a thread."""
+        """The actor as a job has it, with methods that block, for a job that runs in a thread."""
         return self._host.handle
 
     def statistics(self) -> ActorStatistics:

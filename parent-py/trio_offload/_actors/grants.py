@@ -39,7 +39,7 @@ class Callee(Handle):
 
     @property
     def handle(self) -> Any:
-        """As :attr:`Handle.handle`."""
+        """As ``Handle.handle``."""
         from .in_threads import in_thread  # few programs need it
 
         return in_thread(self)

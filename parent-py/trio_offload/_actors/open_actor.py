@@ -75,7 +75,7 @@ async def open_actor(
             :exc:`trio.WouldBlock`. None means unlimited.
         grace: Seconds that a cancelled method has to end by itself. Then the worker is killed. None
             means unlimited.
-        **options: Options of :func:`open_worker_context`; :class:`WorkerOptions` names them.
+        **options: Options of :func:`open_worker_context`; ``WorkerOptions`` names them.
 
     Returns:
         An async context manager, which returns an :class:`Actor`.

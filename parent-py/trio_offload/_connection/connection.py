@@ -242,12 +242,12 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
 
     @property
     def readable(self) -> bool:
-        """True if it can receive: all but the sending end of a pipe."""
+        """True if it can receive, as all but the sending end of a pipe."""
         return self._endpoint.is_readable
 
     @property
     def writable(self) -> bool:
-        """True if it can send: all but the receiving end of a pipe."""
+        """True if it can send, as all but the receiving end of a pipe."""
         return self._endpoint.is_writable
 
     @enable_ki_protection

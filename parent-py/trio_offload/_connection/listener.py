@@ -172,7 +172,7 @@ async def listen(
     Args:
         address: A path of a Unix socket, a name in the abstract namespace that begins with
             ``"\\0"``, or a tuple of host and port. Port 0 lets the system choose. None means a
-            path in a private folder. :attr:`Listener.address` is the result.
+            path in a private folder. ``listener.address`` is the result.
         authkey: The key that clients must know. None accepts everybody who can connect, and
             whose pickles can run any code here.
         backlog: Number of connections that may wait until they are accepted.

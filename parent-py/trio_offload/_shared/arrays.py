@@ -103,7 +103,7 @@ class SharedArray(DescriptorHandle):
 
     @property
     def array(self) -> Any:
-        """A new view: a NumPy array, or a memoryview if NumPy is not installed.
+        """A new view, as a NumPy array, or as a memoryview if NumPy is not installed.
 
         The memory stays mapped as long as a view is in use.
 
@@ -115,7 +115,7 @@ class SharedArray(DescriptorHandle):
 
     @property
     def read_only(self) -> SharedArray:
-        """The same memory for reading only: jobs that get this cannot map it for writing.
+        """The same memory for reading only. Jobs that get this cannot map it for writing.
 
         Raises:
             ClosedResourceError: it is closed.

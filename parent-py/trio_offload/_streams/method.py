@@ -41,7 +41,7 @@ def stream(
     ahead. An exception of the generator is raised by the iteration, after the values before it.
 
     If the block is left earlier, the generator is closed: its next ``yield`` raises
-    ``GeneratorExit``, as with :meth:`generator.close`. The block waits for that, ``grace``
+    ``GeneratorExit``, as with ``generator.close``. The block waits for that, ``grace``
     seconds at most. A generator that seldom yields can ask
     :func:`~trio_offload_worker.from_worker.check_cancelled`.
 

@@ -42,7 +42,7 @@ class Barrier(Handle):
 
         @property
         def handle(self) -> JobHandles.Barrier:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     def __init__(self, parties: int, *, on_death: OnDeath = "break") -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Barrier(Handle):
         """Wait for the other parties. A checkpoint.
 
         Returns:
-            The index of this party: 0 for the first that arrived, and so on.
+            The index of this party, 0 for the first that arrived, and so on.
 
         Raises:
             BrokenBarrierError: the barrier is broken, or breaks now.

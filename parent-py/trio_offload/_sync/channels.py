@@ -100,7 +100,7 @@ class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType)
 
         @property
         def handle(self) -> JobHandles.SendChannel[SendType]:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     @enable_ki_protection
     async def send(self, value: SendType) -> None:
@@ -214,7 +214,7 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=Publi
 
         @property
         def handle(self) -> JobHandles.ReceiveChannel[ReceiveType]:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     @enable_ki_protection
     async def receive(self) -> ReceiveType:

@@ -46,7 +46,7 @@ class Condition(Acquirable):
 
         @property
         def handle(self) -> JobHandles.Condition:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     def __init__(self, lock: Lock | RLock | None = None) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ class Event(Handle):
 
         @property
         def handle(self) -> JobHandles.Event:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     def __init__(self) -> None:
         super().__init__()

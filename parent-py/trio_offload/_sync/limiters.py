@@ -45,7 +45,7 @@ class CapacityLimiter(Acquirable):
 
         @property
         def handle(self) -> JobHandles.CapacityLimiter:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     def __init__(self, total_tokens: float) -> None:
         super().__init__()

@@ -163,7 +163,7 @@ class Lock(_Lock):
 
         @property
         def handle(self) -> JobHandles.Lock:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
 
 class RLock(_Lock):
@@ -179,7 +179,7 @@ class RLock(_Lock):
 
         @property
         def handle(self) -> JobHandles.RLock:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
 
 class _EndOfTask:

@@ -146,7 +146,7 @@ class WorkQueue(Handle, Generic[ItemType]):
 
         @property
         def handle(self) -> JobHandles.WorkQueue[ItemType]:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class Semaphore(Acquirable):
 
         @property
         def handle(self) -> JobHandles.Semaphore:
-            """As :attr:`Handle.handle`."""
+            """As ``Handle.handle``."""
 
     def __init__(self, initial_value: int, *, max_value: int | None = None, on_death: OnDeath = "return") -> None:
         super().__init__()

@@ -84,7 +84,7 @@ class Barrier(JobHandle):
             timeout: Seconds to wait at most, by default for ever.
 
         Returns:
-            The index of this party: 0 for the first that arrived, and so on.
+            The index of this party, 0 for the first that arrived, and so on.
 
         Raises:
             TimeoutError: the timeout has passed. The barrier is broken for the others.

@@ -30,7 +30,7 @@ class SharedArray(DescriptorHandle):
 
     @property
     def array(self) -> Any:
-        """A new view: a NumPy array, or a memoryview if NumPy is not installed."""
+        """A new view, as a NumPy array, or as a memoryview if NumPy is not installed."""
         try:
             mapping = self._mapping
         except AttributeError:
