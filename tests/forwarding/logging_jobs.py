@@ -59,6 +59,41 @@ def say_everything() -> tuple[int, int, int]:
     return os.getpid(), threading.get_ident(), sys._getframe().f_lineno - 1
 
 
+class OwnError(Exception):
+    """An error with attributes."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class OpaqueError(Exception):
+    __reduce__ = Unpicklable.__reduce__  # type: ignore[assignment]
+
+
+def say_exceptions() -> None:
+    try:
+        raise LookupError("no row")
+    except LookupError as error:
+        log.exception("plain")
+        try:
+            raise OwnError(5) from error
+        except OwnError:
+            log.exception("chained")
+    try:
+        raise OpaqueError("with a lock")
+    except OpaqueError:
+        log.exception("opaque")
+    log.error("none", exc_info=True)
+
+
+def say_and_end(text: str, how: str) -> None:
+    log.warning(text)
+    if how == "raise":
+        raise ValueError("no")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def say_wrongly() -> None:
     log.warning("%d", "no number")
     log.warning("right")

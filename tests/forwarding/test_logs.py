@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import tracemalloc
+import warnings
 from pathlib import Path
+from typing import Any
 
 import logging_jobs as jobs
 import pytest
@@ -302,21 +305,94 @@ async def test_other_tasks_have_their_turns(context: WorkerContext, records: Rec
 async def test_outside_of_jobs(
     of_any_kind: WorkerType, records: Records, line: Lifeline, gate: Gate, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Records of `init` and of idle workers go where they go without the option: to standard error, usually."""
+    """Records of idle workers go where they go without the option: to standard error, usually."""
     for handler in logging.getLogger().handlers[:]:  # a forked worker has them too
         if of_any_kind is WorkerType.FORK:
             logging.getLogger().removeHandler(handler)
-    async with open_worker_context(init=_say_in_init, worker_type=of_any_kind, forward_logging=True) as context:
+    async with open_worker_context(worker_type=of_any_kind, forward_logging=True) as context:
         await context.run_sync(jobs.say_after_the_job, line.path, gate.path)
         await line.pid()
         gate.open()
         assert await line.line() == "said"
-    assert capfd.readouterr().err == "from init\nfrom an idle worker\n"
+    assert capfd.readouterr().err == "from an idle worker\n"
     assert records.take() == []
 
 
-def _say_in_init() -> None:
-    jobs.say("from init", level=logging.WARNING)
+async def test_exception_of_a_record(context: WorkerContext, records: Records) -> None:
+    await context.run_sync(jobs.say_exceptions)
+    plain, chained, opaque, none = records.records
+    assert plain.exc_info is not None
+    kind, error, traceback = plain.exc_info
+    assert kind is LookupError
+    assert str(error) == "no row"
+    assert traceback is not None
+    assert traceback.tb_frame.f_code.co_name == "say_exceptions"
+    assert plain.exc_text is not None
+    assert plain.exc_text.endswith("LookupError: no row")
+    assert chained.exc_info is not None
+    assert isinstance(chained.exc_info[1], jobs.OwnError)
+    assert repr(chained.exc_info[1].__cause__) == "LookupError('no row')"
+    # One that cannot be pickled is text only.
+    assert opaque.exc_info is None
+    assert opaque.exc_text is not None
+    assert "with a lock" in opaque.exc_text
+    assert (none.exc_info, none.exc_text) == (None, "NoneType: None")  # as `logging` has it
+
+
+# --- init ----------------------------------------------------------------------------------------
+
+
+async def test_records_of_init(of_any_kind: WorkerType, records: Records) -> None:
+    options: Any = {"worker_type": of_any_kind, "forward_logging": True}
+    async with open_worker_context(init=functools.partial(jobs.say, "from init"), **options) as context:
+        await context.run_sync(jobs.say, "from the job")
+        (worker,) = context.statistics().workers
+    first, second = records.records
+    assert (first.getMessage(), second.getMessage()) == ("from init", "from the job")
+    values = vars(first)
+    assert (values["worker"], values["process"], values["job"], values["item"]) == (worker.pid, worker.pid, None, None)
+    assert vars(second)["job"] == "logging_jobs.say"
+
+
+async def test_records_of_a_prewarmed_worker_and_many(of_any_kind: WorkerType, records: Records) -> None:
+    options: Any = {"worker_type": of_any_kind, "forward_logging": "INFO"}
+    async with open_worker_context(init=functools.partial(jobs.count, 3000), **options) as context:
+        await context.prewarm(1)
+        assert records.take() == [f"record {index}" for index in range(3000)]
+
+
+async def test_warning_of_init(of_any_kind: WorkerType, records: Records) -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        init = functools.partial(jobs.warn, "old")
+        async with open_worker_context(init=init, worker_type=of_any_kind, forward_logging=True) as context:
+            await context.run_sync(jobs.say)
+    assert [str(one.message) for one in shown] == ["old"]
+
+
+@pytest.mark.parametrize("end", ["raise", "SIGKILL"])
+async def test_last_words_of_init(of_any_kind: WorkerType, records: Records, end: str) -> None:
+    init = functools.partial(jobs.say_and_end, "last words", end)
+    with pytest.raises(trio_offload.WorkerStartError):
+        async with open_worker_context(init=init, worker_type=of_any_kind, forward_logging=True) as context:
+            await context.run_sync(jobs.say)
+    assert records.take() == ["last words"]
+
+
+async def test_threads_of_init_log_elsewhere_afterwards(
+    of_any_kind: WorkerType, records: Records, capfd: pytest.CaptureFixture[str], gate: Gate, line: Lifeline
+) -> None:
+    for handler in logging.getLogger().handlers[:]:  # a forked worker has them too
+        if of_any_kind is WorkerType.FORK:
+            logging.getLogger().removeHandler(handler)
+    init = functools.partial(jobs.say_after_the_job, line.path, gate.path)
+    async with open_worker_context(init=init, worker_type=of_any_kind, forward_logging=True) as context:
+        await context.prewarm(1)
+        await line.pid()
+        gate.open()
+        assert await line.line() == "said"
+    assert capfd.readouterr().err == "from an idle worker\n"
+    assert records.take() == []
 
 
 async def test_worker_that_does_not_log_imports_nothing(records: Records) -> None:

@@ -1,4 +1,4 @@
-"""Records of :mod:`logging` from jobs: each is handled here by the logger of its name.
+"""Records of :mod:`logging` from workers: each is handled here by the logger of its name.
 
 A job writes a record to its socket before its logging call returns. The records of a call are read
 before its answer, and from the socket of a worker that has died. So they are handled in order, and
@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .._pickling import calls as _calls
 from .._process.record import Progress
 from .levels import Mirror
 from .warned import Warner
@@ -44,7 +45,7 @@ class Source(Protocol):
 
 
 def handle(worker: Any, frame: Frame) -> None:
-    """Handle a record of a worker's running job.
+    """Handle a record of a worker's running job, or of its ``init``.
 
     An exception of a filter or a handler is printed, as ``logging`` does for handlers.
     """
@@ -63,8 +64,9 @@ def handle(worker: Any, frame: Frame) -> None:
         attributes["created"] = created
         attributes["msecs"] = milliseconds
         attributes["relativeCreated"] = created * 1000 - _STARTED
-        attributes["job"] = worker.running_function
-        if worker.items_in_flight:
+        if frame.id:  # else it is of `init`
+            attributes["job"] = worker.running_function
+        if frame.id and worker.items_in_flight:
             attributes["item"] = _item_of(worker, progress)
         if rest is not None:
             _add_rest(attributes, *rest)
@@ -119,9 +121,13 @@ def _load_origin(
     return logging.getLogger(logger), number, attributes
 
 
-def _add_rest(attributes: dict[str, Any], exception: str | None, stack: str | None, task: str | None, extra: Any) -> None:
+def _add_rest(
+    attributes: dict[str, Any], exception: str | None, stack: str | None, task: str | None, extra: Any, pickled: bytes | None
+) -> None:
     """Add the parts that few records have. A value of ``extra`` replaces an attribute of ours."""
     attributes["exc_text"] = exception
+    if pickled is not None:
+        attributes["exc_info"] = _load_exception(pickled)
     attributes["stack_info"] = stack
     if task is not None:
         attributes["taskName"] = task
@@ -137,6 +143,15 @@ def _item_of(worker: Source, progress: tuple[int, int, int] | None) -> int | Non
         return None
     item = worker.items_in_flight[0].item_at(Progress(*(progress or (0, 0, 0))))
     return None if item is None else item[0]
+
+
+def _load_exception(pickled: bytes) -> tuple[Any, Any, Any] | None:
+    """Return an exception as ``sys.exc_info`` does, or None if the pickle fails."""
+    try:
+        error = _calls.load([pickled])
+    except Exception:
+        return None
+    return (type(error), error, error.__traceback__) if isinstance(error, BaseException) else None
 
 
 def _load_extra(pickled: bytes | None, text: str) -> Any:

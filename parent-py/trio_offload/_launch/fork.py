@@ -40,7 +40,7 @@ from .._process import start as _process
 from .._process.output import close_in_copy
 from .._process.privileges import current_grant
 from .._version import __version__
-from .._worker.handshake import WorkerHandshake, setup_frame
+from .._worker.handshake import WorkerHandshake, reported, setup_frame
 from .._worker.launcher import Launcher
 from .._worker.worker import Worker
 from .spawn import not_forked
@@ -72,7 +72,7 @@ class ForkLauncher(Launcher):
             *setup_frame(options, settings, eager, (b"", b"")),
         ]
         worker.main_snapshot = MainSnapshot()
-        init = None if options.init is bool else options.init
+        init = reported(self)
         retire = None if options.retire is bool else options.retire
         handles: Any = sys.modules.get(_HANDLES)
         if handles is not None:

@@ -223,6 +223,18 @@ def killed_on_failure(peer: Peer, process: WorkerProcess) -> Iterator[None]:
         raise
 
 
+def reported(launcher: Launcher) -> Callable[[], Any] | None:
+    """Return ``init`` as workers call it: so that its log records are sent, if jobs' are."""
+    init = launcher.options.init
+    if init is bool:
+        return None
+    if launcher.forwarder is None:
+        return init
+    from trio_offload_worker._requests.reported_init import ReportedInit  # few programs need it
+
+    return ReportedInit(init)
+
+
 def pickled_functions(launcher: Launcher, worker: Worker) -> tuple[bytes, bytes]:
     """Return ``init`` and ``retire`` as SETUP carries them. Empty means none.
 
@@ -234,9 +246,10 @@ def pickled_functions(launcher: Launcher, worker: Worker) -> tuple[bytes, bytes]
     options = launcher.options
     if options.init is bool and options.retire is bool:
         return b"", b""
+    init = reported(launcher)
     with _payload.exporting() as export, _payload.repeated("each worker gets the init and the retire of its context"):
         functions = (
-            b"" if options.init is bool else _calls.dump_callable(options.init),
+            b"" if init is None else _calls.dump_callable(init),
             b"" if options.retire is bool else _calls.dump_callable(options.retire),
         )
         if export.grants and launcher.outlives_run:

@@ -200,7 +200,11 @@ class Peer:
     async def next_frame(self, channel: Channel, cancellable: bool) -> Frame:
         """Return the next answer."""
         frame = await channel.receive(cancellable=cancellable)
+        handled = 0
         while self.handle_aside(frame):
+            handled += 1
+            if not handled % MAX_UNINTERRUPTED:
+                await trio.lowlevel.cancel_shielded_checkpoint()
             frame = await channel.receive(cancellable=cancellable)
         return frame
 

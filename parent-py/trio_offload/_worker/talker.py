@@ -268,6 +268,11 @@ class Talker(CallSender):
                     return True
             self.converse().take(frame)
             return True
+        if not frame.id and self.forwarder is not None and frame.kind is Kind.POST:
+            # Of `init`.
+            receive = self.forwarder.receivers.get(frame.body["op"])
+            if receive is not None:
+                receive(self, frame)
         # A thread that an earlier job has left may have spoken as that ended.
         return frame.id <= self._calls - self._in_flight
 

@@ -55,6 +55,17 @@ def dump(exception: BaseException, stage: str) -> tuple[list[bytes], str, str, s
     return segments, _type_name(type(exception)), _text(exception), traceback
 
 
+def dump_copy(exception: BaseException) -> bytes | None:
+    """Pickle an exception, which stays as it is. None means too large, or not picklable."""
+    for attempt in (_dump_whole, _dump_alone):
+        try:
+            pickled = attempt(exception)
+        except Exception:
+            continue
+        return pickled if pickled is not None and len(pickled) <= _MAX_COPY else None
+    return None
+
+
 def load(data: Any) -> BaseException:
     """Load an exception from a pickle that :func:`dump` made.
 
@@ -143,6 +154,7 @@ def make_traceback(summaries: list[FrameSummary]) -> TracebackType | None:
 
 # traceback entries, half from either end: endless recursion repeats itself in the middle
 _MAX_FRAMES: Final = 400
+_MAX_COPY: Final = 1 << 20  # bytes
 _GROUP: Final[Any] = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
 # Py_TPFLAGS_HEAPTYPE: a class made at run time, as all classes of Python code are
 _HEAP_TYPE: Final = 1 << 9

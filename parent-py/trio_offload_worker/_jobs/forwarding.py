@@ -1,4 +1,4 @@
-"""Send the jobs' log records and warnings to the parent, if its context wants them.
+"""Send log records and warnings of jobs and of ``init`` to the parent, if its context wants them.
 
 This module waits for the import of ``logging``. A job that does not import it pays nothing.
 """
@@ -9,7 +9,7 @@ import os
 import sys
 
 from .._protocol.frames import Kind, encode_head
-from . import imports
+from . import imports, init_calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def follow(wanted: dict[str, Any] | None) -> None:
 
 
 def post(op: str, data: bytes) -> bool:
-    """Send a message of the running job. Return False if no job of this process runs."""
+    """Send a message of the running job or of ``init``. Return False if neither runs here."""
     line: Any = sys.modules["_trio_offload_line"]
     call = line.call()
-    if not call or line.pid() != os.getpid():
+    if not (call or init_calls.is_running) or line.pid() != os.getpid():
         return False
     head = encode_head(Kind.POST, call, (len(data),), {"op": op, "thread": 0})
     sent: list[bool] = []

@@ -6,7 +6,7 @@ and no lock of ``logging`` is held during the write to the socket.
 
 A record takes the original way
 
-* if no job is running: in ``init``, ``retire``, exit handlers, and threads between two jobs;
+* if neither a job nor ``init`` is running: in ``retire``, exit handlers, and threads between jobs;
 * in a copy of this process that a job has forked;
 * if its logger is not among those that are forwarded.
 """
@@ -20,6 +20,7 @@ import sys
 from itertools import count
 
 from .._protocol.frames import Kind, encode_head
+from . import init_calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _forward(name: str, record: logging.LogRecord) -> bool:
     if minimum is None:
         return False
     call = _line.call()
-    if not call or _line.pid() != os.getpid():
+    if not (call or init_calls.is_running) or _line.pid() != os.getpid():
         return False
     if record.levelno < minimum:
         return True
@@ -126,13 +127,18 @@ def _describe_origin(name: str, record: logging.LogRecord) -> tuple[Any, ...]:
 
 def _describe_rest(record: logging.LogRecord, values: dict[str, Any]) -> tuple[Any, ...] | None:
     """Return the parts that few records have."""
-    exception = record.exc_text
-    if exception is None and record.exc_info:
-        exception = logging.Formatter().formatException(record.exc_info)
+    exception, pickled = record.exc_text, None
+    if record.exc_info:
+        if exception is None:
+            exception = logging.Formatter().formatException(record.exc_info)
+        if isinstance(record.exc_info[1], BaseException):
+            from .exceptions import dump_copy
+
+            pickled = dump_copy(record.exc_info[1])
     extra = None
     if len(values) != _COUNT:
         extra = _encode_extra({key: value for key, value in values.items() if key not in _STANDARD})
-    return exception, record.stack_info, values.get("taskName"), extra
+    return exception, record.stack_info, values.get("taskName"), extra, pickled
 
 
 def _encode_extra(extra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[bytes | None, str]]]:
