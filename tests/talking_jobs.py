@@ -90,6 +90,13 @@ def swallow_cancelled(path: str) -> str:
     return "not cancelled"
 
 
+def fail_when_cancelled(path: str) -> None:
+    try:
+        sleep_until_cancelled(path)
+    except from_worker.Cancelled:
+        raise ValueError("half done") from None
+
+
 def clean_up_when_cancelled(path: str, callback: Callable[[str], Any]) -> None:
     try:
         sleep_until_cancelled(path)

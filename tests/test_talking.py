@@ -235,6 +235,18 @@ async def test_job_finishes_although_it_is_cancelled(context: WorkerContext, lin
     assert results == ["finished, True"]
 
 
+async def test_error_of_a_cancelled_job_is_raised(context: WorkerContext, line: Lifeline) -> None:
+    async def call() -> None:
+        with pytest.raises(ValueError, match="half done"):
+            await context.run_sync(jobs.fail_when_cancelled, line.path, grace=PATIENCE)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await line.pid()
+        nursery.cancel_scope.cancel()
+    assert await line.ended() == ["Cancelled"]
+
+
 async def test_clean_up_is_shielded(context: WorkerContext, line: Lifeline) -> None:
     seen: list[str] = []
     with trio.CancelScope() as scope:
@@ -318,6 +330,12 @@ async def test_late_job_in_a_callback_stays_there(context: WorkerContext, line: 
     # Only with a grace is it told, once the stacks are written.
     assert (await line.ended())[1:] == ([] if grace is None else ["Cancelled"])
     assert len(WAITS) == 0
+
+
+async def test_value_of_a_late_job_is_dropped(context: WorkerContext, line: Lifeline) -> None:
+    with pytest.raises(trio_offload.WorkerTimeoutError):
+        await context.run_sync(jobs.swallow_cancelled, line.path, timeout=0.3, grace=PATIENCE)
+    assert (await line.ended())[-1] == "Cancelled"
 
 
 async def test_running_items_of_a_map_are_told(context: WorkerContext, line: Lifeline) -> None:
