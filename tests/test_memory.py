@@ -334,7 +334,7 @@ def test_in_the_default_context(tmp_path: Path) -> None:
 
 async def test_a_ceiling_under_the_baseline_replaces_nobody_for_ever() -> None:
     with pytest.warns(  # noqa: PT031
-        UserWarning, match="is under the baseline, a worker's memory before its first job"
+        UserWarning, match="is below the baseline, a worker's memory before its first job"
     ) as told:
         async with open_worker_context(retire=retire_when(rss="1MiB")) as context:
             pids = [await context.run_sync(os.getpid) for _ in range(5)]
@@ -349,7 +349,7 @@ async def test_a_ceiling_under_the_baseline_replaces_nobody_for_ever() -> None:
 
 
 async def test_what_init_takes_is_part_of_the_baseline() -> None:
-    with pytest.warns(UserWarning, match="under the baseline"):
+    with pytest.warns(UserWarning, match="below the baseline"):
         async with open_worker_context(init=memory_jobs.import_much, retire=retire_when(rss="50MiB")) as context:
             assert await context.run_sync(os.getpid) == await context.run_sync(os.getpid)
 
@@ -358,7 +358,7 @@ async def test_the_warning_as_an_error_leaves_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         async with open_worker_context(retire=retire_when(rss=1)) as context:
-            with pytest.raises(UserWarning, match="under the baseline"):
+            with pytest.raises(UserWarning, match="below the baseline"):
                 await context.run_sync(os.getpid)
             # It has been said.
             assert await context.run_sync(os.getpid) > 0

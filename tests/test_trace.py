@@ -227,7 +227,7 @@ async def test_a_full_disk_cuts_the_trace_short_and_nothing_else(caplog: pytest.
     async with open_worker_context(trace="/dev/full") as context:
         assert [await context.run_sync(abs, -number) for number in range(3)] == [0, 1, 2]
     (record,) = caplog.records
-    assert record.getMessage() == f"the trace is cut short, because it could not be written: {os.strerror(errno.ENOSPC)}"
+    assert record.getMessage() == f"the trace is incomplete, because it could not be written: {os.strerror(errno.ENOSPC)}"
 
 
 async def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:

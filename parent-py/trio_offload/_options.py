@@ -160,7 +160,7 @@ def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: o
     except ValueError:  # a builtin without a signature
         pass
     except TypeError as error:
-        raise TypeError(f"{attribute.name} is called without arguments, and {value!r} needs some: {error}") from None
+        raise TypeError(f"{attribute.name} must be callable without arguments, got {value!r}: {error}") from None
 
 
 def _check_type(options: object, attribute: "attrs.Attribute[WorkerType]", value: object) -> None:
@@ -286,8 +286,8 @@ def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | 
     check_seconds(attribute.name, value, positive=True)
     if settings.chunk_size not in (1, None):
         raise ValueError(
-            f"chunk_size must be 1 or 'auto' with a timeout, got {settings.chunk_size!r}. Each item then travels alone, so "
-            "that a slow one takes no other with it"
+            f"chunk_size must be 1 or 'auto' with a timeout, got {settings.chunk_size!r}. A slow item would "
+            "otherwise end other items of its chunk"
         )
 
 

@@ -169,7 +169,7 @@ class TraceWriter:
             except OSError as error:
                 # A full disk must not break the calls that are traced.
                 self._close()
-                logger.warning("the trace is cut short, because it could not be written: %s", error.strerror)
+                logger.warning("the trace is incomplete, because it could not be written: %s", error.strerror)
 
     def _close(self) -> None:
         if self._descriptor != -1:

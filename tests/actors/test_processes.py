@@ -115,7 +115,7 @@ async def test_another_exception_in_the_block_names_it(open_process: Open) -> No
     with pytest.raises(trio.EndOfChannel) as caught:
         async with open_process(jobs.fails) as process:
             await process.receive()
-    assert caught.value.__notes__ == ["(the process process_jobs.fails has raised LookupError: by itself)"]
+    assert caught.value.__notes__ == ["(the process process_jobs.fails raised LookupError: by itself)"]
 
 
 @pytest.mark.parametrize(("code", "exitcode"), [(3, 3), (None, 0), ("a text", 1)])

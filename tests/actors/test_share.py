@@ -40,7 +40,7 @@ async def test_only_named_methods(context: WorkerContext) -> None:
     async with share(Table(), methods=["put"]) as shared:
         assert await context.run_sync(jobs.catch, shared, "put", "a", 1) == ("", "")
         kind, text = await context.run_sync(jobs.catch, shared, "fail")
-        assert (kind, text) == ("AttributeError", "'fail' is not among the methods of this Table that are shared")
+        assert (kind, text) == ("AttributeError", "'fail' is not a shared method of this Table")
         assert await context.run_sync(jobs.compute, shared, "hasattr(it, '__len__')") is False
 
 

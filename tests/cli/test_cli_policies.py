@@ -97,7 +97,7 @@ def test_workers_are_replaced_after_so_many_items(folder: Path) -> None:
 def test_a_ceiling_under_the_baseline_is_one_line_of_warning(folder: Path) -> None:
     ran = run(folder, "map", "jobs:echo", *"abcdef", "--retire-rss", "1MB", "--workers", "2")
     assert ran.values == list("abcdef")
-    assert ran.stderr.startswith("trio-offload: warning: retire_when(rss=1000000): 1 MB is under the baseline")
+    assert ran.stderr.startswith("trio-offload: warning: retire_when(rss=1000000): 1 MB is below the baseline")
     assert ran.stderr.count("\n") == 1
 
 
@@ -113,7 +113,7 @@ def test_the_memory_of_an_import_is_no_leak(folder: Path) -> None:
     (folder / "large_import.py").write_text("from jobs import pid\nballast = bytearray(b'x') * 50_000_000\n")
     ran = run(folder, "map", "large_import:pid", *"abcd", "--retire-rss", "40MB", "--workers", "1")
     assert len(set(ran.values)) == 1
-    assert "under the baseline" in ran.stderr
+    assert "below the baseline" in ran.stderr
 
 
 # --- usage -------------------------------------------------------------------------------------------

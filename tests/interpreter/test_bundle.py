@@ -187,7 +187,7 @@ TABLE = struct.unpack_from(">8sIIII64s", WHOLE, len(WHOLE) - 88)[2]
 )
 def test_damaged_archive(app: Path, content: bytes) -> None:
     app.write_bytes(content)
-    with pytest.raises(LocateError, match=r"cannot be read .*Start it anew"):
+    with pytest.raises(LocateError, match=r"cannot be read .*Restart the app"):
         _frozen.bundle()
 
 

@@ -624,7 +624,7 @@ async def test_a_module_that_leaves_a_thread(modules: Any) -> None:
     modules("threaded", "import threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()")
     async with forked(forkserver_preload=["json", "threaded"]) as context:
         with pytest.raises(
-            WorkerStartError, match=r"after threaded, of forkserver_preload=.*thread.*import it in init.*forkserver_threads"
+            WorkerStartError, match=r"after threaded, of forkserver_preload=.*thread.*Import it in init.*forkserver_threads"
         ):
             await context.run_sync(bool)
 
@@ -883,7 +883,7 @@ async def test_a_reserve_that_was_killed_is_replaced(caplog: pytest.LogCaptureFi
         assert await context.run_sync(os.getpid) != reserve.process.pid
         await reserve_of(context)
         assert await context.run_sync(int, "5") == 5
-    assert f"worker {reserve.process.pid}, which was forked ahead, died of SIGKILL" in caplog.text
+    assert f"standby worker {reserve.process.pid} died of SIGKILL" in caplog.text
     assert reserve.process.ended
 
 
@@ -1082,7 +1082,7 @@ async def test_the_first_call_is_not_run_if_the_start_fails(tmp_path: Path, kind
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         async with opened(retire=trio_offload.retire_when(rss=1_000_000)) as context:
-            with pytest.raises(UserWarning, match="under the baseline"):
+            with pytest.raises(UserWarning, match="below the baseline"):
                 await context.run_sync(jobs.append, str(journal), "first")
     assert not journal.exists()
 

@@ -36,7 +36,7 @@ async def wait_for(made: Any) -> None:
 async def test_without_the_block_it_says_how(plan: Plan, use: Any, function: Any) -> None:
     with pytest.raises(TypeError) as caught:
         await use(function(map_jobs.double, [1, 2]))
-    assert "write `async with map(fn, items) as results:`, and in it `async for result in results:`" in str(caught.value)
+    assert "Write `async with map(fn, items) as results:`, and in it `async for result in results:`" in str(caught.value)
     assert not plan.workers
 
 

@@ -156,7 +156,7 @@ def test_what_is_in_a_main_without_a_file_is_refused_as_ever(args: Any, monkeypa
     monkeypatch.setattr(calls, "main_module_spec", lambda: {"kind": "path", "path": "script.py"})
     assert load(dump_call(function, args)) == (function, args)
     monkeypatch.setattr(calls, "main_module_spec", lambda: {"kind": "none", "why": "was typed in"})
-    with pytest.raises(pickle.PicklingError, match="lives in a __main__ that was typed in"):
+    with pytest.raises(pickle.PicklingError, match="is defined in a __main__ that was typed in"):
         dump_call(function, args)
 
 

@@ -172,8 +172,8 @@ async def test_a_start_that_fails_is_put_off_and_logged_once(plan: Plan, caplog:
     logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     (line,) = logged
     assert line == (
-        "no worker could be kept ready: it did not start. It is tried again after 1 seconds, then less often, "
-        "up to once in 60 seconds"
+        "no idle worker could be started for min_idle: it did not start. The next attempt is in 1 seconds, later ones up to "
+        "60 seconds apart"
     )
 
 

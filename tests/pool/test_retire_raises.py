@@ -73,7 +73,7 @@ async def test_the_log_has_the_traceback(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize("function", [needs_one, needs_keyword, NeedsOne(), lambda value: None])
 async def test_a_wrong_signature_is_told_at_once(option: str, function: Any) -> None:
     with pytest.raises(
-        TypeError, match=f"{option} is called without arguments, and .* needs some: missing a required .*'value'"
+        TypeError, match=f"{option} must be callable without arguments, got .*: missing a required .*'value'"
     ):
         async with open_worker_context(**{option: function}):
             pass

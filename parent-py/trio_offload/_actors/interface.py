@@ -28,7 +28,7 @@ class Interface:
         while isinstance(inner, functools.partial):
             inner = inner.func
         if not isinstance(inner, type):
-            raise TypeError(f"an actor needs a class, or a functools.partial of one, got {cls!r}")
+            raise TypeError(f"cls must be a class, or a functools.partial of one, got {cls!r}")
         self.cls: type = inner
         self.name = inner.__qualname__
         self.only = only
@@ -64,7 +64,7 @@ class Interface:
         if self.has_attributes and name in _ATTRIBUTES:
             return self._known.setdefault(name, getattr(self.cls, name))
         if self.only is not None and name not in self.only:
-            raise AttributeError(f"{name!r} is not among the methods of this {self.name} that are shared")
+            raise AttributeError(f"{name!r} is not a shared method of this {self.name}")
         if name.startswith("_") and name not in SPECIAL:
             raise AttributeError(f"{self.name}.{name} is private")
         found: Any = self._find(name)

@@ -89,7 +89,7 @@ async def open_actor(
     for name in options:
         if name not in WorkerOptions.__annotations__:
             raise TypeError(
-                f"open_actor() got an unexpected keyword argument {name!r}; the class gets its own through a partial"
+                f"open_actor() got an unexpected keyword argument {name!r}. For those of the class use functools.partial"
             )
     host = _new_host(cls, args, restart, max_pending, grace, ContextOptions(_FOREVER, **options))
     try:

@@ -136,7 +136,7 @@ class Process(Generic[ResultType], metaclass=PublicType):
         return f"<process {self.name}, {state}>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a process cannot be pickled or copied. For jobs, open_channel() has ends that may be passed")
+        raise TypeError("a process cannot be pickled or copied. Pass an end of open_channel() to a job instead")
 
     @enable_ki_protection
     async def __aenter__(self) -> Process[ResultType]:
@@ -182,7 +182,7 @@ class Process(Generic[ResultType], metaclass=PublicType):
             if error is None:
                 raise problem
             if isinstance(error, Exception):
-                add_note(error, f"(the process {self.name} has raised {type(problem).__name__}: {problem})")
+                add_note(error, f"(the process {self.name} raised {type(problem).__name__}: {problem})")
 
     # --- its channel ------------------------------------------------------------------------------
 

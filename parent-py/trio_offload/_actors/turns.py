@@ -165,7 +165,7 @@ class Turns:
         """
         if len(self._waiting) >= self._limit:
             release(turn.payload)
-            raise trio.WouldBlock(f"{len(self._waiting)} calls of the actor wait already: that is max_pending")
+            raise trio.WouldBlock(f"the actor has {len(self._waiting)} waiting calls, which is its max_pending")
         self._waiting[turn] = None
 
     def leave(self, turn: Turn) -> None:

@@ -71,12 +71,12 @@ def read_bundle(folder: str) -> Bundle:
             continue
         except (OSError, ValueError, struct.error, zlib.error) as error:
             raise LocateError(
-                f"the archive of this app, {path}, cannot be read ({error}). Was the app's file replaced while it ran? Start it anew"
+                f"the archive of this app, {path}, cannot be read ({error}). Restart the app if its file was replaced"
             ) from error
         if found is not None:
             return found
     raise LocateError(
-        "PyInstaller made this app (sys._MEIPASS is set), and its archive, which workers need, is in none of these files:\n"
+        "this app was made by PyInstaller (sys._MEIPASS is set). Workers need its archive, which is in none of these files:\n"
         + "\n".join(f"  {path}" for path in looked)
     )
 

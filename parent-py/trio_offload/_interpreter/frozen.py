@@ -92,7 +92,7 @@ def how_to_get_executable() -> str | None:
     archive = getattr(getattr(__spec__, "loader", None), "archive", None)
     if archive is not None:
         return (
-            f"trio_offload was imported from the zip file {archive}, and no program can be started inside of one. Install "
+            f"trio_offload was imported from the zip file {archive}, from which the worker cannot be started. Install "
             "trio-offload for the Python that runs it, or make the app with shiv or pex, which unpack themselves"
         )
     return None

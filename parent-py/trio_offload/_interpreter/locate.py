@@ -24,7 +24,7 @@ EXECUTABLE: Final = "trio-offload-worker"
 OVERRIDE: Final = "TRIO_OFFLOAD_WORKER"
 _LOADED: Final = "loaded by this interpreter"
 _HOW_TO_GET_EXECUTABLE: Final = (
-    "It is installed together with this package; `pip install --force-reinstall trio-offload` brings it back"
+    "It is installed together with this package; `pip install --force-reinstall trio-offload` restores it"
 )
 
 

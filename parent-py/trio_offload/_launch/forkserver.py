@@ -231,7 +231,7 @@ class _ForkserverHandshake(WorkerHandshake):
                 worker.keep(None)
                 await template.end_gently()
                 raise WorkerStartError(
-                    f"{_MAX_TEMPLATES} times the template of the workers died while it forked a worker; the last of them: "
+                    f"the template of the workers died {_MAX_TEMPLATES} times while it forked a worker. The last one: "
                     f"{template.describe_death()}",
                     template.process,
                 )
@@ -381,5 +381,5 @@ def _has_exited(peer: Peer) -> bool:
         if peer.process.exitcode is not None and not peer.given_up:
             logger.warning("the template of the workers ended: %s", peer.describe_death())
     elif peer.process.exitcode:
-        logger.warning("worker %s, which was forked ahead, %s", peer.process.pid, describe_ending(peer.process))
+        logger.warning("standby worker %s %s", peer.process.pid, describe_ending(peer.process))
     return True

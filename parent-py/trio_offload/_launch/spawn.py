@@ -32,22 +32,21 @@ _COERCION: Final = b"PYTHONCOERCECLOCALE"
 _INSPECT: Final = b"PYTHONINSPECT"
 _SPLASH: Final = b"_PYI_SPLASH_IPC"
 _PRIVILEGES_HINT: Final = (
-    "If the program has given up privileges or changed its root directory: it needs its Python and this file there too, because "
-    "a worker gets the privileges and the root directory that the program has at the call."
+    "A worker starts with the privileges and the root directory that the program has at the call. After a change of either, "
+    "the program's Python and this file must still be accessible."
 )
 _REMEDIES: Final = {
-    errno.EACCES: "It may not be executed. Check its mode, whether its file system is mounted noexec, and whether a security "
-    f"policy (SELinux, AppArmor) forbids it; the system's log tells. {_PRIVILEGES_HINT}",
-    errno.EPERM: "A security policy (seccomp, AppArmor, a container's) forbids it; the system's log may tell which.",
-    errno.ENOENT: "It is missing, or the dynamic loader that it names is. A build for another C library looks like this. "
+    errno.EACCES: "The executable may not be executed. Check its mode, the mount options of its file system (noexec), and the "
+    f"security policy (SELinux, AppArmor; see the system's log). {_PRIVILEGES_HINT}",
+    errno.EPERM: "A security policy (seccomp, AppArmor, a container's) forbids it; see the system's log.",
+    errno.ENOENT: "The executable or its dynamic loader is missing. The usual cause is a build for another C library. "
     f"{_PRIVILEGES_HINT}",
-    errno.ENOEXEC: "It is a build for another processor.",
-    errno.EAGAIN: "The limit of processes is reached (ulimit -u, or the container's).",
+    errno.ENOEXEC: "The executable was built for another processor.",
+    errno.EAGAIN: "The limit of processes is reached (ulimit -u, or the container's limit).",
     errno.ENOMEM: "There is not enough memory.",
     errno.EMFILE: "This program has too many files open (ulimit -n).",
     errno.ENFILE: "The system has too many files open.",
-    errno.ENOSPC: "There is no space left for the file that records a worker's death: in memory, or in the directory for "
-    "temporary files.",
+    errno.ENOSPC: "There is no space left for the worker's crash record, in memory or in the directory for temporary files.",
 }
 """Error number -> a sentence."""
 
@@ -88,7 +87,7 @@ class SpawnLauncher(Launcher):
         if process.exitcode != 1 or _locate.runtime().is_native:
             return ""
         # Python's own exit status.
-        hint = ". Python did not start in the worker, or could not find its library; standard error tells the cause"
+        hint = ". Python did not start in the worker, or did not find its library; standard error has the cause"
         if "PYTHONHOME" in os.environ:
             hint += (
                 f". The variable PYTHONHOME is set to {os.environ['PYTHONHOME']!r}; is that where this Python is installed?"

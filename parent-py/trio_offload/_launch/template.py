@@ -78,7 +78,7 @@ class Template(Peer):
         runtime = _locate.runtime()
         if not runtime.is_native:
             raise WorkerStartError(
-                f"WorkerType.FORKSERVER needs the worker executable, and here workers are run in Python, because {runtime.reason}. "
+                f"WorkerType.FORKSERVER needs the worker executable. Workers run in Python here, because {runtime.reason}. "
                 f"Use WorkerType.SPAWN, or get the library: {'; '.join(_locate.remedies())}"
             )
         # The workers have its command line.
@@ -180,7 +180,7 @@ class Template(Peer):
 
     def describe_death(self) -> str:
         """Describe its end."""
-        record = f". What it left behind:\n{self.left_behind}" if self.left_behind else ""
+        record = f". Python stack at the end:\n{self.left_behind}" if self.left_behind else ""
         return f"process {self.process.pid} {describe_ending(self.process)}{record}"
 
     def _changed_environment(self) -> dict[bytes, bytes | None]:
@@ -224,10 +224,9 @@ class _TemplateHandshake(Handshake):
             which = "one of the modules of" if module is None else f"{module}, of"
             return WorkerStartError(
                 f"no worker can be forked after {which} forkserver_preload={list(self._modules)} was imported: {failure['message']}. "
-                "Leave it out there, and import it in init or in the jobs; or use WorkerType.SPAWN. Some libraries start no "
-                "thread where a variable says so (OMP_NUM_THREADS=1; MALLOC_CONF=background_thread:false, which is "
-                "JE_ARROW_MALLOC_CONF for pyarrow's own). If you know that a fork beside these threads is safe, name them in "
-                "forkserver_threads",
+                "Import it in init or in the jobs instead, or use WorkerType.SPAWN. For some libraries, a variable prevents "
+                "the threads: OMP_NUM_THREADS=1; MALLOC_CONF=background_thread:false (for pyarrow JE_ARROW_MALLOC_CONF). If a "
+                "fork beside these threads is safe, name them in forkserver_threads",
                 process,
             )
         where = "the settings" if module is None else f"{module}, of forkserver_preload,"

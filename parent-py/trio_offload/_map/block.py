@@ -32,6 +32,6 @@ class Block(contextlib.AbstractAsyncContextManager["Results[DeliveredType]"], Ge
 
 def _refuse(how: str) -> NoReturn:
     raise TypeError(
-        f"a map cannot be used {how}, because its workers run inside a block: write `async with map(fn, items) as results:`, "
+        f"a map cannot be used {how}, because its workers run inside a block. Write `async with map(fn, items) as results:`, "
         "and in it `async for result in results:`"
     )

@@ -155,8 +155,8 @@ def _arguments_of(item: Any) -> tuple[Any, ...]:
     if isinstance(item, Iterable) and not isinstance(item, (str, bytes, bytearray, Mapping)):
         return tuple(item)
     raise TypeError(
-        f"an item of starmap must be a tuple of positional arguments, got {reprlib.repr(item)}; for functions of one "
-        "argument use map, for keyword arguments functools.partial"
+        f"an item of starmap must be a tuple of positional arguments, got {reprlib.repr(item)}. Use map for functions "
+        "of one argument, and functools.partial for keyword arguments"
     )
 
 
@@ -189,10 +189,9 @@ def fail_broken(sink: Sink, task: Task, chunk: Chunk, worker: Worker, error: Bro
     failures: dict[int, BaseException] = {}
     if begun:
         lost = BrokenWorkerError(
-            f"the result of an item was lost: worker {worker.process.pid}, which had run it, "
-            f"{describe_ending(worker.process)} when it ran a later one of the same chunk of "
-            f"{count} items, before it had sent any result of that. With chunk_size=1 every result "
-            "is sent as soon as it is there",
+            f"the result of an item was lost: worker {worker.process.pid} had run it, and "
+            f"{describe_ending(worker.process)} while it ran a later item of the same chunk of {count} items. "
+            "The results of a chunk are sent together. With chunk_size=1, each result is sent at once",
             worker.process,
         )
         lost.crash = error.crash

@@ -295,7 +295,7 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         """Return True if a lane goes on although the start of its worker failed."""
         if self.had_worker and len(self.lanes) > 1:
             self._failed_lanes += 1
-            logger.warning("map goes on with a worker less: %s", error)
+            logger.warning("map continues with one worker less: %s", error)
             return False
         if len(self.pool.cache):
             # For example the worker of a lane that has ended.

@@ -283,7 +283,7 @@ class ResultQueue(Generic[DeliveredType]):
             await trio.lowlevel.checkpoint()
         while not self._ready:
             if self._closed:
-                raise trio.ClosedResourceError("the block of this map has been left, and with it its results are gone")
+                raise trio.ClosedResourceError("the block of this map has ended, so its results are gone")
             if self._over or self._work.is_over:
                 await trio.lowlevel.checkpoint()
                 problem = None if self._over else self._work.problem()

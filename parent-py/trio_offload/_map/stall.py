@@ -116,11 +116,11 @@ def _find_slow_chunk(work: Watched) -> Chunk | None:
 
 def _describe(work: Watched, chunk: Chunk) -> str:
     first, last = chunk.start, chunk.start + len(chunk.items) - 1
-    which = f"item {first} ({chunk.shown(0)})" if first == last else f"items {first} to {last}, one chunk,"
+    which = f"Item {first} ({chunk.shown(0)})" if first == last else f"Items {first} to {last}, one chunk,"
     limit = work.limit()
     idle = limit - work.busy()
     return (
-        f"map of {work.name}: {idle} of {limit} workers {'is' if idle == 1 else 'are'} idle, because "
-        f"{which} has taken more than {_STALL_TIMEOUT:g} seconds and the items behind it fill the window "
-        f"({work.source.inside} items). Pass ordered=False, or a larger window"
+        f"map of {work.name}: {idle} of {limit} workers {'is' if idle == 1 else 'are'} idle. "
+        f"{which} {'has' if first == last else 'have'} taken more than {_STALL_TIMEOUT:g} seconds, and the items behind fill "
+        f"the window ({work.source.inside} items). Pass ordered=False, or a larger window"
     )

@@ -258,9 +258,9 @@ def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *,
     if pickler is None:
         add_note(
             error,
-            f"(while pickling a call of {function_name(function)}: the function, its arguments or both cannot be "
-            "pickled. Functions at the top of a module can; with the package cloudpickle installed, lambdas and "
-            "functions defined inside others can too)",
+            f"(while pickling a call of {function_name(function)}: the function or an argument cannot be pickled. "
+            "Functions at the top of a module can. With the package cloudpickle installed, lambdas and nested functions "
+            "can too)",
         )
         raise error
     _by_value.remember(function)
@@ -284,9 +284,9 @@ def _checked(payload: Payload, value: Any, function: Callable[..., Any], *, out_
     pickler = cloud_pickler()
     if pickler is None:
         raise pickle.PicklingError(
-            f"a worker cannot find {function_name(function)}, or something in its arguments: it lives in a __main__ "
-            f"that {spec['why']}. Install the package cloudpickle, which sends such things by value, or move them into "
-            "a module."
+            f"a worker cannot find {function_name(function)}, or something in its arguments: it is defined in a "
+            f"__main__ that {spec['why']}. Install the package cloudpickle, which sends such objects by value, or move "
+            "them into a module."
         )
     _by_value.remember(function)
     return Pickling(pickler, out_of_band).dump(value, function)

@@ -161,8 +161,8 @@ def refuse_if_repeated() -> None:
     """Raise TypeError if the object that is being pickled goes to several workers or calls."""
     if _current.repetition:
         raise TypeError(
-            f"move() hands an end of a channel over to one call, but {_current.repetition}: pass the end itself, of which "
-            "each gets a clone, and close it afterwards"
+            f"move() passes an end of a channel to one call, but {_current.repetition}. Pass the end itself, of which each "
+            "gets a clone, and close it afterwards"
         )
 
 

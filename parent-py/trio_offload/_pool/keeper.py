@@ -186,8 +186,8 @@ class Keeper:
         self._retry_at = now + self._delay
         if first:
             logger.warning(
-                "no worker could be kept ready: %s. It is tried again after %g seconds, then less often, up to "
-                "once in %g seconds",
+                "no idle worker could be started for min_idle: %s. The next attempt is in %g seconds, later ones up to %g "
+                "seconds apart",
                 why,
                 self._delay,
                 _LONGEST_DELAY,

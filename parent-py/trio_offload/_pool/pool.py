@@ -265,9 +265,9 @@ class WorkerPool:
             return
         if self._warned.acquire(blocking=False):
             warnings.warn(
-                f"retire_when(rss={retire.rss}): {readable_limit(retire.rss)} is under the baseline, a "
-                f"worker's memory before its first job: {readable_size(baseline, like=retire.rss)}. Every worker would "
-                "be replaced after one job, so the limit applies to growth above the baseline instead. "
-                "Give more than the baseline",
+                f"retire_when(rss={retire.rss}): {readable_limit(retire.rss)} is below the baseline, a "
+                f"worker's memory before its first job: {readable_size(baseline, like=retire.rss)}. The limit applies to "
+                "growth above the baseline instead; otherwise every worker would be replaced after one job. "
+                "Pass more than the baseline",
                 stacklevel=2,
             )

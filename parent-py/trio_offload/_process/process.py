@@ -368,8 +368,8 @@ class _Unended:
     def leave(self, process: WorkerProcess) -> None:
         if process not in self._processes:
             logger.error(
-                "process %s could not be ended: this program (effective user %s) has fewer privileges now than when it started it, "
-                "and the process did not end by itself within %s seconds",
+                "process %s could not be killed: this program (effective user %s) has fewer privileges now than when it started "
+                "the process. The process did not exit within %s seconds",
                 process.pid,
                 os.geteuid(),
                 _REFUSED_TIMEOUT,

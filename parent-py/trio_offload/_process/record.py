@@ -135,7 +135,7 @@ class RecordFile:
         try:
             os.pwrite(self._descriptor, number.to_bytes(8, sys.byteorder), _CANCELLED)
         except OSError as error:
-            logger.warning("a job cannot be told that its caller is cancelled: %s", error)
+            logger.warning("a cancellation could not be sent to its job: %s", error)
 
     def write_flags(self, place: int, flags: int) -> None:
         """Write 64 flags that a job reads without a request. ``place`` counts in such words."""
@@ -151,7 +151,7 @@ class RecordFile:
         try:
             return os.pread(self._descriptor, _MAX_SIZE, FRONT_SIZE).decode(errors="replace")
         except OSError as error:
-            logger.warning("the record of a worker's death cannot be read: %s", error)
+            logger.warning("a crash record could not be read: %s", error)
             return ""
 
     def size(self) -> int:

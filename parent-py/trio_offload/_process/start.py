@@ -148,12 +148,12 @@ def warn_of_missing_guarantees(worker: int) -> None:
     _has_warned = True
     if not has_proc():
         logger.warning(
-            "/proc cannot be read here: the memory use of workers is unknown, memory_limit is refused, and the descendants of a "
+            "/proc cannot be read here. So the memory use of workers is unknown, and memory_limit is refused. Descendants of a "
             "worker are ended with it only if their process IDs are close to its own"
         )
     if not is_marked(worker):
         logger.warning(
-            "worker %s could not mark itself, because this system does not let it set RLIMIT_LOCKS: orphaned processes of its jobs may "
-            "survive it, and do if it crashes or another process kills it",
+            "worker %s could not mark itself, because this system refuses to set RLIMIT_LOCKS. Orphaned processes of its jobs "
+            "may survive it; they do if it crashes or another process kills it",
             worker,
         )

@@ -89,4 +89,6 @@ def _plain_type(dtype: Any) -> tuple[str, int]:
             return str(name), SIZES[known]
     if code in ("l", "L"):
         return _plain_type(f"{'int' if code == 'l' else 'uint'}{8 * struct.calcsize('l')}")
-    raise TypeError(f"dtype must be the name of a number's type, such as 'float64', without NumPy; got {dtype!r}")
+    raise TypeError(
+        f"dtype must be the name of a number type such as 'float64', because NumPy is not installed, got {dtype!r}"
+    )

@@ -57,8 +57,7 @@ class BufferPool:
             return self._allocate(size, kind)
         except (MemoryError, OverflowError, OSError):
             raise MemoryError(
-                f"there is not enough memory for a part of a job's result that has {size} bytes; return less at once, or write a "
-                "file and return its name"
+                f"not enough memory for {size} bytes of a job's result. Return less at once, or write a file and return its name"
             ) from None
 
     def _allocate(self, size: int, kind: int) -> Target:
