@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -120,13 +119,13 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
             except trio.WouldBlock:
                 waits = True  # a free token is reserved for a task that waits
         if waits:
-            began = time.monotonic()
+            began = self._pool.begin_wait()
             try:
                 await limiter.acquire_on_behalf_of(task)
             except BaseException:
                 self._pool.note_wait(began)
                 raise
-            waited = time.monotonic() - began
+            waited = self._pool.end_wait(began)
         try:
             calls.enter(task)
             call = self._dump_call(sync_fn, args)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -32,6 +33,15 @@ _MICROSECONDS: Final = 1e6  # per second; three decimals are nanoseconds
 # Characters.
 _MAX_TEXT: Final = 300
 _MAX_STACK: Final = 4000
+_WAITS_INTERVAL: Final = 0.005
+"""Seconds between two events about calls that wait. Each call would add two."""
+WAITS: Final = "waiting calls"
+"""Name of these events."""
+
+
+def shortened(text: str, stack: str) -> tuple[str, str]:
+    """Return the start of an error's text, and the end of its stack."""
+    return text[:_MAX_TEXT], stack[-_MAX_STACK:]
 
 
 class TraceWriter:
@@ -53,6 +63,10 @@ class TraceWriter:
         self._process = os.getpid()
         self._descriptor = -1
         self._kept = -1  # another descriptor of the file
+        # Its length is the number of calls that wait. Each operation on it is one step.
+        self._waits: collections.deque[None] = collections.deque()
+        self._unwritten_waits: tuple[float, int] | None = None
+        self._waits_written = -math.inf
 
     def open(self) -> None:
         """Create the file, or overwrite it.
@@ -79,12 +93,12 @@ class TraceWriter:
         mode = os.O_RDWR if self._is_kept else os.O_WRONLY
         return os.open(self._path, mode | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
-    def worker_started(self, pid: int, began: float, ready: float) -> None:
-        """Record that a worker became ready for its first job."""
+    def worker_started(self, pid: int, began: float, ready: float, facts: dict[str, Any]) -> None:
+        """Record that a worker became ready for its first job, with facts about it."""
         self._add(self._event("thread_name", "M", pid, None, {"name": f"worker {pid}"}))
-        self._add_slice("start", "worker", pid, began, ready, {})
+        self._add_slice("start", "worker", pid, began, ready, facts)
 
-    def job(self, pid: int, name: str, began: float, ended: float, how: str, failure: tuple[str, str] | None = None) -> None:
+    def job(self, pid: int, name: str, began: float, ended: float, how: str, facts: dict[str, Any] | None = None) -> None:
         """Record a finished call.
 
         Args:
@@ -93,25 +107,32 @@ class TraceWriter:
             began: start of the call.
             ended: end of the call.
             how: "ok", "raised", "cancelled", or the name of our exception.
-            failure: The error's type and message, and its stack. The ends of long ones are written.
+            facts: its items and failures, as in ``docs/runs.md``.
         """
-        args = {"outcome": how}
-        if failure is not None:
-            text, stack = failure
-            args |= {"error": text[:_MAX_TEXT], "stack": stack[-_MAX_STACK:]}
-        self._add_slice(name, "job", pid, began, ended, args)
+        self._add_slice(name, "job", pid, began, ended, {"outcome": how, **(facts or {})})
 
     def memory(self, pid: int, when: float, rss: int) -> None:
         """Record a worker's resident memory, in bytes."""
         self._add(self._event(f"memory {pid}", "C", pid, when, {"rss": rss}))
 
-    def worker_ended(self, pid: int, when: float) -> None:
-        """Record the end of a worker's process."""
+    def worker_ended(self, pid: int, when: float, facts: dict[str, Any]) -> None:
+        """Record the end of a worker's process, with facts about it."""
         self._add(self._event(f"memory {pid}", "C", pid, when, {"rss": 0}))
-        self._add(self._event("end", "i", pid, when, {}, s="t"))
+        self._add(self._event("end", "i", pid, when, facts, s="t"))
+
+    def begin_wait(self) -> None:
+        """Record that one call more waits for a token, or for the start of a worker."""
+        self._waits.append(None)
+        self._add_waits()
+
+    def end_wait(self) -> None:
+        """Record that one call less waits."""
+        self._waits.pop()
+        self._add_waits()
 
     def close(self) -> None:
         """Close the file and drop later events. May be called again."""
+        self._write_waits()
         self._write("\n]\n", None)
 
     def read_back(self) -> str:
@@ -141,7 +162,22 @@ class TraceWriter:
         return json.dumps(event, separators=(",", ":"))
 
     def _add(self, event: str) -> None:
+        if self._unwritten_waits is not None and time.monotonic() - self._waits_written >= _WAITS_INTERVAL:
+            self._write_waits()
         self._write(",\n" + event)
+
+    def _add_waits(self) -> None:
+        """Record the number of calls that wait. A later number replaces one of the same moment."""
+        now = time.monotonic()
+        self._unwritten_waits = now, len(self._waits)
+        if now - self._waits_written >= _WAITS_INTERVAL:
+            self._write_waits()
+
+    def _write_waits(self) -> None:
+        unwritten, self._unwritten_waits = self._unwritten_waits, None
+        if unwritten is not None:
+            self._waits_written, count = unwritten
+            self._write(",\n" + self._event(WAITS, "C", self._process, self._waits_written, {"calls": count}))
 
     def _write(self, *texts: str | None) -> None:
         if os.getpid() != self._process:

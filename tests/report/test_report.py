@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import jobs
 import pytest
+import report_jobs
+import trio
 from cli_support import COMMAND, PATIENCE
+from traced_runs import large_run
 
-from trio_offload import BrokenWorkerError, open_worker_context
-from trio_offload._report.figures import COLUMNS, MAX_BARS, durations, lanes, load, memory
+from trio_offload import BrokenWorkerError, WorkerTimeoutError, open_worker_context, retire_when
 from trio_offload._report.page import page_of
-from trio_offload._report.run import NoTrace, TracedJob, TracedRun, TracedWorker, read_run
-
-WORKERS = 4
-
-
-def large_run(count: int = 100_000) -> TracedRun:
-    """Four workers that are busy half of the time; every hundredth job raises, and one dies."""
-    run = TracedRun(memory_limit=1 << 30)
-    for pid in range(WORKERS):
-        run.workers[pid] = TracedWorker(pid, 0.0, 0.1, None, [(0.1, 1 << 20), (50.0, 3 << 20)])
-    for number in range(count):
-        began = number // WORKERS * 0.002
-        outcome = "raised" if number % 100 == 1 else "ok"
-        error = "ValueError: no" if outcome == "raised" else ""
-        run.jobs.append(TracedJob(number % WORKERS, "jobs.work", began, began + 0.001, outcome, error))
-    run.jobs.append(TracedJob(0, "jobs.die", 50.0, 50.1, "BrokenWorkerError", "BrokenWorkerError: gone", "in die"))
-    return run
+from trio_offload._report.run import NoTrace, TracedRun, read_run
 
 
 async def traced(path: Path) -> TracedRun:
@@ -64,6 +55,63 @@ async def test_records_of_a_run(tmp_path: Path) -> None:
     assert worker.memory[0][1] > 1_000_000
 
 
+async def test_items_of_a_map(tmp_path: Path) -> None:
+    """Alone and in chunks: what ran, and which of them failed where."""
+    path = tmp_path / "run.json"
+    async with open_worker_context(trace=path) as context:
+        for size in (1, 4):
+            async with context.map(
+                report_jobs.parse, ["1", "two", "3", "4"], chunk_size=size, workers=1, return_outcomes=True
+            ) as results:
+                await results.collect()
+    run = read_run(path.read_text())
+    *alone, chunk = run.jobs
+    assert [job.item for job in alone] == ["item 0: '1'", "item 1: 'two'", "item 2: '3'", "item 3: '4'"]
+    assert (chunk.item, chunk.items, chunk.failed, chunk.outcome) == ("items 0 to 3: '1' to '4'", 4, 1, "raised")
+    (failure,) = chunk.failures
+    assert failure.kind == "ValueError"
+    assert failure.place.startswith("report_jobs.parse, item 1: 'two', at ")
+    assert "two" in failure.error
+    assert "in parse" in failure.stack
+
+
+async def test_item_of_a_crash_in_a_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    async with open_worker_context(trace=path) as context:
+        async with context.map(report_jobs.die_of, [0, 0, 9, 0], chunk_size=4, workers=1, return_outcomes=True) as results:
+            await results.collect()
+    crash = read_run(path.read_text()).jobs[0]
+    assert (crash.outcome, crash.item) == ("BrokenWorkerError", "item 2: 9")
+    (failure,) = crash.failures
+    assert failure.kind == "BrokenWorkerError (SIGSEGV)"
+    assert "in die_of" in failure.stack
+
+
+async def test_waits_ceilings_and_deaths(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    async with open_worker_context(trace=path, retire=retire_when(rss="1GiB")) as context:
+        limiter = trio.CapacityLimiter(1)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(partial(context.run_sync, time.sleep, 0.02, limiter=limiter))
+        with pytest.raises(WorkerTimeoutError):
+            await context.run_sync(time.sleep, 100, timeout=0.05)
+        await context.run_sync(abs, 1)
+        (worker,) = context.statistics().workers
+        os.kill(worker.pid, signal.SIGKILL)
+        while context.statistics().workers:  # noqa: ASYNC110
+            await trio.sleep(0.005)
+    run = read_run(path.read_text())
+    assert max(count for _, count in run.waiting) == 3
+    assert run.waiting[-1][1] == 0
+    late = next(job for job in run.jobs if job.outcome == "WorkerTimeoutError")
+    assert "most recent call first" in late.stack
+    assert [failure.kind for failure in late.failures] == ["WorkerTimeoutError"]
+    first, last = run.workers.values()
+    assert first.ceiling == last.ceiling == 1 << 30
+    assert (first.died, last.died) == ("", "died of SIGKILL")
+
+
 async def test_trace_that_ends_early(tmp_path: Path) -> None:
     """As that of a program that was killed: in the middle of a line too."""
     await traced(tmp_path / "run.json")
@@ -88,30 +136,6 @@ def test_other_files(text: str, message: str) -> None:
         read_run(text)
 
 
-def test_few_jobs_are_bars() -> None:
-    run = large_run(MAX_BARS - 1)
-    bars = [trace for trace in lanes(run).data if trace.type == "bar"]
-    assert sorted(trace.name for trace in bars) == ["BrokenWorkerError", "ok", "raised"]
-    assert sum(len(trace.x) for trace in bars) == len(run.jobs)
-
-
-def test_many_jobs_are_aggregated() -> None:
-    run = large_run()
-    heat, failures = lanes(run).data
-    assert [len(row) for row in heat.z] == [COLUMNS] * WORKERS
-    # Each worker is busy half of the time.
-    middle = heat.z[1][COLUMNS // 2]
-    assert middle == pytest.approx(0.5, abs=0.05)
-    assert len(failures.x) <= 1001
-    (running,) = load(run).data
-    assert running.y[COLUMNS // 2] == pytest.approx(WORKERS / 2, rel=0.1)
-    (histogram,) = durations(run).data
-    assert sum(histogram.y) == len(run.jobs)
-    *curves, deaths = memory(run).data
-    assert len(curves) == WORKERS
-    assert list(deaths.y) == [3.0]
-
-
 def test_page_needs_no_network() -> None:
     page = page_of(large_run(), "a <run>")
     assert "<title>a &lt;run&gt;</title>" in page
@@ -125,7 +149,23 @@ def test_page_needs_no_network() -> None:
 
 
 def test_page_without_jobs() -> None:
-    assert "None." in page_of(TracedRun(), "empty")
+    """Each section has a sentence in place of its picture."""
+    page = page_of(TracedRun(), "empty")
+    assert page.count("No job has ended.") == 3
+    assert "No worker has reported its memory." in page
+    assert "No call has waited" in page
+    assert "<p>None.</p>" in page
+    assert 'class="figure"' not in page
+
+
+def test_names_do_not_end_the_script() -> None:
+    run = large_run(1)
+    run.jobs.append(attrs.evolve(run.jobs[0], name="</script><b>"))
+    page = page_of(run, "names")
+    figures = re.findall(r'<script class="figure" type="application/json">(.*?)</script>', page)
+    assert len(figures) == 4
+    (hover,) = [text for trace in json.loads(figures[0])["data"] for text in trace["customdata"] if "script" in str(text)]
+    assert hover.startswith("&lt;/script&gt;&lt;b&gt;<br>")
 
 
 def run_command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -147,6 +187,7 @@ def test_report_of_a_map(tmp_path: Path) -> None:
     page = (tmp_path / "run.html").read_text()
     assert "json:loads(" in page
     assert "<summary>JSONDecodeError: 1</summary>" in page
+    assert "the items that were read and had not begun" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.html"]
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import FrameType
 
+    from .._trace import TraceWriter
     from .progress import Bar
     from .resume import EarlierOutput
     from .slot import Reply
@@ -132,6 +133,7 @@ class _Run:
         self._queue: deque[Item] = deque()
         self._queue_waiting = trio.lowlevel.ParkingLot()
         self._all_read = False
+        self._trace: TraceWriter | None = None
         self._intake = Intake()
         self._function_found = trio.Event()
         self._slots_without_worker: list[str] = []  # the reason of each
@@ -265,6 +267,8 @@ class _Run:
                 for item in items:
                     await self._window.admit(item.size)
                     self._queue.append(item)
+                    if self._trace is not None:
+                        self._trace.begin_wait()
                     self._queue_waiting.unpark()
             self._intake.is_complete = True
             self._show_total()
@@ -296,6 +300,8 @@ class _Run:
                 # Lines of finished items have filled the window in the meantime.
                 await self._window.change()
             else:
+                if self._trace is not None:
+                    self._trace.end_wait()
                 return self._queue.popleft()
 
     async def _work(self) -> None:
@@ -309,6 +315,7 @@ class _Run:
                     why = error.__cause__
                     self.stop(CommandError(f"cannot write {options.trace}: {getattr(why, 'strerror', None) or error}"))
                     return
+                self._trace = context._pool.launcher.trace  # of items that wait
                 self._summary.watch(context.statistics)
                 try:
                     async with trio.open_nursery() as onlookers:

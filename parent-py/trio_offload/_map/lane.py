@@ -85,9 +85,11 @@ class Lane:
         pool = scheduler.pool
         async with contextlib.AsyncExitStack() as stack:
             if scheduler.limiter is not None:
-                began = _clock.now()
-                await stack.enter_async_context(scheduler.limiter)
-                pool.note_wait(began)
+                began = pool.begin_wait()
+                try:
+                    await stack.enter_async_context(scheduler.limiter)
+                finally:
+                    pool.note_wait(began)
             try:
                 stack.callback(pool.calls.leave, pool.calls.enter(object()))
                 worker, self._is_new = await pool.take()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .._process.record import Progress
 
 
+_MAX_TRACED: Final = 20  # failures of a chunk, with their stacks
 _SIZED: Final = frozenset({range, list, tuple, dict, set, frozenset})
 
 
@@ -54,6 +55,27 @@ class Chunk:
         if progress.chunk != self.number or progress.count != 1 or index >= len(self.items):
             return None
         return self.start + index, self.shown(index)
+
+    def facts(self, value: Any) -> dict[str, Any]:
+        """Return what a trace has of the items, once their call has returned this value."""
+        facts = {"item": self.start, "text": self.shown(0)}
+        if len(self.items) > 1:
+            facts["items"], facts["last"] = len(self.items), self.shown(len(self.items) - 1)
+            if value is not None:
+                self._add_outcome(facts, value)
+        return facts
+
+    def _add_outcome(self, facts: dict[str, Any], value: Any) -> None:
+        from .._trace import shortened  # few contexts are traced
+
+        _, _, failures, facts["items"], _ = value
+        facts["last"] = self.shown(facts["items"] - 1)
+        if failures:
+            facts["failed"] = len(failures)
+            facts["failures"] = [
+                [self.start + index, self.shown(index), *shortened(f"{kind}: {message}", stack)]
+                for index, (_, _, kind, message, stack) in itertools.islice(failures.items(), _MAX_TRACED)
+            ]
 
     def shown(self, index: int) -> str:
         """Return the start of the ``repr`` of the item with this index in the chunk."""

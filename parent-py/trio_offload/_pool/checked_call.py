@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -44,12 +43,19 @@ async def _run_checked(
     if grace is not None:
         check_seconds("grace", grace)
     await trio.lowlevel.checkpoint_if_cancelled()
-    began = time.monotonic()
-    async with checked_limiter(limiter):
-        self._pool.note_wait(began)
-        if (seconds is None or seconds == math.inf) and grace is None and progress is None:
-            result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
-            return result
-        from .timed_call import run_in_time  # few programs need it
+    limiter = checked_limiter(limiter)
+    waits = True
+    began = self._pool.begin_wait()
+    try:
+        async with limiter:
+            self._pool.note_wait(began)
+            waits = False
+            if (seconds is None or seconds == math.inf) and grace is None and progress is None:
+                result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
+                return result
+            from .timed_call import run_in_time  # few programs need it
 
-        return await run_in_time(self._pool, sync_fn, args, seconds, grace, cancellable, limiter, progress)
+            return await run_in_time(self._pool, sync_fn, args, seconds, grace, cancellable, limiter, progress)
+    finally:
+        if waits:
+            self._pool.note_wait(began)

@@ -109,9 +109,21 @@ class WorkerPool:
         self.cache.note_started(worker)
         self._warn_of_baseline(worker)
 
+    def begin_wait(self) -> float:
+        """Note that a call begins to wait. Return the time, for the end of the wait."""
+        if self.launcher.trace is not None:
+            self.launcher.trace.begin_wait()
+        return time.monotonic()
+
+    def end_wait(self, began: float) -> float:
+        """Note that a call has waited. Return the seconds."""
+        if self.launcher.trace is not None:
+            self.launcher.trace.end_wait()
+        return time.monotonic() - began
+
     def note_wait(self, began: float) -> None:
-        """Count the wait of a call that ends now. It began on the clock of time.monotonic()."""
-        self.counters.add(time.monotonic() - began)
+        """As :meth:`end_wait`, and count the wait."""
+        self.counters.add(self.end_wait(began))
 
     def settle(self, call: Payload | None, waited: float) -> None:
         """After a call, count a wait that no worker has counted, and release what it granted."""
@@ -139,7 +151,7 @@ class WorkerPool:
             CallNotRun: such a start failed.
             WorkerStartError: another start failed.
         """
-        began = time.monotonic()
+        began = self.begin_wait()
         try:
             await self._finish(worker, cancellable)
         except WorkerStartError as error:

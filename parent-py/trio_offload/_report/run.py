@@ -1,4 +1,4 @@
-"""A traced run, as records: the jobs, the workers, and their memory.
+"""A traced run, as records: the jobs, the workers, their memory, and the calls that waited.
 
 Times are seconds of the run.
 """
@@ -6,10 +6,12 @@ Times are seconds of the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import attrs
+
+from .._trace import WAITS
 
 OK: Final = "ok"
 RAISED: Final = "raised"
@@ -22,8 +24,22 @@ class NoTrace(Exception):
 
 
 @attrs.frozen
+class TracedFailure:
+    """The failure of a job, or of one item of a chunk."""
+
+    kind: str
+    """The exception's type, and the signal or the exit status of a worker that died."""
+    place: str
+    """The function and the item, the time and the worker."""
+    error: str
+    """The exception's type and message."""
+    stack: str
+    """Its traceback, or the stack of the crash."""
+
+
+@attrs.frozen
 class TracedJob:
-    """A call that has ended."""
+    """A call that has ended: a job, or a chunk of a map."""
 
     worker: int
     """Process ID of its worker."""
@@ -36,6 +52,16 @@ class TracedJob:
     """The exception's type and message."""
     stack: str = ""
     """Its traceback, or the stack of the crash."""
+    item: str = ""
+    """The item, or the first and the last of a chunk."""
+    items: int = 1
+    """Number of its items."""
+    failed: int = 0
+    """Number of items that raised, in a chunk that has returned."""
+    ended_by: str = ""
+    """The signal or the exit status of a worker that died."""
+    item_failures: tuple[tuple[str, str, str], ...] = ()
+    """The item, the error and the stack of some of these failures."""
 
     @property
     def seconds(self) -> float:
@@ -46,6 +72,30 @@ class TracedJob:
     def has_failed(self) -> bool:
         """True if it has raised, or if its worker was killed or has died."""
         return self.outcome not in (OK, CANCELLED)
+
+    @property
+    def has_died(self) -> bool:
+        """True if its worker was killed or has died."""
+        return self.outcome not in (OK, RAISED, CANCELLED)
+
+    @property
+    def failures(self) -> Iterator[TracedFailure]:
+        """Its failure, or the failures of its items."""
+        where = f"at {self.began:.3f} s in worker {self.worker}"
+        if self.item_failures:
+            for item, error, stack in self.item_failures:
+                yield TracedFailure(_kind(error), f"{self.name}, {item}, {where}", error, stack)
+        elif self.has_failed:
+            kind = _kind(self.error) or self.outcome
+            # In the other outcomes the worker was killed for the reason that the type names.
+            if self.outcome == "BrokenWorkerError" and self.ended_by:
+                kind = f"{kind} ({self.ended_by})"
+            name = f"{self.name}, {self.item}" if self.item else self.name
+            yield TracedFailure(kind, f"{name}, {where}", self.error, self.stack)
+
+
+def _kind(error: str) -> str:
+    return error.partition(":")[0]
 
 
 @attrs.define
@@ -60,6 +110,10 @@ class TracedWorker:
     """When its process ended. None if the trace ends earlier."""
     memory: list[tuple[float, int]] = attrs.field(factory=list)
     """Times, and the resident memory in bytes at each."""
+    ceiling: int | None = None
+    """Resident memory in bytes above which it retires. None means unlimited, or unknown."""
+    died: str = ""
+    """How it died without a job. Empty if it has not."""
 
 
 @attrs.define
@@ -72,11 +126,13 @@ class TracedRun:
     """By process ID, in the order of their starts."""
     memory_limit: int | None = None
     """Bytes that a job may use."""
+    waiting: list[tuple[float, int]] = attrs.field(factory=list)
+    """Times, and the number of calls that waited from then on."""
 
     @property
     def seconds(self) -> float:
         """From the first event to the last."""
-        ends = [job.ended for job in self.jobs]
+        ends = [job.ended for job in self.jobs] + [when for when, _ in self.waiting[-1:]]
         for worker in self.workers.values():
             ends += [worker.ready, worker.ended or 0.0, *(when for when, _ in worker.memory[-1:])]
         return max(ends, default=0.0)
@@ -115,21 +171,48 @@ def _events(text: str) -> Iterable[Any]:
 
 
 def _add(run: TracedRun, event: dict[str, Any]) -> None:
-    phase, when = event["ph"], event.get("ts", 0.0) / _SECOND
+    phase, when, args = event["ph"], event.get("ts", 0.0) / _SECOND, event["args"]
     if phase == "M":
         if event["name"] == "process_name":
-            run.memory_limit = event["args"].get("memory_limit")
+            run.memory_limit = args.get("memory_limit")
+        return
+    if event["name"] == WAITS and phase == "C":
+        run.waiting.append((when, args["calls"]))
         return
     pid = event["tid"]
     worker = run.workers.setdefault(pid, TracedWorker(pid))
     if phase == "C":
-        worker.memory.append((when, event["args"]["rss"]))
+        worker.memory.append((when, args["rss"]))
     elif phase == "i":
-        worker.ended = when
+        worker.ended, worker.died = when, args.get("died", "")
     elif event["cat"] == "worker":
         worker.started, worker.ready = when, when + event["dur"] / _SECOND
+        worker.ceiling = args.get("retire_rss")
     else:
-        args = event["args"]
-        end = when + event["dur"] / _SECOND
-        details = args.get("error", ""), args.get("stack", "")
-        run.jobs.append(TracedJob(pid, event["name"], when, end, args["outcome"], *details))
+        run.jobs.append(_job(event, when, args))
+
+
+def _job(event: dict[str, Any], when: float, args: dict[str, Any]) -> TracedJob:
+    return TracedJob(
+        event["tid"],
+        event["name"],
+        when,
+        when + event["dur"] / _SECOND,
+        args["outcome"],
+        args.get("error", ""),
+        args.get("stack", ""),
+        _items(args),
+        args.get("items", 1),
+        args.get("failed", 0),
+        args.get("ended_by", ""),
+        tuple((f"item {index}: {text}", error, stack) for index, text, error, stack in args.get("failures", ())),
+    )
+
+
+def _items(args: dict[str, Any]) -> str:
+    if "item" not in args:
+        return ""
+    first, count = args["item"], args.get("items", 1)
+    if count == 1:
+        return f"item {first}: {args['text']}"
+    return f"items {first} to {first + count - 1}: {args['text']} to {args['last']}"

@@ -39,6 +39,9 @@ class ItemsOfCall(Protocol):
     def item_at(self, progress: Progress) -> tuple[int, str] | None:
         """Return the index and the text of the item that a worker runs. None means unknown."""
 
+    def facts(self, value: Any) -> dict[str, Any]:
+        """Return what a trace has of the items, once their call has returned this value."""
+
 
 class CallSender(Peer):
     """A worker that calls are sent to. It numbers them, and sends settings before them if changed.

@@ -60,11 +60,13 @@ async def _end_late(worker: Worker, seconds: float, cancellable: bool) -> Worker
     If this is cancelled, the worker is killed at once. Return the error of the call.
     """
     problem = ""
-    worker.trace_job("WorkerTimeoutError")
     try:
         with trio.CancelScope(shield=not cancellable):
             problem = await write_stacks(worker.process, worker.record)
             await worker.give_grace()
+    except BaseException:
+        worker.trace_job("cancelled")
+        raise
     finally:
         await worker.end_in_flight()
     return worker.explain_timeout(seconds, problem)

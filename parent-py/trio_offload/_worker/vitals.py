@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from trio_offload_worker._jobs.notes import add_note
@@ -24,10 +23,10 @@ from .endings import contained, is_cancellation, judge_death, load_exception
 
 if TYPE_CHECKING:
     from .._options import ContextOptions
-    from .._pickling.payload import Payload
     from .._process.output import OutputPipes
     from .._process.process import WorkerProcess
     from .._trace import TraceWriter
+    from .traced import WorkerTrace
 
 
 class Vitals:
@@ -39,20 +38,25 @@ class Vitals:
         "_next_kills",
         "_options",
         "_stderr_size",
-        "_trace",
         "baseline",
         "kills_look_at",
         "pipes",
         "raised",
         "ready",
         "started",
+        "trace",
     )
 
     def __init__(self, options: ContextOptions, trace: TraceWriter | None) -> None:
         self._options = options
         # Of its output, if this program reads it.
         self.pipes: OutputPipes | None = None
-        self._trace = trace
+        # Its part of the context's trace, if there is one.
+        self.trace: WorkerTrace | None = None
+        if trace is not None:
+            from .traced import WorkerTrace  # few contexts are traced
+
+            self.trace = WorkerTrace(trace)
         # On the clock of time.monotonic().
         self.started = time.monotonic()
         self.ready = self.started
@@ -96,16 +100,18 @@ class Vitals:
             )
         self.ready = time.monotonic()
         self.kills_look_at = self._kills.moment + _oom.CHECK_INTERVAL
-        if self._trace is not None:
-            self._trace.worker_started(process.pid, self.started, self.ready)
+        if self.trace is not None:
+            retire, baseline = self._options.retire, self.baseline
+            ceiling = retire.effective_rss(baseline) if type(retire) is RetireWhen and retire.rss is not None else None
+            self.trace.started(process.pid, self.started, self.ready, baseline, ceiling)
 
     def update(self, frame: Frame, process: WorkerProcess) -> None:
         """Take the figures of a frame that has them."""
         body = frame.body
         if "figures" in body:
             self._figures = figures = body["figures"]
-            if self._trace is not None:
-                self._trace.memory(process.pid, time.monotonic(), figures[0])
+            if self.trace is not None:
+                self.trace.memory(process.pid, figures[0])
 
     def report(self, frame: Frame, process: WorkerProcess) -> None:
         """Take the figures of a report."""
@@ -191,35 +197,6 @@ class Vitals:
             progress=None if step is None else JobProgress(step.done, step.total, step.note),
         )
 
-    def trace_job(
-        self, pid: int, function: str | None, began: float, how: str, failure: tuple[str, str] | None = None
-    ) -> None:
-        """Write a job that has ended just now to the trace, if there is one.
-
-        Args:
-            pid: the worker.
-            function: name of the function.
-            began: start of the call.
-            how: as for :meth:`TraceWriter.job`.
-            failure: the error and its stack.
-        """
-        if self._trace is not None and function is not None:
-            self._trace.job(pid, function, began, time.monotonic(), how, failure)
-
-    def trace_answer(self, pid: int, call: Payload | None, began: float, value: Any, error: BaseException | None) -> None:
-        """Write a job that has returned or raised to the trace, if there is one."""
-        if call is None:
-            return
-        # A function that reports errors in its result.
-        failure_in = getattr(call.function, "failure_in", None)
-        failure = failure_in(value) if error is None and failure_in is not None else _failure(error)
-        self.trace_job(pid, call.name, began, "ok" if failure is None else "raised", failure)
-
-    def trace_end(self, pid: int) -> None:
-        """Write the end of the process to the trace, if there is one."""
-        if self._trace is not None:
-            self._trace.worker_ended(pid, time.monotonic())
-
     def explain_death(
         self,
         process: WorkerProcess,
@@ -247,7 +224,7 @@ class Vitals:
         since = began if jobs else self.started
         error = judge_death(process, when, limit, crash, self._kills, since, self._options.memory_limit)
         self._publish(error, crash)
-        self.trace_job(process.pid, function, began, type(error).__name__, _failure(error))
+        self._trace_death(error, process, function, item, began)
         return error
 
     def explain_timeout(
@@ -280,7 +257,21 @@ class Vitals:
             timeout,
         )
         self._publish(error, crash)
+        self._trace_death(error, process, function, item, began)
         return error
+
+    def _trace_death(
+        self,
+        error: BaseException,
+        process: WorkerProcess,
+        function: str | None,
+        item: tuple[int, str] | None,
+        began: float,
+    ) -> None:
+        if self.trace is not None:
+            from .traced import facts_of_death
+
+            self.trace.job(process.pid, function, item, began, type(error).__name__, facts_of_death(error, process))
 
     def _publish(self, error: BrokenWorkerError | WorkerTimeoutError, crash: _crash.CrashRecord) -> None:
         """Attach a record to its error, and keep it in the context's ``crash_dir``."""
@@ -317,12 +308,3 @@ class Vitals:
             item=text,
             **more,
         )
-
-
-def _failure(error: BaseException | None) -> tuple[str, str] | None:
-    """Return an exception's text, and where it was raised."""
-    if error is None:
-        return None
-    crash = getattr(error, "crash", None)
-    stack = crash.stack if crash is not None else "".join(traceback.format_tb(error.__traceback__))
-    return f"{type(error).__name__}: {error}", stack or ""

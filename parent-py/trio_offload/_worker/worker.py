@@ -58,7 +58,6 @@ class Worker(Talker):
     __slots__ = (
         "_buffer_pool",
         "_idle_timeout",
-        "_is_traced",
         "_vitals",
         "answer_size",
         "start",
@@ -70,7 +69,6 @@ class Worker(Talker):
         super().__init__(options)
         self.start: Start | None = None  # set by the launcher; None once the worker takes calls
         self._vitals = Vitals(options, trace)
-        self._is_traced = trace is not None
         self._idle_timeout = options.idle_timeout
         self._buffer_pool = BufferPool() if buffer_pool is None else buffer_pool
         self.answer_size = 0  # of the last one, in bytes
@@ -247,8 +245,8 @@ class Worker(Talker):
         self._busy += (now := time.monotonic()) - self._began
         if not is_job:
             self._prepared += 1
-        elif self._is_traced:
-            self._vitals.trace_answer(self.process.pid, self._running, self._began, *result)
+        elif (trace := self._vitals.trace) is not None:
+            trace.answer(self.process.pid, self._running, self._began, self.items_in_flight, *result)
         if behind:
             # The next call has begun now, as far as the parent can tell.
             self._running, self._header = behind.popleft()
@@ -343,11 +341,13 @@ class Worker(Talker):
 
     def trace_job(self, how: str) -> None:
         """Write the oldest call in flight to the trace."""
-        self._vitals.trace_job(self.process.pid, self.running_function, self._began, how)
+        if (trace := self._vitals.trace) is not None:
+            trace.job(self.process.pid, *self._job(), how, {})
 
     def _handle_report(self, frame: Frame) -> None:
         self._vitals.report(frame, self.process)
 
     def _note_end(self) -> None:
         super()._note_end()
-        self._vitals.trace_end(self.process.pid)
+        if (trace := self._vitals.trace) is not None:
+            trace.end(self.process, has_job=self._running is not None or bool(self.failure))
