@@ -204,6 +204,12 @@ def retire_when(
 ) -> Callable[[], bool]:
     """Return a function for ``retire``: a worker exits once any of the conditions is true.
 
+    ::
+
+        retire = trio_offload.retire_when(rss="500MiB", jobs=1000)
+        async with trio_offload.open_worker_context(retire=retire) as context:
+            await context.run_sync(parse, path)
+
     Conditions are checked after each job. The replacement is started while the last result is being
     sent, so the next call need not wait for it.
 

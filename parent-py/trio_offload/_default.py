@@ -118,6 +118,11 @@ current_context: Final = default_context.context
 async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
     """Give this part of the task tree separate workers.
 
+    ::
+
+        async with trio_offload.cache_scope(memory_limit="1GiB"):
+            await library.process(path)  # its calls of run_sync have workers with this limit
+
     Within the block, :func:`run_sync`, :func:`map` and :func:`prewarm` use them in this task and in
     all tasks below it. A scope follows the task tree: a task is in the scope if its nursery was
     opened inside of the block, whichever task starts it. A task in a nursery from outside is not.
@@ -140,6 +145,10 @@ async def cache_scope(options: ContextOptions) -> AsyncIterator[None]:
 @takes_options(ContextOptions)
 def configure_default_context(options: ContextOptions) -> None:
     """Set the options of the default context, which :func:`run_sync` uses outside of any scope.
+
+    ::
+
+        trio_offload.configure_default_context(idle_timeout=60, memory_limit="1GiB")
 
     Call it once, before the first call. A later call replaces the context and warns if the previous
     one still has workers. Its idle workers exit at once, the others when the interpreter exits.

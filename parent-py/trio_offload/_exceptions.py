@@ -45,6 +45,13 @@ class ErrorOfItem(metaclass=DocumentedType):
 class BrokenWorkerError(RuntimeError, ErrorOfItem):
     """A worker ended, or had to be ended, before it answered.
 
+    ::
+
+        try:
+            await trio_offload.run_sync(job)
+        except trio_offload.BrokenWorkerError as error:
+            print(error.signal, error.crash.stack)
+
     The usual causes are in the code that ran in the worker: a crash, a call of :func:`os._exit`, a
     signal from another process, a worker that did not exit within the ``grace_period``. The other
     workers keep running.
@@ -121,6 +128,13 @@ class WorkerStartError(BrokenWorkerError):
 @documented
 class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
     """A job timed out: it took longer than its ``timeout``, and its worker was killed.
+
+    ::
+
+        try:
+            await trio_offload.run_sync(job, timeout=0.5)
+        except trio_offload.WorkerTimeoutError as error:
+            print(error.crash.stack)
 
     A note on the exception (PEP 678) has the Python stack of that moment. :attr:`crash` has the
     same as data.

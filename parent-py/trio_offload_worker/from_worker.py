@@ -157,6 +157,12 @@ def channel() -> ProcessChannel:
 def check_cancelled() -> None:
     """Raise :exc:`Cancelled` if the job's call is cancelled. Takes 0.1 µs.
 
+    ::
+
+        for path in paths:
+            from_worker.check_cancelled()
+            convert(path)
+
     A ``shielded`` block hides the cancellation.
     """
     # An integer of the record's front, which the parent writes to. A number that belongs to an
@@ -203,8 +209,10 @@ def sleep(seconds: float) -> None:
 class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
     """Run a block in which this thread can talk to the parent although the call is cancelled.
 
-    It is for cleaning up. ::
+    It is for cleaning up::
 
+        try:
+            go_on(state)
         except from_worker.Cancelled:
             with from_worker.shielded(seconds=5):
                 from_worker.run(save, state)

@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
+from docstring_blocks import docstring_blocks
 from page_blocks import ROOT, Block, blocks_in, blocks_of, pages
 from page_checks import Page, check_program, commands, is_installer, is_program
 
@@ -20,7 +21,9 @@ def programs(blocks: list[Block]) -> list[Block]:
 
 
 @pytest.mark.parametrize(
-    "program", [program for path in PAGES for program in programs(blocks_of(path))], ids=attrgetter("place")
+    "program",
+    [program for blocks in (*map(blocks_of, PAGES), docstring_blocks()) for program in programs(blocks)],
+    ids=attrgetter("place"),
 )
 def test_program_of_a_page(tmp_path: Path, program: Block) -> None:
     (tmp_path / "program.py").write_text(program.text)
@@ -35,6 +38,12 @@ def test_other_blocks_of_a_page(tmp_path: Path, path: Path) -> None:
     assert not failures, "\n\n".join(failures)
 
 
+def test_blocks_of_docstrings(tmp_path: Path) -> None:
+    (tmp_path / "page").mkdir()
+    failures = failures_of(docstring_blocks(), tmp_path / "page")
+    assert not failures, "\n\n".join(failures)
+
+
 def failures_of(blocks: list[Block], folder: Path) -> list[str]:
     page = Page(folder)
     return [failure for block in blocks for failure in page.check(block)] + list(page.run_fragments())
@@ -42,7 +51,8 @@ def failures_of(blocks: list[Block], folder: Path) -> list[str]:
 
 def test_blocks_that_do_not_run_are_listed() -> None:
     """`not_run.txt` has them all, with the reasons that the pages give."""
-    found = sorted(line for path in PAGES for block in blocks_of(path) for line in left_out(block))
+    blocks = [block for path in PAGES for block in blocks_of(path)] + docstring_blocks()
+    found = sorted(line for block in blocks for line in left_out(block))
     assert found == NOT_RUN.read_text().splitlines()
 
 

@@ -217,6 +217,14 @@ async def serve(
 ) -> None:
     """Listen for connections, and run ``handler(connection)`` in a task for each, for ever.
 
+    ::
+
+        async def greet(client):
+            async for name in client:
+                await client.send(f"hello, {name}")
+
+        await connection.serve(greet, ("", 6000), authkey=key)
+
     The connection is closed when its handler has returned. An exception of a handler ends all, as
     with :func:`trio.serve_tcp`. ``await nursery.start(serve, …)`` returns the :class:`Listener`.
 

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 class SharedArray(DescriptorHandle):
     """An array in memory that this program and its jobs share, without a copy.
 
+    ::
+
+        with trio_offload.SharedArray.allocate((1000, 1000), "float64") as shared:
+            await trio_offload.run_sync(fill, shared)  # in the job: `shared.array[:] = 1`
+            print(shared.array[0, 0])
+
     Make one by :meth:`allocate` or :meth:`copy_of`, pass it to jobs as an argument, and use
     :attr:`array` on both sides. It does not synchronize: pass a :class:`Lock` too where jobs write
     to the same items. The memory has no name. It is freed with its last user, however that ends.

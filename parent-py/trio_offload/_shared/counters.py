@@ -23,6 +23,12 @@ _WORDS: Final = 1024
 class SharedCounter(DescriptorHandle):
     """An integer that tasks, threads and jobs add to at once. Every addition counts.
 
+    ::
+
+        counter = trio_offload.SharedCounter()
+        await trio_offload.run_sync(job, counter)  # in the job: `counter.add()`
+        print(counter.value)
+
     Each process adds to a separate word in shared memory, without a message or a lock between
     processes. What a worker has added counts also if it dies.
 

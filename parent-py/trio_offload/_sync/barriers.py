@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 class Barrier(Handle):
     """A place where tasks and jobs wait for each other, like :class:`threading.Barrier`.
 
+    ::
+
+        barrier = trio_offload.Barrier(2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio_offload.run_sync, job, barrier)  # in the job: `barrier.wait()`
+            await barrier.wait()
+
     All continue when the last party has arrived. If one gives up, because of a timeout or a
     cancellation, or its worker dies, the barrier breaks: the others get
     :exc:`BrokenBarrierError`, until :meth:`reset` is called.

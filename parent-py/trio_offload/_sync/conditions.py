@@ -28,6 +28,13 @@ ResultType = TypeVar("ResultType")
 class Condition(Acquirable):
     """A condition of data behind a lock, like :class:`trio.Condition`.
 
+    ::
+
+        changed = trio_offload.Condition()
+        async with trio.open_nursery() as nursery, changed:
+            nursery.start_soon(trio_offload.run_sync, job, changed)
+            await changed.wait()  # until the job notifies: `with changed: changed.notify()`
+
     Its holder waits for a change, and is notified by another holder. A notification goes to the
     next waiter if its first one dies, or gives up, before it has the lock again.
 

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 class Event(Handle):
     """A flag that tasks and jobs set, reset and wait for, like :class:`trio.Event`.
 
+    ::
+
+        ready = trio_offload.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio_offload.run_sync, job, ready)  # in the job: `ready.set()`
+            await ready.wait()
+
     It can be reset, unlike Trio's. A new event for each occasion is less prone to races.
     """
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 class CapacityLimiter(Acquirable):
     """A limit for tasks and jobs that do something, like :class:`trio.CapacityLimiter`.
 
+    ::
+
+        downloads = trio_offload.CapacityLimiter(3)
+        await trio_offload.run_sync(job, downloads)  # in the job: `with downloads:`
+
     Each borrower has one token: a task, a thread of a job, or an object on whose behalf another
     one borrows. A returned token goes to the first waiter. A dead job's tokens come back. If a job
     returns with tokens, they come back too, with a ``RuntimeWarning``.

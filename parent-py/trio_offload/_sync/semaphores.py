@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 class Semaphore(Acquirable):
     """A number of tokens that tasks and jobs take and release, like :class:`trio.Semaphore`.
 
+    ::
+
+        connections = trio_offload.Semaphore(5)
+        await trio_offload.run_sync(job, connections)  # in the job: `with connections:`
+
     A released token goes to the first waiter. Anybody may release a token. If a
     worker dies, the tokens come back that its job has taken and not released. A job that returns
     leaves them taken.

@@ -1,0 +1,160 @@
+"""Find the code in the docstrings of public names, and the names that it expects."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from page_blocks import Block
+
+import trio_offload
+import trio_offload_worker
+from trio_offload import connection
+from trio_offload_worker import from_worker, handles
+
+MODULES: tuple[ModuleType, ...] = (trio_offload, connection, trio_offload_worker, from_worker, handles)
+_LITERAL_BLOCK = re.compile(r"::\n\n((?:[ ]+.*\n|\n)+)")
+
+# What the code of a docstring takes for granted.
+BEFORE = {
+    "trio_offload.Barrier": "def job(barrier): barrier.wait()",
+    "trio_offload.BrokenWorkerError": "import os\njob = os.abort",
+    "trio_offload.CapacityLimiter": "def job(downloads):\n    with downloads: pass",
+    "trio_offload.Condition": """
+        def job(changed):
+            with changed:
+                changed.notify()
+    """,
+    "trio_offload.Event": "def job(ready): ready.set()",
+    "trio_offload.Lock": "def job(lock): lock.acquire(); lock.release()",
+    "trio_offload.SendChannel.move": """
+        def produce(send):
+            with send:
+                send.send(1)
+        send, receive = trio_offload.open_channel[int](5)
+    """,
+    "trio_offload.Semaphore": "def job(connections):\n    with connections: pass",
+    "trio_offload.SharedArray": "def fill(shared): shared.array[:] = 1",
+    "trio_offload.SharedCounter": "def job(counter): counter.add()",
+    "trio_offload.WorkQueue": """
+        paths = ["a", "b"]
+        def work(queue):
+            for lease in queue:
+                with lease:
+                    pass
+    """,
+    "trio_offload.WorkerContext.map": "def thumbnail(path): return path\npaths = ['a', 'b']",
+    "trio_offload.WorkerContext.stream": "path = 'a.csv'\ndef read_rows(path):\n    yield path",
+    "trio_offload.WorkerTimeoutError": "import time\ndef job(): time.sleep(60)",
+    "trio_offload.cache_scope": """
+        path = "a.csv"
+        class library:
+            async def process(path): await trio_offload.run_sync(len, path)
+    """,
+    "trio_offload.callback": "def job(report): report(1)",
+    "trio_offload.configure_default_context": """
+        import warnings
+        warnings.filterwarnings("ignore", "configure_default_context.. replaces a default context")
+    """,
+    "trio_offload.open_actor": """
+        x = 1
+        class Model:
+            def __init__(self, path): pass
+            def predict(self, x): return x
+        def job(model): return model.predict(1)
+    """,
+    "trio_offload.open_channel": """
+        Row = int
+        def rows(): return [1, 2]
+        def produce(send):
+            with send:
+                for row in [1, 2]:
+                    send.send(row)
+    """,
+    "trio_offload.open_process": """
+        question = 1
+        def serve_model(path):
+            channel = from_worker.channel()
+            for question in channel:
+                channel.send(question)
+    """,
+    "trio_offload.open_worker_context": "path = 'a.csv'\ndef parse(path): return path",
+    "trio_offload.retire_when": "path = 'a.csv'\ndef parse(path): return path",
+    "trio_offload.share": "table = {'key': 1}\ndef job(shared): return shared.get('key')",
+    "trio_offload.connection.Connection.move": """
+        ours, theirs = connection.pipe()
+        def work(connection): pass
+    """,
+    "trio_offload.connection.adopt": """
+        import types
+        class Process:
+            def __init__(self, target, args): pass
+            def start(self): pass
+        multiprocessing = types.SimpleNamespace(Process=Process, Pipe=__import__("multiprocessing").Pipe)
+    """,
+    "trio_offload.connection.listen": """
+        import contextlib
+        import types
+        key = b"secret"
+        async def handle(client): pass
+        @contextlib.asynccontextmanager
+        async def listen(address, authkey):
+            async with trio_offload.connection.listen(authkey=authkey) as listener:
+                yield listener
+        async def serve(handler, address, authkey):
+            await trio_offload.connection.serve(handler, authkey=authkey)
+        connection = types.SimpleNamespace(listen=listen, serve=serve)
+        nursery = await page_stack.enter_async_context(trio.open_nursery())
+    """,
+    "trio_offload_worker.from_worker.check_cancelled": "paths = ['a']\ndef convert(path): pass",
+    "trio_offload_worker.from_worker.shielded": """
+        state = {}
+        def save(state): pass
+        def go_on(state): pass
+    """,
+    "trio_offload_worker.from_worker.track": "paths = ['a', 'b']",
+    "trio_offload_worker.handles": "lock = trio_offload.Lock()\nsend, receive = trio_offload.open_channel(5)",
+}
+FIRST = """
+import trio_offload_worker
+from trio_offload import *
+from trio_offload import connection
+from trio_offload_worker import from_worker
+"""
+MARKS = {
+    "trio_offload.connection.listen": {"cancel after": "0.1"},
+    "trio_offload.connection.serve": {"cancel after": "0.1"},
+    "trio_offload_worker.single_threaded": {"not run": "needs the rights of a superuser"},
+}
+
+
+def public_texts() -> Iterator[tuple[str, str]]:
+    """Yield the name and the docstring of each public module, function, class and method."""
+    for module in MODULES:
+        yield module.__name__, inspect.getdoc(module) or ""
+        for name in module.__all__:
+            value: Any = getattr(module, name)
+            yield f"{module.__name__}.{name}", inspect.getdoc(value) or ""
+            if inspect.isclass(value):
+                for member in dir(value):
+                    if not member.startswith("_"):
+                        yield f"{module.__name__}.{name}.{member}", inspect.getdoc(getattr(value, member)) or ""
+
+
+def docstring_blocks() -> list[Block]:
+    """Return the code of all docstrings, each block behind what it takes for granted."""
+    blocks = [Block("docstrings", 1, "python", FIRST)]
+    seen = set()
+    for name, text in public_texts():
+        for found in _LITERAL_BLOCK.finditer(text + "\n"):
+            # A method and a function may share a docstring.
+            if found[1] not in seen:
+                seen.add(found[1])
+                line = text[: found.start(1)].count("\n") + 1
+                blocks.append(Block(name, 1, "python", textwrap.dedent(BEFORE.get(name, ""))))
+                blocks.append(Block(name, line, "python", textwrap.dedent(found[1]), MARKS.get(name, {})))
+    return blocks
