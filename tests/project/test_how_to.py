@@ -80,12 +80,13 @@ exec "$@"
 
 
 @pytest.fixture
-def confined() -> list[str]:
+def confined(tmp_path: Path) -> list[str]:
     """Begins a command that runs a program as PID 1, with a part of /proc, on file systems that are read-only."""
     namespaces = ["unshare", "--mount", "--pid", "--fork", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    if subprocess.run([*namespaces, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this system does not give its users namespaces")
-    return [*namespaces, "sh", "-c", CONFINE, "sh", sys.executable]
+    command = [*namespaces, "sh", "-c", CONFINE, "sh"]
+    if subprocess.run([*command, "true"], capture_output=True, cwd=tmp_path, check=False).returncode != 0:
+        pytest.skip("this system gives no namespaces, or its root is no mount point (chroot)")
+    return [*command, sys.executable]
 
 
 @pytest.mark.parametrize("kind", ["spawn", "forkserver", "fork"])
