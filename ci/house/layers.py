@@ -17,7 +17,7 @@ LAYERS = {
         _version _at_exit _sizes _clock _documented _slips _trace
         _statistics _report _crash _transport
         _process
-        _exceptions _limiter
+        _exceptions _limiter _top
         _options _wait_graph
         _interpreter
         _pickling _pyinstaller

@@ -21,7 +21,18 @@ from test_worker_side import Parent, frame, parent_of
 
 from trio_offload._interpreter import locate as _locate
 from trio_offload_worker._jobs.exceptions import load
-from trio_offload_worker._protocol.frames import BYTES, CANCEL_AT, FRONT_SIZE, HANDED_AT, MEMORY, Frame, Kind
+from trio_offload_worker._protocol.frames import (
+    BYTES,
+    CANCEL_AT,
+    ENTRY_AT,
+    FRONT_SIZE,
+    HANDED_AT,
+    JOBS_AT,
+    MEMORY,
+    RUNNING_AT,
+    Frame,
+    Kind,
+)
 from trio_offload_worker._requests.errors import Cancelled
 
 SOON = 10.0  # seconds; a worker that says nothing for so long is stuck
@@ -195,11 +206,22 @@ def test_cancelled_wait_cleans_up_in_a_shield(parent: Parent) -> None:
 def test_received_item_is_counted_before_it_is_handed_over(parent: Parent) -> None:
     call(parent, 1, conversation_jobs.receive_one)
     request = parent.expect(Kind.REQUEST)
-    assert not any(front(parent)[HANDED_AT // 8 :])
+    assert not any(front(parent)[HANDED_AT // 8 : ENTRY_AT // 8])
     reply(parent, request, value="item")
     assert outcome(parent, 1) == "item"
     number = request.body["request"]
     assert front(parent)[HANDED_AT // 8 + number % 64] == number * 256 + 255
+
+
+def test_the_record_has_the_running_call_and_the_number_of_jobs(parent: Parent) -> None:
+    for number in (1, 2):
+        call(parent, number, conversation_jobs.receive_one)
+        request = parent.expect(Kind.REQUEST)
+        assert (front(parent)[RUNNING_AT // 8], front(parent)[JOBS_AT // 8]) == (number, number - 1)
+        reply(parent, request, value="item")
+        assert outcome(parent, number) == "item"
+        # Before the answer, so that the parent's next call cannot meet the old state.
+        assert (front(parent)[RUNNING_AT // 8], front(parent)[JOBS_AT // 8]) == (0, number)
 
 
 def test_threads_get_their_own_replies(parent: Parent) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``trio-offload map``, ``trio-offload report`` and ``trio-offload doctor``.
+"""The command line: ``trio-offload map``, ``report``, ``top`` and ``doctor``.
 
 :func:`main` is the entry point.
 
@@ -15,6 +15,7 @@
 | ``ending`` | messages of a run that leaves items |
 | ``progress``, ``worker_table`` | the progress bar; the table of workers above it |
 | ``report`` | a traced run as an HTML page |
+| ``top``, ``top_table`` | the workers of a running program; their table |
 | ``summary`` | count jobs, failures, workers, memory and time |
 | ``doctor``, ``probes`` | the report for bug reports, and its questions |
 """
@@ -28,7 +29,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .._exceptions import is_interrupt
-from .arguments import command_parser, doctor_parser, map_parser, report_parser
+from .arguments import command_parser, doctor_parser, map_parser, report_parser, top_parser
 from .exit_status import CommandError, ExitStatus
 
 if TYPE_CHECKING:
@@ -80,10 +81,12 @@ def _run(arguments: Sequence[str]) -> ExitStatus:
             return _run_doctor(chosen.rest)
         case "report":
             return _run_report(chosen.rest)
+        case "top":
+            return _run_top(chosen.rest)
         case None:
-            raise CommandError("a command is missing: map, report or doctor (see trio-offload --help)")
+            raise CommandError("a command is missing: map, report, top or doctor (see trio-offload --help)")
         case other:
-            raise CommandError(f"unknown command {other!r}: must be map, report or doctor (see trio-offload --help)")
+            raise CommandError(f"unknown command {other!r}: must be map, report, top or doctor (see trio-offload --help)")
 
 
 def _run_map(arguments: Sequence[str]) -> ExitStatus:
@@ -134,6 +137,13 @@ def _run_report(arguments: Sequence[str]) -> ExitStatus:
 
     chosen = report_parser().parse_args(arguments)
     return run_report(chosen.trace, chosen.output)
+
+
+def _run_top(arguments: Sequence[str]) -> ExitStatus:
+    from .top import TopOptions, run_top
+
+    chosen = top_parser().parse_args(arguments)
+    return run_top(TopOptions(chosen.pid, chosen.json, chosen.once, chosen.interval))
 
 
 def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ _COMMANDS = """\
 commands:
   map       call a function for each item, in parallel; print one line of JSON per item
   report    show a traced run as an HTML page
+  top       show the workers of a running program
   doctor    show the facts for a bug report, and the problems of this installation
 
 examples:
@@ -76,6 +77,24 @@ examples:
 _REPORT_DESCRIPTION = """\
 Show a traced run as one HTML page, which needs no network: what each worker did, its memory, the
 durations of jobs, the failures with their tracebacks. It needs plotly: trio-offload[report]."""
+
+_TOP_DESCRIPTION = """\
+Show the workers of a running program of this user: state, processor, memory, jobs, age, function.
+The program needs no line for this, and its event loop may be busy. Without PID: the program of this
+user that has workers, or a list if there are several.
+
+On a terminal the table is renewed until the program ends, or until Ctrl+C. Otherwise, and with
+--json, it is printed once; --interval repeats it. The table needs rich: trio-offload[cli].
+
+A program that is started with TRIO_OFFLOAD_TOP=0 is not shown."""
+
+_TOP_DETAILS = """\
+json: one line for each program and sample
+  {"time": seconds since 1970, "pid": ..., "command": ..., "workers": [
+    {"pid": ..., "context": ..., "state": "idle" or "running", "function": ..., "progress": ...,
+     "jobs": ..., "rss": ..., "peak_rss": ..., "vms": ..., "cpu_time": ..., "cpu_percent": ...,
+     "age": ...}, ...]}
+Memory is in bytes, cpu_time and age are in seconds. A field is null if it is unknown."""
 
 _DOCTOR_DESCRIPTION = """\
 Show the facts for a bug report: versions, the platform, the worker executable and its libpython,
@@ -208,10 +227,28 @@ def report_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def top_parser() -> argparse.ArgumentParser:
+    parser = _Parser("trio-offload top", "%(prog)s [options] [PID]", _TOP_DESCRIPTION, _TOP_DETAILS)
+    parser.add_argument("pid", metavar="PID", nargs="?", type=_process_id, help="the program (default: the only one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per sample, on one line")
+    how_often = parser.add_mutually_exclusive_group()
+    how_often.add_argument("--once", action="store_true", help="print one sample, also on a terminal")
+    how_often.add_argument(
+        "--interval", metavar="S", type=_seconds, help="repeat every S seconds (default on a terminal: 1)"
+    )
+    return parser
+
+
 def doctor_parser() -> argparse.ArgumentParser:
     parser = _Parser("trio-offload doctor", "%(prog)s [--json]", _DOCTOR_DESCRIPTION, None)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
+
+
+def _process_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"must be the ID of a process, got {text!r}")
+    return int(text)
 
 
 def _worker_count(text: str) -> int:

@@ -55,7 +55,7 @@ class WorkerTable:
         shown = self._workers if len(self._workers) <= most else self._workers[: max(0, most - 1)]
         for worker in shown:
             memory = "" if worker.rss is None else readable_size(worker.rss)
-            progress = [Text(_shown(worker.progress))] if tells else []
+            progress = [Text(shown_progress(worker.progress))] if tells else []
             item = Text(self._item_of(worker))
             table.add_row(str(worker.pid), worker.state, memory, str(worker.jobs), *progress, item)
         if len(shown) < len(self._workers):
@@ -67,7 +67,7 @@ class WorkerTable:
         return name.removeprefix(f"{self._function}(").removesuffix(")") if name.startswith(self._function) else name
 
 
-def _shown(progress: JobProgress | None) -> str:
+def shown_progress(progress: JobProgress | None) -> str:
     """Return the progress of a job in one line: a percentage or a number, and the note."""
     if progress is None:
         return ""

@@ -6,7 +6,10 @@ defines its contents and their writers.
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import errno
+import fcntl
 import logging
 import math
 import os
@@ -14,13 +17,17 @@ import re
 import struct
 import sys
 import tempfile
-from typing import Final
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 import attrs
 
 from trio_offload_worker._protocol.frames import (
+    ENTRY_AT,
     FLAGS_AT,
     FRONT_SIZE,
+    FUNCTION_AT,
     HANDED_AT,
     HANDED_SLOTS,
     NOTE_SIZE,
@@ -29,6 +36,9 @@ from trio_offload_worker._protocol.frames import (
 from trio_offload_worker._system.linux import identity_of
 
 logger: Final = logging.getLogger("trio_offload")
+
+RECORD_NAME: Final = "trio-offload-record"
+"""Name of the file, as ``/proc`` shows it."""
 
 # Bytes. faulthandler writes a tenth of that at most: 100 threads, 100 frames each.
 _MAX_SIZE: Final = 256 * 1024
@@ -40,6 +50,16 @@ _PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_jobs/chun
 _STEP: Final = struct.Struct(f"=QQQddQQQ{NOTE_SIZE}s")
 _ENDED_AT: Final = STEP_AT + 40
 _MAX_READS: Final = 50
+
+OPT_OUT: Final = "TRIO_OFFLOAD_TOP"
+"""Environment variable. With the value 0 ``trio-offload top`` does not show the workers."""
+ENTRY_MARK: Final = b"tro-top"
+HIDDEN: Final = 0
+LAYOUT: Final = 1
+_IDENTITY: Final = struct.Struct("=QQQd")
+ENTRY: Final = struct.Struct("=7sBQQQdQQ")
+_MAX_NAME: Final = FRONT_SIZE - FUNCTION_AT - 8
+FUNCTION: Final = struct.Struct(f"=II{_MAX_NAME}s")
 
 
 @attrs.frozen
@@ -67,6 +87,18 @@ class Step:
     note: str | None
 
 
+class NamedCall(Protocol):
+    """A call of a function."""
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+
 class RecordFile:
     """The file that a worker writes to before it dies. The worker inherits it."""
 
@@ -74,12 +106,18 @@ class RecordFile:
         # Before anything may raise, for `close`.
         self._descriptor = -1
         self._identity = 0, 0
+        # The name in the file, and the function if it is not global.
+        self._name = ""
+        self._local: Callable[[], object] = _nothing
         self._descriptor = _new_file()
         status = os.fstat(self._descriptor)
         self._identity = status.st_dev, status.st_ino
         # Both sides share the position in the file, so text follows the front.
         if os.write(self._descriptor, bytes(FRONT_SIZE)) < FRONT_SIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        # Both sides map the front. A job that truncated the file would kill them.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -107,21 +145,7 @@ class RecordFile:
 
     def step(self) -> Step | None:
         """Return the latest progress of a job, unless it is half written."""
-        data = b""
-        for _ in range(_MAX_READS):
-            try:
-                # In the order opposite to the writer's: equal numbers enclose one step.
-                ended = os.pread(self._descriptor, 8, _ENDED_AT)
-                if not any(ended):
-                    return None
-                data = os.pread(self._descriptor, _STEP.size, STEP_AT)
-                begun = os.pread(self._descriptor, 8, STEP_AT)
-            except OSError:
-                return None
-            if begun == ended:
-                return _step_in(data)
-        # Each step of this busy job has another total or note, or the job died within one.
-        return _step_in(data) if data[:8] == data[_ENDED_AT - STEP_AT :][:8] else None
+        return read_step(self._descriptor)
 
     def handed(self) -> bytes:
         """Return the slots in which the worker counts items that reach the code of jobs."""
@@ -143,6 +167,49 @@ class RecordFile:
             os.pwrite(self._descriptor, flags.to_bytes(8, sys.byteorder), FLAGS_AT + 8 * place)
         except OSError as error:
             logger.warning("a job may miss that an event was set: %s", error)
+
+    def show_worker(self, pid: int, context: int, started: float, call: NamedCall | None) -> object:
+        """Show the worker to ``trio-offload top``. Return the same as :meth:`show_function`.
+
+        Args:
+            pid: its process ID.
+            context: number of its context.
+            started: its start, on the clock of time.monotonic().
+            call: its running call.
+        """
+        function = None if call is None else self.show_function(call)
+        is_hidden = os.environ.get(OPT_OUT) == "0"
+        # A worker that cannot be shown works all the same.
+        with contextlib.suppress(OSError):
+            if not is_hidden:
+                os.pwrite(self._descriptor, _IDENTITY.pack(pid, os.getpid(), context, started), ENTRY_AT + 8)
+            # Last: it makes the entry valid.
+            os.pwrite(self._descriptor, ENTRY_MARK + bytes([HIDDEN if is_hidden else LAYOUT]), ENTRY_AT)
+        return function
+
+    def show_function(self, call: NamedCall) -> object:
+        """Show the function that the worker runs next. A long name is cut.
+
+        Returns:
+            The function, if its module keeps it alive: further calls of it are shown already.
+            Otherwise None, because an idle worker must not keep it alive.
+        """
+        function = call.function
+        is_global = _is_global(function)
+        if not is_global and function is self._local():
+            return None
+        self._local = _nothing
+        if not is_global:
+            with contextlib.suppress(TypeError):
+                self._local = weakref.ref(function)
+        name = call.name
+        if name != self._name and os.environ.get(OPT_OUT) != "0":
+            self._name = name
+            text = name.encode(errors="replace")[:_MAX_NAME]
+            with contextlib.suppress(OSError):
+                # A reader that meets the write half done sees a wrong checksum.
+                os.pwrite(self._descriptor, FUNCTION.pack(binascii.crc32(text), len(text), text), FUNCTION_AT)
+        return function if is_global else None
 
     def read(self) -> str:
         """Return the text of the file, at most `_MAX_SIZE` bytes of it."""
@@ -173,6 +240,37 @@ class RecordFile:
         self.close()
 
 
+def read_step(descriptor: int) -> Step | None:
+    """Return the latest progress in a record, unless it is half written."""
+    data = b""
+    for _ in range(_MAX_READS):
+        try:
+            # In the order opposite to the writer's: equal numbers enclose one step.
+            ended = os.pread(descriptor, 8, _ENDED_AT)
+            if not any(ended):
+                return None
+            data = os.pread(descriptor, _STEP.size, STEP_AT)
+            begun = os.pread(descriptor, 8, STEP_AT)
+        except OSError:
+            return None
+        if begun == ended:
+            return _step_in(data)
+    # Each step of this busy job has another total or note, or the job died within one.
+    return _step_in(data) if data[:8] == data[_ENDED_AT - STEP_AT :][:8] else None
+
+
+def _nothing() -> None:
+    return None
+
+
+def _is_global(function: Any) -> bool:
+    """Return True if a module keeps the function alive."""
+    try:
+        return vars(sys.modules[function.__module__]).get(function.__qualname__) is function
+    except Exception:  # callables may have or lack any attribute
+        return False
+
+
 def _step_in(data: bytes) -> Step | None:
     try:
         _, call, item, done, total, _, call_of_note, length, text = _STEP.unpack(data)
@@ -196,7 +294,7 @@ def _new_file() -> int:
     """
     if hasattr(os, "memfd_create"):
         try:
-            return os.memfd_create("trio-offload-record", os.MFD_CLOEXEC)
+            return os.memfd_create(RECORD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
             # A kernel or a sandbox without memfd_create. Other errors would occur with every file.
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL):

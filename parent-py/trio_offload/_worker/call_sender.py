@@ -62,7 +62,9 @@ class CallSender(Peer):
         "_preparing",
         "_running",
         "_sent",
+        "_shown",
         "_unsent",
+        "context_number",
         "failure",
         "is_watched",
         "items_in_flight",
@@ -114,6 +116,10 @@ class CallSender(Peer):
         # True if an idle worker is polled before it gets a call, and the frame that this found.
         self._polls_first = retires
         self._last_frame: Frame | None = None
+        # The function whose name is in the record, unless it is not global.
+        self._shown: object = None
+        # The number of its context in this program.
+        self.context_number = 0
 
     def watch(self) -> None:
         """Note that another process watches the worker."""
@@ -141,6 +147,8 @@ class CallSender(Peer):
             self.ask_to_retire()
             raise CallNotRun
         number = self._calls + 1
+        if call.function is not self._shown and self._record is not None:
+            self._shown = self._record.show_function(call)
         if _settings.current_snapshot() is not self.sent_settings:
             self._unsent += self._new_settings()
         if call.small and not prepares:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from .talker import Forwarder, Receiver
 
 
+_numbers: Final = itertools.count(1)
+
+
 class Launcher(abc.ABC):
     """One way to start workers, and the state that it needs. Each context has one.
 
@@ -41,6 +45,8 @@ class Launcher(abc.ABC):
         self.trace: Final = trace
         # The page that is written when the context closes.
         self.report: ReportFile | None = None
+        # The number of its context in this program.
+        self.number: Final = next(_numbers)
         self.buffer_pool: Final = BufferPool()
         # Set before the first start, if the context forwards messages of jobs.
         self.forwarder: Forwarder | None = None
@@ -80,6 +86,7 @@ class Launcher(abc.ABC):
             kind = captured(kind)
         worker = kind(self.options, self.trace, self.buffer_pool)
         worker.forwarder, worker.receiver = self.forwarder, self.receiver
+        worker.context_number = self.number
         return worker
 
     @abc.abstractmethod

@@ -83,12 +83,13 @@ class Vitals:
         self._kills = kills or _oom.count_kills()
         self._stderr_size = _crash.stderr_size()
 
-    def become_ready(self, process: WorkerProcess) -> None:
-        """Note that the start has ended.
+    def become_ready(self, ready: Frame, process: WorkerProcess) -> None:
+        """Note that the start has ended with this frame.
 
         Raises:
             WorkerStartError: the memory limit leaves no room for a job.
         """
+        self.update(ready, process)
         if self._figures is not None:
             self.baseline = self._figures[0]
         limit = self._options.memory_limit

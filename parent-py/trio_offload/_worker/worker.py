@@ -124,8 +124,8 @@ class Worker(Talker):
         Raises:
             WorkerStartError: the memory limit leaves no room for a job.
         """
-        self._vitals.update(ready, self.process)
-        self._vitals.become_ready(self.process)
+        self._vitals.become_ready(ready, self.process)
+        self._shown = self.record.show_worker(self.process.pid, self.context_number, self._vitals.started, call)
         warn_of_missing_guarantees(self.process.pid)
         if call is not None and self._calls:
             self.state = RUNNING

@@ -14,13 +14,14 @@ one, and its handler then runs in the main thread at any point. If it raises the
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import sys
 import time
 from _thread import RLock, allocate_lock, get_ident
 
-from .._protocol.frames import Kind
+from .._protocol.frames import FRONT_SIZE, JOBS_AT, RUNNING_AT, Kind
 from .._system.linux import identity_of
 from .signals import block_all, restore
 from .transport import is_small
@@ -93,6 +94,7 @@ class Line:
         self._process = os.getpid()
         self._main_thread = get_ident()
         self._call = 0
+        self._front, self._copy_of_record = _map_front(record)
         self._aside: list[Frame] = []
         self._reading = allocate_lock()
         # Held while a thread of a job receives.
@@ -129,20 +131,29 @@ class Line:
     def begin_job(self, call: int) -> None:
         """Let the threads of a job talk."""
         self._call = call
+        self._front[_RUNNING] = call
 
     def end_job(self) -> None:
         """Refuse the threads of the job that has ended, and wake one that reads."""
         with self._writing:
             self._call = 0
+        self._front[_RUNNING] = 0
         if self._waker >= 0 and self._reading.locked():
             self._is_woken = True
             os.eventfd_write(self._waker, 1)
+
+    def count_job(self) -> None:
+        """Count a job that has ended."""
+        self._front[_JOBS] += 1
 
     def close_in_copy(self) -> None:
         """Close the waker in a fork of this process."""
         if self._waker >= 0:
             os.close(self._waker)
             self._waker = -1
+        # The end of the mapping closes its descriptor. A job may have opened its own file there.
+        if identity_of(self._copy_of_record) == self._record_identity:
+            self._front = _no_front()
 
     # The job's side.
 
@@ -259,4 +270,28 @@ class Line:
         return True
 
 
+def _map_front(record: int) -> tuple[memoryview, int]:
+    """Map the front of the record as integers of eight bytes, which other programs read.
+
+    Returns:
+        The integers, and the descriptor that belongs to the mapping.
+    """
+    try:
+        # Another kind of file could shrink, and a write behind its end would end this process.
+        if os.readlink(f"/proc/self/fd/{record}").startswith("/memfd:"):
+            # The mapping duplicates the descriptor to the lowest free number.
+            number = os.dup(record)
+            os.close(number)
+            return memoryview(mmap.mmap(record, FRONT_SIZE)).cast("Q"), number
+    except (OSError, ValueError):
+        pass  # A system without /proc, or a process without a free descriptor.
+    return _no_front(), -1
+
+
+def _no_front() -> memoryview:
+    return memoryview(bytearray(FRONT_SIZE)).cast("Q")
+
+
+_RUNNING: Final = RUNNING_AT // 8
+_JOBS: Final = JOBS_AT // 8
 _MAX_POLL: Final = 86400.0  # seconds; poll(2) takes an int of milliseconds

@@ -190,6 +190,9 @@ class Session:
         self._line.begin_job(frame.id)
         answer = self._executor.call(frame.segments)
         self._line.end_job()
+        prepares = frame.body.get("prepares")
+        if not prepares:
+            self._line.count_job()
         self._faults.end_job()
         # Before the answer is sent. A parent may close the socket as soon as it has read the
         # answer. It must find an idle worker, which exits in order, and not one that the sentinel
@@ -201,7 +204,7 @@ class Session:
             answer.body = {**(answer.body or {}), "figures": figures}
         self._answer(frame.id, answer)
         del answer
-        if frame.body.get("prepares"):
+        if prepares:
             self._link.restart_idle_time()
             return
         self._sentinel.tell(SETTLING)

@@ -31,8 +31,9 @@ MAX_ITEMS: Final = 1024
 MAX_DESCRIPTORS: Final = 16  # in one frame
 
 # The front of the record, in bytes: the progress of a chunk, the cancelled call, the flags of
-# events, the slots of handed items, and the job's own progress with its note. Text follows it.
-FRONT_SIZE: Final = 880
+# events, the slots of handed items, the job's own progress with its note, and the entry for other
+# programs. Text follows it.
+FRONT_SIZE: Final = 1152
 CANCEL_AT: Final = 24
 FLAGS_AT: Final = 32
 FLAGS: Final = 192
@@ -43,6 +44,10 @@ HANDED_ALL: Final = 255  # a count in a slot
 STEP_AT: Final = 576
 NOTE_AT: Final = 624
 NOTE_SIZE: Final = 240
+ENTRY_AT: Final = 880
+RUNNING_AT: Final = 920
+JOBS_AT: Final = 928
+FUNCTION_AT: Final = 936
 
 # The type that a segment has in the receiver: writable memory, ``bytes`` or ``bytearray``.
 MEMORY: Final = 0

@@ -16,9 +16,6 @@ use serde::Serialize;
 
 use crate::os;
 
-/// The length of the file's front in bytes (PROTOCOL.md, "The record"). Text follows it.
-pub const FRONT_SIZE: u64 = 880;
-
 /// Time for writing the stacks of all threads.
 const STACK_TIMEOUT: Duration = Duration::from_millis(150);
 

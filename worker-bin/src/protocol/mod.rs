@@ -3,6 +3,7 @@
 mod fields;
 pub mod figures;
 pub mod frame;
+pub mod front;
 pub mod hello;
 mod kind;
 pub mod message;

@@ -305,6 +305,9 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
         self.connection.lend(self.line, header.id);
         let answer = self.executor.call(segments);
         self.connection.take_back(self.line, &mut self.aside);
+        if !prepares {
+            self.line.count_job();
+        }
         // Set this before the answer is sent. A parent that closes the socket at once must find an
         // idle worker, which exits in order; the native thread would end a busy one.
         self.activity.set(Activity::Idle);

@@ -24,8 +24,10 @@ use std::time::{Duration, Instant};
 use crate::error::{ReceiveError, SendError};
 use crate::os;
 use crate::os::descriptors::Identity;
+use crate::os::memory::SharedWords;
 use crate::os::socket::Carried;
 use crate::protocol::frame::{self, Header, Progress, WireError};
+use crate::protocol::front::{FRONT_WORDS, JOBS, RUNNING};
 use crate::protocol::message::Message;
 use crate::protocol::segments::SegmentType;
 use crate::transport::input::Input;
@@ -76,6 +78,8 @@ pub struct Line<S, B> {
     /// The process that the line belongs to.
     pid: AtomicU32,
     record: Mutex<Option<(RawFd, Option<Identity>)>>,
+    /// The front of the record. Other programs read there what this worker does.
+    front: SharedWords<FRONT_WORDS>,
     loan: Mutex<Loan<S, B>>,
     writer: Mutex<Option<LineWriter>>,
 }
@@ -117,6 +121,7 @@ impl<S, B> Line<S, B> {
             inside: AtomicU32::new(0),
             pid: AtomicU32::new(0),
             record: Mutex::new(None),
+            front: SharedWords::new(),
             loan: Mutex::new(Loan { input: None, aside: VecDeque::new() }),
             writer: Mutex::new(None),
         }
@@ -127,6 +132,7 @@ impl<S, B> Line<S, B> {
         self.pid.store(std::process::id(), Ordering::Relaxed);
         *lock(&self.record) = Some((record, os::descriptors::identity_of_number(record)));
         *lock(&self.writer) = Some(writer);
+        self.front.map(record);
     }
 
     /// The ID of the running call; 0 between two jobs.
@@ -149,11 +155,13 @@ impl<S, B> Line<S, B> {
     pub(super) fn begin(&self, call: u64, input: &mut Option<Box<Input<S>>>) {
         std::mem::swap(&mut self.loan().input, input);
         self.call.store(call, Ordering::Relaxed);
+        self.show(RUNNING, call);
     }
 
     /// Give it back, with the frames that were set aside.
     pub(super) fn end(&self, input: &mut Option<Box<Input<S>>>, aside: &mut VecDeque<SetAside<B>>) {
         self.call.store(0, Ordering::SeqCst);
+        self.show(RUNNING, 0);
         let mut loan = self.loan();
         std::mem::swap(&mut loan.input, input);
         if !loan.aside.is_empty() {
@@ -162,6 +170,20 @@ impl<S, B> Line<S, B> {
         drop(loan);
         if self.inside.load(Ordering::SeqCst) != 0 {
             self.await_threads();
+        }
+    }
+
+    /// Count a job that has ended.
+    pub fn count_job(&self) {
+        if let Some(jobs) = self.front.get().and_then(|front| front.get(JOBS)) {
+            // One thread writes it.
+            jobs.store(jobs.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn show(&self, place: usize, value: u64) {
+        if let Some(word) = self.front.get().and_then(|front| front.get(place)) {
+            word.store(value, Ordering::Relaxed);
         }
     }
 

@@ -7,7 +7,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use trio_offload_worker::os;
-use trio_offload_worker::process::record::FRONT_SIZE;
+use trio_offload_worker::protocol::front::FRONT_SIZE;
 
 /// The function that writes Python's stacks, and the place for them.
 struct Reporter {
