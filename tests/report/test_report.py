@@ -21,7 +21,7 @@ import trio
 from cli_support import COMMAND, PATIENCE
 from traced_runs import large_run
 
-from trio_offload import BrokenWorkerError, WorkerTimeoutError, open_worker_context, retire_when
+from trio_offload import BrokenWorkerError, WorkerTimeoutError, WorkerType, open_worker_context, retire_when
 from trio_offload._report.page import page_of
 from trio_offload._report.run import NoTrace, TracedRun, read_run
 
@@ -75,15 +75,17 @@ async def test_items_of_a_map(tmp_path: Path) -> None:
     assert "in parse" in failure.stack
 
 
-async def test_item_of_a_crash_in_a_chunk(tmp_path: Path) -> None:
+async def test_item_of_a_crash_in_a_chunk(of_any_kind: WorkerType, tmp_path: Path) -> None:
+    """The stack has the Python line, whatever runs the worker."""
     path = tmp_path / "run.json"
-    async with open_worker_context(trace=path) as context:
+    async with open_worker_context(trace=path, worker_type=of_any_kind) as context:
         async with context.map(report_jobs.die_of, [0, 0, 9, 0], chunk_size=4, workers=1, return_outcomes=True) as results:
             await results.collect()
     crash = read_run(path.read_text()).jobs[0]
     assert (crash.outcome, crash.item) == ("BrokenWorkerError", "item 2: 9")
     (failure,) = crash.failures
     assert failure.kind == "BrokenWorkerError (SIGSEGV)"
+    assert 'report_jobs.py", line ' in failure.stack
     assert "in die_of" in failure.stack
 
 
@@ -189,6 +191,19 @@ def test_report_of_a_map(tmp_path: Path) -> None:
     assert "<summary>JSONDecodeError: 1</summary>" in page
     assert "the items that were read and had not begun" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.html"]
+
+
+def test_report_of_a_map_that_is_interrupted(tmp_path: Path) -> None:
+    arguments = ["map", "report_jobs:nap", "0", "1000", "--workers", "2", "--report", "run.html", "--no-progress"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, env=environment) as ran:
+        assert ran.stdout is not None
+        assert b"0" in ran.stdout.readline()
+        ran.send_signal(signal.SIGINT)
+        assert ran.wait(PATIENCE) == 130
+    page = (tmp_path / "run.html").read_text()
+    assert "report_jobs:nap(" in page
+    assert "<dt>cancelled</dt><dd>1</dd>" in page
 
 
 @pytest.mark.parametrize(

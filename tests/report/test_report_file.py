@@ -139,6 +139,13 @@ async def test_unwritable_path_is_refused_at_once(place: str, tmp_path: Path) ->
     assert trace.read_text() == "precious"
 
 
+async def test_trace_and_report_are_two_files(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"report and trace must be two files, got '.*run\.html' for both"):
+        async with open_worker_context(report=path, trace=path):
+            pytest.fail("the block ran")
+    assert files_beside(path) == []
+
+
 async def test_earlier_page_stays_until_the_end(path: Path) -> None:
     path.write_text("earlier")  # noqa: ASYNC240
     async with open_worker_context(report=path):

@@ -23,7 +23,7 @@ def launcher_for(options: ContextOptions) -> Launcher:
         from .._report.file import check_packages, check_path
 
         check_packages()
-        check_path(options.report)
+        check_path(options.report, options.trace)
     if options.trace is not None or options.report is not None:
         from .._trace import TraceWriter
 

@@ -153,29 +153,42 @@ def moments(run: TracedRun, columns: int = COLUMNS) -> list[float]:
 
 
 def _busy_shares(run: TracedRun, rows: dict[int, str], columns: int) -> list[list[float]]:
+    """Return the share of time in jobs, of each row at each moment."""
     width = run.seconds / columns or 1.0
     shares = {row: [0.0] * columns for row in rows.values()}
     for job in run.jobs:
-        row = shares[rows[job.worker]]
-        first, last = (min(int(moment / width), columns - 1) for moment in (job.began, job.ended))
-        for column in range(first, last + 1):
-            begin, end = column * width, (column + 1) * width
-            row[column] += max(0.0, min(end, job.ended) - max(begin, job.began)) / width
+        _add_share(shares[rows[job.worker]], job, width)
     return [[round(min(share, 1.0), 2) for share in row] for row in shares.values()]
+
+
+def _add_share(shares: list[float], job: TracedJob, width: float) -> None:
+    """Add the time of a job to the moments in which it ran, as a share of each."""
+    most = len(shares) - 1
+    first, last = min(int(job.began / width), most), min(int(job.ended / width), most)
+    if first == last:  # as of most jobs, if they are many
+        shares[first] += (job.ended - job.began) / width
+        return
+    shares[first] += first + 1 - job.began / width
+    shares[last] += job.ended / width - last
+    for column in range(first + 1, last):
+        shares[column] += 1.0
 
 
 def load(run: TracedRun) -> Picture:
     """Return the number of running jobs at each moment, in the mean."""
     if not run.jobs:
         return Picture("Load", "No job has ended.")
-    shares = _busy_shares(run, rows_of(run), COLUMNS)
+    run_time = run.seconds
+    shares = [0.0] * COLUMNS
+    for job in run.jobs:
+        _add_share(shares, job, run_time / COLUMNS or 1.0)
     figure = go.Figure()
     figure.add_scatter(
         mode="lines",
         line={"shape": "hvh", "color": BLUE, "width": 1},
         fill="tozeroy",
         x=moments(run, COLUMNS),
-        y=[round(sum(column), 2) for column in zip(*shares, strict=True)],
+        y=[round(share, 2) for share in shares],
         hovertemplate="%{y:.2f} at %{x:.2f} s<extra></extra>",
     )
     counted(figure, "running jobs", 260)
@@ -239,7 +252,7 @@ def durations(run: TracedRun) -> Picture:
     figure.update_xaxes(
         type="log",
         title="time of a job",
-        range=[first, last],
+        range=[first - 0.01, last + 0.01],  # the ticks at the ends, for all their rounding
         tickvals=[10.0**power for power in range(-7, 5)],
         ticktext=_TIMES,
     )

@@ -20,11 +20,13 @@ def check_packages() -> None:
         raise ModuleNotFoundError("a report needs plotly: pip install 'trio-offload[report]'", name="plotly")
 
 
-def check_path(path: str) -> None:
-    """Raise ValueError if the file cannot be written. Its content stays.
+def check_path(path: str, trace: str | None = None) -> None:
+    """Raise ValueError if the file cannot be written, or is the trace. Its content stays.
 
     So an hour's run does not end with this error.
     """
+    if path == trace:
+        raise ValueError(f"report and trace must be two files, got {path!r} for both")
     new = os.O_CREAT | os.O_EXCL
     try:
         try:

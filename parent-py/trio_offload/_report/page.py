@@ -80,6 +80,7 @@ def page_of(run: TracedRun, title: str) -> str:
             _numbers(run),
             *(_section(draw(run)) for draw in _PICTURES),
             failures.section(run),
+            "<noscript><p>The pictures need JavaScript.</p></noscript>",
             f"<script>{get_plotlyjs()}</script>",
             f"<script>{_SCRIPT}</script></body></html>",
         ]

@@ -193,12 +193,11 @@ def _add(run: TracedRun, event: dict[str, Any]) -> None:
 
 
 def _job(event: dict[str, Any], when: float, args: dict[str, Any]) -> TracedJob:
+    plain = event["tid"], event["name"], when, when + event["dur"] / _SECOND, args["outcome"]
+    if len(args) == 1:
+        return TracedJob(*plain)  # as most jobs are
     return TracedJob(
-        event["tid"],
-        event["name"],
-        when,
-        when + event["dur"] / _SECOND,
-        args["outcome"],
+        *plain,
         args.get("error", ""),
         args.get("stack", ""),
         _items(args),

@@ -58,7 +58,7 @@ def over_time(figure: go.Figure, run: TracedRun) -> go.Figure:
 def counted(figure: go.Figure, title: str, height: int) -> None:
     """Give a figure a vertical axis of numbers, and its height in pixels."""
     largest = max(max(trace.y) for trace in figure.data)
-    figure.update_yaxes(title=title, rangemode="tozero", dtick=1 if largest <= 5 else None)
+    figure.update_yaxes(title=title, rangemode="tozero", tickformat=",", dtick=1 if largest <= 5 else None)
     figure.update_layout(height=height)
 
 
