@@ -8,7 +8,7 @@ from ._context import WorkerContext
 from ._default import current_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterable, Callable, Iterable
 
     from ._limiter import Limiter
     from ._streams.stream import Stream
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
 
     def stream(
-        genfn: Callable[..., Iterable[Any]],
+        genfn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
         *args: Any,
         window: int = 16,
         chunk: int | Literal["auto"] = "auto",

@@ -67,6 +67,8 @@ def wrong_function(function: Any, inner: Any) -> TypeError:
             f"a worker needs a function and its arguments, got {function!r} as the function. If that is the result of a "
             "call, write run_sync(fn, argument) instead of run_sync(fn(argument))"
         )
+    if inspect.isasyncgenfunction(inner):
+        advice += ". In a worker, stream() iterates over its values"
     return TypeError(f"a worker runs synchronous functions, but {inner.__qualname__} is asynchronous. {advice}")
 
 

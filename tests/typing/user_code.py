@@ -150,11 +150,17 @@ def names(path: Path) -> Iterator[str]:
     yield path.name
 
 
+async def sizes_of(path: Path) -> AsyncIterator[int]:
+    yield len(path.name)
+
+
 async def lives(path: Path) -> None:
     async with trio_offload.stream(rows, path, 5, window=100, chunk=1, grace=None) as stream:
         async for row in stream:
             assert_type(row, tuple[str, int])
     assert_type(stream.result, float)
+    async with trio_offload.stream(sizes_of, path, window=5) as sizes:
+        assert_type([size async for size in sizes], list[int])
     assert_type(stream.statistics().taken, int)
     async with open_worker_context() as context, context.stream(names, path) as texts:
         assert_type([text async for text in texts], list[str])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+import inspect
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Literal
 
 from trio_offload_worker._requests.streams import GeneratorCall
@@ -17,7 +18,7 @@ from .values import Values
 
 def stream(
     self: Any,
-    genfn: Callable[..., Iterable[Any]],
+    genfn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
     *args: Any,
     window: int = 16,
     chunk: int | Literal["auto"] = "auto",
@@ -45,9 +46,12 @@ def stream(
     seconds at most. A generator that seldom yields can ask
     :func:`~trio_offload_worker.from_worker.check_cancelled`.
 
+    An async generator function runs in a run of Trio in the worker. It is closed in the same way.
+    If it waits then for anything but its consumer, the wait is cancelled.
+
     Args:
-        genfn: A generator function, or another function that returns an iterable. It is pickled
-            as for :func:`run_sync`.
+        genfn: A generator function, or another function that returns an iterable. It may be async.
+            It is pickled as for :func:`run_sync`.
         *args: Its positional arguments.
         window: Largest number of values that it is ahead of the consumer.
         chunk: Largest number of values that travel together. They do so only while the consumer
@@ -85,7 +89,8 @@ def _checked(
     limiter: Limiter | None,
     progress: ShowProgress | None,
 ) -> Stream[Any, Any]:
-    check_function(call.function)
+    if not inspect.isasyncgenfunction(call.function):
+        check_function(call.function)
     check_count("window", window)
     if chunk != "auto":
         check_count("chunk", chunk, alternative=" or 'auto'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import AsyncIterable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from .._limiter import Limiter
@@ -45,3 +45,15 @@ class StreamMethod(Protocol):
         limiter: Limiter | None = None,
         progress: ShowProgress | None = None,
     ) -> Stream[ValueType, Any]: ...
+
+    @overload
+    def __call__(
+        self,
+        genfn: Callable[[Unpack[ArgumentTypes]], AsyncIterable[ValueType]],
+        *args: Unpack[ArgumentTypes],
+        window: int = 16,
+        chunk: int | Literal["auto"] = "auto",
+        grace: float | None = 5.0,
+        limiter: Limiter | None = None,
+        progress: ShowProgress | None = None,
+    ) -> Stream[ValueType, None]: ...

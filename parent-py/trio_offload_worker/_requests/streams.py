@@ -33,6 +33,10 @@ class GeneratorCall(NamedCall):
     def __call__(self, sender: ValueSender, *args: Any) -> Any:
         """Call the generator function, send its values, and return its result."""
         values = self.function(*args)
+        if hasattr(values, "__aiter__"):
+            from . import async_streams
+
+            return async_streams.send_values(sender, values)
         try:
             iterator = iter(values)
         except TypeError:
@@ -82,13 +86,17 @@ class ValueSender(JobHandle):
         chunk: Largest number of values that travel together.
     """
 
-    __slots__ = ("_call", "_held", "_is_over", "_is_waking", "_lock", "_sent", "_size", "_tag", "_taken", "_wakes", "_words")
+    __slots__ = (
+        *("_call", "_held", "_is_over", "_is_waking", "_lock", "_sent", "_size", "_tag", "_taken", "_wakes", "_words"),
+        "_yielded",
+    )
 
     def __init__(self, kind: str, id: int, *details: Any) -> None:
         super().__init__(kind, id, *details)
         self._tag = (id & TAG_MASK) << TAG_SHIFT
         self._words: Any = None
         self._call = 0
+        self._yielded = 0  # in `put` only
         self._sent = 0
         self._taken = 0  # known number of values that have been taken
         self._held: list[Any] = []
@@ -130,6 +138,46 @@ class ValueSender(JobHandle):
                     self._flush()
                 elif held and not self._is_waking:
                     self._wake()
+        finally:
+            self._end_thread()
+
+    # The same step by step, for an async generator.
+
+    def begin(self) -> None:
+        """Begin to send."""
+        self._words, self._call = current_line().words, running_call()
+
+    def missing_room(self) -> int | None:
+        """Return the argument for :meth:`wait_for_room`, or None if there is room."""
+        needed: int = self._yielded - self._details[0]
+        if needed >= self._taken:
+            number: int = self._words[_TAKEN] - self._tag
+            if not needed < number <= self._sent:
+                return needed
+            self._taken = number
+        return None
+
+    def wait_for_room(self, needed: int) -> None:
+        """Wait until the next value has room."""
+        self._wait_for_room(needed)
+
+    def put(self, value: Any) -> None:
+        """Send a value, or hold it."""
+        self._yielded += 1
+        kind, held = type(value), self._held
+        if kind in _PLAIN or (kind in _TEXTS and len(value) <= _MAX_TEXT):
+            held.append(value)
+        else:
+            self._hold_pickled(value)
+        if not self._sent or len(held) >= self._details[1] or self._words[_TAKEN] == self._tag + self._sent:
+            self._flush()
+        elif held and not self._is_waking:
+            self._wake()
+
+    def finish(self) -> None:
+        """Send the held values, and end the thread."""
+        try:
+            self._flush()
         finally:
             self._end_thread()
 
