@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ TYPES_WITHOUT_A_PAGE = (
     "ConditionStatistics",
     "ErrorOfItem",
     "FailedItem",
+    r"JobHandles\.\w+",
     "Lease",
     "Limiter",
     "LockStatistics",
@@ -102,7 +104,9 @@ copybutton_prompt_is_regexp = True
 def resolve_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     """Link a name of a private module, as types in signatures have it, to the public name."""
     domain = env.get_domain("py")
-    name = node.get("reftarget", "").rpartition(".")[2]
+    prefix, _, name = node.get("reftarget", "").rpartition(".")
+    if prefix and not prefix.startswith("trio_offload"):
+        return None  # Trio has a CapacityLimiter too
     for module in ("trio_offload", "trio_offload.connection", "trio_offload_worker", "trio_offload_worker.from_worker"):
         if (target := f"{module}.{name}") in domain.objects:
             page = node.get("refdoc", env.docname)
@@ -125,6 +129,14 @@ def check_members(app: Any, env: Any) -> None:
                 logging.getLogger(__name__).warning("%s.%s is not in the reference", name, member)
 
 
+def name_classes(
+    app: Any, what: str, name: str, described: Any, options: Any, signature: str | None, result: str | None
+) -> tuple[str | None, str | None]:
+    """Write a default that is a class as its name. Sphinx cannot read the whole signature otherwise."""
+    return signature and re.sub(r"<class '([\w.]+)'>", r"\1", signature), result
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", name_classes)
     app.connect("missing-reference", resolve_public_name)
     app.connect("env-check-consistency", check_members)
