@@ -53,18 +53,32 @@ def test_from_a_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pyinstaller(tmp_path: Path) -> None:
-    """Builds the page's app twice: with options, and with its spec file. The tests' own packages are left out: each takes seconds."""
+@pytest.mark.parametrize("way", ["options", "spec"])
+def test_pyinstaller(tmp_path: Path, way: str) -> None:
+    """Builds the page's app, by options or by its spec file. The tests' own packages are left out: each takes seconds."""
     pytest.importorskip("PyInstaller")
+    excluded = [
+        "_pytest",
+        "pytest",
+        "setuptools",
+        "pkg_resources",
+        "rich",
+        "hypothesis",
+        "IPython",
+        "numpy",
+        "plotly",
+        "PIL",
+    ]
     program, spec = blocks("pyinstaller.md", "python")
     write(tmp_path / "primes.py", program)
     with_options, with_spec = sessions("pyinstaller.md")
-    excluded = ["_pytest", "pytest", "setuptools", "pkg_resources", "rich", "hypothesis", "IPython", "numpy"]
-    options = " ".join(f"--exclude-module={name}" for name in excluded)
-    assert typed(with_options[0].replace("--onefile", f"--onefile {options}"), tmp_path) == with_options[1]
-    write(tmp_path / "primes.spec", spec.replace('["tkinter"]', repr(["tkinter", *excluded])))
-    (tmp_path / "dist" / "primes").unlink()
-    assert typed(with_spec[0].replace("pyinstaller", "pyinstaller --noconfirm"), tmp_path) == with_spec[1]
+    if way == "options":
+        options = " ".join(f"--exclude-module={name}" for name in excluded)
+        commands, shown = with_options[0].replace("--onefile", f"--onefile {options}"), with_options[1]
+    else:
+        write(tmp_path / "primes.spec", spec.replace('["plotly", "rich", "tkinter"]', repr(excluded)))
+        commands, shown = with_spec
+    assert typed(commands, tmp_path) == shown
 
 
 CONFINE = """
