@@ -155,4 +155,4 @@ def _read(path: str) -> bytes:
         with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError as error:
-        raise RuntimeError(f"this system does not tell how much memory a process holds: {path}: {error.strerror}") from error
+        raise RuntimeError(f"the memory use of a process is unavailable on this system: {path}: {error.strerror}") from error

@@ -281,7 +281,7 @@ class Job(metaclass=PublicType):
         self._token = token
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a Job cannot be pickled or copied: it is of use in its own process only")
+        raise TypeError("a Job cannot be pickled or copied: it works in its own process only")
 
     def adopt(self) -> None:
         """Bind this thread to the job.

@@ -78,7 +78,7 @@ def test_duplicates_are_counted(folder: Path) -> None:
     write_results(folder, done("a"), done("b"), done("b"), done("b"))
     ran = run(folder, "map", "jobs:echo", "a", "b", "a", "b", "a", "--resume", "results")
     assert ran.values == ["a", "a"]
-    assert ran.stderr == f"trio-offload: 3 items {LEFT_OUT}; 1 result there of other items\n"
+    assert ran.stderr == f"trio-offload: 3 items {LEFT_OUT}; 1 result of other items ignored\n"
 
 
 def test_an_item_is_its_json(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_failed_lines_do_not_count(folder: Path) -> None:
     write_results(folder, {"item": "a", "ok": False, "error": {}}, {"item": "b", "ok": "yes"}, done("c"))
     ran = run(folder, "map", "jobs:echo", "a", "b", "c", "--resume", "results")
     assert ran.values == ["a", "b"]
-    assert "warning: 1 line of results cannot be read and do not count, line 2 for example" in ran.stderr
+    assert "warning: 1 line of results cannot be read and is ignored (see line 2)" in ran.stderr
 
 
 # --- what may be wrong with the file -----------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_an_incomplete_line_of_a_file_that_is_only_read(folder: Path) -> None:
     before = (folder / "results").read_bytes()
     ran = run(folder, "map", "jobs:echo", "a", "b", "--resume", "results")
     assert ran.values == ["b"]
-    assert "warning: the incomplete last line of results does not count" in ran.stderr
+    assert "warning: the incomplete last line of results is ignored" in ran.stderr
     assert (folder / "results").read_bytes() == before
 
 
@@ -140,7 +140,7 @@ def test_lines_that_became_one_do_not_count(folder: Path) -> None:
     write_results(folder, done("a"), '{"item": "b", "ok": true, "val', done("c"), b"\0\0\xff\n", done("d"))
     ran = run(folder, "map", "jobs:echo", *"abcd", "--resume", "results")
     assert ran.values == ["b", "c"]
-    assert "2 lines of results cannot be read and do not count, line 2 for example" in ran.stderr
+    assert "2 lines of results cannot be read and are ignored (see line 2)" in ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_file_of_another_format_is_refused(folder: Path, content: bytes) -> No
     (folder / "results").write_bytes(content)
     for ran in (run(folder, "map", "jobs:echo", "a", "--resume", "results"), append(folder, "jobs:echo", "a")):
         assert ran.status == 2
-        assert ran.stderr.startswith("trio-offload: error: cannot resume from results: no line of it is output of")
+        assert ran.stderr.startswith("trio-offload: error: cannot resume from results: no line is output of")
         assert ran.stderr.count("\n") == 1
         assert (folder / "results").read_bytes() == content
 
@@ -222,7 +222,7 @@ def test_an_interrupted_run_that_resumed(folder: Path) -> None:
     said = stderr.decode().splitlines()
     assert said[0] == "trio-offload: 1 job, 0 failed"
     assert said[3:] == [
-        f"trio-offload: 1 item {LEFT_OUT}; 1 result there of other items",
+        f"trio-offload: 1 item {LEFT_OUT}; 1 result of other items ignored",
         "trio-offload: interrupted by SIGINT: 1 of 3 items finished, 2 left",
         "trio-offload: to continue, run the same command again",
     ]

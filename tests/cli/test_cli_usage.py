@@ -116,7 +116,7 @@ def test_items_from_a_pipe_without_lines(folder: Path, standard_input: str) -> N
 def test_a_single_dash_is_pointed_out(folder: Path) -> None:
     ran = shell(folder, 'ls | "$@"', *COMMAND, "map", "jobs:echo", "-")
     assert ran.returncode == 2
-    assert "For the lines of standard input use --lines -, for that text -- -" in ran.stderr
+    assert "Use --lines - for the lines of standard input, and -- - for that text" in ran.stderr
     assert run(folder, "map", "jobs:echo", "--", "-").values == ["-"]
     assert run(folder, "map", "jobs:echo", "-", "a").values == ["-", "a"]
 

@@ -395,7 +395,7 @@ async def test_hook_that_imports_the_module_for_which_another_waits(handed: Hand
 async def test_script_that_fails(handed: Handed, source: str, told: str) -> None:
     handed.script("boot", "pass")
     handed.script("own_hook", source)
-    with pytest.raises(WorkerStartError, match="what PyInstaller runs before the app's own code") as caught:
+    with pytest.raises(WorkerStartError, match="PyInstaller's code that runs before the app failed") as caught:
         await in_worker("1")
     assert told in str(caught.value)
     assert 'File "own_hook.py", line 1' in str(caught.value)
@@ -405,7 +405,7 @@ async def test_script_that_fails(handed: Handed, source: str, told: str) -> None
 @pytest.mark.parametrize("place", ["modules", "scripts"])
 async def test_what_is_no_code(handed: Handed, code: bytes, place: str) -> None:
     handed.bundle[place].append(["it", code] if place == "modules" else ["it", code, None])
-    with pytest.raises(WorkerStartError, match="what PyInstaller runs before the app's own code"):
+    with pytest.raises(WorkerStartError, match="PyInstaller's code that runs before the app failed"):
         await in_worker("1")
 
 

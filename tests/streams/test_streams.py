@@ -110,7 +110,7 @@ async def test_a_value_that_cannot_be_pickled_is_an_error(context: WorkerContext
 
 
 async def test_a_function_without_values_is_an_error(context: WorkerContext) -> None:
-    with pytest.raises(TypeError, match=r"needs a generator function.*has returned 3"):
+    with pytest.raises(TypeError, match=r"must be a generator function.*returned 3"):
         async with context.stream(jobs.number) as values:
             await anext(values)
 

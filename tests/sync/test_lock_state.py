@@ -303,6 +303,6 @@ def test_abandoned_by_a_job_that_returned() -> None:
     job = type("Job", (), {"call": call, "__str__": lambda self: "the job jobs.hold"})()
     assert lock.try_acquire(job)
     lock.gone(job, None)
-    with pytest.raises(AbandonedLockError, match=r"the job jobs\.hold has ended without its release") as caught:
+    with pytest.raises(AbandonedLockError, match=r"the job jobs\.hold ended without releasing it") as caught:
         lock.try_acquire("other")
     assert (caught.value.pid, caught.value.function, caught.value.signal) == (4711, "jobs.hold", None)

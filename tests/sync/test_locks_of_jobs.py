@@ -241,7 +241,7 @@ async def test_barrier_in_a_job(context: WorkerContext) -> None:
     done = await context.run_sync(
         jobs.do, barrier, *facts, ("abort",), ("broken",), ("wait",), ("reset",), *facts, ("statistics",)
     )
-    assert done[5] == ("BrokenBarrierError", "the barrier is broken; reset() mends it")
+    assert done[5] == ("BrokenBarrierError", "the barrier is broken; call reset() to use it again")
     fresh = [value(2), value(0), value(False)]
     assert done[:5] + done[6:] == [*fresh, DONE, value(True), DONE, *fresh, value({"tasks_waiting": 0})]
     assert (await context.run_sync(jobs.do, barrier, ("wait", 0.01)))[0][0] == "TimeoutError"
@@ -407,7 +407,7 @@ async def test_holder_that_ends(context: WorkerContext, make: Any, how: str) -> 
 async def test_abandoned_lock_tells_a_job_the_facts(context: WorkerContext) -> None:
     lock = trio_offload.Lock()
     await context.run_sync(jobs.hold, lock)
-    with pytest.raises(AbandonedLockError, match=r"the job lock_jobs\.hold in worker \d+ has ended without its release"):
+    with pytest.raises(AbandonedLockError, match=r"the job lock_jobs\.hold in worker \d+ ended without releasing it"):
         await context.run_sync(jobs.with_lock, lock, abs, 1)
 
 

@@ -111,10 +111,7 @@ def test_a_c_library_that_shows_no_number_is_named(tmp_path: Path, build: Build)
     ended = run_script(tmp_path, NUMBERS, environment=preloaded(library), expect=1)
     name, release = platform.libc_ver()
     assert ended.stderr.splitlines()[-1].startswith("trio_offload.WorkerStartError")
-    assert (
-        f"with this C library, which keeps the number of a thread where no worker finds it ({name} {release})"
-        in ended.stderr
-    )
+    assert f"with this C library, because the place of its thread ID is unknown ({name} {release})" in ended.stderr
     assert "use WorkerType.SPAWN" in ended.stderr
 
 

@@ -11,15 +11,13 @@ use crate::protocol::frame::{Kind, WireError};
 /// The worker could not start.
 #[derive(Debug, Error)]
 pub enum LaunchError {
-    #[error("descriptor {0} is not the parent's socket; this program is started by trio-offload, not by hand")]
+    #[error("descriptor {0} is not the parent's socket. Only trio-offload starts this program")]
     NoSocket(i32),
-    #[error("descriptor {0} is not open; the parent passes the file for the record of a crash there")]
+    #[error("descriptor {0} is not open; the parent passes the file for crash records there")]
     NoRecord(i32),
     #[error("{what} failed: {source}")]
     System { what: &'static str, source: io::Error },
-    #[error(
-        "the environment variable {0:?} cannot be given back its value: its name or value is not one that an environment can hold"
-    )]
+    #[error("the environment variable {0:?} could not be restored: an environment cannot hold its name or value")]
     Variable(String),
 }
 
@@ -28,11 +26,11 @@ pub enum LaunchError {
 pub enum ReceiveError {
     #[error(transparent)]
     Wire(#[from] WireError),
-    #[error("there is not enough memory for an argument of {0} bytes; send less at once, or pass a file's name")]
+    #[error("there is not enough memory for an argument of {0} bytes. Send less at once, or pass a file's name")]
     OutOfMemory(u64),
     #[error("reading from the parent's socket failed: {0}")]
     System(#[from] io::Error),
-    #[error("a {0:?} message came while a job waited for an answer, which does not expect one; this is an error in trio-offload")]
+    #[error("the worker got an unexpected {0:?} message while a job waited for an answer; this is an error in trio-offload")]
     Unexpected(Kind),
 }
 

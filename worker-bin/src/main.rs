@@ -23,10 +23,10 @@ fn main() -> ExitCode {
         launch::Plan::ShowVersion => print_line(concat!("trio-offload-worker ", env!("CARGO_PKG_VERSION"))),
         launch::Plan::Explain => print_line(
             "This is the worker of trio-offload: a process that runs Python functions for a Trio program. \
-                 The trio_offload package starts it when it is needed; there is nothing to do with it by hand.",
+                 The trio_offload package starts it when it is needed.",
         ),
         launch::Plan::Wrong => {
-            print_error("unknown arguments; it takes --info or --version, and «serve 3 4» from trio-offload itself")
+            print_error("unknown arguments: expected --info or --version. trio-offload itself passes `serve 3 4`")
         }
     }
 }

@@ -102,7 +102,7 @@ def _run_map(arguments: Sequence[str]) -> ExitStatus:
         raise CommandError("the function is missing: map MODULE:FUNCTION [ITEM ...] (see trio-offload map --help)")
     items = words[1:]
     if items == ["-"] and not after and not _is_terminal_or_null(0):
-        raise CommandError("the item '-' is a text. For the lines of standard input use --lines -, for that text -- -")
+        raise CommandError("the item '-' is text. Use --lines - for the lines of standard input, and -- - for that text")
     with contextlib.ExitStack() as stack:
         trace = stack.enter_context(traced_for_report(chosen.trace, chosen.report, words[0]))
         options = MapOptions(

@@ -196,7 +196,7 @@ def _add_worker_options(parser: argparse.ArgumentParser) -> None:
         "--grace",
         metavar="S",
         type=_seconds,
-        help="let an item end by itself within S seconds after --timeout or Ctrl+C, if it listens (default: kill it at once)",
+        help="give an item S seconds to end by itself after --timeout or Ctrl+C (default: kill it at once)",
     )
     parser.add_argument(
         "--retries",

@@ -42,8 +42,8 @@ _TIMEOUT: Final = 30.0
 """Seconds that a worker has for each answer."""
 
 _COST_OF_THE_LOOP: Final = (
-    "starts and empty calls take about 1.5 times as long as with the executable; each worker has a second, small process "
-    "(about 3 MB of its own), which ends it when this program dies"
+    "starts and empty calls take about 1.5 times as long as with the executable. Each worker has a second process of "
+    "about 3 MB, which ends the worker when this program dies"
 )
 """Linux x86-64, CPython 3.11, same run, median of 25 rounds; docs/platforms.md has the figures."""
 

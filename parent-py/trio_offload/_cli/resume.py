@@ -103,17 +103,16 @@ class EarlierOutput:
             raise CommandError(f"cannot read {self.path}: {error.strerror or error}") from error
         if scan.unreadable and not scan.readable:
             raise CommandError(
-                f"cannot resume from {self.path}: no line of it is output of trio-offload map, "
-                f"line {scan.first_unreadable} for example"
+                f"cannot resume from {self.path}: no line is output of trio-offload map (see line {scan.first_unreadable})"
             )
         warnings = []
         if scan.unreadable:
             warnings.append(
-                f"{count_of(scan.unreadable, 'line')} of {self.path} cannot be read and do not count, "
-                f"line {scan.first_unreadable} for example"
+                f"{count_of(scan.unreadable, 'line')} of {self.path} cannot be read and {'is' if scan.unreadable == 1 else 'are'} "
+                f"ignored (see line {scan.first_unreadable})"
             )
         if scan.is_incomplete:
-            ending = "is removed" if self.is_output else "does not count"
+            ending = "is removed" if self.is_output else "is ignored"
             warnings.append(f"the incomplete last line of {self.path} {ending}; its item is run again")
         if self.is_output:
             self._mend_end(scan)
@@ -279,7 +278,7 @@ class ResumedSource:
             return ""
         text = f"{count_of(self.left_out, 'item')} left out, finished according to {names}"
         unused = sum(self._done.values()) if self._at_end and self._done is not None else 0
-        return f"{text}; {count_of(unused, 'result')} there of other items" if unused else text
+        return f"{text}; {count_of(unused, 'result')} of other items ignored" if unused else text
 
     def _remaining(self, items: Sequence[Item], done: collections.Counter[bytes]) -> list[Item]:
         remaining = []

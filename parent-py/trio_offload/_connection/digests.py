@@ -25,7 +25,7 @@ _MD5: Final = "md5"
 _MD5_ANSWER_SIZE: Final = 16
 _MD5_CHALLENGE_SIZE: Final = 20
 _RANDOM_SIZE: Final = 40
-_MD5_HINT: Final = "as Python up to 3.11 does; pass allow_md5=True if that is good enough"
+_MD5_HINT: Final = "as Python up to 3.11 does; pass allow_md5=True to accept it"
 
 
 def _check_authkey(_: object, __: object, value: bytes | None) -> None:
@@ -66,7 +66,7 @@ class Security:
             AuthenticationError: it is no challenge, or needs a digest that is not allowed.
         """
         if not message.startswith(CHALLENGE):
-            raise AuthenticationError("the other side sends no challenge: it has no authkey, or speaks another protocol")
+            raise AuthenticationError("the other side sent no challenge: it has no authkey, or speaks another protocol")
         challenge = message[len(CHALLENGE) :]
         if len(challenge) < _MD5_CHALLENGE_SIZE:
             raise AuthenticationError(f"the other side's challenge is too short: {len(challenge)} bytes")
@@ -108,7 +108,7 @@ def _split(message: bytes) -> tuple[str, bytes]:
         name = b"{%s}" % digest.encode()
         if message.startswith(name):
             return digest, message[len(name) :]
-    raise AuthenticationError("the other side names no digest that is known here")
+    raise AuthenticationError("the other side names an unknown digest")
 
 
 def _mac(key: bytes, message: bytes, digest: str) -> bytes:

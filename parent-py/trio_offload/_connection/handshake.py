@@ -57,9 +57,9 @@ async def shake_hands(connection: Connection, security: Security, side: Side) ->
             try:
                 await _exchange(connection, security, side)
             except trio.EndOfChannel:
-                raise AuthenticationError("the other side has ended the handshake") from None
+                raise AuthenticationError("the other side closed the connection during the handshake") from None
             except trio.BrokenResourceError as error:
-                raise AuthenticationError(f"the other side has broken off the handshake: {error}") from error
+                raise AuthenticationError(f"the connection broke during the handshake: {error}") from error
         if scope.cancelled_caught:
             message = f"no handshake within {security.handshake_timeout:g} seconds: does the other side use an authkey?"
             raise trio.TooSlowError(message)
@@ -92,7 +92,7 @@ async def _deliver_challenge(connection: Connection, security: Security) -> None
 async def _answer_challenge(connection: Connection, security: Security) -> None:
     await connection.send_bytes(security.answer_to(await _receive(connection)))
     if await _receive(connection) != WELCOME:
-        raise AuthenticationError("the other side refuses the answer to its challenge: it has another authkey")
+        raise AuthenticationError("the other side rejected the answer to its challenge: it has another authkey")
 
 
 async def _receive(connection: Connection) -> bytes:

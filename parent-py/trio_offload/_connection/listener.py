@@ -106,7 +106,7 @@ class Listener(metaclass=PublicType):
             return
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                logger.warning("%r cannot accept, and tries again: %s", self, error)
+                logger.warning("%r cannot accept a connection, and retries: %s", self, error)
                 await _clock.sleep(_PAUSE)
             elif error.errno not in _OF_ONE_CLIENT:
                 raise
@@ -135,11 +135,11 @@ class Listener(metaclass=PublicType):
                 await shake_hands(connection, self._security, "listener")
                 self._deliver(connection)
             except (AuthenticationError, trio.TooSlowError) as error:
-                logger.warning("%r refuses a client at %r: %s", self, connection.remote_address, error)
+                logger.warning("%r refused a client at %r: %s", self, connection.remote_address, error)
             finally:
                 self._handshakes.pop(scope, None)
         if scope.cancelled_caught:
-            logger.warning("%r refuses a client at %r: newer ones need its place", self, connection.remote_address)
+            logger.warning("%r refused a client at %r: newer clients need its place", self, connection.remote_address)
 
     def _close(self) -> None:
         self._ready.close()

@@ -62,7 +62,7 @@ class Inbox:
         if size is None:
             return None
         if max_length is not None and size > max_length:
-            raise OSError(errno.EMSGSIZE, f"message too long: {size} bytes, at most {max_length} were asked for")
+            raise OSError(errno.EMSGSIZE, f"message too long: {size} bytes, and max_length is {max_length}")
         message = self._take_at_once(size) if self._body is None else None
         if message is None and self._body is not None:
             message = self._take_more(size, self._body)
@@ -159,7 +159,7 @@ class Inbox:
 
     def _checked(self, data: bytes, start: int, size: int) -> bytes:
         if not data:
-            raise trio.BrokenResourceError(f"the other side has ended within a message, after {start} of {size} bytes")
+            raise trio.BrokenResourceError(f"the stream ended inside a message, after {start} of {size} bytes")
         return data
 
 

@@ -46,7 +46,7 @@ class BarrierState:
             BrokenBarrierError: the barrier is broken.
         """
         if self.is_broken:
-            raise BrokenBarrierError("the barrier is broken; reset() mends it")
+            raise BrokenBarrierError("the barrier is broken; call reset() to use it again")
         if len(self._waiting) + 1 < self.parties:
             return None
         return self._let_pass()
@@ -60,7 +60,7 @@ class BarrierState:
         if self._waiting.remove(waiter) is None:
             return
         if not died or self.on_death == "break":
-            self._break("a party has died" if died else "a party has given up")
+            self._break("the worker of a party died" if died else "a party stopped waiting")
             return
         self.parties -= 1
         if len(self._waiting) == self.parties:

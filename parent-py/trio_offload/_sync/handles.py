@@ -189,8 +189,8 @@ def stand_in(handle: Handle) -> Any:
         kind, number, details = attributes[_COPY]
         if not number:
             raise RuntimeError(
-                "this object of the program was made at the moment of the fork, so its copy here is without effect; pass it to "
-                "the job as an argument"
+                "this object of the program was made at the moment of the fork, so its copy here has no effect. Pass it to the "
+                "job as an argument"
             )
         found = attributes[_STAND_IN] = attach(
             kind, number, *(stand_in(detail) if isinstance(detail, Handle) else detail for detail in details)
@@ -253,8 +253,8 @@ class Acquirable(Handle):
 
         def __enter__(self):
             raise TypeError(
-                f"a {type(self).__name__} is no context manager for `with`: a task needs `async with`; a job gets it as an "
-                "argument; and in a thread its `handle` has the methods of a job"
+                f"a {type(self).__name__} needs `async with` in a task. Pass it to a job as an argument, where `with` works; in "
+                "a thread, `with` works with its `handle`"
             )
 
         def __exit__(self, *error):

@@ -262,4 +262,4 @@ class _LimiterGrant(PlainGrant):
 
     def _end(self, keys: list[Hashable]) -> None:
         for key in self._give_back(keys):
-            warn(f"{key} has ended with a token of {self.handle!r}, which has come back")
+            warn(f"{key} ended with a token of {self.handle!r}, which was returned")

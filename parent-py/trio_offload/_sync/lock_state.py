@@ -60,12 +60,12 @@ class Abandonment:
             text = f"worker {death.pid}, which ran {death.function}, {death.cause}"
             return cls(f"{lock} is abandoned: {text}", death.pid, death.function, death.signal)
         call = getattr(owner, "call", None)
-        text = f"{owner} has ended without its release"
+        text = f"{owner} ended without releasing it"
         return cls(f"{lock} is abandoned: {text}", getattr(call, "pid", None), getattr(call, "function", None), None)
 
     def error(self) -> AbandonedLockError:
         """Return a new exception with these facts."""
-        error = AbandonedLockError(f"{self.message}. Mend what the lock guards, then call recover()")
+        error = AbandonedLockError(f"{self.message}. Repair the data that the lock guards, then call recover()")
         error.pid, error.function, error.signal = self.pid, self.function, self.signal
         return error
 

@@ -211,7 +211,7 @@ def settle(state: LockState, owner: Hashable, death: Death | None) -> None:
     """Settle the end of an owner that may hold the lock."""
     abandonment = state.gone(owner, death)
     if abandonment is not None and state.on_abandon == "release":
-        logger.warning("%s; it goes to the next, as on_abandon says", abandonment.message)
+        logger.warning("%s; it goes to the next, because of on_abandon='release'", abandonment.message)
 
 
 class LockGrant(PlainGrant):

@@ -79,7 +79,7 @@ class Lease(Generic[ItemType]):
         Raises:
             RuntimeError: the lease is over.
         """
-        _settle(self._state.fail, self._lease, reason or "its holder gave up")
+        _settle(self._state.fail, self._lease, reason or "its holder called fail()")
 
     def __enter__(self) -> Lease[ItemType]:
         return self

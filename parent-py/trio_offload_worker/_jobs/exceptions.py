@@ -305,7 +305,7 @@ def _text(exception: BaseException) -> str:
     try:
         return _encodable(str(exception))
     except BaseException as error:
-        return f"(its text could not be had: its __str__ raised {_type_name(type(error))})"
+        return f"(its text is missing: its __str__ raised {_type_name(type(error))})"
 
 
 def _encodable(text: str) -> str:

@@ -118,9 +118,7 @@ class Executor:
             self._handlers.release()
             job = self._load(segments)
             if type(job) is not tuple or len(job) != 2 or type(job[1]) is not tuple:
-                raise TypeError(
-                    "what the parent sent is not a function with its arguments; this is an error in trio-offload"
-                )
+                raise TypeError("the parent sent no function with its arguments; this is an error in trio-offload")
             function, arguments = job
             del job
             stage = "call"

@@ -39,7 +39,7 @@ def apply_hello(hello: dict[str, Any], release: str, *, is_fork: bool = False) -
     if hello["protocol"] != PROTOCOL_VERSION:
         raise Refusal(
             "protocol_version",
-            f"the parent speaks version {hello['protocol']} of the protocol and this worker version {PROTOCOL_VERSION}: install "
+            f"the parent speaks version {hello['protocol']} of the protocol, and this worker version {PROTOCOL_VERSION}. Install "
             "the same release of trio-offload on both sides",
         )
     if os.getppid() != hello["parent_pid"]:
@@ -50,8 +50,8 @@ def apply_hello(hello: dict[str, Any], release: str, *, is_fork: bool = False) -
         builds = {True: "a free-threaded build", False: "a build with a GIL"}
         raise Refusal(
             "python_version",
-            f"the parent's Python is {builds[not free_threaded]}, and the worker, started as {sys.executable}, is "
-            f"{builds[free_threaded]}: start the program with the Python that it is to run with, and not by a link that leads to another",
+            f"the parent's Python is {builds[not free_threaded]}, and the worker's is {builds[free_threaded]}: it was started as "
+            f"{sys.executable}. Start the program with that very Python, not by a link that leads to another",
         )
     if sys.version != hello["version"]:
         raise Refusal(
@@ -66,7 +66,7 @@ def apply_hello(hello: dict[str, Any], release: str, *, is_fork: bool = False) -
             else:
                 os.environb[name] = value
     except (OSError, ValueError) as error:
-        raise Refusal("environment", f"an environment variable cannot be given back its value: {error}") from error
+        raise Refusal("environment", f"an environment variable could not be restored: {error}") from error
     try:
         if not is_fork:
             _set_up_sys(hello)

@@ -40,8 +40,8 @@ def main(release: str) -> NoReturn:
     parent = os.getppid()
     if not _prepare_descriptors():
         print(
-            f"trio-offload-worker: descriptors {SOCKET} and {RECORD} are not the parent's socket and record; this program is "
-            "started by trio-offload, not by hand",
+            f"trio-offload-worker: descriptors {SOCKET} and {RECORD} are not the parent's socket and record. Only trio-offload "
+            "starts this program",
             file=sys.stderr,
         )
         raise SystemExit(_WRONG_ARGUMENTS)

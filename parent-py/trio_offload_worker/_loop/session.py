@@ -114,13 +114,12 @@ class Session:
             return error.code, str(error)
         if isinstance(error, Unexpected):
             return "unexpected_message", (
-                f"a {error.kind.name} message came while the worker was in the state {self._state}, which does not expect "
-                "one; this is an error in trio-offload"
+                f"the worker got an unexpected {error.kind.name} message in the state {self._state}; this is an error in trio-offload"
             )
         if isinstance(error, _TooLarge):
             return (
                 "out_of_memory",
-                f"there is not enough memory for an argument of {error.size} bytes; send less at once, or pass a file's name",
+                f"there is not enough memory for an argument of {error.size} bytes. Send less at once, or pass a file's name",
             )
         if isinstance(error, OSError):
             return "socket", f"the parent's socket failed: {error}"

@@ -252,8 +252,8 @@ def report_loss(descriptor: int) -> None:
     if sys.stderr is not None:
         try:
             sys.stderr.write(
-                f"trio-offload-worker: a job has closed descriptor {descriptor}, which leads to the parent program; this worker "
-                "ends\n"
+                f"trio-offload-worker: a job has closed descriptor {descriptor}, which leads to the parent program. This worker "
+                "exits\n"
             )
         except Exception:
             pass

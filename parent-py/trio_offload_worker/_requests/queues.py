@@ -88,7 +88,7 @@ class Lease(_OfItems["ItemType"], metaclass=PublicType):
         Raises:
             RuntimeError: the lease is over.
         """
-        self._settle("fail", reason or "its holder gave up")
+        self._settle("fail", reason or "its holder called fail()")
 
     def _settle(self, op: str, *reason: str) -> None:
         if self._is_over:

@@ -41,8 +41,8 @@ class GeneratorCall(NamedCall):
             iterator = iter(values)
         except TypeError:
             raise TypeError(
-                f"a stream needs a generator function, or another that returns an iterable; {self.function!r} has "
-                f"returned {values!r}"
+                f"the function of a stream must be a generator function, or return an iterable; {self.function!r} returned "
+                f"{values!r}"
             ) from None
         return send_values(sender, iterator)
 

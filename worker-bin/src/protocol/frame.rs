@@ -79,7 +79,7 @@ pub enum WireError {
     #[error("the bytes on the socket are no frame of trio-offload")]
     BadMagic,
     #[error(
-        "the frame has version {0} of the framing, and this program reads version {FRAMING_VERSION}: install the same release of trio-offload on both sides"
+        "the frame has version {0} of the framing, and this program reads version {FRAMING_VERSION}. Install the same release of trio-offload on both sides"
     )]
     UnsupportedFraming(u8),
     #[error("the header has {0} bytes, and 1 to {HEADER_LIMIT} are allowed")]

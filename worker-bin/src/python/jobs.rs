@@ -198,7 +198,7 @@ fn split_call(job: Bound<'_, PyAny>) -> PyResult<(Bound<'_, PyAny>, Bound<'_, Py
     {
         return Ok((pair.get_item(0)?, arguments));
     }
-    Err(PyTypeError::new_err("what the parent sent is not a function with its arguments; this is an error in trio-offload"))
+    Err(PyTypeError::new_err("the parent sent no function with its arguments; this is an error in trio-offload"))
 }
 
 /// Refuse a coroutine or an asynchronous generator. It is closed first, because Python warns of one

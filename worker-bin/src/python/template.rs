@@ -145,7 +145,7 @@ impl PythonSide {
             Interpreter::configure_sys(self.sys.bind(py), hello).map(drop)
         })
         .map_err(|error: PyErr| {
-            Explanation::new("interpreter", format!("a worker was forked, but it could not be made like its parent: {error}"))
+            Explanation::new("interpreter", format!("a forked worker could not apply the settings of the parent: {error}"))
         })
     }
 

@@ -145,7 +145,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
             (State::AwaitSetup | State::Idle | State::AwaitTemplate | State::Template, Message::Retire) => self.retire("asked"),
             (state, message) => {
                 let text = format!(
-                    "a {:?} message came while the worker was in the state {state:?}, which does not expect one; this is an error in trio-offload",
+                    "the worker got an unexpected {:?} message in the state {state:?}; this is an error in trio-offload",
                     message.kind(),
                 );
                 self.abort("unexpected_message", text)
@@ -156,7 +156,7 @@ impl<S: Stream, E: Executor> Session<'_, S, E> {
     fn start(&mut self, hello: &Hello) -> Step {
         if hello.protocol != PROTOCOL_VERSION {
             let text = format!(
-                "the parent speaks version {} of the protocol and this worker version {PROTOCOL_VERSION}: install the same release of trio-offload on both sides",
+                "the parent speaks version {} of the protocol, and this worker version {PROTOCOL_VERSION}. Install the same release of trio-offload on both sides",
                 hello.protocol,
             );
             return self.refuse(Explanation::new("protocol_version", text));

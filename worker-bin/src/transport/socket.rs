@@ -124,7 +124,7 @@ impl Stream for Socket {
             // `eprintln!` panics if standard error cannot be written.
             let _ = writeln!(
                 io::stderr(),
-                "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program; this worker ends"
+                "trio-offload-worker: a job has closed descriptor 3, which leads to the parent program. This worker exits"
             );
         }
         sent

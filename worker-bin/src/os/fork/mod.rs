@@ -52,7 +52,7 @@ pub enum ForkError {
     #[error("the system cannot fork a worker off the template: {0}")]
     System(io::Error),
     #[error(
-        "a worker cannot be forked with this C library, which keeps the number of a thread where no worker finds it ({0}); use WorkerType.SPAWN, and please report this"
+        "a worker cannot be forked with this C library, because the place of its thread ID is unknown ({0}). Use WorkerType.SPAWN, and report this"
     )]
     UnknownLibrary(String),
     #[error("a forkserver needs Linux and the GNU C library (glibc); use WorkerType.SPAWN")]

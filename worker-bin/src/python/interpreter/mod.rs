@@ -56,9 +56,7 @@ impl Interpreter {
                 let traceback = error.traceback(py).and_then(|traceback| traceback.format().ok()).unwrap_or_default();
                 Explanation::new(
                     "interpreter",
-                    format!(
-                        "Python started, but what PyInstaller runs before the app's own code failed in it: {error}\n{traceback}"
-                    ),
+                    format!("Python started, but PyInstaller's code that runs before the app failed: {error}\n{traceback}"),
                 )
             })
         })
@@ -122,7 +120,7 @@ pub(crate) fn environment<'py>(py: Python<'py>, hello: &Hello) -> PyResult<Bound
 /// PYTHONHOME can keep every Python from starting; it may be meant for another one.
 fn home_hint() -> String {
     match std::env::var_os("PYTHONHOME") {
-        Some(home) => format!(". The variable PYTHONHOME is set to {home:?}; is that where this Python lives?"),
+        Some(home) => format!(". The variable PYTHONHOME is set to {home:?}; is that where this Python is installed?"),
         None => String::new(),
     }
 }
@@ -185,7 +183,7 @@ fn check_version(hello: &Hello, version: &str, loaded: &Path) -> Result<(), Expl
     if hello.free_threaded != raw::version::FREE_THREADED {
         let kind = |free_threaded| if free_threaded { "a free-threaded build" } else { "a build with a GIL" };
         let text = format!(
-            "the parent's Python is {}, and the worker executable is made for {}: install trio-offload with the Python that \
+            "the parent's Python is {}, and the worker executable is made for {}. Install trio-offload with the Python that \
              runs the program",
             kind(hello.free_threaded),
             kind(raw::version::FREE_THREADED),
@@ -201,9 +199,9 @@ fn check_version(hello: &Hello, version: &str, loaded: &Path) -> Result<(), Expl
         return Ok(());
     }
     let text = format!(
-        "the worker has loaded another Python than the parent's. The parent is {} and its library {}; the worker found {} in {}. \
-         Start the parent with a Python whose shared library is installed, or see what LD_LIBRARY_PATH leads to; \
-         «trio-offload doctor» shows where trio-offload looks.",
+        "the worker has loaded another Python than the parent's. The parent is {} with the library {}; the worker found {} in {}. \
+         Start the parent with a Python whose shared library is installed, or check LD_LIBRARY_PATH. \
+         `trio-offload doctor` shows the searched places.",
         hello.version.replace('\n', " "),
         wanted.display(),
         version.replace('\n', " "),

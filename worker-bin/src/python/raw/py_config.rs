@@ -16,7 +16,7 @@ use crate::python::raw::version::text;
 pub(crate) enum StartError {
     #[error("{0}")]
     Python(String),
-    #[error("Python wanted to exit with {0} while it started")]
+    #[error("Python exited with {0} while it started")]
     Exit(i32),
     #[error("a value from the parent holds a zero byte or cannot be decoded with the locale's encoding: {0:?}")]
     Undecodable(String),
