@@ -301,6 +301,7 @@ OURS_TALKING = "trio-offload, jobs that talk"
 OURS_CONNECTION = "trio-offload, connections"
 OURS_ACTORS = "trio-offload, actors"
 OURS_STREAM = "trio-offload, streams"
+OURS_SHARED = "trio-offload, shared memory"
 ONE_JOB = ", one job each"
 WITHOUT_REPORTS = "trio-offload, no reports"
 TRIO_PARALLEL = "trio-parallel"
@@ -328,6 +329,7 @@ CONTENDERS: list[Contender[Pool]] = [
     Contender(OURS_TALKING, _ours(), _PACKAGE, "open_channel", _has("open_channel")),
     Contender(OURS_STREAM, _ours(), _PACKAGE, "stream", _has("stream")),
     Contender(OURS_ACTORS, _ours(), _PACKAGE, "open_actor", _has("open_actor")),
+    Contender(OURS_SHARED, _ours(), _PACKAGE, "SharedArray", _has("SharedArray")),
     Contender(OURS_CONNECTION, _ours(), _PACKAGE, "connection", _has_connections),
     Contender(OURS + ONE_JOB, _ours(**_RETIRING), _PACKAGE),
     Contender(OURS_FORKSERVER + ONE_JOB, _ours(worker_type="forkserver", **_RETIRING), _PACKAGE, *_FORKSERVER),

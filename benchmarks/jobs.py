@@ -35,6 +35,11 @@ def size_of(value: Any) -> int:
     return int(value.nbytes) if hasattr(value, "nbytes") else len(value)
 
 
+def last_item(value: Any) -> float:
+    """Of an array, or of a shared one."""
+    return float(getattr(value, "array", value)[-1])
+
+
 def spin() -> None:
     """Never ends and never lets go of the GIL for long."""
     while True:

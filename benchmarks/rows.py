@@ -19,6 +19,7 @@ from contenders import (
     OURS_FORKSERVER,
     OURS_MAP,
     OURS_PROGRESS,
+    OURS_SHARED,
     OURS_STREAM,
     OURS_TALKING,
     POOL,
@@ -52,7 +53,7 @@ from talking import (
     contended_lock,
     step_of_progress,
 )
-from transfers import MEMCPY, Transfer
+from transfers import AS_ARGUMENT, MEMCPY, Transfer, shared_array
 
 ROWS = [
     Row(
@@ -119,6 +120,14 @@ ROWS = [
     Row("100 MB bytes ← worker", "GB/s", "more", Transfer("bytes", to_worker=False), (Goal(TRIO_PARALLEL, 4),)),
     Row("100 MB bytearray → worker", "GB/s", "more", Transfer("bytearray", to_worker=True), (Goal(TRIO_PARALLEL, 4),)),
     Row("100 MB bytearray ← worker", "GB/s", "more", Transfer("bytearray", to_worker=False), (Goal(TRIO_PARALLEL, 4),)),
+    Row(
+        "100 MB SharedArray → worker, an item read",
+        "µs",
+        "less",
+        shared_array,
+        (Goal(AS_ARGUMENT, 0.25),),
+        ours=OURS_SHARED,
+    ),
     Row("idle worker, resident memory", "MB", "less", Idle("Rss"), (Goal(TRIO_PARALLEL, 0.4),)),
     Row("idle worker, its share of memory (PSS)", "MB", "less", Idle("Pss")),
     Row("idle worker, memory of its own (USS)", "MB", "less", Idle("Private_Clean", "Private_Dirty")),

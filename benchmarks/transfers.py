@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import time
 from collections import defaultdict
+from typing import Any
 
 import jobs
 from contenders import ANYIO, EXECUTOR, INTERPRETERS, LOKY, OURS, POOL, TRIO_PARALLEL, Pools
 from measure import Samples, Settings, one_call
 
 MEMCPY = "memcpy to fresh memory"
+AS_ARGUMENT = "trio-offload, as an argument"
 
 
 class Transfer:
@@ -46,6 +49,24 @@ class Transfer:
                     if number:
                         samples[MEMCPY].append(size / duration / 1e9)
         return samples
+
+
+async def shared_array(settings: Settings) -> Samples:
+    """Seconds of a call that reads an item of an array: of a shared one, and of an argument."""
+    samples: Samples = defaultdict(list)
+    array = jobs.make("array", settings.transfer_size)
+    async with Pools() as stack:
+        call = (await stack.opened(settings, OURS))[OURS].call
+        # Any: a version without it is type-checked too.
+        trio_offload: Any = importlib.import_module("trio_offload")
+        with trio_offload.SharedArray.copy_of(array) as shared:
+            for number in range(settings.transfer_rounds + 1):
+                for name, value in {OURS: shared, AS_ARGUMENT: array}.items():
+                    gc.collect()
+                    duration = await one_call(call, jobs.last_item, value)
+                    if number:
+                        samples[name].append(duration)
+    return samples
 
 
 def _copied(array: object) -> float:

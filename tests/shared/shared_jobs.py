@@ -241,3 +241,17 @@ def fill_when_cancelled(shared: Any, began: Any, value: int) -> None:
     except from_worker.Cancelled:
         shared.array[...] = value
         raise
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def tick_for_ever(shared: Any, counter: Any) -> None:
+    view = shared.array
+    while True:
+        counter.add(1)
+        view[999] += 1
+
+
+def read_item(shared: Any, index: int) -> int:
+    return int(shared.array[index])

@@ -122,3 +122,24 @@ def _call(callback: Any) -> None:
 
 def call_and_be_killed(callback: Any) -> None:
     callback()
+
+
+# --- shared memory -------------------------------------------------------------------------------
+
+kept: list[Any] = []
+
+
+def write(array: Any, counter: Any) -> None:
+    view = array.array
+    view[3] = 7
+    counter.add(1)
+
+
+def write_and_keep(array: Any, counter: Any) -> None:
+    write(array, counter)
+    kept.append((array, array.array, counter))
+
+
+def write_and_die(array: Any, counter: Any) -> None:
+    write_and_keep(array, counter)
+    os.kill(os.getpid(), signal.SIGKILL)

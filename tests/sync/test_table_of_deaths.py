@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -332,6 +333,32 @@ async def callback_dies(context: WorkerContext) -> None:
     slow = Slow()
     await kill_when(context, slow.begun.is_set, jobs.call_and_be_killed, trio_offload.callback(slow))
     assert slow.is_cancelled
+
+
+# --- shared memory -------------------------------------------------------------------------------
+
+
+async def shared_memory(context: WorkerContext, end: Callable[..., Awaitable[Any]], job: Any) -> None:
+    with trio_offload.SharedArray.allocate(4, "int64") as array:
+        counter = trio_offload.SharedCounter(5)
+        await end(job, array, counter)
+        assert [*array.array] == [0, 0, 0, 7]
+        assert counter.value == 6
+        # The program and the next job use both.
+        array.array[3] = 8
+        counter.add(1)
+        await context.run_sync(jobs.write, array, counter)
+        assert ([*array.array], counter.value) == ([0, 0, 0, 7], 8)
+
+
+@cell("SharedArray, SharedCounter", "ends")
+async def shared_memory_ends(context: WorkerContext) -> None:
+    await shared_memory(context, context.run_sync, jobs.write_and_keep)
+
+
+@cell("SharedArray, SharedCounter", "dies")
+async def shared_memory_dies(context: WorkerContext) -> None:
+    await shared_memory(context, functools.partial(expect_death, context), jobs.write_and_die)
 
 
 # --- the table -----------------------------------------------------------------------------------
