@@ -100,6 +100,9 @@ class Keeper:
             self.send.send(value)
             self.report(value)
 
+    def keep_the_lock(self) -> None:
+        self.lock.acquire()
+
     def die_with_the_lock(self) -> None:
         self.lock.acquire()
         os.kill(os.getpid(), signal.SIGKILL)

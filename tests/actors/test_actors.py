@@ -493,6 +493,19 @@ async def test_handles_of_the_class_last(open_actor: Open) -> None:
     assert reports == ["made", 1, 2]
 
 
+async def test_lock_that_a_method_keeps_is_abandoned(open_actor: Open) -> None:
+    reports: list[Any] = []
+    lock = trio_offload.Lock()
+    send, receive = trio_offload.open_channel[Any](10)
+    async with receive, send, open_actor(jobs.Keeper, lock, send, callback(reports.append)) as keeper:
+        await keeper.keep_the_lock()
+        with pytest.raises(trio_offload.AbandonedLockError, match=r"Keeper\.keep_the_lock"):
+            await lock.acquire()
+        assert lock.recover()
+        await keeper.guarded(1)  # the object and its other handles are as before
+        assert not lock.locked()
+
+
 async def test_fresh_object_gets_the_handles_again(open_actor: Open) -> None:
     reports: list[Any] = []
     lock = trio_offload.Lock()
@@ -568,6 +581,9 @@ async def test_method_that_calls_its_own_actor(open_actor: Open) -> None:
         with pytest.raises(DeadlockError, match="would wait for the actor Counter"):
             await counter.call(counter, "add")
         assert await counter.add() == 1
+    with pytest.raises(TypeError, match="unexpected keyword argument 'reentrant'"):
+        async with open_actor(Counter, reentrant=True):
+            pass
 
 
 async def test_two_actors_that_call_each_other(open_actor: Open) -> None:
