@@ -100,3 +100,11 @@ def test_no_page_needs_a_network(browser: Any) -> None:
             "return [...document.querySelectorAll('[src], link[rel=stylesheet]')].map(element => element.src || element.href)"
         )
         assert [source for source in sources if not source.startswith(("file:", "data:"))] == [], page
+
+
+def test_signatures_have_a_line_for_each_parameter(browser: Any) -> None:
+    """One that Sphinx cannot read becomes a paragraph with full names and reprs."""
+    for page in PAGES:
+        open_page(browser, page)
+        signatures = [found.text for found in browser.find_elements(By.CSS_SELECTOR, "dt.sig")]
+        assert not [text for text in signatures if "~" in text or "<" in text]

@@ -104,6 +104,14 @@ class BrokenWorkerError(RuntimeError, ErrorOfItem):
 class WorkerMemoryError(BrokenWorkerError):
     """A job was ended because its memory use exceeded a limit: the context's, or the system's.
 
+    ::
+
+        async with trio_offload.open_worker_context(memory_limit="2GiB") as context:
+            try:
+                await context.run_sync(parse, path)
+            except trio_offload.WorkerMemoryError as error:
+                print(error.limit, error.reached)
+
     :attr:`~BrokenWorkerError.crash` has the Python stack of that moment, unless the system ended
     the worker.
     """
@@ -158,6 +166,13 @@ class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
 @documented
 class JobExitError(RuntimeError, ErrorOfItem):
     """A job raised an exception that controls the process in which it is raised.
+
+    ::
+
+        try:
+            await trio_offload.run_sync(sys.exit, 3)
+        except trio_offload.JobExitError as error:
+            print(error.code)
 
     These are :exc:`SystemExit`, :exc:`KeyboardInterrupt`, :exc:`GeneratorExit`,
     :exc:`trio.Cancelled`, and groups with one of them. Raised here, ``sys.exit()`` in a job would

@@ -49,6 +49,8 @@ BEFORE = {
     """,
     "trio_offload.WorkerContext.map": "def thumbnail(path): return path\npaths = ['a', 'b']",
     "trio_offload.WorkerContext.stream": "path = 'a.csv'\ndef read_rows(path):\n    yield path",
+    "trio_offload.JobExitError": "import sys",
+    "trio_offload.WorkerMemoryError": "path = 'a.csv'\ndef parse(path): return path",
     "trio_offload.WorkerTimeoutError": "import time\ndef job(): time.sleep(60)",
     "trio_offload.cache_scope": """
         path = "a.csv"
@@ -107,8 +109,16 @@ BEFORE = {
                 yield listener
         async def serve(handler, address, authkey):
             await trio_offload.connection.serve(handler, authkey=authkey)
-        connection = types.SimpleNamespace(listen=listen, serve=serve)
+        async def open_client(address, authkey):
+            ours, theirs = trio_offload.connection.pipe()
+            nursery.start_soon(theirs.send, "hello")
+            return ours
+        connection = types.SimpleNamespace(listen=listen, serve=serve, open_client=open_client)
         nursery = await page_stack.enter_async_context(trio.open_nursery())
+    """,
+    "trio_offload.connection.pipe": """
+        from trio_offload import connection
+        def work(connection): connection.recv()
     """,
     "trio_offload_worker.from_worker.check_cancelled": "paths = ['a']\ndef convert(path): pass",
     "trio_offload_worker.from_worker.shielded": """

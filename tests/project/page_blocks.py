@@ -53,10 +53,7 @@ class Block:
 def pages() -> list[Path]:
     """Return the pages that are written by hand."""
     return [
-        ROOT / "README.md",
-        ROOT / "ARCHITECTURE.md",
-        ROOT / "PROTOCOL.md",
-        ROOT / "CHANGELOG.md",
+        *sorted(ROOT.glob("*.md")),
         ROOT / "benchmarks" / "README.md",
         *sorted((ROOT / "docs").rglob("*.md")),
     ]

@@ -22,6 +22,12 @@ async def open_client(
 ) -> Connection:
     """Connect to a listener, as ``multiprocessing.connection.Client`` does. A checkpoint.
 
+    ::
+
+        async with await connection.open_client(("localhost", 6000), authkey=key) as client:
+            await client.send("you")
+            print(await client.receive())
+
     Args:
         address: The listener's address, as for :func:`listen`.
         authkey: The key that the listener knows. It must be None if the listener has none.
@@ -43,6 +49,13 @@ async def open_client(
 
 def pipe(duplex: bool = True) -> tuple[Connection, Connection]:
     """Return both ends of a new connection, as ``multiprocessing.Pipe`` does.
+
+    ::
+
+        ours, theirs = connection.pipe()
+        async with ours, trio.open_nursery() as nursery:
+            nursery.start_soon(trio_offload.run_sync, work, theirs.move())
+            await ours.send(3)
 
     Args:
         duplex: False means a pipe: the first end only receives, the second only sends.
