@@ -61,19 +61,19 @@ async def run_sync(
             large ones are sent without copying. For keyword arguments use
             :func:`functools.partial`.
         kill_on_cancel: If true, cancelling the call kills the worker (SIGKILL) at once, with all
-            processes that it started. If false, the job is told, and the call waits for it: see
-            :mod:`trio_offload_worker.from_worker`. A job that ignores that returns its result as
-            usual. In either case Ctrl+C does not reach the job, only programs that the job started.
+            processes that it started. If false, the job is notified, and the call waits for it:
+            see :mod:`trio_offload_worker.from_worker`. A job that ignores that returns its result
+            as usual. In either case Ctrl+C reaches only programs that the job started, not the job.
         cancellable: Another name of ``kill_on_cancel``. Either is enough.
         limiter: An async context manager around the call, usually a :class:`trio.CapacityLimiter`.
             None means the :func:`current_default_worker_limiter`.
         timeout: Seconds that the job may take, by the machine's clock. They start when a worker
             begins with the job: behind the wait for a token, the start of a worker, and the import
             of ``sync_fn``. Then the worker is killed, also without ``kill_on_cancel``.
-        grace: Seconds that a job has to end by itself after it was told of a cancellation. Then its
-            worker is killed. None means as ``kill_on_cancel`` says: no time, or unlimited time.
+        grace: Seconds that a job has to end by itself after it was notified of a cancellation. Then
+            its worker is killed. None means no time with ``kill_on_cancel``, else unlimited time.
         progress: A function that is called here with the ``done``, ``total`` and ``note`` of the
-            job's last ``from_worker.progress``, ten times a second at most, and at the end.
+            job's last ``from_worker.progress``: at most ten times a second, and at the end.
 
     Raises:
         BaseException: The job's exception, with its traceback, causes and notes.

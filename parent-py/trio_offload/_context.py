@@ -269,8 +269,8 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
                 before it (and up to 64 around it, if an item takes less than a microsecond).
             timeout: Seconds that an item may take, as for :func:`run_sync`. Requires a
                 ``chunk_size`` of 1 or "auto".
-            grace: Seconds that an item has to end by itself before it is killed, after it was told
-                (:mod:`trio_offload_worker.from_worker`). None means no time.
+            grace: Seconds that an item has to end by itself after it was notified
+                (:mod:`trio_offload_worker.from_worker`). Then it is killed. None means no time.
             return_outcomes: If true, the iterator returns an :class:`outcome.Outcome` for each
                 item, with its value or its exception. If false, the first exception ends the
                 iteration. The iterator raises it after the results before it, and abandons all

@@ -232,14 +232,14 @@ class RemoteError(RuntimeError, ErrorOfItem):
 class AbandonedLockError(trio.BrokenResourceError, metaclass=DocumentedType):
     """The holder of a lock died with it, or ended without its release.
 
-    The data that the lock guards may be half changed. ``recover()`` of the lock, once that is
-    mended, lets it be acquired again.
+    The data that the lock guards may be half changed. Repair the data, then call ``recover()`` of
+    the lock, so that it can be acquired again.
     """
 
     pid: int | None = None
     """Process ID of the worker whose job held the lock. None means a task of this program."""
     function: str | None = None
-    """Name of the function that held it."""
+    """Name of the function that held the lock."""
     signal: signal.Signals | None = None
     """Signal that ended the worker. None means that it was not a signal."""
 

@@ -20,12 +20,12 @@ def current_default_worker_limiter() -> trio.CapacityLimiter:
     Each :func:`trio.run` has one. You may change its ``total_tokens``. Initially it has one token
     for each processor that this program may use:
 
-    * as many as ``-X cpu_count`` or ``PYTHON_CPU_COUNT`` says, if one of them is set;
+    * the number in ``-X cpu_count`` or ``PYTHON_CPU_COUNT``, if one of them is set;
     * otherwise the processors of the affinity mask (taskset, cpusets), limited by the CPU quota of
       the control groups (containers).
 
     Raises:
-        RuntimeError: called outside of :func:`trio.run`.
+        RuntimeError: Called outside of :func:`trio.run`.
     """
     try:
         return _default_limiter.get()

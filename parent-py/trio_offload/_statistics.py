@@ -84,13 +84,13 @@ class WorkerStatistics(metaclass=PublicType):
     """Name of the running function. None means idle."""
 
     progress: JobProgress | None = None
-    """How far the running job is, if it tells."""
+    """Progress of the running job. None means that it reports none."""
 
 
 @documented
 @attrs.frozen
 class WorkerContextCounters(metaclass=PublicType):
-    """What has happened in a context since it was made. Each number only grows.
+    """Events in a context since it was made. Each number only grows.
 
     A call is counted once it has ended in a worker, with one outcome. A chunk of a ``map`` is one
     call. ``workers_started - workers_retired - workers_died - workers_killed`` workers are left.
@@ -153,11 +153,13 @@ class WaitingJob(metaclass=PublicType):
     """Name of the function that the job runs."""
 
     operation: str
-    """What it waits for: ``"acquire"``, ``"receive"``, ``"wait"``, ``"call"`` and so on."""
+    """The awaited operation: ``"acquire"``, ``"receive"``, ``"wait"``, ``"call"`` and so on."""
 
     handle: str | None
-    """Text of the lock, channel or callback, with its holder and the like: it tells who may end the
-    wait. None means a function that the job names, or a sleep."""
+    """Text of the lock, channel or callback, with its holder, who may end the wait.
+
+    None means a function that the job names, or a sleep.
+    """
 
     seconds: float
     """Seconds since the request came."""

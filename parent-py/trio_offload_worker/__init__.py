@@ -114,7 +114,7 @@ class single_threaded(metaclass=PublicType):  # noqa: N801 (used as a function)
     without a native thread, it does nothing.
 
     Raises:
-        OSError: at the end of the block, if the system cannot start a thread at that moment. The
+        OSError: At the end of the block, if the system cannot start a thread at that moment. The
             worker tries again when the job ends.
     """
 
@@ -143,7 +143,7 @@ def resident_memory() -> int:
     """Return the resident memory of this process, in bytes.
 
     Raises:
-        RuntimeError: as for :func:`memory_info`.
+        RuntimeError: As for :func:`memory_info`.
     """
     import os
 

@@ -1,4 +1,4 @@
-"""The functions by which a job talks to its parent: call it back, and hear of a cancellation.
+"""Functions by which a job talks to its parent: callbacks, progress and cancellation.
 
 ::
 
@@ -236,9 +236,9 @@ class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
 
 
 def progress(done: float, total: float | None = None, note: str | None = None) -> None:
-    """Show how far the job is, to whoever looks. Takes 0.1 µs, without a message.
+    """Report how far the job is. Takes 0.1 µs, without a message.
 
-    ``run_sync(…, progress=fn)``, ``map(…, progress=fn)`` and ``statistics()`` look. Outside of a
+    ``run_sync(…, progress=fn)``, ``map(…, progress=fn)`` and ``statistics()`` read it. Outside of a
     worker this does nothing, so the function is still an ordinary one.
 
     Args:

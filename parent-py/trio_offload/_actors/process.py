@@ -190,7 +190,7 @@ class Process(Generic[ResultType], metaclass=PublicType):
         """Send an item to the process, as :meth:`SendChannel.send`. A checkpoint.
 
         Raises:
-            trio.BrokenResourceError: the process has ended.
+            trio.BrokenResourceError: The process has ended.
         """
         await self._to_job[0].send(value)
 
@@ -206,8 +206,8 @@ class Process(Generic[ResultType], metaclass=PublicType):
         """Receive an item of the process, as :meth:`ReceiveChannel.receive`. A checkpoint.
 
         Raises:
-            trio.EndOfChannel: the process sends nothing any more.
-            trio.BrokenResourceError: the same, because it has died.
+            trio.EndOfChannel: The process sends nothing any more.
+            trio.BrokenResourceError: The same, because it has died.
         """
         return await self._from_job[1].receive()
 
@@ -279,7 +279,7 @@ class Process(Generic[ResultType], metaclass=PublicType):
         return workers[0] if workers else None
 
     def cancel(self) -> None:
-        """Tell the function that it is cancelled. After the grace the process is killed."""
+        """Notify the function that it is cancelled. After the grace the process is killed."""
         self._scope.cancel()
 
     def terminate(self) -> None:

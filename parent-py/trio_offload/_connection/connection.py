@@ -68,10 +68,10 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         begun goes out before the next one, or with :meth:`flush`.
 
         Raises:
-            Exception: the object cannot be pickled.
-            trio.BrokenResourceError: the other end is closed.
-            trio.ClosedResourceError: this end is closed, perhaps during the wait.
-            io.UnsupportedOperation: this is the receiving end of a pipe.
+            Exception: The object cannot be pickled.
+            trio.BrokenResourceError: The other end is closed.
+            trio.ClosedResourceError: This end is closed, perhaps during the wait.
+            io.UnsupportedOperation: This is the receiving end of a pipe.
         """
         await self._send(self.dumps(value))
 
@@ -82,7 +82,7 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         The buffer must not change until it returns.
 
         Raises:
-            Exception: as :meth:`send`.
+            Exception: As :meth:`send`.
         """
         view = memoryview(data)
         await self._send(view if view.ndim == view.itemsize == 1 and view.format == "B" else view.cast("B"))
@@ -92,7 +92,7 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         """Send the rest of a message whose :meth:`send` was cancelled. A checkpoint.
 
         Raises:
-            Exception: as :meth:`send`.
+            Exception: As :meth:`send`.
         """
         await self._send(None)
 
@@ -130,13 +130,13 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         If it is cancelled, the part of the message that has come is kept for the next receive.
 
         Raises:
-            trio.EndOfChannel: the other end is closed.
-            trio.BrokenResourceError: it was closed, or its process died, within a message.
-            trio.ClosedResourceError: this end is closed, perhaps during the wait.
-            multiprocessing.AuthenticationError: the message is the challenge of a listener that
+            trio.EndOfChannel: The other end is closed.
+            trio.BrokenResourceError: It was closed, or its process died, within a message.
+            trio.ClosedResourceError: This end is closed, perhaps during the wait.
+            multiprocessing.AuthenticationError: The message is the challenge of a listener that
                 expects an authkey.
-            io.UnsupportedOperation: this is the sending end of a pipe.
-            Exception: the message cannot be unpickled. It is lost.
+            io.UnsupportedOperation: This is the sending end of a pipe.
+            Exception: The message cannot be unpickled. It is lost.
         """
         message = await self._receive(None)
         try:
@@ -151,9 +151,9 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         """Receive a message as bytes. A checkpoint.
 
         Raises:
-            OSError: the message is longer than ``max_length``, and ``errno`` is ``EMSGSIZE``. It
+            OSError: The message is longer than ``max_length``, and ``errno`` is ``EMSGSIZE``. It
                 stays: the next receive gets it.
-            Exception: as :meth:`receive`.
+            Exception: As :meth:`receive`.
         """
         if max_length is not None and max_length < 0:
             raise ValueError(f"max_length must be >= 0, got {max_length!r}")
@@ -168,8 +168,8 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         is undefined, and the message is kept.
 
         Raises:
-            multiprocessing.BufferTooShort: the message is longer. ``args[0]`` has it.
-            Exception: as :meth:`receive`.
+            multiprocessing.BufferTooShort: The message is longer. ``args[0]`` has it.
+            Exception: As :meth:`receive`.
         """
         with memoryview(buffer) as whole, whole.cast("B") as view:
             if view.readonly:
@@ -215,8 +215,8 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         A checkpoint.
 
         Raises:
-            trio.BusyResourceError: a receive is waiting.
-            trio.ClosedResourceError: this end is closed, perhaps during the wait.
+            trio.BusyResourceError: A receive is waiting.
+            trio.ClosedResourceError: This end is closed, perhaps during the wait.
         """
         self._check(self._endpoint.is_readable, "sends")
         await trio.lowlevel.wait_readable(self._descriptor)
@@ -230,7 +230,7 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
         """Return the descriptor. If it is a socket, its flags are those that it came with.
 
         Raises:
-            trio.ClosedResourceError: this end is closed.
+            trio.ClosedResourceError: This end is closed.
         """
         self._check(True, "")
         return self._descriptor

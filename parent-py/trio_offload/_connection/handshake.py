@@ -39,9 +39,9 @@ async def authenticate(
         allow_md5: True accepts Python up to 3.11, which has HMAC-MD5 only.
 
     Raises:
-        multiprocessing.AuthenticationError: the keys differ, or the other side speaks another
+        multiprocessing.AuthenticationError: The keys differ, or the other side speaks another
             protocol, or has closed the connection.
-        trio.TooSlowError: the other side has sent too little in time.
+        trio.TooSlowError: The other side has sent too little in time.
     """
     if side not in SIDES:
         raise ValueError(f"side must be 'client' or 'listener', got {side!r}")

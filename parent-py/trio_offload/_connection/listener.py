@@ -68,8 +68,8 @@ class Listener(metaclass=PublicType):
         A client whose handshake fails is logged, and otherwise ignored.
 
         Raises:
-            trio.ClosedResourceError: the listener's block has ended.
-            OSError: the socket cannot accept any more.
+            trio.ClosedResourceError: The listener's block has ended.
+            OSError: The socket cannot accept any more.
         """
         try:
             connection: Connection = await self._accepted.receive()
@@ -180,7 +180,7 @@ async def listen(
         allow_md5: True accepts clients with Python up to 3.11, which has HMAC-MD5 only.
 
     Raises:
-        OSError: the address cannot be used.
+        OSError: The address cannot be used.
     """
     security = Security(authkey, handshake_timeout, allow_md5)
     if backlog < 1:

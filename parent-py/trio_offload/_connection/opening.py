@@ -35,10 +35,10 @@ async def open_client(
         allow_md5: True accepts a listener with Python up to 3.11, which has HMAC-MD5 only.
 
     Raises:
-        OSError: the listener cannot be reached.
-        multiprocessing.AuthenticationError: the keys differ, or the listener speaks another
+        OSError: The listener cannot be reached.
+        multiprocessing.AuthenticationError: The keys differ, or the listener speaks another
             protocol, or has closed the connection.
-        trio.TooSlowError: the listener has sent too little in time.
+        trio.TooSlowError: The listener has sent too little in time.
     """
     security = Security(authkey, handshake_timeout, allow_md5)
     connection = Connection(SocketEndpoint(await connect(address)))
@@ -88,7 +88,7 @@ def adopt(connection: Any) -> Connection:
             socket, or one end of a pipe with the attributes ``readable`` and ``writable``.
 
     Raises:
-        TypeError: its descriptor is another thing than a stream socket or a pipe. It stays open.
+        TypeError: Its descriptor is neither a stream socket nor a pipe. It stays open.
     """
     readable, writable = getattr(connection, "readable", True), getattr(connection, "writable", True)
     descriptor = os.dup(connection.fileno())

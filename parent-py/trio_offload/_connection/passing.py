@@ -36,7 +36,8 @@ class Passable(Handle):
     def handle(self) -> MultiprocessingConnection[Any, Any]:
         """A duplicate of this end as a job has it, for type checkers and for jobs in threads.
 
-        It is closed when it is let go. This end stays open, as without :meth:`move`.
+        It is closed when its last reference is dropped. This end stays open, as without
+        :meth:`move`.
         """
         self._check_passable()
         with contextlib.closing(self._endpoint.duplicate()) as duplicate:
@@ -58,8 +59,8 @@ class Passable(Handle):
         """As :meth:`Handle.grant`: a duplicate for one call.
 
         Raises:
-            trio.ClosedResourceError: this end is closed.
-            RuntimeError: a part of a message has been sent or received.
+            trio.ClosedResourceError: This end is closed.
+            RuntimeError: A part of a message has been sent or received.
         """
         self._check_passable()
         with contextlib.closing(self._endpoint.duplicate()) as duplicate:

@@ -87,13 +87,13 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType], metaclass=Pu
     def batches(self) -> AsyncIterator[list[DeliveredType]]:
         """Return an iterator over lists of results: each has all that are ready, 2,048 or a chunk.
 
-        It takes a fraction of the time that single results take. The lists are yours. An error
-        comes after a list of the results before it.
+        It takes a fraction of the time that single results take. You may change the lists. An
+        error comes after a list of the results before it.
         """
         return self._queue.iterate_batches()
 
     async def collect(self) -> list[DeliveredType]:
-        """Return a list of all results that nobody has got. A cancellation loses them.
+        """Return a list of all results that have not been consumed. A cancellation loses them.
 
         Raises:
             Exception: The error that ends the iteration.
@@ -105,7 +105,7 @@ class Results(AsyncIterator[DeliveredType], Generic[DeliveredType], metaclass=Pu
 
     @property
     def progress(self) -> JobProgress:
-        """How far the map is, in items. Parts of running items count if their jobs tell them."""
+        """How far the map is, in items. Parts of running items count if their jobs report them."""
         return self._queue.reporter().progress()
 
 

@@ -55,14 +55,14 @@ class SharedArray(DescriptorHandle):
         """Return a new array of zeros. The system takes pages for it once they are written to.
 
         Args:
-            shape: the length, or the dimensions.
-            dtype: as for NumPy. Without NumPy: a name such as ``"float64"``, a code of the module
+            shape: The length, or the dimensions.
+            dtype: As for NumPy. Without NumPy: a name such as ``"float64"``, a code of the module
                 ``struct``, or ``float``, ``int`` or ``bool``.
             order: ``"F"`` for Fortran's order.
 
         Raises:
-            MemoryError: the system refuses that much.
-            TypeError: items of this dtype are objects.
+            MemoryError: The system refuses that much.
+            TypeError: Items of this dtype are objects.
         """
         shared = cls._create(layout_of(shape, dtype, order))
         shared._file.seal()
@@ -77,12 +77,12 @@ class SharedArray(DescriptorHandle):
         """Return a new array with the items of another, in the same order of memory.
 
         Args:
-            array: a NumPy array, or an object with a buffer such as ``bytes``. With NumPy, anything
+            array: A NumPy array, or an object with a buffer such as ``bytes``. With NumPy, anything
                 that ``numpy.asarray`` takes.
             read_only: True for a copy that the system keeps constant, also in this program.
 
         Raises:
-            MemoryError, TypeError: as :meth:`allocate`.
+            MemoryError, TypeError: As :meth:`allocate`.
         """
         numpy = import_numpy()
         shared = cls._copy_of_buffer(memoryview(array)) if numpy is None else cls._copy_of_array(numpy.asarray(array))
@@ -114,7 +114,7 @@ class SharedArray(DescriptorHandle):
         The memory stays mapped as long as a view is in use.
 
         Raises:
-            ClosedResourceError: it is closed.
+            ClosedResourceError: It is closed.
         """
         self.fileno()
         return self._file.mapping.view(self._layout.shape, self._layout.dtype, self._layout.order)
@@ -124,7 +124,7 @@ class SharedArray(DescriptorHandle):
         """The same memory for reading only. Jobs that get this cannot map it for writing.
 
         Raises:
-            ClosedResourceError: it is closed.
+            ClosedResourceError: It is closed.
         """
         self.fileno()
         if self._file.is_read_only:
@@ -152,7 +152,7 @@ class SharedArray(DescriptorHandle):
         """Unmap the memory in this program. Jobs that have mapped it keep it.
 
         Raises:
-            BufferError: a view is in use. Nothing is closed then.
+            BufferError: A view is in use. Nothing is closed then.
         """
         try:
             self._file.close()
@@ -181,7 +181,7 @@ class SharedArray(DescriptorHandle):
         """Return the number of the memory's descriptor.
 
         Raises:
-            ClosedResourceError: it is closed.
+            ClosedResourceError: It is closed.
         """
         number = self._file.fileno()
         if number < 0:

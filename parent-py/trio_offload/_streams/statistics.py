@@ -12,7 +12,7 @@ from .._documented import documented
 @documented
 @attrs.frozen
 class StreamStatistics(metaclass=PublicType):
-    """Figures of a stream. Those of a generator that runs may be old when they are read."""
+    """Figures of a stream at one moment."""
 
     received: int
     """Number of values that have come."""

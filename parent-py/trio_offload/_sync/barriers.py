@@ -88,7 +88,7 @@ class Barrier(Handle):
             The index of this party, 0 for the first that arrived, and so on.
 
         Raises:
-            BrokenBarrierError: the barrier is broken, or breaks now.
+            BrokenBarrierError: The barrier is broken, or breaks now.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.bind()

@@ -109,9 +109,9 @@ class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType)
         If it is cancelled, the item was not sent.
 
         Raises:
-            Exception: the item cannot be pickled.
-            trio.BrokenResourceError: all receive channels are closed.
-            trio.ClosedResourceError: this channel is closed, perhaps during the wait.
+            Exception: The item cannot be pickled.
+            trio.BrokenResourceError: All receive channels are closed.
+            trio.ClosedResourceError: This channel is closed, perhaps during the wait.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         item = pickled_items.dump(value)
@@ -125,8 +125,8 @@ class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType)
         """Send an item without waiting.
 
         Raises:
-            trio.WouldBlock: the buffer is full.
-            Exception: as :meth:`send`.
+            trio.WouldBlock: The buffer is full.
+            Exception: As :meth:`send`.
         """
         self.bind()
         put_now(partial(self._state.send, self._end), [pickled_items.dump(value)])
@@ -138,7 +138,7 @@ class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType)
         If it is cancelled or raises, the first of them may have been sent.
 
         Raises:
-            Exception: as :meth:`send`. All items are pickled before the first is sent.
+            Exception: As :meth:`send`. All items are pickled before the first is sent.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         items = pickled_items.dump_all(values)
@@ -156,7 +156,7 @@ class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType)
         """Return a further sending end. The stream ends when all are closed.
 
         Raises:
-            trio.ClosedResourceError: this channel is closed.
+            trio.ClosedResourceError: This channel is closed.
         """
         try:
             return SendChannel(self._state, self._state.clone_sender(self._end))
@@ -223,11 +223,11 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=Publi
         If it is cancelled, nothing was received.
 
         Raises:
-            trio.EndOfChannel: all send channels are closed, and the channel is empty.
-            trio.BrokenResourceError: the same, but a worker with a send channel has died. So the
+            trio.EndOfChannel: All send channels are closed, and the channel is empty.
+            trio.BrokenResourceError: The same, but a worker with a send channel has died. So the
                 stream may be incomplete.
-            trio.ClosedResourceError: this channel is closed, perhaps during the wait.
-            Exception: the item cannot be unpickled. It is lost.
+            trio.ClosedResourceError: This channel is closed, perhaps during the wait.
+            Exception: The item cannot be unpickled. It is lost.
         """
         item = None
         if self._turn.lasts(self._state.run):
@@ -244,8 +244,8 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=Publi
         """Receive an item without waiting.
 
         Raises:
-            trio.WouldBlock: the channel is empty.
-            Exception: as :meth:`receive`.
+            trio.WouldBlock: The channel is empty.
+            Exception: As :meth:`receive`.
         """
         self.bind()
         try:
@@ -260,7 +260,7 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=Publi
         """Wait for an item, and receive all that are there, up to ``max_items``. A checkpoint.
 
         Raises:
-            Exception: as :meth:`receive`.
+            Exception: As :meth:`receive`.
         """
         if max_items < 1:
             raise ValueError(f"max_items must be positive, got {max_items!r}")
@@ -284,7 +284,7 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=Publi
         """Return a further receiving end. Each item goes to one of them.
 
         Raises:
-            trio.ClosedResourceError: this channel is closed.
+            trio.ClosedResourceError: This channel is closed.
         """
         try:
             return ReceiveChannel(self._state, self._state.clone_receiver(self._end))
@@ -303,8 +303,8 @@ class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=Publi
         """Return an argument for a job that hands this end over, as :meth:`SendChannel.move`.
 
         A job that is the only receiver gets up to 64 small items at once, which is several times as
-        fast; up to 250 if it uses them up within 5 ms. What it has not received at its end goes
-        back to the channel.
+        fast. It gets up to 250 if it uses them up within 5 ms. Items that it has not received at
+        its end go back to the channel.
         """
         return MovedEnd(self)
 
@@ -332,7 +332,7 @@ class MovedEnd(Handle):
         """As :meth:`Handle.grant`: the end itself for one call.
 
         Raises:
-            TypeError: several workers or calls get it.
+            TypeError: Several workers or calls get it.
         """
         refuse_if_repeated()
         grant = self._moved.grant()

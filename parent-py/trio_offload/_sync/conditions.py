@@ -75,9 +75,9 @@ class Condition(Acquirable):
         """Acquire the lock, as :meth:`Lock.acquire_nowait`.
 
         Raises:
-            trio.WouldBlock: another task or job holds it.
-            AbandonedLockError: its holder ended with it.
-            RuntimeError: this task holds it already, and it is not an :class:`RLock`.
+            trio.WouldBlock: Another task or job holds it.
+            AbandonedLockError: Its holder ended with it.
+            RuntimeError: This task holds it already, and it is not an :class:`RLock`.
         """
         self._lock.acquire_nowait()
 
@@ -85,9 +85,9 @@ class Condition(Acquirable):
         """Acquire the lock, as :meth:`Lock.acquire`. A checkpoint.
 
         Raises:
-            AbandonedLockError: its holder ended with it.
-            DeadlockError: the holder waits for this task.
-            RuntimeError: this task holds it already, and it is not an :class:`RLock`.
+            AbandonedLockError: Its holder ended with it.
+            DeadlockError: The holder waits for this task.
+            RuntimeError: This task holds it already, and it is not an :class:`RLock`.
         """
         await self._lock.acquire()
 
@@ -95,7 +95,7 @@ class Condition(Acquirable):
         """Release the lock, as :meth:`Lock.release`.
 
         Raises:
-            RuntimeError: this task does not hold it.
+            RuntimeError: This task does not hold it.
         """
         self._lock.release()
 
@@ -114,9 +114,9 @@ class Condition(Acquirable):
         A cancelled wait acquires the lock too before it raises :exc:`trio.Cancelled`.
 
         Raises:
-            RuntimeError: this task does not hold the lock.
-            AbandonedLockError: a holder ended with the lock. This task does not hold it.
-            DeadlockError: the lock's holder waits for this task. This task does not hold it.
+            RuntimeError: This task does not hold the lock.
+            AbandonedLockError: A holder ended with the lock. This task does not hold it.
+            DeadlockError: The lock's holder waits for this task. This task does not hold it.
         """
         owner = current_owner()
         waiter: TaskWaiter[None] = TaskWaiter(owner)
@@ -140,9 +140,9 @@ class Condition(Acquirable):
             predicate: The function.
 
         Raises:
-            RuntimeError: this task does not hold the lock.
-            AbandonedLockError: as :meth:`wait`.
-            DeadlockError: as :meth:`wait`.
+            RuntimeError: This task does not hold the lock.
+            AbandonedLockError: As :meth:`wait`.
+            DeadlockError: As :meth:`wait`.
         """
         result = predicate()
         while not result:
@@ -158,7 +158,7 @@ class Condition(Acquirable):
             n: Number of waiters.
 
         Raises:
-            RuntimeError: this task does not hold the lock.
+            RuntimeError: This task does not hold the lock.
         """
         self._state.notify(current_owner(), n)
 
@@ -167,7 +167,7 @@ class Condition(Acquirable):
         """Notify all waiters.
 
         Raises:
-            RuntimeError: this task does not hold the lock.
+            RuntimeError: This task does not hold the lock.
         """
         self._state.notify(current_owner(), None)
 

@@ -22,7 +22,7 @@ class DescriptorHandle(Handle):
         """Return the number of the descriptor.
 
         Raises:
-            Exception: the descriptor is unavailable. The job gets the exception.
+            Exception: The descriptor is unavailable. The job gets the exception.
         """
         raise NotImplementedError
 

@@ -87,7 +87,7 @@ class Handle(metaclass=PublicType):
         """Return the number. The first use binds the handle to the run of Trio.
 
         Raises:
-            RuntimeError: it is used outside of its run.
+            RuntimeError: It is used outside of its run.
         """
         token = trio.lowlevel.current_trio_token()
         if self._token is None:

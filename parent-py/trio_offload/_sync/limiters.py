@@ -86,8 +86,8 @@ class CapacityLimiter(Acquirable):
         """Borrow a token for this task without waiting.
 
         Raises:
-            trio.WouldBlock: all tokens are taken.
-            RuntimeError: the task has one of this limiter's tokens.
+            trio.WouldBlock: All tokens are taken.
+            RuntimeError: The task has one of this limiter's tokens.
         """
         self.acquire_on_behalf_of_nowait(trio.lowlevel.current_task())
 
@@ -99,8 +99,8 @@ class CapacityLimiter(Acquirable):
             borrower: A task, or any hashable object.
 
         Raises:
-            trio.WouldBlock: all tokens are taken.
-            RuntimeError: the borrower has one of this limiter's tokens.
+            trio.WouldBlock: All tokens are taken.
+            RuntimeError: The borrower has one of this limiter's tokens.
         """
         self.bind()
         if not self._state.try_acquire(_key(borrower)):
@@ -110,7 +110,7 @@ class CapacityLimiter(Acquirable):
         """Borrow a token for this task, and wait until one is free. A checkpoint.
 
         Raises:
-            RuntimeError: the task has one of this limiter's tokens.
+            RuntimeError: The task has one of this limiter's tokens.
         """
         await self.acquire_on_behalf_of(trio.lowlevel.current_task())
 
@@ -122,7 +122,7 @@ class CapacityLimiter(Acquirable):
             borrower: A task, or any hashable object.
 
         Raises:
-            RuntimeError: the borrower has one of this limiter's tokens, or waits for one.
+            RuntimeError: The borrower has one of this limiter's tokens, or waits for one.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.bind()
@@ -138,7 +138,7 @@ class CapacityLimiter(Acquirable):
         """Return the token of this task.
 
         Raises:
-            RuntimeError: the task lacks one.
+            RuntimeError: The task lacks one.
         """
         self.release_on_behalf_of(trio.lowlevel.current_task())
 
@@ -150,7 +150,7 @@ class CapacityLimiter(Acquirable):
             borrower: The object for which it was borrowed.
 
         Raises:
-            RuntimeError: the object lacks one.
+            RuntimeError: The object lacks one.
         """
         self._state.release(_key(borrower))
 

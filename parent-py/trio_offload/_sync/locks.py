@@ -54,9 +54,9 @@ class _Lock(Acquirable):
         """Acquire the lock without waiting.
 
         Raises:
-            trio.WouldBlock: another task or job holds it.
-            AbandonedLockError: its holder ended with it. :meth:`recover` mends it.
-            RuntimeError: this task holds it already, and it is not an :class:`RLock`.
+            trio.WouldBlock: Another task or job holds it.
+            AbandonedLockError: Its holder ended with it. :meth:`recover` mends it.
+            RuntimeError: This task holds it already, and it is not an :class:`RLock`.
         """
         self.bind()
         owner = current_owner()
@@ -69,9 +69,9 @@ class _Lock(Acquirable):
         """Acquire the lock, and wait for it if it is held. A checkpoint.
 
         Raises:
-            AbandonedLockError: its holder ended with it. :meth:`recover` mends it.
-            DeadlockError: the holder waits for this task, perhaps through others.
-            RuntimeError: this task holds it already, and it is not an :class:`RLock`.
+            AbandonedLockError: Its holder ended with it. :meth:`recover` mends it.
+            DeadlockError: The holder waits for this task, perhaps through others.
+            RuntimeError: This task holds it already, and it is not an :class:`RLock`.
         """
         await self._acquire(1)
 
@@ -94,7 +94,7 @@ class _Lock(Acquirable):
         """Release the lock: it goes to the first waiter.
 
         Raises:
-            RuntimeError: this task does not hold it.
+            RuntimeError: This task does not hold it.
         """
         owner = current_owner()
         self._state.check_holder(owner, "can't release a Lock you don't own")
@@ -104,7 +104,7 @@ class _Lock(Acquirable):
 
     @trio.lowlevel.enable_ki_protection
     def recover(self) -> bool:
-        """Let an abandoned lock be acquired again, after its data has been mended.
+        """Let an abandoned lock be acquired again, after its data has been repaired.
 
         Returns:
             True if it was abandoned.

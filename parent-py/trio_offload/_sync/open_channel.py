@@ -63,7 +63,7 @@ def _open_channel(
 
     Raises:
         TypeError: ``max_buffer_size`` is neither an integer nor infinite.
-        ValueError: an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
     if on_death not in ON_DEATH:
         raise ValueError(f"on_death must be one of {', '.join(map(repr, ON_DEATH))}, got {on_death!r}")

@@ -177,8 +177,8 @@ class WorkQueue(Handle, Generic[ItemType]):
         If it is cancelled, the item was not put.
 
         Raises:
-            Exception: the item cannot be pickled.
-            trio.ClosedResourceError: the queue is closed, perhaps during the wait.
+            Exception: The item cannot be pickled.
+            trio.ClosedResourceError: The queue is closed, perhaps during the wait.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.bind()
@@ -189,8 +189,8 @@ class WorkQueue(Handle, Generic[ItemType]):
         """Put an item without waiting.
 
         Raises:
-            trio.WouldBlock: the queue is full.
-            Exception: as :meth:`put`.
+            trio.WouldBlock: The queue is full.
+            Exception: As :meth:`put`.
         """
         self.bind()
         put_now(self._state.put, [pickled_items.dump(value)])
@@ -202,8 +202,8 @@ class WorkQueue(Handle, Generic[ItemType]):
         If it is cancelled, nothing was leased.
 
         Raises:
-            trio.EndOfChannel: the queue is closed, and each item is finished.
-            Exception: the item cannot be unpickled. It has failed.
+            trio.EndOfChannel: The queue is closed, and each item is finished.
+            Exception: The item cannot be unpickled. It has failed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.bind()
@@ -226,8 +226,8 @@ class WorkQueue(Handle, Generic[ItemType]):
         """Lease the first item without waiting.
 
         Raises:
-            trio.WouldBlock: the queue is empty.
-            Exception: as :meth:`get`.
+            trio.WouldBlock: The queue is empty.
+            Exception: As :meth:`get`.
         """
         self.bind()
         try:
@@ -260,7 +260,7 @@ class WorkQueue(Handle, Generic[ItemType]):
         """Wait until each item is finished. A checkpoint.
 
         Raises:
-            FailedItemsError: some items have failed.
+            FailedItemsError: Some items have failed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self.bind()

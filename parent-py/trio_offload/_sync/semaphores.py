@@ -38,8 +38,8 @@ class Semaphore(Acquirable):
         on_death: ``"return"`` as described. ``"keep"``: a dead job's tokens stay taken.
 
     Raises:
-        TypeError: a number is not an integer.
-        ValueError: a number is negative, or the first one is above the second.
+        TypeError: A number is not an integer.
+        ValueError: A number is negative, or the first one is above the second.
     """
 
     kind: ClassVar[str] = "semaphore"
@@ -84,7 +84,7 @@ class Semaphore(Acquirable):
         """Take a token without waiting.
 
         Raises:
-            trio.WouldBlock: all tokens are taken.
+            trio.WouldBlock: All tokens are taken.
         """
         self.bind()
         if not self._state.try_acquire():
@@ -107,7 +107,7 @@ class Semaphore(Acquirable):
         """Release a token: it goes to the first waiter.
 
         Raises:
-            ValueError: there are ``max_value`` free tokens already.
+            ValueError: There are ``max_value`` free tokens already.
         """
         self._state.release()
 
@@ -125,7 +125,7 @@ class Semaphore(Acquirable):
 
 
 class BoundedSemaphore(Semaphore):
-    """A :class:`Semaphore` whose tokens cannot outnumber those of the start.
+    """A :class:`Semaphore` that never has more tokens than at its start.
 
     Args:
         initial_value: Number of tokens.

@@ -92,15 +92,15 @@ class SendChannel(_End, _OfSent["SendType"]):
         """Send an item, and wait while the buffer is full.
 
         Args:
-            value: the item.
-            timeout: seconds to wait at most. None means no limit.
+            value: The item.
+            timeout: Seconds to wait at most. None means no limit.
 
         Raises:
-            Exception: the item cannot be pickled.
-            BrokenResourceError: all receive channels are closed.
-            ClosedResourceError: this channel is closed.
-            TimeoutError: the timeout has passed. The item was not sent.
-            Cancelled: the job's call is cancelled. The item was not sent.
+            Exception: The item cannot be pickled.
+            BrokenResourceError: All receive channels are closed.
+            ClosedResourceError: This channel is closed.
+            TimeoutError: The timeout has passed. The item was not sent.
+            Cancelled: The job's call is cancelled. The item was not sent.
         """
         self._check_open()
         pickled = dumps_plain(value)
@@ -121,8 +121,8 @@ class SendChannel(_End, _OfSent["SendType"]):
         """Send an item without waiting for a place. It works in a cancelled job too.
 
         Raises:
-            WouldBlock: the buffer is full.
-            Exception: as :meth:`send`.
+            WouldBlock: The buffer is full.
+            Exception: As :meth:`send`.
         """
         self._check_open()
         segments = dumps(value)
@@ -134,7 +134,7 @@ class SendChannel(_End, _OfSent["SendType"]):
         If it raises, the first of them may have been sent.
 
         Raises:
-            Exception: as :meth:`send`.
+            Exception: As :meth:`send`.
         """
         self._check_open()
         batch: list[Segments] = []
@@ -165,7 +165,7 @@ class SendChannel(_End, _OfSent["SendType"]):
         """Return a further sending end.
 
         Raises:
-            ClosedResourceError: this channel is closed.
+            ClosedResourceError: This channel is closed.
         """
         clone: SendChannel[SendType] = self._clone()
         return clone
@@ -179,8 +179,8 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
 
     An item that did not reach the job's code, because the worker died, is received by another.
 
-    The only receiver of a channel gets several small items at once. What it has not received when
-    the job ends goes back to the channel.
+    The only receiver of a channel gets several small items at once. Items that it has not received
+    when the job ends go back to the channel.
     """
 
     __slots__ = ("_ahead", "_lock", "_waiting")
@@ -197,15 +197,15 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
         """Receive an item, and wait while the channel is empty.
 
         Args:
-            timeout: seconds to wait at most. None means no limit.
+            timeout: Seconds to wait at most. None means no limit.
 
         Raises:
-            EndOfChannel: all send channels are closed, and the channel is empty.
-            BrokenResourceError: the same, but a worker with a send channel has died.
-            ClosedResourceError: this channel is closed.
-            TimeoutError: the timeout has passed. Nothing was received.
-            Cancelled: the job's call is cancelled. Nothing was received.
-            Exception: the item cannot be unpickled. It is lost.
+            EndOfChannel: All send channels are closed, and the channel is empty.
+            BrokenResourceError: The same, but a worker with a send channel has died.
+            ClosedResourceError: This channel is closed.
+            TimeoutError: The timeout has passed. Nothing was received.
+            Cancelled: The job's call is cancelled. Nothing was received.
+            Exception: The item cannot be unpickled. It is lost.
         """
         self._check_open()
         line = check_call().line
@@ -217,8 +217,8 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
         """Receive an item without waiting for one. It works in a cancelled job too.
 
         Raises:
-            WouldBlock: the channel is empty.
-            Exception: as :meth:`receive`.
+            WouldBlock: The channel is empty.
+            Exception: As :meth:`receive`.
         """
         self._check_open()
         segments = self._pop(conversation().line, waits=True) or self._request("receive_nowait", shield=True)
@@ -229,12 +229,12 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
         """Wait for an item, and receive all that are there, up to ``max_items``.
 
         Args:
-            max_items: maximum number of items, at least 1.
-            timeout: seconds to wait at most. None means no limit.
+            max_items: Maximum number of items, at least 1.
+            timeout: Seconds to wait at most. None means no limit.
 
         Raises:
             ValueError: ``max_items`` is less than 1.
-            Exception: as :meth:`receive`.
+            Exception: As :meth:`receive`.
         """
         self._check_open()
         if max_items < 1:
@@ -299,7 +299,7 @@ class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
         """Return a further receiving end. Each item goes to one of them.
 
         Raises:
-            ClosedResourceError: this channel is closed.
+            ClosedResourceError: This channel is closed.
         """
         clone: ReceiveChannel[ReceiveType] = self._clone()
         return clone

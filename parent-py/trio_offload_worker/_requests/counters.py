@@ -40,8 +40,8 @@ class Semaphore(JobHandle):
             timeout: Seconds to wait at most, by default for ever.
 
         Raises:
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
         """
         _take(self, timeout)
 
@@ -49,7 +49,7 @@ class Semaphore(JobHandle):
         """Take a token without waiting.
 
         Raises:
-            WouldBlock: all tokens are taken.
+            WouldBlock: All tokens are taken.
         """
         _take_nowait(self)
 
@@ -57,7 +57,7 @@ class Semaphore(JobHandle):
         """Release a token: it goes to the first waiter.
 
         Raises:
-            ValueError: there are ``max_value`` free tokens already.
+            ValueError: There are ``max_value`` free tokens already.
         """
         if self._details[0]:
             result(request("release", self._id, shield=True))
@@ -103,9 +103,9 @@ class CapacityLimiter(JobHandle):
             timeout: Seconds to wait at most, by default for ever.
 
         Raises:
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
-            RuntimeError: the thread has one of this limiter's tokens.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
+            RuntimeError: The thread has one of this limiter's tokens.
         """
         _take(self, timeout)
         holdings.add(self._id)
@@ -114,8 +114,8 @@ class CapacityLimiter(JobHandle):
         """Borrow a token for this thread without waiting.
 
         Raises:
-            WouldBlock: all tokens are taken.
-            RuntimeError: the thread has one of this limiter's tokens.
+            WouldBlock: All tokens are taken.
+            RuntimeError: The thread has one of this limiter's tokens.
         """
         _take_nowait(self)
         holdings.add(self._id)
@@ -124,7 +124,7 @@ class CapacityLimiter(JobHandle):
         """Return the token of this thread.
 
         Raises:
-            RuntimeError: the thread lacks one.
+            RuntimeError: The thread lacks one.
         """
         holdings.remove(self._id, _HAS_NONE)
         post("release", self._id)
@@ -137,9 +137,9 @@ class CapacityLimiter(JobHandle):
             timeout: Seconds to wait at most, by default for ever.
 
         Raises:
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
-            RuntimeError: the object has one of this limiter's tokens, or waits for one.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
+            RuntimeError: The object has one of this limiter's tokens, or waits for one.
         """
         number = _number_of(self._id, borrower)
         _take(self, timeout, number)
@@ -152,8 +152,8 @@ class CapacityLimiter(JobHandle):
             borrower: The object.
 
         Raises:
-            WouldBlock: all tokens are taken.
-            RuntimeError: the object has one of this limiter's tokens.
+            WouldBlock: All tokens are taken.
+            RuntimeError: The object has one of this limiter's tokens.
         """
         number = _number_of(self._id, borrower)
         _take_nowait(self, number)
@@ -166,7 +166,7 @@ class CapacityLimiter(JobHandle):
             borrower: The object for which it was borrowed.
 
         Raises:
-            RuntimeError: the object lacks one.
+            RuntimeError: The object lacks one.
         """
         number = _number_of(self._id, borrower)
         if not _borrowers.pop((self._id, borrower))[1]:

@@ -26,8 +26,8 @@ class DescriptorHandle(JobHandle):
         It is close-on-exec, and shares its file offset and flags with the parent's.
 
         Raises:
-            OSError: this process, or the parent, has no room for one more.
-            BaseException: any exception of the handle, such as of one that is closed.
+            OSError: This process, or the parent, has no room for one more.
+            BaseException: Any exception of the handle, such as of one that is closed.
         """
         open_carried()
         reply = request("descriptor", self._id, shield=True)

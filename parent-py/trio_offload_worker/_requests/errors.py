@@ -78,8 +78,8 @@ class AbandonedLockError(BrokenResourceError):
 
 
 class DeadlockError(RuntimeError, metaclass=PublicType):
-    """The wait would close a circle of owners that wait for each other. It was not begun."""
+    """The wait would close a circle of owners that wait for each other. It did not begin."""
 
 
 class BrokenBarrierError(RuntimeError, metaclass=PublicType):
-    """The barrier is broken: a party died or gave up, or somebody has aborted it."""
+    """The barrier is broken: a party died or stopped waiting, or it was aborted."""

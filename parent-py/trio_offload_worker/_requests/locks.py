@@ -37,11 +37,11 @@ class Lock(JobHandle):
             timeout: Seconds to wait at most, by default for ever.
 
         Raises:
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
-            AbandonedLockError: a holder ended with it.
-            DeadlockError: the holder waits for this job, perhaps through others.
-            RuntimeError: this thread holds it already, and it is not an :class:`RLock`.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
+            AbandonedLockError: A holder ended with it.
+            DeadlockError: The holder waits for this job, perhaps through others.
+            RuntimeError: This thread holds it already, and it is not an :class:`RLock`.
         """
         _check(request("acquire", self._id, timeout=timeout, give_back="release"))
         holdings.add(self._id)
@@ -50,9 +50,9 @@ class Lock(JobHandle):
         """Acquire the lock without waiting.
 
         Raises:
-            WouldBlock: another task or job holds it.
-            AbandonedLockError: a holder ended with it.
-            RuntimeError: this thread holds it already, and it is not an :class:`RLock`.
+            WouldBlock: Another task or job holds it.
+            AbandonedLockError: A holder ended with it.
+            RuntimeError: This thread holds it already, and it is not an :class:`RLock`.
         """
         _check(request("acquire_nowait", self._id, shield=True, give_back="release"))
         holdings.add(self._id)
@@ -61,7 +61,7 @@ class Lock(JobHandle):
         """Release the lock: it goes to the first waiter.
 
         Raises:
-            RuntimeError: this thread does not hold it.
+            RuntimeError: This thread does not hold it.
         """
         if not holdings.remove(self._id, "can't release a Lock you don't own"):
             post("release", self._id)
@@ -71,7 +71,7 @@ class Lock(JobHandle):
         return bool(_check(request("locked", self._id, shield=True)))
 
     def recover(self) -> bool:
-        """Let an abandoned lock be acquired again, after its data has been mended.
+        """Let an abandoned lock be acquired again, after its data has been repaired.
 
         Returns:
             True if it was abandoned.
@@ -155,7 +155,7 @@ class Condition(JobHandle):
         """Release the lock.
 
         Raises:
-            RuntimeError: this thread does not hold it.
+            RuntimeError: This thread does not hold it.
         """
         self._lock.release()
 
@@ -176,11 +176,11 @@ class Condition(JobHandle):
             timeout: Seconds to wait at most for the notification, by default for ever.
 
         Raises:
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
-            AbandonedLockError: a holder ended with the lock. This thread does not hold it.
-            DeadlockError: the lock's holder waits for this job. This thread does not hold it.
-            RuntimeError: this thread does not hold the lock.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
+            AbandonedLockError: A holder ended with the lock. This thread does not hold it.
+            DeadlockError: The lock's holder waits for this job. This thread does not hold it.
+            RuntimeError: This thread does not hold the lock.
         """
         lock = self._lock
         depth = holdings.remove_all(lock._id, "must hold the lock to wait")
@@ -205,8 +205,8 @@ class Condition(JobHandle):
             timeout: Seconds to wait at most, by default for ever.
 
         Raises:
-            TimeoutError: the timeout has passed.
-            BaseException: as :meth:`wait`.
+            TimeoutError: The timeout has passed.
+            BaseException: As :meth:`wait`.
         """
         deadline = None if timeout is None else monotonic() + timeout
         value = predicate()
@@ -222,7 +222,7 @@ class Condition(JobHandle):
             n: Number of waiters.
 
         Raises:
-            RuntimeError: this thread does not hold the lock.
+            RuntimeError: This thread does not hold the lock.
         """
         self._notify(n)
 
@@ -230,7 +230,7 @@ class Condition(JobHandle):
         """Notify all waiters.
 
         Raises:
-            RuntimeError: this thread does not hold the lock.
+            RuntimeError: This thread does not hold the lock.
         """
         self._notify(None)
 

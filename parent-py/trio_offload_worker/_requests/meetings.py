@@ -59,8 +59,8 @@ class Event(JobHandle):
             timeout: Seconds to wait at most, by default for ever.
 
         Raises:
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
         """
         result(request("wait", self._id, timeout=timeout))
 
@@ -87,9 +87,9 @@ class Barrier(JobHandle):
             The index of this party, 0 for the first that arrived, and so on.
 
         Raises:
-            TimeoutError: the timeout has passed. The barrier is broken for the others.
-            BrokenBarrierError: the barrier is broken, or breaks now.
-            Cancelled: the job's call is cancelled.
+            TimeoutError: The timeout has passed. The barrier is broken for the others.
+            BrokenBarrierError: The barrier is broken, or breaks now.
+            Cancelled: The job's call is cancelled.
         """
         index: int = result(request("wait", self._id, timeout=timeout))
         return index

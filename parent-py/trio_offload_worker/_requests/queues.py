@@ -67,7 +67,7 @@ class Lease(_OfItems["ItemType"], metaclass=PublicType):
         """Finish the item.
 
         Raises:
-            RuntimeError: the lease is over.
+            RuntimeError: The lease is over.
         """
         self._settle("done")
 
@@ -75,7 +75,7 @@ class Lease(_OfItems["ItemType"], metaclass=PublicType):
         """Put the item back to the front of the queue. It does not count as a failure.
 
         Raises:
-            RuntimeError: the lease is over.
+            RuntimeError: The lease is over.
         """
         self._settle("give_back")
 
@@ -83,10 +83,10 @@ class Lease(_OfItems["ItemType"], metaclass=PublicType):
         """Count a failure: the item is tried again if it may be, or has failed.
 
         Args:
-            reason: why, for the parent's list of failed items.
+            reason: Why, for the parent's list of failed items.
 
         Raises:
-            RuntimeError: the lease is over.
+            RuntimeError: The lease is over.
         """
         self._settle("fail", reason or "its holder called fail()")
 
@@ -120,14 +120,14 @@ class WorkQueue(JobHandle, _OfItems["ItemType"]):
         """Put an item, and wait while the queue is full.
 
         Args:
-            value: the item.
-            timeout: seconds to wait at most. None means no limit.
+            value: The item.
+            timeout: Seconds to wait at most. None means no limit.
 
         Raises:
-            Exception: the item cannot be pickled.
-            ClosedResourceError: the queue is closed.
-            TimeoutError: the timeout has passed. The item was not put.
-            Cancelled: the job's call is cancelled. The item was not put.
+            Exception: The item cannot be pickled.
+            ClosedResourceError: The queue is closed.
+            TimeoutError: The timeout has passed. The item was not put.
+            Cancelled: The job's call is cancelled. The item was not put.
         """
         result(request("put", self._id, dumps(value), timeout=timeout))
 
@@ -135,8 +135,8 @@ class WorkQueue(JobHandle, _OfItems["ItemType"]):
         """Put an item without waiting for a place. It works in a cancelled job too.
 
         Raises:
-            WouldBlock: the queue is full.
-            Exception: as :meth:`put`.
+            WouldBlock: The queue is full.
+            Exception: As :meth:`put`.
         """
         result(request("put_nowait", self._id, dumps(value), shield=True))
 
@@ -144,13 +144,13 @@ class WorkQueue(JobHandle, _OfItems["ItemType"]):
         """Lease the first item, and wait while there is none.
 
         Args:
-            timeout: seconds to wait at most. None means no limit.
+            timeout: Seconds to wait at most. None means no limit.
 
         Raises:
-            EndOfChannel: the queue is closed, and each item is finished.
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
-            Exception: the item cannot be unpickled. It has failed.
+            EndOfChannel: The queue is closed, and each item is finished.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
+            Exception: The item cannot be unpickled. It has failed.
         """
         return self._lease(request("get", self._id, timeout=timeout, give_back="return"))
 
@@ -158,8 +158,8 @@ class WorkQueue(JobHandle, _OfItems["ItemType"]):
         """Lease the first item without waiting for one. It works in a cancelled job too.
 
         Raises:
-            WouldBlock: the queue is empty.
-            Exception: as :meth:`get`.
+            WouldBlock: The queue is empty.
+            Exception: As :meth:`get`.
         """
         return self._lease(request("get_nowait", self._id, shield=True, give_back="return"))
 
@@ -178,12 +178,12 @@ class WorkQueue(JobHandle, _OfItems["ItemType"]):
         """Wait until each item is finished.
 
         Args:
-            timeout: seconds to wait at most. None means no limit.
+            timeout: Seconds to wait at most. None means no limit.
 
         Raises:
-            FailedItemsError: some items have failed.
-            TimeoutError: the timeout has passed.
-            Cancelled: the job's call is cancelled.
+            FailedItemsError: Some items have failed.
+            TimeoutError: The timeout has passed.
+            Cancelled: The job's call is cancelled.
         """
         reasons = result(request("join", self._id, timeout=timeout))
         if reasons:
