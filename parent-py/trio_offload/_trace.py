@@ -115,10 +115,10 @@ class TraceWriter:
         """Record a worker's resident memory, in bytes."""
         self._add(self._event(f"memory {pid}", "C", pid, when, {"rss": rss}))
 
-    def worker_ended(self, pid: int, when: float, facts: dict[str, Any]) -> None:
+    def worker_ended(self, pid: int, when: float, facts: dict[str, Any] | None = None) -> None:
         """Record the end of a worker's process, with facts about it."""
         self._add(self._event(f"memory {pid}", "C", pid, when, {"rss": 0}))
-        self._add(self._event("end", "i", pid, when, facts, s="t"))
+        self._add(self._event("end", "i", pid, when, facts or {}, s="t"))
 
     def begin_wait(self) -> None:
         """Record that one call more waits for a token, or for the start of a worker."""

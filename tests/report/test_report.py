@@ -24,6 +24,7 @@ from traced_runs import large_run
 from trio_offload import BrokenWorkerError, WorkerTimeoutError, WorkerType, open_worker_context, retire_when
 from trio_offload._report.page import page_of
 from trio_offload._report.run import NoTrace, TracedRun, read_run
+from trio_offload._trace import TraceWriter
 
 
 async def traced(path: Path) -> TracedRun:
@@ -112,6 +113,19 @@ async def test_waits_ceilings_and_deaths(tmp_path: Path) -> None:
     first, last = run.workers.values()
     assert first.ceiling == last.ceiling == 1 << 30
     assert (first.died, last.died) == ("", "died of SIGKILL")
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """A file's name need not be UTF-8. The page is."""
+    writer = TraceWriter(str(tmp_path / "run.json"))
+    writer.open()
+    now = time.monotonic()
+    writer.job(1, "f", now, now + 0.1, "ok", {"item": 0, "text": "'\udce9 \U0001f600'"})
+    writer.worker_ended(1, now + 0.2)
+    writer.close()
+    run = read_run((tmp_path / "run.json").read_text())
+    assert run.jobs[0].item == "item 0: '\\udce9 \U0001f600'"
+    assert page_of(run, "names").encode()
 
 
 async def test_trace_that_ends_early(tmp_path: Path) -> None:

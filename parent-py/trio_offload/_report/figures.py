@@ -164,7 +164,7 @@ def _busy_shares(run: TracedRun, rows: dict[int, str], columns: int) -> list[lis
 def _add_share(shares: list[float], job: TracedJob, width: float) -> None:
     """Add the time of a job to the moments in which it ran, as a share of each."""
     most = len(shares) - 1
-    first, last = min(int(job.began / width), most), min(int(job.ended / width), most)
+    first, last = max(0, min(int(job.began / width), most)), max(0, min(int(job.ended / width), most))
     if first == last:  # as of most jobs, if they are many
         shares[first] += (job.ended - job.began) / width
         return

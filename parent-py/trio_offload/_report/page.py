@@ -110,7 +110,8 @@ def numbers(run: TracedRun) -> list[tuple[str, str]]:
     items = sum(job.items for job in jobs)
     lost = sum(job.items for job in jobs if job.has_died or job.outcome == CANCELLED)
     end = run.seconds
-    lives = sum((end if worker.ended is None else worker.ended) - worker.ready for worker in run.workers.values())
+    ready = [worker for worker in run.workers.values() if worker.ready]
+    lives = sum((end if worker.ended is None else worker.ended) - worker.ready for worker in ready)
     busy = sum(job.seconds for job in jobs)
     largest = max((size for worker in run.workers.values() for _, size in worker.memory), default=0)
     found = [

@@ -164,10 +164,21 @@ def _events(text: str) -> Iterable[Any]:
         if event in ("", "]"):
             continue
         try:
-            yield json.loads(event)
+            found = json.loads(event)
         except ValueError:
             if number != last:
                 raise NoTrace(f"line {number + 2} is no event") from None
+            return
+        yield _encodable(found) if r"\ud" in event else found
+
+
+def _encodable(value: Any) -> Any:
+    """Return a part of an event without lone surrogates, which names of files may have."""
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_encodable(part) for part in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _add(run: TracedRun, event: dict[str, Any]) -> None:
@@ -212,6 +223,6 @@ def _items(args: dict[str, Any]) -> str:
     if "item" not in args:
         return ""
     first, count = args["item"], args.get("items", 1)
-    if count == 1:
+    if count <= 1:
         return f"item {first}: {args['text']}"
     return f"items {first} to {first + count - 1}: {args['text']} to {args['last']}"
