@@ -67,7 +67,7 @@ TYPES_WITHOUT_A_PAGE = (
 nitpicky = True
 nitpick_ignore_regex = [
     # Of other projects: their inventories would need a network.
-    (r"py:.*", rf"({'|'.join(sorted(sys.stdlib_module_names))}|trio|outcome)(\..*)?"),
+    (r"py:.*", rf"({'|'.join(sorted(sys.stdlib_module_names))}|trio|outcome|opentelemetry)(\..*)?"),
     # Type variables.
     (r"py:class", r"(.*\.)?(\w+Type|ArgumentTypes|Parameters)"),
     (r"py:class", rf"(.*\.)?({'|'.join(TYPES_WITHOUT_A_PAGE)})"),

@@ -30,7 +30,8 @@ LAYERS = {
         _context
         _default _cluster
         _actors
-        _api _lives connection
+        _telemetry
+        _api _lives connection telemetry
         __init__
         _cli
         __main__

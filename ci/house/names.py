@@ -30,6 +30,8 @@ FOREIGN = {
 DOTTED = re.compile(r"(?<![\w./-])trio_offload(?:_worker)?(?:\.[a-zA-Z_]\w*)+(?![\w/-])")
 # Files, which are named like this too.
 OTHER_NAMES = {"trio_offload.data", "trio_offload.py", "trio_offload.pth", "trio_offload_worker.py"}
+# Metrics, events and attributes of spans (docs/telemetry.md).
+TELEMETRY = re.compile(r"trio_offload\.(call|crash|item|job|outcome|worker)\b")
 
 
 def check(trees: dict[str, Tree]) -> Iterator[Finding]:
@@ -56,7 +58,7 @@ def module_names(trees: dict[str, Tree]) -> Iterator[Finding]:
     for path in texts():
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             for name in DOTTED.findall(line) if path.name != "test_shape.py" else ():
-                if name not in OTHER_NAMES and not resolves(name, members):
+                if name not in OTHER_NAMES and not TELEMETRY.match(name) and not resolves(name, members):
                     place = f"{path.relative_to(ROOT)}:{number}"
                     yield Finding("module-name", name, place, f"nothing has the name {name}")
 

@@ -76,6 +76,10 @@ class DefaultContext:
         # calls.
         context._cache.take_over(previous._cache)
 
+    def all_contexts(self) -> list[WorkerContext]:
+        """Return the default context, and those that it has replaced."""
+        return [*self._replaced, self._current]
+
     def grace_period(self, grace_period: float) -> float:
         """Set the grace period unless it is negative, and return it."""
         if grace_period >= 0:
@@ -98,7 +102,7 @@ class DefaultContext:
     def _forget(self) -> None:
         # In a fork of this process. Another thread may have held the lock.
         self._lock = threading.Lock()
-        for context in [*self._replaced, self._current]:
+        for context in self.all_contexts():
             context._pool.forget()
 
 

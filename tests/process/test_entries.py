@@ -12,7 +12,7 @@ import pytest
 from trio_offload._process.record import ENTRY, FUNCTION, OPT_OUT, RecordFile
 from trio_offload._top.entry import Entry, Hidden, OtherLayout, read_entry
 from trio_offload._top.programs import NoProgram, find_program
-from trio_offload_worker._protocol.frames import ENTRY_AT, FRONT_SIZE, FUNCTION_AT, JOBS_AT, RUNNING_AT
+from trio_offload_worker._protocol.frames import ENTRY_AT, FRONT_SIZE, FUNCTION_AT, JOBS_AT, RUNNING_AT, TIMES_AT
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_an_entry_is_what_was_written(record: RecordFile) -> None:
 
 def test_the_fields_lie_where_the_worker_writes_them() -> None:
     assert ENTRY.size == FUNCTION_AT - ENTRY_AT
-    assert FUNCTION.size == FRONT_SIZE - FUNCTION_AT
+    assert FUNCTION.size == TIMES_AT - FUNCTION_AT
 
 
 def test_the_record_cannot_shrink(record: RecordFile) -> None:

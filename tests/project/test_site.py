@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import trio_offload
 import trio_offload_worker
-from trio_offload import connection
+from trio_offload import connection, telemetry
 from trio_offload_worker import from_worker
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +35,7 @@ def test_reference_has_each_public_name_once() -> None:
     names = documented()
     assert sorted(names["trio_offload"]) == sorted(trio_offload.__all__)
     assert sorted(names["trio_offload.connection"]) == sorted(connection.__all__)
+    assert sorted(names["trio_offload.telemetry"]) == sorted(telemetry.__all__)
     assert sorted(names["trio_offload_worker.from_worker"]) == sorted(from_worker.__all__)
     assert set(names["trio_offload_worker"]) <= set(dir(trio_offload_worker))
 

@@ -31,6 +31,7 @@ from .statistics import ActorStatistics
 from .turns import Turn, TurnOfTask, Turns
 
 if TYPE_CHECKING:
+    from .._options import WorkerType
     from .._pool.pool import WorkerPool
     from .._process.process import WorkerProcess
     from .._worker.requests import Request
@@ -69,6 +70,11 @@ class ActorHost(Callee):
         self._jobs = JobCalls(self, self._turns, self._dump, self.run)
         self._calls = 0
         self._starts = 0
+
+    @property
+    def worker_type(self) -> WorkerType:
+        """The start method of its workers."""
+        return self._pool.launcher.options.worker_type
 
     def __str__(self) -> str:
         return f"the actor {self.interface.name}"

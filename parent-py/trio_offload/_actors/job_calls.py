@@ -14,6 +14,7 @@ from .server import Server
 from .turns import Turn, TurnOfJob, Turns
 
 if TYPE_CHECKING:
+    from .._options import WorkerType
     from .._pickling.payload import Payload
     from .._worker.requests import Request
     from .interface import Interface
@@ -27,6 +28,10 @@ class Host(Protocol):
     """The actor, as an :class:`Awaited` too."""
 
     interface: Interface
+
+    @property
+    def worker_type(self) -> WorkerType:
+        """The start method of its workers."""
 
     @property
     def holder(self) -> Hashable | None:

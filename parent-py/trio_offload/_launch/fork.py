@@ -94,6 +94,7 @@ class _ForkedWorker(Worker):
     """A fork of this process."""
 
     __slots__ = ()
+    inherits_program = True
 
     def current_settings(self) -> dict[str, Any]:
         # The fork has this process's main module and warning filters. Where this process is a

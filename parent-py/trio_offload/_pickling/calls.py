@@ -129,6 +129,21 @@ def dump_chunk(
     return _checked(payload, (helper, (function, args)), function, out_of_band=True)
 
 
+def dump_around(helper: Callable[..., Any], argument: bytes, call: Payload) -> Payload:
+    """Return a call of ``helper`` with bytes and with the function and arguments of a pickled call.
+
+    The pickle of ``call`` becomes a part of the new one as it is. The bytes come first. A start by
+    reference behind ``helper`` would be taken for that of a chunk's function.
+    """
+    start = _by_reference.start_of(helper)
+    if start is None:
+        raise RuntimeError(f"{helper!r} must be pickled by reference")
+    around = _call_with(start + b"B" + len(argument).to_bytes(4, "little") + argument, call, END_OF_CALL_OF_TWO)
+    around.small = call.small and around.lengths[0] <= _MAX_COPIED
+    around.grants = call.grants
+    return around
+
+
 def dump_item(item: Any, function: Callable[..., Any], *, to_fork: bool = False) -> tuple[bytes, list[Any]]:
     """Pickle one item of a chunk. Return the pickle and its buffers. As :func:`dump_call`."""
     payload = _dump_to_fork(item, function) if to_fork else _dump(item, function)

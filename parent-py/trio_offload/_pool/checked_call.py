@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ResultType = TypeVar("ResultType")
 
 # Stands for a limiter that has let the call pass.
-_PASSED: Final = trio.CapacityLimiter(math.inf)
+PASSED: Final = trio.CapacityLimiter(math.inf)
 
 
 async def _run_checked(
@@ -51,7 +51,7 @@ async def _run_checked(
             self._pool.note_wait(began)
             waits = False
             if (seconds is None or seconds == math.inf) and grace is None and progress is None:
-                result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=_PASSED)
+                result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=PASSED)
                 return result
             from .timed_call import run_in_time  # few programs need it
 

@@ -32,6 +32,9 @@ from trio_offload_worker._protocol.frames import (
     HANDED_SLOTS,
     NOTE_SIZE,
     STEP_AT,
+    TIMES_AT,
+    TIMES_SIZE,
+    TIMES_SLOTS,
 )
 from trio_offload_worker._system.linux import identity_of
 
@@ -49,6 +52,7 @@ _PROGRESS: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_jobs/chun
 # As in trio_offload_worker/_requests/progress.py.
 _STEP: Final = struct.Struct(f"=QQQddQQQ{NOTE_SIZE}s")
 _ENDED_AT: Final = STEP_AT + 40
+_TIMES: Final = struct.Struct("=QQQ")  # as in trio_offload_worker/_requests/traced_calls.py
 _MAX_READS: Final = 50
 
 OPT_OUT: Final = "TRIO_OFFLOAD_TOP"
@@ -58,7 +62,7 @@ HIDDEN: Final = 0
 LAYOUT: Final = 1
 _IDENTITY: Final = struct.Struct("=QQQd")
 ENTRY: Final = struct.Struct("=7sBQQQdQQ")
-_MAX_NAME: Final = FRONT_SIZE - FUNCTION_AT - 8
+_MAX_NAME: Final = TIMES_AT - FUNCTION_AT - 8
 FUNCTION: Final = struct.Struct(f"=II{_MAX_NAME}s")
 
 
@@ -97,6 +101,27 @@ class NamedCall(Protocol):
     @property
     def name(self) -> str:
         """Its name."""
+
+
+@attrs.frozen
+class JobTimes:
+    """The times of a traced call, as the worker has noted them."""
+
+    begun: int = 0
+    """Nanoseconds since the epoch. 0 means unknown."""
+    ended: int = 0
+    """The same; 0 until the function has ended."""
+    span: int = 0
+    """ID of the span that the worker records for the call. 0 means none."""
+
+    @classmethod
+    def of_call(cls, slots: bytes, number: int) -> JobTimes:
+        """Return the times of the call with this number, out of :meth:`RecordFile.times`."""
+        try:
+            return cls(*_TIMES.unpack_from(slots, number % TIMES_SLOTS * TIMES_SIZE))
+        except struct.error:
+            # A job has truncated the file.
+            return cls()
 
 
 class RecordFile:
@@ -151,6 +176,13 @@ class RecordFile:
         """Return the slots in which the worker counts items that reach the code of jobs."""
         try:
             return os.pread(self._descriptor, 8 * HANDED_SLOTS, HANDED_AT)
+        except OSError:
+            return b""
+
+    def times(self) -> bytes:
+        """Return the slots in which the worker notes the times of traced calls."""
+        try:
+            return os.pread(self._descriptor, TIMES_SIZE * TIMES_SLOTS, TIMES_AT)
         except OSError:
             return b""
 

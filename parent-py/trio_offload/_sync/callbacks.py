@@ -10,6 +10,7 @@ import outcome
 import trio
 
 from .._pickling.payload import function_name
+from .._worker import callbacks
 from .._worker.callbacks import call, call_now
 from .._worker.requests import Post, Request
 from .handles import Handle, PlainGrant
@@ -69,12 +70,18 @@ class _CallbackGrant(PlainGrant):
 
     def post(self, post: Post) -> None:
         """Call the function. An exception ends the job, and its caller gets it."""
+        function = self.handle.function
+        observer = None if callbacks.observe is None else callbacks.observe(post.owner, function)
         try:
             args, kwargs = post.load()
-            value = call_now(self.handle.function, args, kwargs)
+            value = (call_now if observer is None else observer.call)(function, args, kwargs)
             if inspect.isawaitable(value):
-                post.start(_await, post, value)
+                post.start(_await, post, value if observer is None else observer.awaited(value))
+            elif observer is not None:
+                observer.returned()
         except BaseException as error:
+            if observer is not None:
+                observer.failed(error)
             post.interrupt(error)
 
 

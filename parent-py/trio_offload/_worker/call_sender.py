@@ -7,7 +7,7 @@ import contextlib
 import time
 from os import geteuid
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import outcome
 import trio
@@ -73,6 +73,9 @@ class CallSender(Peer):
         "sent_settings",
         "waited",
     )
+
+    inherits_program: ClassVar[bool] = False
+    """True if the worker is a fork of this process, with its objects."""
 
     def __init__(self, *, retires: bool) -> None:
         super().__init__()
@@ -211,6 +214,16 @@ class CallSender(Peer):
             # If the worker has ended, `answer` finds that too, and raises what it means.
             with contextlib.suppress(EndOfStream):
                 self._last_frame = self._write(channel)
+
+    @property
+    def last_number(self) -> int:
+        """Number of the call that was submitted last."""
+        return self._calls
+
+    @property
+    def oldest_number(self) -> int:
+        """Number of the oldest call in flight, if there is one."""
+        return self._calls - len(self._behind)
 
     @property
     def had_call(self) -> bool:

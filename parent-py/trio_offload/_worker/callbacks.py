@@ -6,7 +6,7 @@ import contextvars
 import inspect
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import outcome
 import trio
@@ -17,11 +17,31 @@ from .peer import logger
 from .requests import TaskOwner
 
 if TYPE_CHECKING:
-    from .requests import Request
+    from .requests import JobOwner, Request
 
 _SLOW: Final = 0.02  # seconds
 # Raised by a callback, these concern this program.
 _CONTROLLING: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+class Observer(Protocol):
+    """Follows one callback, for telemetry."""
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As :func:`call_now`."""
+
+    def awaited(self, awaitable: Any) -> Any:
+        """Return an awaitable around the one that the callback has returned."""
+
+    def returned(self) -> None:
+        """Note that the callback was a synchronous function, and has returned."""
+
+    def failed(self, error: BaseException) -> None:
+        """Note that the callback has raised, or is of the wrong kind."""
+
+
+observe: Callable[[JobOwner, Callable[..., Any]], Observer | None] | None = None
+"""Set while telemetry is on."""
 
 
 def call_plain(request: Request) -> None:
@@ -51,18 +71,25 @@ def call(
         kwargs: its keyword arguments.
         awaits: whether it is asynchronous. None means that its value decides.
     """
+    observer = None if observe is None else observe(request.owner, function)
     try:
-        value = call_now(function, args, kwargs)
+        value = (call_now if observer is None else observer.call)(function, args, kwargs)
         is_awaitable = inspect.isawaitable(value)
         if awaits is not None and awaits != is_awaitable:
             raise wrong_kind(function, value, awaits=awaits)
     except BaseException as error:
+        if observer is not None:
+            observer.failed(error)
         fail(request, error)
         return
     if is_awaitable:
+        if observer is not None:
+            value = observer.awaited(value)
         request.ends_itself = True
         request.start(_await, request, value)
     else:
+        if observer is not None:
+            observer.returned()
         request.complete_value(value)
 
 

@@ -47,6 +47,7 @@ class Peer:
         "_process",
         "_record",
         "_step",
+        "_times",
         "expires_at",
         "given_up",
         "grant",
@@ -81,6 +82,7 @@ class Peer:
         self.progress = _record.Progress()
         self._handed = b""
         self._step: _record.Step | None = None
+        self._times = b""
         # The privileges of this program when the process was started; for a forked worker, when its
         # template was. Set before the start.
         self.grant: Grant
@@ -114,6 +116,11 @@ class Peer:
         if self._record is None:
             raise RuntimeError("the worker has no record")
         return self._record
+
+    def times_of(self, number: int) -> _record.JobTimes:
+        """Return the times of a traced call, also after the end."""
+        slots = self._times if self._record is None else self._record.times()
+        return _record.JobTimes.of_call(slots, number)
 
     @property
     def record_identity(self) -> tuple[int, int]:
@@ -279,6 +286,7 @@ class Peer:
             self.progress = self._record.progress()
             self._handed = self._record.handed()
             self._step = self._record.step()
+            self._times = self._record.times()
             self._record.close()
             self._record = None
             self._note_end()

@@ -31,9 +31,9 @@ MAX_ITEMS: Final = 1024
 MAX_DESCRIPTORS: Final = 16  # in one frame
 
 # The front of the record, in bytes: the progress of a chunk, the cancelled call, the flags of
-# events, the slots of handed items, the job's own progress with its note, and the entry for other
-# programs. Text follows it.
-FRONT_SIZE: Final = 1152
+# events, the slots of handed items, the job's own progress with its note, the entry for other
+# programs, and the times of traced calls. Text follows it.
+FRONT_SIZE: Final = 1536
 CANCEL_AT: Final = 24
 FLAGS_AT: Final = 32
 FLAGS: Final = 192
@@ -48,6 +48,9 @@ ENTRY_AT: Final = 880
 RUNNING_AT: Final = 920
 JOBS_AT: Final = 928
 FUNCTION_AT: Final = 936
+TIMES_AT: Final = 1152
+TIMES_SLOTS: Final = 16  # as many as calls may be in flight
+TIMES_SIZE: Final = 24  # of a slot: begun, ended, span
 
 # The type that a segment has in the receiver: writable memory, ``bytes`` or ``bytearray``.
 MEMORY: Final = 0

@@ -3,10 +3,10 @@
 #![forbid(unsafe_code)]
 
 /// The length of the front in bytes. Text follows it.
-pub const FRONT_SIZE: u64 = 1152;
+pub const FRONT_SIZE: u64 = 1536;
 
 /// The same in integers of eight bytes.
-pub const FRONT_WORDS: usize = 144;
+pub const FRONT_WORDS: usize = 192;
 
 /// The place of the ID of the running call; 0 means none.
 pub const RUNNING: usize = 115;

@@ -1,0 +1,37 @@
+"""Telemetry that is switched on for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from telemetry_support import Metrics, Spans
+
+from trio_offload import telemetry
+
+
+@pytest.fixture
+def exporters() -> Iterator[tuple[Spans, Metrics]]:
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers, meters = TracerProvider(shutdown_on_exit=False), MeterProvider([reader], shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry.instrument(tracer_provider=tracers, meter_provider=meters)
+    yield Spans(exporter, tracers.get_tracer("test")), Metrics(reader)
+    telemetry.uninstrument()
+    meters.shutdown()
+    tracers.shutdown()
+
+
+@pytest.fixture
+def spans(exporters: tuple[Spans, Metrics]) -> Spans:
+    return exporters[0]
+
+
+@pytest.fixture
+def metrics(exporters: tuple[Spans, Metrics]) -> Metrics:
+    return exporters[1]
