@@ -73,13 +73,24 @@ def test_rows_of_many_workers() -> None:
 
 
 def test_text_over_a_job() -> None:
-    job = TracedJob(7, "f.<lambda>", 1.0, 1.5, "raised", "ValueError: <b>", "", "items 3 to 9: 'a' to 'b'", 7, 2)
+    job = TracedJob(7, "f.<lambda>", 1.0, 1.5, "raised", "ValueError: <b>", "", "item 3: 'a'")
     assert hover(job).split("<br>") == [
         "f.&lt;lambda&gt;",
+        "item 3: 'a'",
+        "0.5 s from 1.000 s, in worker 7",
+        "ValueError: &lt;b&gt;",
+    ]
+
+
+def test_text_over_a_chunk() -> None:
+    failures = (("item 4: 'c'", "KeyError: 1", ""), ("item 5: 'd'", "KeyError: 2", ""))
+    job = TracedJob(7, "f", 1.0, 1.5, "raised", "", "", "items 3 to 9: 'a' to 'b'", 7, 2, item_failures=failures)
+    assert hover(job).split("<br>") == [
+        "f",
         "items 3 to 9: 'a' to 'b'",
         "0.5 s from 1.000 s, in worker 7",
-        "2 of 7 items have failed",
-        "ValueError: &lt;b&gt;",
+        "2 of 7 items have failed, the first of them:",
+        "item 4: 'c': KeyError: 1",
     ]
 
 

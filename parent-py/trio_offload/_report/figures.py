@@ -120,8 +120,9 @@ def hover(job: TracedJob) -> str:
     """Return the text over a job: its function, its items, its times, its error."""
     lines = [job.name, job.item, f"{job.seconds:.4g} s from {job.began:.3f} s, in worker {job.worker}"]
     if job.failed:
-        lines.append(f"{job.failed} of {job.items} items have failed")
-    if job.outcome != OK:
+        lines.append(f"{job.failed} of {job.items} items have failed, the first of them:")
+        lines += [f"{item}: {error}" for item, error, _ in job.item_failures[:1]]
+    elif job.outcome != OK:
         lines.append(job.error or job.outcome)
     return "<br>".join(shown(line if len(line) <= 100 else f"{line[:97]}...") for line in lines if line)
 
