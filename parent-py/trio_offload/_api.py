@@ -72,8 +72,8 @@ async def run_sync(
             of ``sync_fn``. Then the worker is killed, also without ``kill_on_cancel``.
         grace: Seconds that a job has to end by itself after it was notified of a cancellation. Then
             its worker is killed. None means no time with ``kill_on_cancel``, else unlimited time.
-        progress: A function that is called here with the ``done``, ``total`` and ``note`` of the
-            job's last ``from_worker.progress``: at most ten times a second, and at the end.
+        progress: A function that is called here, ten times a second at most and at the end, with
+            ``done``, ``total`` and ``note`` of the job's last ``from_worker.progress``.
 
     Raises:
         BaseException: The job's exception, with its traceback, causes and notes.
@@ -151,9 +151,9 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
             :data:`math.inf` means unlimited.
         worker_type: How workers are started: a :class:`WorkerType`, or its value, such as "spawn".
         memory_limit: Memory that a job may use, with its child processes: a number of bytes, or
-            text like "500MiB", "2 GB" or "2G" (1024-based, as in Docker and systemd). A job above
-            it is killed within half a second, and its call raises :exc:`WorkerMemoryError`. A
-            worker that is above it after a job exits. None means unlimited.
+            text like "500MiB" or "2G" (powers of 1024), or "2 GB" (of 1000). A job above it is
+            killed within half a second, and its call raises :exc:`WorkerMemoryError`. A worker that
+            is above it after a job exits. None means unlimited.
         min_idle: Number of idle workers to keep ready. Replacements start beside the calls, and
             have no ``idle_timeout``; ``docs/services.md`` has the rules. 0 means none.
         report_interval: Seconds between a worker's memory reports while a job runs, at least 0.01.

@@ -265,8 +265,8 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
                 "auto" means 1. A chunk counts as one job for ``retire``, ``memory_limit`` and the
                 statistics.
 
-                If a worker dies in a chunk, the item that killed it fails, and with it the items
-                before it (and up to 64 around it, if an item takes less than a microsecond).
+                If a worker dies in a chunk, the item that killed it fails with those before it. Up
+                to 64 items around it fail too, if an item takes less than a microsecond.
             timeout: Seconds that an item may take, as for :func:`run_sync`. Requires a
                 ``chunk_size`` of 1 or "auto".
             grace: Seconds that an item has to end by itself after it was notified

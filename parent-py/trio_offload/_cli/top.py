@@ -60,7 +60,7 @@ def _chosen_programs(pid: int | None) -> list[Program]:
     if pid is None:
         programs = find_programs()
         if not programs:
-            raise CommandError("no program of this user has workers of trio-offload that it shows")
+            raise CommandError("no program of this user shows workers of trio-offload")
         return programs
     try:
         return [find_program(pid)]

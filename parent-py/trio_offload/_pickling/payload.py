@@ -1,8 +1,8 @@
 """A pickled call: its bytes, its function's name for messages, and the handles in it.
 
 A handle, such as a lock or an end of a channel, may be pickled for a job only. The picklers of this
-package open an *export* while they work. A handle asks for it, enters what it grants to the job,
-and refuses every other pickler.
+package open an *export* while they work. A handle asks for it, enters its grants for the job, and
+refuses every other pickler.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Grant(Protocol):
         """Handle a message of the job that has no reply (:class:`~.._worker.requests.Post`)."""
 
     def end(self, death: Any) -> None:
-        """Settle what the call holds, because it has ended. May be called again.
+        """Settle the grants of the call, which has ended. May be called again.
 
         Args:
             death: the :class:`~.._worker.requests.Death` of its worker. None means an orderly end,
@@ -140,7 +140,7 @@ _current: Final = _Current()
 
 
 def current_export() -> Export | None:
-    """Return the export of this thread's pickler. None means that it pickles for somebody else."""
+    """Return the export of this thread's pickler. None means another pickler."""
     return _current.export
 
 

@@ -45,7 +45,7 @@ class WorkerCache:
         self._idle: collections.deque[Worker] = collections.deque()
         # Requested for later calls, and not ready yet.
         self._spares: collections.deque[Worker] = collections.deque()
-        # Those whose start somebody other than a call awaits.
+        # Starting workers that a task awaits, not a call.
         self.rising: set[Worker] = set()
         self._leaving: set[Peer] = set()
         # Workers that are idle or run a job.
@@ -158,7 +158,7 @@ class WorkerCache:
         try:
             self._idle.remove(worker)
         except (ValueError, IndexError):
-            # Another call has it, or other threads have changed the queue meanwhile.
+            # Another call has it, or another thread has changed the queue.
             return False
         if worker.state is IDLE and not worker.process.ended:
             return True

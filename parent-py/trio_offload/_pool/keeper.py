@@ -55,7 +55,7 @@ class Keeper:
         """Drop the parent's task and workers, in a fork of this process."""
         # Held by the one task of all runs.
         self._owner = threading.Lock()
-        # Of the run that has the task, if there is one.
+        # Token of the run that has the task, if any.
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope = trio.CancelScope()
         self._pause = trio.lowlevel.ParkingLot()

@@ -94,9 +94,9 @@ class WorkerPool:
         self.cache.push(worker)
 
     def retire_if_due(self, worker: Worker) -> None:
-        """After a job, tell a worker that is about to retire to do so, and start a replacement."""
+        """After a job, let a worker retire that is about to, and start a replacement."""
         if worker.will_retire():
-            # Until it says that it retires, it would count as idle and get calls.
+            # Until its RETIRED arrives, it would count as idle and get calls.
             worker.ask_to_retire()
             self.begin_spare()
 
@@ -126,7 +126,7 @@ class WorkerPool:
         self.counters.add(self.end_wait(began))
 
     def settle(self, call: Payload | None, waited: float) -> None:
-        """After a call, count a wait that no worker has counted, and release what it granted."""
+        """After a call, count a wait that no worker has counted, and release the call's grants."""
         if waited:
             self.counters.add(waited)
         if call is not None:
@@ -176,7 +176,7 @@ class WorkerPool:
                 self.cache.push_spare(spare)
 
     def statistics(self) -> WorkerContextStatistics:
-        """Return what :meth:`WorkerContext.statistics` does."""
+        """See :meth:`WorkerContext.statistics`."""
         self.cache.settle()
         return WorkerContextStatistics(
             idle_workers=len(self.cache),

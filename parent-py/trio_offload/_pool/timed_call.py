@@ -1,7 +1,7 @@
 """A call with a timeout, a grace or a progress: `WorkerContext.run_sync` without its warm path.
 
-The time begins when a worker begins with the job, as in ``map``: behind the wait for a token, the
-worker's start, and the import of the function.
+The time begins when a worker begins with the job, as in ``map``. The wait for a token, the worker's
+start and the import of the function come before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ResultType = TypeVar("ResultType")
 
-# What each worker has imported for such calls.
+# Functions that each worker has imported for such calls.
 _imported: Final[weakref.WeakKeyDictionary[Worker, weakref.WeakSet[Any]]] = weakref.WeakKeyDictionary()
 
 

@@ -112,7 +112,7 @@ class Counters:
                 self._lock.release()
 
     def read(self, others: Callable[[], Iterable[WorkerContextCounters]]) -> WorkerContextCounters:
-        """Return the sum of what was added and of others, which follow later.
+        """Return the sum of all additions, and of others that follow later.
 
         Args:
             others: called after the sum. An entry of theirs that is added in between is counted at

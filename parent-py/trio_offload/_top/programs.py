@@ -117,7 +117,7 @@ def _explain(pid: int, problem: NoEntry) -> str:
     if isinstance(problem, Hidden):
         return f"process {pid} does not show its workers: it has set {OPT_OUT}=0"
     return (
-        f"process {pid} uses another version of trio-offload, whose workers this version cannot show: run the command "
+        f"process {pid} uses another version of trio-offload, whose workers this version cannot show. Run the command "
         "of that version"
     )
 
@@ -147,7 +147,7 @@ def _record_paths(pid: int) -> list[str]:
     try:
         numbers = os.listdir(folder)
     except PermissionError:
-        raise NoProgram(f"process {pid} belongs to another user, or does not let others look into it") from None
+        raise NoProgram(f"process {pid} belongs to another user, or cannot be inspected") from None
     except OSError:
         return []  # it has ended
     paths = []

@@ -40,14 +40,14 @@ class ItemsOfCall(Protocol):
         """Return the index and the text of the item that a worker runs. None means unknown."""
 
     def facts(self, value: Any) -> dict[str, Any]:
-        """Return what a trace has of the items, once their call has returned this value."""
+        """Return a trace's facts about the items, once their call has returned this value."""
 
 
 class CallSender(Peer):
     """A worker that calls are sent to. It numbers them, and sends settings before them if changed.
 
-    The running call is kept in attributes, and those behind it in a deque: most workers have one
-    call at a time, and a deque of one costs a call 3 % of its instructions.
+    The running call is kept in attributes, and further calls in a deque. Most workers have one call
+    at a time, and a deque of one costs a call 3 % of its instructions.
     """
 
     __slots__ = (
@@ -109,7 +109,7 @@ class CallSender(Peer):
         self.waited = 0.0
         # The settings that were sent last.
         self.sent_settings: _settings.Snapshot | None = None
-        # Of a fork of this process: the definitions in its `__main__`.
+        # The definitions in the `__main__` of a fork of this process.
         self.main_snapshot: MainSnapshot | None = None
         # True if the worker may retire after any job.
         self.retires = retires
@@ -211,7 +211,7 @@ class CallSender(Peer):
         """Write calls without waiting. :meth:`Worker.answer` writes the rest."""
         channel = self._channel
         if channel is not None and self._unsent:
-            # If the worker has ended, `answer` finds that too, and raises what it means.
+            # If the worker has ended, `answer` finds that too, and raises the error.
             with contextlib.suppress(EndOfStream):
                 self._last_frame = self._write(channel)
 

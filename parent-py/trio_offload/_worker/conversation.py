@@ -1,17 +1,17 @@
-"""What a running job says to its parent: its requests, and their replies.
+"""The messages of a running job to its parent: its requests, and their replies.
 
 A worker has a conversation from the first message, or the first call with handles, on. The task
-that waits for the call's answer is its *host*. It reads the job's messages too, handles them at
-once, and lends the callbacks its place: they run in a nursery of the host, inside its cancel scopes
-and with its context variables.
+that waits for the call's answer is its *host*. It reads the job's messages too, and handles them
+at once. Callbacks run in a nursery of the host, inside its cancel scopes and with its context
+variables.
 
 Rules:
 
 * A request gets one reply as long as its call runs, also if it is withdrawn or its caller is
   cancelled.
 * The message of a job counts as soon as it is in the socket. A dead worker's socket is read to its
-  end before what the worker held is settled.
-* A reply is written whole, behind what is being written. A task of the host's nursery waits for a
+  end before its grants are settled.
+* A reply is written whole, behind a write in progress. A task of the host's nursery waits for a
   socket that is full.
 * A callback's exception is a reply. Only Ctrl+C and its like end the job, and are raised in the
   host.
@@ -71,7 +71,7 @@ class Conversation:
         self._follower = Follower()
         self._write = self._outbox.write
         self._interrupt: BaseException | None = None
-        self._cancelled = 0  # number of the call that was told of its cancellation
+        self._cancelled = 0  # number of the call that was notified of its cancellation
         self._loan: Loan | None = None
         self._board: Board | None = None
         self._stalls: StallWatch | None = None
@@ -147,7 +147,7 @@ class Conversation:
         return call
 
     def settle(self, number: int, death: Death | None) -> None:
-        """Settle what a call holds: it has ended. Its parked requests leave their places."""
+        """Settle the grants of a call that has ended. Its parked requests leave their places."""
         if self._call is not None and self._call.number == number:
             self._call = None  # so they get no reply
             self._granted = {}
@@ -160,7 +160,7 @@ class Conversation:
             grant.end(death)
 
     def end(self, number: int, function: str | None, process: WorkerProcess) -> None:
-        """Settle what the running call holds: its worker has ended, and its messages are read."""
+        """Settle the grants of the running call, whose worker has ended. Its messages are read."""
         if number in self._grants or (self._call is not None and self._call.number == number):
             cause = describe_ending(process)
             death = Death(process.pid, function or "an unknown function", cause, process.signal, self.in_hand)
@@ -172,7 +172,7 @@ class Conversation:
 
     @property
     def is_live(self) -> bool:
-        """True if the running call has said something."""
+        """True if the running call has sent a message."""
         return self._call is not None
 
     @property
@@ -279,7 +279,7 @@ class Conversation:
 
         Args:
             channel, start: as for :meth:`Channel.receive`.
-            kills: whether a cancellation kills the worker at once. Else the job is told.
+            kills: whether a cancellation kills the worker at once. Else the job is notified.
 
         Raises:
             Cancelled: it was cancelled. The host may come back.

@@ -61,7 +61,7 @@ class Handshake:
         rest, self._rest = self._rest, []
         if not rest:
             return
-        # If the process has ended, its last frames or its exit status tell the cause.
+        # If the process has ended, its last frames or its exit status have the cause.
         with contextlib.suppress(WriteFailed):
             await self.channel.send(rest, cancellable=cancellable)
 
@@ -182,9 +182,9 @@ class WorkerHandshake(Handshake):
     def _call_ahead(self) -> _payload.Payload | None:
         """Return the first call if it need not wait for READY: only a failed start can prevent it.
 
-        It waits if the start may still refuse or warn: with a memory limit, and with a policy that
-        is compared with the memory before the first job. It also waits if the worker is watched,
-        because such a worker is polled before each call.
+        It waits if the start may still refuse or warn: with a memory limit, or with a policy that
+        is compared with the baseline. It also waits if the worker is watched, because such a worker
+        is polled before each call.
         """
         call, options = self._call, self._options
         if call is None or options.memory_limit is not None or type(options.retire) is RetireWhen or self._worker.is_watched:

@@ -67,7 +67,7 @@ class Peer:
         self._record: _record.RecordFile | None = None
         # Text of its record, which it writes before it dies. Known once it has ended.
         self.left_behind = ""
-        # Why it gave up, if it has said so: for example, the traceback of a `retire` that raised.
+        # Its reason for exiting, if it sent one, such as the traceback of a `retire` that raised.
         self.last_words = ""
         # Read-only for others.
         self.state: State = STARTING
@@ -103,8 +103,8 @@ class Peer:
     def keeps_privileges(self) -> bool:
         """Return True if this program still has the privileges of the worker's start.
 
-        Otherwise a call could do in the worker what the program itself may not do. Such a worker
-        must not get calls.
+        Otherwise a call could do things in the worker that the program itself may not do. Such a
+        worker must not get calls.
         """
         grant = same_grant(self.grant, time.monotonic())
         self.grant = grant or self.grant
@@ -293,11 +293,11 @@ class Peer:
 
     @property
     def _is_talking(self) -> bool:
-        """True if a job may have said something that has not been read."""
+        """True if a job may have sent a message that has not been read."""
         return False
 
     def _hear_last_words(self, channel: Channel) -> None:
-        """Read what a process has said before its end: its job's messages, or why it gave up."""
+        """Read the last messages of a process: its job's, or its reason for exiting."""
         with contextlib.suppress(EndOfStream, WireError, OSError):
             while (frame := self.receive_nowait(channel)) is not None:
                 if frame.kind is Kind.ABORTED:

@@ -1,4 +1,4 @@
-"""What the parent knows of a worker's life: its times, jobs and memory, and the kills around it.
+"""The parent's facts about a worker: its times, jobs and memory, and the kills around it.
 
 Statistics, the forecast of its retirement and the verdict on its death are drawn from this.
 """
@@ -49,7 +49,7 @@ class Vitals:
 
     def __init__(self, options: ContextOptions, trace: TraceWriter | None) -> None:
         self._options = options
-        # Of its output, if this program reads it.
+        # Pipes of its output, if this program reads it.
         self.pipes: OutputPipes | None = None
         # Its part of the context's trace, if there is one.
         self.trace: WorkerTrace | None = None
@@ -65,13 +65,13 @@ class Vitals:
         # Resident memory before the first job, in bytes.
         self.baseline = 0
         self._figures: list[int] | None = None
-        # The counters of the OOM killer when the worker was last known to live, and those that were
-        # read at its last report: they count once it has reported again.
+        # Counters of the OOM killer when the worker was last known to live. Those that were read at
+        # its last report follow them with its next report.
         self._kills = _oom.OomKills(None, None)
         self._next_kills: _oom.OomKills | None = None
         # Time of the next read of these counters.
         self.kills_look_at = -math.inf
-        # Of this program's standard error, which a worker shares.
+        # Size of this program's standard error, which a worker shares.
         self._stderr_size: int | None = None
 
     def observe(self, kills: _oom.OomKills | None = None) -> None:
@@ -169,7 +169,7 @@ class Vitals:
             waited: seconds that these calls have waited for a token.
             failure: the counter of the call that ended with it, or "".
             lives: the worker takes calls.
-            in_order: it was told to exit, or has said that it does.
+            in_order: it was asked to exit, or has sent RETIRED.
         """
         raised = self.raised
         counts: dict[str, Any] = {"calls_returned": jobs - raised, "calls_raised": raised}
