@@ -106,6 +106,7 @@ OUR_CONTEXT_PARAMETERS = [
     ("max_waiting_jobs", inspect.Parameter.KEYWORD_ONLY, 1000),
     ("stall_report", inspect.Parameter.KEYWORD_ONLY, 60.0),
     ("forward_logging", inspect.Parameter.KEYWORD_ONLY, None),
+    ("keep_handlers", inspect.Parameter.KEYWORD_ONLY, ()),
     ("output", inspect.Parameter.KEYWORD_ONLY, "inherit"),
     ("crash_dir", inspect.Parameter.KEYWORD_ONLY, None),
     ("trace", inspect.Parameter.KEYWORD_ONLY, None),

@@ -154,8 +154,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
             text like "500MiB" or "2G" (powers of 1024), or "2 GB" (of 1000). A job above it is
             killed within half a second, and its call raises :exc:`WorkerMemoryError`. A worker that
             is above it after a job exits. None means unlimited.
-        min_idle: Number of idle workers to keep ready. Replacements start beside the calls, and
-            have no ``idle_timeout``; ``docs/services.md`` has the rules. 0 means none.
+        min_idle: Number of idle workers to keep ready. They have no ``idle_timeout``. 0 means none.
         report_interval: Seconds between a worker's memory reports while a job runs, at least 0.01.
             :data:`math.inf` disables them; memory use then arrives with results only.
         max_waiting_jobs: Number of jobs that may lend their token of the limiter to another job
@@ -163,6 +162,7 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
         stall_report: Seconds after which a warning names all waits of jobs, if all jobs wait, one
             for a lock, and none goes on. None means never.
         forward_logging: True, a level, or levels by logger: handle log records of jobs here.
+        keep_handlers: Names of handlers of workers that handle these records too.
         output: "inherit", "lines" or a function: for text that workers print (``docs/logging.md``).
         crash_dir: Directory for a JSON :class:`CrashRecord` of each worker that dies during a call.
         trace: File for a trace of the run, for https://ui.perfetto.dev. None means disabled.

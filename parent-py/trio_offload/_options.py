@@ -24,7 +24,7 @@ import attrs
 
 from ._documented import PublicEnumType, documented
 from ._limiter import Limiter
-from ._sizes import check_count, check_modules, check_output, check_seconds, parse_levels, parse_size
+from ._sizes import check_count, check_modules, check_names, check_output, check_seconds, parse_levels, parse_size
 
 Parameters = ParamSpec("Parameters")
 ReturnType = TypeVar("ReturnType")
@@ -177,19 +177,15 @@ def _check_path(options: object, attribute: "attrs.Attribute[str | None]", value
 
 
 def _check_names(options: "ContextOptions", attribute: "attrs.Attribute[tuple[str, ...]]", value: object) -> None:
-    kind = "module" if attribute.name == "forkserver_preload" else "thread"
-    if not isinstance(value, tuple):
-        got = f"the single string {value!r}" if isinstance(value, str) else repr(value)
-        raise TypeError(f"{attribute.name} must be an iterable of {kind} names, got {got}")
-    for name in value:
-        if not isinstance(name, str):
-            raise TypeError(f"{attribute.name} must contain {kind} names, got {name!r}")
+    check_names(attribute.name, value, "module" if attribute.name == "forkserver_preload" else "thread")
     if value and options.worker_type is not WorkerType.FORKSERVER:
         raise ValueError(f"{attribute.name} must be empty unless worker_type=WorkerType.FORKSERVER, got {value!r}")
 
 
-def _check_modules(options: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
-    check_modules(attribute.name, value)
+def _check_handlers(options: "ContextOptions", attribute: "attrs.Attribute[tuple[str, ...]]", value: object) -> None:
+    check_names(attribute.name, value, "handler")
+    if value and options.forward_logging is None:
+        raise ValueError(f"{attribute.name} must be empty without forward_logging, got {value!r}")
 
 
 def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
@@ -200,6 +196,7 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
 _FUNCTION: Final = attrs.validators.optional(attrs.validators.is_callable())
 _SECONDS_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_seconds(field.name, value))
 _COUNT_FROM_ZERO: Final = attrs.validators.and_(lambda _, field, value: check_count(field.name, value, at_least=0))
+_MODULES: Final[Any] = lambda _, field, value: check_modules(field.name, value)  # noqa: E731
 _COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
 
 
@@ -244,6 +241,9 @@ class ContextOptions:
     forward_logging: Mapping[str, int] | None = attrs.field(default=None, kw_only=True, converter=_levels)
     """Levels from which log records of jobs are handled here, by logger. None means never."""
 
+    keep_handlers: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_names, validator=_check_handlers)
+    """Handlers of workers that handle these records too, by name."""
+
     output: Literal["inherit", "lines"] | Callable[[str | None, str, bytes], Any] = attrs.field(
         default="inherit", kw_only=True, validator=lambda _, field, value: check_output(field.name, value)
     )
@@ -259,7 +259,7 @@ class ContextOptions:
     """File for an HTML page about the run, written when the context closes. None means disabled."""
 
     forkserver_preload: tuple[str, ...] = attrs.field(
-        default=(), kw_only=True, converter=_names, validator=[_check_names, _check_modules]
+        default=(), kw_only=True, converter=_names, validator=[_check_names, _MODULES]
     )
     """Modules that the template imports. For :attr:`WorkerType.FORKSERVER` only."""
 

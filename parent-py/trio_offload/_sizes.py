@@ -151,6 +151,20 @@ def check_output(name: str, value: object) -> None:
         raise ValueError(f"{name} must be 'inherit', 'lines' or a function, got {value!r}")
 
 
+def check_names(name: str, value: object, kind: str) -> None:
+    """Check a tuple of names.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, tuple):
+        got = f"the single string {value!r}" if isinstance(value, str) else repr(value)
+        raise TypeError(f"{name} must be an iterable of {kind} names, got {got}")
+    for one in value:
+        if not isinstance(one, str):
+            raise TypeError(f"{name} must contain {kind} names, got {one!r}")
+
+
 def parse_levels(value: object) -> dict[str, int] | None:
     """Return the smallest level that is forwarded, by the name of the logger. None means never.
 

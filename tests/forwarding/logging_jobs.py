@@ -71,6 +71,16 @@ class OpaqueError(Exception):
     __reduce__ = Unpicklable.__reduce__  # type: ignore[assignment]
 
 
+def open_files(folder: str) -> None:
+    """Add handlers with names, one with a level."""
+    for name in ("kept", "strict", "other"):
+        handler = logging.FileHandler(os.path.join(folder, name))
+        handler.name = name
+        logging.getLogger("library").addHandler(handler)
+        if name == "strict":
+            handler.setLevel(logging.ERROR)
+
+
 def say_exceptions() -> None:
     try:
         raise LookupError("no row")

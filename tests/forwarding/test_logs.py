@@ -339,6 +339,35 @@ async def test_exception_of_a_record(context: WorkerContext, records: Records) -
     assert (none.exc_info, none.exc_text) == (None, "NoneType: None")  # as `logging` has it
 
 
+# --- handlers of the worker ----------------------------------------------------------------------
+
+
+async def test_kept_handlers_get_the_records_too(of_any_kind: WorkerType, records: Records, tmp_path: Path) -> None:
+    init = functools.partial(jobs.open_files, str(tmp_path))
+    options: Any = {"worker_type": of_any_kind, "forward_logging": True, "keep_handlers": ["kept", "strict"]}
+    async with open_worker_context(init=init, **options) as context:
+        await context.run_sync(jobs.say, "one", "two")
+        logging.getLogger("library").setLevel(logging.ERROR)
+        await context.run_sync(jobs.say, "below the level")
+    assert records.take() == ["one", "two"]
+    assert (tmp_path / "kept").read_text() == "one\ntwo\n"
+    # Handlers have their levels. Another one is not called, and does not double the lines.
+    assert (tmp_path / "strict").read_text() == ""
+    assert (tmp_path / "other").read_text() == ""
+
+
+async def test_mistakes_with_kept_handlers() -> None:
+    with pytest.raises(TypeError, match="keep_handlers must be an iterable of handler names, got the single string 'file'"):
+        async with open_worker_context(forward_logging=True, keep_handlers="file"):
+            pass
+    with pytest.raises(TypeError, match="must contain handler names, got 5"):
+        async with open_worker_context(forward_logging=True, keep_handlers=[5]):  # type: ignore[list-item]
+            pass
+    with pytest.raises(ValueError, match="keep_handlers must be empty without forward_logging"):
+        async with open_worker_context(keep_handlers=["file"]):
+            pass
+
+
 # --- init ----------------------------------------------------------------------------------------
 
 

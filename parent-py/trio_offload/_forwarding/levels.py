@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 # A key in the root logger's cache of levels. Each change of a level empties the caches of all
@@ -17,8 +17,9 @@ class Mirror:
     It notices levels that are set by ``setLevel`` or :func:`logging.disable`, as ``logging`` does.
     """
 
-    def __init__(self, thresholds: Mapping[str, int]) -> None:
+    def __init__(self, thresholds: Mapping[str, int], kept: Sequence[str] = ()) -> None:
         self._thresholds = dict(thresholds)
+        self._kept = list(kept)
         self._generation = -1
         self._settings: dict[str, Any] = {}
 
@@ -28,10 +29,11 @@ class Mirror:
         * ``thresholds``: the smallest level that is forwarded, by the name of the logger
         * ``levels``: the levels that loggers get in a worker; ``""`` stands for the root
         * ``disable``: the argument of :func:`logging.disable`, if workers follow it
+        * ``kept``: the names of a worker's handlers that get forwarded records too, if any
         """
         generation = _current_generation()
         if generation != self._generation:
-            settings = self._collect()
+            settings = self._collect() | ({"kept": self._kept} if self._kept else {})
             if settings != self._settings:
                 self._settings = settings
             self._generation = generation

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 class LogForwarder:
     """Handles the records and warnings of a context's jobs. Its workers mirror the levels here."""
 
-    def __init__(self, thresholds: Mapping[str, int]) -> None:
-        self.settings: Final = Mirror(thresholds).current
+    def __init__(self, thresholds: Mapping[str, int], kept: Sequence[str] = ()) -> None:
+        """``kept`` are names of handlers that go on in the workers."""
+        self.settings: Final = Mirror(thresholds, kept).current
         self.receivers: Final[Mapping[str, Callable[[Any, Frame], None]]] = {"log": handle, "warn": Warner().warn}
 
 
@@ -114,7 +115,8 @@ def _load_origin(
         "threadName": thread_name,
         "processName": process_name,
         "process": process,
-        "worker": worker,
+        # A template may tell later which process it has forked.
+        "worker": worker or process,
         "job": None,
         "item": None,
     }

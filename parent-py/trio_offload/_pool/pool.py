@@ -49,7 +49,7 @@ class WorkerPool:
         if launcher.options.forward_logging:
             from .._forwarding.logs import LogForwarder
 
-            launcher.forwarder = LogForwarder(launcher.options.forward_logging)
+            launcher.forwarder = LogForwarder(launcher.options.forward_logging, launcher.options.keep_handlers)
         if launcher.options.output != "inherit":
             from .._forwarding.output import receiver_for
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def follow(wanted: dict[str, Any] | None) -> None:
     """Mirror the levels of the parent, and forward records. None means: do not."""
-    global _line, _levels
+    global _kept, _levels, _line
     logger: Any = logging.Logger
     if wanted is None:
         if logger.callHandlers is _call_handlers:
@@ -44,6 +44,7 @@ def follow(wanted: dict[str, Any] | None) -> None:
     _thresholds.clear()
     _thresholds.update(wanted["thresholds"])
     _minimums.clear()
+    _kept = frozenset(wanted.get("kept", ()))
     levels = wanted["levels"]
     # Levels that jobs have set stay, unless they change in the parent.
     for name in _levels.keys() - levels.keys():
@@ -60,6 +61,17 @@ def follow(wanted: dict[str, Any] | None) -> None:
 def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
     if not _forward(self.name, record):
         _original(self, record)
+    elif _kept:
+        _call_kept(self, record)
+
+
+def _call_kept(logger: logging.Logger | None, record: logging.LogRecord) -> None:
+    """Call the handlers of this process that were asked for, as ``callHandlers`` calls all."""
+    while logger is not None:
+        for handler in logger.handlers:
+            if handler.name in _kept and record.levelno >= handler.level:
+                handler.handle(record)
+        logger = logger.parent if logger.propagate else None
 
 
 def _forward(name: str, record: logging.LogRecord) -> bool:
@@ -199,6 +211,7 @@ _line: Any = None
 _thresholds: Final[dict[str, int]] = {}
 _minimums: Final[dict[str, int | None]] = {}
 _levels: dict[str, int] = {}
+_kept: frozenset[str] = frozenset()
 _numbers: Final = count(1)
 # The numbers of the origins that the parent knows.
 _origins: Final[dict[tuple[Any, ...], int]] = {}
