@@ -20,7 +20,8 @@ def tell_and_wait_for(path: str) -> None:
     wait_for(path)
 
 
-def a_function_with_a_name_that_is_so_long_that_it_does_not_fit_into_the_entry(path: str) -> None:
+def wait_under_another_name(path: str) -> None:
+    """For a test that changes its name: names are remembered."""
     wait_for(path)
 
 

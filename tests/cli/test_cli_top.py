@@ -214,9 +214,9 @@ async def test_a_long_name_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     go = tmp_path / "go"
     module = "m" * 205 + "é"
     monkeypatch.setitem(sys.modules, module, top_jobs)
-    monkeypatch.setattr(top_jobs.wait_for, "__module__", module)
+    monkeypatch.setattr(top_jobs.wait_under_another_name, "__module__", module)
     async with open_worker_context(worker_type=WorkerType.FORK) as context, trio.open_nursery() as nursery:
-        nursery.start_soon(partial(context.run_sync, top_jobs.wait_for, str(go), kill_on_cancel=True))
+        nursery.start_soon(partial(context.run_sync, top_jobs.wait_under_another_name, str(go), kill_on_cancel=True))
         (worker,) = (await until_running(1)).workers
         go.touch()
     # 208 bytes.
@@ -292,7 +292,7 @@ def test_without_a_terminal_the_table_is_printed_once(tmp_path: Path) -> None:
         ran = run(tmp_path, "top", str(process.pid))
     heading, names, row = ran.stdout.splitlines()
     assert ran.status == 0
-    assert heading == f"{process.pid}: 1 workers, 1 running: {sys.executable} program.py spawn plain"
+    assert heading == f"{process.pid}: 1 worker, 1 running: {sys.executable} program.py spawn plain"
     assert names.split() == ["pid", "state", "cpu", "memory", "peak", "jobs", "age", "function"]
     assert row.split()[1] == "running"
     assert row.split()[-1] == "top_jobs.wait_for"
@@ -335,12 +335,13 @@ def test_a_table_ends_at_ctrl_c(tmp_path: Path) -> None:
 
 
 @contextmanager
-def on_terminal(folder: Path, *arguments: str) -> Iterator[Any]:
+def on_terminal(folder: Path, *arguments: str, columns: int = 120) -> Iterator[Any]:
     """The command with a terminal of 24 lines, and a function that returns all that it has shown."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     os.set_blocking(ours, False)
     text = bytearray()
+    environment = {**os.environ, "TERM": "xterm"}
 
     def shown() -> bytes:
         try:
@@ -351,7 +352,7 @@ def on_terminal(folder: Path, *arguments: str) -> Iterator[Any]:
         return bytes(text)
 
     try:
-        with started(folder, "top", *arguments, stdout=theirs, stderr=theirs, stdin=theirs) as top:
+        with started(folder, "top", *arguments, stdout=theirs, stderr=theirs, stdin=theirs, env=environment) as top:
             os.close(theirs)
             theirs = -1
             yield top, shown
@@ -360,6 +361,44 @@ def on_terminal(folder: Path, *arguments: str) -> Iterator[Any]:
         os.close(ours)
         if theirs != -1:
             os.close(theirs)
+
+
+def test_a_narrow_terminal_cuts_names_only(tmp_path: Path) -> None:
+    with program(tmp_path) as process:
+        wait_until(lambda: running(process.pid), "a running job")
+        (worker,) = sample_of(process.pid).workers
+        with on_terminal(tmp_path, str(process.pid), "--once", columns=60) as (top, shown):
+            assert top.wait(PATIENCE) == 0
+        *_, row = shown().decode().splitlines()
+    assert row.split()[:2] == [str(worker.pid), "running"]
+    assert row.endswith("…")
+    assert len(row) <= 60
+
+
+def test_numbers_are_those_of_the_readers_namespace(tmp_path: Path) -> None:
+    """As of a program in a container, seen from outside."""
+    if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this system does not let us make PID namespaces")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "program.py", "spawn", "plain"]
+    with started_program(command, environment=environment_of(), folder=tmp_path) as process:
+        try:
+            (child,) = wait_for_children(process.pid)
+            wait_until(lambda: running(child), "a running job")
+            sample = sample_of(child)
+            (worker,) = sample.workers
+            assert sample.program.command.endswith("program.py spawn plain")
+            assert "trio-offload-worker" in Path(f"/proc/{worker.pid}/cmdline").read_text()
+            assert worker.pid in wait_for_children(child)
+        finally:
+            (tmp_path / "go").touch()
+
+
+def wait_for_children(pid: int) -> list[int]:
+    """The children of a process, once it has some."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    wait_until(path.read_text, "a child")
+    return [*map(int, path.read_text().split())]
 
 
 def test_without_an_id_the_programs_of_this_user_are_found(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 
+from trio_offload._pickling.payload import Payload
 from trio_offload._process.record import ENTRY, FUNCTION, OPT_OUT, RecordFile
 from trio_offload._top.entry import Entry, Hidden, OtherLayout, read_entry
 from trio_offload._top.programs import NoProgram, find_program
@@ -72,13 +73,24 @@ def test_another_layout_is_refused(mark: bytes, record: RecordFile) -> None:
         find_program(os.getpid())
 
 
-def test_opting_out_leaves_no_name(record: RecordFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opting_out_leaves_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OPT_OUT, "0")
-    record.show_function(Call("a.b"))
-    record.show_worker(42, 3, 1.5, None)
-    with pytest.raises(Hidden):
-        read_entry(front(record))
-    assert b"a.b" not in front(record)
+    with closing(RecordFile()) as record:
+        record.show_worker(42, 3, 1.5, Call("a.b"))
+        with pytest.raises(Hidden):
+            read_entry(front(record))
+        assert b"a.b" not in front(record)
+
+
+def test_functions_that_take_turns_are_written_each_time(record: RecordFile) -> None:
+    local = Call("m.local")
+    for call, name in [(Payload([], [], len), "len"), (local, "m.local"), (Payload([], [], sum), "sum")] * 2:
+        for _ in range(2):
+            assert record.show_function(call) is (None if call is local else call.function)
+            record.show_worker(42, 3, 1.5, None)
+            entry = read_entry(front(record))
+            assert entry is not None
+            assert entry.function == name
 
 
 def test_a_name_that_is_half_written_is_unknown(record: RecordFile) -> None:

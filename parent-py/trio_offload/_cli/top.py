@@ -72,7 +72,10 @@ def _list_programs(programs: list[Program]) -> ExitStatus:
     from .top_table import console_of, table_of_programs
 
     samples = [Sampler(program).sample() for program in programs if program.is_running()]
-    console_of(sys.stdout).print(table_of_programs(samples))
+    # The workers of one may have ended since it was found.
+    shown = [sample for sample in samples if sample.workers]
+    console = console_of(sys.stdout)
+    console.print(table_of_programs(shown, fits=console.is_terminal))
     print("Choose one: trio-offload top PID")
     return ExitStatus.OK
 
@@ -91,7 +94,7 @@ def _print_tables(program: Program, interval: float | None) -> None:
 
     def put(sample: Sample) -> None:
         console.print(heading_of(sample))
-        console.print(table_of_workers(sample))
+        console.print(table_of_workers(sample, fits=console.is_terminal))
         sys.stdout.flush()
 
     _sample_all([Sampler(program)], interval, put)

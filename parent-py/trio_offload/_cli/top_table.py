@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .._top.sampler import Sample, WorkerSample
 
 _WIDE: Final = 1000  # columns: in a file or a pipe nothing is cut
+_TEXTS: Final = ("progress", "function", "command")
 _OTHER_LINES: Final = 4  # of the screen: the heading, the table's header, the rest, the cursor
 
 
@@ -29,46 +30,48 @@ def console_of(file: TextIO) -> Console:
 def heading_of(sample: Sample) -> Text:
     """Return the line above the table."""
     running = sum(worker.state == "running" for worker in sample.workers)
-    counts = f"{len(sample.workers)} workers, {running} running"
+    count = len(sample.workers)
+    counts = f"{count} worker{'s' * (count != 1)}, {running} running"
     return Text(f"{sample.program.pid}: {counts}: {sample.program.command}", no_wrap=True, overflow="ellipsis")
 
 
 def page_of(sample: Sample, height: int) -> Group:
     """Return the heading and as much of the table as a screen of this height has room for."""
-    return Group(heading_of(sample), table_of_workers(sample, height - _OTHER_LINES))
+    return Group(heading_of(sample), table_of_workers(sample, height - _OTHER_LINES, fits=True))
 
 
-def table_of_workers(sample: Sample, most: int | None = None) -> Table:
-    """Return the table of workers, with at most ``most`` rows."""
+def table_of_workers(sample: Sample, most: int | None = None, *, fits: bool) -> Table:
+    """Return the table of workers, with at most ``most`` rows. See :func:`_table`."""
     workers = sample.workers
     has_contexts = len({worker.context for worker in workers}) > 1
     tells = any(worker.progress is not None for worker in workers)
     names = ["pid", *["context"] * has_contexts, "state", "cpu", "memory", "peak", "jobs", "age"]
     names += [*["progress"] * tells, "function"]
-    table = _table(names)
     shown = workers if most is None or len(workers) <= most else workers[: max(0, most - 1)]
-    for worker in shown:
-        table.add_row(*(Text(text) for text in _row(worker, has_contexts=has_contexts, tells=tells)))
+    rows = [_row(worker, has_contexts=has_contexts, tells=tells) for worker in shown]
     if len(shown) < len(workers):
-        table.add_row(*[""] * (len(names) - 1), f"and {len(workers) - len(shown)} more")
-    return table
+        rows.append([*[""] * (len(names) - 1), f"and {len(workers) - len(shown)} more"])
+    return _table(names, rows, fits=fits)
 
 
-def table_of_programs(samples: Sequence[Sample]) -> Table:
-    """Return the table of programs."""
-    table = _table(["pid", "workers", "running", "command"])
+def table_of_programs(samples: Sequence[Sample], *, fits: bool) -> Table:
+    """Return the table of programs. See :func:`_table`."""
+    rows = []
     for sample in samples:
         running = sum(worker.state == "running" for worker in sample.workers)
-        texts = (str(sample.program.pid), str(len(sample.workers)), str(running), sample.program.command)
-        table.add_row(*map(Text, texts))
-    return table
+        rows.append([str(sample.program.pid), str(len(sample.workers)), str(running), sample.program.command])
+    return _table(["pid", "workers", "running", "command"], rows, fits=fits)
 
 
-def _table(names: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, show_edge=False)
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]], *, fits: bool) -> Table:
+    """Return a table. One that ``fits`` a terminal cuts its texts and keeps its numbers."""
+    table = Table(box=None, pad_edge=False, show_edge=False, expand=fits)
     for name in names:
-        is_text = name in ("state", "progress", "function", "command")
-        table.add_column(name, no_wrap=True, overflow="ellipsis", justify="left" if is_text else "right")
+        is_text = name in _TEXTS
+        justify: Literal["left", "right"] = "left" if is_text or name == "state" else "right"
+        table.add_column(name, no_wrap=True, overflow="ellipsis", justify=justify, ratio=1 if is_text and fits else None)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -10,6 +10,7 @@ import binascii
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ import re
 import struct
 import sys
 import tempfile
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -131,8 +133,9 @@ class RecordFile:
         # Before anything may raise, for `close`.
         self._descriptor = -1
         self._identity = 0, 0
+        self._is_hidden = os.environ.get(OPT_OUT) == "0"
         # The name in the file, and the function if it is not global.
-        self._name = ""
+        self._name = b""
         self._local: Callable[[], object] = _nothing
         self._descriptor = _new_file()
         status = os.fstat(self._descriptor)
@@ -210,13 +213,12 @@ class RecordFile:
             call: its running call.
         """
         function = None if call is None else self.show_function(call)
-        is_hidden = os.environ.get(OPT_OUT) == "0"
         # A worker that cannot be shown works all the same.
         with contextlib.suppress(OSError):
-            if not is_hidden:
+            if not self._is_hidden:
                 os.pwrite(self._descriptor, _IDENTITY.pack(pid, os.getpid(), context, started), ENTRY_AT + 8)
             # Last: it makes the entry valid.
-            os.pwrite(self._descriptor, ENTRY_MARK + bytes([HIDDEN if is_hidden else LAYOUT]), ENTRY_AT)
+            os.pwrite(self._descriptor, ENTRY_MARK + bytes([HIDDEN if self._is_hidden else LAYOUT]), ENTRY_AT)
         return function
 
     def show_function(self, call: NamedCall) -> object:
@@ -227,20 +229,30 @@ class RecordFile:
             Otherwise None, because an idle worker must not keep it alive.
         """
         function = call.function
-        is_global = _is_global(function)
-        if not is_global and function is self._local():
-            return None
+        is_plain = type(function) in _PLAIN_TYPES
+        name = _names.get(function) if is_plain else None
+        is_global = name is not None
+        if name is None:
+            if function is self._local():
+                return None
+            name = _packed_name(call.name)
+            is_global = is_plain and _is_global(function)
+            if is_global:
+                if len(_names) >= _MAX_NAMES:
+                    _names.clear()
+                _names[function] = name
         self._local = _nothing
         if not is_global:
-            with contextlib.suppress(TypeError):
+            try:
                 self._local = weakref.ref(function)
-        name = call.name
-        if name != self._name and os.environ.get(OPT_OUT) != "0":
+            except TypeError:
+                pass  # its class has no room for one
+        if name != self._name and not self._is_hidden:
             self._name = name
-            text = name.encode(errors="replace")[:_MAX_NAME]
-            with contextlib.suppress(OSError):
-                # A reader that meets the write half done sees a wrong checksum.
-                os.pwrite(self._descriptor, FUNCTION.pack(binascii.crc32(text), len(text), text), FUNCTION_AT)
+            try:
+                os.pwrite(self._descriptor, name, FUNCTION_AT)
+            except OSError:
+                pass  # as above
         return function if is_global else None
 
     def read(self) -> str:
@@ -297,10 +309,22 @@ def _nothing() -> None:
 
 def _is_global(function: Any) -> bool:
     """Return True if a module keeps the function alive."""
-    try:
-        return vars(sys.modules[function.__module__]).get(function.__qualname__) is function
-    except Exception:  # callables may have or lack any attribute
-        return False
+    module = sys.modules.get(function.__module__)
+    return module is not None and vars(module).get(function.__qualname__) is function
+
+
+@functools.lru_cache(256)
+def _packed_name(name: str) -> bytes:
+    text = name.encode(errors="replace")[:_MAX_NAME]
+    # A reader that meets the write half done sees a wrong checksum.
+    return FUNCTION.pack(binascii.crc32(text), len(text), text)
+
+
+# The names of global functions, as records have them. Programs whose functions take turns would
+# compose one for each call.
+_names: Final[dict[object, bytes]] = {}
+_MAX_NAMES: Final = 256
+_PLAIN_TYPES: Final = (types.FunctionType, types.BuiltinFunctionType)
 
 
 def _step_in(data: bytes) -> Step | None:
