@@ -11,6 +11,7 @@ import jobs
 import pytest
 import telemetry_jobs
 import trio
+import trio.testing
 from kinds import type_of
 from lifeline import Gate, Lifeline
 from telemetry_support import Metrics, Spans
@@ -23,6 +24,7 @@ TABLE = {
     "trio_offload.call.count {call}",
     "trio_offload.call.duration s",
     "trio_offload.call.wait_time s",
+    "trio_offload.call.waiting {call}",
     "trio_offload.job.duration s",
     "trio_offload.job.waiting {job}",
     "trio_offload.worker.busy_time s",
@@ -111,6 +113,23 @@ async def test_a_job_that_waits_for_the_program_is_counted(metrics: Metrics) -> 
     assert counted == [1]
 
 
+async def test_calls_that_wait_are_counted(line: Lifeline, gate: Gate, metrics: Metrics) -> None:
+    limiter = trio.CapacityLimiter(1)
+    async with open_worker_context() as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(pool.run_sync, jobs.pass_gate, line.path, gate.path, limiter=limiter))
+        await line.pid()
+        assert metrics.value("trio_offload.call.waiting {call}") == 0
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as waiting:
+                for _ in range(2):
+                    waiting.start_soon(partial(pool.run_sync, abs, 1, limiter=limiter))
+                await trio.testing.wait_all_tasks_blocked()
+                assert metrics.value("trio_offload.call.waiting {call}") == 2
+                scope.cancel()
+        assert metrics.value("trio_offload.call.waiting {call}") == 0
+        gate.open()
+
+
 async def test_durations_are_those_of_the_spans(exporters: tuple[Spans, Metrics]) -> None:
     spans, metrics = exporters
     async with open_worker_context() as pool:
@@ -173,6 +192,7 @@ async def test_switched_off_the_instruments_yield_nothing(metrics: Metrics) -> N
         points = metrics.points()
     assert {name for name, values in points.items() if values} == {
         "trio_offload.call.duration s",
+        "trio_offload.call.waiting {call}",
         "trio_offload.job.duration s",
     }
     (point,) = points["trio_offload.call.duration s"]

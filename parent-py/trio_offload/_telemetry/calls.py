@@ -51,9 +51,23 @@ class Call:
         # True once a worker has begun with it.
         self.has_job = False
         self._began = time.perf_counter()
+        # A chunk of a map begins when it is sent.
+        self._waits = not ends_with_job
+        if self._waits:
+            self._count_waiting(1)
+
+    def note_sent(self) -> None:
+        """Note that a worker gets the call. It may get it again, if another one had left."""
+        if self._waits:
+            self._waits = False
+            self._count_waiting(-1)
+
+    def _count_waiting(self, change: int) -> None:
+        self.recorder.waiting.add(change, {WORKER_TYPE: self.attributes[WORKER_TYPE]})
 
     def end(self, error: BaseException | None, *, is_cancelled: bool = False) -> None:
         """End the span, and count the call."""
+        self.note_sent()
         outcome = "cancelled" if is_cancelled else outcome_of(error, self.has_job)
         measured = {**self.attributes, OUTCOME: outcome}
         self.span.set_attribute(OUTCOME, outcome)

@@ -46,6 +46,7 @@ class Jobs:
 
     def add(self, worker: Worker, number: int, call: Call) -> None:
         """Note that a worker gets a call."""
+        call.note_sent()
         self._of_worker.setdefault(worker, {})[number] = _Job(call)
 
     def returned(self, worker: Worker, number: int, result: tuple[Any, BaseException | None], items: Any) -> None:

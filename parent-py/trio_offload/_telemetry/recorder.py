@@ -34,6 +34,9 @@ class Recorder:
             description="Duration of calls, with the wait for a token and for a worker.",
             explicit_bucket_boundaries_advisory=_BOUNDARIES,
         )
+        self.waiting: Final = self.meter.create_up_down_counter(
+            "trio_offload.call.waiting", unit="{call}", description="Calls that wait for a token or a worker."
+        )
         self.job_duration: Final = self.meter.create_histogram(
             "trio_offload.job.duration",
             unit="s",
