@@ -38,7 +38,18 @@ def build(folder: Path, script: str, *options: str) -> Path:
         folder / "dist",
     ]
     # Not needed, and found in the environment of the tests; each takes seconds.
-    for name in ("_pytest", "pytest", "setuptools", "pkg_resources", "rich", "hypothesis", "IPython", "plotly", "PIL"):
+    for name in [
+        "_pytest",
+        "pytest",
+        "setuptools",
+        "pkg_resources",
+        "rich",
+        "hypothesis",
+        "IPython",
+        "opentelemetry",
+        "plotly",
+        "PIL",
+    ]:
         command += ["--exclude-module", name]
     run([*command, *options, SOURCES / script], folder=folder)
     return folder / "dist" / Path(script).stem
