@@ -103,7 +103,9 @@ async def test_retirement_sends_crossing_call_elsewhere(plan: Plan) -> None:
 async def test_workers_that_exit_at_once_are_not_replaced_forever(plan: Plan) -> None:
     plan.born_retired = True
     async with open_worker_context() as context:
-        with pytest.raises(trio_offload.BrokenWorkerError, match=r"5 workers .* bool exited one after the other") as told:
+        with pytest.raises(
+            trio_offload.BrokenWorkerError, match=r"5 workers .* bool exited before they began it, one after the other"
+        ) as told:
             await context.run_sync(bool)
         assert told.value.args[1:] == tuple(worker.process for worker in plan.workers)
         assert len(plan.workers) == 5

@@ -840,7 +840,7 @@ async def test_call_crossing_retirement_goes_elsewhere(plan: Plan, item: int) ->
 async def test_workers_that_exit_at_once_are_not_replaced_forever(plan: Plan, chunk_size: int) -> None:
     plan.born_retired = True
     async with trio_offload.map(map_jobs.double, range(4), workers=1, chunk_size=chunk_size) as results:
-        with pytest.raises(BrokenWorkerError, match="exited one after the other"):
+        with pytest.raises(BrokenWorkerError, match="exited before they began it, one after the other"):
             await collect(results)
     assert len(plan.workers) == 5
 
