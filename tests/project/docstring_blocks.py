@@ -13,10 +13,10 @@ from page_blocks import Block
 
 import trio_offload
 import trio_offload_worker
-from trio_offload import connection
+from trio_offload import connection, telemetry
 from trio_offload_worker import from_worker, handles
 
-MODULES: tuple[ModuleType, ...] = (trio_offload, connection, trio_offload_worker, from_worker, handles)
+MODULES: tuple[ModuleType, ...] = (trio_offload, connection, trio_offload_worker, from_worker, handles, telemetry)
 _LITERAL_BLOCK = re.compile(r"::\n\n((?:[ ]+.*\n|\n)+)")
 
 # What the code of a docstring takes for granted.

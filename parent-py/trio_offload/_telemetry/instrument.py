@@ -23,8 +23,7 @@ def instrument(*, tracer_provider: TracerProvider | None = None, meter_provider:
 
         from trio_offload import telemetry
 
-        telemetry.instrument()
-        trio.run(main)
+        telemetry.instrument()  # before the first call
 
     It holds for all calls of this program. Call it at the start: the metrics cover the default
     context, and contexts that are opened later. A second call replaces the first.
