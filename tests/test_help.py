@@ -129,6 +129,40 @@ def test_the_help_begins_with_what_to_use() -> None:
         assert set(row.split(", ")) <= set(trio_offload.__all__)
 
 
+def docstrings() -> dict[str, str]:
+    """The docstrings of the modules, of their public names, and of the public members of classes."""
+    found: dict[str, Any] = {}
+    for module in MODULES:
+        found[module.__name__] = module
+        for name in module.__all__:
+            found[f"{module.__name__}.{name}"] = public = getattr(module, name)
+            if inspect.isclass(public):
+                foreign = [base for base in public.__mro__ if not base.__module__.startswith("trio_offload")]
+                for member in dir(public):
+                    if not member.startswith("_") and not any(member in vars(base) for base in foreign):
+                        found[f"{module.__name__}.{name}.{member}"] = inspect.getattr_static(public, member, None)
+    return {name: inspect.getdoc(thing) or "" for name, thing in found.items() if not isinstance(thing, (str, int, tuple))}
+
+
+def sentences(docstring: str) -> list[str]:
+    """The sentences of a docstring, without tables and blocks of code."""
+    prose = re.sub(r"(?m)^=+ .*\n(?:.+\n)+", "", docstring)
+    prose = re.sub(r"(?m)::\n\n(?: {4,}.*\n|\n)+", ".\n\n", prose + "\n")
+    paragraphs = re.split(r"\n\s*\n|\n\s*(?=\**[\w., ]+: )|\n(?=\s*\* )|:\n", prose)
+    return [part for text in paragraphs for part in re.split(r"(?<=[.?!])\s+(?=[A-Z`*:\"0-9])", " ".join(text.split()))]
+
+
+def test_sentences_are_short_and_begin_with_their_subject() -> None:
+    """The rules of the language: at most 25 words, the noun in place of a clause."""
+    problems = [
+        (name, sentence)
+        for name, docstring in docstrings().items()
+        for sentence in sentences(docstring)
+        if len(sentence.split()) > 25 or re.match(r"(What|Who|Whatever|Whoever) (?!to use)", sentence)
+    ]
+    assert problems == []
+
+
 def test_the_help_is_not_longer_than_before() -> None:
     """It had 5,040 lines with special names and the parts of attrs; 3,014 without, in Python 3.11.
 

@@ -37,8 +37,9 @@ RemoteError                      the job's exception could not be pickled
 
 A job imports :mod:`trio_offload_worker.from_worker` to talk to this program, and to notice that it
 is cancelled. :mod:`trio_offload.connection` speaks with programs that use
-``multiprocessing.connection``. Times are in seconds. Sizes are in bytes, or text such as
-``"500MiB"``.
+``multiprocessing.connection``. :mod:`trio_offload.telemetry` records spans and metrics.
+
+Times are in seconds. Sizes are in bytes, or text such as ``"500MiB"``.
 
 ::
 

@@ -72,7 +72,7 @@ async def run_sync(
             of ``sync_fn``. Then the worker is killed, also without ``kill_on_cancel``.
         grace: Seconds that a job has to end by itself after it was notified of a cancellation. Then
             its worker is killed. None means no time with ``kill_on_cancel``, else unlimited time.
-        progress: A function that is called here, ten times a second at most and at the end, with
+        progress: A function that is called here, ten times a second at most and at the end. It gets
             ``done``, ``total`` and ``note`` of the job's last ``from_worker.progress``.
 
     Raises:
@@ -150,8 +150,8 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
             machine's clock. Then they are killed, and :exc:`BrokenWorkerError` is raised.
             :data:`math.inf` means unlimited.
         worker_type: How workers are started: a :class:`WorkerType`, or its value, such as "spawn".
-        memory_limit: Memory that a job may use, with its child processes: a number of bytes, or
-            text like "500MiB" or "2G" (powers of 1024), or "2 GB" (of 1000). A job above it is
+        memory_limit: Memory that a job may use, with its child processes. It is a number of bytes,
+            or text like "500MiB", "2G" (powers of 1024) or "2 GB" (of 1000). A job above it is
             killed within half a second, and its call raises :exc:`WorkerMemoryError`. A worker that
             is above it after a job exits. None means unlimited.
         min_idle: Number of idle workers to keep ready. They have no ``idle_timeout``. 0 means none.

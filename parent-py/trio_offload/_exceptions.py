@@ -52,9 +52,9 @@ class BrokenWorkerError(RuntimeError, ErrorOfItem):
         except trio_offload.BrokenWorkerError as error:
             print(error.signal, error.crash.stack)
 
-    The usual causes are in the code that ran in the worker: a crash, a call of :func:`os._exit`, a
-    signal from another process, a worker that did not exit within the ``grace_period``. The other
-    workers keep running.
+    The usual causes are a crash or a call of :func:`os._exit` in the code that ran in the worker.
+    Others are a signal from another process, and an exit that took longer than the
+    ``grace_period``. The other workers keep running.
 
     ``args`` is the message followed by a handle for each process concerned, almost always one. A
     handle has the attributes ``pid`` and ``exitcode``, like a :class:`multiprocessing.Process`.

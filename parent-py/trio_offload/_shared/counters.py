@@ -30,7 +30,7 @@ class SharedCounter(DescriptorHandle):
         print(counter.value)
 
     Each process adds to a separate word in shared memory, without a message or a lock between
-    processes. What a worker has added counts also if it dies.
+    processes. The additions of a worker that dies count.
 
     Args:
         value: the value at the beginning.
