@@ -345,7 +345,7 @@ async def test_a_ceiling_under_the_baseline_replaces_nobody_for_ever() -> None:
             assert await context.run_sync(os.getpid) not in pids
     assert len(told) == 1
     assert baseline is not None
-    assert ": 1 MiB is under" in str(told[0].message)
+    assert ": 1 MiB is below" in str(told[0].message)
 
 
 async def test_what_init_takes_is_part_of_the_baseline() -> None:

@@ -261,7 +261,7 @@ async def test_a_reset_of_the_other_end() -> None:
 async def test_a_message_longer_than_asked_for(ends: tuple[Connection, Connection]) -> None:
     first, second = ends
     await first.send_bytes(b"0123456789")
-    with pytest.raises(OSError, match="10 bytes, at most 9") as caught:
+    with pytest.raises(OSError, match="10 bytes, and max_length is 9") as caught:
         await second.receive_bytes(9)
     assert caught.value.errno == errno.EMSGSIZE
     assert await second.receive_bytes(10) == b"0123456789"

@@ -359,7 +359,7 @@ async def main():
                 await context.run_sync(os._exit, 42)
             except trio_offload.BrokenWorkerError as error:
                 assert error.exitcode is None or how == "waitpid" and error.exitcode == 42, error.exitcode
-                assert error.exitcode is not None or "somebody else in this program reaped it" in str(error), error
+                assert error.exitcode is not None or "other code in this program reaped it" in str(error), error
                 unknown.append(error.exitcode is None)
             with trio.move_on_after(0.05):
                 await context.run_sync(jobs.endless, kill_on_cancel=True)

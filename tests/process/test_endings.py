@@ -295,7 +295,7 @@ async def test_without_proc_the_log_says_what_does_not_hold_once(
         for _ in range(2):
             async with open_worker_context() as context:
                 await context.run_sync(bool)
-    assert [record.message[:30] for record in caplog.records] == ["/proc cannot be read here: the"]
+    assert [record.message[:30] for record in caplog.records] == ["/proc cannot be read here. So "]
 
 
 async def test_without_proc_what_a_job_has_started_ends_with_it(

@@ -221,7 +221,7 @@ def hold_received(receive: Any) -> bool:
 async def test_block_of_the_object_itself() -> None:
     """It is refused. A job that forgot the handle would not be excluded."""
     for held in (trio_offload.Lock(), trio_offload.Condition(), trio_offload.CapacityLimiter(1)):
-        with pytest.raises(TypeError, match="in a thread its `handle` has the methods of a job"):
+        with pytest.raises(TypeError, match="in a thread, `with` works with its `handle`"):
             await trio.to_thread.run_sync(lock_jobs.with_lock, held, abs, 1)
 
 

@@ -447,7 +447,7 @@ async def test_tokens_of_a_semaphore_at_the_end(context: WorkerContext, how: str
 
 async def test_tokens_of_a_limiter_at_the_end(context: WorkerContext) -> None:
     limiter = trio_offload.CapacityLimiter(5)
-    with pytest.warns(RuntimeWarning, match="has ended with a token of <trio_offload.CapacityLimiter") as caught:
+    with pytest.warns(RuntimeWarning, match="ended with a token of <trio_offload.CapacityLimiter") as caught:
         await context.run_sync(jobs.borrow, limiter, "return")
     assert len(caught) == 2
     assert limiter.borrowed_tokens == 0

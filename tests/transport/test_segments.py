@@ -185,7 +185,7 @@ def test_new_memory_is_of_its_type_and_size(size: int) -> None:
 @pytest.mark.usefixtures("with_and_without_ctypes")
 def test_memory_that_is_not_there(kind: int) -> None:
     for size in (2**47, 2**62):
-        with pytest.raises(MemoryError, match=f"a part of a job's result that has {size} bytes; return less"):
+        with pytest.raises(MemoryError, match=f"for {size} bytes of a job's result. Return less"):
             BufferPool().allocate(size, kind)
 
 
