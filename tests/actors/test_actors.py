@@ -83,7 +83,7 @@ async def test_exception_of_the_class_is_raised(open_actor: Open) -> None:
 
 
 async def test_mistakes_are_noticed_before_a_call() -> None:
-    with pytest.raises(TypeError, match="needs a class"):
+    with pytest.raises(TypeError, match="cls must be a class"):
         async with trio_offload.open_actor(jobs.call):
             pass
     with pytest.raises(ValueError, match="restart must be one of"):
