@@ -417,5 +417,5 @@ def test_all_handles_are_in_the_table() -> None:
 
 async def test_global_handle(context: WorkerContext) -> None:
     """Each process has its own object: a job cannot use it as a lock by mistake."""
-    with pytest.raises((TypeError, AttributeError), match=r"__enter__|context manager"):
+    with pytest.raises((TypeError, AttributeError), match=r"__enter__|needs `async with`"):
         await context.run_sync(jobs.use_global_lock)
