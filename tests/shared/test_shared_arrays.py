@@ -375,7 +375,7 @@ def test_types_without_numpy(no_numpy: None, dtype: Any, code: str) -> None:
 
 
 def test_what_needs_numpy(no_numpy: None) -> None:
-    with pytest.raises(TypeError, match="without NumPy"):
+    with pytest.raises(TypeError, match="because NumPy is not installed"):
         SharedArray.allocate(3, "datetime64[ns]")
     with pytest.raises(ValueError, match="needs NumPy"):
         SharedArray.allocate((3, 3), "f8", order="F")
