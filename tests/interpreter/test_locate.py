@@ -160,7 +160,7 @@ def test_an_executable_without_its_mode(layout: Any, tmp_path: Path) -> None:
 
 UNUSABLE = {
     "no program at all": (b"\x00\x01\x02\x03", "another processor"),
-    "a script without its interpreter": (b"#!/nowhere/interpreter\n", "It is missing"),
+    "a script without its interpreter": (b"#!/nowhere/interpreter\n", "dynamic loader is missing"),
     "a program of another processor": (
         b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xf3\x00" + bytes(100),
         "another processor",
