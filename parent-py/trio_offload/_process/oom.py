@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -85,8 +85,8 @@ class _LastRead:
         self.of_group: tuple[str, int, float] = "", 0, -math.inf
 
 
-@attrs.frozen
-class OomVerdict:
+# Not an attrs class, which takes twice as long to make: all programs import this module.
+class OomVerdict(NamedTuple):
     """The evidence that the OOM killer sent a SIGKILL that this program did not send.
 
     ``certain`` means that the group's counter rose after the call had begun. A rise that may have

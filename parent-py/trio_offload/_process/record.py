@@ -21,7 +21,7 @@ import tempfile
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
@@ -39,6 +39,21 @@ from trio_offload_worker._protocol.frames import (
     TIMES_SLOTS,
 )
 from trio_offload_worker._system.linux import identity_of
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class NamedCall(Protocol):
+        """A call of a function."""
+
+        @property
+        def function(self) -> Callable[..., Any]:
+            """The function."""
+
+        @property
+        def name(self) -> str:
+            """Its name."""
+
 
 logger: Final = logging.getLogger("trio_offload")
 
@@ -80,8 +95,8 @@ class Progress:
     """Number of items from that one on that may have been started."""
 
 
-@attrs.frozen
-class Step:
+# Records for few programs. All import this module, and attrs takes twice as long to make a class.
+class Step(NamedTuple):
     """The progress of a job, as it has written it."""
 
     call: int
@@ -93,20 +108,7 @@ class Step:
     note: str | None
 
 
-class NamedCall(Protocol):
-    """A call of a function."""
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        """The function."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-
-@attrs.frozen
-class JobTimes:
+class JobTimes(NamedTuple):
     """The times of a traced call, as the worker has noted them."""
 
     begun: int = 0
@@ -359,8 +361,7 @@ def _new_file() -> int:
         return os.dup(file.fileno())
 
 
-@attrs.frozen
-class MemoryLimit:
+class MemoryLimit(NamedTuple):
     """The line in the record of a worker that exceeded its memory limit. In bytes."""
 
     limit: int
