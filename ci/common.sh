@@ -44,10 +44,6 @@ check_machine() {
     local tool component package
     for tool in "$@"; do
         case $tool in
-            jq)
-                command -v jq >/dev/null || missing+=("jq: the guides show it in pipelines, which the tests run (Debian: apt-get install jq)")
-                continue
-                ;;
             fmt) component=rustfmt package=rustfmt ;;
             clippy) component=clippy package=rust-clippy ;;
         esac
