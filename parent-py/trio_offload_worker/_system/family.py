@@ -241,8 +241,8 @@ def _end_below(root: int, since: int, known: set[int], sentinels: list[int]) -> 
 
     for _ in range(_MAX_ROUNDS):
         # Look for orphans last. It takes longer, and a process that forks its successor and exits,
-        # over and over, is only one step ahead. The root's children come after the family's: without
-        # marks they include the orphans, and a parent that has just ended has made one.
+        # over and over, is only one step ahead. Without marks orphans are children of the root. So
+        # the root comes last here: a parent that ends during the look makes one.
         found = _below([*family, root], known)
         if not found:
             may_have_orphans = may_have_orphans or bool(family) or _may_have_orphans(root)
