@@ -326,7 +326,7 @@ def _packed_name(name: str) -> bytes:
 # compose one for each call.
 _names: Final[dict[object, bytes]] = {}
 _MAX_NAMES: Final = 256
-_PLAIN_TYPES: Final = (types.FunctionType, types.BuiltinFunctionType)
+_PLAIN_TYPES: Final = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
 def _step_in(data: bytes) -> Step | None:
