@@ -41,22 +41,25 @@ async def test_metrics_are_the_statistics(kind: str, line: Lifeline, gate: Gate,
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pool.run_sync, jobs.pass_gate, line.path, gate.path)
             busy = await line.pid()
-            await pool.run_sync(abs, 1)
-            with pytest.raises(ZeroDivisionError):
-                await pool.run_sync(telemetry_jobs.invert, 0)
-            points, statistics = metrics.points(), pool.statistics()
-            assert set(points) == TABLE
-            value = partial(metrics.value, trio_offload__worker__type=type_of(kind).value)
-            assert value("trio_offload.worker.count {worker}", trio_offload__worker__state="idle") == 1
-            assert value("trio_offload.worker.count {worker}", trio_offload__worker__state="running") == 1
-            assert value("trio_offload.call.active {call}") == statistics.running_workers == 1
-            assert value("trio_offload.call.count {call}", trio_offload__outcome="returned") == 1
-            assert value("trio_offload.call.count {call}", trio_offload__outcome="raised") == 1
-            assert value("trio_offload.worker.started {worker}") == 2
-            memory = {point.attributes["process.pid"]: point.value for point in points["trio_offload.worker.memory By"]}
-            assert memory == {worker.pid: worker.rss for worker in statistics.workers}
-            assert busy in memory
-            gate.open()
+            try:
+                await pool.run_sync(abs, 1)
+                with pytest.raises(ZeroDivisionError):
+                    await pool.run_sync(telemetry_jobs.invert, 0)
+                points, statistics = metrics.points(), pool.statistics()
+                assert set(points) == TABLE
+                value = partial(metrics.value, trio_offload__worker__type=type_of(kind).value)
+                assert value("trio_offload.worker.count {worker}", trio_offload__worker__state="idle") == 1
+                assert value("trio_offload.worker.count {worker}", trio_offload__worker__state="running") == 1
+                assert value("trio_offload.call.active {call}") == statistics.running_workers == 1
+                assert value("trio_offload.call.count {call}", trio_offload__outcome="returned") == 1
+                assert value("trio_offload.call.count {call}", trio_offload__outcome="raised") == 1
+                assert value("trio_offload.worker.started {worker}") == 2
+                memory = {point.attributes["process.pid"]: point.value for point in points["trio_offload.worker.memory By"]}
+                assert memory == {worker.pid: worker.rss for worker in statistics.workers}
+                assert busy in memory
+            finally:
+                # Or a failure would wait for the job.
+                gate.open()
         assert value("trio_offload.call.active {call}") == 0
 
 
