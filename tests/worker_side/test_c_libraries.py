@@ -112,7 +112,7 @@ def test_a_c_library_that_shows_no_number_is_named(tmp_path: Path, build: Build)
     name, release = platform.libc_ver()
     assert ended.stderr.splitlines()[-1].startswith("trio_offload.WorkerStartError")
     assert f"with this C library, because the place of its thread ID is unknown ({name} {release})" in ended.stderr
-    assert "use WorkerType.SPAWN" in ended.stderr
+    assert "Use WorkerType.SPAWN" in ended.stderr
 
 
 KEEPING = """

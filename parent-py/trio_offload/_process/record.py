@@ -194,14 +194,14 @@ class RecordFile:
     def write_cancelled(self, number: int) -> None:
         """Tell the worker that the caller of its call with this number is cancelled."""
         try:
-            os.pwrite(self._descriptor, number.to_bytes(8, sys.byteorder), _CANCELLED)
+            self._write(number.to_bytes(8, sys.byteorder), _CANCELLED)
         except OSError as error:
             logger.warning("a cancellation could not be sent to its job: %s", error)
 
     def write_flags(self, place: int, flags: int) -> None:
         """Write 64 flags that a job reads without a request. ``place`` counts in such words."""
         try:
-            os.pwrite(self._descriptor, flags.to_bytes(8, sys.byteorder), FLAGS_AT + 8 * place)
+            self._write(flags.to_bytes(8, sys.byteorder), FLAGS_AT + 8 * place)
         except OSError as error:
             logger.warning("a job may miss that an event was set: %s", error)
 
@@ -218,9 +218,9 @@ class RecordFile:
         # A worker that cannot be shown works all the same.
         with contextlib.suppress(OSError):
             if not self._is_hidden:
-                os.pwrite(self._descriptor, _IDENTITY.pack(pid, os.getpid(), context, started), ENTRY_AT + 8)
+                self._write(_IDENTITY.pack(pid, os.getpid(), context, started), ENTRY_AT + 8)
             # Last: it makes the entry valid.
-            os.pwrite(self._descriptor, ENTRY_MARK + bytes([HIDDEN if self._is_hidden else LAYOUT]), ENTRY_AT)
+            self._write(ENTRY_MARK + bytes([HIDDEN if self._is_hidden else LAYOUT]), ENTRY_AT)
         return function
 
     def show_function(self, call: NamedCall) -> object:
@@ -252,10 +252,16 @@ class RecordFile:
         if name != self._name and not self._is_hidden:
             self._name = name
             try:
-                os.pwrite(self._descriptor, name, FUNCTION_AT)
+                self._write(name, FUNCTION_AT)
             except OSError:
                 pass  # as above
         return function if is_global else None
+
+    def _write(self, data: bytes, at: int) -> None:
+        # The program may have closed it, and the number may name another file.
+        if identity_of(self._descriptor) != self._identity:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        os.pwrite(self._descriptor, data, at)
 
     def read(self) -> str:
         """Return the text of the file, at most `_MAX_SIZE` bytes of it."""
