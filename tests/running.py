@@ -32,6 +32,19 @@ PACKAGES = list(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path
 BASE = os.path.join(sys.base_exec_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
 TIMEOUT = 120.0  # seconds until something has certainly gone wrong, on a busy machine too
 LEAVING_TIME = 10.0  # seconds that what a program left gets to see that it has ended
+# Packages of the tests' environment that an app of PyInstaller would collect, in seconds each.
+TEST_PACKAGES = (
+    "_pytest",
+    "pytest",
+    "setuptools",
+    "pkg_resources",
+    "rich",
+    "hypothesis",
+    "IPython",
+    "opentelemetry",
+    "plotly",
+    "PIL",
+)
 
 
 async def ceiling(kind: WorkerType, size: int) -> int:

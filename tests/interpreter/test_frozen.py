@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PROGRAMS, in_session, plain_environment, run, started
+from running import PROGRAMS, TEST_PACKAGES, in_session, plain_environment, run, started
 
 pytestmark = pytest.mark.slow
 
@@ -37,19 +37,7 @@ def build(folder: Path, script: str, *options: str) -> Path:
         "--distpath",
         folder / "dist",
     ]
-    # Not needed, and found in the environment of the tests; each takes seconds.
-    for name in [
-        "_pytest",
-        "pytest",
-        "setuptools",
-        "pkg_resources",
-        "rich",
-        "hypothesis",
-        "IPython",
-        "opentelemetry",
-        "plotly",
-        "PIL",
-    ]:
+    for name in TEST_PACKAGES:
         command += ["--exclude-module", name]
     run([*command, *options, SOURCES / script], folder=folder)
     return folder / "dist" / Path(script).stem

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import PROGRAMS, plain_environment, run, started, write
+from running import PROGRAMS, TEST_PACKAGES, plain_environment, run, started, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 BIN = Path(sys.executable).parent
@@ -57,19 +57,7 @@ def test_from_a_script(tmp_path: Path) -> None:
 def test_pyinstaller(tmp_path: Path, way: str) -> None:
     """Builds the page's app, by options or by its spec file. The tests' own packages are left out: each takes seconds."""
     pytest.importorskip("PyInstaller")
-    excluded = [
-        "_pytest",
-        "pytest",
-        "setuptools",
-        "pkg_resources",
-        "rich",
-        "hypothesis",
-        "IPython",
-        "numpy",
-        "opentelemetry",
-        "plotly",
-        "PIL",
-    ]
+    excluded = [*TEST_PACKAGES, "numpy"]
     program, spec = blocks("pyinstaller.md", "python")
     write(tmp_path / "primes.py", program)
     with_options, with_spec = sessions("pyinstaller.md")
