@@ -25,7 +25,17 @@ _TAIL: Final = 4096  # bytes
 @documented
 @attrs.frozen
 class CrashRecord(metaclass=PublicType):
-    """The facts about a worker that ended before it answered. May be pickled."""
+    """The facts about a worker that ended before it answered. May be pickled.
+
+    ::
+
+        try:
+            await trio_offload.run_sync(decode, "film.mkv")
+        except trio_offload.BrokenWorkerError as error:
+            record = error.crash
+            print(f"{record.function} died after {record.age:.1f} s with {record.peak_rss} bytes")
+            Path("crash.json").write_text(json.dumps(record.as_dict()))
+    """
 
     pid: int
     """Process ID."""

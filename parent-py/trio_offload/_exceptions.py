@@ -129,6 +129,14 @@ class WorkerMemoryError(BrokenWorkerError):
 class WorkerStartError(BrokenWorkerError):
     """A worker could not be started, and the call was not run.
 
+    ::
+
+        async with trio_offload.open_worker_context(init=connect) as context:
+            try:
+                await context.run_sync(query, "select 1")
+            except trio_offload.WorkerStartError as error:
+                print(f"no worker: {error.__cause__!r}")
+
     If ``init`` raised, or a module of ``forkserver_preload``, the exception is the ``__cause__``.
     """
 
@@ -190,6 +198,14 @@ class JobExitError(RuntimeError, ErrorOfItem):
 class LocateError(WorkerStartError):
     """The worker executable or the right libpython was not found.
 
+    ::
+
+        try:
+            await trio_offload.prewarm(4)
+        except trio_offload.LocateError as error:
+            print(f"no workers, so threads: {error}")
+            run_job = trio.to_thread.run_sync
+
     The message lists every searched place.
     """
 
@@ -197,6 +213,15 @@ class LocateError(WorkerStartError):
 @documented
 class RemoteError(RuntimeError, ErrorOfItem):
     """Replaces an exception of a job that could not be sent to the parent.
+
+    ::
+
+        try:
+            await trio_offload.run_sync(fetch, "users")
+        except trio_offload.RemoteError as error:
+            if not error.type_name.endswith("NoSuchTable"):
+                raise
+            print(f"nothing to fetch: {error.message}")
 
     It could not be pickled in the worker, or it could not be unpickled here. In the latter case the
     error of unpickling is the ``__cause__``.
@@ -232,6 +257,15 @@ class RemoteError(RuntimeError, ErrorOfItem):
 class AbandonedLockError(trio.BrokenResourceError, metaclass=DocumentedType):
     """The holder of a lock died with it, or ended without its release.
 
+    ::
+
+        try:
+            await lock.acquire()
+        except trio_offload.AbandonedLockError as error:
+            print(f"{error.function} was ended by {error.signal!r}")
+            restore_backup()
+            lock.recover()
+
     The data that the lock guards may be half changed. Repair the data, then call ``recover()`` of
     the lock, so that it can be acquired again.
     """
@@ -248,13 +282,30 @@ class AbandonedLockError(trio.BrokenResourceError, metaclass=DocumentedType):
 class DeadlockError(RuntimeError, metaclass=DocumentedType):
     """A wait would never end: its end depends on the task or the job that wants to wait.
 
+    ::
+
+        async with lock:
+            try:
+                await trio_offload.run_sync(append, lock)  # the job waits for the same lock
+            except trio_offload.DeadlockError as error:
+                print(error)
+
     The message names the chain. Nothing was taken.
     """
 
 
 @documented
 class BrokenBarrierError(RuntimeError, metaclass=DocumentedType):
-    """A barrier will not be reached by all its parties: one of them died, or it was aborted."""
+    """A barrier will not be reached by all its parties: one of them died, or it was aborted.
+
+    ::
+
+        try:
+            await barrier.wait()
+        except trio_offload.BrokenBarrierError:
+            print(f"{barrier.parties} parties, but not all have come")
+            barrier.reset()
+    """
 
 
 def is_interrupt(error: BaseException) -> bool:

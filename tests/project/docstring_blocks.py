@@ -21,7 +21,18 @@ _LITERAL_BLOCK = re.compile(r"::\n\n((?:[ ]+.*\n|\n)+)")
 
 # What the code of a docstring takes for granted.
 BEFORE = {
+    "trio_offload.AbandonedLockError": """
+        import os
+        def update(lock): lock.acquire(); os.kill(os.getpid(), 9)
+        def restore_backup(): pass
+        lock = trio_offload.Lock()
+        try:
+            await trio_offload.run_sync(update, lock)
+        except trio_offload.BrokenWorkerError:
+            pass
+    """,
     "trio_offload.Barrier": "def job(barrier): barrier.wait()",
+    "trio_offload.BrokenBarrierError": "barrier = trio_offload.Barrier(3)\nbarrier.abort()",
     "trio_offload.BrokenWorkerError": "import os\njob = os.abort",
     "trio_offload.CapacityLimiter": "def job(downloads):\n    with downloads: pass",
     "trio_offload.Condition": """
@@ -29,8 +40,35 @@ BEFORE = {
             with changed:
                 changed.notify()
     """,
+    "trio_offload.CrashRecord": """
+        import json, os
+        from pathlib import Path
+        def decode(path): os.abort()
+    """,
+    "trio_offload.DeadlockError": """
+        def append(lock):
+            with lock: pass
+        lock = trio_offload.Lock()
+    """,
     "trio_offload.Event": "def job(ready): ready.set()",
+    "trio_offload.FailedItemsError": """
+        queue = trio_offload.WorkQueue()
+        await queue.put("a.jpg")
+        queue.close()
+        (await queue.get()).fail("not a picture")
+    """,
+    "trio_offload.LocateError": """
+        import os
+        from trio_offload._interpreter.locate import find_worker_executable
+        os.environ["TRIO_OFFLOAD_WORKER"] = "/nowhere"
+        find_worker_executable.cache_clear()
+    """,
     "trio_offload.Lock": "def job(lock): lock.acquire(); lock.release()",
+    "trio_offload.RemoteError": """
+        class NoSuchTable(Exception):
+            def __reduce__(self): raise TypeError("cannot be pickled")
+        def fetch(table): raise NoSuchTable(table)
+    """,
     "trio_offload.SendChannel.move": """
         def produce(send):
             with send:
@@ -50,7 +88,14 @@ BEFORE = {
     "trio_offload.WorkerContext.map": "def thumbnail(path): return path\npaths = ['a', 'b']",
     "trio_offload.WorkerContext.stream": "path = 'a.csv'\ndef read_rows(path):\n    yield path",
     "trio_offload.JobExitError": "import sys",
-    "trio_offload.WorkerMemoryError": "path = 'a.csv'\ndef parse(path): return path",
+    "trio_offload.WorkerMemoryError": """
+        path = "a.csv"
+        def parse(path): return bytearray(2**32)
+    """,
+    "trio_offload.WorkerStartError": """
+        def connect(): raise ConnectionError("refused")
+        def query(text): pass
+    """,
     "trio_offload.WorkerTimeoutError": "import time\ndef job(): time.sleep(60)",
     "trio_offload.cache_scope": """
         path = "a.csv"
@@ -129,6 +174,21 @@ BEFORE = {
     "trio_offload_worker.from_worker.track": "paths = ['a', 'b']",
     "trio_offload_worker.handles": "lock = trio_offload.Lock()\nsend, receive = trio_offload.open_channel(5)",
 }
+AFTER = {"trio_offload.LocateError": "del os.environ['TRIO_OFFLOAD_WORKER']"}
+# What the code prints. Without an entry, a block with `print` must print something.
+PRINTED = {
+    "trio_offload.AbandonedLockError": "__main__.update was ended by <Signals.SIGKILL: 9>",
+    "trio_offload.BrokenBarrierError": "3 parties, but not all have come",
+    "trio_offload.BrokenWorkerError": "…Fatal Python error: Aborted\n…\n",
+    "trio_offload.CrashRecord": "__main__.decode died after 0.0 s with … bytes",
+    "trio_offload.DeadlockError": "deadlock: the task … would wait for the end of its job, … which waits for the Lock …",
+    "trio_offload.FailedItemsError": "a.jpg: not a picture",
+    "trio_offload.JobExitError": "3",
+    "trio_offload.LocateError": "no workers, so threads: the worker executable (trio-offload-worker) was not found.…\n…",
+    "trio_offload.RemoteError": "nothing to fetch: users",
+    "trio_offload.WorkerStartError": "no worker: ConnectionError('refused')",
+}
+SOMETHING = "……\n…\n"
 FIRST = """
 import trio_offload_worker
 from trio_offload import *
@@ -166,5 +226,8 @@ def docstring_blocks() -> list[Block]:
                 seen.add(found[1])
                 line = text[: found.start(1)].count("\n") + 1
                 blocks.append(Block(name, 1, "python", textwrap.dedent(BEFORE.get(name, ""))))
-                blocks.append(Block(name, line, "python", textwrap.dedent(found[1]), MARKS.get(name, {})))
+                code = textwrap.dedent(found[1])
+                printed = PRINTED.get(name, SOMETHING if "print(" in code else None)
+                blocks.append(Block(name, line, "python", code, MARKS.get(name, {}), printed))
+                blocks.append(Block(name, 1, "python", AFTER.get(name, "")))
     return blocks

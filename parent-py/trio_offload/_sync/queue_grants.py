@@ -42,7 +42,16 @@ class FailedItem(metaclass=PublicType):
 
 
 class FailedItemsError(RuntimeError, metaclass=DocumentedType):
-    """Items of a work queue have failed."""
+    """Items of a work queue have failed.
+
+    ::
+
+        try:
+            await queue.join()
+        except trio_offload.FailedItemsError as error:
+            for failed in error.failed:
+                print(f"{failed.item}: {failed.reason}")
+    """
 
     _is_constructible = False
 
