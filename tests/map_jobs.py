@@ -7,10 +7,13 @@ import pickle
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jobs
 from bad_jobs import Boom, ErrorThatFailsToPickle, FailsToPickle, FailsToUnpickle, fail
+
+from trio_offload_worker import from_worker
 
 
 def double(item: Any) -> Any:
@@ -147,3 +150,30 @@ def write_down_and_fail_if(journal: str, how: str, item: Any, *, text: str) -> A
     if item == how:
         fail(how)
     return item
+
+
+class Arrival:
+    """Calls a function of the test when it is unpickled there."""
+
+    def __reduce__(self) -> Any:
+        return arrive, ()
+
+
+at_arrival: Callable[[], object] = bool
+
+
+def arrive() -> None:
+    at_arrival()
+
+
+def arrive_and_hold(line: str, last: int, item: int) -> Any:
+    """Return at once, then with an :class:`Arrival`. The item behind it runs until it is told to end."""
+    if item < last:
+        return item
+    if item == last:
+        return Arrival()
+    descriptor = jobs.take_line(line)
+    try:
+        from_worker.sleep_forever()
+    finally:
+        os.write(descriptor, b"told\n")

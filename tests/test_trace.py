@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import pytest
 import trio
 from lifeline import PATIENCE, Lifeline
 from running import in_fork
+from scripted_peer import Peer, frame, pickled, scripted_peer, welcome
 
 from trio_offload import BrokenWorkerError, open_worker_context, retire_when
 from trio_offload._trace import TraceWriter
+from trio_offload_worker._protocol.frames import Kind
 
 # What «Trace Event Format» asks of each phase, beside the name.
 FIELDS = {
@@ -127,6 +130,36 @@ async def test_how_a_job_ended(path: Path, line: Lifeline) -> None:
     assert [one["tid"] for one in slices(events, "job")] == [killed, killed, killed, told.value.pid]
     assert len(rows(events)) == 2
     assert len([event for event in events if event["ph"] == "i"]) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda number: b"garbage" * 9, id="bytes"),
+        pytest.param(lambda number: frame(Kind.RETIRE), id="kind"),
+        pytest.param(lambda number: frame(Kind.RESULT, number + 1, (pickled(5),)), id="number"),
+        pytest.param(lambda number: frame(Kind.ABORTED, body={"code": "why", "message": "it gave up"}), id="refusal"),
+    ],
+)
+async def test_a_job_whose_worker_violates_the_protocol(
+    wrong: Callable[[int], bytes], path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(peer: Peer) -> None:
+        for kind in (Kind.HELLO, Kind.SETUP):
+            await peer.hear(kind)
+        peer.say(welcome())
+        call = await peer.hear(Kind.CALL)
+        peer.say(frame(Kind.READY) + wrong(call.id))
+
+    async with open_worker_context(trace=path) as context:
+        with monkeypatch.context() as patches, scripted_peer(tmp_path, patches) as peer:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer, peer)
+                with pytest.raises(BrokenWorkerError) as raised:
+                    await context.run_sync(abs, -5)
+    (job,) = slices(read(path), "job")
+    assert (job["name"], job["tid"], job["args"]["outcome"]) == ("abs", raised.value.pid, "BrokenWorkerError")
+    assert job["args"]["error"] == f"BrokenWorkerError: {raised.value}"
 
 
 async def test_a_worker_that_takes_anothers_place_has_a_row_of_its_own(path: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jobs
+import map_jobs
 import outcome
 import pytest
 import telemetry_jobs
 import trio
 from kinds import type_of
-from lifeline import Lifeline
+from lifeline import PATIENCE, Lifeline
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
 from running import run_script
@@ -22,6 +25,8 @@ from telemetry_support import Spans, parent_id, span_id
 
 import trio_offload
 from trio_offload import open_worker_context
+from trio_offload._map import pace
+from trio_offload._map.lane import MAX_UNINTERRUPTED
 
 # --- maps ----------------------------------------------------------------------------------------
 
@@ -75,6 +80,23 @@ async def test_an_item_that_is_ended_ends_its_span(limit: float | None, line: Li
     call = spans.one("call jobs.hold_for_ever")
     assert (call.attributes or {})["trio_offload.outcome"] == ("cancelled" if limit is None else "timed_out")
     assert parent_id(spans.one("run jobs.hold_for_ever")) == span_id(call)
+
+
+async def test_an_item_that_is_ended_between_two_answers_ends_its_span(
+    line: Lifeline, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_PIPELINE_CUTOFF", math.inf)
+    job = functools.partial(map_jobs.arrive_and_hold, line.path, MAX_UNINTERRUPTED - 1)
+    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+        monkeypatch.setattr(map_jobs, "at_arrival", scope.cancel)
+        async with open_worker_context() as pool:
+            async with pool.map(job, itertools.count(), workers=1, chunk_size=1, window=100) as results:
+                async for _ in results:
+                    pass
+    calls = spans.named("call map_jobs.arrive_and_hold")
+    outcomes = [(call.attributes or {})["trio_offload.outcome"] for call in calls]
+    assert outcomes == ["returned"] * MAX_UNINTERRUPTED + ["cancelled"]
+    assert list(map(parent_id, spans.named("run map_jobs.arrive_and_hold"))) == list(map(span_id, calls))
 
 
 # --- work that lives ------------------------------------------------------------------------------

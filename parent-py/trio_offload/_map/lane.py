@@ -106,11 +106,13 @@ class Lane:
                     await self._feed(chunk)
             finally:
                 del self._worker, self.worker
-                worker.items_in_flight, worker.grace = (), None
-                if worker.state is RUNNING:
-                    # Cancelled between two answers.
-                    await worker.end()
-                pool.give_back(worker)
+                try:
+                    if worker.state is RUNNING:
+                        # Cancelled between two answers, or an answer has ended the map.
+                        await _end_running(worker)
+                finally:
+                    worker.items_in_flight, worker.grace = (), None
+                    pool.give_back(worker)
 
     async def _prepare(self, chunk: Chunk) -> bool:
         """Let the worker import or hold the function, so that an item's time does not include that.
@@ -263,3 +265,12 @@ class Lane:
     def _resend(self, chunk: Chunk) -> None:
         scheduler = self._scheduler
         chunks.resend(scheduler, scheduler.task, chunk, self._worker, is_new=self._is_new)
+
+
+async def _end_running(worker: Worker) -> None:
+    """End a worker whose next answer nobody takes, after the grace of its item."""
+    try:
+        with trio.CancelScope(shield=True):
+            await worker.give_grace()
+    finally:
+        await worker.end_cancelled()

@@ -225,7 +225,7 @@ class Vitals:
         since = began if jobs else self.started
         error = judge_death(process, when, limit, crash, self._kills, since, self._options.memory_limit)
         self._publish(error, crash)
-        self._trace_death(error, process, function, item, began)
+        self.trace_death(error, process, function, item, began)
         return error
 
     def explain_timeout(
@@ -258,10 +258,10 @@ class Vitals:
             timeout,
         )
         self._publish(error, crash)
-        self._trace_death(error, process, function, item, began)
+        self.trace_death(error, process, function, item, began)
         return error
 
-    def _trace_death(
+    def trace_death(
         self,
         error: BaseException,
         process: WorkerProcess,
@@ -269,6 +269,7 @@ class Vitals:
         item: tuple[int, str] | None,
         began: float,
     ) -> None:
+        """Write the job of a worker that has ended, with its error, to the trace."""
         if self.trace is not None:
             from .traced import facts_of_death
 

@@ -281,12 +281,8 @@ class Worker(Talker):
                 await self.end_gently()
                 raise self._broken(f"in the middle of its answer to {name}") from None
             await self.end()
-            self._note_failure("calls_died")
-            raise BrokenWorkerError(
-                f"worker {self.process.pid} was ended, because it sent bytes that violate the protocol ({error}) "
-                f"while it ran {name}",
-                self.process,
-            ) from error
+            why = f"was ended, because it sent bytes that violate the protocol ({error}) while it ran {name}"
+            raise self._stopped(why) from error
         answer: Frame | memoryview | None = None
         limit = limit if isinstance(error, trio.Cancelled) else None
         if limit is not None and not self._unsent:
@@ -314,17 +310,19 @@ class Worker(Talker):
             self._leave(in_order=True)
             self._forget_grants()
             raise CallNotRun
-        self._note_failure("calls_died")
         if frame.kind in (Kind.REFUSED, Kind.ABORTED):
             await self.end_gently()
-            why = frame.body["message"]
-            raise BrokenWorkerError(f"worker {self.process.pid} could not run {name}: {why}", self.process)
+            raise self._stopped(f"could not run {name}: {frame.body['message']}")
         await self.end()
-        raise BrokenWorkerError(
-            f"worker {self.process.pid} was ended: it sent {frame.kind.name} (id {frame.id}) in answer to call "
-            f"{self._calls - len(self._behind)} of {name}",
-            self.process,
-        )
+        sent = f"{frame.kind.name} (id {frame.id})"
+        raise self._stopped(f"was ended: it sent {sent} in answer to call {self.oldest_number} of {name}")
+
+    def _stopped(self, why: str) -> BrokenWorkerError:
+        """Return the error for a worker that refused its call, or was ended for its messages."""
+        self._note_failure("calls_died")
+        error = BrokenWorkerError(f"worker {self.process.pid} {why}", self.process)
+        self._vitals.trace_death(error, self.process, *self._job())
+        return error
 
     def _broken(self, when: str) -> BrokenWorkerError:
         """Return the error for a worker that ended in a call by itself, or by the system."""
