@@ -21,10 +21,8 @@ from __future__ import annotations
 
 import os
 from _thread import _local
-from time import monotonic
 from time import sleep as _sleep
 
-from . import PublicType
 from ._protocol.frames import STEP_AT
 from ._requests.errors import (
     AbandonedLockError,
@@ -40,16 +38,18 @@ from ._requests.errors import (
     make_cancelled,
 )
 from ._requests.line import CANCEL, current_line, is_worker
-from ._requests.shields import add_shield, drop_shield, shield_end
+from ._requests.shields import shield_end, shielded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
-    from typing import Any, Final, NoReturn, TypeVar
+    from typing import Any, Final, TypeVar
 
     from typing_extensions import TypeVarTuple, Unpack
 
-    from ._requests.processes import ProcessChannel
+    from ._requests.processes import channel as channel
+    from ._requests.running_job import Job as Job
+    from ._requests.running_job import job as job
 
     ArgumentTypes = TypeVarTuple("ArgumentTypes")
     ItemType = TypeVar("ItemType")
@@ -79,10 +79,20 @@ __all__ = [
     "sleep",
     "track",
 ]
+# Modules of public names that few jobs need.
+_LATE: Final = {"Job": "running_job", "channel": "processes", "job": "running_job"}
 
 
 def run(afn: Callable[[Unpack[ArgumentTypes]], Awaitable[ResultType]], *args: Unpack[ArgumentTypes]) -> ResultType:
     """Run ``await afn(*args)`` in the parent, inside of the task that called this job.
+
+    ::
+
+        async def look_up(host):
+            return await trio.socket.getaddrinfo(host, 443)
+
+        def count_addresses(host):
+            return len(from_worker.run(look_up, host))
 
     Args:
         afn: An async function. It is pickled like a job's function. The parent imports its module
@@ -106,6 +116,13 @@ def run(afn: Callable[[Unpack[ArgumentTypes]], Awaitable[ResultType]], *args: Un
 def run_sync(fn: Callable[[Unpack[ArgumentTypes]], ResultType], *args: Unpack[ArgumentTypes]) -> ResultType:
     """Run ``fn(*args)`` in the parent's event loop. It works in a cancelled job too.
 
+    ::
+
+        def check_sizes(paths):
+            for path in paths:
+                if os.path.getsize(path) == 0:
+                    from_worker.run_sync(print, path, "is empty")
+
     The event loop waits for the function, so it must be quick.
 
     Raises:
@@ -123,6 +140,16 @@ def run_sync(fn: Callable[[Unpack[ArgumentTypes]], ResultType], *args: Unpack[Ar
 
 def run_async(afn: Callable[[Unpack[ArgumentTypes]], Awaitable[ResultType]], *args: Unpack[ArgumentTypes]) -> ResultType:
     """Run ``await afn(*args)`` in this job, in a separate run of Trio.
+
+    ::
+
+        async def fetch_all(urls):
+            async with trio.open_nursery() as nursery:
+                for url in urls:
+                    nursery.start_soon(fetch, url)
+
+        def job(urls):
+            from_worker.run_async(fetch_all, urls)
 
     It is cancelled soon after the job's call. Its threads (:func:`trio.to_thread.run_sync`) can
     talk to the parent, if each begins with ``from_worker.job().adopt()``.
@@ -143,17 +170,6 @@ def run_async(afn: Callable[[Unpack[ArgumentTypes]], Awaitable[ResultType]], *ar
     return value
 
 
-def channel() -> ProcessChannel:
-    """Return the channel between this job and the program. For functions of ``open_process``.
-
-    Raises:
-        RuntimeError: The job has none.
-    """
-    from ._requests.processes import current_channel
-
-    return current_channel()
-
-
 def check_cancelled() -> None:
     """Raise :exc:`Cancelled` if the job's call is cancelled. Takes 0.1 µs.
 
@@ -172,7 +188,20 @@ def check_cancelled() -> None:
 
 
 def cancelled() -> bool:
-    """Return True if :func:`check_cancelled` would raise."""
+    """Return True if :func:`check_cancelled` would raise.
+
+    ::
+
+        def estimate_pi():
+            inside = total = 0
+            while not from_worker.cancelled():
+                total += 1
+                inside += random.random() ** 2 + random.random() ** 2 < 1
+            return 4 * inside / total
+
+        with trio.move_on_after(1):
+            print(await trio_offload.run_sync(estimate_pi))
+    """
     try:
         check_cancelled()
     except BaseException as error:
@@ -186,6 +215,15 @@ def cancelled() -> bool:
 
 def sleep(seconds: float) -> None:
     """Sleep, but end early if the job's call is cancelled.
+
+    ::
+
+        def wait_for_file(path):
+            while not os.path.exists(path):
+                from_worker.sleep(0.5)
+
+    Args:
+        seconds: Seconds to sleep.
 
     Raises:
         Cancelled: The call is cancelled.
@@ -206,37 +244,18 @@ def sleep(seconds: float) -> None:
         _sleep(seconds)
 
 
-class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
-    """Run a block in which this thread can talk to the parent although the call is cancelled.
-
-    It is for cleaning up::
-
-        try:
-            go_on(state)
-        except from_worker.Cancelled:
-            with from_worker.shielded(seconds=5):
-                from_worker.run(save, state)
-            raise
-
-    Args:
-        seconds: Seconds after which the protection ends. None means at the end of the block.
-    """
-
-    def __init__(self, seconds: float | None = None) -> None:
-        self._seconds = seconds
-        self._ends: list[float] = []
-
-    def __enter__(self) -> None:
-        end = float("inf") if self._seconds is None else monotonic() + self._seconds
-        self._ends.append(end)
-        add_shield(end)
-
-    def __exit__(self, *error: object) -> None:
-        drop_shield(self._ends.pop())
-
-
 def progress(done: float, total: float | None = None, note: str | None = None) -> None:
     """Report how far the job is. Takes 0.1 µs, without a message.
+
+    ::
+
+        def checksum(path):
+            size, value = os.path.getsize(path), 0
+            with open(path, "rb") as file:
+                while block := file.read(1_000_000):
+                    value = zlib.crc32(block, value)
+                    from_worker.progress(file.tell(), size)
+            return value
 
     ``run_sync(…, progress=fn)``, ``map(…, progress=fn)`` and ``statistics()`` read it. Outside of a
     worker this does nothing, so the function is still an ordinary one.
@@ -273,49 +292,17 @@ def track(iterable: Iterable[ItemType], total: float | None = None) -> Iterator[
     return track_with(iterable, total, progress)
 
 
-class Job(metaclass=PublicType):
-    """The running job. Made by :func:`job`."""
-
-    def __init__(self, call: int, token: Any) -> None:
-        self._call = call
-        self._token = token
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a Job cannot be pickled or copied: it works in its own process only")
-
-    def adopt(self) -> None:
-        """Bind this thread to the job.
-
-        A thread belongs to the job in which it first talked to the parent. A thread that serves one
-        job after the other needs this for each.
-
-        Raises:
-            JobEndedError: The job has ended.
-        """
-        if is_worker():
-            from ._requests.requests import bind_thread
-
-            bind_thread(self._call)
-        else:
-            from ._requests.trio_threads import adopt
-
-            adopt(self._token)
+def __getattr__(name: str) -> Any:
+    """Import a public name of :data:`_LATE`."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(__import__(f"{__package__}._requests.{_LATE[name]}", fromlist=(name,)), name)
+    globals()[name] = value
+    return value
 
 
-def job() -> Job:
-    """Return the job that runs in this thread.
-
-    Raises:
-        JobEndedError: The job of this thread has ended.
-        RuntimeError: This is not a job.
-    """
-    if is_worker():
-        from ._requests.requests import running_call
-
-        return Job(running_call(), None)
-    from ._requests.trio_threads import current_token
-
-    return Job(0, current_token())
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _ask(op: str, call: tuple[Any, Any], shield: bool | None) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from docstring_calls import CALLS
 from page_blocks import Block
 
 import trio_offload
@@ -132,9 +133,27 @@ BEFORE = {
     "trio_offload.open_worker_context": "path = 'a.csv'\ndef parse(path): return path",
     "trio_offload.retire_when": "path = 'a.csv'\ndef parse(path): return path",
     "trio_offload.share": "table = {'key': 1}\ndef job(shared): return shared.get('key')",
+    "trio_offload.connection.Connection": "import json",
     "trio_offload.connection.Connection.move": """
         ours, theirs = connection.pipe()
         def work(connection): pass
+    """,
+    "trio_offload.connection.Listener": """
+        import multiprocessing.connection
+        def report(address):
+            with multiprocessing.connection.Client(address) as client:
+                client.send("done")
+        nursery = await page_stack.enter_async_context(trio.open_nursery())
+    """,
+    "trio_offload.connection.authenticate": """
+        import functools
+        import socket
+        from trio_offload import connection
+        key = b"secret"
+        tunnel, other = socket.socketpair()
+        listener = connection.adopt(other)
+        nursery = await page_stack.enter_async_context(trio.open_nursery())
+        nursery.start_soon(functools.partial(connection.authenticate, listener, key, side="listener"))
     """,
     "trio_offload.connection.adopt": """
         import types
@@ -165,7 +184,28 @@ BEFORE = {
         from trio_offload import connection
         def work(connection): connection.recv()
     """,
+    "trio_offload_worker.from_worker.BrokenBarrierError": "def advance(part): pass",
+    "trio_offload_worker.from_worker.Cancelled": "import os",
+    "trio_offload_worker.from_worker.EndOfChannel": "def store(batch): print(batch)",
+    "trio_offload_worker.from_worker.Job": "import threading",
+    "trio_offload_worker.from_worker.JobEndedError": "import os\nimport threading",
+    "trio_offload_worker.from_worker.RemoteError": """
+        class NoSuchUser(Exception):
+            def __reduce__(self): raise TypeError("not to be pickled")
+        async def find_user(name): raise NoSuchUser(name)
+    """,
+    "trio_offload_worker.from_worker.WouldBlock": "import os",
+    "trio_offload_worker.from_worker.cancelled": "import random",
     "trio_offload_worker.from_worker.check_cancelled": "paths = ['a']\ndef convert(path): pass",
+    "trio_offload_worker.from_worker.job": """
+        from concurrent.futures import ThreadPoolExecutor
+        def convert(path):
+            from_worker.check_cancelled()
+            return path
+    """,
+    "trio_offload_worker.from_worker.progress": "import os\nimport zlib",
+    "trio_offload_worker.from_worker.run_async": "async def fetch(url): print(url)",
+    "trio_offload_worker.from_worker.run_sync": "import os",
     "trio_offload_worker.from_worker.shielded": """
         state = {}
         def save(state): pass
@@ -187,6 +227,7 @@ PRINTED = {
     "trio_offload.LocateError": "no workers, so threads: the worker executable (trio-offload-worker) was not found.…\n…",
     "trio_offload.RemoteError": "nothing to fetch: users",
     "trio_offload.WorkerStartError": "no worker: ConnectionError('refused')",
+    "trio_offload_worker.from_worker.JobEndedError": "…",  # the job may end before the first line
 }
 SOMETHING = "……\n…\n"
 FIRST = """
@@ -216,7 +257,7 @@ def public_texts() -> Iterator[tuple[str, str]]:
 
 
 def docstring_blocks() -> list[Block]:
-    """Return the code of all docstrings, each block behind what it takes for granted."""
+    """Return the code of all docstrings, between what it takes for granted and its calls."""
     blocks = [Block("docstrings", 1, "python", FIRST)]
     seen = set()
     for name, text in public_texts():
@@ -228,6 +269,8 @@ def docstring_blocks() -> list[Block]:
                 blocks.append(Block(name, 1, "python", textwrap.dedent(BEFORE.get(name, ""))))
                 code = textwrap.dedent(found[1])
                 printed = PRINTED.get(name, SOMETHING if "print(" in code else None)
-                blocks.append(Block(name, line, "python", code, MARKS.get(name, {}), printed))
+                calls = textwrap.dedent(CALLS.get(name, ""))
+                blocks.append(Block(name, line, "python", code, MARKS.get(name, {}), None if calls else printed))
+                blocks.append(Block(name, 1, "python", calls, output=printed if calls else None))
                 blocks.append(Block(name, 1, "python", AFTER.get(name, "")))
     return blocks

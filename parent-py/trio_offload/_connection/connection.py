@@ -25,6 +25,14 @@ from .wire import Inbox, Outbox
 class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
     """One end of a connection, whose other end may be a ``multiprocessing.connection.Connection``.
 
+    ::
+
+        ours, theirs = connection.pipe()
+        async with ours, theirs:
+            await theirs.send_bytes(b'{"id": 7}')
+            ours.loads = json.loads
+            print(await ours.receive())  # {'id': 7}
+
     Made by :func:`open_client`, :func:`listen`, :func:`serve`, :func:`pipe` and :func:`adopt`. It
     is an async context manager, which closes it, and ``async for`` receives until the end.
 

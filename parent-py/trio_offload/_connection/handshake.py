@@ -27,6 +27,12 @@ async def authenticate(
 ) -> None:
     """Prove to the other end that this one knows the key, and have it proved. A checkpoint.
 
+    ::
+
+        async with connection.adopt(tunnel) as client:  # a socket that another library made
+            await connection.authenticate(client, key)
+            await client.send("hello")
+
     :func:`open_client` and :func:`listen` do it. Call it for an adopted connection whose other end
     calls ``deliver_challenge`` and then ``answer_challenge`` of ``multiprocessing.connection``; or
     the other way round, with ``side="listener"``. If it fails, the connection is closed.

@@ -41,6 +41,13 @@ _OF_ONE_CLIENT: Final = (
 class Listener(metaclass=PublicType):
     """A socket that accepts connections, made by :func:`listen`.
 
+    ::
+
+        async with connection.listen() as listener:
+            nursery.start_soon(trio_offload.run_sync, report, listener.address)
+            async with await listener.accept() as client:
+                print(await client.receive())
+
     Iterate it for :class:`Connection` objects whose other end has proved that it knows the key.
 
     Attributes:

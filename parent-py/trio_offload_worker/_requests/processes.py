@@ -73,16 +73,30 @@ class ProcessChannel(metaclass=PublicType):
         return iter(self._receive)
 
 
-def current_channel() -> ProcessChannel:
-    """Return the channel of the running job.
+def channel() -> ProcessChannel:
+    """Return the channel between this job and the program. For functions of ``open_process``.
+
+    ::
+
+        def square():
+            channel = from_worker.channel()
+            for number in channel:
+                channel.send(number * number)
+
+        async with trio_offload.open_process(square) as process:
+            await process.send(3)
+            print(await process.receive())  # 9
 
     Raises:
-        RuntimeError: It has none.
+        RuntimeError: The job has none.
     """
-    channel = _channels.get(running_call())
-    if channel is None:
+    found = _channels.get(running_call())
+    if found is None:
         raise RuntimeError("this job has no channel: only a function of open_process() has one")
-    return channel
+    return found
+
+
+channel.__module__ = "trio_offload_worker.from_worker"
 
 
 # By the number of the call.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from _thread import _local
 from time import monotonic
 
+from .. import PublicType
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -37,6 +39,37 @@ def drop_shield(end: float) -> None:
     """Undo one :func:`add_shield`."""
     if end in _shields.ends:
         _shields.ends.remove(end)
+
+
+class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
+    """Run a block in which this thread can talk to the parent although the call is cancelled.
+
+    It is for cleaning up::
+
+        try:
+            go_on(state)
+        except from_worker.Cancelled:
+            with from_worker.shielded(seconds=5):
+                from_worker.run(save, state)
+            raise
+
+    Args:
+        seconds: Seconds after which the protection ends. None means at the end of the block.
+    """
+
+    __module__ = "trio_offload_worker.from_worker"
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
+        self._ends: list[float] = []
+
+    def __enter__(self) -> None:
+        end = float("inf") if self._seconds is None else monotonic() + self._seconds
+        self._ends.append(end)
+        add_shield(end)
+
+    def __exit__(self, *error: object) -> None:
+        drop_shield(self._ends.pop())
 
 
 _shields: Final = _Shields()

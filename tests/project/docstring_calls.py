@@ -1,0 +1,107 @@
+"""Calls of the functions that the code in a docstring defines, so the test runs their bodies too."""
+
+CALLS = {
+    "trio_offload_worker.from_worker.AbandonedLockError": """
+        import contextlib
+        lock = trio_offload.Lock()
+        await trio_offload.run_sync(append, lock, "lines.txt", "one")
+        def holder(lock): lock.acquire()
+        with contextlib.suppress(RuntimeError):
+            await trio_offload.run_sync(holder, lock)
+        try:
+            await trio_offload.run_sync(append, lock, "lines.txt", "two")
+        except trio_offload.AbandonedLockError as error:
+            assert error.function
+        else:
+            raise AssertionError
+    """,
+    "trio_offload_worker.from_worker.BrokenBarrierError": """
+        barrier = trio_offload.Barrier(2)
+        barrier.abort()
+        assert await trio_offload.run_sync(simulate, barrier, 1) == 0
+    """,
+    "trio_offload_worker.from_worker.BrokenResourceError": """
+        send, receive = trio_offload.open_channel(10)
+        receive.close()
+        await trio_offload.run_sync(search, [1], send)
+    """,
+    "trio_offload_worker.from_worker.Cancelled": """
+        import pathlib
+        pathlib.Path("source").write_text("a")
+        await trio_offload.run_sync(convert, "source", "target")
+        assert pathlib.Path("target").read_text() == "A"
+        os.mkfifo("slow")
+        scope = trio.CancelScope()
+        async def cancel():
+            # It opens when the job has opened the other end.
+            with await trio.to_thread.run_sync(open, "slow", "w") as file:
+                scope.cancel()
+                file.write("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel)
+            with scope:
+                await trio_offload.run_sync(convert, "slow", "target")
+        assert scope.cancelled_caught
+        assert not pathlib.Path("target").exists()
+    """,
+    "trio_offload_worker.from_worker.ClosedResourceError": """
+        queue = trio_offload.WorkQueue()
+        queue.close()
+        await trio_offload.run_sync(crawl, queue, ["a"])
+    """,
+    "trio_offload_worker.from_worker.DeadlockError": """
+        import types
+        ours, theirs = (types.SimpleNamespace(lock=trio_offload.Lock()) for _ in range(2))
+        async with theirs.lock:
+            assert await trio_offload.run_sync(move, 5, ours, theirs) is False
+    """,
+    "trio_offload_worker.from_worker.EndOfChannel": """
+        send, receive = trio_offload.open_channel(10)
+        async with send:
+            await send.send(5)
+        await trio_offload.run_sync(store_batches, receive)
+    """,
+    "trio_offload_worker.from_worker.Job": "await trio_offload.run_sync(work, 'a.csv')",
+    "trio_offload_worker.from_worker.JobEndedError": """
+        def begin():
+            def run(job):
+                job.adopt()
+                started.set()
+                report_load()
+                threading.ended = True
+            started = threading.Event()
+            threading.load = threading.Thread(target=run, args=(from_worker.job(),))
+            threading.load.start()
+            started.wait()
+        def end():
+            threading.load.join()
+            return threading.ended
+        await trio_offload.run_sync(begin)
+        assert await trio_offload.run_sync(end)
+    """,
+    "trio_offload_worker.from_worker.RemoteError": """
+        assert "NoSuchUser" in await trio_offload.run_sync(job, "me")
+    """,
+    "trio_offload_worker.from_worker.job": "assert await trio_offload.run_sync(convert_all, ['a']) == ['a']",
+    "trio_offload_worker.from_worker.progress": """
+        import pathlib
+        pathlib.Path("data").write_bytes(b"data")
+        seen = []
+        value = await trio_offload.run_sync(checksum, "data", progress=lambda *step: seen.append(step))
+        assert value == zlib.crc32(b"data")
+        assert seen[-1][:2] == (4, 4)
+    """,
+    "trio_offload_worker.from_worker.run": "assert await trio_offload.run_sync(count_addresses, '127.0.0.1')",
+    "trio_offload_worker.from_worker.run_async": "await trio_offload.run_sync(job, ['a', 'b'])",
+    "trio_offload_worker.from_worker.run_sync": """
+        import pathlib
+        pathlib.Path("empty").touch()
+        await trio_offload.run_sync(check_sizes, ["empty"])
+    """,
+    "trio_offload_worker.from_worker.sleep": """
+        await trio_offload.run_sync(wait_for_file, ".")
+        with trio.move_on_after(0.1) as scope:
+            await trio_offload.run_sync(wait_for_file, "missing")
+        assert scope.cancelled_caught
+    """,
+}
