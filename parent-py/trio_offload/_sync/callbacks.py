@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 import outcome
 import trio
 
+from .._exceptions import is_cancelled
 from .._pickling.payload import function_name
 from .._worker import callbacks
 from .._worker.callbacks import call, call_now
@@ -87,7 +88,7 @@ class _CallbackGrant(PlainGrant):
 
 async def _await(post: Post, awaitable: Awaitable[Any]) -> None:
     result = await outcome.acapture(_awaited, awaitable)
-    if isinstance(result, outcome.Error) and not isinstance(result.error, trio.Cancelled):
+    if isinstance(result, outcome.Error) and not is_cancelled(result.error):
         post.interrupt(result.error)
 
 

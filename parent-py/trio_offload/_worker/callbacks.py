@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import outcome
 import trio
 
+from .._exceptions import is_cancelled
 from .._pickling.payload import function_name
 from .._wait_graph import WAITS, Outcome
 from .peer import logger
@@ -120,12 +121,24 @@ def wrong_kind(function: Callable[..., Any], value: Any, *, awaits: bool) -> Typ
 
 
 def fail(request: Request, error: BaseException) -> None:
-    """Reply with the exception of a callback. Ctrl+C and its like end the job instead."""
-    if isinstance(error, _CONTROLLING):
+    """Reply with the exception of a callback. Ctrl+C and its like end the job instead.
+
+    A callback with a nursery raises groups. The job gets one without Trio's cancellations, because
+    those cannot leave this program.
+    """
+    if _is_controlling(error):
         request.complete("cancelled")
         request.interrupt(error)
+    elif is_cancelled(error):
+        request.complete("cancelled")
     else:
-        request.fail(error)
+        split = getattr(error, "split", None)
+        request.fail(error if split is None else split(trio.Cancelled)[1])
+
+
+def _is_controlling(error: BaseException) -> bool:
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return isinstance(error, _CONTROLLING) or any(map(_is_controlling, inner))
 
 
 @trio.lowlevel.disable_ki_protection
@@ -153,12 +166,12 @@ async def _await(request: Request, awaitable: Any) -> None:
             WAITS.remove(request.owner)
         if isinstance(result, outcome.Value):
             request.complete_value(result.value)
-        elif request.withdrawn_as and isinstance(result.error, trio.Cancelled):
+        elif request.withdrawn_as and is_cancelled(result.error):
             if request.withdrawn_as == "refused" and request.refusal is not None:
                 request.fail(request.refusal)
             else:
                 request.complete(request.withdrawn_as)
-        elif isinstance(result.error, trio.Cancelled) and request.is_late:
+        elif is_cancelled(result.error) and request.is_late:
             # The job stays where it is until its stacks are written. Then it is told, or killed.
             request.ends_itself, request.on_withdraw = False, None
         else:
