@@ -170,3 +170,50 @@ def crash_of_a_copy(path: str) -> str:
         os.waitpid(pid, 0)
     with open(path) as file:
         return file.read()
+
+
+class AtTheEnd:
+    """Lets a thread of a job go on when Python clears its modules, and waits until it has stopped or ended."""
+
+    def __init__(self, thread: int, pipe: int, size: int, outcome: str) -> None:
+        self.status = os.open(f"/proc/self/task/{thread}/status", os.O_RDONLY)
+        self.outcome = os.open(outcome, os.O_WRONLY)
+        self.pipe, self.left = pipe, size
+        # Python clears `os` too.
+        self.read, self.pread, self.write = os.read, os.pread, os.write
+
+    def __del__(self) -> None:
+        # The thread writes the last byte itself, so it is awake after that.
+        while self.left:
+            self.left -= len(self.read(self.pipe, self.left))
+        self.write(self.outcome, self.find_out())
+
+    def find_out(self) -> bytes:
+        while True:
+            try:
+                status = self.pread(self.status, 4096, 0)
+            except ProcessLookupError:
+                return b"ended"
+            if b"\nState:\tS" in status:
+                return b"stopped"
+
+
+def leave_thread(outcome: str, in_the_line: bool) -> None:
+    """Leave a thread that takes the GIL only when Python ends: in Python, or in the function that writes to the parent."""
+    size = 1 << 20  # more than fits into a pipe
+    reader, writer = os.pipe()
+    threads = []
+
+    class Parts:
+        def __iter__(self) -> NoReturn:
+            threads.append(threading.get_native_id())
+            os.write(writer, bytes(size))
+            raise AssertionError("Python has not ended")
+
+    line = __import__("_trio_offload_line")
+    work = (lambda: line.write(Parts(), line.call(), [])) if in_the_line else Parts().__iter__
+    threading.Thread(target=work, daemon=True).start()
+    # From the first byte on, the thread is in the system call.
+    size -= len(os.read(reader, 1))
+    # The thread keeps the names of this module.
+    sys.modules["at_the_end"] = AtTheEnd(*threads, reader, size, outcome)  # type: ignore[assignment]

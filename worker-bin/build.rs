@@ -12,9 +12,9 @@ fn main() {
     println!("cargo:rustc-env=TRIO_OFFLOAD_TEST_LIBRARY_DIRECTORY={library_directory}");
     link_unwinder_statically();
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|system| system == "linux") {
-        // Symbols that libraries in jobs must find here, before the C library's (os/namespaces.rs)
-        // or Python's (python/raw/command_line.rs).
-        for name in ["unshare", "setns", "trio_offload_single_threaded", "Py_GetArgcArgv"] {
+        // Symbols that libraries must find here, before the C library's (os/namespaces.rs,
+        // python/raw/thread_exit.rs) or Python's (python/raw/command_line.rs).
+        for name in ["unshare", "setns", "trio_offload_single_threaded", "pthread_exit", "Py_GetArgcArgv"] {
             println!("cargo:rustc-link-arg-bins=-Wl,--export-dynamic-symbol={name}");
         }
     }

@@ -248,6 +248,41 @@ async def test_a_library_that_aborts_while_python_runs(build: Build) -> None:
 
 # --- threads of their own ------------------------------------------------------------------------
 
+EXITING = """
+    #include <pthread.h>
+
+    static void cleanup(void *cleaned) { *(int *)cleaned = 1; }
+
+    static void *work(void *cleaned)
+    {
+        pthread_cleanup_push(cleanup, cleaned);
+        pthread_exit(cleaned);
+        pthread_cleanup_pop(0);
+    }
+
+    int cleaned_up_and_joined(void)
+    {
+        int cleaned = 0;
+        void *result = 0;
+        pthread_t thread;
+        if (pthread_create(&thread, 0, work, &cleaned) || pthread_join(thread, &result)) return -1;
+        return cleaned && result == &cleaned;
+    }
+"""
+
+
+def join_exiting_thread(path: str) -> int:
+    joined: int = ctypes.CDLL(path).cleaned_up_and_joined()
+    return joined
+
+
+async def test_a_thread_that_exits_by_itself(build: Build) -> None:
+    """The executable's `pthread_exit` leaves it to the C library's."""
+    library = build("exiting", EXITING)
+    async with open_worker_context() as context:
+        assert await context.run_sync(join_exiting_thread, str(library)) == 1
+
+
 POOL = """
     #define _GNU_SOURCE
     #include <errno.h>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import native_jobs
 import pytest
 import trio
 from lifeline import PATIENCE
-from running import ceiling, in_fork, run_script
+from running import ceiling, in_fork, run_script, write
 
 from trio_offload import BrokenWorkerError, WorkerMemoryError, WorkerType, open_worker_context
 from trio_offload._interpreter import locate as _locate
@@ -74,6 +75,19 @@ async def test_a_job_is_watched_after_its_fork() -> None:
             await context.run_sync(native_jobs.fork_and_grow)
         assert told.value.crash is not None
         assert "in grow_for_ever" in told.value.crash.stack
+
+
+# --- threads that jobs leave behind --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_the_line", [True, False])
+async def test_thread_that_python_finds_at_its_end(tmp_path: Path, in_the_line: bool) -> None:
+    """Up to 3.13, Python unwinds the thread's stack, which would abort the process in Rust code."""
+    outcome = write(tmp_path / "outcome", "")
+    async with open_worker_context() as context:
+        await context.run_sync(native_jobs.leave_thread, str(outcome), in_the_line)
+    is_in_rust = in_the_line and _locate.runtime().is_native
+    assert outcome.read_text() == ("stopped" if is_in_rust or sys.version_info >= (3, 14) else "ended")
 
 
 # --- namespaces ----------------------------------------------------------------------------------

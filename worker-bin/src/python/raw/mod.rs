@@ -5,6 +5,9 @@ mod command_line;
 pub(crate) mod fatal_errors;
 pub(crate) mod fork;
 pub(crate) mod py_config;
+// The C libraries of other systems do not unwind, and newer versions of Python do not end threads.
+#[cfg(all(target_os = "linux", target_env = "gnu", not(Py_3_14)))]
+mod thread_exit;
 pub(crate) mod version;
 
 use std::ffi::{CStr, CString};

@@ -54,6 +54,8 @@ impl Running {
         // SAFETY: the state is the one that `start` saved on this thread, and the thread has
         // released it.
         unsafe { ffi::PyEval_RestoreThread(self.main_thread.as_ptr()) };
+        #[cfg(all(target_os = "linux", target_env = "gnu", not(Py_3_14)))]
+        super::thread_exit::stop_threads_of_the_executable();
         // SAFETY: this thread holds the GIL with the main thread's state; nothing uses Python after
         // this.
         unsafe { ffi::Py_FinalizeEx() == 0 }
