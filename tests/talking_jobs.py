@@ -35,6 +35,11 @@ def call_back_often(callback: Callable[[int], int], times: int) -> list[int]:
     return [callback(number) for number in range(times)]
 
 
+def call_back_until_killed(callback: Callable[[], Any]) -> None:
+    while True:
+        callback()
+
+
 def catch(callback: Callable[..., Any], *args: Any) -> tuple[str, str]:
     try:
         callback(*args)

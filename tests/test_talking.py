@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import gc
 import os
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -330,6 +332,20 @@ async def test_late_job_in_a_callback_stays_there(context: WorkerContext, line: 
     # Only with a grace is it told, once the stacks are written.
     assert (await line.ended())[1:] == ([] if grace is None else ["Cancelled"])
     assert len(WAITS) == 0
+
+
+async def test_no_async_callback_of_a_late_job_is_left_unawaited(context: WorkerContext) -> None:
+    """What a job has said counts, also if it is read after its caller's wait."""
+
+    async def note() -> None:
+        await trio.lowlevel.checkpoint()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(trio_offload.WorkerTimeoutError):
+            await context.run_sync(jobs.call_back_until_killed, callback(note, wait=False), timeout=0.3)
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
 
 
 async def test_value_of_a_late_job_is_dropped(context: WorkerContext, line: Lifeline) -> None:

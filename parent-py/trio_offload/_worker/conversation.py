@@ -170,6 +170,15 @@ class Conversation:
         if self.lasting is not None:
             self.lasting.end_with(process, function, self.in_hand)
 
+    async def cancel_unstarted(self) -> None:
+        """Run the callbacks that a worker has asked for as it ended, cancelled. Not cancellable."""
+        if self._to_start:
+            async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.cancel()
+                for function, args in self._to_start:
+                    nursery.start_soon(function, *args)
+                self._to_start.clear()
+
     @property
     def is_live(self) -> bool:
         """True if the running call has sent a message."""

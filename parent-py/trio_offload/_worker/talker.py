@@ -292,6 +292,12 @@ class Talker(CallSender):
         if self.conversation is not None:
             self.conversation.forget()
 
+    async def end(self) -> None:
+        """As :meth:`Peer.end`. Async callbacks of its last words run too, cancelled."""
+        await super().end()
+        if self.conversation is not None:
+            await self.conversation.cancel_unstarted()
+
     async def end_in_flight(self) -> None:
         """As :meth:`end`, and count the calls in flight that were answered before the end."""
         try:
