@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import signal
@@ -111,6 +112,26 @@ async def test_an_exception_that_was_handled_is_not_raised_again(open_process: O
             await process.wait()
 
 
+async def test_several_tasks_wait_for_the_value(open_process: Open) -> None:
+    values = []
+
+    async def wait() -> None:
+        values.append(await process.wait())
+
+    async with open_process(jobs.pid) as process, trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
+    assert values == [process.pid] * 2
+    assert await process.wait() == process.pid
+
+
+async def test_the_exception_is_raised_in_each_wait(open_process: Open) -> None:
+    async with open_process(jobs.fails) as process:
+        for _ in range(2):
+            with pytest.raises(LookupError, match="by itself"):
+                await process.wait()
+
+
 async def test_another_exception_in_the_block_names_it(open_process: Open) -> None:
     with pytest.raises(trio.EndOfChannel) as caught:
         async with open_process(jobs.fails) as process:
@@ -209,9 +230,14 @@ async def test_wrong_uses() -> None:
         trio_offload.open_process(jobs.count_slowly, 1)
     with pytest.raises(ValueError, match="grace must be 0 seconds or more"):
         trio_offload.open_process(jobs.pid, grace=-1)
+    with pytest.raises(TypeError, match="name must be a string, got 5"):
+        trio_offload.open_process(jobs.pid, name=5)  # type: ignore[arg-type]
     process = trio_offload.open_process(jobs.pid)
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(process)
+    for wait in (process.wait, process.receive, process.__anext__, functools.partial(process.send, 1)):
+        with pytest.raises(TypeError, match="inside a block: write `async with open_process"):
+            await wait()
     async with process:
         with pytest.raises(RuntimeError, match="entered once"):
             await process.__aenter__()

@@ -88,6 +88,8 @@ def open_process(
         TypeError, ValueError: An argument is wrong.
     """
     check_function(fn)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
     if grace is not None:
         check_seconds("grace", grace)
     options: Any = {"memory_limit": memory_limit, "worker_type": worker_type}
@@ -192,6 +194,7 @@ class Process(Generic[ResultType], metaclass=PublicType):
         Raises:
             trio.BrokenResourceError: The process has ended.
         """
+        self._check_entered()
         await self._to_job[0].send(value)
 
     def send_nowait(self, value: Any) -> None:
@@ -209,6 +212,7 @@ class Process(Generic[ResultType], metaclass=PublicType):
             trio.EndOfChannel: The process sends nothing any more.
             trio.BrokenResourceError: The same, because it has died.
         """
+        self._check_entered()
         return await self._from_job[1].receive()
 
     def receive_nowait(self) -> Any:
@@ -220,7 +224,7 @@ class Process(Generic[ResultType], metaclass=PublicType):
 
     async def __anext__(self) -> Any:
         try:
-            return await self._from_job[1].receive()
+            return await self.receive()
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
 
@@ -233,11 +237,15 @@ class Process(Generic[ResultType], metaclass=PublicType):
             BaseException: As :func:`run_sync`.
             trio.BrokenResourceError: The process was cancelled, and has not returned.
         """
+        self._check_entered()
         await self._ended.wait()
         self._was_reported = True
         if self._outcome is None:
             raise trio.BrokenResourceError("the process was cancelled")
-        return self._outcome.unwrap()
+        if isinstance(self._outcome, outcome.Error):
+            raise self._outcome.error
+        # An outcome can be unwrapped once, and several tasks may wait.
+        return self._outcome.value
 
     @property
     def pid(self) -> int:
@@ -289,6 +297,13 @@ class Process(Generic[ResultType], metaclass=PublicType):
     def kill(self) -> None:
         """Kill it (SIGKILL), with all processes that it has started."""
         self._signal(signal.SIGKILL)
+
+    def _check_entered(self) -> None:
+        """Refuse a wait that would have no end."""
+        if self._manager is None:
+            raise TypeError(
+                "a process runs inside a block: write `async with open_process(fn) as process:`, and use it there"
+            )
 
     def _signal(self, number: signal.Signals) -> None:
         if self.running:
