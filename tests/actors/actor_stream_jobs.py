@@ -125,6 +125,21 @@ def take(actor: Any, count: int, name: str, *args: Any) -> list[Any]:
     return values
 
 
+def end_each(actor: Any, alive: Any) -> list[int]:
+    """Return how many streams the program has after each way to end one."""
+    counts = [alive()]
+    collect(actor, "count", 3)
+    counts.append(alive())
+    collect_until_error(actor, "fail_after", 2, ValueError("no"))
+    counts.append(alive())
+    take(actor, 1, "count", 1000)
+    counts.append(alive())
+    with actor.count(1000) as values:
+        next(values)
+    counts.append(alive())
+    return counts
+
+
 def take_in_block(actor: Any, report: Any, name: str, *args: Any) -> str:
     try:
         with getattr(actor, name)(*args) as values:

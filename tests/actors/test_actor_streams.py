@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_offload
 from trio_offload import BrokenWorkerError, DeadlockError, WorkerContext, callback
+from trio_offload._actors.relays import Relay
 
 Open = Callable[..., AbstractAsyncContextManager[Any]]
 
@@ -50,6 +52,19 @@ async def test_job_iterates(open_actor: Open, context: WorkerContext) -> None:
         assert await context.run_sync(jobs.collect_with_window, source, 4, "plain") == [1, 2]
         assert await source.add() == 1
         assert source.statistics().pending == 0
+
+
+async def test_ended_streams_leave_nothing(open_actor: Open, context: WorkerContext) -> None:
+    """A job that goes on does not collect the streams that it has ended. The server keeps the last."""
+
+    async def alive() -> int:
+        # The end of a closed generator is a message of its actor.
+        await wait_all_tasks_blocked()
+        gc.collect()
+        return sum(type(found) is Relay for found in gc.get_objects())
+
+    async with open_actor(Source) as source:
+        assert max(await context.run_sync(jobs.end_each, source, callback(alive))) <= 1
 
 
 async def test_values_of_all_sizes(open_actor: Open, context: WorkerContext) -> None:

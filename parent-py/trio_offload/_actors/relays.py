@@ -295,11 +295,13 @@ class _RelayGrant(PlainGrant):
                 self.handle.close(taker)
         except Exception as error:
             request.fail(error)
+        if request.op == "close":
+            request.drop_grant(self)
 
     def post(self, post: Post) -> None:
         """As :meth:`PlainGrant.post`."""
         if post.op == "close":
-            self.handle.close()
+            post.drop_grant(self)
         elif post.op == "return":
             self.handle.put_back()
 

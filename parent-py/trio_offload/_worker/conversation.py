@@ -62,7 +62,7 @@ class Conversation:
         self._call: JobCall | None = None
         self._owner: JobOwner | None = None  # of the last message
         self._pinned: dict[int, Sequence[Buffer]] = {}  # by thread: the socket may hold their pages
-        self._grants: dict[int, Sequence[Grant]] = {}  # by the number of the call
+        self._grants: dict[int, dict[int, Grant]] = {}  # by the call's number and their identities
         self._granted: dict[int, Grant] = {}  # to the running call, by their ids
         self._open: dict[int, Request] = {}
         self._nursery: trio.Nursery | None = None
@@ -81,7 +81,7 @@ class Conversation:
         """Let a call use these handles."""
         for grant in grants:
             grant.begin(self)
-        self._grants[number] = (*self._grants.get(number, ()), *grants)
+        self._grants.setdefault(number, {}).update((id(grant), grant) for grant in grants)
         if self._call is not None and self._call.number == number:
             self._granted.update((grant.id, grant) for grant in grants)
 
@@ -142,7 +142,7 @@ class Conversation:
         if call is None or call.number != number:
             function = self._worker.running_function or "an unknown function"
             call = self._call = JobCall(self._worker.process.pid, number, function)
-            self._granted = {grant.id: grant for grant in self._grants.get(number, ())}
+            self._granted = {grant.id: grant for grant in self._grants.get(number, {}).values()}
             self._loan = loan_of(self._worker.limiter, self._worker.options, self._open)
         return call
 
@@ -156,8 +156,14 @@ class Conversation:
                 request.withdraw("closed")
             self._loan = None
             self._outbox.drop_carrying()
-        for grant in self._grants.pop(number, ()):
+        for grant in self._grants.pop(number, {}).values():
             grant.end(death)
+
+    def drop_grant(self, call: JobCall, grant: Grant) -> None:
+        """As :meth:`Replier.drop_grant`."""
+        if call is self._call and self._grants.get(call.number, {}).pop(id(grant), None) is not None:
+            del self._granted[grant.id]
+            grant.end(None)
 
     def end(self, number: int, function: str | None, process: WorkerProcess) -> None:
         """Settle the grants of the running call, whose worker has ended. Its messages are read."""

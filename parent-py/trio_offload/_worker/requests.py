@@ -69,6 +69,9 @@ class Replier(Protocol):
     def handed(self, request: int) -> int:
         """Return how many items that a request got have reached the code of its job."""
 
+    def drop_grant(self, call: JobCall, grant: Grant) -> None:
+        """End a grant before its call ends. The job has closed the handle, and had it once."""
+
 
 @attrs.frozen
 class Death:
@@ -133,6 +136,10 @@ class Post:
         """Unpickle the segments."""
         return _calls.load(self.segments)
 
+    def drop_grant(self, grant: Grant) -> None:
+        """As :meth:`Replier.drop_grant`."""
+        self._conversation.drop_grant(self.owner.call, grant)
+
     def start(self, function: Callable[..., Any], *args: Any) -> None:
         """As :meth:`Request.start`."""
         self._conversation.start(function, *args)
@@ -175,6 +182,10 @@ class Request:
     def give_credit(self, handle: int, count: int) -> None:
         """Let the job send ``count`` messages about a handle that need no reply."""
         self._conversation.give_credit(self.owner.call, handle, count)
+
+    def drop_grant(self, grant: Grant) -> None:
+        """As :meth:`Replier.drop_grant`."""
+        self._conversation.drop_grant(self.owner.call, grant)
 
     def handed(self, number: int) -> int:
         """Return how many items that a request of this job got have reached the job's code.

@@ -109,6 +109,9 @@ class ActorStream(JobHandle):
             start = _pickle.loads(reply.segments[0])
             return start if type(start) is tuple else (loads(reply.segments[1:]),)
         self._is_over = True
+        # The parent keeps the outcome until then: a signal handler may have kept an earlier reply
+        # from this line.
+        self._drop()
         if reply.status == "end_of_channel":
             raise self._stop(loads(reply.segments[1:]))
         result(reply)
