@@ -47,6 +47,13 @@ async def run_sync(
 ) -> ResultType:
     """Run ``sync_fn(*args)`` in a worker process and return its result.
 
+    ::
+
+        print(await trio_offload.run_sync(word_count, path, timeout=60))
+
+        with trio.move_on_after(5):  # kills the job
+            await trio_offload.run_sync(recognize, "page.png", kill_on_cancel=True)
+
     An exception raised by the job is raised here. Workers are reused, the most recently used first,
     so a job may find global variables as an earlier job left them. Rely on that for caches only.
 
@@ -86,14 +93,7 @@ async def run_sync(
             ``from_worker.Cancelled``.
     """
     return await current_context().run_sync(
-        sync_fn,
-        *args,
-        kill_on_cancel=kill_on_cancel,
-        cancellable=cancellable,
-        limiter=limiter,
-        timeout=timeout,
-        grace=grace,
-        **more,
+        sync_fn, *args, kill_on_cancel=kill_on_cancel or cancellable, limiter=limiter, timeout=timeout, grace=grace, **more
     )
 
 
@@ -193,6 +193,12 @@ async def open_worker_context(options: ContextOptions) -> AsyncIterator[WorkerCo
 async def prewarm(workers: int) -> int:
     """Start workers of the context that :func:`run_sync` would use here.
 
+    ::
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio_offload.prewarm, 2)
+            settings = await read_settings()  # while the workers start
+
     See :meth:`WorkerContext.prewarm`.
     """
     require_trio()
@@ -235,5 +241,11 @@ def retire_when(
 
 
 def current_default_process_limiter() -> trio.CapacityLimiter:
-    """Older name of :func:`current_default_worker_limiter`."""
+    """Older name of :func:`current_default_worker_limiter`.
+
+    ::
+
+        limiter = trio_offload.current_default_process_limiter()
+        print(f"{limiter.borrowed_tokens} of {limiter.total_tokens} tokens are in use")
+    """
     return current_default_worker_limiter()

@@ -58,7 +58,11 @@ class _NoPublicConstructor(DocumentedType):
 class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor):
     """Workers that share one set of options, from :func:`open_worker_context`.
 
-    The options are attributes, under the names of the parameters of that function.
+    The options are attributes, under the names of that function's parameters::
+
+        async with trio_offload.open_worker_context(idle_timeout=60) as context:
+            await context.prewarm(2)
+            print(await context.run_sync(parse, path), context.idle_timeout)
     """
 
     _is_constructible = False
@@ -74,13 +78,8 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
         """Raises as :func:`launcher_for`."""
         launcher = launcher_for(options)
         pool = WorkerPool(launcher)
-        private = {
-            "_pool": pool,
-            "_launcher": launcher,
-            "_cache": pool.cache,
-            "_calls": pool.calls,
-            "_dump_call": dump_call_to_fork if launcher.inherits_main else dump_call,
-        }
+        private = {"_pool": pool, "_launcher": launcher, "_cache": pool.cache, "_calls": pool.calls}
+        private["_dump_call"] = dump_call_to_fork if launcher.inherits_main else dump_call
         for name, value in {**vars(options), **private}.items():
             object.__setattr__(self, name, value)  # attributes are read-only
 

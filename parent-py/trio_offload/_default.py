@@ -172,6 +172,13 @@ def configure_default_context(options: ContextOptions) -> None:
 def default_context_statistics() -> WorkerContextStatistics:
     """Return the statistics of the context that :func:`run_sync` would use here.
 
+    ::
+
+        before = trio_offload.default_context_statistics().counters.calls_returned
+        await library.process(path)
+        after = trio_offload.default_context_statistics().counters.calls_returned
+        print(f"{after - before} calls of run_sync")
+
     See :meth:`WorkerContext.statistics`. Other threads may use the default context too, so the
     figures may be outdated when this returns.
     """
@@ -180,6 +187,11 @@ def default_context_statistics() -> WorkerContextStatistics:
 
 def atexit_shutdown_grace_period(grace_period: float = -1.0) -> float:
     """Older name: set the grace period of the default context.
+
+    ::
+
+        seconds = trio_offload.atexit_shutdown_grace_period(10)
+        print(f"workers get {seconds} s at exit")
 
     New code passes ``grace_period`` to :func:`configure_default_context`.
 

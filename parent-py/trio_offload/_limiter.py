@@ -17,6 +17,11 @@ _default_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowle
 def current_default_worker_limiter() -> trio.CapacityLimiter:
     """Return the default limiter, used by calls that do not pass ``limiter``.
 
+    ::
+
+        limiter = trio_offload.current_default_worker_limiter()
+        limiter.total_tokens = max(1, limiter.total_tokens - 1)  # a processor for this program
+
     Each :func:`trio.run` has one. You may change its ``total_tokens``. Initially it has one token
     for each processor that this program may use:
 

@@ -35,7 +35,14 @@ MIN_REPORT_INTERVAL: Final = 0.01  # seconds; memory use changes little in less
 
 @documented
 class WorkerType(str, enum.Enum, metaclass=PublicEnumType):
-    """How a context starts its workers."""
+    """How a context starts its workers.
+
+    ::
+
+        kind = trio_offload.WorkerType.FORKSERVER if sys.platform == "linux" else "spawn"
+        async with trio_offload.open_worker_context(worker_type=kind) as context:
+            print(await context.run_sync(parse, path))
+    """
 
     SPAWN = "spawn"
     """A worker is a new process of the worker executable, independent of this program's memory."""
@@ -67,8 +74,7 @@ class WorkerType(str, enum.Enum, metaclass=PublicEnumType):
     lambdas, closures and methods of objects with locks work. Calls are pickled as always. Names in
     them refer to the inherited modules; ``__main__`` is not run again. If ``__main__`` has changed
     since the fork, the next call that mentions it gets a new worker. Other changes in this process
-    do not reach existing workers. A worker skips this process's exit handlers and runs those
-    registered by its jobs.
+    do not reach existing workers. A worker runs the exit handlers of its jobs, not this process's.
 
     Forking a process has risks, which ``SPAWN`` avoids:
 
@@ -86,8 +92,7 @@ class WorkerType(str, enum.Enum, metaclass=PublicEnumType):
     * Memory: a page is shared until one side writes to it, and a reference count is a write.
       Inherited memory counts towards ``memory_limit`` and :func:`retire_when`. Inherited reference
       cycles are not collected.
-    * Time: the fork blocks the event loop while the kernel copies page tables.
-      ``docs/fork.md`` has measurements.
+    * Time: the fork blocks the event loop while the kernel copies page tables (``docs/fork.md``).
     """
 
 
@@ -139,17 +144,9 @@ def _names(value: Iterable[str]) -> tuple[str, ...]:
         return value  # type: ignore[return-value]  # for the validator
 
 
-def _check_limit(options: object, attribute: "attrs.Attribute[float]", value: float) -> None:
-    check_seconds(attribute.name, value, hint=". Use math.inf for no limit")
-
-
-def _check_interval(options: object, attribute: "attrs.Attribute[float]", value: float) -> None:
-    check_seconds(attribute.name, value, at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
-
-
-def _check_report(options: object, attribute: "attrs.Attribute[float]", value: float | None) -> None:
-    if value is not None:
-        check_seconds(attribute.name, value, positive=True, hint=". Use None for no report")
+def _seconds(**rules: Any) -> Any:
+    """Return a validator for a number of seconds, by the rules of :func:`check_seconds`."""
+    return lambda _, field, value: check_seconds(field.name, value, **rules)
 
 
 def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
@@ -194,7 +191,10 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
 
 
 _FUNCTION: Final = attrs.validators.optional(attrs.validators.is_callable())
-_SECONDS_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_seconds(field.name, value))
+_LIMIT: Final = _seconds(hint=". Use math.inf for no limit")
+_INTERVAL: Final = _seconds(at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
+_REPORT: Final[Any] = attrs.validators.optional(_seconds(positive=True, hint=". Use None for no report"))
+_SECONDS_OR_NONE: Final = attrs.validators.optional(_seconds())
 _COUNT_FROM_ZERO: Final = attrs.validators.and_(lambda _, field, value: check_count(field.name, value, at_least=0))
 _MODULES: Final[Any] = lambda _, field, value: check_modules(field.name, value)  # noqa: E731
 _COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
@@ -208,7 +208,7 @@ class ContextOptions:
     The first five may be positional; trio-parallel has the same five.
     """
 
-    idle_timeout: float = attrs.field(default=600.0, converter=_plain_number, validator=_check_limit)
+    idle_timeout: float = attrs.field(default=600.0, converter=_plain_number, validator=_LIMIT)
     """Seconds after which an idle worker exits. :data:`math.inf` keeps it."""
 
     init: Callable[[], Any] = attrs.field(default=bool, validator=_check_callable)
@@ -217,7 +217,7 @@ class ContextOptions:
     retire: Callable[[], Any] = attrs.field(default=bool, validator=_check_callable)
     """Function that a worker calls after each job. If it returns a true value, the worker exits."""
 
-    grace_period: float = attrs.field(default=30.0, converter=_plain_number, validator=_check_limit)
+    grace_period: float = attrs.field(default=30.0, converter=_plain_number, validator=_LIMIT)
     """Seconds that workers get to exit when the context closes. Then they are killed."""
 
     worker_type: WorkerType = attrs.field(default=WorkerType.SPAWN, converter=_member, validator=_check_type)
@@ -229,13 +229,13 @@ class ContextOptions:
     min_idle: int = attrs.field(default=0, kw_only=True, validator=_COUNT_FROM_ZERO)
     """Number of idle workers to keep ready for the next calls."""
 
-    report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_check_interval)
+    report_interval: float = attrs.field(default=1.0, kw_only=True, converter=_plain_number, validator=_INTERVAL)
     """Seconds between a worker's reports while a job runs. :data:`math.inf` disables them."""
 
     max_waiting_jobs: int = attrs.field(default=1000, kw_only=True, validator=_COUNT_FROM_ZERO)
     """Number of jobs that may wait for this program while other jobs have their tokens."""
 
-    stall_report: float | None = attrs.field(default=60.0, kw_only=True, converter=_optional_number, validator=_check_report)
+    stall_report: float | None = attrs.field(default=60.0, kw_only=True, converter=_optional_number, validator=_REPORT)
     """Seconds without progress after which waits of all jobs are logged. None means never."""
 
     forward_logging: Mapping[str, int] | None = attrs.field(default=None, kw_only=True, converter=_levels)

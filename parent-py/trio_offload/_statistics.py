@@ -28,7 +28,15 @@ class Figures:
 @documented
 @attrs.frozen
 class JobProgress(metaclass=PublicType):
-    """How far a job is, by its own ``from_worker.progress``."""
+    """How far a job is, by its own ``from_worker.progress``.
+
+    ::
+
+        async with trio_offload.map(thumbnail, paths) as thumbnails:
+            async for small in thumbnails:
+                progress = thumbnails.progress
+                print(f"{progress.done} of {progress.total}, {progress.fraction:.0%}")
+    """
 
     done: float
     """The amount of work that is done. A whole number is an ``int``."""
@@ -50,7 +58,13 @@ class JobProgress(metaclass=PublicType):
 @documented
 @attrs.frozen
 class WorkerStatistics(metaclass=PublicType):
-    """One worker at one moment."""
+    """One worker at one moment.
+
+    ::
+
+        worker = max(context.statistics().workers, key=lambda worker: worker.peak_rss or 0)
+        print(f"worker {worker.pid} took {worker.peak_rss} bytes, in {worker.jobs} jobs")
+    """
 
     pid: int
     """Process ID."""
@@ -91,6 +105,14 @@ class WorkerStatistics(metaclass=PublicType):
 @attrs.frozen
 class WorkerContextCounters(metaclass=PublicType):
     """Events in a context since it was made. Each number only grows.
+
+    ::
+
+        counters = trio_offload.default_context_statistics().counters
+        calls = counters.calls_returned + counters.calls_raised
+        print(f"{calls} calls, {counters.seconds_run / calls:.3f} s each")
+        if counters.calls_died:
+            print(f"{counters.calls_died} crashes")
 
     A call is counted once it has ended in a worker, with one outcome. A chunk of a ``map`` is one
     call. ``workers_started - workers_retired - workers_died - workers_killed`` workers are left.
@@ -144,7 +166,13 @@ def sum_counters(parts: Iterable[WorkerContextCounters]) -> WorkerContextCounter
 @documented
 @attrs.frozen
 class WaitingJob(metaclass=PublicType):
-    """A request of a job that its parent has not answered yet."""
+    """A request of a job that its parent has not answered yet.
+
+    ::
+
+        for wait in trio_offload.default_context_statistics().waiting:
+            print(f"{wait.function}: {wait.operation} of {wait.handle}, {wait.seconds:.0f} s")
+    """
 
     pid: int
     """Process ID of the worker."""
@@ -169,6 +197,12 @@ class WaitingJob(metaclass=PublicType):
 @attrs.frozen
 class WorkerContextStatistics(metaclass=PublicType):
     """The workers of a context at one moment.
+
+    ::
+
+        statistics = context.statistics()
+        memory = sum(worker.rss or 0 for worker in statistics.workers)
+        print(f"{statistics.running_workers} calls, {statistics.idle_workers} idle, {memory} bytes")
 
     Two of these are equal if their two numbers are, as in trio-parallel.
     """

@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from docstring_blocks import docstring_blocks
+from docstring_blocks import docstring_blocks, examples
 from page_blocks import ROOT, Block, blocks_in, blocks_of, pages
 from page_checks import Page, check_program, commands, is_installer, is_program
 
@@ -42,6 +42,17 @@ def test_blocks_of_docstrings(tmp_path: Path) -> None:
     (tmp_path / "page").mkdir()
     failures = failures_of(docstring_blocks(), tmp_path / "page")
     assert not failures, "\n\n".join(failures)
+
+
+def test_every_public_name_has_an_example() -> None:
+    assert [name for name, blocks in examples() if not blocks] == []
+
+
+def test_no_example_shows_two_names() -> None:
+    names: dict[str, str] = {}
+    for name, blocks in examples():
+        for block in blocks:
+            assert names.setdefault(block, name) == name, block
 
 
 def failures_of(blocks: list[Block], folder: Path) -> list[str]:

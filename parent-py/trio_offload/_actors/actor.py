@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 class Actor(metaclass=PublicType):
     """An object that lives in a worker, from :func:`open_actor`.
 
+    ::
+
+        async with trio_offload.open_actor(Index, "articles.db") as index:
+            await index.add("trio")
+            print(await index.__len__())  # in a job: `len(index)`
+            async with index.stream.matches("tr*") as matches:
+                async for match in matches:
+                    print(match)
+
     Its methods are the methods of the object's class, and are awaited. A job gets a stand-in as an
     argument, whose methods block. Special methods, such as ``__getitem__``, are awaited under their
     names here; in a job they work as usual.

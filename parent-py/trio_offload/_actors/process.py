@@ -100,6 +100,13 @@ def open_process(
 class Process(Generic[ResultType], metaclass=PublicType):
     """A process that runs one function, from :func:`open_process`.
 
+    ::
+
+        async with trio_offload.open_process(transcode, "film.mkv") as process:
+            async for percent in process:
+                print(f"{process.name}: {percent} %")
+            print(await process.wait(), process.exitcode)
+
     The function of ``Process[int]`` returns an `int`.
 
     Attributes:

@@ -19,7 +19,14 @@ from .interface import Interface
 
 
 class SharedObject(Callee):
-    """An object of this program that jobs may use, from :func:`share`."""
+    """An object of this program that jobs may use, from :func:`share`.
+
+    ::
+
+        async with trio_offload.share(cache) as shared:
+            async with trio_offload.map(functools.partial(look_up, shared), keys) as values:
+                print(await values.collect())  # in the job: `shared.get(key)`
+    """
 
     _is_constructible = False
 

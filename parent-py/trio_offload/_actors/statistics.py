@@ -12,7 +12,17 @@ from .._documented import documented
 @documented
 @attrs.frozen
 class ActorStatistics(metaclass=PublicType):
-    """An actor at one moment."""
+    """An actor at one moment.
+
+    ::
+
+        async with trio_offload.open_actor(Model, "weights.bin", restart="fresh") as model:
+            for x in inputs:
+                with contextlib.suppress(trio_offload.BrokenWorkerError):
+                    print(await model.predict(x))
+            statistics = model.statistics()
+            print(f"{statistics.calls} answers of {1 + statistics.restarts} models")
+    """
 
     pid: int | None
     """Process ID of its worker. None means that it has ended."""

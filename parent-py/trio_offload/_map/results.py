@@ -66,6 +66,12 @@ class Work(Protocol):
 class Results(AsyncIterator[DeliveredType], Generic[DeliveredType], metaclass=PublicABCType):
     """The results of a map, for ``async for``.
 
+    ::
+
+        async with trio_offload.map(len, lines, chunk_size="auto") as lengths:
+            first = await anext(lengths)
+            print(first, max(await lengths.collect()))  # `collect` has those after the first
+
     A checkpoint if it waits, and once for each batch. Several loops, one after another, share the
     results. The results of ``Results[int]`` have the type `int`.
     """

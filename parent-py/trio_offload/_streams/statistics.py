@@ -12,7 +12,17 @@ from .._documented import documented
 @documented
 @attrs.frozen
 class StreamStatistics(metaclass=PublicType):
-    """Figures of a stream at one moment."""
+    """Figures of a stream at one moment.
+
+    ::
+
+        async with trio_offload.stream(read_rows, path) as rows:
+            async for row in rows:
+                await insert(row)
+                statistics = rows.statistics()
+                if not statistics.buffered:
+                    print(f"{statistics.received} rows have come: reading is slower than inserting")
+    """
 
     received: int
     """Number of values that have come."""

@@ -36,6 +36,14 @@ ResultType = TypeVar("ResultType", covariant=True)
 class Stream(Generic[ValueType, ResultType], metaclass=PublicType):
     """The values of a generator function that runs in a worker, made by :func:`stream`.
 
+    ::
+
+        async with trio_offload.stream(read_log, "app.log") as lines:
+            async for line in lines:
+                if line.startswith("ERROR"):
+                    print(line)
+                    break  # the rest is not read, because the block closes the generator
+
     It is an async context manager, and in the block an async iterator for one task.
     ``Stream[int, str]`` has values of the type `int`, and its generator returns a `str`.
     """

@@ -81,6 +81,13 @@ class _End(Handle):
 class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType):
     """The sending end of a channel, made by :func:`open_channel`.
 
+    ::
+
+        async with trio.open_nursery() as nursery, send:
+            nursery.start_soon(trio_offload.run_sync, store, receive.move())
+            for day in days:
+                await send.send_many(await fetch(day))
+
     Items are pickled by ``send``. So an item may change after it has been sent, and the receiver
     gets a copy, as in a job.
 
@@ -196,6 +203,13 @@ class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType)
 @final
 class ReceiveChannel(_End, trio.abc.ReceiveChannel[ReceiveType], metaclass=PublicABCType):
     """The receiving end of a channel, made by :func:`open_channel`.
+
+    ::
+
+        with contextlib.suppress(trio.EndOfChannel):
+            while True:
+                rows = await receive.receive_many(500)  # waits until there is one
+                print(f"insert {len(rows)} rows")
 
     A receive that need not wait lets other tasks run as a send does.
 

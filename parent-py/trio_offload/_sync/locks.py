@@ -169,6 +169,16 @@ class Lock(_Lock):
 class RLock(_Lock):
     """A :class:`Lock` whose holder may acquire it again. It is free after as many releases.
 
+    ::
+
+        def copy_tree(folder, lock):  # a job
+            with lock:
+                for inner in subfolders(folder):
+                    copy_tree(inner, lock)  # which has the lock already
+
+        lock = trio_offload.RLock()
+        await trio_offload.run_sync(copy_tree, "photos", lock)
+
     The holder is a task, or a thread of a job.
     """
 

@@ -127,6 +127,16 @@ class Semaphore(Acquirable):
 class BoundedSemaphore(Semaphore):
     """A :class:`Semaphore` that never has more tokens than at its start.
 
+    ::
+
+        licenses = trio_offload.BoundedSemaphore(2)
+        async with licenses:
+            await trio_offload.run_sync(render, "scene.blend")
+        try:
+            licenses.release()  # once too often
+        except ValueError as error:
+            print(error)
+
     Args:
         initial_value: Number of tokens.
         on_death: as for :class:`Semaphore`.

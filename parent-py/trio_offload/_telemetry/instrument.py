@@ -44,7 +44,16 @@ def instrument(*, tracer_provider: TracerProvider | None = None, meter_provider:
 
 
 def uninstrument() -> None:
-    """Stop recording. A job in progress ends without a span."""
+    """Stop recording. A job in progress ends without a span.
+
+    ::
+
+        telemetry.instrument()
+        try:
+            await trio_offload.run_sync(math.factorial, 20)
+        finally:
+            telemetry.uninstrument()  # later calls are not recorded
+    """
     global _installed
     if _installed is not None:
         hooks, instruments = _installed
