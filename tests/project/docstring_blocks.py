@@ -19,7 +19,7 @@ from trio_offload_worker import from_worker, handles
 
 MODULES: tuple[ModuleType, ...] = (trio_offload, connection, trio_offload_worker, from_worker, handles, telemetry)
 # Each name of these has an example in its docstring.
-WITH_EXAMPLES: tuple[ModuleType, ...] = (trio_offload, telemetry)
+WITH_EXAMPLES: tuple[ModuleType, ...] = (trio_offload, connection, from_worker, telemetry)
 _LITERAL_BLOCK = re.compile(r"::\n\n((?:[ ]+.*\n|\n)+)")
 
 # What the code of a docstring takes for granted.

@@ -26,6 +26,7 @@ CALLS = {
         await trio_offload.run_sync(search, [1], send)
     """,
     "trio_offload_worker.from_worker.Cancelled": """
+        import contextlib
         import pathlib
         pathlib.Path("source").write_text("a")
         await trio_offload.run_sync(convert, "source", "target")
@@ -33,10 +34,12 @@ CALLS = {
         os.mkfifo("slow")
         scope = trio.CancelScope()
         async def cancel():
-            # It opens when the job has opened the other end.
-            with await trio.to_thread.run_sync(open, "slow", "w") as file:
+            # It opens when the job has opened the other end. The job reads until it knows.
+            with contextlib.suppress(BrokenPipeError), await trio.to_thread.run_sync(open, "slow", "w", 1) as file:
                 scope.cancel()
-                file.write("a")
+                while not scope.cancelled_caught:
+                    file.write("a\\n")
+                    await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel)
             with scope:
