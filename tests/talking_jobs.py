@@ -18,6 +18,11 @@ def call_back(callback: Callable[..., Any], *args: Any) -> Any:
     return callback(*args)
 
 
+def call_both(first: Callable[[], Any], second: Callable[[int], Any]) -> Any:
+    first()
+    return second(os.getpid())
+
+
 def call_back_and_tell(path: str, callback: Callable[[], Any]) -> None:
     with on_the_line(path):
         try:

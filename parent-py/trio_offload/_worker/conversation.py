@@ -41,6 +41,7 @@ from .outbox import Outbox
 from .peer import MAX_UNINTERRUPTED
 from .requests import Death, JobCall, JobOwner, Post, Request, TaskOwner
 from .stalls import StallWatch, watch_of_run
+from .unawaited import Unawaited
 
 if TYPE_CHECKING:
     from .._pickling.payload import Grant
@@ -70,6 +71,7 @@ class Conversation:
         self._outbox = Outbox(worker, self)
         self._follower = Follower()
         self._write = self._outbox.write
+        self._unawaited = Unawaited()
         self._interrupt: BaseException | None = None
         self._cancelled = 0  # number of the call that was notified of its cancellation
         self._loan: Loan | None = None
@@ -227,6 +229,10 @@ class Conversation:
         else:
             self._nursery.start_soon(function, *args)
 
+    def start_unawaited(self, function: Callable[..., Any], *args: Any) -> None:
+        """As :meth:`Replier.start_unawaited`."""
+        self.start(self._unawaited.count(function), *args)
+
     def interrupt(self, error: BaseException) -> None:
         """As :meth:`Replier.interrupt`."""
         self._interrupt = self._interrupt or error
@@ -315,6 +321,9 @@ class Conversation:
                 if self._interrupt is None:
                     # Captured, because the nursery would wrap the exception into a group.
                     answer = await outcome.acapture(self._listen, channel, start, kills)
+                    is_cancelled_call = self._call is not None and self._cancelled == self._call.number
+                    if self._unawaited and type(answer) is outcome.Value and not is_cancelled_call:
+                        await self._unawaited.wait(self._loan)
                 nursery.cancel_scope.cancel()
         except BaseException as error:
             # The tasks capture their exceptions, so this is the cancellation of an outer scope. It

@@ -57,6 +57,11 @@ class Loan:
         self._since = time.monotonic()
         self._lenders.add(self)
 
+    def begin_at_once(self) -> None:
+        """The job has ended, and its call waits for callbacks. No bound applies to this loan."""
+        self._lenders.discard(self)
+        self._lenders.lend(self)
+
     def is_due(self, now: float) -> bool:
         """Return True if the job has waited for long."""
         return now - self._since >= _LOAN_AFTER
@@ -94,7 +99,7 @@ class _Lenders:
             following = next((kept for kept in self._kept if kept.options is loan.options), None)
             if following is not None:
                 self._keep_no_more(following)
-                self._lend(following)
+                self.lend(following)
         elif loan.is_kept:
             self._keep_no_more(loan)
 
@@ -102,7 +107,7 @@ class _Lenders:
         del self._kept[loan]
         loan.is_kept = False
 
-    def _lend(self, loan: Loan) -> None:
+    def lend(self, loan: Loan) -> None:
         loan.is_lent = True
         self._lent.add(loan)
         self._counts[loan.options] += 1
@@ -121,7 +126,7 @@ class _Lenders:
             for loan in [loan for loan in self._waiting if loan.is_due(now)]:
                 self._waiting.discard(loan)
                 if self._counts[loan.options] < loan.options.max_waiting_jobs:
-                    self._lend(loan)
+                    self.lend(loan)
                 else:
                     loan.is_kept = True
                     self._kept[loan] = None

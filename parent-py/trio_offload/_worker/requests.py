@@ -56,6 +56,9 @@ class Replier(Protocol):
     def start(self, function: Callable[..., Any], *args: Any) -> None:
         """Run an async function, which must handle its exceptions, in the host's nursery."""
 
+    def start_unawaited(self, function: Callable[..., Any], *args: Any) -> None:
+        """As :meth:`start`, but the call waits for its end, if its job ends in order."""
+
     def interrupt(self, error: BaseException) -> None:
         """End the job, and raise this exception of a callback in the host."""
 
@@ -141,8 +144,8 @@ class Post:
         self._conversation.drop_grant(self.owner.call, grant)
 
     def start(self, function: Callable[..., Any], *args: Any) -> None:
-        """As :meth:`Request.start`."""
-        self._conversation.start(function, *args)
+        """As :meth:`Replier.start_unawaited`."""
+        self._conversation.start_unawaited(function, *args)
 
     def interrupt(self, error: BaseException) -> None:
         """As :meth:`Request.interrupt`."""
