@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
@@ -185,8 +186,8 @@ class SendChannel(_End, trio.abc.SendChannel[SendType], metaclass=PublicABCType)
 
             await run_sync(produce, send.move())
 
-        It closes when the call is pickled. The stream ends when the call has ended, also if the
-        call never begins.
+        It closes when the call is pickled, or when the argument is dropped, because the call was
+        cancelled before. So the stream ends when the call has ended, also if it never begins.
         """
         return MovedEnd(self)
 
@@ -341,6 +342,17 @@ class MovedEnd(Handle):
         super().__init__()
         self.kind = end.kind
         self._moved: SendChannel[Any] | ReceiveChannel[Any] = end
+        try:
+            self._run: trio.lowlevel.TrioToken | None = trio.lowlevel.current_trio_token()
+        except RuntimeError:  # this is outside of a run
+            self._run = None
+
+    def __del__(self) -> None:
+        # Its call was cancelled before it was pickled, so nobody else will close the end. Garbage
+        # is collected at any moment, also between two steps of the channel's state.
+        if self._run is not None and not self._moved._end.closed:
+            with suppress(trio.RunFinishedError):
+                self._run.run_sync_soon(self._moved.close)
 
     def grant(self) -> Grant:
         """As :meth:`Handle.grant`: the end itself for one call.
