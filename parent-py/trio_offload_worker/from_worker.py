@@ -227,7 +227,10 @@ def sleep(seconds: float) -> None:
 
     Raises:
         Cancelled: The call is cancelled.
+        ValueError: ``seconds`` is negative.
     """
+    if not seconds >= 0:
+        raise ValueError(f"seconds must be 0 or more, got {seconds!r}")
     check_cancelled()
     if is_worker():
         if seconds > 0:

@@ -78,7 +78,8 @@ class Event(Handle):
     async def wait(self) -> None:
         """Wait until the flag is set. A checkpoint."""
         if self._state.is_set:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await trio.lowlevel.cancel_shielded_checkpoint()
             return
         self.bind()
         waiter: TaskWaiter[None] = TaskWaiter()

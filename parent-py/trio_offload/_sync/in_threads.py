@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from trio_offload_worker._requests import errors, trio_threads
+from trio_offload_worker._requests.messages import deadline_after
 from trio_offload_worker._requests.queues import FailedItemsError as FailedItemsOfJob
 from trio_offload_worker._requests.records import Record
 
@@ -126,9 +127,9 @@ class InThread:
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         """Wait until the predicate, which is called in this thread, is true. Return its value."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_after(timeout)
         while not (value := predicate()):
-            self._wait("wait", timeout=None if deadline is None else deadline - time.monotonic())
+            self._wait("wait", timeout=deadline - time.monotonic())
         return value
 
     def __enter__(self) -> Any:
@@ -172,7 +173,11 @@ class InThread:
 async def _within(seconds: float | None, method: Callable[..., Any], *args: Any) -> Any:
     if seconds is None:
         return await method(*args)
-    with _clock.move_on_after(max(seconds, 0.0)):
+    deadline_after(seconds)  # refuses what is no number
+    with trio.CancelScope() if seconds <= 0 else _clock.move_on_after(seconds) as scope:
+        if seconds <= 0:
+            # It takes effect with the first wait, so there is one attempt, as in a worker.
+            scope.deadline = trio.current_time()
         return await method(*args)
     raise TimeoutError("the request has timed out")
 

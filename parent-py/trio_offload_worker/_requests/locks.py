@@ -7,6 +7,7 @@ from time import monotonic
 from . import holdings
 from .errors import AbandonedLockError, JobEndedError
 from .handles import JobHandle
+from .messages import deadline_after
 from .pickles import loads, result
 from .records import Record
 from .requests import post, request
@@ -208,10 +209,10 @@ class Condition(JobHandle):
             TimeoutError: The timeout has passed.
             BaseException: As :meth:`wait`.
         """
-        deadline = None if timeout is None else monotonic() + timeout
+        deadline = deadline_after(timeout)
         value = predicate()
         while not value:
-            self.wait(None if deadline is None else max(deadline - monotonic(), 0))
+            self.wait(deadline - monotonic())
             value = predicate()
         return value
 

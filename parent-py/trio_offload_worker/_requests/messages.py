@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 from .._protocol.cbor import dumps, encode_uint
 from .._protocol.frames import MAGIC, PREFIX, Kind, encode_head
 
@@ -95,3 +97,20 @@ def encode_request(call: int, request: int, body: dict[str, Any], segments: Segm
 _REQUEST: Final = b"\x84" + encode_uint(Kind.REQUEST)
 _MAX_BODIES: Final = 256
 _bodies: Final[dict[tuple[tuple[str, Any], ...], bytes]] = {}
+
+
+def deadline_after(timeout: float | None) -> float:
+    """Return the time of the monotonic clock at which a timeout has passed. None means never.
+
+    Raises:
+        TypeError, ValueError: the timeout is no number.
+    """
+    if timeout is None:
+        return float("inf")
+    try:
+        deadline = monotonic() + timeout
+    except TypeError:
+        raise TypeError(f"timeout must be None or a number of seconds, got {timeout!r}") from None
+    if deadline != deadline:
+        raise ValueError(f"timeout must be None or a number of seconds, got {timeout!r}")
+    return deadline

@@ -23,7 +23,7 @@ from .line import current_line
 from .messages import NONE as NONE
 from .messages import Reply as Reply
 from .messages import Segments as Segments
-from .messages import encode_request
+from .messages import deadline_after, encode_request
 from .shields import shield_end
 
 TYPE_CHECKING = False
@@ -62,6 +62,7 @@ def request(
     Raises:
         Cancelled: the call is cancelled.
         TimeoutError: the timeout has passed, and the request was without effect.
+        TypeError, ValueError: the timeout is no number.
         JobEndedError: the job of this thread has ended.
         RuntimeError: this process is between two jobs, or is not a worker.
     """
@@ -203,7 +204,7 @@ class _Conversation:
         until = shield_end() if shield is None else _FOREVER if shield else None
         if until is None and self.line.is_cancelled():
             raise make_cancelled()
-        deadline = _FOREVER if timeout is None else monotonic() + timeout
+        deadline = deadline_after(timeout)
         waiting = _Waiting(next(self._numbers), call, get_native_id())
         body = _body(op, handle, waiting.thread, segments, count)
         if until is not None:

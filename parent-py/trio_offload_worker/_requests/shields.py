@@ -55,11 +55,16 @@ class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
 
     Args:
         seconds: Seconds after which the protection ends. None means at the end of the block.
+
+    Raises:
+        ValueError: ``seconds`` is negative.
     """
 
     __module__ = "trio_offload_worker.from_worker"
 
     def __init__(self, seconds: float | None = None) -> None:
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"seconds must be None, 0 or more, got {seconds!r}")
         self._seconds = seconds
         self._ends: list[float] = []
 
