@@ -77,6 +77,32 @@ async def test_a_killed_parent_takes_a_busy_worker_along(tmp_path: Path, line: L
         await gone(line, since, f"{where}, {job}")
 
 
+WITHOUT_PROC = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+ANY_KIND = """
+import sys
+import trio, trio_offload, jobs
+
+async def main():
+    async with trio_offload.open_worker_context(worker_type=trio_offload.WorkerType(sys.argv[1])) as context:
+        await context.run_sync(jobs.hold_for_ever, sys.argv[2])
+
+if __name__ == "__main__":
+    trio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can hide /proc")
+async def test_without_proc_a_busy_worker_ends_with_its_parent(tmp_path: Path, line: Lifeline, kind: str) -> None:
+    """A sentinel process lists its descriptors there, and writes its name. It has to live without."""
+    script = write(tmp_path / "program.py", ANY_KIND)
+    command = [*WITHOUT_PROC, sys.executable, script, kind.replace("loop", "spawn"), line.path]
+    with started(command, environment=environment_of(kind)) as parent:
+        await line.pid()
+        since = time.monotonic()
+        parent.kill()
+        await gone(line, since, kind)
+
+
 async def test_killed_parent_ends_idle_worker_and_leftovers(tmp_path: Path, line: Lifeline) -> None:
     with program(tmp_path, "idle", "leave_child", line.path) as parent:
         assert parent.stdout.readline() == b"idle\n"

@@ -14,6 +14,7 @@ import sys
 
 from .._jobs.guards import flush
 from .._system.family import end_family, is_ending
+from .._system.linux import candidate_descriptors
 from . import sentinel
 from .sentinel import Sentinel
 from .signals import swallow_interrupts
@@ -109,14 +110,13 @@ def _prepare_descriptors() -> bool:
         os.set_inheritable(RECORD, False)
     except OSError:
         return False
-    for entry in os.listdir("/proc/self/fd"):
-        descriptor = int(entry)
+    for descriptor in candidate_descriptors():
         try:
             # Descriptors opened by Python, for a `sitecustomize` say, are close-on-exec (PEP 446).
             # Inherited ones are not.
             if descriptor > RECORD and os.get_inheritable(descriptor):
                 os.close(descriptor)
         except OSError:
-            pass  # The descriptor of this list.
+            pass  # Not open, or the descriptor of this list.
     fill_standard_streams()
     return True

@@ -31,7 +31,16 @@ import time
 
 from .._system.family import end_family, end_orphans
 from .._system.figures import Meter, family_above
-from .._system.linux import STACKS, call_library, identity_of, open_pidfd, send_signal, stat_fields
+from .._system.linux import (
+    STACKS,
+    call_library,
+    candidate_descriptors,
+    identity_of,
+    open_pidfd,
+    send_signal,
+    stat_fields,
+    write_short,
+)
 from .sentinel import (
     ACTIVITY,
     ASLEEP,
@@ -61,6 +70,7 @@ _MEMORY_TICK: Final = 0.1  # seconds between two checks of a job's memory
 _STACKS_TIMEOUT: Final = 0.15  # seconds that writing the stacks of all threads may take
 _STACKS_SETTLED: Final = 0.015  # seconds without growth after which the stacks are complete
 _WITHOUT_PIDFD: Final = 0.2  # seconds between two checks where the system lacks pidfds
+_PR_SET_NAME: Final = 15
 _PIDFD_GETFD: Final = 438  # system call number, the same for every processor
 
 
@@ -111,8 +121,7 @@ class SentinelProcess:
                 self._poller.register(descriptor, select.EPOLLIN)
         _release_inherited({self._poller.fileno(), parent.pidfd, worker.pidfd, record, listener})
         # Last: the name tells observers that the sentinel is ready.
-        with open("/proc/self/comm", "w") as name:
-            name.write("offload-watcher")
+        _take_name("offload-watcher")
 
     def run(self) -> NoReturn:
         parent, worker = self._parent, self._worker
@@ -294,10 +303,23 @@ def _release_inherited(kept: set[int | None]) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    for entry in os.listdir("/proc/self/fd"):
-        if int(entry) > 2 and int(entry) not in kept:
+    for descriptor in candidate_descriptors():
+        if descriptor > 2 and descriptor not in kept:
             try:
-                os.close(int(entry))
+                os.close(descriptor)
             except OSError:
-                pass  # The descriptor of this list.
+                pass  # Not open, or the descriptor of this list.
     os.chdir("/")
+
+
+def _take_name(name: str) -> None:
+    """Name this process in lists of processes.
+
+    ``/proc/self/comm`` belongs to root in a program that has changed its user (PR_SET_DUMPABLE), so
+    prctl comes first.
+    """
+    if call_library("prctl", _PR_SET_NAME, name.encode(), 0, 0, 0) is None:
+        try:
+            write_short("/proc/self/comm", name.encode())
+        except OSError:
+            pass  # The name is a help for people. All else works without it.

@@ -11,7 +11,7 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Final, TypeVar
 
     T = TypeVar("T")
@@ -27,6 +27,7 @@ STACKS: Final = getattr(_signal, "SIGSTKFLT", 16)
 
 _CLONE: Final = {"x86_64": 56, "aarch64": 220}
 _NO_DESCRIPTOR: Final = (24, 23)  # EMFILE and ENFILE
+_MAX_DESCRIPTORS: Final = 65536  # to try where they cannot be listed
 
 
 def has_proc() -> bool:
@@ -83,6 +84,17 @@ def listed_processes() -> list[int] | None:
         return [int(name) for name in names("/proc") if name.isdigit()] or None
     except OSError:
         return None
+
+
+def candidate_descriptors() -> Sequence[int]:
+    """Return the descriptors of this process. Without ``/proc``, all that it may have.
+
+    One of them is closed again: that of the list.
+    """
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return range(min(os.sysconf("SC_OPEN_MAX"), _MAX_DESCRIPTORS))
 
 
 def hold_reserve() -> None:
