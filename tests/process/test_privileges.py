@@ -33,8 +33,19 @@ def test_a_map_during_a_change(tmp_path: Path, kind: str) -> None:
     assert run_program("map", "groups", kind, tmp_path).lines() == ["mapped True", "mapped True"]
 
 
+def test_actors_after_a_change(tmp_path: Path, kind: str) -> None:
+    """An actor cannot go on in another worker: its next call is refused, or gets a new object."""
+    assert run_program("actor", "groups", kind, tmp_path).lines() == ["refused True", "fresh True"]
+
+
 def test_cancelling_without_privileges(tmp_path: Path, kind: str) -> None:
     """A program may not signal processes of a user that it was; they are ended all the same, also one that is stopped."""
     ended = run_program("cancel", "user", kind, tmp_path)
     assert ended.lines() == ["cancelled True", "children []"], ended
     assert ended.stderr == ""
+
+
+def test_a_limit_for_another_user(tmp_path: Path, kind: str) -> None:
+    """The kernel gives files below /proc to root after a change of the user. A fork inherits that; its sentinel needs none of them."""
+    ended = run_program("limit", "user", kind, tmp_path)
+    assert ended.lines() == ["limited True"], ended

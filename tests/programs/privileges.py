@@ -1,4 +1,4 @@
-"""A program that changes what it may do while it has workers: ``privileges.py call|map|cancel CHANGE KIND FOLDER``, started by the superuser.
+"""A program that changes what it may do while it has workers: ``privileges.py call|map|actor|cancel|limit CHANGE KIND FOLDER``, started by the superuser.
 
 Prints a line for each way of running a call after the change: its name, and what the job and the program see.
 """
@@ -148,8 +148,11 @@ def of_item(item: int) -> Any:
 
 
 def open_context(**options: Any) -> Any:
-    kinds = {"loop": WorkerType.SPAWN}
-    return trio_offload.open_worker_context(worker_type=kinds.get(KIND) or WorkerType(KIND), **options)
+    return trio_offload.open_worker_context(worker_type=WorkerType(KIND.replace("loop", "spawn")), **options)
+
+
+def open_actor(cls: type, **options: Any) -> Any:
+    return trio_offload.open_actor(cls, worker_type=WorkerType(KIND.replace("loop", "spawn")), **options)
 
 
 async def look_at_calls() -> None:
@@ -177,6 +180,24 @@ async def look_at_map() -> None:
             print("mapped", {str(result) for result in found[1:]} == {str(look())})
         async with context.map(of_item, range(2), workers=1) as results:
             print("mapped", {str(result) async for result in results} == {str(look())})
+
+
+class Looker:
+    def look(self) -> Any:
+        return CHANGES[CHANGE][1]()
+
+
+async def look_at_actors() -> None:
+    change, look = CHANGES[CHANGE]
+    async with open_actor(Looker) as kept, open_actor(Looker, restart="fresh") as fresh:
+        for actor in (kept, fresh):
+            await actor.look()
+        change()
+        try:
+            await kept.look()
+        except trio.BrokenResourceError as error:
+            print("refused", "privileges, root directory or namespaces have changed" in str(error))
+        print("fresh", await fresh.look() == look())
 
 
 def sleep(started: str, stopped: bool) -> None:
@@ -207,9 +228,25 @@ async def cancel() -> None:
         print("cancelled", nursery.cancel_scope.cancelled_caught)
 
 
+def take_memory() -> None:
+    block = b"x" * (200 << 20)
+    time.sleep(1000)
+    del block
+
+
+async def exceed_limit() -> None:
+    CHANGES[CHANGE][0]()
+    async with open_context(memory_limit=100 << 20) as context:
+        try:
+            await context.run_sync(take_memory, timeout=60)
+        except trio_offload.WorkerMemoryError as error:
+            print("limited", error.limit == 100 << 20)
+
+
 if __name__ == "__main__":
     if KIND == "loop":
         _locate.runtime = lambda: _locate.WorkerRuntime("", "", "the test wants it so")
-    trio.run({"call": look_at_calls, "map": look_at_map, "cancel": cancel}[WHAT])
+    programs = {"call": look_at_calls, "map": look_at_map, "actor": look_at_actors, "cancel": cancel, "limit": exceed_limit}
+    trio.run(programs[WHAT])
     if WHAT == "cancel":
         print("children", Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())

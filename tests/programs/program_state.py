@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import builtins
 import contextvars
+import csv
 import ctypes
 import decimal
+import faulthandler
 import gc
 import json
 import locale
@@ -39,6 +41,12 @@ LOCAL = threading.local()
 AUDITED: list[str] = []
 NUMBER = 200  # of a descriptor
 HANDLED = signal.SIGUSR2
+REGISTERED = signal.SIGRTMIN + 3
+GENERATOR = random.Random()
+PR_SET_DUMPABLE, PR_GET_DUMPABLE, PR_SET_TIMERSLACK, PR_GET_TIMERSLACK = 4, 3, 29, 30
+FE_TOWARDZERO = {"x86_64": 0xC00, "aarch64": 0xC00000}
+MATH = ctypes.CDLL("libm.so.6")
+wakeup_descriptor = -2
 
 
 class Finder:
@@ -126,6 +134,48 @@ def forbid_privileges(value: bool | None = None) -> int:
     return 1
 
 
+def prctl(option: int, value: int = 0) -> int:
+    return int(ctypes.CDLL(None).prctl(option, value, 0, 0, 0))
+
+
+def io_priority(value: int | None = None) -> int:
+    # The C library has no functions for the two system calls.
+    get, set_ = {"x86_64": (252, 251), "aarch64": (31, 30)}[os.uname().machine]
+    arguments = (get, 1, 0) if value is None else (set_, 1, 0, value)
+    return int(ctypes.CDLL(None).syscall(*arguments))
+
+
+LOCKED = ctypes.create_string_buffer(1)
+
+
+def lock_page() -> None:
+    ctypes.CDLL(None).mlock(LOCKED, 1)
+
+
+def locked_memory() -> str:
+    with open("/proc/self/status") as file:
+        return next(line for line in file if line.startswith("VmLck"))
+
+
+def catches() -> bool:
+    """Whether this process has a handler for a signal, Python's or another."""
+    with open("/proc/self/status") as file:
+        mask = next(line for line in file if line.startswith("SigCgt")).split()[1]
+    return bool(int(mask, 16) >> (REGISTERED - 1) & 1)
+
+
+def set_wakeup_descriptor() -> None:
+    global wakeup_descriptor
+    wakeup_descriptor = os.open(os.devnull, os.O_WRONLY | os.O_NONBLOCK)
+    signal.set_wakeup_fd(wakeup_descriptor)
+
+
+def has_wakeup_descriptor() -> bool:
+    found = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(found)
+    return found == wakeup_descriptor
+
+
 def attribute(owner: Any, name: str, value: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
     return lambda: setattr(owner, name, value), lambda: getattr(owner, name, None) == value
 
@@ -167,6 +217,17 @@ ROWS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "process group": (lambda: os.setpgid(0, 0), os.getpgrp),
     "session and controlling terminal": (os.setsid, lambda: os.getsid(0)),
     "`oom_score_adj`": (lambda: score("7"), score),
+    "I/O priority (`ionice`), NUMA policy (`numactl`)": (lambda: io_priority(2 << 13 | 7), io_priority),
+    "timer slack, transparent huge pages (prctl)": (
+        lambda: prctl(PR_SET_TIMERSLACK, 777000),
+        lambda: prctl(PR_GET_TIMERSLACK),
+    ),
+    "locked memory (`mlock`, `mlockall`)": (lock_page, locked_memory),
+    "PR_SET_DUMPABLE": (lambda: prctl(PR_SET_DUMPABLE), lambda: prctl(PR_GET_DUMPABLE)),
+    "rounding and flush to zero of the processor (`fesetround`)": (
+        lambda: MATH.fesetround(FE_TOWARDZERO[os.uname().machine]),
+        lambda: (MATH.fegetround(), 1 / 10 + 2 / 10),
+    ),
     "`no_new_privs`": (lambda: forbid_privileges(True), forbid_privileges),
     "`resource.setrlimit`": (lower_limit, lambda: resource.getrlimit(resource.RLIMIT_NOFILE)),
     "title of the process (`setproctitle`)": (set_title, has_title),
@@ -176,6 +237,8 @@ ROWS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN,
     ),
     "signal handlers": (lambda: signal.signal(HANDLED, trace), lambda: signal.getsignal(HANDLED) is trace),
+    "`faulthandler.register`": (lambda: faulthandler.register(REGISTERED), catches),
+    "`signal.set_wakeup_fd`": (set_wakeup_descriptor, has_wakeup_descriptor),
     "blocked signals": (
         lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]),
         lambda: signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, []),
@@ -198,6 +261,11 @@ ROWS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: threading.settrace(trace),
         lambda: threading.gettrace() is trace,
     ),
+    "`sys.set_asyncgen_hooks`": (
+        lambda: sys.set_asyncgen_hooks(finalizer=trace),
+        lambda: sys.get_asyncgen_hooks().finalizer is trace,
+    ),
+    "`gc.set_debug`, `gc.callbacks`": (lambda: gc.set_debug(gc.DEBUG_UNCOLLECTABLE), gc.get_debug),
     "`gc.disable`": (gc.disable, gc.isenabled),
     "`gc.set_threshold`": (lambda: gc.set_threshold(123, 4, 5), lambda: gc.get_threshold()[0]),
     "warning filters": (
@@ -206,6 +274,8 @@ ROWS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     ),
     "`tracemalloc`": (tracemalloc.start, tracemalloc.is_tracing),
     "`random.seed`": (lambda: random.seed(5), lambda: random.getstate()[1][:3]),
+    "`random.Random` objects, `numpy.random`": (lambda: GENERATOR.seed(5), lambda: GENERATOR.getstate()[1][:3]),
+    "state of other modules (`copyreg`, `csv.field_size_limit`)": (lambda: csv.field_size_limit(777), csv.field_size_limit),
     "`logging`": (lambda: logging.getLogger().setLevel(7), lambda: logging.getLogger().level),
     "`socket.setdefaulttimeout`": (lambda: socket.setdefaulttimeout(7), socket.getdefaulttimeout),
 }
@@ -213,9 +283,9 @@ if not hasattr(sys, "set_int_max_str_digits"):
     del ROWS["`sys.set_int_max_str_digits`"]
 
 
-# Rows side by side may get into each other's way; and what makes a program need new workers stands for itself.
-ALONE = "`no_new_privs`"
-BATCHES = [[ALONE], *([name for name in ROWS if name != ALONE][start::3] for start in range(3))]
+# Rows side by side may get into each other's way. These change what a program may do, or need new workers.
+ALONE = ["`no_new_privs`", "PR_SET_DUMPABLE"]
+BATCHES = [*([name] for name in ALONE), *([name for name in ROWS if name not in ALONE][start::3] for start in range(3))]
 
 
 def make(names: list[str]) -> None:

@@ -334,7 +334,12 @@ class ActorHost(Callee):
 
 
 def _ending_between_calls(worker: Worker) -> str:
-    how = describe_ending(worker.process) if worker.state is ENDED else "exited, perhaps because of memory_limit,"
+    if worker.state is ENDED:
+        how = describe_ending(worker.process)
+    elif not worker.keeps_privileges():
+        return "was asked to exit, because this program's privileges, root directory or namespaces have changed since it started"
+    else:
+        how = "exited, perhaps because of memory_limit,"
     return f"{how} between two calls"
 
 

@@ -13,13 +13,15 @@ Invariants:
   hold stay alive, because their ``__del__`` may do the same.
 * The parent's garbage is not collected here. It may have finalizers, which the parent runs, and the
   collection would copy shared memory.
-* The parent's Python signal handlers are reset. Ignored signals stay ignored, as after execve(2).
+* The parent's signal handlers of Python and of ``faulthandler.register`` are reset. Ignored signals
+  stay ignored, as after execve(2).
 """
 
 from __future__ import annotations
 
 import atexit
 import contextvars
+import faulthandler
 import gc
 import os
 import sys
@@ -138,6 +140,8 @@ def _run(ending: _Ending, parent: int, session: Session) -> NoReturn:
 
 _FLUSH_FAILED: Final = 120
 _SIGNALS: Final = sorted(_signal.valid_signals())
+# `faulthandler` takes these by its function `enable` only.
+_FATAL: Final = (_signal.SIGSEGV, _signal.SIGFPE, _signal.SIGABRT, _signal.SIGBUS, _signal.SIGILL)
 
 
 def _reset_signals() -> None:
@@ -146,6 +150,9 @@ def _reset_signals() -> None:
     for number in _SIGNALS:
         if callable(_signal.getsignal(number)):
             _signal.signal(number, _signal.SIG_DFL)
+        if number not in _FATAL:
+            # Its file is the program's. Here another file may have that descriptor.
+            faulthandler.unregister(number)
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [_signal.SIGINT])
 
