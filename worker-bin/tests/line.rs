@@ -209,25 +209,6 @@ fn between_two_jobs_and_for_another_call_nothing_is_received() {
 }
 
 #[test]
-fn a_call_lets_threads_in_until_its_end() {
-    let line = FakeLine::new();
-    let mut connection = Connection::new(Script::new([]));
-    connection.lend(&line, THIS_CALL);
-    let inside = line.enter(THIS_CALL).unwrap();
-    assert!(line.enter(THIS_CALL + 1).is_none());
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while line.call() != 0 {
-                thread::yield_now();
-            }
-            drop(inside);
-        });
-        connection.take_back(&line, &mut VecDeque::new());
-    });
-    assert!(line.enter(THIS_CALL).is_none());
-}
-
-#[test]
 fn one_thread_at_a_time_has_the_turn_to_read() {
     let line = FakeLine::new();
     let left_behind = line.take_turn(1).unwrap();

@@ -18,8 +18,7 @@ use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::{ReceiveError, SendError};
 use crate::os;
@@ -33,10 +32,6 @@ use crate::protocol::segments::SegmentType;
 use crate::transport::input::Input;
 use crate::transport::writer::LineWriter;
 use crate::transport::{Allocator, Segment, SharedBytes, Stream};
-
-/// Time that the answer of a job waits for threads that still read or write. They need the GIL,
-/// which another thread may hold for long.
-const THREADS_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A frame for the session, received while a job waited.
 #[derive(Debug)]
@@ -73,8 +68,6 @@ pub struct Line<S, B> {
     call: AtomicU64,
     /// The call that a thread reads for; 0 means none.
     reader: AtomicU64,
-    /// The number of the job's threads that are inside of the functions of this module.
-    inside: AtomicU32,
     /// The process that the line belongs to.
     pid: AtomicU32,
     record: Mutex<Option<(RawFd, Option<Identity>)>>,
@@ -103,22 +96,11 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// A thread of the job is inside; see [`Line::enter`].
-#[derive(Debug)]
-pub struct Inside<'a>(&'a AtomicU32);
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl<S, B> Line<S, B> {
     pub const fn new() -> Self {
         Self {
             call: AtomicU64::new(0),
             reader: AtomicU64::new(0),
-            inside: AtomicU32::new(0),
             pid: AtomicU32::new(0),
             record: Mutex::new(None),
             front: SharedWords::new(),
@@ -160,16 +142,12 @@ impl<S, B> Line<S, B> {
 
     /// Give it back, with the frames that were set aside.
     pub(super) fn end(&self, input: &mut Option<Box<Input<S>>>, aside: &mut VecDeque<SetAside<B>>) {
-        self.call.store(0, Ordering::SeqCst);
+        self.call.store(0, Ordering::Relaxed);
         self.show(RUNNING, 0);
         let mut loan = self.loan();
         std::mem::swap(&mut loan.input, input);
         if !loan.aside.is_empty() {
             aside.append(&mut loan.aside);
-        }
-        drop(loan);
-        if self.inside.load(Ordering::SeqCst) != 0 {
-            self.await_threads();
         }
     }
 
@@ -185,24 +163,6 @@ impl<S, B> Line<S, B> {
         if let Some(word) = self.front.get().and_then(|front| front.get(place)) {
             word.store(value, Ordering::Relaxed);
         }
-    }
-
-    /// Wait until the threads that the job has left behind have noticed its end. The answer may be
-    /// followed by the end of Python, and then they must not be inside.
-    #[cold]
-    fn await_threads(&self) {
-        let deadline = Instant::now() + THREADS_TIMEOUT;
-        while self.inside.load(Ordering::Relaxed) != 0 && Instant::now() < deadline {
-            thread::sleep(Duration::from_micros(200));
-        }
-    }
-
-    /// Go inside for a call, before the GIL is released. `None` means that the call has ended.
-    pub fn enter(&self, call: u64) -> Option<Inside<'_>> {
-        // `end` stores the call first and then loads this; one of the two sees the other.
-        self.inside.fetch_add(1, Ordering::SeqCst);
-        let inside = Inside(&self.inside);
-        (self.call.load(Ordering::SeqCst) == call).then_some(inside)
     }
 
     /// Take the turn to read for a call. `None` means that another thread has it.
