@@ -21,7 +21,9 @@ from typing import Any
 
 import pytest
 import trio
+from kinds import use_loops
 from lifeline import PATIENCE, wait_for_end
+from programs import descriptor_jobs
 from running import in_fork, run_script
 from workers import start_worker
 
@@ -305,6 +307,21 @@ async def test_descriptors_of_a_worker_that_the_program_has_closed(
     for number in (*numbers, file):
         os.close(number)
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("is_loop", [False, True])
+async def test_exit_of_a_worker_whose_record_a_job_has_closed(
+    is_loop: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of the job have the numbers by then. Python's end writes their data."""
+    if is_loop:
+        use_loops(monkeypatch)
+    async with open_worker_context() as context:
+        async with context.map(abs, range(100), workers=1, chunk_size=10) as results:
+            assert [result async for result in results] == [*range(100)]
+        numbers = await context.run_sync(descriptor_jobs.replace_record, str(tmp_path))
+    assert len(numbers) >= 2
+    assert [(tmp_path / str(number)).read_text() for number in numbers] == ["data"] * len(numbers)
 
 
 # --- what is remembered between calls -------------------------------------------------------------

@@ -178,3 +178,19 @@ def break_stdout():
     os.dup2(theirs, 1)
     os.close(theirs)
     print("nobody reads this")
+
+
+def replace_record(folder):
+    """Close each descriptor of the worker's record. Let files with unwritten data have the numbers."""
+    from trio_offload_worker import from_worker
+
+    from_worker.cancelled()
+    numbers = [number for number, (target, _) in listed().items() if "trio-offload-record" in target]
+    # Python clears this module after those of the package.
+    os.kept = []
+    for number in numbers:
+        os.close(number)
+        assert os.open(os.path.join(folder, str(number)), os.O_CREAT | os.O_WRONLY) == number
+        os.kept.append(os.fdopen(number, "w"))
+        os.kept[-1].write("data")
+    return numbers

@@ -19,7 +19,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import outcome
@@ -349,7 +349,7 @@ class Conversation:
                 frame = await channel.receive(cancellable=True, start=start)
                 if type(frame) is not Frame or not worker.handle_aside(frame):
                     return frame
-                if frame.kind is Kind.POST and (sink := self._sink_of(frame)) is not None:
+                if frame.kind is Kind.POST and (sink := _sink_of(frame, self._granted)) is not None:
                     await self._follower.follow(channel, frame, sink)
             except trio.Cancelled:
                 # Before the callbacks end, which may take its time.
@@ -359,14 +359,6 @@ class Conversation:
             handled += 1
             if not handled % MAX_UNINTERRUPTED:
                 await trio.lowlevel.cancel_shielded_checkpoint()
-
-    def _sink_of(self, frame: Frame) -> Any | None:
-        """Return the grant that takes several messages like this one at once, if there is one."""
-        body = frame.body
-        grant = self._granted.get(body.get("handle", 0))
-        if grant is None or body["op"] not in getattr(grant, "RUNS", ()) or "types" in body or len(frame.segments) != 1:
-            return None
-        return grant
 
 
 def _head_of_reply(
@@ -378,3 +370,12 @@ def _head_of_reply(
     if types:
         fields["types"] = types
     return encode_head(Kind.REPLY, call, sizes, fields | {"request": request})
+
+
+def _sink_of(frame: Frame, granted: Mapping[int, Grant]) -> Any | None:
+    """Return the grant that takes several messages like this one at once, if there is one."""
+    body = frame.body
+    grant = granted.get(body.get("handle", 0))
+    if grant is None or body["op"] not in getattr(grant, "RUNS", ()) or "types" in body or len(frame.segments) != 1:
+        return None
+    return grant

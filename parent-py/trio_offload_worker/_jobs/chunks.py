@@ -301,13 +301,13 @@ def _progress_in(record: tuple[int, int]) -> Any:
 
 
 def _map_record(record: tuple[int, int]) -> Any:
-    import mmap
+    from .._system.linux import map_for_life  # needed once
 
     for descriptor in range(3, 256):
         try:
             status = os.fstat(descriptor)
             if (status.st_dev, status.st_ino) == record:
-                return memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
+                return map_for_life(descriptor, _SIZE)
         except (OSError, ValueError):
             continue
     return None

@@ -14,7 +14,6 @@ one, and its handler then runs in the main thread at any point. If it raises the
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import sys
@@ -22,7 +21,7 @@ import time
 from _thread import RLock, allocate_lock, get_ident
 
 from .._protocol.frames import FRONT_SIZE, JOBS_AT, RUNNING_AT, Kind
-from .._system.linux import identity_of
+from .._system.linux import identity_of, map_for_life, unmap
 from .signals import block_all, restore
 from .transport import is_small
 
@@ -151,9 +150,10 @@ class Line:
         if self._waker >= 0:
             os.close(self._waker)
             self._waker = -1
-        # The end of the mapping closes its descriptor. A job may have opened its own file there.
+        front, self._front = self._front, _no_front()
+        # A job may have opened its own file with the number of the mapping's descriptor.
         if identity_of(self._copy_of_record) == self._record_identity:
-            self._front = _no_front()
+            unmap(front)
 
     # The job's side.
 
@@ -282,7 +282,7 @@ def _map_front(record: int) -> tuple[memoryview, int]:
             # The mapping duplicates the descriptor to the lowest free number.
             number = os.dup(record)
             os.close(number)
-            return memoryview(mmap.mmap(record, FRONT_SIZE)).cast("Q"), number
+            return map_for_life(record, FRONT_SIZE), number
     except (OSError, ValueError):
         pass  # A system without /proc, or a process without a free descriptor.
     return _no_front(), -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from .._protocol.frames import CANCEL_AT, FRONT_SIZE, HANDED_ALL, HANDED_AT, HANDED_SLOTS
+from .._system.linux import map_for_life
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,9 +141,7 @@ def _map_front(record: int) -> memoryview:
     If a job has closed the record, the job does not notice a cancellation until it waits.
     """
     try:
-        import mmap
-
-        return memoryview(mmap.mmap(record, FRONT_SIZE)).cast("Q")
+        return map_for_life(record, FRONT_SIZE)
     except (ImportError, OSError, ValueError):
         return memoryview(bytearray(FRONT_SIZE)).cast("Q")
 

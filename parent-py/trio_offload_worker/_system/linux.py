@@ -197,6 +197,30 @@ def identity_of(descriptor: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def map_for_life(descriptor: int, size: int) -> memoryview:
+    """Map the start of a file as integers of eight bytes, until this process ends.
+
+    A mapping has a duplicate of the descriptor. A job may close that, and open a file of its own
+    that gets the number. Python would close the number at its exit, perhaps before the data of that
+    file is written. So `sys` keeps the mapping: Python clears its attributes last.
+
+    Raises:
+        ImportError, OSError, ValueError: it cannot be mapped.
+    """
+    import mmap  # a worker whose jobs do not need it is spared the import
+
+    words = memoryview(mmap.mmap(descriptor, size)).cast("Q")
+    vars(sys).setdefault("_trio_offload_mappings", []).append(words)
+    return words
+
+
+def unmap(words: memoryview) -> None:
+    """End a mapping, and close its duplicate of the descriptor."""
+    memory: Any = words.obj
+    words.release()
+    memory.close()
+
+
 def clone() -> int | None:
     """Fork a child that plain waits ignore, and that sends no SIGCHLD.
 
