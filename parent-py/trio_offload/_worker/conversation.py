@@ -121,23 +121,12 @@ class Conversation:
         )
         request.grant = grant
         self._open[request.number] = request
-        self._dispatch(request, grant, body)
+        _dispatch(request, body, is_cancelled=self._cancelled == call.number)
         if len(self._open) == 1 and not request.is_completed:
             if self._loan is not None:
                 self._loan.begin()
             self._stalls = watch_of_run()
             self._stalls.add(self, self._worker.options.stall_report)
-
-    def _dispatch(self, request: Request, grant: Grant | None, body: dict[str, Any]) -> None:
-        is_cancelled = self._cancelled == request.owner.call.number
-        if is_cancelled and not request.is_shielded and request.op not in SYNCHRONOUS:
-            request.complete("cancelled")
-        elif grant is not None:
-            grant.request(request)
-        elif body.get("handle"):
-            request.complete("unknown_handle")
-        else:
-            call_plain(request)
 
     def _running_call(self, number: int) -> JobCall:
         call = self._call
@@ -359,6 +348,17 @@ class Conversation:
             handled += 1
             if not handled % MAX_UNINTERRUPTED:
                 await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+def _dispatch(request: Request, body: dict[str, Any], *, is_cancelled: bool) -> None:
+    if is_cancelled and not request.is_shielded and request.op not in SYNCHRONOUS:
+        request.complete("cancelled")
+    elif request.grant is not None:
+        request.grant.request(request)
+    elif body.get("handle"):
+        request.complete("unknown_handle")
+    else:
+        call_plain(request)
 
 
 def _head_of_reply(
