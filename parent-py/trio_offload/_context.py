@@ -124,7 +124,7 @@ class WorkerContext(ContextOptions, LateMethods, metaclass=_NoPublicConstructor)
             except BaseException:
                 self._pool.note_wait(began)
                 raise
-            waited = self._pool.end_wait(began)
+            waited = self._pool.end_wait() - began
         try:
             calls.enter(task)
             call = self._dump_call(sync_fn, args)

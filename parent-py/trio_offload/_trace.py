@@ -120,15 +120,15 @@ class TraceWriter:
         self._add(self._event(f"memory {pid}", "C", pid, when, {"rss": 0}))
         self._add(self._event("end", "i", pid, when, facts or {}, s="t"))
 
-    def begin_wait(self) -> None:
-        """Record that one call more waits for a token, or for the start of a worker."""
+    def begin_wait(self) -> float:
+        """Record that one call more waits for a token, or for the start of a worker. Return now."""
         self._waits.append(None)
-        self._add_waits()
+        return self._add_waits()
 
-    def end_wait(self) -> None:
-        """Record that one call less waits."""
+    def end_wait(self) -> float:
+        """Record that one call less waits. Return now."""
         self._waits.pop()
-        self._add_waits()
+        return self._add_waits()
 
     def close(self) -> None:
         """Close the file and drop later events. May be called again."""
@@ -166,12 +166,13 @@ class TraceWriter:
             self._write_waits()
         self._write(",\n" + event)
 
-    def _add_waits(self) -> None:
+    def _add_waits(self) -> float:
         """Record the number of calls that wait. A later number replaces one of the same moment."""
         now = time.monotonic()
         self._unwritten_waits = now, len(self._waits)
         if now - self._waits_written >= _WAITS_INTERVAL:
             self._write_waits()
+        return now
 
     def _write_waits(self) -> None:
         unwritten, self._unwritten_waits = self._unwritten_waits, None

@@ -6,6 +6,7 @@ when it is told to.
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -621,3 +622,28 @@ async def test_the_end_of_a_worker_while_a_small_call_waits_for_room(
     result = await capture(lambda: run_call(worker, CALL, cancellable=True))
     assert type(result) is (BrokenWorkerError if taken else CallNotRun)
     assert worker.process.exitcode == 0
+
+
+async def test_a_small_call_is_sent_by_submit_if_it_is_alone(peer: Peer) -> None:
+    worker = await bring_to(State.IDLE, peer)
+    worker.submit(CALL)
+    heard = await peer.hear(Kind.CALL)
+    assert (heard.id, bytes(heard.segments[0])) == (THIS_CALL, CALL.parts[0])
+    worker.submit(CALL)
+    assert b"".join(worker.take_unsent()).endswith(CALL.parts[0])
+    await worker.end()
+
+
+async def test_an_error_of_the_socket_is_raised_by_answer(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by `submit`, because the worker must be ended for it."""
+    worker = await bring_to(State.IDLE, peer)
+
+    def refuse(channel: Channel, data: bytes) -> bytes:
+        raise OSError(errno.ENOBUFS, "no")
+
+    monkeypatch.setattr(Channel, "send_small", refuse)
+    worker.submit(CALL)
+    assert worker.state is State.RUNNING
+    with pytest.raises(OSError, match="no"):
+        await worker.answer()
+    assert worker.state is State.ENDED

@@ -99,12 +99,12 @@ def current_snapshot() -> Snapshot:
             and modules["__main__"] is main
             # A new module is the last one, and changes the number unless another was removed.
             and next(reversed(modules)) is last
-            and modules.get("multiprocessing.process") is processes
         ):
             if processes is None:
                 return state
             if (
-                processes.current_process().authkey is authkey
+                modules["multiprocessing.process"] is processes
+                and processes.current_process().authkey is authkey
                 and modules.get("multiprocessing.resource_tracker") is trackers
                 and (trackers is None or trackers._resource_tracker._fd == descriptor)
             ):

@@ -117,10 +117,12 @@ def registered() -> Collection[str]:
     See ``cloudpickle.register_pickle_by_value``. It covers submodules, which are not listed.
     """
     library: Any = sys.modules.get(CLOUDPICKLE)
-    # The public function copies this set, which usually is empty.
-    names: Collection[str] | None = getattr(library, "_PICKLE_BY_VALUE_MODULES", None)
-    if names is not None:
+    try:
+        # The public function copies this set, which usually is empty.
+        names: Collection[str] = library._PICKLE_BY_VALUE_MODULES
         return names
+    except AttributeError:
+        pass  # Another release, or none.
     list_names = getattr(library, "list_registry_pickle_by_value", None)
     found: Collection[str] = () if list_names is None else list_names()
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -40,6 +41,10 @@ class WorkerPool:
         self.counters: Final = Counters()
         self.cache: Final = WorkerCache(self.counters)
         self.calls: Final = CallTracker()
+        # Called when a call begins to wait, and when it has waited. Both return the time. Without a
+        # trace that is all that they do, and most calls of a busy program wait.
+        self.begin_wait: Final[Callable[[], float]] = launcher.trace.begin_wait if launcher.trace else time.monotonic
+        self.end_wait: Final[Callable[[], float]] = launcher.trace.end_wait if launcher.trace else time.monotonic
         self.keeper: Keeper | None = None
         if launcher.options.min_idle:
             from .keeper import Keeper  # few contexts have one
@@ -109,21 +114,9 @@ class WorkerPool:
         self.cache.note_started(worker)
         self._warn_of_baseline(worker)
 
-    def begin_wait(self) -> float:
-        """Note that a call begins to wait. Return the time, for the end of the wait."""
-        if self.launcher.trace is not None:
-            self.launcher.trace.begin_wait()
-        return time.monotonic()
-
-    def end_wait(self, began: float) -> float:
-        """Note that a call has waited. Return the seconds."""
-        if self.launcher.trace is not None:
-            self.launcher.trace.end_wait()
-        return time.monotonic() - began
-
     def note_wait(self, began: float) -> None:
-        """As :meth:`end_wait`, and count the wait."""
-        self.counters.add(self.end_wait(began))
+        """End a wait that began at this time, and count it."""
+        self.counters.add(self.end_wait() - began)
 
     def settle(self, call: Payload | None, waited: float) -> None:
         """After a call, count a wait that no worker has counted, and release the call's grants."""

@@ -129,7 +129,7 @@ class CallSender(Peer):
         self.is_watched = self._polls_first = True
 
     def submit(self, call: _payload.Payload, prepares: bool = False) -> None:
-        """Queue a pickled call behind those in flight. Nothing is written yet.
+        """Queue a pickled call behind those in flight. Write a small one at once if it is alone.
 
         At most :data:`MAX_IN_FLIGHT` calls are in flight. One :meth:`Worker.answer` follows for
         each. A call that ``prepares`` is not counted as a job.
@@ -157,12 +157,18 @@ class CallSender(Peer):
         if call.small and not prepares:
             # Most calls are small, and need one part only.
             data, header = encode_call(number, call.parts[0])
-            self._unsent.append(data)
+            rest = data
+            if state is IDLE and not self._unsent and not self._polls_first and self._channel is not None:
+                rest = _write_small(self._channel, data)
+                if len(rest) < len(data):
+                    self._sent = number
+            if rest:
+                self._unsent.append(rest)
         else:
             header = b""
             if prepares:
                 self._preparing = number
-            self._unsent += (self._head_of(number, call, prepares), *call.parts)
+            self._unsent += (_head_of(number, call, prepares), *call.parts)
             if call.grants:  # small calls have none
                 self._grant(number, call.grants)
         if state is IDLE:
@@ -177,7 +183,7 @@ class CallSender(Peer):
         self._calls = self._sent = 1
         if call.grants:
             self._grant(1, call.grants)
-        return [self._head_of(1, call), *call.parts]
+        return [_head_of(1, call), *call.parts]
 
     def recall(self) -> None:
         """Undo :meth:`send_ahead`: the call was not received."""
@@ -265,12 +271,6 @@ class CallSender(Peer):
         segment = _calls.dump_settings(_settings.new_settings(self.current_settings(), sent))
         return [encode_head(Kind.SETTINGS, 0, [len(segment)], {"eager": True}), segment]
 
-    def _head_of(self, number: int, call: _payload.Payload, prepares: bool = False) -> bytes:
-        body: dict[str, Any] = {"types": call.types} if call.types else {}
-        if prepares:
-            body["prepares"] = True
-        return encode_head(Kind.CALL, number, call.lengths, body or None)
-
     def _write(self, channel: Channel) -> Frame | None:
         """Write calls without waiting.
 
@@ -342,3 +342,19 @@ class CallSender(Peer):
         """Return the next answer if it can be read without waiting, else None."""
         segment = channel.poll_result(header)
         return self.receive_nowait(channel, _MAX_POLLED) if segment is None else segment
+
+
+def _head_of(number: int, call: _payload.Payload, prepares: bool = False) -> bytes:
+    body: dict[str, Any] = {"types": call.types} if call.types else {}
+    if prepares:
+        body["prepares"] = True
+    return encode_head(Kind.CALL, number, call.lengths, body or None)
+
+
+def _write_small(channel: Channel, data: bytes) -> bytes:
+    """Write a small call without waiting. Return the rest, which :meth:`Worker.answer` writes."""
+    try:
+        return channel.send_small(data)
+    except (WriteFailed, OSError):
+        # Not an outcome yet. `answer` meets it again, and the last frames of the worker decide.
+        return data

@@ -31,7 +31,6 @@ from .._process.start import warn_of_missing_guarantees
 from .._statistics import Figures, WorkerContextCounters, WorkerStatistics
 from .._transport.buffer_pool import BufferPool
 from .._transport.channel import Channel, EndOfStream
-from .._transport.sockets import WriteFailed
 from .endings import contained, describe_ending
 from .peer import logger
 from .states import IDLE, RUNNING, CallNotRun
@@ -157,35 +156,22 @@ class Worker(Talker):
             BrokenWorkerError: the worker died, or was killed, before it answered. The calls behind
                 this one were not started.
         """
-        channel, header, unsent = self._channel, self._header, self._unsent
+        channel, header = self._channel, self._header
         if channel is None or self.state is not RUNNING:
             raise RuntimeError("the worker has no call to answer")
         answer: Frame | memoryview | None = None  # or the one segment of a plain result
         try:
             # In one piece, because a coroutine costs a call 1 % even if it never waits.
-            if unsent:
-                if header and len(unsent) == 1 and not self._behind and not self._polls_first:
-                    data: Any = unsent.pop()
-                    sent, self._sent = self._sent, self._calls
-                    try:
-                        rest = channel.send_small(data)
-                        if rest:
-                            unsent.append(rest)
-                            await channel.send_rest(unsent, len(rest) < len(data), cancellable=True)
-                    except WriteFailed as failure:
-                        # Not an outcome yet. The last frames of the worker decide.
-                        if not failure.sent:
-                            self._sent = sent
-                else:
-                    answer = self._last_frame or self._write(channel)
-                    if answer is not None:
-                        await cancel_shielded_checkpoint()
-                    elif unsent:
-                        if self._behind:
-                            answer = await self._receive_while_sending(channel, header)
-                        else:
-                            # The worker reads all of a call before it answers it.
-                            await self._send_rest(channel)
+            if self._unsent:
+                answer = self._last_frame or self._write(channel)
+                if answer is not None:
+                    await cancel_shielded_checkpoint()
+                elif self._unsent:
+                    if self._behind:
+                        answer = await self._receive_while_sending(channel, header)
+                    else:
+                        # The worker reads all of a call before it answers it.
+                        await self._send_rest(channel)
             if answer is None:
                 if spin:
                     spun = channel.spin_misses == 0

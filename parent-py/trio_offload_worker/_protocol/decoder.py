@@ -124,17 +124,20 @@ class Decoder:
         None means that the frame is different or incomplete, and is left to :meth:`next_frame`.
         """
         if count:
-            self.start = 0
-            self.end = count
-        at = self.start
-        if self.head is not None or self.end - at <= PREFIX_SIZE:
+            self.start = at = 0
+            self.end = received = count
+        elif self.head is None:
+            at, received = self.start, self.end
+        else:
+            return None
+        if received - at <= PREFIX_SIZE:
             return None
         buffer = self.buffer
         magic, length, payload = PREFIX.unpack_from(buffer, at)
         at += PREFIX_SIZE
         begin = at + length
         end = begin + payload
-        if end <= self.end and magic == MAGIC:
+        if end <= received and magic == MAGIC:
             if payload < SHORT_SEGMENT:
                 rest = SEGMENT_LENGTHS[payload]
             elif payload < 0x10000:
