@@ -83,9 +83,10 @@ async def test_callback_without_a_wait(context: WorkerContext) -> None:
         await context.run_sync(jobs.call_back_often, callback(fail, wait=False), 100)
 
 
-async def test_callback_runs_a_job_with_the_only_token(context: WorkerContext) -> None:
+@pytest.mark.parametrize("make", [trio.CapacityLimiter, trio_offload.CapacityLimiter])
+async def test_callback_runs_a_job_with_the_only_token(context: WorkerContext, make: Any) -> None:
     """A job that waits lends its token; so do the jobs that it waits for."""
-    limiter = trio.CapacityLimiter(1)
+    limiter = make(1)
 
     async def nest(depth: int) -> int:
         if not depth:
@@ -98,10 +99,11 @@ async def test_callback_runs_a_job_with_the_only_token(context: WorkerContext) -
     assert limiter.borrowed_tokens == 0
 
 
+@pytest.mark.parametrize("make", [trio.CapacityLimiter, trio_offload.CapacityLimiter])
 @pytest.mark.parametrize("most", [0, 1, 3])
-async def test_callback_beyond_the_bound_of_loans(of_any_kind: WorkerType, most: int) -> None:
+async def test_callback_beyond_the_bound_of_loans(of_any_kind: WorkerType, most: int, make: Any) -> None:
     """It is the callback that needs one more worker; those above it go on."""
-    limiter = trio.CapacityLimiter(2)
+    limiter = make(2)
     outcomes: list[tuple[str, str]] = []
 
     async def nest() -> None:

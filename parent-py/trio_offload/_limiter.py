@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, Final
 
 import trio
@@ -40,6 +41,14 @@ def current_default_worker_limiter() -> trio.CapacityLimiter:
         return limiter
     except RuntimeError:
         raise _slip("outside_of_trio") from None
+
+
+def counted_tokens(limiter: object) -> float:
+    """Return the number of tokens of a limiter whose tokens can be lent, else infinity."""
+    if type(limiter) is trio.CapacityLimiter or getattr(type(limiter), "_lends_tokens", False):
+        tokens: float = limiter.total_tokens  # type: ignore[attr-defined]
+        return tokens
+    return math.inf
 
 
 def checked_limiter(limiter: Limiter) -> Limiter:

@@ -280,9 +280,10 @@ async def test_items_leave_the_window_as_their_results_are_handed_out(fails_at: 
     assert max(work.left) < 5000 or not found
 
 
+@pytest.mark.parametrize("make", [trio.CapacityLimiter, trio_offload.CapacityLimiter])
 @pytest.mark.parametrize("tokens", [1, 2, 3])
-async def test_each_worker_in_use_holds_a_token(plan: Plan, tokens: int) -> None:
-    limiter = trio.CapacityLimiter(tokens)
+async def test_each_worker_in_use_holds_a_token(plan: Plan, tokens: int, make: Any) -> None:
+    limiter = make(tokens)
     async with trio_offload.map(pass_gate, range(10), limiter=limiter) as results:
         await wait_all_tasks_blocked()
         assert limiter.borrowed_tokens == tokens

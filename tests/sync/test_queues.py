@@ -127,7 +127,9 @@ async def test_cancelled_waits_take_nothing() -> None:
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="max_buffer_size must be >= 1, got 0"):
         WorkQueue[int](0)
-    with pytest.raises(ValueError, match="attempts must be positive, got 0"):
+    with pytest.raises(ValueError, match="attempts must be 1 or more, got 0"):
         WorkQueue[int](attempts=0)
+    with pytest.raises(TypeError, match="attempts must be an integer, got 1"):
+        WorkQueue[int](attempts=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on_death must be one of 'fail', 'retry', got 'x'"):
         WorkQueue[int](on_death="x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import math
 import weakref
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -13,6 +14,7 @@ import trio
 
 from .. import _clock
 from .._exceptions import BrokenWorkerError, WorkerTimeoutError
+from .._limiter import counted_tokens
 from .._worker.states import IDLE, RUNNING, CallNotRun
 from .._worker.time_limit import answer_in_time
 from . import chunks
@@ -208,7 +210,10 @@ class Lane:
         limiter = self._scheduler.limiter
         if limiter is None:
             return False
-        return type(limiter) is not trio.CapacityLimiter or limiter.statistics().tasks_waiting > 0
+        if type(limiter) is not trio.CapacityLimiter and counted_tokens(limiter) == math.inf:
+            return True
+        waiting: int = limiter.statistics().tasks_waiting  # type: ignore[attr-defined]
+        return waiting > 0
 
     def _submit(self, chunk: Chunk, record: tuple[int, int]) -> bool:
         """Submit a chunk, unless its pickling settles it.

@@ -32,7 +32,7 @@ import attrs
 import trio
 
 from .._exceptions import WorkerStartError, is_interrupt
-from .._limiter import Limiter, current_default_worker_limiter
+from .._limiter import Limiter, counted_tokens, current_default_worker_limiter
 from .._pickling.payload import function_name, release, repeated
 from .._pool.tracker import CLOSED
 from .._process.processors import usable_processors
@@ -193,7 +193,7 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         if self._options.workers is not None:
             return self._options.workers
         limiter = self.limiter
-        tokens = limiter.total_tokens if type(limiter) is trio.CapacityLimiter else math.inf
+        tokens = limiter.total_tokens if type(limiter) is trio.CapacityLimiter else counted_tokens(limiter)
         if tokens != math.inf:
             return max(1, int(tokens))
         if not self._processors:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from .._limiter import Limiter, checked_limiter
+from .._limiter import Limiter, checked_limiter, counted_tokens
 from .._sizes import check_seconds
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ async def _run_checked(
         async with limiter:
             self._pool.note_wait(began)
             waits = False
-            if (seconds is None or seconds == math.inf) and grace is None and progress is None:
+            is_plain = (seconds is None or seconds == math.inf) and grace is None and progress is None
+            if is_plain and counted_tokens(limiter) == math.inf:
                 result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=PASSED)
                 return result
             from .timed_call import run_in_time  # few programs need it

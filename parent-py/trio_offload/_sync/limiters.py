@@ -34,7 +34,8 @@ class CapacityLimiter(Acquirable):
     one borrows. A returned token goes to the first waiter. A dead job's tokens come back. If a job
     returns with tokens, they come back too, with a ``RuntimeWarning``.
 
-    It also serves as the ``limiter`` of :func:`run_sync` and :func:`map`.
+    It also serves as the ``limiter`` of :func:`run_sync` and :func:`map`, as Trio's does. There a
+    job that waits for the program lends its token.
 
     Args:
         total_tokens: Number of tokens. :data:`math.inf` lifts the limit.
@@ -45,6 +46,7 @@ class CapacityLimiter(Acquirable):
     """
 
     kind: ClassVar[str] = "capacity_limiter"
+    _lends_tokens: ClassVar[bool] = True
 
     if TYPE_CHECKING:
 
@@ -81,6 +83,11 @@ class CapacityLimiter(Acquirable):
     def available_tokens(self) -> float:
         """Number of tokens that are free. Negative if ``total_tokens`` has fallen below."""
         return self.total_tokens - self.borrowed_tokens
+
+    @property
+    def _pending_borrowers(self) -> list[trio.lowlevel.Task]:
+        """The tasks that wait for a token, under Trio's name."""
+        return [owner.task for owner in self._state.waiting_owners() if isinstance(owner, TaskOwner)]
 
     def acquire_nowait(self) -> None:
         """Borrow a token for this task without waiting.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, fin
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from .._sizes import parse_size
+from .._sizes import check_count, parse_size
 from . import pickled_items
 from .bounded_buffer import Refusal
 from .channel_statistics import WorkQueueStatistics, queue_statistics_of
@@ -159,8 +159,7 @@ class WorkQueue(Handle, Generic[ItemType]):
         super().__init__()
         if on_death not in ON_DEATH:
             raise ValueError(f"on_death must be one of {', '.join(map(repr, ON_DEATH))}, got {on_death!r}")
-        if attempts < 1:
-            raise ValueError(f"attempts must be positive, got {attempts!r}")
+        check_count("attempts", attempts)
         if check_buffer_size(max_buffer_size) < 1:
             raise ValueError(f"max_buffer_size must be >= 1, got {max_buffer_size!r}")
         size = parse_size(max_buffer_bytes, "max_buffer_bytes")

@@ -19,7 +19,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import outcome
@@ -33,6 +33,7 @@ from .._transport.sender import MIN_PAGES_SIZE
 from .._transport.sockets import CarryingFrame
 from .._wait_graph import WAITS, in_words
 from .board import Board
+from .callback_tasks import CallbackTasks
 from .callbacks import call_plain
 from .endings import describe_ending
 from .item_stream import Follower
@@ -41,7 +42,6 @@ from .outbox import Outbox
 from .peer import MAX_UNINTERRUPTED
 from .requests import Death, JobCall, JobOwner, Post, Request, TaskOwner
 from .stalls import StallWatch, watch_of_run
-from .unawaited import Unawaited
 
 if TYPE_CHECKING:
     from .._pickling.payload import Grant
@@ -66,12 +66,12 @@ class Conversation:
         self._grants: dict[int, dict[int, Grant]] = {}  # by the call's number and their identities
         self._granted: dict[int, Grant] = {}  # to the running call, by their ids
         self._open: dict[int, Request] = {}
-        self._nursery: trio.Nursery | None = None
-        self._to_start: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.tasks = CallbackTasks()
+        self.start = self.tasks.start  # as :meth:`Replier.start`
+        self.start_unawaited = self.tasks.start_unawaited  # as :meth:`Replier.start_unawaited`
         self._outbox = Outbox(worker, self)
         self._follower = Follower()
         self._write = self._outbox.write
-        self._unawaited = Unawaited()
         self._interrupt: BaseException | None = None
         self._cancelled = 0  # number of the call that was notified of its cancellation
         self._loan: Loan | None = None
@@ -167,22 +167,13 @@ class Conversation:
         if self.lasting is not None:
             self.lasting.end_with(process, function, self.in_hand)
 
-    async def cancel_unstarted(self) -> None:
-        """Run the callbacks that a worker has asked for as it ended, cancelled. Not cancellable."""
-        if self._to_start:
-            async with trio.open_nursery() as nursery:
-                nursery.cancel_scope.cancel()
-                for function, args in self._to_start:
-                    nursery.start_soon(function, *args)
-                self._to_start.clear()
-
     @property
     def is_live(self) -> bool:
         """True if the running call has sent a message."""
         return self._call is not None
 
     @property
-    def limiter(self) -> object:
+    def limiter(self) -> Any:
         """The limiter of which the running call holds a token."""
         return self._worker.limiter
 
@@ -211,22 +202,10 @@ class Conversation:
         """As :meth:`Replier.handed`."""
         return self._worker.handed(request)
 
-    def start(self, function: Callable[..., Any], *args: Any) -> None:
-        """As :meth:`Replier.start`."""
-        if self._nursery is None:
-            self._to_start.append((function, args))
-        else:
-            self._nursery.start_soon(function, *args)
-
-    def start_unawaited(self, function: Callable[..., Any], *args: Any) -> None:
-        """As :meth:`Replier.start_unawaited`."""
-        self.start(self._unawaited.count(function), *args)
-
     def interrupt(self, error: BaseException) -> None:
         """As :meth:`Replier.interrupt`."""
         self._interrupt = self._interrupt or error
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
+        self.tasks.cancel()
 
     @property
     def is_late(self) -> bool:
@@ -302,17 +281,14 @@ class Conversation:
         answer: outcome.Outcome[Frame | memoryview] | None = None
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self.tasks.begin(nursery)
                 self._outbox.continue_writing(channel)
-                for function, args in self._to_start:
-                    nursery.start_soon(function, *args)
-                self._to_start.clear()
                 if self._interrupt is None:
                     # Captured, because the nursery would wrap the exception into a group.
                     answer = await outcome.acapture(self._listen, channel, start, kills)
                     is_cancelled_call = self._call is not None and self._cancelled == self._call.number
-                    if self._unawaited and type(answer) is outcome.Value and not is_cancelled_call:
-                        await self._unawaited.wait(self._loan)
+                    if self.tasks.has_unawaited and type(answer) is outcome.Value and not is_cancelled_call:
+                        await self.tasks.wait_for_unawaited(self._loan)
                 nursery.cancel_scope.cancel()
         except BaseException as error:
             # The tasks capture their exceptions, so this is the cancellation of an outer scope. It
@@ -321,7 +297,7 @@ class Conversation:
                 raise
         finally:
             WAITS.remove(waits)
-            self._nursery = None
+            self.tasks.end()
             self._outbox.put_back_unsent()
         if self._interrupt is not None:
             interrupt, self._interrupt = self._interrupt, None

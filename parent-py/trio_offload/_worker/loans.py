@@ -18,12 +18,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from .. import _clock
 from .._exceptions import DeadlockError
+from .._limiter import counted_tokens
 from .._wait_graph import WAITS
 from .requests import Request, TaskOwner
 
@@ -42,7 +43,7 @@ class Loan:
 
     __slots__ = ("_lenders", "_since", "is_kept", "is_lent", "limiter", "options", "requests")
 
-    def __init__(self, limiter: trio.CapacityLimiter, options: ContextOptions, requests: Mapping[int, Request]) -> None:
+    def __init__(self, limiter: Any, options: ContextOptions, requests: Mapping[int, Request]) -> None:
         self.limiter = limiter
         self.options = options
         self.requests = requests
@@ -198,6 +199,4 @@ def loan_of(limiter: object, options: ContextOptions, requests: Mapping[int, Req
         options: the options of the job's context.
         requests: the requests of the job that have no reply yet.
     """
-    if type(limiter) is trio.CapacityLimiter and limiter.total_tokens != math.inf:
-        return Loan(limiter, options, requests)
-    return None
+    return None if counted_tokens(limiter) == math.inf else Loan(limiter, options, requests)

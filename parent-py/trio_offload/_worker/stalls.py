@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
 from .. import _clock
+from .._limiter import counted_tokens
 from .._statistics import WaitingJob
 from .peer import logger
 
@@ -25,7 +26,7 @@ class Waiting(Protocol):
     """A conversation, as the watch sees it."""
 
     @property
-    def limiter(self) -> object:
+    def limiter(self) -> Any:
         """The limiter of which the running call holds a token."""
 
     def waits(self) -> list[WaitingJob]:
@@ -95,7 +96,7 @@ class StallWatch:
             return True
         held = Counter(id(conversation.limiter) for conversation in self._waiting)
         return any(
-            isinstance(limiter, trio.CapacityLimiter) and limiter.borrowed_tokens > held[id(limiter)]
+            counted_tokens(limiter) != math.inf and limiter.borrowed_tokens > held[id(limiter)]
             for limiter in (conversation.limiter for conversation in self._waiting)
         )
 

@@ -296,7 +296,7 @@ class Talker(CallSender):
         """As :meth:`Peer.end`. Async callbacks of its last words run too, cancelled."""
         await super().end()
         if self.conversation is not None:
-            await self.conversation.cancel_unstarted()
+            await self.conversation.tasks.cancel_unstarted()
 
     async def end_in_flight(self) -> None:
         """As :meth:`end`, and count the calls in flight that were answered before the end."""
