@@ -2,9 +2,10 @@
 """Write the public addresses of the project into README.md and pyproject.toml, before its first release.
 
     python ci/addresses.py SOURCE FILES RAW ISSUES
+    python ci/addresses.py --check
 
-SOURCE is the project's page. FILES and RAW are what the addresses of its files begin with: as pages, and as
-bytes. For a project on GitHub they end with `/blob/main/` and `/raw/main/`.
+With --check it ends with 1 and a sentence if one is missing; `ci/wheels` asks it first. SOURCE is the project's page. FILES and RAW are the beginnings of its files' addresses: as pages, and
+as bytes. For a project on GitHub they end with `/blob/main/` and `/raw/main/`.
 
 A package index shows README.md by itself, so its relative links and its picture would lead nowhere there. The
 tree names no address, because the project has no public one yet.
@@ -48,6 +49,28 @@ def with_urls(pyproject: str, source: str, files: str, issues: str) -> str:
     return f"{before}[project.urls]\n{table}\n{mark}{after}"
 
 
+def problem(readme: str, pyproject: str) -> str:
+    """Return a sentence about the addresses that are missing. It is empty if there are all."""
+    missing = []
+    relative = sum(not _ABSOLUTE.match(link["target"]) for link in _LINK.finditer(readme))
+    if relative:
+        missing.append(f"{relative} links of README.md are relative")
+    if "[project.urls]" not in pyproject:
+        missing.append("pyproject.toml has no [project.urls]")
+    if not missing:
+        return ""
+    return (
+        f"a release needs the project's public addresses, but {' and '.join(missing)}: "
+        "run python ci/addresses.py SOURCE FILES RAW ISSUES (docs/release.md)"
+    )
+
+
+def check() -> None:
+    found = problem((ROOT / "README.md").read_text(), (ROOT / "pyproject.toml").read_text())
+    if found:
+        sys.exit(found)
+
+
 def main(source: str, files: str, raw: str, issues: str) -> None:
     readme, pyproject = ROOT / "README.md", ROOT / "pyproject.toml"
     new = with_urls(pyproject.read_text(), source, files, issues)
@@ -56,6 +79,9 @@ def main(source: str, files: str, raw: str, issues: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
-        sys.exit("usage: python ci/addresses.py SOURCE FILES RAW ISSUES")
-    main(*sys.argv[1:])
+    if sys.argv[1:] == ["--check"]:
+        check()
+    elif len(sys.argv) == 5:
+        main(*sys.argv[1:])
+    else:
+        sys.exit("usage: python ci/addresses.py SOURCE FILES RAW ISSUES | --check")

@@ -65,3 +65,20 @@ def test_addresses_of_a_release(tmp_path: Path) -> None:
             assert (ROOT / path).exists(), target
     urls = (tmp_path / "pyproject.toml").read_text().partition("[project.urls]\n")[2].partition("\n\n")[0].splitlines()
     assert [line.partition(" = ")[0] for line in urls] == ["Documentation", "Source", "Issues", "Changelog"]
+
+
+def test_release_without_addresses_is_refused(tmp_path: Path) -> None:
+    """Nothing is built that would be uploaded."""
+    shutil.copytree(ROOT / "ci", tmp_path / "ci")
+    (tmp_path / "README.md").write_text("[Pages](docs/index.md) ![A run](docs/run.svg) [Trio](https://trio.readthedocs.io)")
+    (tmp_path / "pyproject.toml").write_text("[project.optional-dependencies]\n")
+    ended = subprocess.run([tmp_path / "ci" / "wheels"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "a release needs the project's public addresses, but 2 links of README.md are relative and pyproject.toml has no "
+        "[project.urls]: run python ci/addresses.py SOURCE FILES RAW ISSUES (docs/release.md)\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "ci", "pyproject.toml"]
+    addresses = [sys.executable, tmp_path / "ci" / "addresses.py"]
+    subprocess.run([*addresses, *["https://example.org/"] * 4], check=True)
+    subprocess.run([*addresses, "--check"], check=True)
