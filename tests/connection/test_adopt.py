@@ -104,6 +104,8 @@ def test_what_cannot_be_adopted(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="stream socket"):
             connection.adopt(sock)
         assert sock.fileno() >= 0
+    with pytest.raises(TypeError, match="or a stream socket, got 5"):
+        connection.adopt(5)
     reader, writer = os.pipe()
     with open(reader, "rb") as both, open(writer, "wb"), pytest.raises(TypeError, match="one end of a pipe"):
         connection.adopt(both)

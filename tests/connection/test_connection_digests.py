@@ -126,6 +126,8 @@ def test_wrong_options() -> None:
     for seconds in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="handshake_timeout"):
             Security(KEY, seconds, False)
+    with pytest.raises(TypeError, match="handshake_timeout must be a number of seconds, got '1'"):
+        Security(KEY, "1", False)  # type: ignore[arg-type]
 
 
 def test_the_key_is_not_shown() -> None:

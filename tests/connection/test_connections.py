@@ -265,8 +265,10 @@ async def test_a_message_longer_than_asked_for(ends: tuple[Connection, Connectio
         await second.receive_bytes(9)
     assert caught.value.errno == errno.EMSGSIZE
     assert await second.receive_bytes(10) == b"0123456789"
-    with pytest.raises(ValueError, match="max_length"):
+    with pytest.raises(ValueError, match="max_length must be 0 or more, got -1"):
         await second.receive_bytes(-1)
+    with pytest.raises(TypeError, match="max_length must be an integer, got '9'"):
+        await second.receive_bytes("9")  # type: ignore[arg-type]
 
 
 async def test_a_buffer_and_an_offset(ends: tuple[Connection, Connection]) -> None:

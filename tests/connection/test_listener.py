@@ -218,6 +218,7 @@ async def test_addresses(tmp_path: Path) -> None:
     for host in ("127.0.0.1", "localhost", "", "::1"):
         async with connection.listen((host, 0)) as listener:
             assert listener.address[1] > 0
+            assert await greets(listener, None)
             async with await connection.open_client(("localhost" if host != "::1" else host, listener.address[1])) as client:
                 async with await listener.accept() as ours:
                     assert ours.remote_address[1] == client._endpoint._socket.getsockname()[1]  # type: ignore[attr-defined]
@@ -233,7 +234,7 @@ async def test_no_address_is_a_private_one() -> None:
         os.stat(folder)
 
 
-@pytest.mark.parametrize("wrong", [5, None, 5.0, object()])
+@pytest.mark.parametrize("wrong", [5, None, 5.0, object(), ("localhost",), ("localhost", "80"), (5, 80), ("::1", 80, 0, 0)])
 async def test_an_address_of_another_type(wrong: Any) -> None:
     with pytest.raises(TypeError, match="address must be"):
         await connection.open_client(wrong)
@@ -242,11 +243,18 @@ async def test_an_address_of_another_type(wrong: Any) -> None:
 async def test_wrong_arguments(address: str) -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         await connection.open_client("")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=address):
         await connection.open_client(address)
-    with pytest.raises(ValueError, match="backlog"):
+    with pytest.raises(FileNotFoundError, match=address + "/s"):
+        async with connection.listen(address + "/s"):
+            pass
+    with pytest.raises(ValueError, match="port of an address must be from 0 to 65535, got 65536"):
+        await connection.open_client(("localhost", 65536))
+    with pytest.raises(ValueError, match="backlog must be 1 or more, got 0"):
         async with connection.listen(address, backlog=0):
             pass
+    with pytest.raises(TypeError, match="handler must be an async function that takes a connection, got 5"):
+        await connection.serve(5, address)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="authkey"):
         async with connection.listen(address, "text"):  # type: ignore[arg-type]
             pass
@@ -255,6 +263,8 @@ async def test_wrong_arguments(address: str) -> None:
         await connection.authenticate(first, KEY, side="server")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="authkey must be bytes"):
         await connection.authenticate(first, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="takes a Connection, got 5"):
+        await connection.authenticate(5, KEY)  # type: ignore[arg-type]
     first.close()
     second.close()
 

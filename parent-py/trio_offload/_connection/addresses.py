@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 import trio
 
@@ -18,6 +18,7 @@ Address: TypeAlias = "str | bytes | os.PathLike[str] | tuple[str, int]"
 
 # A Unix socket cannot wait for room in a listener's full backlog, so it tries again and again.
 MIN_PAUSE, MAX_PAUSE = 0.001, 0.05  # seconds
+_MAX_PORT: Final = 65535
 
 
 def checked(address: Address) -> str | bytes | tuple[str, int]:
@@ -25,17 +26,27 @@ def checked(address: Address) -> str | bytes | tuple[str, int]:
 
     Raises:
         TypeError: it has another type.
-        ValueError: it is an empty path.
+        ValueError: it is an empty path, or its port is none.
     """
     if isinstance(address, tuple):
+        parts: tuple[Any, ...] = address
+        host, port = parts if len(parts) == 2 else (None, None)
+        if not isinstance(host, str) or not isinstance(port, int):
+            raise _wrong(address)
+        if not 0 <= port <= _MAX_PORT:
+            raise ValueError(f"the port of an address must be from 0 to {_MAX_PORT}, got {port!r}")
         return address
     try:
         path = os.fspath(address)
     except TypeError:
-        raise TypeError(f"address must be a path or a tuple of host and port, got {address!r}") from None
+        raise _wrong(address) from None
     if not path:
         raise ValueError("address must not be empty")
     return path
+
+
+def _wrong(address: object) -> TypeError:
+    return TypeError(f"address must be a path, or a tuple of host and port such as ('localhost', 6000), got {address!r}")
 
 
 async def connect(address: Address) -> socket.socket:
@@ -59,8 +70,9 @@ async def connect(address: Address) -> socket.socket:
             except BlockingIOError:
                 await _clock.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE)
-    except BaseException:
+    except BaseException as error:
         sock.close()
+        _add(address, error)
         raise
 
 
@@ -90,7 +102,11 @@ def bound(address: Address | None, backlog: int) -> Iterator[socket.socket]:
     address = checked(address)
     with socket.socket(_family_of(address)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            _add(address, error)
+            raise
         made = _identity_of(address)
         try:
             sock.listen(backlog)
@@ -100,6 +116,12 @@ def bound(address: Address | None, backlog: int) -> Iterator[socket.socket]:
             # Somebody else may have put another socket there.
             if made is not None and made == _identity_of(address):
                 os.unlink(address)  # type: ignore[arg-type]  # a path
+
+
+def _add(address: str | bytes | tuple[str, int], error: BaseException) -> None:
+    """Let an error of the system name the address."""
+    if isinstance(error, OSError) and error.errno:
+        error.filename = address
 
 
 def _family_of(address: str | bytes | tuple[str, int]) -> socket.AddressFamily:

@@ -15,6 +15,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._documented import PublicABCType
+from .._sizes import check_count
 from .digests import CHALLENGE
 from .endpoints import Endpoint, has_input
 from .passing import Passable
@@ -163,8 +164,8 @@ class Connection(Passable, trio.abc.Channel[Any], metaclass=PublicABCType):
                 stays: the next receive gets it.
             Exception: As :meth:`receive`.
         """
-        if max_length is not None and max_length < 0:
-            raise ValueError(f"max_length must be >= 0, got {max_length!r}")
+        if max_length is not None:
+            check_count("max_length", max_length, at_least=0)
         message: bytes = await self._receive(max_length)
         return message
 

@@ -14,6 +14,8 @@ from typing import Final
 
 import attrs
 
+from .._sizes import check_seconds
+
 CHALLENGE: Final = b"#CHALLENGE#"
 WELCOME: Final = b"#WELCOME#"
 FAILURE: Final = b"#FAILURE#"
@@ -37,8 +39,7 @@ def _check_authkey(_: object, __: object, value: bytes | None) -> None:
 
 
 def _check_timeout(_: object, __: object, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"handshake_timeout must be positive, got {value!r}")
+    check_seconds("handshake_timeout", value, positive=True)
 
 
 @attrs.frozen

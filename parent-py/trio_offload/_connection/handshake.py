@@ -51,6 +51,8 @@ async def authenticate(
     """
     if side not in SIDES:
         raise ValueError(f"side must be 'client' or 'listener', got {side!r}")
+    if not isinstance(connection, Connection):
+        raise TypeError(f"authenticate takes a Connection, got {connection!r}. adopt() makes one of a socket or a pipe")
     if authkey is None:
         raise TypeError("authkey must be bytes, got None")
     await shake_hands(connection, Security(authkey, handshake_timeout, allow_md5), side)

@@ -16,6 +16,7 @@ import trio
 from trio_offload_worker import PublicType
 
 from .. import _clock
+from .._sizes import check_count
 from .addresses import Address, blocking, bound
 from .connection import Connection
 from .digests import Security
@@ -57,7 +58,8 @@ class Listener(metaclass=PublicType):
     _is_constructible = False
 
     def __init__(self, sock: socket.socket, security: Security, backlog: int) -> None:
-        self.address: Any = sock.getsockname()
+        # That of IPv6 has two parts more, which `open_client` does not take.
+        self.address: Any = sock.getsockname()[:2] if sock.family == socket.AF_INET6 else sock.getsockname()
         self._socket = sock
         self._security = security
         self._backlog = backlog
@@ -190,8 +192,7 @@ async def listen(
         OSError: The address cannot be used.
     """
     security = Security(authkey, handshake_timeout, allow_md5)
-    if backlog < 1:
-        raise ValueError(f"backlog must be positive, got {backlog!r}")
+    check_count("backlog", backlog)
     error: BaseException | None = None
     with bound(address, backlog) as sock:
         listener = Listener(sock, security, backlog)
@@ -239,6 +240,8 @@ async def serve(
         handler: Async function that gets each :class:`Connection`.
         address: As for :func:`listen`, like the rest.
     """
+    if not callable(handler):
+        raise TypeError(f"handler must be an async function that takes a connection, got {handler!r}")
     block = listen(address, authkey, backlog=backlog, handshake_timeout=handshake_timeout, allow_md5=allow_md5)
     async with block as listener, trio.open_nursery() as nursery:
         task_status.started(listener)

@@ -90,6 +90,8 @@ def adopt(connection: Any) -> Connection:
     Raises:
         TypeError: Its descriptor is neither a stream socket nor a pipe. It stays open.
     """
+    if not hasattr(connection, "fileno") or not hasattr(connection, "close"):
+        raise TypeError(f"adopt takes a multiprocessing.connection.Connection or a stream socket, got {connection!r}")
     readable, writable = getattr(connection, "readable", True), getattr(connection, "writable", True)
     descriptor = os.dup(connection.fileno())
     try:
