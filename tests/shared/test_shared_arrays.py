@@ -304,8 +304,9 @@ def test_shapes_that_cannot_be() -> None:
         SharedArray.allocate(2**62, "f8")
     with pytest.raises(MemoryError, match="the system refuses"):
         SharedArray.allocate(2**62)
-    with pytest.raises(TypeError):
-        SharedArray.allocate(1.5)  # type: ignore[arg-type]
+    for wrong in (1.5, "10", (2, 1.5)):
+        with pytest.raises(TypeError, match="shape must be an integer or a tuple of integers, got "):
+            SharedArray.allocate(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="order must be"):
         SharedArray.allocate(2, order="K")
 
@@ -377,6 +378,8 @@ def test_types_without_numpy(no_numpy: None, dtype: Any, code: str) -> None:
 def test_what_needs_numpy(no_numpy: None) -> None:
     with pytest.raises(TypeError, match="because NumPy is not installed"):
         SharedArray.allocate(3, "datetime64[ns]")
+    with pytest.raises(TypeError, match=r"array must be an object with a buffer .* got \[1, 2\]"):
+        SharedArray.copy_of([1, 2])
     with pytest.raises(ValueError, match="needs NumPy"):
         SharedArray.allocate((3, 3), "f8", order="F")
 
@@ -389,6 +392,17 @@ def test_copies_without_numpy(no_numpy: None) -> None:
     assert frozen.array.readonly
     assert SharedArray.allocate((), "d").array.shape == ()
     assert SharedArray.allocate((0, 3), "d").array.nbytes == 0
+
+
+def test_bytes_are_a_buffer_with_numpy_too() -> None:
+    shared = SharedArray.copy_of(b"abc")
+    assert (shared.shape, shared.array.dtype, shared.array.tobytes()) == ((3,), np.uint8, b"abc")
+
+
+def test_the_class_says_how_to_make_one() -> None:
+    for arguments in ((), (5,), ((2, 3), "f8")):
+        with pytest.raises(TypeError, match=r"make one by SharedArray\.allocate"):
+            SharedArray(*arguments)  # type: ignore[arg-type]
 
 
 async def test_neither_side_imports_numpy_for_others(context: WorkerContext) -> None:

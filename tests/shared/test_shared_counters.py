@@ -54,6 +54,18 @@ async def test_jobs_threads_and_tasks_at_once(context: WorkerContext) -> None:
     assert counter.value == 3 * 4 * 5_000 + 2 * 20_000 + 1_000
 
 
+def test_what_cannot_be_added() -> None:
+    counter = SharedCounter(5)
+    for wrong in ("1", 1.5, None):
+        with pytest.raises(TypeError, match="a SharedCounter adds integers, got "):
+            counter.add(wrong)  # type: ignore[arg-type]
+    with pytest.raises(OverflowError, match="has 64 bits"):
+        counter.add(2**70)
+    with pytest.raises(TypeError, match="a SharedCounter adds integers, got 'x'"):
+        SharedCounter("x")  # type: ignore[arg-type]
+    assert counter.value == 5
+
+
 async def test_in_signal_handlers(context: WorkerContext) -> None:
     counter = SharedCounter()
     handled = await context.run_sync(jobs.add_in_handler, counter, 200_000)

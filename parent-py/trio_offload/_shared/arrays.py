@@ -44,7 +44,9 @@ class SharedArray(DescriptorHandle):
         """This object with the type that a job sees. Its methods work in every thread."""
         return cast("JobHandles.SharedArray", self)
 
-    def __init__(self, file: SharedFile, layout: Layout) -> None:
+    def __init__(self, file: SharedFile | None = None, layout: Layout | None = None) -> None:
+        if not isinstance(file, SharedFile) or not isinstance(layout, Layout):
+            raise TypeError("make one by SharedArray.allocate(shape, dtype) or SharedArray.copy_of(array)")
         super().__init__()
         self._file = file
         self._layout = layout
@@ -85,7 +87,10 @@ class SharedArray(DescriptorHandle):
             MemoryError, TypeError: As :meth:`allocate`.
         """
         numpy = import_numpy()
-        shared = cls._copy_of_buffer(memoryview(array)) if numpy is None else cls._copy_of_array(numpy.asarray(array))
+        if numpy is None or isinstance(array, bytes):  # NumPy has one item for all bytes
+            shared = cls._copy_of_buffer(_buffer_of(array))
+        else:
+            shared = cls._copy_of_array(numpy.asarray(array))
         if read_only:
             shared._file.freeze()
         else:
@@ -192,3 +197,12 @@ class SharedArray(DescriptorHandle):
         """As :meth:`Handle.details`: layout, size of the file, is it read-only?"""
         layout = self._layout
         return layout.shape, layout.dtype, layout.order, self._file.size, self._file.is_read_only
+
+
+def _buffer_of(array: Any) -> memoryview:
+    try:
+        return memoryview(array)
+    except TypeError:
+        raise TypeError(
+            f"array must be an object with a buffer such as an array.array, because NumPy is not installed, got {array!r}"
+        ) from None

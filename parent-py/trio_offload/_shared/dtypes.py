@@ -67,7 +67,11 @@ def _dimensions(shape: Any) -> tuple[int, ...]:
     try:
         return (operator.index(shape),)
     except TypeError:
+        pass
+    try:
         return tuple(map(operator.index, shape))
+    except TypeError:
+        raise TypeError(f"shape must be an integer or a tuple of integers, got {shape!r}") from None
 
 
 def _described(numpy: Any, dtype: Any) -> tuple[str | bytes, int]:

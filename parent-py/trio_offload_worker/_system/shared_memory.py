@@ -96,8 +96,13 @@ class CounterWord:
         """Add a number."""
         # Re-entrant: a signal handler may add too. It cannot run inside of the statement, because
         # that has no call and no jump.
-        with self._lock:
-            self._words[self.place] = self._words[self.place] + number
+        try:
+            with self._lock:
+                self._words[self.place] = self._words[self.place] + number
+        except (TypeError, ValueError):
+            if isinstance(number, int):
+                raise OverflowError(f"a SharedCounter has 64 bits; {number} is too much to add") from None
+            raise TypeError(f"a SharedCounter adds integers, got {number!r}") from None
 
 
 class _Refusal:
