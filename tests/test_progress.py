@@ -275,6 +275,11 @@ async def test_wrong_function() -> None:
     async with open_worker_context() as context:
         with pytest.raises(TypeError, match="progress must be a callable with three arguments, got 5"):
             await context.run_sync(abs, -1, progress=wrong)
+        with pytest.raises(TypeError, match="progress must be a synchronous function, got the asynchronous <function show"):
+            await context.run_sync(abs, -1, progress=show_later)
+
+
+async def show_later(done: float, total: float | None, note: str | None) -> None: ...
 
 
 # --- elsewhere -----------------------------------------------------------------------------------
@@ -318,6 +323,8 @@ async def test_error_of_the_function_ends_a_stream(context: WorkerContext) -> No
     wrong: Any = 5
     with pytest.raises(TypeError, match="progress must be a callable with three arguments, got 5"):
         context.stream(jobs.yield_and_tell, 10, progress=wrong)
+    with pytest.raises(TypeError, match="progress must be a synchronous function"):
+        context.stream(jobs.yield_and_tell, 10, progress=show_later)
 
 
 async def test_in_a_thread() -> None:

@@ -190,7 +190,6 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
         raise ValueError(f"{attribute.name} must contain thread names, got the empty string in {value!r}")
 
 
-_FUNCTION: Final = attrs.validators.optional(attrs.validators.is_callable())
 _LIMIT: Final = _seconds(hint=". Use math.inf for no limit")
 _INTERVAL: Final = _seconds(at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
 _REPORT: Final[Any] = attrs.validators.optional(_seconds(positive=True, hint=". Use None for no report"))
@@ -335,8 +334,8 @@ class MapSettings:
     limiter: Limiter | None = None
     """Async context manager that each busy worker enters. None means the default."""
 
-    progress: Callable[[float, float | None, str | None], object] | None = attrs.field(default=None, validator=_FUNCTION)
-    """Function that is told the progress."""
+    progress: Callable[[float, float | None, str | None], object] | None = None
+    """Function that is told the progress. The map checks it."""
 
 
 def takes_options(

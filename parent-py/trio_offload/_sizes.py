@@ -7,6 +7,7 @@ or ``2GB``.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import numbers
@@ -149,6 +150,14 @@ def check_output(name: str, value: object) -> None:
     """Raise ValueError unless the value names a place for output, or is callable."""
     if value not in ("inherit", "lines") and not callable(value):
         raise ValueError(f"{name} must be 'inherit', 'lines' or a function, got {value!r}")
+
+
+def check_progress(value: object) -> None:
+    """Raise TypeError unless the value is None, or may be a function that is told the progress."""
+    if value is not None and not callable(value):
+        raise TypeError(f"progress must be a callable with three arguments, got {value!r}")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"progress must be a synchronous function, got the asynchronous {value!r}")
 
 
 def check_names(name: str, value: object, kind: str) -> None:

@@ -46,12 +46,13 @@ def wrong_limiter(limiter: object) -> TypeError:
     return TypeError(f"limiter must be an async context manager, got {limiter!r}. {hint}")
 
 
-def wrong_function(function: Any, inner: Any) -> TypeError:
+def wrong_function(function: Any, inner: Any, caller: str) -> TypeError:
     """Return the error for a job's function that is not a synchronous function.
 
     Args:
         function: The function.
         inner: The same, without what a partial or a method adds.
+        caller: Name of the function that takes it.
     """
     advice = "Await it in your own task, or pass a synchronous function (one that calls trio.run, if it must)"
     if isinstance(function, _AWAITABLE):
@@ -65,7 +66,7 @@ def wrong_function(function: Any, inner: Any) -> TypeError:
     if not callable(function):
         return TypeError(
             f"a worker needs a function and its arguments, got {function!r} as the function. If that is the result of a "
-            "call, write run_sync(fn, argument) instead of run_sync(fn(argument))"
+            f"call, write {caller}(fn, argument) instead of {caller}(fn(argument))"
         )
     if inspect.isasyncgenfunction(inner):
         advice += ". In a worker, stream() iterates over its values"

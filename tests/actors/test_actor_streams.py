@@ -150,7 +150,7 @@ async def test_mistakes(open_actor: Open, context: WorkerContext) -> None:
         assert passed.startswith("TypeError: the values of an actor's generator are for the job that has called it")
         assert window == "ValueError: window must be a positive integer, got 0"
         assert name == "AttributeError: Source has no method 'nothing'"
-        assert "not iterable" in value
+        assert "or return an iterable" in value
 
 
 async def test_generator_methods_of_shared_objects_are_refused(context: WorkerContext) -> None:

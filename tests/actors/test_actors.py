@@ -103,6 +103,8 @@ async def test_mistakes_are_noticed_before_a_call() -> None:
                 counter.__getattr__(name)
         with pytest.raises(TypeError, match="asynchronous"):
             _ = counter.later
+        with pytest.raises(AttributeError, match=r"Counter\.value cannot be set here, .* await a method that sets it"):
+            counter.value = 5
         assert counter.statistics().calls == 0
 
 
@@ -164,6 +166,9 @@ async def test_errors_of_generator_methods(open_actor: Open) -> None:
             counter.stream.nothing(5)
         with pytest.raises(TypeError, match="takes 2 positional arguments"):
             async with counter.stream.count_to(5, 6) as numbers:
+                await numbers.__anext__()
+        with pytest.raises(TypeError, match=r"or return an iterable; .*Counter\.add .* returned 1"):
+            async with counter.stream.add() as numbers:
                 await numbers.__anext__()
 
 
@@ -381,6 +386,8 @@ async def test_errors_of_a_jobs_call(open_actor: Open, context: WorkerContext) -
             (("later",), "TypeError", "Counter.later is asynchronous; methods of an actor are synchronous"),
         ):
             assert await context.run_sync(jobs.catch, counter, *call) == (kind, text)
+        with pytest.raises(AttributeError, match=r"Counter\.value cannot be set from a job, .* call a method that sets it"):
+            await context.run_sync(jobs.execute, counter, "it.value = 5")
         kind, text = await context.run_sync(jobs.catch, counter, "unpicklable")
         assert kind == "TypeError"
         assert "pickle" in text
@@ -674,6 +681,8 @@ async def test_hosted_namespace(context: WorkerContext, open_actor: Open) -> Non
         with pytest.raises(AttributeError):
             await namespace.get("x")
         await namespace.set("x", 6)
+        with pytest.raises(AttributeError, match=r"await set\('x', value\)"):
+            namespace.x = 7
         assert await context.run_sync(jobs.compute, namespace, "it.x") == 6
         await namespace.delete("x")
         assert await context.run_sync(jobs.compute, namespace, "hasattr(it, 'x')") is False

@@ -230,6 +230,8 @@ async def test_wrong_uses() -> None:
         trio_offload.open_process(jobs.count_slowly, 1)
     with pytest.raises(ValueError, match="grace must be 0 seconds or more"):
         trio_offload.open_process(jobs.pid, grace=-1)
+    with pytest.raises(TypeError, match=r"got 5 as the function\. .* write open_process\(fn, argument\)"):
+        trio_offload.open_process(5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="name must be a string, got 5"):
         trio_offload.open_process(jobs.pid, name=5)  # type: ignore[arg-type]
     process = trio_offload.open_process(jobs.pid)

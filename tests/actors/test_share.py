@@ -54,9 +54,14 @@ async def test_errors_of_a_shared_object(context: WorkerContext) -> None:
 
 
 async def test_mistakes_with_share() -> None:
-    with pytest.raises(TypeError, match="got the string 'put'"):
-        async with share(Table(), methods="put"):
-            pass
+    for wrong, message in (
+        ("put", "methods must be an iterable of method names, got the single string 'put'"),
+        (5, "methods must be an iterable of method names, got 5"),
+        ([5], "methods must contain method names, got 5"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            async with share(Table(), methods=wrong):  # type: ignore[arg-type]
+                pass
     with pytest.raises(AttributeError, match="Table has no method 'get'"):
         async with share(Table(), methods=["get"]):
             pass

@@ -116,6 +116,10 @@ async def test_block_that_is_left_early(context: WorkerContext, line: Lifeline) 
 
 
 async def test_wrong_function() -> None:
+    async def show_later(*news: Any) -> None: ...
+
     wrong: Any = 5
-    with pytest.raises(TypeError, match="progress"):
+    with pytest.raises(TypeError, match="progress must be a callable with three arguments, got 5"):
         trio_offload.map(map_jobs.double, range(3), progress=wrong)
+    with pytest.raises(TypeError, match="progress must be a synchronous function"):
+        trio_offload.map(map_jobs.double, range(3), progress=show_later)

@@ -40,6 +40,16 @@ async def test_without_the_block_it_says_how(plan: Plan, use: Any, function: Any
     assert not plan.workers
 
 
+async def test_methods_of_the_results_without_the_block(plan: Plan) -> None:
+    made: Any = trio_offload.map(map_jobs.double, [1, 2])
+    for name in ("collect", "batches", "progress"):
+        with pytest.raises(
+            AttributeError, match=rf"inside a block\. Write `async with map\(.*, and in it `results\.{name}`"
+        ):
+            getattr(made, name)
+    assert not hasattr(made, "_nothing")
+
+
 async def made_later() -> list[int]:
     return [1]
 

@@ -40,8 +40,10 @@ class Actor(metaclass=PublicType):
     # Few names, because all others are the object's.
     __slots__ = ("__dict__", "__weakref__", "_host")
 
+    _host: ActorHost
+
     def __init__(self, host: ActorHost) -> None:
-        self._host = host
+        object.__setattr__(self, "_host", host)
         host.facade = self
         host.on_copy = functools.partial(become_copy, self)
 
@@ -51,6 +53,12 @@ class Actor(metaclass=PublicType):
         method = ActorMethod(self._host, name)
         self.__dict__[name] = method
         return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"{self._host.interface.name}.{name} cannot be set here, because the object lives in a worker: "
+            "await a method that sets it"
+        )
 
     @property
     def stream(self) -> ActorStreams:
@@ -81,6 +89,12 @@ class InheritedActor(Actor):
     def __getattr__(self, name: str) -> Any:
         return getattr(stand_in(self._host), name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(stand_in(self._host), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(stand_in(self._host), name)
+
     @property
     def stream(self) -> Any:
         """The generator methods, as a job has them."""
@@ -98,7 +112,7 @@ class InheritedActor(Actor):
 def become_copy(actor: Actor) -> None:
     """Let an actor forward to a job's stand-in, in a worker that has just been forked."""
     actor.__dict__.clear()
-    actor.__class__ = InheritedActor
+    object.__setattr__(actor, "__class__", InheritedActor)
 
 
 class ActorMethod:
@@ -173,6 +187,11 @@ class NamespaceActor(Actor):
     async def set(self, name: str, value: Any) -> None:
         """Set an attribute."""
         await self.__getattr__("__setattr__")(name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"{name!r} cannot be set here, because the object lives in a worker: await set({name!r}, value)"
+        )
 
     async def delete(self, name: str) -> None:
         """Delete an attribute."""

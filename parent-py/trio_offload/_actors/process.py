@@ -87,7 +87,7 @@ def open_process(
     Raises:
         TypeError, ValueError: An argument is wrong.
     """
-    check_function(fn)
+    check_function(fn, "open_process")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a string, got {name!r}")
     if grace is not None:

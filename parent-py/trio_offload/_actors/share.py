@@ -12,6 +12,7 @@ import trio
 from trio_offload_worker._requests.hosted import sendable
 
 from .._limiter import require_trio
+from .._sizes import check_names
 from .._worker.callbacks import call
 from .._worker.requests import Request
 from .grants import Callee
@@ -92,9 +93,11 @@ async def share(shared: Any, /, methods: Iterable[str] | None = None) -> AsyncIt
         AttributeError: The object lacks one of the methods.
     """
     require_trio()
-    if isinstance(methods, str):
-        raise TypeError(f"methods must be an iterable of names, got the string {methods!r}")
-    handle = SharedObject(shared, None if methods is None else frozenset(methods))
+    names: Any = methods
+    if methods is not None:
+        names = tuple(methods) if hasattr(methods, "__iter__") and not isinstance(methods, str) else methods
+        check_names("methods", names, "method")
+    handle = SharedObject(shared, None if methods is None else frozenset(names))
     for name in handle.interface.only or ():
         handle.interface.method(name)
     try:

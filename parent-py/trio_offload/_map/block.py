@@ -26,6 +26,14 @@ class Block(contextlib.AbstractAsyncContextManager["Results[DeliveredType]"], Ge
     def __enter__(self) -> NoReturn:
         _refuse("with `with`")
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(
+            f"a map has no {name!r}, because its workers run inside a block. Write `async with map(fn, items) as results:`, "
+            f"and in it `results.{name}`"
+        )
+
     def __exit__(self, *error: object) -> None:
         """Python looks for this before it calls ``__enter__``."""
 

@@ -36,6 +36,7 @@ from .._limiter import Limiter, counted_tokens, current_default_worker_limiter
 from .._pickling.payload import function_name, release, repeated
 from .._pool.tracker import CLOSED
 from .._process.processors import usable_processors
+from .._sizes import check_progress
 from .._worker.peer import logger
 from . import chunks, failures
 from .block import Block
@@ -64,6 +65,7 @@ class Map(Block[DeliveredType], Generic[DeliveredType]):
         if self.limiter is None and options.workers is None:
             self.limiter = current_default_worker_limiter()
         _check_arguments(function, items)
+        check_progress(options.progress)
         self.may_retire = pool.launcher.options.retire is not bool
         if options.chunk_size is None and (options.timeout is not None or self.may_retire):
             # A worker that may be ended for a job runs one item at a time.

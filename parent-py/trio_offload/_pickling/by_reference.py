@@ -106,8 +106,11 @@ class CallsByReference:
         return known
 
 
-def check_function(function: Any) -> None:
-    """Raise TypeError unless a job's function is synchronous, as far as it shows."""
+def check_function(function: Any, caller: str = "run_sync") -> None:
+    """Raise TypeError unless a job's function is synchronous, as far as it shows.
+
+    The message names the ``caller``.
+    """
     inner = function
     while type(inner) is functools.partial:
         inner = inner.func
@@ -116,7 +119,7 @@ def check_function(function: Any) -> None:
     if not callable(function) or (type(inner) is types.FunctionType and inner.__code__.co_flags & _ASYNCHRONOUS):
         from .._slips import wrong_function
 
-        raise wrong_function(function, inner)
+        raise wrong_function(function, inner, caller)
 
 
 def are_small(args: tuple[Any, ...]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 
 from .._limiter import Limiter, checked_limiter, counted_tokens
-from .._sizes import check_seconds
+from .._sizes import check_progress, check_seconds
 
 if TYPE_CHECKING:
     from .._worker.watch import CallOptions
@@ -36,8 +36,7 @@ async def _run_checked(
 
         raise unknown_keyword(sync_fn, more)
     progress = more.get("progress")
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be a callable with three arguments, got {progress!r}")
+    check_progress(progress)
     if seconds is not None:
         check_seconds("timeout", seconds, positive=True)
     if grace is not None:

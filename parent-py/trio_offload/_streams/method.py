@@ -10,7 +10,7 @@ from trio_offload_worker._requests.streams import GeneratorCall
 
 from .._limiter import Limiter
 from .._pickling.by_reference import check_function
-from .._sizes import check_count, check_seconds
+from .._sizes import check_count, check_progress, check_seconds
 from .._worker.watch import ShowProgress
 from .stream import Stream
 from .values import Values
@@ -90,14 +90,13 @@ def _checked(
     progress: ShowProgress | None,
 ) -> Stream[Any, Any]:
     if not inspect.isasyncgenfunction(call.function):
-        check_function(call.function)
+        check_function(call.function, "stream")
     check_count("window", window)
     if chunk != "auto":
         check_count("chunk", chunk, alternative=" or 'auto'")
     if grace is not None:
         check_seconds("grace", grace)
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be a callable with three arguments, got {progress!r}")
+    check_progress(progress)
 
     def start(values: Values) -> Awaitable[Any]:
         awaitable: Awaitable[Any] = context.run_sync(call, values, *args, grace=grace, limiter=limiter, progress=progress)

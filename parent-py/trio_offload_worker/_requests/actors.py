@@ -52,6 +52,13 @@ class Proxy(JobHandle):
         self.__dict__[name] = method
         return method
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(
+                f"{self._details[0]}.{name} cannot be set from a job, because the object lives elsewhere: call a method that sets it"
+            )
+        object.__setattr__(self, name, value)
+
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = result(request("call " + name, self._id, dumps((args, kwargs))))
         return self if value is Itself else value

@@ -54,7 +54,9 @@ def send_values(name: str, channel: Any, args: tuple[Any, ...], kwargs: dict[str
     """Send the values of a generator method into a channel, and return what it returns."""
     from . import streams
 
-    return streams.send_values(channel, iter(getattr(_object, name)(*args, **kwargs)))
+    method = getattr(_object, name)
+    values = method(*args, **kwargs)
+    return streams.send_values(channel, streams.iterator_of(values, method))
 
 
 def stream_pickled(name: str, channel: Any, arguments: bytes) -> Sequence[Any]:

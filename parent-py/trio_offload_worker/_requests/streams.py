@@ -37,14 +37,17 @@ class GeneratorCall(NamedCall):
             from . import async_streams
 
             return async_streams.send_values(sender, values)
-        try:
-            iterator = iter(values)
-        except TypeError:
-            raise TypeError(
-                f"the function of a stream must be a generator function, or return an iterable; {self.function!r} returned "
-                f"{values!r}"
-            ) from None
-        return send_values(sender, iterator)
+        return send_values(sender, iterator_of(values, self.function))
+
+
+def iterator_of(values: Any, function: Any) -> Iterator[Any]:
+    """Return an iterator of the values that a function has returned."""
+    try:
+        return iter(values)
+    except TypeError:
+        raise TypeError(
+            f"the function of a stream must be a generator function, or return an iterable; {function!r} returned {values!r}"
+        ) from None
 
 
 def send_values(sender: ValueSender, values: Iterator[Any]) -> Any:
