@@ -45,6 +45,14 @@ def test_an_entry_is_what_was_written(record: RecordFile) -> None:
     assert record.read() == ""
 
 
+def test_an_entry_is_valid_once_it_is_shown(record: RecordFile) -> None:
+    call = Call("a.b")
+    record.enter_worker(42, 3, 1.5, call)
+    assert read_entry(front(record)) is None
+    record.show_worker(42, 3, 1.5, call)
+    assert read_entry(front(record)) == Entry(42, os.getpid(), 3, 1.5, 0, 0, "a.b")
+
+
 def test_the_fields_lie_where_the_worker_writes_them() -> None:
     assert ENTRY.size == FUNCTION_AT - ENTRY_AT
     assert FUNCTION.size == TIMES_AT - FUNCTION_AT

@@ -291,10 +291,13 @@ def test_almost_plain_result_takes_ordinary_path(data: bytes) -> None:
     [
         encode_head(Kind.RESULT, 70_000, [4], FIGURES) + b"abcd",
         encode_head(Kind.RESULT, 7, [300], FIGURES) + bytes(300),
+        encode_head(Kind.RESULT, 70_000, [4], {"figures": [*FIGURES["figures"][:3], 23]}) + b"abcd",
+        encode_head(Kind.RESULT, 70_000, [4], {"figures": [*FIGURES["figures"][:3], 300]}) + b"abcd",
+        encode_head(Kind.RESULT, 70_000, [4], {"figures": [*FIGURES["figures"][:3], 2**33]}) + b"abcd",
         encode_head(Kind.RESULT, 70_000, [4]) + b"abcd",
         encode_head(Kind.CALL, 300, [30]) + bytes(30),
     ],
-    ids=["figures", "figures and a longer segment", "a result", "a call"],
+    ids=["figures", "figures and a longer segment", "no time", "little time", "much time", "a result", "a call"],
 )
 def test_frequent_frame_with_wrong_byte(frame: bytes) -> None:
     """There is a short way for such frames if they come whole: byte by byte they go the long one, and both must agree."""

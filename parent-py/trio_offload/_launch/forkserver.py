@@ -296,7 +296,8 @@ class _ForkserverHandshake(WorkerHandshake):
             kills = pending.oom_kills
             self._worker.observe(None if kills is None else kills.refreshed())
             # A standby process has written its process ID. No later moment is better to read it.
-            pending.process.read_pid()
+            if pending.process.read_pid():
+                self._worker.enter_record(self._call)
 
     def _rest_of_greeting(self, template: Template, functions: tuple[bytes, bytes]) -> list[Buffer]:
         settings = self._worker.current_settings()

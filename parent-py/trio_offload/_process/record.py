@@ -136,6 +136,7 @@ class RecordFile:
         self._descriptor = -1
         self._identity = 0, 0
         self._is_hidden = os.environ.get(OPT_OUT) == "0"
+        self._is_entered = False
         # The name in the file, and the function if it is not global.
         self._name = b""
         self._local: Callable[[], object] = _nothing
@@ -205,22 +206,34 @@ class RecordFile:
         except OSError as error:
             logger.warning("a job may miss that an event was set: %s", error)
 
-    def show_worker(self, pid: int, context: int, started: float, call: NamedCall | None) -> object:
-        """Show the worker to ``trio-offload top``. Return the same as :meth:`show_function`.
+    def enter_worker(self, pid: int, context: int, started: float, call: NamedCall | None) -> object:
+        """Write the entry for ``trio-offload top``, once. :meth:`show_worker` makes it valid.
 
         Args:
-            pid: its process ID.
+            pid: process ID of the worker.
             context: number of its context.
             started: its start, on the clock of time.monotonic().
             call: its running call.
+
+        Returns:
+            The same as :meth:`show_function`.
         """
         function = None if call is None else self.show_function(call)
-        # A worker that cannot be shown works all the same.
-        with contextlib.suppress(OSError):
-            if not self._is_hidden:
+        if not self._is_hidden and not self._is_entered:
+            try:
                 self._write(_IDENTITY.pack(pid, os.getpid(), context, started), ENTRY_AT + 8)
-            # Last: it makes the entry valid.
+                self._is_entered = True
+            except OSError:
+                pass  # A worker that cannot be shown works all the same.
+        return function
+
+    def show_worker(self, pid: int, context: int, started: float, call: NamedCall | None) -> object:
+        """Show the worker to ``trio-offload top``. As :meth:`enter_worker`."""
+        function = self.enter_worker(pid, context, started, call)
+        try:
             self._write(ENTRY_MARK + bytes([HIDDEN if self._is_hidden else LAYOUT]), ENTRY_AT)
+        except OSError:
+            pass  # as above
         return function
 
     def show_function(self, call: NamedCall) -> object:

@@ -166,6 +166,7 @@ class WorkerHandshake(Handshake):
     def _note_greeting(self) -> None:
         # Not earlier, because this takes less time than the worker needs for the greeting.
         self._worker.observe()
+        self._worker.enter_record(self._call)
 
     async def _send_greeting(self, cancellable: bool) -> None:
         await self.send_rest(cancellable)

@@ -117,6 +117,13 @@ class Worker(Talker):
         """As :meth:`Vitals.observe`."""
         self._vitals.observe(kills)
 
+    def enter_record(self, call: _payload.Payload | None) -> None:
+        """Write its entry for ``trio-offload top``, once the process ID is known.
+
+        Best while the process is busy with the greeting. Otherwise :meth:`become_ready` does it.
+        """
+        self._shown = self.record.enter_worker(self.process.pid, self.context_number, self._vitals.started, call)
+
     def become_ready(self, ready: Frame, call: _payload.Payload | None) -> None:
         """Take calls from now on. A ``call`` that was sent already is running.
 

@@ -125,14 +125,15 @@ def split_request(data: bytes) -> tuple[bytes, int | None]:
 
 def figures_after(data: bytes, at: int, head: bytes) -> list[int] | None:
     """Return the four figures that ``data`` ends with after ``head`` at ``at``, or None."""
-    if data[at : -_FOUR.size] == head:
-        first, rss, second, peak, third, size, fourth, time = _FOUR.unpack_from(data, -_FOUR.size)
-        # Four bytes each if the worker has run for a while and uses less than 4 GiB.
-        if first == second == third == fourth == 0x1A:
-            return [rss, peak, size, time]
     if not data.startswith(head, at):
         return None
     at += len(head)
+    if len(data) > at + _SIZES.size:
+        first, rss, second, peak, third, size, fourth = _SIZES.unpack_from(data, at)
+        time = data[at + _SIZES.size :]
+        # The sizes take four bytes each if the worker uses less than 4 GiB.
+        if first == second == third == 0x1A and 0x18 <= fourth <= 0x1B and len(time) == 1 << (fourth - 0x18):
+            return [rss, peak, size, int.from_bytes(time, "big")]
     figures = []
     while at < len(data):
         initial = data[at]
@@ -152,7 +153,8 @@ SINGLE_BYTES: Final = [bytes((value,)) for value in range(256)]
 FIGURES_HEAD: Final = b"\xa1\x67figures\x84"
 """A body that has only figures, up to the first of them."""
 
-_FOUR: Final = struct.Struct(">" + 4 * "BI")
+# Three figures of four bytes each, and the initial byte of the fourth.
+_SIZES: Final = struct.Struct(">" + 3 * "BI" + "B")
 _NEGATIVE: Final = 0x20
 _BYTES: Final = 0x40
 _TEXT: Final = 0x60
