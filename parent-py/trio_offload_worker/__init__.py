@@ -53,7 +53,15 @@ class PublicType(type):
 
 
 class MemoryInfo(metaclass=PublicType):
-    """The memory use of a process, in bytes."""
+    """The memory use of a process, in bytes.
+
+    ::
+
+        before = trio_offload_worker.memory_info()
+        table = load(path)
+        after = trio_offload_worker.memory_info()
+        print(f"{after.rss - before.rss} bytes, {after.peak_rss - before.rss} at the peak")
+    """
 
     __slots__ = {  # noqa: RUF023 (in the order of the parameters)
         "rss": "Resident memory, in bytes.",
@@ -80,6 +88,14 @@ class MemoryInfo(metaclass=PublicType):
 
 def memory_info() -> MemoryInfo:
     """Return the memory use of this process. Takes about 30 µs.
+
+    ::
+
+        def was_large():
+            return trio_offload_worker.memory_info().peak_rss > 2**31
+
+        async with trio_offload.open_worker_context(retire=was_large) as context:
+            await context.run_sync(parse, path)
 
     It works outside of workers too. The figures are ``VmRSS``, ``VmHWM`` and ``VmSize`` of
     ``/proc/self/status``, see proc(5). :func:`resident_memory` is quicker if the resident memory is
@@ -141,6 +157,14 @@ class single_threaded(metaclass=PublicType):  # noqa: N801 (used as a function)
 
 def resident_memory() -> int:
     """Return the resident memory of this process, in bytes.
+
+    ::
+
+        def parse_all(paths):
+            for path in paths:
+                parse(path)
+                if trio_offload_worker.resident_memory() > 2**30:
+                    clear_caches()
 
     Raises:
         RuntimeError: As for :func:`memory_info`.

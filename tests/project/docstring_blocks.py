@@ -18,12 +18,25 @@ from trio_offload import connection, telemetry
 from trio_offload_worker import from_worker, handles
 
 MODULES: tuple[ModuleType, ...] = (trio_offload, connection, trio_offload_worker, from_worker, handles, telemetry)
-# Each name of these has an example in its docstring.
-WITH_EXAMPLES: tuple[ModuleType, ...] = (trio_offload, connection, from_worker, telemetry)
 _LITERAL_BLOCK = re.compile(r"::\n\n((?:[ ]+.*\n|\n)+)")
 
 # What the code of a docstring takes for granted.
 BEFORE = {
+    "trio_offload_worker.MemoryInfo": "path = 'a.csv'\ndef load(path): return [path]",
+    "trio_offload_worker.memory_info": "path = 'a.csv'\ndef parse(path): return path",
+    "trio_offload_worker.resident_memory": "def parse(path): return path\ndef clear_caches(): pass",
+    "trio_offload_worker.handles.Barrier": "def load_tables(): pass\ndef benchmark(): return 5.0",
+    "trio_offload_worker.handles.Callback": "import os\ndef write_rows(path): open(path, 'w').close()",
+    "trio_offload_worker.handles.CapacityLimiter": """
+        def fetch(url): return "new"
+        def cached(url): return "old"
+    """,
+    "trio_offload_worker.handles.Condition": "def compile_release(version): print(version)",
+    "trio_offload_worker.handles.Event": "def convert(path): raise ValueError(path)",
+    "trio_offload_worker.handles.Lease": "import os\ndef convert(path): pass",
+    "trio_offload_worker.handles.SendChannel": "import os",
+    "trio_offload_worker.handles.Semaphore": "def execute(text): return [text]",
+    "trio_offload_worker.handles.WorkQueue": "def digest(path): return path.upper()",
     "trio_offload.AbandonedLockError": """
         import os
         def update(lock): lock.acquire(); os.kill(os.getpid(), 9)
@@ -304,6 +317,8 @@ AFTER = {
 }
 # What the code prints. Without an entry, a block with `print` must print something.
 PRINTED = {
+    "trio_offload_worker.MemoryInfo": "… bytes, … at the peak",
+    "trio_offload_worker.handles.Condition": "1.2",
     "trio_offload.AbandonedLockError": "__main__.update was ended by <Signals.SIGKILL: 9>",
     "trio_offload.Actor": "1\ntrio",
     "trio_offload.ActorStatistics": "1\n3\n2 answers of 2 models",
@@ -342,7 +357,7 @@ FIRST = """
 import trio_offload_worker
 from trio_offload import *
 from trio_offload import connection
-from trio_offload_worker import from_worker
+from trio_offload_worker import from_worker, handles
 """
 MARKS = {
     "trio_offload.connection.listen": {"cancel after": "0.1"},
@@ -365,8 +380,8 @@ def public_texts() -> Iterator[tuple[str, str]]:
 
 
 def examples() -> Iterator[tuple[str, list[str]]]:
-    """Yield each public name that must have an example, with the code in its docstring."""
-    for module in WITH_EXAMPLES:
+    """Yield each public name, with the blocks of code in its docstring."""
+    for module in MODULES:
         for name in module.__all__:
             text = inspect.getdoc(getattr(module, name)) or ""
             yield f"{module.__name__}.{name}", _LITERAL_BLOCK.findall(text + "\n")

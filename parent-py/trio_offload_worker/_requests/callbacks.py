@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 class Callback(JobHandle):
     """A function of the parent.
 
+    ::
+
+        def export(path, ask: handles.Callback):
+            if not os.path.exists(path) or ask(f"Replace {path}?"):
+                write_rows(path)
+
     Details:
         waits: True if a call waits for the function, and returns its value.
         name: the function's name, for messages.

@@ -82,6 +82,12 @@ class _End(JobHandle):
 class SendChannel(_End, _OfSent["SendType"]):
     """The sending end of a channel, in a job.
 
+    ::
+
+        def list_files(folder, send: handles.SendChannel[str]):
+            for entry in os.scandir(folder):
+                send.send(entry.name)
+
     Items are pickled by ``send``. A send is done when the item has its place in the buffer: it
     arrives also if the worker dies at once.
     """
@@ -176,6 +182,12 @@ class SendChannel(_End, _OfSent["SendType"]):
 
 class ReceiveChannel(_End, _OfReceived["ReceiveType"]):
     """The receiving end of a channel, in a job.
+
+    ::
+
+        def save(path, lines: handles.ReceiveChannel[str]):
+            with open(path, "w") as file:
+                file.writelines(lines)
 
     An item that did not reach the job's code, because the worker died, is received by another.
 

@@ -27,6 +27,15 @@ def _take_nowait(handle: JobHandle, borrower: int | None = None) -> None:
 class Semaphore(JobHandle):
     """A number of tokens that tasks of the parent and jobs take and release.
 
+    ::
+
+        def query(text, connections: handles.Semaphore):
+            connections.acquire(timeout=10)
+            try:
+                return execute(text)
+            finally:
+                connections.release()
+
     Details:
         is_bounded: whether a release may fail.
     """
@@ -89,6 +98,14 @@ class Semaphore(JobHandle):
 
 class CapacityLimiter(JobHandle):
     """A limit for the number of tasks and jobs that do something.
+
+    ::
+
+        def fetch_or_cached(url, downloads: handles.CapacityLimiter):
+            if downloads.available_tokens == 0:
+                return cached(url)
+            with downloads:
+                return fetch(url)
 
     Each borrower has one token: a thread of a job, or an object on whose behalf it borrows. Such an
     object counts for this job only.

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 class Lock(JobHandle):
     """A lock that tasks of the parent and jobs share.
 
+    ::
+
+        def append(line, lock: handles.Lock):
+            with lock, open("log.txt", "a") as file:
+                file.write(line)
+
     If its holder ended without a release, those who want it get :exc:`AbandonedLockError`, until
     :meth:`recover` is called.
     """
@@ -111,7 +117,19 @@ class Lock(JobHandle):
 
 
 class RLock(Lock):
-    """A :class:`Lock` whose holder, a thread of a job, may acquire it again."""
+    """A :class:`Lock` whose holder, a thread of a job, may acquire it again.
+
+    ::
+
+        def write(path, text, lock: handles.RLock):
+            with lock:
+                path.write_text(text)
+
+        def write_all(texts, lock: handles.RLock):
+            with lock:
+                for path, text in texts.items():
+                    write(path, text, lock)
+    """
 
     __slots__ = ()
 
@@ -132,6 +150,13 @@ class RLock(Lock):
 
 class Condition(JobHandle):
     """A condition of data behind a lock.
+
+    ::
+
+        def build(version, releases, changed: handles.Condition):
+            with changed:
+                changed.wait_for(lambda: version in releases, timeout=60)
+            compile_release(version)
 
     Details:
         lock: the lock.

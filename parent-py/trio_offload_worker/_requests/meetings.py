@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 class Event(JobHandle):
     """A flag that tasks of the parent and jobs set, reset and wait for.
 
+    ::
+
+        def convert_all(paths, stop: handles.Event):
+            for path in paths:
+                if stop.is_set():
+                    break
+                convert(path)
+
     Details:
         flag: the number of its flag in the record, 0 for none.
     """
@@ -73,7 +81,15 @@ class Event(JobHandle):
 
 
 class Barrier(JobHandle):
-    """A place where tasks of the parent and jobs wait for each other."""
+    """A place where tasks of the parent and jobs wait for each other.
+
+    ::
+
+        def measure(barrier: handles.Barrier) -> float:
+            load_tables()
+            barrier.wait(timeout=60)  # all workers begin at once
+            return benchmark()
+    """
 
     __slots__ = ()
 

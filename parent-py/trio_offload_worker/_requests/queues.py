@@ -44,6 +44,16 @@ class FailedItemsError(RuntimeError, metaclass=PublicType):
 class Lease(_OfItems["ItemType"], metaclass=PublicType):
     """One item of a work queue, in the hands of this job.
 
+    ::
+
+        def convert_from(queue: handles.WorkQueue[str]):
+            for lease in queue:
+                if os.path.exists(lease.item):
+                    convert(lease.item)
+                    lease.done()
+                else:
+                    lease.fail("no such file")
+
     As a context manager it is :meth:`done` at the end of the block. After an exception it has
     failed.
     """
@@ -110,6 +120,13 @@ class Lease(_OfItems["ItemType"], metaclass=PublicType):
 
 class WorkQueue(JobHandle, _OfItems["ItemType"]):
     """A queue of work for tasks and jobs, in a job. Iterate over it to get its leases.
+
+    ::
+
+        def digest_files(paths: handles.WorkQueue[str], digests: handles.SendChannel[str]):
+            for lease in paths:
+                with lease:
+                    digests.send(digest(lease.item))
 
     If the worker dies with a lease, its item fails, or is tried again by another job.
     """

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 class SharedArray(DescriptorHandle):
     """An array in memory that the parent and its jobs share.
 
+    ::
+
+        def center(first, last, shared: handles.SharedArray):
+            rows = shared.array[first:last]
+            rows -= rows.mean()
+
     Details:
         shape, dtype, order: as :meth:`Mapping.view` takes them.
         size: the size of the file in bytes.
@@ -51,6 +57,12 @@ class SharedArray(DescriptorHandle):
 
 class SharedCounter(DescriptorHandle):
     """An integer that the parent and its jobs add to.
+
+    ::
+
+        def count_words(path, words: handles.SharedCounter):
+            for line in open(path):
+                words.add(len(line.split()))
 
     Details:
         size: the size of the file in bytes.
