@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, overload
 
 import outcome
-import trio
+
+from trio_offload_worker._requests import trio_threads
 
 from .._exceptions import is_cancelled
 from .._pickling.payload import function_name
@@ -34,11 +36,16 @@ class Callback(Handle, Generic[Parameters, ResultType]):
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> ResultType:
         """Call it from a thread of :func:`trio.to_thread.run_sync`, as a job does from a worker."""
+        bound = functools.partial(self.function, *args, **kwargs)
         if inspect.iscoroutinefunction(self.function):
-            result: ResultType = trio.from_thread.run(lambda: self.function(*args, **kwargs))
+            result: Any = trio_threads.run(bound, ())
         else:
-            result = trio.from_thread.run_sync(lambda: self.function(*args, **kwargs))
-        return result
+            # In a tuple, because Trio refuses awaitables here.
+            (result,) = trio_threads.run_sync(lambda: (bound(),), ())
+            if inspect.isawaitable(result):
+                result = trio_threads.run(_awaited, (result,))
+        value: ResultType = result if self.waits else None  # type: ignore[assignment]
+        return value
 
     @property
     def handle(self) -> Callback[Parameters, ResultType]:

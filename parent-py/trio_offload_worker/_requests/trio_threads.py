@@ -27,7 +27,7 @@ def run(afn: Any, args: tuple[Any, ...]) -> Any:
     Raises:
         RuntimeError: this is not a thread of Trio's.
     """
-    trio = _trio()
+    trio = _trio_of_thread()
     end = shield_end()
 
     async def shielded() -> Any:
@@ -39,15 +39,19 @@ def run(afn: Any, args: tuple[Any, ...]) -> Any:
 
 
 def run_sync(fn: Any, args: tuple[Any, ...]) -> Any:
-    """Run a function as ``trio.from_thread.run_sync`` does."""
-    return _trio().from_thread.run_sync(fn, *args, trio_token=_adopted.token)
+    """Run a function as ``trio.from_thread.run_sync`` does.
+
+    Raises:
+        RuntimeError: this is not a thread of Trio's.
+    """
+    return _trio_of_thread().from_thread.run_sync(fn, *args, trio_token=_adopted.token)
 
 
 def sleep(seconds: float) -> bool:
     """Sleep in the parent task. Return False, at once, in another thread."""
     if not _is_thread_of_trio():
         return False
-    run(_trio().sleep, (seconds,))
+    run(_trio_of_thread().sleep, (seconds,))
     return True
 
 
@@ -69,7 +73,7 @@ def is_cancellation(error: BaseException) -> bool:
 
 def current_token() -> Any:
     """Return the token of this thread's run of Trio."""
-    return run_sync(_trio().lowlevel.current_trio_token, ())
+    return run_sync(_trio_of_thread().lowlevel.current_trio_token, ())
 
 
 def adopt(token: Any) -> None:
@@ -93,13 +97,12 @@ def _is_thread_of_trio() -> bool:
     return True
 
 
-def _trio() -> Any:
-    trio = sys.modules.get("trio")
-    if trio is None:
+def _trio_of_thread() -> Any:
+    if not _is_thread_of_trio():
         raise RuntimeError(
             "this is no job: neither a worker of trio-offload nor a thread of trio.to_thread.run_sync runs it"
         )
-    return trio
+    return sys.modules["trio"]
 
 
 _adopted: Final = _Adopted()
