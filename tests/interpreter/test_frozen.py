@@ -26,8 +26,8 @@ HOOK = f"--runtime-hook={SOURCES}/runtime_hook.py"
 C_LIBRARY = ("ld-linux", "libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so", "libresolv.so")
 
 
-def build(folder: Path, script: str, *options: str) -> Path:
-    """What the app consists of: its folder, or its one file."""
+def build(folder: Path, script: str, *options: str, keeps: str = "") -> Path:
+    """What the app consists of: its folder, or its one file. ``keeps`` may be collected."""
     command: list[str | Path] = [
         sys.executable,
         "-m",
@@ -37,7 +37,7 @@ def build(folder: Path, script: str, *options: str) -> Path:
         "--distpath",
         folder / "dist",
     ]
-    for name in TEST_PACKAGES:
+    for name in {*TEST_PACKAGES} - {keeps}:
         command += ["--exclude-module", name]
     run([*command, *options, SOURCES / script], folder=folder)
     return folder / "dist" / Path(script).stem
@@ -59,8 +59,8 @@ def file_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An app without a guard and without freeze_support()."""
-    return build(tmp_path_factory.mktemp("bare"), "bare.py", "--exclude-module=numpy") / "bare"
+    """An app without a guard and without freeze_support(), made where OpenTelemetry is installed."""
+    return build(tmp_path_factory.mktemp("bare"), "bare.py", "--exclude-module=numpy", keeps="opentelemetry") / "bare"
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +206,26 @@ def test_one_file_whose_app_is_killed(file_app: Path, tmp_path: Path) -> None:
 
 def test_without_guard_and_freeze_support(bare_app: Path) -> None:
     ended = run([bare_app])
-    assert (ended.lines(), ended.stderr) == (["the app runs", "42 3"], "")
+    assert (ended.lines(), ended.stderr) == (["the app runs", "42 3", "without OpenTelemetry"], "")
 
 
 def test_job_in_a_main_without_guard(bare_app: Path) -> None:
     """The script begins to run in the worker, and that is where it ends, with the remedy."""
     ended = run([bare_app, "--job-in-main"], expect=1)
     # Through a pipe, the worker's line is out before the app's.
-    assert sorted(ended.lines()) == ["42 3", "the app runs", "the app runs"]
+    assert sorted(ended.lines()) == ["42 3", "the app runs", "the app runs", "without OpenTelemetry"]
     assert 'if __name__ == "__main__":' in ended.stderr
+
+
+# --- an app with OpenTelemetry -------------------------------------------------------------------------------------
+
+
+def test_spans_of_jobs(tmp_path: Path) -> None:
+    """The worker's hook ignores that the worker imports the package. The app imports it too."""
+    app = build(tmp_path, "spans.py", "--exclude-module=numpy", keeps="opentelemetry") / "spans"
+    ended = run([app])
+    expected = ["True", "call frozen_package.work.has_span run frozen_package.work.has_span start worker"]
+    assert (ended.lines(), ended.stderr) == (expected, "")
 
 
 # --- a machine without Python --------------------------------------------------------------------------------------

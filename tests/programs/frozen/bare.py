@@ -3,7 +3,7 @@
 import sys
 
 import trio
-from frozen_package.work import double
+from frozen_package.work import double, has
 
 import trio_offload
 
@@ -15,6 +15,7 @@ def in_main():
 async def main():
     async with trio_offload.open_worker_context() as context:
         print(await context.run_sync(double, 21), await context.run_sync(abs, -3))
+        print("with" if await context.run_sync(has, "opentelemetry") else "without", "OpenTelemetry")
         if "--job-in-main" in sys.argv:
             await context.run_sync(in_main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 
@@ -15,6 +16,17 @@ class Refused(Exception):
 
 def double(number: int) -> int:
     return 2 * number
+
+
+def has(name: str) -> bool:
+    """Return whether the app has a package that nothing here imports."""
+    return importlib.util.find_spec(name) is not None
+
+
+def has_span() -> bool:
+    # PyInstaller must not see that this package imports it.
+    trace = importlib.import_module("opentelemetry.trace")
+    return bool(trace.get_current_span().get_span_context().is_valid)
 
 
 def refuse(number: int) -> None:
