@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import platform
+import resource
 import signal
 import sys
 import traceback
@@ -293,7 +294,22 @@ async def test_a_system_without_memfd_create_has_a_file_for_the_record(
 
 
 @pytest.mark.parametrize("kind", [WorkerType.SPAWN, WorkerType.FORK])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM, errno.EMFILE])
+@pytest.mark.parametrize("size", [0, 1000])
+async def test_limit_of_file_sizes_is_told(kind: WorkerType, size: int) -> None:
+    """Not that space is missing, although a write that such a limit cuts off looks the same."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with open_worker_context(worker_type=kind) as context:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            with pytest.raises(WorkerStartError, match=r"File too large.*ulimit -f"):
+                await context.run_sync(bool)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert await context.run_sync(abs, -1) == 1
+
+
+@pytest.mark.parametrize("kind", [WorkerType.SPAWN, WorkerType.FORK])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.EFBIG])
 async def test_no_room_for_the_record_is_told(kind: WorkerType, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it nothing would be known of a death, and a ceiling could not be told from another one."""
 
@@ -305,7 +321,12 @@ async def test_no_room_for_the_record_is_told(kind: WorkerType, code: int, monke
             patch.setattr(os, "memfd_create", refuse)
             with pytest.raises(WorkerStartError, match=os.strerror(code)) as caught:
                 await context.run_sync(bool)
-        expected = {errno.ENOSPC: "no space left", errno.ENOMEM: "not enough memory", errno.EMFILE: "ulimit -n"}
+        expected = {
+            errno.ENOSPC: "no space left",
+            errno.ENOMEM: "not enough memory",
+            errno.EMFILE: "ulimit -n",
+            errno.EFBIG: "ulimit -f",
+        }
         assert expected[code] in str(caught.value)
         # And it is as if nothing had been.
         assert await context.run_sync(abs, -1) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,21 @@ async def test_the_stack_is_told_whatever_a_job_did_before(of_any_kind: WorkerTy
         assert told.value.crash is not None
         assert "in segfault" in told.value.crash.stack
         assert await context.run_sync(job, str(tmp_path / "file"))
+        with trio.fail_after(PATIENCE), pytest.raises(WorkerMemoryError) as limit:
+            await context.run_sync(memory_jobs.grow_for_ever)
+        assert limit.value.crash is not None
+        assert "in grow_for_ever" in limit.value.crash.stack
+
+
+async def test_a_limit_holds_without_a_queue_of_signals(of_any_kind: WorkerType) -> None:
+    """The kernel then tells no sender, and a wakeup is no request for stacks. They would come before the limit in the record."""
+    before = resource.getrlimit(resource.RLIMIT_SIGPENDING)
+    async with open_worker_context(worker_type=of_any_kind, memory_limit=await ceiling(of_any_kind, 150 << 20)) as context:
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, before[1]))
+        try:
+            await context.run_sync(bool)
+        finally:
+            resource.setrlimit(resource.RLIMIT_SIGPENDING, before)
         with trio.fail_after(PATIENCE), pytest.raises(WorkerMemoryError) as limit:
             await context.run_sync(memory_jobs.grow_for_ever)
         assert limit.value.crash is not None

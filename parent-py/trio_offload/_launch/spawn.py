@@ -46,6 +46,8 @@ _REMEDIES: Final = {
     errno.ENOMEM: "There is not enough memory.",
     errno.EMFILE: "This program has too many files open (ulimit -n).",
     errno.ENFILE: "The system has too many files open.",
+    errno.EFBIG: "The limit of file sizes (ulimit -f, LimitFSIZE= of systemd) is too low for the worker's crash record, which "
+    "has up to 256 KiB.",
     errno.ENOSPC: "There is no space left for the worker's crash record, in memory or in the directory for temporary files.",
 }
 """Error number -> a sentence."""

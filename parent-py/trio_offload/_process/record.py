@@ -144,7 +144,9 @@ class RecordFile:
         status = os.fstat(self._descriptor)
         self._identity = status.st_dev, status.st_ino
         # Both sides share the position in the file, so text follows the front.
-        if os.write(self._descriptor, bytes(FRONT_SIZE)) < FRONT_SIZE:
+        missing = FRONT_SIZE - os.write(self._descriptor, bytes(FRONT_SIZE))
+        # After a short write, the next one has the reason.
+        if missing and os.write(self._descriptor, bytes(missing)) < missing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # Both sides map the front. A job that truncated the file would kill them.
         with contextlib.suppress(OSError):

@@ -68,7 +68,10 @@ pub fn clear_wakeup(waker: BorrowedFd<'_>) -> bool {
     // SAFETY: the pointer and the length belong to the array, which is as long as one
     // `signalfd_siginfo`.
     let count = unsafe { libc::read(waker.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
-    count > 0 && bytes[SENDER..SENDER + 4] != std::process::id().to_ne_bytes()
+    // The kernel tells no sender if the user's signals are at their limit (RLIMIT_SIGPENDING).
+    // Nearly all signals are this process's own.
+    let sender = &bytes[SENDER..SENDER + 4];
+    count > 0 && sender != [0; 4] && sender != std::process::id().to_ne_bytes()
 }
 
 /// The kernel's ID of the calling thread.
