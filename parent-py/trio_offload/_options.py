@@ -22,9 +22,9 @@ from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar
 
 import attrs
 
+from . import _sizes
 from ._documented import PublicEnumType, documented
 from ._limiter import Limiter
-from ._sizes import check_count, check_modules, check_names, check_output, check_seconds, parse_levels, parse_size
 
 Parameters = ParamSpec("Parameters")
 ReturnType = TypeVar("ReturnType")
@@ -120,11 +120,11 @@ def _member(value: WorkerType | Literal["spawn", "forkserver", "fork"]) -> Worke
 
 
 def _bytes(value: int | str | None) -> int | None:
-    return None if value is None else parse_size(value, "memory_limit")
+    return None if value is None else _sizes.parse_size(value, "memory_limit")
 
 
 def _levels(value: bool | int | str | Mapping[str, int | str] | None) -> Mapping[str, int] | None:
-    return parse_levels(value)
+    return _sizes.parse_levels(value)
 
 
 def _absolute_path(value: str | os.PathLike[str] | None) -> str | None:
@@ -145,19 +145,8 @@ def _names(value: Iterable[str]) -> tuple[str, ...]:
 
 
 def _seconds(**rules: Any) -> Any:
-    """Return a validator for a number of seconds, by the rules of :func:`check_seconds`."""
-    return lambda _, field, value: check_seconds(field.name, value, **rules)
-
-
-def _check_callable(options: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{attribute.name} must be a callable that takes no arguments, got {value!r}")
-    try:
-        inspect.signature(value).bind()
-    except ValueError:  # a builtin without a signature
-        pass
-    except TypeError as error:
-        raise TypeError(f"{attribute.name} must be callable without arguments, got {value!r}: {error}") from None
+    """Return a validator for a number of seconds, by the rules of :func:`._sizes.check_seconds`."""
+    return lambda _, field, value: _sizes.check_seconds(field.name, value, **rules)
 
 
 def _check_type(options: object, attribute: "attrs.Attribute[WorkerType]", value: object) -> None:
@@ -168,19 +157,14 @@ def _check_type(options: object, attribute: "attrs.Attribute[WorkerType]", value
         )
 
 
-def _check_path(options: object, attribute: "attrs.Attribute[str | None]", value: object) -> None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{attribute.name} must be a path, got {value!r}")
-
-
 def _check_names(options: "ContextOptions", attribute: "attrs.Attribute[tuple[str, ...]]", value: object) -> None:
-    check_names(attribute.name, value, "module" if attribute.name == "forkserver_preload" else "thread")
+    _sizes.check_names(attribute.name, value, "module" if attribute.name == "forkserver_preload" else "thread")
     if value and options.worker_type is not WorkerType.FORKSERVER:
         raise ValueError(f"{attribute.name} must be empty unless worker_type=WorkerType.FORKSERVER, got {value!r}")
 
 
 def _check_handlers(options: "ContextOptions", attribute: "attrs.Attribute[tuple[str, ...]]", value: object) -> None:
-    check_names(attribute.name, value, "handler")
+    _sizes.check_names(attribute.name, value, "handler")
     if value and options.forward_logging is None:
         raise ValueError(f"{attribute.name} must be empty without forward_logging, got {value!r}")
 
@@ -190,13 +174,15 @@ def _check_threads(options: object, attribute: "attrs.Attribute[tuple[str, ...]]
         raise ValueError(f"{attribute.name} must contain thread names, got the empty string in {value!r}")
 
 
+_CALLABLE: Final[Any] = lambda _, field, value: _sizes.check_callable(field.name, value)  # noqa: E731
+_PATH: Final[Any] = lambda _, field, value: _sizes.check_path(field.name, value)  # noqa: E731
 _LIMIT: Final = _seconds(hint=". Use math.inf for no limit")
 _INTERVAL: Final = _seconds(at_least=MIN_REPORT_INTERVAL, hint=". Use math.inf for no reports")
 _REPORT: Final[Any] = attrs.validators.optional(_seconds(positive=True, hint=". Use None for no report"))
 _SECONDS_OR_NONE: Final = attrs.validators.optional(_seconds())
-_COUNT_FROM_ZERO: Final = attrs.validators.and_(lambda _, field, value: check_count(field.name, value, at_least=0))
-_MODULES: Final[Any] = lambda _, field, value: check_modules(field.name, value)  # noqa: E731
-_COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: check_count(field.name, value))
+_COUNT_FROM_ZERO: Final = attrs.validators.and_(lambda _, field, value: _sizes.check_count(field.name, value, at_least=0))
+_MODULES: Final[Any] = lambda _, field, value: _sizes.check_modules(field.name, value)  # noqa: E731
+_COUNT_OR_NONE: Final = attrs.validators.optional(lambda _, field, value: _sizes.check_count(field.name, value))
 
 
 @documented
@@ -210,10 +196,10 @@ class ContextOptions:
     idle_timeout: float = attrs.field(default=600.0, converter=_plain_number, validator=_LIMIT)
     """Seconds after which an idle worker exits. :data:`math.inf` keeps it."""
 
-    init: Callable[[], Any] = attrs.field(default=bool, validator=_check_callable)
+    init: Callable[[], Any] = attrs.field(default=bool, validator=_CALLABLE)
     """Function that each worker calls before its first job."""
 
-    retire: Callable[[], Any] = attrs.field(default=bool, validator=_check_callable)
+    retire: Callable[[], Any] = attrs.field(default=bool, validator=_CALLABLE)
     """Function that a worker calls after each job. If it returns a true value, the worker exits."""
 
     grace_period: float = attrs.field(default=30.0, converter=_plain_number, validator=_LIMIT)
@@ -244,17 +230,17 @@ class ContextOptions:
     """Handlers of workers that handle these records too, by name."""
 
     output: Literal["inherit", "lines"] | Callable[[str | None, str, bytes], Any] = attrs.field(
-        default="inherit", kw_only=True, validator=lambda _, field, value: check_output(field.name, value)
+        default="inherit", kw_only=True, validator=lambda _, field, value: _sizes.check_output(field.name, value)
     )
     """What becomes of the text that workers write to standard output and standard error."""
 
-    crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
+    crash_dir: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_PATH)
     """Directory for crash records. None means disabled."""
 
-    trace: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
+    trace: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_PATH)
     """File for a trace of the run, in the Chrome trace-event format. None means disabled."""
 
-    report: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_check_path)
+    report: str | None = attrs.field(default=None, kw_only=True, converter=_absolute_path, validator=_PATH)
     """File for an HTML page about the run, written when the context closes. None means disabled."""
 
     forkserver_preload: tuple[str, ...] = attrs.field(
@@ -275,14 +261,14 @@ def _truth(value: bool) -> bool:
 def _chunk_size(value: int | Literal["auto"]) -> int | None:
     if isinstance(value, str) and value == "auto":
         return None
-    check_count("chunk_size", value, alternative=" or 'auto'")
+    _sizes.check_count("chunk_size", value, alternative=" or 'auto'")
     return value
 
 
 def _check_timeout(settings: "MapSettings", attribute: "attrs.Attribute[float | None]", value: float | None) -> None:
     if value is None:
         return
-    check_seconds(attribute.name, value, positive=True)
+    _sizes.check_seconds(attribute.name, value, positive=True)
     if settings.chunk_size not in (1, None):
         raise ValueError(
             f"chunk_size must be 1 or 'auto' with a timeout, got {settings.chunk_size!r}. A slow item would "

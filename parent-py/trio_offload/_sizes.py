@@ -1,4 +1,4 @@
-"""Parse and format amounts of memory; check numbers; parse levels of logging.
+"""Parse and format amounts of memory; check the values of options; parse levels of logging.
 
 A bare letter is a power of 1024, as in Docker's ``--memory 2g``, in systemd's ``MemoryMax=2G``, and
 in Java's ``-Xmx2g``. Kubernetes alone means 1000 by ``2G``. To be clear, write ``2GiB``
@@ -144,6 +144,24 @@ def check_modules(name: str, modules: Iterable[str]) -> None:
             raise ValueError(f"{name} must not contain '__main__'. Workers load the main script when a job needs it")
         if not all(part.isidentifier() for part in module.split(".")):
             raise ValueError(f"{name} must contain full module names like 'package.module', got {module!r}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise TypeError unless an option is a callable that takes no arguments."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a callable that takes no arguments, got {value!r}")
+    try:
+        inspect.signature(value).bind()
+    except ValueError:  # a builtin without a signature
+        pass
+    except TypeError as error:
+        raise TypeError(f"{name} must be callable without arguments, got {value!r}: {error}") from None
+
+
+def check_path(name: str, value: object) -> None:
+    """Raise TypeError unless an option is a path that was converted to text, or None."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a path, got {value!r}")
 
 
 def check_output(name: str, value: object) -> None:
