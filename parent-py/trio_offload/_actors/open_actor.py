@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import trio
@@ -36,6 +36,9 @@ class WorkerOptions(TypedDict, total=False):
     crash_dir: str | os.PathLike[str] | None
     forkserver_preload: Iterable[str]
     forkserver_threads: Iterable[str]
+    forward_logging: bool | int | str | Mapping[str, int | str] | None
+    keep_handlers: Iterable[str]
+    output: Literal["inherit", "lines"] | Callable[[str | None, str, bytes], Any]
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeVar, final
 
@@ -53,6 +53,8 @@ def open_process(
     grace: float | None = 10.0,
     max_buffer_size: float = 16,
     worker_type: WorkerType | Literal["spawn", "forkserver", "fork"] = WorkerType.SPAWN,
+    forward_logging: bool | int | str | Mapping[str, int | str] | None = None,
+    output: Literal["inherit", "lines"] | Callable[[str | None, str, bytes], Any] = "inherit",
 ) -> Process[ResultType]:
     """Run ``fn(*args)`` in a separate process, with a channel both ways.
 
@@ -80,6 +82,8 @@ def open_process(
             means unlimited.
         max_buffer_size: Number of items in the buffer of each direction, or ``math.inf``.
         worker_type: The start method.
+        forward_logging: True, a level, or levels by logger: handle its log records here.
+        output: "inherit", "lines" or a function: for text that it prints (``docs/logging.md``).
 
     Returns:
         An async context manager, whose block has the :class:`Process`.
@@ -92,8 +96,9 @@ def open_process(
         raise TypeError(f"name must be a string, got {name!r}")
     if grace is not None:
         check_seconds("grace", grace)
-    options: Any = {"memory_limit": memory_limit, "worker_type": worker_type}
-    return Process(fn, args, name, grace, max_buffer_size, ContextOptions(idle_timeout=math.inf, **options))
+    options: Any = {"memory_limit": memory_limit, "worker_type": worker_type, "output": output}
+    context = ContextOptions(idle_timeout=math.inf, forward_logging=forward_logging, **options)
+    return Process(fn, args, name, grace, max_buffer_size, context)
 
 
 @final
