@@ -333,7 +333,6 @@ async def test_default_context_takes_no_handles(option: str) -> None:
         trio_offload.configure_default_context()
 
 
-@pytest.mark.parametrize("kind", ["spawn", "forkserver", "loop"], indirect=True)
 async def test_event_in_retire(of_any_kind: WorkerType) -> None:
     """A policy cannot talk, but it may look whether an event is set."""
     event = trio_offload.Event()

@@ -75,18 +75,19 @@ class ForkLauncher(Launcher):
         init = reported(self)
         retire = None if options.retire is bool else options.retire
         handles: Any = sys.modules.get(_HANDLES)
-        if handles is not None:
-            handles.number_all()
-        try:
-            started = fork(init, retire, worker.open_pipes())
-        except (OSError, RuntimeError) as error:
-            worker.close_pipes()
-            raise not_forked(error) from error
-        handshake.greet(started, lambda: greeting)
-        if handles is not None:
-            from .._worker.lasting import LastingGrants  # few programs need it
+        with ExitStack() as shown:
+            if handles is not None:
+                from .._worker.lasting import LastingGrants  # few programs need it
 
-            worker.keep(LastingGrants(of_copy=handles.grant_of_copy))
+                handles.number_all()
+                events = shown.enter_context(handles.shown_in_copy(options.init, options.retire))
+                worker.keep(LastingGrants(events, handles.grant_of_copy))
+            try:
+                started = fork(init, retire, worker.open_pipes())
+            except (OSError, RuntimeError) as error:
+                worker.close_pipes()
+                raise not_forked(error) from error
+        handshake.greet(started, lambda: greeting)
         return worker
 
 

@@ -49,6 +49,8 @@ class Event(Handle):
         # Its place among the flags in the record of each worker. None means that no job has it.
         self._flag: int | None = None
         self._boards: list[Board] = []
+        # During a fork, if the worker gets it in its `init` or `retire`.
+        self._is_shown_in_copy = False
 
     def __repr__(self) -> str:
         text = "set" if self._state.is_set else "not set"
@@ -96,7 +98,7 @@ class Event(Handle):
 
     def details(self, grant: Grant | None) -> tuple[int]:
         """As :meth:`Handle.details`: the number of its flag, 0 for none."""
-        if grant is None:
+        if grant is None and not self._is_shown_in_copy:
             return (0,)  # the record shows the events that were granted
         if self._flag is None:
             self._flag = take_flag()

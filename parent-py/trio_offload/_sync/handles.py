@@ -7,9 +7,12 @@ random number. When a pickle with that number comes back, it becomes the handle 
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -203,6 +206,37 @@ def number_all() -> None:
     _let_pickles_find_handles()
     for handle in list(_handles):
         handle._number = handle._number or new_number()
+
+
+@contextmanager
+def shown_in_copy(*functions: Any) -> Iterator[list[Grant]]:
+    """Let a worker that is forked in the block see the events in the arguments of these functions.
+
+    The functions are its ``init`` and ``retire``, which cannot ask.
+
+    Returns:
+        Grants of the events, for the worker.
+    """
+    events = {id(event): event for function in functions for event in _events_of(function)}.values()
+    grants = []
+    try:
+        for event in events:
+            with suppress(RuntimeError):  # it belongs to another run
+                grants.append(event.grant())
+                event.details(grants[-1])
+                event._is_shown_in_copy = True
+        yield grants
+    finally:
+        for event in events:
+            event._is_shown_in_copy = False
+
+
+def _events_of(function: Any) -> Iterator[Any]:
+    while isinstance(function, functools.partial):
+        for argument in (*function.args, *function.keywords.values()):
+            if isinstance(argument, Handle) and argument.kind == "event":
+                yield argument
+        function = function.func
 
 
 def speak_in_copy() -> None:
