@@ -44,7 +44,6 @@ TYPES_WITHOUT_A_PAGE = (
     "CapacityLimiterStatistics",
     "ChannelStatistics",
     "ConditionStatistics",
-    "ErrorOfItem",
     "FailedItem",
     r"JobHandles\.\w+",
     "Lease",

@@ -116,6 +116,68 @@ def test_a_class_that_users_make_shows_its_parameters() -> None:
     assert list(inspect.signature(trio_offload_worker.MemoryInfo).parameters) == ["rss", "peak_rss", "vms"]
 
 
+# Bases that hold the implementation of several public classes. `pydoc` reads `__bases__`, which has to
+# be true for programs, so their names stay in the first line, the order and the headings.
+PRIVATE_BASES = {
+    "trio_offload._actors.grants.Callee",
+    "trio_offload._connection.passing.Passable",
+    "trio_offload._late_methods.LateMethods",
+    "trio_offload._options.ContextOptions",
+    "trio_offload._sync.channels._End",
+    "trio_offload._sync.descriptors.DescriptorHandle",
+    "trio_offload._sync.handles.Acquirable",
+    "trio_offload._sync.handles.Handle",
+    "trio_offload._sync.locks._Lock",
+    "trio_offload_worker._requests.channels._End",
+    "trio_offload_worker._requests.channels._OfSent",
+    "trio_offload_worker._requests.descriptors.DescriptorHandle",
+    "trio_offload_worker._requests.handles.JobHandle",
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_only_shared_bases_have_private_names_in_the_help(cls: type[Any]) -> None:
+    lines = help_of(cls).splitlines()
+    assert "._" not in lines[0]
+    private = {name for line in lines for name in re.findall(r"trio_offload(?:_worker)?(?:\.\w+)*\._[\w.]+", line)}
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__}
+    assert private <= PRIVATE_BASES & bases
+    assert not issubclass(cls, BaseException) or not private
+    assert not any(re.search(r"(?<![\w.`:])_[A-Z]+[a-z]", line) for line in lines)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_shows_its_public_names_only(module: ModuleType) -> None:
+    text = help_of(module)
+    assert set(re.findall(r"^    (\w+)(?:\(| = )", text, re.MULTILINE)) <= {"__all__", *module.__all__}
+    classes = text.partition("\nCLASSES\n")[2].partition("\n    class ")[0]
+    assert set(re.findall(r"trio_offload\w*(?:\.\w+)*\._[\w.]+", classes)) <= PRIVATE_BASES
+    assert "<trio_offload" not in text
+
+
+def test_the_help_lists_open_channel_with_the_functions() -> None:
+    _, _, functions = help_of(trio_offload).partition("\nFUNCTIONS\n")
+    assert "\n    open_channel(" in functions
+    assert repr(trio_offload.open_channel[int]) == "<function trio_offload.open_channel>"
+
+
+def test_an_enumeration_shows_the_call_that_finds_a_member() -> None:
+    assert list(inspect.signature(trio_offload.WorkerType).parameters) == ["value"]
+
+
+def test_a_base_has_its_public_name_before_somebody_uses_it() -> None:
+    code = "import trio_offload as t; print(t.BoundedSemaphore.__base__, __import__('pickle').dumps(t.BoundedSemaphore.__base__))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("<class 'trio_offload.Semaphore'> ")
+    assert "_sync" not in ran.stdout
+
+
+def test_classes_of_jobs_have_public_names_at_once() -> None:
+    code = "from trio_offload_worker._requests import errors, locks; print(errors.WouldBlock, locks.RLock)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "<class 'trio_offload_worker.from_worker.WouldBlock'> <class 'trio_offload_worker.handles.RLock'>\n"
+
+
 def test_the_help_begins_with_what_to_use() -> None:
     _, _, description = help_of(trio_offload).partition("\nDESCRIPTION\n")
     assert description.lstrip().startswith("What to use:")

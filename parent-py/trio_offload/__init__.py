@@ -63,6 +63,8 @@ import typing as _typing
 if _sys.platform == "win32":
     raise ImportError("trio-offload does not support Windows yet: it needs Unix sockets that a child inherits")
 
+from trio_offload_worker import publish as _publish
+
 from ._api import current_default_process_limiter, map, open_worker_context, prewarm, retire_when, run_sync, starmap
 from ._context import WorkerContext
 from ._crash import CrashRecord
@@ -211,19 +213,22 @@ def __getattr__(name: str) -> _typing.Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    value.__module__ = __name__
-    globals()[name] = value
-    return value
+    path = _MODULES[name]
+    module = import_module(f".{path}", __name__)
+    # All of the module, because one may be the base of another one.
+    for known in [key for key in _MODULES if _MODULES[key] == path]:
+        globals()[known] = value = getattr(module, known)
+        _publish(__name__, value)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({name for name in globals() if not name.startswith("_")} | {*__all__, "__version__"})
 
 
 # Tracebacks and pickles name things where users find them.
 for _name in __all__:
     if _name not in _MODULES:
         # `globals()` would give a lazy import (PEP 810) in place of the object.
-        getattr(_sys.modules[__name__], _name).__module__ = __name__
+        _publish(__name__, getattr(_sys.modules[__name__], _name))
 del _name, _sys

@@ -31,6 +31,11 @@ class PublicEnumType(PublicType, enum.EnumMeta):
     def __dir__(cls) -> list[str]:
         return [*cls.__members__]
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """Of a call that finds a member. `enum` shows the parameters for a new enumeration too."""
+        return inspect.Signature([inspect.Parameter("value", inspect.Parameter.POSITIONAL_ONLY, annotation="str")])
+
 
 class DocumentedType(PublicType):
     """As :class:`PublicType`, for classes whose attributes are not slots.

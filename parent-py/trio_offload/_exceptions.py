@@ -15,6 +15,9 @@
     └── AbandonedLockError        the holder of a lock died, or ended with it
     trio.TooSlowError
     └── WorkerTimeoutError        a job timed out: it took longer than its timeout
+
+An exception of an item of a ``map`` gets ``item`` and ``item_index``. A class whose instances may
+be such an exception declares both, for type checkers.
 """
 
 from __future__ import annotations
@@ -32,17 +35,7 @@ if TYPE_CHECKING:
 
 
 @documented
-class ErrorOfItem(metaclass=DocumentedType):
-    """The attributes that each exception of an item of a ``map`` gets, for type checkers."""
-
-    item: Any = None
-    """The item, if the error is one of a ``map``."""
-    item_index: int | None = None
-    """Index of the item among all items, from 0. None means an error of another kind."""
-
-
-@documented
-class BrokenWorkerError(RuntimeError, ErrorOfItem):
+class BrokenWorkerError(RuntimeError, metaclass=DocumentedType):
     """A worker ended, or had to be ended, before it answered.
 
     ::
@@ -67,6 +60,10 @@ class BrokenWorkerError(RuntimeError, ErrorOfItem):
     """The facts about the worker's end. None unless a worker died in a call."""
     in_hand: tuple[Any, ...] = ()
     """Items that the job had received last from channels, with a record for each channel."""
+    item: Any = None
+    """The item, if the error is one of a ``map``."""
+    item_index: int | None = None
+    """Index of the item among all items, from 0. None means an error of another kind."""
 
     def __init__(self, message: str, *processes: WorkerProcess) -> None:
         super().__init__(message, *processes)
@@ -142,7 +139,7 @@ class WorkerStartError(BrokenWorkerError):
 
 
 @documented
-class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
+class WorkerTimeoutError(trio.TooSlowError, metaclass=DocumentedType):
     """A job timed out: it took longer than its ``timeout``, and its worker was killed.
 
     ::
@@ -158,6 +155,10 @@ class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
 
     crash: CrashRecord | None = None
     """The facts about the worker at that moment. Its ``stack`` tells where the job was."""
+    item: Any = None
+    """The item, if the error is one of a ``map``."""
+    item_index: int | None = None
+    """Index of the item among all items, from 0. None means an error of another kind."""
 
     def __init__(self, message: str, timeout: float) -> None:
         super().__init__(message, timeout)
@@ -172,7 +173,7 @@ class WorkerTimeoutError(trio.TooSlowError, ErrorOfItem):
 
 
 @documented
-class JobExitError(RuntimeError, ErrorOfItem):
+class JobExitError(RuntimeError, metaclass=DocumentedType):
     """A job raised an exception that controls the process in which it is raised.
 
     ::
@@ -187,6 +188,11 @@ class JobExitError(RuntimeError, ErrorOfItem):
     end this program without a word. The exception itself is the ``__cause__``, with its traceback.
     The worker lives on.
     """
+
+    item: Any = None
+    """The item, if the error is one of a ``map``."""
+    item_index: int | None = None
+    """Index of the item among all items, from 0. None means an error of another kind."""
 
     @property
     def code(self) -> object:
@@ -211,7 +217,7 @@ class LocateError(WorkerStartError):
 
 
 @documented
-class RemoteError(RuntimeError, ErrorOfItem):
+class RemoteError(RuntimeError, metaclass=DocumentedType):
     """Replaces an exception of a job that could not be sent to the parent.
 
     ::
@@ -226,6 +232,11 @@ class RemoteError(RuntimeError, ErrorOfItem):
     It could not be pickled in the worker, or it could not be unpickled here. In the latter case the
     error of unpickling is the ``__cause__``.
     """
+
+    item: Any = None
+    """The item, if the error is one of a ``map``."""
+    item_index: int | None = None
+    """Index of the item among all items, from 0. None means an error of another kind."""
 
     def __init__(self, type_name: str, message: str, traceback_text: str) -> None:
         super().__init__(type_name, message, traceback_text)

@@ -11,10 +11,11 @@ except ModuleNotFoundError as _error:
         'trio_offload.telemetry needs the package opentelemetry-api: pip install "trio-offload[otel]"', name=_error.name
     ) from None
 
+from trio_offload_worker import publish as _publish
+
 from ._telemetry.instrument import instrument, uninstrument
 
 __all__ = ["instrument", "uninstrument"]
 
-for _name in __all__:
-    globals()[_name].__module__ = __name__
-del _name, opentelemetry
+_publish(__name__, *(globals()[name] for name in __all__))
+del opentelemetry

@@ -52,6 +52,21 @@ class PublicType(type):
         return inspect.Signature()
 
 
+def publish(module: str, *things: Any) -> None:
+    """Name functions, and classes with their methods, as of the public module that has them.
+
+    Tracebacks, pickles and ``help()`` show the names, whatever has been imported. From Python 3.13
+    on, `pydoc` adds the module of a method to its signature unless its class is of the same one.
+    """
+    for thing in things:
+        thing.__module__ = module
+        if isinstance(thing, type):
+            for member in vars(thing).values():
+                function = getattr(member, "__func__", member)
+                if type(function) is type(publish) and function.__qualname__.startswith(thing.__qualname__ + "."):
+                    function.__module__ = module
+
+
 class MemoryInfo(metaclass=PublicType):
     """The memory use of a process, in bytes.
 

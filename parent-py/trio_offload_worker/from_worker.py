@@ -11,7 +11,19 @@
             if number % 1000 == 0:
                 from_worker.run_sync(show_progress, number)
 
-In a thread of Trio's, as of ``trio.to_thread.run_sync``, they have the effect of
+What to use:
+
+==================================  ======================================================
+run, run_sync                       call a function of the parent
+check_cancelled, cancelled, sleep   end early if the call is cancelled
+shielded                            clean up after a cancellation
+progress, track                     report how far the job is
+channel                             exchange items with the block of ``open_process``
+run_async                           run an async function in the job
+job                                 let a further thread of the job talk to the parent
+==================================  ======================================================
+
+In a thread of Trio's, as of ``trio.to_thread.run_sync``, the functions have the effect of
 ``trio.from_thread``. So a job can be tried there unchanged. Called anywhere else, :func:`run` and
 :func:`run_sync` raise RuntimeError, and :func:`check_cancelled` does nothing. :func:`progress` and
 :func:`track` have an effect in a worker only.
@@ -305,7 +317,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 def _ask(op: str, call: tuple[Any, Any], shield: bool | None) -> Any:

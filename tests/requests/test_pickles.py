@@ -149,7 +149,7 @@ def test_cancelled_is_made_by_us_only() -> None:
     assert not isinstance(made, Exception)
     (pickled,), name, _, _ = describe(made, "call")
     assert type(pickle.loads(pickled)) is errors.Cancelled
-    assert name == "trio_offload_worker._requests.errors.Cancelled"
+    assert name == "trio_offload_worker.from_worker.Cancelled"
 
 
 class Holder:

@@ -95,7 +95,7 @@ async def test_the_very_object_comes_back(context: WorkerContext) -> None:
     shared = SharedArray.allocate(3)
     assert await context.run_sync(jobs.identity, shared) is shared
     assert await context.run_sync(jobs.identity, shared.read_only) is shared.read_only
-    assert await context.run_sync(jobs.kind_of, shared) == "trio_offload_worker._requests.shared.SharedArray"
+    assert await context.run_sync(jobs.kind_of, shared) == "trio_offload_worker.handles.SharedArray"
 
 
 async def test_through_channels(context: WorkerContext) -> None:

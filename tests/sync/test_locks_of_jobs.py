@@ -102,7 +102,7 @@ async def test_lock_in_a_job(context: WorkerContext, make: Any) -> None:
         done = await context.run_sync(jobs.do, lock, ("acquire_nowait",), ("acquire", 0.01), ("release",), ("locked",))
         assert [kind for kind, _ in done] == ["WouldBlock", "TimeoutError", "RuntimeError", "value"]
         assert lock.statistics().tasks_waiting == 0
-    assert await context.run_sync(jobs.kind_of, lock) == f"trio_offload_worker._requests.locks.{make.__name__}"
+    assert await context.run_sync(jobs.kind_of, lock) == f"trio_offload_worker.handles.{make.__name__}"
 
 
 async def test_lock_twice_in_a_job(context: WorkerContext) -> None:

@@ -199,7 +199,7 @@ def test_cancelled_wait_cleans_up_in_a_shield(parent: Parent) -> None:
     assert shielded.body["shield"] is True
     reply(parent, shielded)
     raised = parent.expect(Kind.RAISED)
-    assert raised.body["type"] == "trio_offload_worker._requests.errors.Cancelled"
+    assert raised.body["type"] == "trio_offload_worker.from_worker.Cancelled"
     assert type(load(raised.segments[0])) is Cancelled
 
 

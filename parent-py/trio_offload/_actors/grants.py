@@ -39,7 +39,7 @@ class Callee(Handle):
 
     @property
     def handle(self) -> Any:
-        """As ``Handle.handle``."""
+        """The object as a job has it, with methods that block, for a job that runs in a thread."""
         from .in_threads import in_thread  # few programs need it
 
         return in_thread(self)

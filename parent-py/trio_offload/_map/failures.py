@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trio_offload_worker._jobs.notes import add_note
 
-from .._exceptions import ErrorOfItem
+from .._exceptions import BrokenWorkerError, JobExitError, RemoteError, WorkerTimeoutError
 from .._pickling.payload import function_name
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # map too. Its error then arrives with the attributes of that map, and the names allow to replace
 # them.
 _MARK: Final = "__trio_offload_item__"
+# They declare both attributes, with the value None.
+_ERRORS_OF_ITEMS: Final = (BrokenWorkerError, JobExitError, RemoteError, WorkerTimeoutError)
 
 
 def mark(error: BaseException, function: Callable[[Any], Any], chunk: Chunk, indexes: list[int]) -> None:
@@ -65,7 +67,7 @@ def _set_attributes(error: BaseException, item: Any, index: int) -> None:
         ours = attributes.get(_MARK, ())
         names = []
         for name, value in (("item", item), ("item_index", index)):
-            is_free = name not in attributes and (isinstance(error, ErrorOfItem) or not hasattr(type(error), name))
+            is_free = name not in attributes and (isinstance(error, _ERRORS_OF_ITEMS) or not hasattr(type(error), name))
             if is_free or name in ours:
                 attributes[name] = value
                 names.append(name)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Literal
 
+from trio_offload_worker import publish
 from trio_offload_worker._requests.streams import GeneratorCall
 
 from .._limiter import Limiter
@@ -77,6 +78,7 @@ def stream(
 
 
 stream.__qualname__ = "WorkerContext.stream"
+publish("trio_offload", stream)
 
 
 def _checked(

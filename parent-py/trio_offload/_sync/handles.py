@@ -106,9 +106,8 @@ class Handle(metaclass=PublicType):
     def handle(self) -> Any:
         """The handle as a job has it, with methods that block.
 
-        Its types are in :mod:`trio_offload_worker.handles`.
         Pass it to a job in place of the object itself, for type checkers. A job that runs in a
-        thread of Trio's needs it.
+        thread of Trio's needs it. Its types are in :mod:`trio_offload_worker.handles`.
         """
         from .in_threads import InThread  # few programs need it
 

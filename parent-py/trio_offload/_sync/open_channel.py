@@ -98,6 +98,12 @@ else:
         def __call__(self, *args, **kwargs):
             return self.__wrapped__(*args, **kwargs)
 
+        def __repr__(self):
+            return f"<function {self.__module__}.{self.__name__}>"
+
+        def __get__(self, instance, owner=None):
+            return self  # never bound, as a builtin function; so `help` lists it with the functions
+
         def __getitem__(self, _types):
             return self
 

@@ -34,7 +34,7 @@ MAX_LOST: Final = 5  # new workers that may exit before they begin one call
 # Raised in the parent, these would end it, or confuse Trio.
 _CONTROLLING: Final = (SystemExit, KeyboardInterrupt, GeneratorExit, trio.Cancelled)
 # By name: few programs need the module.
-_ERRORS_OF_JOBS: Final = "trio_offload_worker._requests.errors"
+_ERRORS_OF_JOBS: Final = "trio_offload_worker.from_worker"
 _STAGES: Final = {
     "unpickle": "(while the worker unpickled the function and its arguments)",
     "pickle": "(while the worker pickled the result)",

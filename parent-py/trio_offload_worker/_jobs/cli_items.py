@@ -155,7 +155,7 @@ class Function:
                 value = _send_parts(value, encoded_item, parts, figures.tries)
         # SystemExit and KeyboardInterrupt too: they end the job, not the worker
         except BaseException as error:
-            if type(error).__module__ == "trio_offload_worker._requests.errors" and type(error).__name__ == "Cancelled":
+            if type(error).__module__ == "trio_offload_worker.from_worker" and type(error).__name__ == "Cancelled":
                 raise  # the run was interrupted, and has no line for the item
             figures.seconds = perf_counter() - began
             figures.peak_rss = _meter.end(figures.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import publish
 from .handles import JobHandle
 from .pickles import dumps, result
 from .requests import post, request
@@ -50,3 +51,6 @@ class Callback(JobHandle):
 
     def __repr__(self) -> str:
         return f"<callback {self._details[1]} of the parent>"
+
+
+publish("trio_offload_worker.handles", Callback)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _pickle
 from _thread import allocate_lock
 
+from .. import publish
 from .._protocol.frames import HANDED_ALL
 from .credit import check_call, outlet_of, post_on_credit, take_credit
 from .errors import ClosedResourceError, EndOfChannel, JobEndedError
@@ -352,3 +353,6 @@ def _items_of(reply: Reply) -> list[list[Any]]:
 _CREDIT_SIZE: Final = 4096  # bytes, as in the parent's channel_state.py
 _MAX_BATCH: Final = 1 << 20  # bytes
 _MAX_ITEMS: Final = 256
+
+
+publish("trio_offload_worker.handles", ReceiveChannel, SendChannel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count as count_up
 
+from .. import publish
 from . import holdings
 from .handles import JobHandle
 from .pickles import dumps, result
@@ -238,3 +239,6 @@ _HAS_NONE: Final = "this borrower isn't holding any of this CapacityLimiter's to
 _numbers: Final = count_up(1)
 _borrowers: Final[dict[tuple[int, Hashable], tuple[int, bool]]] = {}
 _call = 0
+
+
+publish("trio_offload_worker.handles", CapacityLimiter, Semaphore)

@@ -8,7 +8,7 @@ caller gets Trio's exception of the same name.
 
 from __future__ import annotations
 
-from .. import PublicType
+from .. import PublicType, publish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -191,3 +191,6 @@ class BrokenBarrierError(RuntimeError, metaclass=PublicType):
                 except from_worker.BrokenBarrierError:
                     return step  # another part has failed
     """
+
+
+publish("trio_offload_worker.from_worker", *(value for value in globals().values() if isinstance(value, PublicType)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
+from .. import publish
 from . import holdings
 from .errors import AbandonedLockError, JobEndedError
 from .handles import JobHandle
@@ -286,3 +287,6 @@ def _check(reply: Reply) -> Any:
         error.pid, error.function, error.signal = loads(reply.segments)
         raise error
     return result(reply)
+
+
+publish("trio_offload_worker.handles", Condition, Lock, RLock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import publish
 from .._protocol.frames import FLAGS_AT
 from .handles import JobHandle
 from .line import current_line
@@ -146,3 +147,6 @@ _FLAGS: Final = FLAGS_AT // 8
 # Events that the running call has changed since it last asked.
 _changed: Final[set[int]] = set()
 _call = 0
+
+
+publish("trio_offload_worker.handles", Barrier, Event)

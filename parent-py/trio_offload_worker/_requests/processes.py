@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import PublicType
+from .. import PublicType, publish
 from .named_calls import NamedCall
 from .requests import running_call
 
@@ -96,8 +96,8 @@ def channel() -> ProcessChannel:
     return found
 
 
-channel.__module__ = "trio_offload_worker.from_worker"
-
-
 # By the number of the call.
 _channels: Final[dict[int, ProcessChannel]] = {}
+
+
+publish("trio_offload_worker.from_worker", channel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import PublicType
+from .. import PublicType, publish
 from .errors import EndOfChannel
 from .handles import JobHandle
 from .pickles import dumps, result
@@ -224,3 +224,6 @@ class WorkQueue(JobHandle, _OfItems["ItemType"]):
             return self.get()
         except EndOfChannel:
             raise StopIteration from None
+
+
+publish("trio_offload_worker.handles", Lease, WorkQueue)

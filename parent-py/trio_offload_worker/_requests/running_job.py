@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import PublicType
+from .. import PublicType, publish
 from .line import is_worker
 
 TYPE_CHECKING = False
@@ -25,7 +25,6 @@ class Job(metaclass=PublicType):
             thread.join()
     """
 
-    __module__ = "trio_offload_worker.from_worker"
     _is_constructible = False
 
     def __init__(self, call: int, token: Any) -> None:
@@ -77,4 +76,4 @@ def job() -> Job:
     return Job(0, current_token())
 
 
-job.__module__ = Job.__module__
+publish("trio_offload_worker.from_worker", Job, job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+from .. import publish
 from .._system.shared_memory import CounterWord, Mapping, map_words, sum_words
 from .descriptors import DescriptorHandle
 from .pickles import result
@@ -128,3 +129,6 @@ def _map(handle: DescriptorHandle, size: int, is_read_only: bool) -> Mapping:
 
 _mappings: Final[weakref.WeakValueDictionary[int, Mapping]] = weakref.WeakValueDictionary()
 _counters: Final[weakref.WeakValueDictionary[int, _Counter]] = weakref.WeakValueDictionary()
+
+
+publish("trio_offload_worker.handles", SharedArray, SharedCounter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _thread import _local
 from time import monotonic
 
-from .. import PublicType
+from .. import PublicType, publish
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,8 +60,6 @@ class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
         ValueError: ``seconds`` is negative.
     """
 
-    __module__ = "trio_offload_worker.from_worker"
-
     def __init__(self, seconds: float | None = None) -> None:
         if seconds is not None and not seconds >= 0:
             raise ValueError(f"seconds must be None, 0 or more, got {seconds!r}")
@@ -78,3 +76,6 @@ class shielded(metaclass=PublicType):  # noqa: N801 (used as a function)
 
 
 _shields: Final = _Shields()
+
+
+publish("trio_offload_worker.from_worker", shielded)
