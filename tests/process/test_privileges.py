@@ -16,6 +16,18 @@ pytestmark = [
 ]
 
 
+WITH_HIDEPID = [
+    "unshare",
+    "--mount",
+    "--pid",
+    "--fork",
+    "sh",
+    "-c",
+    'mount -t proc -o hidepid=2 proc /proc && exec "$@"',
+    "sh",
+]
+
+
 def run_program(*arguments: str | Path) -> Ended:
     return run([sys.executable, PROGRAMS / "privileges.py", *arguments])
 
@@ -49,3 +61,9 @@ def test_a_limit_for_another_user(tmp_path: Path, kind: str) -> None:
     """The kernel gives files below /proc to root after a change of the user. A fork inherits that; its sentinel needs none of them."""
     ended = run_program("limit", "user", kind, tmp_path)
     assert ended.lines() == ["limited True"], ended
+
+
+def test_a_limit_for_another_user_with_hidepid(tmp_path: Path, kind: str) -> None:
+    """A fork's sentinel cannot see the fork then, and would find that it takes no memory."""
+    ended = run([*WITH_HIDEPID, sys.executable, PROGRAMS / "privileges.py", "limit", "user", kind, tmp_path])
+    assert ended.lines() == ["refused True" if kind == "fork" else "limited True"], ended

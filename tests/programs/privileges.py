@@ -241,6 +241,8 @@ async def exceed_limit() -> None:
             await context.run_sync(take_memory, timeout=60)
         except trio_offload.WorkerMemoryError as error:
             print("limited", error.limit == 100 << 20)
+        except trio_offload.WorkerStartError as error:
+            print("refused", "hidepid" in str(error))
 
 
 if __name__ == "__main__":

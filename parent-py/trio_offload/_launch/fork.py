@@ -30,9 +30,10 @@ from trio_offload_worker._jobs.guards import flush
 from trio_offload_worker._loop import fork as worker_fork
 from trio_offload_worker._loop.executor import Inherited
 from trio_offload_worker._protocol.frames import PROTOCOL_VERSION, Buffer, Kind, encode_head
-from trio_offload_worker._system.linux import call_library
+from trio_offload_worker._system.linux import call_library, stat_fields
 
 from .. import _at_exit
+from .._exceptions import WorkerStartError
 from .._interpreter import locate as _locate
 from .._interpreter import settings as _settings
 from .._interpreter.main_snapshot import MainSnapshot
@@ -46,6 +47,8 @@ from .._worker.worker import Worker
 from .spawn import not_forked
 
 if TYPE_CHECKING:
+    from trio_offload_worker._protocol.frames import Frame
+
     from .._pickling.payload import Payload
 
 
@@ -57,7 +60,7 @@ class ForkLauncher(Launcher):
     def _begin(self, call: Payload | None) -> Worker:
         _locate.refuse_untried_build()
         options = self.options
-        worker = self._new_worker(_ForkedWorker)
+        worker = self._new_worker(_ForkedWorker if options.memory_limit is None else _LimitedFork)
         worker.grant = current_grant(time.monotonic(), anew=True)
         # The worker's Python loop has a process that watches it.
         worker.watch()
@@ -109,6 +112,22 @@ class _ForkedWorker(Worker):
 
     def _cleaned(self, left_behind: str) -> str:
         return without_parents_frames(left_behind)
+
+
+class _LimitedFork(_ForkedWorker):
+    """A fork with a memory limit, which its sentinel process enforces."""
+
+    __slots__ = ()
+
+    def become_ready(self, ready: Frame, call: Payload | None) -> None:
+        if stat_fields(self.process.pid) is None:
+            # After a change of the user, forks do not see each other with hidepid (proc(5)).
+            raise WorkerStartError(
+                "memory_limit cannot be enforced here, because /proc hides this program's forks (hidepid, after a change of "
+                "the user). Use another worker type, mount /proc without hidepid, or leave memory_limit out",
+                self.process,
+            )
+        super().become_ready(ready, call)
 
 
 def fork(
