@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from typing import Any
 
 import trio
@@ -123,6 +124,19 @@ async def sleep_and_report(report: Any) -> None:
 def adopting(job: Any, function: Any, *args: Any) -> None:
     job.adopt()
     function(*args)
+
+
+def misuse_run_async() -> list[str]:
+    said = []
+    with warnings.catch_warnings():
+        # No coroutine that was never awaited.
+        warnings.simplefilter("error")
+        for wrong in (count_slowly(1), pid, 5):
+            try:
+                from_worker.run_async(wrong)  # type: ignore[arg-type]
+            except TypeError as error:
+                said.append(f"{type(error).__name__}: {error}")
+    return said
 
 
 def run_async(*call: Any) -> Any:

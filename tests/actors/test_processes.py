@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -259,6 +260,17 @@ async def test_an_exception_of_an_async_function(open_process: Open) -> None:
     async with open_process(jobs.run_async, jobs.fail_async) as process:
         with pytest.raises(LookupError, match="async"):
             await process.wait()
+
+
+async def test_what_is_no_async_function(open_process: Open) -> None:
+    async with open_process(jobs.misuse_run_async) as process:
+        called, synchronous, number = await process.wait()
+    assert called.startswith(
+        "TypeError: run_async needs an async function and its arguments, got <coroutine object count_slowly"
+    )
+    assert called.endswith("write run_async(afn, argument) instead of run_async(afn(argument))")
+    assert re.fullmatch("TypeError: run_async needs an async function, but <function pid .*> returned [0-9]+", synchronous)
+    assert number.startswith("TypeError: run_async needs an async function and its arguments, got 5")
 
 
 async def test_an_async_function_is_cancelled_with_its_job(open_process: Open) -> None:
