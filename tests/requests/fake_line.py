@@ -122,6 +122,8 @@ def in_job(monkeypatch: Any, line: FakeLine) -> Iterator[FakeLine]:
         patch.setattr(line_module, "_lines", {})
         patch.setattr(line_module, "_missing_in", 0)
         patch.setattr(requests, "_conversations", {})
+        # A worker keeps the mapping of its record as long as it lives.
+        patch.setitem(vars(sys), "_trio_offload_mappings", [])
         from_worker._forget()
         try:
             yield line
