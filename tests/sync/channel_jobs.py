@@ -251,5 +251,10 @@ def each_method_of_queue(queue: Any) -> list[Any]:
     return [*results, outcome(queue.get), outcome(queue.put, "d"), outcome(queue.join)]
 
 
+def call_with_lease(queue: Any, function: Any) -> None:
+    with queue.get():
+        function()
+
+
 def forget_lease(queue: Any) -> Any:
     return queue.get().item

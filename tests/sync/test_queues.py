@@ -1,12 +1,13 @@
-"""Work queues between tasks."""
+"""Work queues between tasks, and cancelled jobs."""
 
 from __future__ import annotations
 
+import channel_jobs as jobs
 import pytest
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
-from trio_offload import FailedItemsError, WorkQueue
+from trio_offload import FailedItemsError, WorkQueue, callback, open_worker_context
 
 
 async def test_work_is_done_once() -> None:
@@ -45,6 +46,37 @@ async def test_join_waits_for_leases() -> None:
     for method in (lease.done, lease.give_back, lease.fail):
         with pytest.raises(RuntimeError, match="the lease is over"):
             method()
+
+
+async def test_cancelled_holder_gives_back() -> None:
+    """Its item is not to blame."""
+    queue = WorkQueue[str]()
+    await queue.put("a")
+    with trio.CancelScope() as scope, await queue.get():
+        scope.cancel()
+        await trio.sleep_forever()
+    assert queue.get_nowait().item == "a"
+    assert queue.failed == ()
+
+
+@pytest.mark.parametrize("runs_in", ["worker", "thread"])
+async def test_cancelled_job_gives_back(runs_in: str) -> None:
+    queue = WorkQueue[str]()
+    await queue.put("a")
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        scope.cancel()
+        await trio.sleep_forever()
+
+    with trio.fail_after(20):
+        async with open_worker_context() as context:
+            run = context.run_sync if runs_in == "worker" else trio.to_thread.run_sync
+            with scope:
+                await run(jobs.call_with_lease, queue.handle, callback(wait))
+    assert scope.cancelled_caught
+    assert queue.get_nowait().item == "a"
+    assert queue.failed == ()
 
 
 async def test_give_back_goes_to_the_front() -> None:

@@ -132,9 +132,9 @@ def callback(function: Callable[Parameters, Any], *, wait: bool = True) -> Callb
     Args:
         function: A synchronous or async function.
         wait: If false, a call in the job returns None at once. :func:`run_sync` returns when all
-            such calls of an async function have ended. If the caller is cancelled or the worker
-            dies, they are cancelled. An exception of the function ends the job, and its caller gets
-            it.
+            such calls of an async function have ended. If the caller is cancelled, the timeout
+            passes or the worker dies, they are cancelled. An exception of the function ends the
+            job, and its caller gets it.
 
     Returns:
         A handle. It is valid in the run of Trio in which it is passed to a job first. Called in a

@@ -269,7 +269,7 @@ class InHand:
     They were passed to its code, and are not received again.
     """
 
-    _pickles: Sequence[pickled_items.PickledItem]
+    _pickles: Sequence[pickled_items.PickledItem] = attrs.field(repr=False)
     received: int
     """Number of items that the call had received from the channel in all."""
 

@@ -31,7 +31,7 @@ class FailedItem(metaclass=PublicType):
 
     _is_constructible = False
 
-    _pickled: pickled_items.PickledItem
+    _pickled: pickled_items.PickledItem = attrs.field(repr=False)
     reason: str
     """The last failure: how the worker died, or the exception of the block."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, fin
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from .._exceptions import is_cancelled
 from .._sizes import check_count, parse_size
 from . import pickled_items
 from .bounded_buffer import Refusal
@@ -31,7 +32,7 @@ class Lease(Generic[ItemType]):
     """One item of a work queue, in the hands of one task.
 
     As a context manager it is :meth:`done` at the end of the block. After an exception it has
-    failed.
+    failed. A cancellation gives it back.
     """
 
     def __init__(self, state: QueueState, lease: LeaseState, item: ItemType) -> None:
@@ -90,6 +91,8 @@ class Lease(Generic[ItemType]):
         if not self._lease.settled:
             if exc_value is None:
                 self.done()
+            elif is_cancelled(exc_value):
+                self.give_back()
             else:
                 self.fail(f"{type(exc_value).__name__}: {exc_value}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import PublicType, publish
-from .errors import EndOfChannel
+from .errors import Cancelled, EndOfChannel
 from .handles import JobHandle
 from .pickles import dumps, result
 from .requests import hand_over, post, request
@@ -55,7 +55,7 @@ class Lease(_OfItems["ItemType"], metaclass=PublicType):
                     lease.fail("no such file")
 
     As a context manager it is :meth:`done` at the end of the block. After an exception it has
-    failed.
+    failed. A cancellation gives it back.
     """
 
     __slots__ = {"_id": "", "_is_over": "", "_request": "", "item": "The item."}
@@ -114,6 +114,8 @@ class Lease(_OfItems["ItemType"], metaclass=PublicType):
         if not self._is_over:
             if error is None:
                 self.done()
+            elif isinstance(error, Cancelled):
+                self.give_back()
             else:
                 self.fail(f"{type(error).__name__}: {error}")
 
