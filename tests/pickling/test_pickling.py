@@ -10,6 +10,7 @@ import http
 import importlib
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import outcome as outcomes
 import pytest
 import trio
 
+import trio_offload
 from trio_offload import JobExitError, RemoteError, WorkerContext
 
 
@@ -307,6 +309,23 @@ async def test_what_cloudpickle_has_to_pickle(context: WorkerContext) -> None:
     assert await context.run_sync(lambda value: value + offset, 4) == 7
     function = await context.run_sync(jobs.make_function, 5)
     assert function(6) == 11
+
+
+@pytest.mark.parametrize("has_cloudpickle", [True, False])
+async def test_the_error_names_what_was_pickled(monkeypatch: pytest.MonkeyPatch, has_cloudpickle: bool) -> None:
+    if has_cloudpickle:
+        pytest.importorskip("cloudpickle")
+    else:
+        monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    send, _ = trio_offload.open_channel[Any](1)
+    lock = threading.Lock()
+    for item, name in ((lock, "an object of the type _thread.lock"), ((1, lock), "an object of the type tuple")):
+        with pytest.raises(TypeError, match="lock") as told:
+            send.send_nowait(item)
+        assert told.value.__dict__["__notes__"][-1].startswith(f"(while pickling {name}")
+    with pytest.raises(TypeError, match="lock") as told:
+        await trio_offload.run_sync(tuple, [lock])
+    assert told.value.__dict__["__notes__"][-1].startswith("(while pickling a call of tuple")
 
 
 async def test_without_cloudpickle_the_error_says_what_would_help(

@@ -263,7 +263,7 @@ def _dump_by_value(pickler: Any, value: Any, function: Callable[..., Any], *, ou
     try:
         return Pickling(pickler, out_of_band).dump(value, function)
     except Exception as error:
-        add_note(error, _also_with_cloudpickle(function))
+        add_note(error, _also_with_cloudpickle(value, function))
         raise
 
 
@@ -273,16 +273,15 @@ def _dump_refused(value: Any, function: Callable[..., Any], error: Exception, *,
     if pickler is None:
         add_note(
             error,
-            f"(while pickling a call of {function_name(function)}: the function or an argument cannot be pickled. "
-            "Functions at the top of a module can. With the package cloudpickle installed, lambdas and nested functions "
-            "can too)",
+            f"(while pickling {_named(value, function)}: a part of it cannot be pickled. Functions at the top of a module can. "
+            "With the package cloudpickle installed, lambdas and nested functions can too)",
         )
         raise error
     _by_value.remember(function)
     try:
         return Pickling(pickler, out_of_band).dump(value, function)
     except Exception as second:
-        add_note(second, _also_with_cloudpickle(function))
+        add_note(second, _also_with_cloudpickle(value, function))
         raise second from error
 
 
@@ -320,5 +319,13 @@ def _as_registered(payload: Payload, value: Any, function: Callable[..., Any], *
     return None if pickler is None else _dump_by_value(pickler, value, function, out_of_band=out_of_band)
 
 
-def _also_with_cloudpickle(function: Callable[..., Any]) -> str:
-    return f"(while pickling a call of {function_name(function)}, also with cloudpickle)"
+def _also_with_cloudpickle(value: Any, function: Callable[..., Any]) -> str:
+    return f"(while pickling {_named(value, function)}, also with cloudpickle)"
+
+
+def _named(value: Any, function: Callable[..., Any]) -> str:
+    """Name what is pickled: a call, or a value, whose type is passed as the function."""
+    is_call_of_tuple = function is tuple and bool(value) and value[0] is function
+    if function is type(value) and not is_call_of_tuple:
+        return f"an object of the type {function_name(function)}"
+    return f"a call of {function_name(function)}"
