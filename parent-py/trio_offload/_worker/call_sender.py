@@ -160,7 +160,7 @@ class CallSender(Peer):
             rest = data
             if state is IDLE and not self._unsent and not self._polls_first and self._channel is not None:
                 rest = _write_small(self._channel, data)
-                if len(rest) < len(data):
+                if rest is not data:
                     self._sent = number
             if rest:
                 self._unsent.append(rest)
@@ -352,7 +352,10 @@ def _head_of(number: int, call: _payload.Payload, prepares: bool = False) -> byt
 
 
 def _write_small(channel: Channel, data: bytes) -> bytes:
-    """Write a small call without waiting. Return the rest, which :meth:`Worker.answer` writes."""
+    """Write a small call without waiting. Return the rest, which :meth:`Worker.answer` writes.
+
+    It is ``data`` itself if nothing was written.
+    """
     try:
         return channel.send_small(data)
     except (WriteFailed, OSError):
