@@ -39,6 +39,7 @@ async def _run_checked(
     check_progress(progress)
     if seconds is not None:
         check_seconds("timeout", seconds, positive=True)
+        seconds = None if seconds == math.inf else seconds
     if grace is not None:
         check_seconds("grace", grace)
     await trio.lowlevel.checkpoint_if_cancelled()
@@ -49,7 +50,7 @@ async def _run_checked(
         async with limiter:
             self._pool.note_wait(began)
             waits = False
-            is_plain = (seconds is None or seconds == math.inf) and grace is None and progress is None
+            is_plain = seconds is None and grace is None and progress is None
             if is_plain and counted_tokens(limiter) == math.inf:
                 result: ResultType = await self.run_sync(sync_fn, *args, kill_on_cancel=cancellable, limiter=PASSED)
                 return result
