@@ -62,6 +62,7 @@ async def test_an_asynchronous_function(function: Callable[..., Any], kind: trio
             said = await refused(context, function)
             assert said.startswith("a worker runs synchronous functions, but ")
             assert " is asynchronous. Await it in your own task" in said
+            assert "(one that calls from_worker.run_async, if it must)" in said
             assert said.endswith("stream() iterates over its values") == (function is asynchronous_generator)
         with pytest.raises(TypeError, match="Await it in your own task"):
             async with context.map(function, [1, 2, 3]):

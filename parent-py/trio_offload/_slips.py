@@ -54,7 +54,7 @@ def wrong_function(function: Any, inner: Any, caller: str) -> TypeError:
         inner: The same, without what a partial or a method adds.
         caller: Name of the function that takes it.
     """
-    advice = "Await it in your own task, or pass a synchronous function (one that calls trio.run, if it must)"
+    advice = "Await it in your own task, or pass a synchronous function (one that calls from_worker.run_async, if it must)"
     if isinstance(function, _AWAITABLE):
         name = function.__qualname__
         if isinstance(function, types.CoroutineType):

@@ -71,7 +71,8 @@ def refuse_asynchronous(function: Any, value: Any) -> None:
         name = "it"
     raise TypeError(
         f"a worker runs synchronous functions, but {name} is asynchronous: calling it gave {type(value).__name__}, which only "
-        "an event loop could run. Await it in your own task, or pass a synchronous function (one that calls trio.run, if it must)"
+        "an event loop could run. Await it in your own task, or pass a synchronous function (one that calls "
+        "from_worker.run_async, if it must)"
     )
 
 
