@@ -303,6 +303,13 @@ async def test_a_value_that_contains_itself(context: WorkerContext) -> None:
     assert back[0] is back
 
 
+async def test_the_generator_of_a_job_has_a_hint(context: WorkerContext) -> None:
+    with pytest.raises(TypeError, match="generator") as told:
+        await context.run_sync(bad_jobs.generator_function)
+    note = told.value.__dict__["__notes__"][0]
+    assert note.endswith("trio_offload.stream iterates over the values of a generator function)")
+
+
 async def test_what_cloudpickle_has_to_pickle(context: WorkerContext) -> None:
     pytest.importorskip("cloudpickle")
     offset = 3

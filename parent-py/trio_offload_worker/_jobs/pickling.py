@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_BUFFERS = 65_000  # a frame has room for 65,536 segments
+_GENERATOR = type(_ for _ in ())  # as in the module `types`, which takes longer to import
 
 
 def dumps(value: Any, original_error: BaseException, subject: str = "the result of the job") -> list[Any]:
@@ -20,13 +21,14 @@ def dumps(value: Any, original_error: BaseException, subject: str = "the result 
     Raises:
         BaseException: ``original_error``, with a note, if cloudpickle is missing or fails too.
     """
+    hint = ". trio_offload.stream iterates over the values of a generator function" if type(value) is _GENERATOR else ""
     try:
         import cloudpickle  # noqa: F401
     except ImportError:
         add_note(
             original_error,
             f"({subject} cannot be pickled. With the package cloudpickle installed, lambdas, local functions "
-            "and local classes can be sent too. Open files, locks and generators cannot: send the data in them)",
+            f"and local classes can be sent too. Open files, locks and generators cannot: send the data in them{hint})",
         )
         raise original_error from None
     from .cloudpickle import ResultPickler
@@ -46,7 +48,7 @@ def dumps(value: Any, original_error: BaseException, subject: str = "the result 
     except Exception as error:
         add_note(
             original_error,
-            f"({subject} cannot be pickled, not even by cloudpickle: {type(error).__name__}: {error})",
+            f"({subject} cannot be pickled, not even by cloudpickle: {type(error).__name__}: {error}{hint})",
         )
         raise original_error from None
     return [file.whole(), *buffers]
