@@ -384,10 +384,10 @@ def _first_byte() -> float:
     return duration
 
 
-async def contended_lock(scale: Scale) -> Finding:
-    return _finding(
-        "a lock that two jobs contend for", "the time of a Manager's lock", await talking_bounds.lock(scale.rounds), 0.2
-    )
+async def contended_lock(scale: Scale, *, under_trio: bool = True) -> Finding:
+    row = "a lock that two jobs contend for" + ("" if under_trio else "; by hand without Trio")
+    bound = await talking_bounds.lock(scale.rounds, under_trio=under_trio)
+    return _finding(row, "the time of a Manager's lock", bound, 0.2)
 
 
 async def hosted_dict(scale: Scale) -> Finding:
@@ -413,6 +413,7 @@ ROWS = {
     "large chunks": functools.partial(chunks, size=1000),
     "forked": forked,
     "lock": contended_lock,
+    "lock without trio": functools.partial(contended_lock, under_trio=False),
     "dict": hosted_dict,
     "wakes": wakes,
 }
