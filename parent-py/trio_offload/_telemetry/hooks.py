@@ -156,8 +156,13 @@ class Hooks:
                 return
             call = call_of(payload) or Call(self._recorder, payload.name, worker.options.worker_type, ends_with_job=True)
             number = worker.last_number + 1
-            original(worker, around(worker, payload, number, call), prepares)
+            # Before the worker can begin: `submit` may write at once.
             self._jobs.add(worker, number, call)
+            try:
+                original(worker, around(worker, payload, number, call), prepares)
+            except BaseException:
+                self._jobs.remove(worker, number)
+                raise
 
         return submit
 

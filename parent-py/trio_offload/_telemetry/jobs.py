@@ -49,6 +49,10 @@ class Jobs:
         call.note_sent()
         self._of_worker.setdefault(worker, {})[number] = _Job(call)
 
+    def remove(self, worker: Worker, number: int) -> None:
+        """Forget a call that the worker has refused."""
+        self._of_worker.get(worker, {}).pop(number, None)
+
     def returned(self, worker: Worker, number: int, result: tuple[Any, BaseException | None], items: Any) -> None:
         """End the span of a call that was answered.
 
