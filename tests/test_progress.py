@@ -14,6 +14,7 @@ from lifeline import PATIENCE, Lifeline
 
 import trio_offload
 from trio_offload import BrokenWorkerError, JobProgress, WorkerContext, WorkerTimeoutError, WorkerType, open_worker_context
+from trio_offload._worker import watch
 
 STEPS: Final = [(number, 5) for number in range(1, 6)]
 LAST: Final = (5, 5, None)
@@ -223,7 +224,10 @@ async def test_error_of_the_function_ends_the_job(context: WorkerContext, line: 
     assert await context.run_sync(abs, -1) == 1
 
 
-async def test_error_of_the_function_at_the_last_step(context: WorkerContext) -> None:
+async def test_error_of_the_function_at_the_last_step(context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A look while the job runs would end the worker.
+    monkeypatch.setattr(watch, "INTERVAL", 1000)
+
     def fail(*step: Any) -> None:
         raise LookupError("not shown")
 
