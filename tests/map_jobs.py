@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jobs
@@ -166,11 +168,21 @@ def arrive() -> None:
     at_arrival()
 
 
-def arrive_and_hold(line: str, last: int, item: int) -> Any:
-    """Return at once, then with an :class:`Arrival`. The item behind it runs until it is told to end."""
+def numbers(last: int, taken: Path) -> Iterator[int]:
+    """Count up. Make the file ``taken`` when the item behind ``last`` is taken, and so sent."""
+    for number in itertools.count():
+        if number == last + 1:
+            taken.touch()
+        yield number
+
+
+def arrive_and_hold(line: str, last: int, taken: Path, item: int) -> Any:
+    """Return at once; for ``last`` an :class:`Arrival`, once the item behind it is sent. That one runs until it is told to end."""
     if item < last:
         return item
     if item == last:
+        while not taken.exists():
+            time.sleep(0.001)
         return Arrival()
     descriptor = jobs.take_line(line)
     try:

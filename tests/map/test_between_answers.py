@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 from pathlib import Path
@@ -25,12 +24,17 @@ def _always_pipelined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "_PIPELINE_CUTOFF", math.inf)
 
 
-async def cancel_between(context: WorkerContext, line: Lifeline, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+async def cancel_between(
+    context: WorkerContext, line: Lifeline, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> None:
     """Cancel a map when its lane is about to pass a checkpoint with an item in flight."""
-    job = functools.partial(map_jobs.arrive_and_hold, line.path, MAX_UNINTERRUPTED - 1)
+    last, taken = MAX_UNINTERRUPTED - 1, folder / "taken"
+    job = functools.partial(map_jobs.arrive_and_hold, line.path, last, taken)
     with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
         monkeypatch.setattr(map_jobs, "at_arrival", scope.cancel)
-        async with context.map(job, itertools.count(), workers=1, chunk_size=1, window=100, **options) as results:
+        async with context.map(
+            job, map_jobs.numbers(last, taken), workers=1, chunk_size=1, window=100, **options
+        ) as results:
             async for _ in results:
                 pass
     assert scope.cancelled_caught
@@ -38,7 +42,7 @@ async def cancel_between(context: WorkerContext, line: Lifeline, monkeypatch: py
 
 async def test_item_in_flight_is_counted_and_traced(line: Lifeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_worker_context(trace=tmp_path / "run.json") as context:
-        await cancel_between(context, line, monkeypatch)
+        await cancel_between(context, line, tmp_path, monkeypatch)
         counters = context.statistics().counters
     assert (counters.calls_cancelled, counters.workers_killed, counters.workers_died) == (1, 1, 0)
     events = json.loads((tmp_path / "run.json").read_text())
@@ -46,8 +50,8 @@ async def test_item_in_flight_is_counted_and_traced(line: Lifeline, tmp_path: Pa
     assert outcomes == ["ok"] * MAX_UNINTERRUPTED + ["cancelled"]
 
 
-async def test_item_in_flight_has_its_grace(line: Lifeline, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_item_in_flight_has_its_grace(line: Lifeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_worker_context() as context:
-        await cancel_between(context, line, monkeypatch, grace=PATIENCE)
+        await cancel_between(context, line, tmp_path, monkeypatch, grace=PATIENCE)
     # The item behind it may begin, before its worker is killed.
     assert (await line.ended())[1:2] == ["told"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 from itertools import pairwise
@@ -83,14 +82,15 @@ async def test_an_item_that_is_ended_ends_its_span(limit: float | None, line: Li
 
 
 async def test_an_item_that_is_ended_between_two_answers_ends_its_span(
-    line: Lifeline, spans: Spans, monkeypatch: pytest.MonkeyPatch
+    line: Lifeline, tmp_path: Path, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "_PIPELINE_CUTOFF", math.inf)
-    job = functools.partial(map_jobs.arrive_and_hold, line.path, MAX_UNINTERRUPTED - 1)
+    last, taken = MAX_UNINTERRUPTED - 1, tmp_path / "taken"
+    job = functools.partial(map_jobs.arrive_and_hold, line.path, last, taken)
     with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
         monkeypatch.setattr(map_jobs, "at_arrival", scope.cancel)
         async with open_worker_context() as pool:
-            async with pool.map(job, itertools.count(), workers=1, chunk_size=1, window=100) as results:
+            async with pool.map(job, map_jobs.numbers(last, taken), workers=1, chunk_size=1, window=100) as results:
                 async for _ in results:
                     pass
     calls = spans.named("call map_jobs.arrive_and_hold")

@@ -44,7 +44,7 @@ from trio_offload import (
     BrokenWorkerError,
     WorkerContext,
     WorkerMemoryError,
-    _options,
+    _sizes,
     open_worker_context,
 )
 from trio_offload._interpreter import command_line as _command_line
@@ -455,7 +455,7 @@ async def test_a_job_that_holds_the_gil_is_reported_on(line: Lifeline) -> None:
 
 async def test_reports_never_spoil_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many of them as there can be, while frames of every size are on their way."""
-    monkeypatch.setattr(_options, "check_seconds", lambda *args, **rules: None)
+    monkeypatch.setattr(_sizes, "check_seconds", lambda *args, **rules: None)
     async with open_worker_context(report_interval=0.001) as context:
         pid = await context.run_sync(os.getpid)
         for number in range(300):
