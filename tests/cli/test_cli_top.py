@@ -26,6 +26,8 @@ from running import in_fork, run_script
 from running import started as started_program
 
 from trio_offload import WorkerContext, WorkerType, open_worker_context
+from trio_offload._cli import top as top_command
+from trio_offload._cli.exit_status import CommandError
 from trio_offload._process.record import OPT_OUT
 from trio_offload._top.programs import NoProgram, find_program, find_programs
 from trio_offload._top.sampler import Sample, Sampler
@@ -323,6 +325,21 @@ def test_a_table_ends_with_its_program(number: int, tmp_path: Path) -> None:
             wait_until(lambda: b"has ended" in shown(), "the last sentence")
             assert top.wait(PATIENCE) == 0
     assert shown().rstrip().endswith(f"Process {process.pid} has ended.".encode())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_program_that_ends_before_it_is_shown(as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to show is an error, not an empty output."""
+    with program(tmp_path) as process:
+        wait_until(lambda: running(process.pid), "a running job")
+
+        def kill(seconds: float) -> None:
+            process.kill()
+            process.wait()
+
+        monkeypatch.setattr(top_command.time, "sleep", kill)
+        with pytest.raises(CommandError, match=f"^process {process.pid} ended meanwhile$"):
+            top_command.run_top(top_command.TopOptions(process.pid, as_json=as_json, once=True, interval=None))
 
 
 def test_a_table_ends_at_ctrl_c(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_INTERVAL: Final = 1.0  # seconds
 # Seconds of a single sample: its processor use is measured in them.
 _ONCE: Final = 0.2
+_NONE: Final = "no program of this user shows workers of trio-offload"
 
 
 @attrs.frozen
@@ -60,7 +61,7 @@ def _chosen_programs(pid: int | None) -> list[Program]:
     if pid is None:
         programs = find_programs()
         if not programs:
-            raise CommandError("no program of this user shows workers of trio-offload")
+            raise CommandError(_NONE)
         return programs
     try:
         return [find_program(pid)]
@@ -74,6 +75,8 @@ def _list_programs(programs: list[Program]) -> ExitStatus:
     samples = [Sampler(program).sample() for program in programs if program.is_running()]
     # The workers of one may have ended since it was found.
     shown = [sample for sample in samples if sample.workers]
+    if not shown:
+        raise CommandError(_NONE)
     console = console_of(sys.stdout)
     console.print(table_of_programs(shown, fits=console.is_terminal))
     print("Choose one: trio-offload top PID")
@@ -118,11 +121,17 @@ def _show_live(program: Program, interval: float) -> None:
 
 
 def _sample_all(samplers: list[Sampler], interval: float | None, put: Callable[[Sample], None]) -> None:
-    """Take samples until all programs have ended; a single one of each without an interval."""
+    """Take samples until all programs have ended; a single one of each without an interval.
+
+    Raises:
+        NoProgram: all programs have ended before the single one.
+    """
+    programs = [sampler.program for sampler in samplers]
     for sampler in samplers:
         sampler.sample()
     next_at = time.monotonic()
     wait = _ONCE
+    has_put = False
     while True:
         # A program that is slow to read must not shift the times of all later samples.
         next_at = max(next_at + wait, time.monotonic())
@@ -131,7 +140,10 @@ def _sample_all(samplers: list[Sampler], interval: float | None, put: Callable[[
             sample = sampler.sample()
             if sampler.program.is_running():
                 put(sample)
+                has_put = True
         samplers = [sampler for sampler in samplers if sampler.program.is_running()]
+        if interval is None and not has_put:
+            raise NoProgram(" and ".join(f"process {program.pid}" for program in programs) + " ended meanwhile")
         if interval is None or not samplers:
             return
         wait = interval
