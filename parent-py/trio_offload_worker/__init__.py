@@ -67,6 +67,24 @@ def publish(module: str, *things: Any) -> None:
                     function.__module__ = module
 
 
+def import_late(module: dict[str, Any], places: dict[str, str], name: str) -> Any:
+    """Import a public name of a module from `_requests`, and keep it in the module's namespace.
+
+    Args:
+        module: The namespace.
+        places: The module in `_requests` of each such name.
+        name: The name.
+
+    Raises:
+        AttributeError: It is no such name.
+    """
+    if name not in places:
+        raise AttributeError(f"module {module['__name__']!r} has no attribute {name!r}")
+    value = getattr(__import__(f"{__package__}._requests.{places[name]}", fromlist=(name,)), name)
+    module[name] = value
+    return value
+
+
 class MemoryInfo(metaclass=PublicType):
     """The memory use of a process, in bytes.
 

@@ -35,6 +35,7 @@ import os
 from _thread import _local
 from time import sleep as _sleep
 
+from . import import_late
 from ._protocol.frames import STEP_AT
 from ._requests.errors import (
     AbandonedLockError,
@@ -308,12 +309,7 @@ def track(iterable: Iterable[ItemType], total: float | None = None) -> Iterator[
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name of :data:`_LATE`."""
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{__package__}._requests.{_LATE[name]}", fromlist=(name,)), name)
-    globals()[name] = value
-    return value
+    return import_late(globals(), _LATE, name)
 
 
 def __dir__() -> list[str]:

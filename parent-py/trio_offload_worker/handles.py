@@ -20,6 +20,8 @@ A class is imported when its name is used first, because most jobs only annotate
 
 from __future__ import annotations
 
+from . import import_late
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -59,11 +61,7 @@ __all__ = [*_MODULES]  # strings
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{__package__}._requests.{_MODULES[name]}", fromlist=(name,)), name)
-    globals()[name] = value
-    return value
+    return import_late(globals(), _MODULES, name)
 
 
 def __dir__() -> list[str]:
